@@ -1,0 +1,48 @@
+# Each target sets up what it needs on a machine that has only Python >= 3.11, and is quick when run again.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+EXTRAS := estimators,experiments,verify,test
+UV := $(shell command -v uv 2>/dev/null)
+
+.PHONY: run quickstart verify test test-long lint benchmarks clean
+
+run: $(VENV)/.installed  ## the main job: fix the NTK on 35 real tables; the report is runs/uci/report.html
+	$(BIN)/fixntk run configs/uci.yaml --resume
+
+quickstart: $(VENV)/.installed  ## three tables, under a minute
+	$(BIN)/fixntk run configs/quickstart.yaml --resume
+
+verify: $(VENV)/.installed  ## the claims of the mathematics, checked on this machine
+	$(BIN)/fixntk verify
+
+test: lint  ## linter, type checker and every test that is not marked long
+	$(BIN)/python -m pytest -q
+
+test-long: $(VENV)/.installed  ## the long tests
+	$(BIN)/python -m pytest -q -m long
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+benchmarks: $(VENV)/.installed
+	$(BIN)/python benchmarks/masked_gram.py
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+
+# neural-tangents declares TensorFlow, which nothing here uses: hence --no-deps for it alone.
+$(VENV)/.installed: pyproject.toml
+ifdef UV
+	test -x $(BIN)/python || $(UV) venv --python '>=3.11' $(VENV)
+	$(UV) pip install --quiet --python $(BIN)/python -e '.[$(EXTRAS)]'
+	$(UV) pip install --quiet --python $(BIN)/python --no-deps neural-tangents==0.6.5
+else
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fixntk needs Python >= 3.11, this is " + sys.version.split()[0])'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$(EXTRAS)]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps neural-tangents==0.6.5
+endif
+	touch $@

@@ -1,0 +1,1 @@
+"""One module per experiment, each a thin user of fixntk."""

@@ -1,0 +1,1 @@
+"""The exact convex program of the gated-ReLU network and its solvers."""
