@@ -1,1 +1,32 @@
 """Fix the neural tangent kernel: exact convex programs for gated-ReLU networks, in JAX."""
+
+from importlib.metadata import version
+
+from fixntk.arrangements import cover_count, enumerate_arrangements
+from fixntk.convex import ConvergenceWarning, ConvexProgram, History, Progress, Solution, solve
+from fixntk.gates import Arrangements, activation_masks, merge_duplicate_masks, pack_masks, sample_gates
+from fixntk.gram import MaskedGram, masked_gram
+from fixntk.ntk import gated_relu_ntk
+from fixntk.solid_angles import arrangement_weights
+
+__version__ = version("fixntk")
+
+__all__ = [
+    "Arrangements",
+    "ConvergenceWarning",
+    "ConvexProgram",
+    "History",
+    "MaskedGram",
+    "Progress",
+    "Solution",
+    "activation_masks",
+    "arrangement_weights",
+    "cover_count",
+    "enumerate_arrangements",
+    "gated_relu_ntk",
+    "masked_gram",
+    "merge_duplicate_masks",
+    "pack_masks",
+    "sample_gates",
+    "solve",
+]

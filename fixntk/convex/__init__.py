@@ -1,1 +1,7 @@
 """The exact convex program of the gated-ReLU network and its solvers."""
+
+from fixntk.convex.program import ConvexProgram
+from fixntk.convex.solution import ConvergenceWarning, History, Solution
+from fixntk.convex.solve import Progress, solve
+
+__all__ = ["ConvergenceWarning", "ConvexProgram", "History", "Progress", "Solution", "solve"]

@@ -1,0 +1,85 @@
+"""Input checks shared by the public functions: each error names the argument, what it was and what is expected."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+
+def is_traced(*values: Any) -> bool:
+    """Tell whether any leaf is a tracer, whose entries cannot be looked at."""
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
+
+
+def as_float_array(name: str, value: Any, ndim: tuple[int, ...]) -> Array:
+    """Return ``value`` as a floating-point JAX array of one of the numbers of dimensions in ``ndim``.
+
+    Raises
+    ------
+    TypeError
+        If it is not a numeric array.
+    ValueError
+        If its number of dimensions is wrong, it is empty, or it holds NaN or infinity.
+    """
+    try:
+        array = jnp.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} must be a numeric array, got {type(value).__name__}") from error
+    if jnp.issubdtype(array.dtype, jnp.complexfloating):
+        raise TypeError(f"{name} must be real, got dtype {array.dtype}")
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        array = array.astype(jnp.result_type(float))
+    if array.ndim not in ndim:
+        expected = " or ".join(str(k) for k in ndim)
+        raise ValueError(f"{name} must have {expected} dimensions, got shape {array.shape}")
+    if array.size == 0:
+        raise ValueError(f"{name} is empty: shape {array.shape}")
+    if not is_traced(array):
+        bad = int(jnp.sum(~jnp.isfinite(array)))
+        if bad:
+            raise ValueError(f"{name} holds {bad} NaN or infinite value(s) in shape {array.shape}")
+    return array
+
+
+def as_matrix(name: str, value: Any) -> Array:
+    """Return ``value`` as a finite, non-empty, two-dimensional floating-point array."""
+    return as_float_array(name, value, (2,))
+
+
+def check_same_rows(name1: str, array1: Array, name2: str, array2: Array) -> None:
+    """Raise ValueError unless both arrays have the same number of rows."""
+    if array1.shape[0] != array2.shape[0]:
+        raise ValueError(
+            f"{name1} and {name2} must have the same number of rows, "
+            f"got shapes {array1.shape} and {array2.shape}"
+        )
+
+
+def check_fits_in_memory(what: str, num_bytes: int, remedy: str) -> None:
+    """Raise ValueError if an array of ``num_bytes`` cannot fit into the default device's memory."""
+    available = _device_memory()
+    if available is not None and num_bytes > available:
+        raise ValueError(
+            f"{what} needs {num_bytes / 2**30:.1f} GiB, the device has {available / 2**30:.1f} GiB: {remedy}"
+        )
+
+
+def _device_memory() -> int | None:
+    """Total memory of the default device in bytes, None where the system does not say."""
+    stats = jax.devices()[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        return int(stats["bytes_limit"])
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def as_numpy(value: Any) -> np.ndarray:
+    """Return a float64 NumPy copy for computations on the host."""
+    return np.asarray(value, dtype=np.float64)

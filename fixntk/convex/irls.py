@@ -1,0 +1,117 @@
+"""Iterative reweighting, the paper's Algorithm 1: from the NTK's kernel weights to the optimal ones (M6)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import jax.scipy.linalg as jsl
+from jax import Array, lax
+from jaxtyping import Bool, Float
+
+from fixntk.convex.program import ConvexProgram, group_norms
+from fixntk.gram import masked_gram
+
+_MAX_JITTERS = 6
+
+
+class IRLSState(NamedTuple):
+    """State of the reweighting: the kernel weights, and the ridge solution with them.
+
+    Attributes
+    ----------
+    kernel_weights
+        (P,) η.
+    weights
+        (P, d, c), W_p = η_p Xᵀ D_p A with (K(η) + λI) A = Y.
+    primal, gap, objective
+        P(W), its duality gap, and the ε-smoothed objective.
+    failed
+        Whether no jitter made K(η) + λI positive definite.
+    epsilon
+        ε of sqrt(‖W_p‖² + ε).
+    """
+
+    kernel_weights: Float[Array, " P"]
+    weights: Float[Array, "P d c"]
+    primal: Float[Array, ""]
+    gap: Float[Array, ""]
+    objective: Float[Array, ""]
+    failed: Bool[Array, ""]
+    epsilon: Float[Array, ""]
+
+
+def init(program: ConvexProgram, kernel_weights: Array, epsilon: Array) -> IRLSState:
+    """Iteration 0: the kernel ridge solution of the start's weights; the NTK's when those are the NTK's."""
+    return _solve_ridge(program, kernel_weights, epsilon)
+
+
+def step(program: ConvexProgram, state: IRLSState) -> IRLSState:
+    """Reweight η_p = sqrt(‖W_p‖² + ε), then solve the kernel ridge problem: one masked Gram, one Cholesky."""
+    kernel_weights = jnp.sqrt(group_norms(state.weights) ** 2 + state.epsilon)
+    following = _solve_ridge(program, kernel_weights, state.epsilon)
+    kept = state._replace(failed=jnp.ones_like(state.failed))
+    return IRLSState(
+        *(jnp.where(following.failed, old, new) for old, new in zip(kept, following, strict=True))
+    )
+
+
+def default_epsilon(program: ConvexProgram, tol: float) -> Float[Array, ""]:
+    """An ε whose smoothing, at most λ P sqrt(ε), is a tenth of the gap that is asked for."""
+    root = 0.1 * tol * program.primal_at_zero() / (program.reg * program.num_gates)
+    return jnp.maximum(root**2, jnp.finfo(program.x.dtype).tiny)
+
+
+def smoothed_objective(
+    program: ConvexProgram, fitted: Array, norms: Array, epsilon: Array
+) -> Float[Array, ""]:
+    """½‖fitted − Y‖² + λ Σ_p sqrt(‖W_p‖² + ε), which no step raises (M6)."""
+    loss = 0.5 * jnp.sum((program.targets - fitted) ** 2)
+    return loss + program.reg * jnp.sum(jnp.sqrt(norms**2 + epsilon))
+
+
+def _solve_ridge(program: ConvexProgram, kernel_weights: Array, epsilon: Array) -> IRLSState:
+    kernel = masked_gram(kernel_weights, program.masks, program.x)
+    dual_weights = solve_kernel_ridge(kernel, program.reg, program.targets)
+    correlations = program.correlations(dual_weights)
+    weights = kernel_weights[:, None, None] * correlations
+    fitted = jnp.matmul(kernel, dual_weights, precision=lax.Precision.HIGHEST)
+    residual = program.targets - fitted
+    norms = group_norms(weights)
+    return IRLSState(
+        kernel_weights=kernel_weights,
+        weights=weights,
+        primal=0.5 * jnp.sum(residual**2) + program.reg * jnp.sum(norms),
+        # The residual of a ridge solution is λA, so its correlations are known already.
+        gap=program.gap_of(weights, residual, program.reg * correlations),
+        objective=smoothed_objective(program, fitted, norms, epsilon),
+        failed=~jnp.all(jnp.isfinite(dual_weights)),
+        epsilon=epsilon,
+    )
+
+
+def solve_kernel_ridge(kernel: Array, reg: Array, targets: Array) -> Float[Array, "n c"]:
+    """Solve (K + λI) A = Y by Cholesky, with growing jitter where rounding leaves K + λI indefinite.
+
+    One step of refinement against the matrix without jitter takes most of the jitter's effect back. NaN where no jitter
+    helps; the caller tells.
+    """
+    shifted = kernel + reg * jnp.eye(kernel.shape[0], dtype=kernel.dtype)
+    scale = jnp.mean(jnp.diagonal(shifted))
+    smallest = 10 * jnp.finfo(kernel.dtype).eps * scale
+
+    def factor(jitter: Array) -> Array:
+        return jnp.linalg.cholesky(shifted + jitter * jnp.eye(kernel.shape[0], dtype=kernel.dtype))
+
+    def broken(state: tuple[Array, Array, Array]) -> Array:
+        tries, _, lower = state
+        return (tries < _MAX_JITTERS) & ~jnp.all(jnp.isfinite(lower))
+
+    def retry(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        tries, jitter, _ = state
+        return tries + 1, 10 * jitter, factor(jitter)
+
+    _, _, lower = lax.while_loop(broken, retry, (jnp.asarray(0), smallest, factor(jnp.zeros_like(smallest))))
+    solution = jsl.cho_solve((lower, True), targets)
+    remainder = targets - jnp.matmul(shifted, solution, precision=lax.Precision.HIGHEST)
+    return solution + jsl.cho_solve((lower, True), remainder)

@@ -1,0 +1,156 @@
+"""What every solver returns: weights, kernel, certificate, history, and why it stopped (M7)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+from jaxtyping import Bool, Float, Int
+
+from fixntk._checks import as_matrix
+from fixntk.convex.program import group_norms
+from fixntk.gates import activation_masks
+from fixntk.gram import masked_apply
+
+# A group counts as active if its norm is above this share of the largest; iterative reweighting has no exact zeros.
+ACTIVE_SHARE = 1e-4
+
+
+class ConvergenceWarning(UserWarning):
+    """A solver stopped before the relative gap reached the tolerance; the Solution says where and why."""
+
+
+class History(NamedTuple):
+    """One entry for the start and one for each iteration.
+
+    Attributes
+    ----------
+    primal
+        Objective P(W).
+    gap
+        Duality gap, absolute.
+    num_active
+        Number of active groups.
+    seconds
+        Time since the start, compilation not included; measured at checkpoints some iterations apart and spread evenly
+        between them. NaN under ``jit`` and ``vmap``.
+    objective
+        What the method itself lowers: the ε-smoothed objective for IRLS, the primal for FISTA.
+    """
+
+    primal: Float[Array, " k"]
+    gap: Float[Array, " k"]
+    num_active: Float[Array, " k"]
+    seconds: Float[Array, " k"]
+    objective: Float[Array, " k"]
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=[
+        "weights",
+        "kernel_weights",
+        "primal",
+        "dual",
+        "gap",
+        "relative_gap",
+        "iterations",
+        "converged",
+        "failed",
+        "history",
+    ],
+    meta_fields=["method", "tol", "squeeze"],
+)
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """A solution of a :class:`ConvexProgram` with its certificate (M7).
+
+    Attributes
+    ----------
+    weights
+        (P, d, c) group weights W.
+    kernel_weights
+        (P,) kernel weights η: W is the kernel ridge solution of K(η) for IRLS, η_p = ‖W_p‖ for the others; the two
+        agree at the optimum.
+    primal, dual
+        Objective of W, and the lower bound on the optimum that comes with it.
+    gap, relative_gap
+        primal − dual, evaluated without cancellation, and its share of ½‖Y‖².
+    iterations
+        Number of iterations made.
+    converged
+        Whether the relative gap is at most the tolerance; nothing else counts.
+    failed
+        Whether arithmetic broke down (a kernel matrix that no jitter makes positive definite).
+    history
+        Per iteration; padded with NaN to ``max_iter + 1`` under ``jit`` and ``vmap``.
+    method, tol
+        As asked for.
+    squeeze
+        Whether the targets, and so the predictions, have shape (n,).
+    """
+
+    weights: Float[Array, "P d c"]
+    kernel_weights: Float[Array, " P"]
+    primal: Float[Array, ""]
+    dual: Float[Array, ""]
+    gap: Float[Array, ""]
+    relative_gap: Float[Array, ""]
+    iterations: Int[Array, ""]
+    converged: Bool[Array, ""]
+    failed: Bool[Array, ""]
+    history: History
+    method: str
+    tol: float
+    squeeze: bool
+
+    @property
+    def active(self) -> Bool[Array, " P"]:
+        """Which groups count as active: a norm above 1e-4 of the largest."""
+        return is_active(self.weights)
+
+    @property
+    def message(self) -> str:
+        """One sentence that says why the solver stopped; not under ``jit`` and ``vmap``."""
+        state = f"relative gap {float(self.relative_gap):.2e} after {int(self.iterations)} iterations"
+        if bool(self.converged):
+            return f"{self.method} converged: {state}, within tol={self.tol:.1e}"
+        if bool(self.failed):
+            return f"{self.method} broke down in {self.weights.dtype}: {state}, above tol={self.tol:.1e}"
+        return f"{self.method} stopped early: {state}, above tol={self.tol:.1e}; raise max_iter or tol"
+
+    def predict(self, x: ArrayLike, gates: ArrayLike) -> Array:
+        """Outputs Σ_p 1{x·g_p ≥ 0} x·W_p on new inputs (M1).
+
+        Parameters
+        ----------
+        x
+            (n, d) inputs.
+        gates
+            (P, d) gates that made the program's masks, in the same order.
+
+        Returns
+        -------
+        (n,) or (n, c), like the targets.
+
+        Raises
+        ------
+        ValueError
+            If the shapes of x or gates do not fit the weights.
+        """
+        x, gates = as_matrix("x", x), as_matrix("gates", gates)
+        if gates.shape != self.weights.shape[:2]:
+            raise ValueError(f"gates must have shape {self.weights.shape[:2]}, got {gates.shape}")
+        outputs = masked_apply(activation_masks(x, gates), x, self.weights.astype(x.dtype))
+        return outputs[:, 0] if self.squeeze else outputs
+
+
+def is_active(weights: Array) -> Bool[Array, " P"]:
+    """Which groups of (P, d, c) weights have a norm above 1e-4 of the largest."""
+    norms = group_norms(weights)
+    return norms > ACTIVE_SHARE * jnp.max(norms)

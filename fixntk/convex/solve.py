@@ -1,0 +1,297 @@
+"""One entry to all solvers, and the one loop that drives them: history, stopping, certificate, callback (M7)."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.typing import ArrayLike
+
+from fixntk._checks import is_traced
+from fixntk.convex import fista, irls
+from fixntk.convex.program import ConvexProgram, group_norms
+from fixntk.convex.solution import ConvergenceWarning, History, Solution, is_active
+
+
+class Method(NamedTuple):
+    """A solver: ``step(program, state) -> state``, and the default number of steps.
+
+    A state is a pytree with ``weights``, ``kernel_weights``, ``primal``, ``gap``, ``objective`` and ``failed``.
+    """
+
+    step: Callable[[ConvexProgram, Any], Any]
+    max_iter: int
+
+
+METHODS = {"irls": Method(irls.step, 300), "fista": Method(fista.step, 20_000)}
+
+# Steps made between two looks at the clock.
+_STEPS_PER_LOOK = 25
+
+
+class Progress(NamedTuple):
+    """What a callback gets after each iteration; plain numbers.
+
+    Attributes
+    ----------
+    iteration
+        0 for the start.
+    primal, gap, relative_gap
+        Objective and its certificate.
+    num_active
+        Number of active groups.
+    seconds
+        Time since the start, compilation not included.
+    """
+
+    iteration: int
+    primal: float
+    gap: float
+    relative_gap: float
+    num_active: int
+    seconds: float
+
+
+def solve(
+    program: ConvexProgram,
+    *,
+    method: str = "auto",
+    tol: float = 1e-6,
+    max_iter: int | None = None,
+    init: ArrayLike | Solution | None = None,
+    epsilon: float | None = None,
+    callback: Callable[[Progress], bool | None] | None = None,
+) -> Solution:
+    """Solve the convex program to a certified relative gap (M5–M7).
+
+    Works under ``jit`` and ``vmap``: a grid over λ, folds and seeds of one shape is one call,
+    ``jax.vmap(lambda reg: solve(ConvexProgram(x, y, masks, reg), method="irls"))(regs)``. There the history is padded
+    with NaN, seconds are not measured, and nothing warns: look at ``converged``.
+
+    Parameters
+    ----------
+    program
+        The problem.
+    method
+        ``"irls"``: the paper's Algorithm 1 from the NTK's weights, a masked Gram kernel and a Cholesky factorisation a
+        step; the path from the NTK to the optimum, sublinear near its end. ``"fista"``: accelerated proximal gradient
+        with restart, two products with the masks a step. ``"auto"``: FISTA.
+    tol
+        Relative gap to reach, as a share of ½‖Y‖².
+    max_iter
+        Largest number of iterations; 300 for IRLS, 20,000 for FISTA when None.
+    init
+        Where to start. IRLS: (P,) kernel weights, the NTK's; 1/P each when None, which they are for sampled gates.
+        FISTA: (P, d, c) group weights; zero when None. A Solution for either.
+    epsilon
+        IRLS's ε in sqrt(‖W_p‖² + ε), in squared units of W; when None such that it costs a tenth of ``tol``.
+    callback
+        Called with a :class:`Progress` at the start and after each iteration; a true answer stops. Costs a trip to the
+        host each time. Not under ``jit`` and ``vmap``.
+
+    Returns
+    -------
+    Solution
+        With the certificate, computed anew from its weights.
+
+    Raises
+    ------
+    ValueError
+        If the method is unknown, ``tol`` is below what the dtype can reach, ``init`` does not fit, or an option does
+        not belong to the method. LinAlgError, a ValueError, if the first kernel matrix cannot be factorised.
+
+    Warns
+    -----
+    ConvergenceWarning
+        If the relative gap is above ``tol`` at the end.
+    """
+    name = "fista" if method == "auto" else method
+    _check_options(program, name, tol, max_iter, epsilon)
+    max_iter = METHODS[name].max_iter if max_iter is None else max_iter
+    traced = is_traced(program, init)
+    if traced and callback is not None:
+        raise ValueError("callback cannot be called under jit or vmap")
+    start = _starting_point(program, name, init)
+    extra = () if name == "fista" else (_epsilon(program, epsilon, tol),)
+    state, history = _start(program, start, extra, name, max_iter)
+    run = partial(_advance, name=name, tol=tol)
+    if traced:
+        iterations, state, history = run(program, jnp.asarray(0), state, history, max_iter)
+        return _certify(program, state, iterations, history, name, tol)
+    if bool(state.failed):
+        raise np.linalg.LinAlgError(
+            f"the kernel matrix of the start is not positive definite in {program.x.dtype} even with jitter: "
+            f"raise reg (λ = {float(program.reg):.3g}), rescale x, or use float64"
+        )
+    iterations, state, history = _drive(run, program, state, history, max_iter, tol, callback)
+    solution = _certify(program, state, iterations, history, name, tol)
+    solution = _trimmed(solution)
+    if not bool(solution.converged):
+        warnings.warn(solution.message, ConvergenceWarning, stacklevel=2)
+    return solution
+
+
+def _check_options(
+    program: ConvexProgram, name: str, tol: float, max_iter: int | None, epsilon: float | None
+) -> None:
+    if not isinstance(program, ConvexProgram):
+        raise TypeError(f"program must be a ConvexProgram, got {type(program).__name__}")
+    if name not in METHODS:
+        raise ValueError(f"method must be one of auto, {', '.join(METHODS)}, got {name!r}")
+    reachable = 4 * float(jnp.finfo(program.x.dtype).eps)
+    if not tol >= reachable:
+        raise ValueError(f"tol={tol} is below what {program.x.dtype} can reach, {reachable:.1e}")
+    if max_iter is not None and max_iter < 0:
+        raise ValueError(f"max_iter must not be negative, got {max_iter}")
+    if epsilon is not None and name != "irls":
+        raise ValueError(f"epsilon belongs to method 'irls', not to {name!r}")
+    if epsilon is not None and not epsilon > 0:
+        raise ValueError(f"epsilon must be positive, got {epsilon}")
+
+
+def _epsilon(program: ConvexProgram, epsilon: float | None, tol: float) -> Array:
+    return irls.default_epsilon(program, tol) if epsilon is None else jnp.asarray(epsilon, program.x.dtype)
+
+
+def _starting_point(program: ConvexProgram, name: str, init: ArrayLike | Solution | None) -> Array:
+    if name == "irls":
+        if init is None:
+            return jnp.full(program.num_gates, 1 / program.num_gates, program.x.dtype)
+        return program.as_kernel_weights(init.kernel_weights if isinstance(init, Solution) else init)
+    if init is None:
+        return jnp.zeros(program.group_shape, program.x.dtype)
+    return program.as_group_weights(init.weights if isinstance(init, Solution) else init)
+
+
+@partial(jax.jit, static_argnames=("name", "max_iter"))
+def _start(
+    program: ConvexProgram, start: Array, extra: tuple[Array, ...], name: str, max_iter: int
+) -> tuple[Any, History]:
+    initial = irls.init if name == "irls" else fista.init
+    state = initial(program, start, *extra)
+    empty = jnp.full(max_iter + 1, jnp.nan, program.x.dtype)
+    return state, _record(History(empty, empty, empty, empty, empty), state, jnp.asarray(0))
+
+
+def _record(history: History, state: Any, iteration: Array) -> History:
+    return history._replace(
+        primal=history.primal.at[iteration].set(state.primal),
+        gap=history.gap.at[iteration].set(state.gap),
+        num_active=history.num_active.at[iteration].set(
+            jnp.sum(is_active(state.weights)).astype(state.gap.dtype)
+        ),
+        objective=history.objective.at[iteration].set(state.objective),
+    )
+
+
+def _reached(program: ConvexProgram, gap: Array, tol: float) -> Array:
+    # A little below the tolerance, as the certificate is computed anew from the weights at the end.
+    return gap <= 0.99 * tol * program.primal_at_zero()
+
+
+@partial(jax.jit, static_argnames=("name", "tol"))
+def _advance(
+    program: ConvexProgram,
+    iteration: Array,
+    state: Any,
+    history: History,
+    until: int,
+    *,
+    name: str,
+    tol: float,
+) -> tuple[Array, Any, History]:
+    """Step until the gap is reached, arithmetic fails, or ``until`` iterations are made in all."""
+
+    def unfinished(carry: tuple[Array, Any, History]) -> Array:
+        iteration, state, _ = carry
+        return (iteration < until) & ~state.failed & ~_reached(program, state.gap, tol)
+
+    def step(carry: tuple[Array, Any, History]) -> tuple[Array, Any, History]:
+        iteration, state, history = carry
+        state = METHODS[name].step(program, state)
+        return iteration + 1, state, _record(history, state, iteration + 1)
+
+    return lax.while_loop(unfinished, step, (iteration, state, history))
+
+
+def _drive(
+    run: Callable[..., tuple[Array, Any, History]],
+    program: ConvexProgram,
+    state: Any,
+    history: History,
+    max_iter: int,
+    tol: float,
+    callback: Callable[[Progress], bool | None] | None,
+) -> tuple[Array, Any, History]:
+    """Run the loop in pieces, from the host, to see the clock and to call back."""
+    iteration = jnp.asarray(0)
+    run(program, iteration, state, history, 0)  # compiles
+    began = time.perf_counter()
+    seconds = [0.0]
+    while True:
+        done = int(iteration)
+        if callback is not None and callback(_progress(program, done, history, seconds[done])):
+            break
+        if done >= max_iter or bool(state.failed) or bool(_reached(program, state.gap, tol)):
+            break
+        until = min(max_iter, done + (1 if callback is not None else _STEPS_PER_LOOK))
+        iteration, state, history = run(program, iteration, state, history, until)
+        made = int(iteration) - done
+        elapsed = time.perf_counter() - began
+        seconds.extend(np.linspace(seconds[-1], elapsed, made + 1)[1:])
+    times = jnp.asarray(seconds, history.seconds.dtype)
+    return iteration, state, history._replace(seconds=history.seconds.at[: times.size].set(times))
+
+
+def _progress(program: ConvexProgram, iteration: int, history: History, seconds: float) -> Progress:
+    gap = float(history.gap[iteration])
+    return Progress(
+        iteration=iteration,
+        primal=float(history.primal[iteration]),
+        gap=gap,
+        relative_gap=gap / (float(program.primal_at_zero()) or 1.0),
+        num_active=int(history.num_active[iteration]),
+        seconds=seconds,
+    )
+
+
+@partial(jax.jit, static_argnames=("name", "tol"))
+def _certify(
+    program: ConvexProgram, state: Any, iterations: Array, history: History, name: str, tol: float
+) -> Solution:
+    """The Solution of a state, its certificate from the weights alone, whatever the solver believed."""
+    weights = state.weights
+    residual = program.targets - program.fitted(weights)
+    gap = program.gap_of(weights, residual, program.correlations(residual))
+    primal = 0.5 * jnp.sum(residual**2) + program.reg * jnp.sum(group_norms(weights))
+    at_zero = program.primal_at_zero()
+    relative_gap = gap / jnp.where(at_zero > 0, at_zero, 1.0)
+    return Solution(
+        weights=weights,
+        kernel_weights=state.kernel_weights,
+        primal=primal,
+        dual=primal - gap,
+        gap=gap,
+        relative_gap=relative_gap,
+        iterations=iterations,
+        converged=relative_gap <= tol,
+        failed=state.failed,
+        history=history,
+        method=name,
+        tol=tol,
+        squeeze=program.y.ndim == 1,
+    )
+
+
+def _trimmed(solution: Solution) -> Solution:
+    length = int(solution.iterations) + 1
+    history = History(*(values[:length] for values in solution.history))
+    return replace(solution, history=history)

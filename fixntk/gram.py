@@ -1,0 +1,268 @@
+"""Masked Gram kernels K(η) = (M diag(η) Mᵀ) ∘ (X Xᵀ): dense, in tiles, and as an operator without n×n memory (M2).
+
+Also the linear map W ↦ Σ_p D_p X W_p that the convex program fits, and its adjoint R ↦ (Xᵀ D_p R)_p: each is one
+matrix product with the masks. Nothing of size n×P×d is ever made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.typing import ArrayLike
+from jaxtyping import Float
+
+from fixntk._checks import as_float_array, as_matrix, check_fits_in_memory, check_same_rows
+from fixntk.gates import as_masks
+
+# Products with masks enter certificates: a GPU's TF32 would spoil them.
+_matmul = partial(jnp.matmul, precision=lax.Precision.HIGHEST)
+
+# Largest temporary, in bytes, that a product makes of the masks before it goes through them in tiles.
+_TILE_BYTES = 2**28
+
+
+def masked_gram(
+    weights: ArrayLike,
+    masks1: ArrayLike,
+    x1: ArrayLike,
+    masks2: ArrayLike | None = None,
+    x2: ArrayLike | None = None,
+) -> Float[Array, "n1 n2"]:
+    """Masked Gram kernel matrix (M₁ diag(η) M₂ᵀ) ∘ (X₁ X₂ᵀ) (M2).
+
+    The masks are turned into numbers a tile of gates and rows at a time, at most 256 MiB, so that memory beyond the
+    inputs and the result stays bounded. :class:`MaskedGram` gives the kernel in row blocks or as a product alone.
+
+    Parameters
+    ----------
+    weights
+        (P,) kernel weights η. No unit.
+    masks1, x1
+        (n1, P) masks, bool or packed (:func:`fixntk.pack_masks`), and (n1, d) inputs.
+    masks2, x2
+        (n2, P) and (n2, d); the first ones when both are None.
+
+    Returns
+    -------
+    (n1, n2), of the inputs' dtype.
+
+    Raises
+    ------
+    ValueError
+        If shapes do not fit together, an argument is empty or not finite, only one of ``masks2`` and ``x2`` is given,
+        or the result would not fit into the device's memory.
+    """
+    weights, masks1, x1 = _as_operands(weights, masks1, x1, "1")
+    if (masks2 is None) != (x2 is None):
+        raise ValueError("masks2 and x2 must be given together or not at all")
+    if masks2 is None or x2 is None:
+        masks2, x2 = masks1, x1
+    else:
+        _, masks2, x2 = _as_operands(weights, masks2, x2, "2")
+        if x1.shape[1] != x2.shape[1]:
+            raise ValueError(
+                f"x1 and x2 must have the same number of columns, got shapes {x1.shape} and {x2.shape}"
+            )
+    check_fits_in_memory(
+        f"the {x1.shape[0]}×{x2.shape[0]} kernel matrix",
+        x1.shape[0] * x2.shape[0] * x1.dtype.itemsize,
+        "use MaskedGram's tiles() or its product, which never make it whole",
+    )
+    return _masked_gram(weights, masks1, x1, masks2, x2)
+
+
+@jax.tree_util.register_pytree_node_class
+@dataclass(frozen=True, eq=False, init=False)
+class MaskedGram:
+    """The masked Gram kernel K(η) of one data set as a symmetric linear operator (M2).
+
+    ``operator @ v`` costs O(n d P) and never makes an n×n matrix; ``tiles`` makes it a block of rows at a time. A
+    pytree, so it goes through ``jit``, ``vmap`` and ``grad``.
+
+    Attributes
+    ----------
+    weights
+        (P,) kernel weights η.
+    masks
+        (n, P) bool, or packed.
+    x
+        (n, d) inputs.
+    """
+
+    weights: Array
+    masks: Array
+    x: Array
+
+    def __init__(self, weights: ArrayLike, masks: ArrayLike, x: ArrayLike) -> None:
+        operands = _as_operands(weights, masks, x, "")
+        for name, value in zip(("weights", "masks", "x"), operands, strict=True):
+            object.__setattr__(self, name, value)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(n, n)."""
+        return self.x.shape[0], self.x.shape[0]
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """The inputs' dtype."""
+        return self.x.dtype
+
+    def __matmul__(self, vectors: ArrayLike) -> Array:
+        """K(η) @ vectors for (n,) or (n, c): Σ_p η_p D_p X (Xᵀ D_p v), two products with the masks."""
+        vectors = as_float_array("vectors", vectors, (1, 2))
+        check_same_rows("x", self.x, "vectors", vectors)
+        columns = vectors[:, None] if vectors.ndim == 1 else vectors
+        correlations = masked_adjoint(self.masks, self.x, columns, self.weights.size)
+        product = masked_apply(self.masks, self.x, self.weights[:, None, None] * correlations)
+        return product.reshape(vectors.shape)
+
+    def diagonal(self) -> Float[Array, " n"]:
+        """The diagonal (Σ_p η_p m_ip) ‖x_i‖²."""
+        counts = _over_rows(
+            lambda tile: _matmul(tile, self.weights), self.masks, self.weights.size, self.x.dtype
+        )
+        return counts * jnp.sum(self.x**2, axis=1)
+
+    def to_dense(self) -> Float[Array, "n n"]:
+        """The whole matrix."""
+        return masked_gram(self.weights, self.masks, self.x)
+
+    def tiles(self, num_rows: int = 1024) -> Iterator[tuple[slice, Float[Array, "b n"]]]:
+        """Yield (rows, K(η)[rows]) from top to bottom, ``num_rows`` rows at a time."""
+        if num_rows < 1:
+            raise ValueError(f"num_rows must be at least 1, got {num_rows}")
+        for start in range(0, self.x.shape[0], num_rows):
+            rows = slice(start, min(start + num_rows, self.x.shape[0]))
+            yield rows, _masked_gram(self.weights, self.masks[rows], self.x[rows], self.masks, self.x)
+
+    def tree_flatten(self) -> tuple[tuple[Array, Array, Array], None]:
+        """Leaves and structure for JAX."""
+        return (self.weights, self.masks, self.x), None
+
+    @classmethod
+    def tree_unflatten(cls, _: None, leaves: tuple[Array, Array, Array]) -> MaskedGram:
+        """Rebuild from leaves, which JAX may have replaced by anything: no checks."""
+        operator = object.__new__(cls)
+        for name, value in zip(("weights", "masks", "x"), leaves, strict=True):
+            object.__setattr__(operator, name, value)
+        return operator
+
+
+def masked_apply(masks: Array, x: Array, weights: Array) -> Float[Array, "n c"]:
+    """Outputs Σ_p D_p X W_p of the group weights W, (P, d, c), on (n, d) inputs with (n, P) masks (M2)."""
+    num_gates, num_features, num_outputs = weights.shape
+    flat = weights.reshape(num_gates, num_features * num_outputs)
+    summed = _over_rows(lambda tile: _matmul(tile, flat), masks, num_gates, x.dtype)
+    summed = summed.reshape(x.shape[0], num_features, num_outputs)
+    return jnp.einsum("nd,ndc->nc", x, summed, precision=lax.Precision.HIGHEST)
+
+
+def masked_adjoint(masks: Array, x: Array, residual: Array, num_gates: int) -> Float[Array, "P d c"]:
+    """Correlations Xᵀ D_p R of every group with the (n, c) residual: the adjoint of :func:`masked_apply` (M2, M7)."""
+    num_rows, num_features = x.shape
+    num_outputs = residual.shape[1]
+    outer = (x[:, :, None] * residual[:, None, :]).reshape(num_rows, num_features * num_outputs)
+    tile = _tile_size(num_rows, num_gates * x.dtype.itemsize)
+
+    def add_tile(start: Array, total: Array) -> Array:
+        begin, fresh = _clamped(start, tile, num_rows)
+        tile_masks = _rows_as_numbers(masks, begin, tile, num_gates, x.dtype)
+        rows = lax.dynamic_slice_in_dim(outer, begin, tile) * fresh[:, None]
+        return total + _matmul(tile_masks.T, rows)
+
+    if tile == num_rows:
+        total = _matmul(_as_numbers(masks, num_gates, x.dtype).T, outer)
+    else:
+        zero = jnp.zeros((num_gates, num_features * num_outputs), x.dtype)
+        total = lax.fori_loop(0, -(-num_rows // tile), lambda i, total: add_tile(i * tile, total), zero)
+    return total.reshape(num_gates, num_features, num_outputs)
+
+
+def _as_operands(
+    weights: ArrayLike, masks: ArrayLike, x: ArrayLike, suffix: str
+) -> tuple[Array, Array, Array]:
+    x = as_matrix(f"x{suffix}", x)
+    weights = as_float_array("weights", weights, (1,)).astype(x.dtype)
+    masks = as_masks(f"masks{suffix}", masks, weights.size)
+    check_same_rows(f"masks{suffix}", masks, f"x{suffix}", x)
+    return weights, masks, x
+
+
+@jax.jit
+def _masked_gram(weights: Array, masks1: Array, x1: Array, masks2: Array, x2: Array) -> Array:
+    return _weighted_coactivations(weights, masks1, masks2) * _matmul(x1, x2.T)
+
+
+def _weighted_coactivations(weights: Array, masks1: Array, masks2: Array) -> Array:
+    """M₁ diag(η) M₂ᵀ, over tiles of gates when the masks as numbers are large."""
+    num_gates = weights.size
+    rows1, rows2 = masks1.shape[0], masks2.shape[0]
+    tile = _tile_size(num_gates, (rows1 + rows2) * weights.dtype.itemsize, multiple=8)
+
+    def product(tile_weights: Array, tile_masks1: Array, tile_masks2: Array) -> Array:
+        numbers1 = _as_numbers(tile_masks1, tile_weights.size, weights.dtype)
+        numbers2 = _as_numbers(tile_masks2, tile_weights.size, weights.dtype)
+        return _matmul(numbers1 * tile_weights, numbers2.T)
+
+    if tile == num_gates:
+        return product(weights, masks1, masks2)
+
+    packed = masks1.dtype == jnp.uint8
+    per_column = 8 if packed else 1
+
+    def add_tile(i: Array, total: Array) -> Array:
+        begin, fresh = _clamped(i * tile, tile, -(-num_gates // 8) * 8 if packed else num_gates)
+        columns = [
+            lax.dynamic_slice_in_dim(masks, begin // per_column, tile // per_column, axis=1)
+            for masks in (masks1, masks2)
+        ]
+        padded = jnp.pad(weights, (0, -num_gates % 8)) if packed else weights
+        return total + product(lax.dynamic_slice_in_dim(padded, begin, tile) * fresh, *columns)
+
+    return lax.fori_loop(0, -(-num_gates // tile), add_tile, jnp.zeros((rows1, rows2), weights.dtype))
+
+
+def _over_rows(function: Callable[[Array], Array], masks: Array, num_gates: int, dtype: jnp.dtype) -> Array:
+    """Apply a function of the masks as numbers, row by row independent, to tiles of rows."""
+    num_rows = masks.shape[0]
+    tile = _tile_size(num_rows, num_gates * dtype.itemsize)
+    if tile == num_rows:
+        return function(_as_numbers(masks, num_gates, dtype))
+    shape = jax.eval_shape(function, jax.ShapeDtypeStruct((tile, num_gates), dtype)).shape
+
+    def fill_tile(i: Array, result: Array) -> Array:
+        begin, _ = _clamped(i * tile, tile, num_rows)
+        block = function(_rows_as_numbers(masks, begin, tile, num_gates, dtype))
+        return lax.dynamic_update_slice_in_dim(result, block, begin, axis=0)
+
+    result = jnp.zeros((num_rows, *shape[1:]), dtype)
+    return lax.fori_loop(0, -(-num_rows // tile), fill_tile, result)
+
+
+def _tile_size(length: int, bytes_each: int, multiple: int = 1) -> int:
+    """Largest number of rows or gates whose masks as numbers stay within the tile's bytes."""
+    if length * bytes_each <= _TILE_BYTES:
+        return length
+    return min(length, max(multiple, _TILE_BYTES // bytes_each // multiple * multiple))
+
+
+def _clamped(start: Array, tile: int, length: int) -> tuple[Array, Array]:
+    """Where the tile begins so that it ends within the length, and 1 for its entries not seen before."""
+    begin = jnp.minimum(start, length - tile)
+    return begin, jnp.arange(tile) + begin >= start
+
+
+def _rows_as_numbers(masks: Array, begin: Array, tile: int, num_gates: int, dtype: jnp.dtype) -> Array:
+    return _as_numbers(lax.dynamic_slice_in_dim(masks, begin, tile), num_gates, dtype)
+
+
+def _as_numbers(masks: Array, num_gates: int, dtype: jnp.dtype) -> Array:
+    if masks.dtype == jnp.uint8:
+        masks = jnp.unpackbits(masks, axis=1, count=num_gates)
+    return masks.astype(dtype)
