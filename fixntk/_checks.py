@@ -55,8 +55,7 @@ def check_same_rows(name1: str, array1: Array, name2: str, array2: Array) -> Non
     """Raise ValueError unless both arrays have the same number of rows."""
     if array1.shape[0] != array2.shape[0]:
         raise ValueError(
-            f"{name1} and {name2} must have the same number of rows, "
-            f"got shapes {array1.shape} and {array2.shape}"
+            f"{name1} and {name2} must have the same number of rows, got shapes {array1.shape} and {array2.shape}"
         )
 
 

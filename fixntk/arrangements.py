@@ -19,7 +19,6 @@ from jax.typing import ArrayLike
 from fixntk._checks import as_matrix
 from fixntk.gates import Arrangements, _row_bytes
 
-
 # What a few dozen operations in float64 make of exact data; well above its rounding, far below any real cell.
 _FINEST_NOISE = 1e-13
 
@@ -151,7 +150,8 @@ def _points_in_cells(x: ArrayLike, noise: float, max_cells: int) -> tuple[np.nda
 def _too_many(max_cells: int, num_planes: int, rank: int) -> str:
     return (
         f"x has more than max_cells={max_cells} arrangements: {num_planes} distinct hyperplanes of rank {rank} have "
-        f"{cover_count(num_planes, rank)} cells in general position; raise max_cells, or take sampled gates (sample_gates)"
+        f"{cover_count(num_planes, rank)} cells in general position; "
+        "raise max_cells, or take sampled gates (sample_gates)"
     )
 
 
@@ -236,9 +236,7 @@ def _both_sides(points: np.ndarray, previous: np.ndarray, normal: np.ndarray) ->
     return moved / np.linalg.norm(moved, axis=1, keepdims=True)
 
 
-def _one_in_each_cell(
-    points: np.ndarray, normals: np.ndarray, noise: np.ndarray, expected: int
-) -> np.ndarray:
+def _one_in_each_cell(points: np.ndarray, normals: np.ndarray, noise: np.ndarray, expected: int) -> np.ndarray:
     """Of several points in some cells keep the one farthest from the hyperplanes.
 
     A point that lies on a hyperplane was made before that hyperplane was added, which has then put new points on
@@ -251,8 +249,8 @@ def _one_in_each_cell(
     _, first = np.unique(_row_bytes(products[order] > 0), return_index=True)
     if first.size != expected:
         raise _InconsistentCellsError(
-            f"x is too close to degenerate for its precision: {first.size} cells can be told apart, {expected} were "
-            f"counted; round x so that parallel or dependent rows are exactly so, or pass float64"
+            f"x is too close to degenerate for its precision: {first.size} cells can be told apart, {expected} are "
+            f"there; round x so that parallel or dependent rows are exactly so, or pass float64"
         )
     return points[order[np.sort(first)]]
 

@@ -75,9 +75,7 @@ def activation_masks(x: ArrayLike, gates: ArrayLike) -> Bool[Array, "n P"]:
     """
     x, gates = as_matrix("x", x), as_matrix("gates", gates)
     if x.shape[1] != gates.shape[1]:
-        raise ValueError(
-            f"x and gates must have the same number of columns, got shapes {x.shape} and {gates.shape}"
-        )
+        raise ValueError(f"x and gates must have the same number of columns, got shapes {x.shape} and {gates.shape}")
     # A product in TF32 would put points near a boundary on the wrong side of it.
     return jnp.matmul(x, gates.T, precision=jax.lax.Precision.HIGHEST) >= 0
 

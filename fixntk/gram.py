@@ -65,9 +65,7 @@ def masked_gram(
     else:
         _, masks2, x2 = _as_operands(weights, masks2, x2, "2")
         if x1.shape[1] != x2.shape[1]:
-            raise ValueError(
-                f"x1 and x2 must have the same number of columns, got shapes {x1.shape} and {x2.shape}"
-            )
+            raise ValueError(f"x1 and x2 must have the same number of columns, got shapes {x1.shape} and {x2.shape}")
     check_fits_in_memory(
         f"the {x1.shape[0]}×{x2.shape[0]} kernel matrix",
         x1.shape[0] * x2.shape[0] * x1.dtype.itemsize,
@@ -124,9 +122,7 @@ class MaskedGram:
 
     def diagonal(self) -> Float[Array, " n"]:
         """The diagonal (Σ_p η_p m_ip) ‖x_i‖²."""
-        counts = _over_rows(
-            lambda tile: _matmul(tile, self.weights), self.masks, self.weights.size, self.x.dtype
-        )
+        counts = _over_rows(lambda tile: _matmul(tile, self.weights), self.masks, self.weights.size, self.x.dtype)
         return counts * jnp.sum(self.x**2, axis=1)
 
     def to_dense(self) -> Float[Array, "n n"]:
@@ -184,9 +180,7 @@ def masked_adjoint(masks: Array, x: Array, residual: Array, num_gates: int) -> F
     return total.reshape(num_gates, num_features, num_outputs)
 
 
-def _as_operands(
-    weights: ArrayLike, masks: ArrayLike, x: ArrayLike, suffix: str
-) -> tuple[Array, Array, Array]:
+def _as_operands(weights: ArrayLike, masks: ArrayLike, x: ArrayLike, suffix: str) -> tuple[Array, Array, Array]:
     x = as_matrix(f"x{suffix}", x)
     weights = as_float_array("weights", weights, (1,)).astype(x.dtype)
     masks = as_masks(f"masks{suffix}", masks, weights.size)

@@ -166,9 +166,7 @@ def _hull_edges(plane: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.
         cells, current, start, turned = cells[open_], following[open_], start[open_], turned[open_]
 
 
-def _monte_carlo(
-    planes: Hyperplanes, masks: np.ndarray, key: Array, num_samples: int
-) -> tuple[np.ndarray, np.ndarray]:
+def _monte_carlo(planes: Hyperplanes, masks: np.ndarray, key: Array, num_samples: int) -> tuple[np.ndarray, np.ndarray]:
     """Shares of random gates with their standard errors."""
     positive = _plane_signs(planes, masks) > 0
     index = {row.tobytes(): p for p, row in enumerate(np.packbits(positive, axis=1))}

@@ -81,9 +81,7 @@ def step(program: ConvexProgram, state: FISTAState) -> FISTAState:
     following = 0.5 * (1 + jnp.sqrt(1 + 4 * state.momentum**2))
     share = jnp.where(overshot, 0.0, (state.momentum - 1) / following)
     momentum = jnp.where(overshot, 1.0, following)
-    extrapolated = FISTAPoint(
-        *(new + share * (new - old) for new, old in zip(point, state.point, strict=True))
-    )
+    extrapolated = FISTAPoint(*(new + share * (new - old) for new, old in zip(point, state.point, strict=True)))
     taken = _state(program, point, extrapolated, momentum, lipschitz)
     refused = state._replace(lipschitz=1.1 * curvature)
     return jax.tree.map(lambda old, new: jnp.where(too_steep, old, new), refused, taken)
@@ -96,7 +94,7 @@ def _state(
     primal = 0.5 * jnp.sum(residual**2) + program.reg * jnp.sum(group_norms(point.weights))
     gap = program.gap_of(point.weights, residual, point.correlations)
     return FISTAState(
-        point, extrapolated, momentum, lipschitz, primal, gap, primal, failed=~jnp.isfinite(primal)
+        point, extrapolated, momentum, lipschitz, primal, gap, primal, failed=jnp.logical_not(jnp.isfinite(primal))
     )
 
 
@@ -118,7 +116,7 @@ def _curvature(program: ConvexProgram, num_products: int = 30) -> Float[Array, "
     start = jax.random.normal(jax.random.key(0), (program.x.shape[0],), program.x.dtype)
 
     def multiply(_: int, state: tuple[Array, Array]) -> tuple[Array, Array]:
-        vector, _ = state
+        vector = state[0]
         product = operator @ (vector / jnp.linalg.norm(vector))
         length = jnp.linalg.norm(product)
         return jnp.where(length > 0, product, vector), length

@@ -51,9 +51,7 @@ def step(program: ConvexProgram, state: IRLSState) -> IRLSState:
     kernel_weights = jnp.sqrt(group_norms(state.weights) ** 2 + state.epsilon)
     following = _solve_ridge(program, kernel_weights, state.epsilon)
     kept = state._replace(failed=jnp.ones_like(state.failed))
-    return IRLSState(
-        *(jnp.where(following.failed, old, new) for old, new in zip(kept, following, strict=True))
-    )
+    return IRLSState(*(jnp.where(following.failed, old, new) for old, new in zip(kept, following, strict=True)))
 
 
 def default_epsilon(program: ConvexProgram, tol: float) -> Float[Array, ""]:
@@ -62,9 +60,7 @@ def default_epsilon(program: ConvexProgram, tol: float) -> Float[Array, ""]:
     return jnp.maximum(root**2, jnp.finfo(program.x.dtype).tiny)
 
 
-def smoothed_objective(
-    program: ConvexProgram, fitted: Array, norms: Array, epsilon: Array
-) -> Float[Array, ""]:
+def smoothed_objective(program: ConvexProgram, fitted: Array, norms: Array, epsilon: Array) -> Float[Array, ""]:
     """½‖fitted − Y‖² + λ Σ_p sqrt(‖W_p‖² + ε), which no step raises (M6)."""
     loss = 0.5 * jnp.sum((program.targets - fitted) ** 2)
     return loss + program.reg * jnp.sum(jnp.sqrt(norms**2 + epsilon))

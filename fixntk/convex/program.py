@@ -212,9 +212,7 @@ class ConvexProgram:
         """Kernel weights as a (P,) array of the program's dtype, checked to be non-negative."""
         kernel_weights = as_float_array("kernel_weights", kernel_weights, (1,)).astype(self.x.dtype)
         if kernel_weights.shape != (self.num_gates,):
-            raise ValueError(
-                f"kernel_weights must have shape ({self.num_gates},), got {kernel_weights.shape}"
-            )
+            raise ValueError(f"kernel_weights must have shape ({self.num_gates},), got {kernel_weights.shape}")
         if not is_traced(kernel_weights) and bool(jnp.any(kernel_weights < 0)):
             raise ValueError(f"kernel_weights must not be negative, got {float(jnp.min(kernel_weights))}")
         return kernel_weights

@@ -139,9 +139,7 @@ def solve(
     return solution
 
 
-def _check_options(
-    program: ConvexProgram, name: str, tol: float, max_iter: int | None, epsilon: float | None
-) -> None:
+def _check_options(program: ConvexProgram, name: str, tol: float, max_iter: int | None, epsilon: float | None) -> None:
     if not isinstance(program, ConvexProgram):
         raise TypeError(f"program must be a ConvexProgram, got {type(program).__name__}")
     if name not in METHODS:
@@ -185,9 +183,7 @@ def _record(history: History, state: Any, iteration: Array) -> History:
     return history._replace(
         primal=history.primal.at[iteration].set(state.primal),
         gap=history.gap.at[iteration].set(state.gap),
-        num_active=history.num_active.at[iteration].set(
-            jnp.sum(is_active(state.weights)).astype(state.gap.dtype)
-        ),
+        num_active=history.num_active.at[iteration].set(jnp.sum(is_active(state.weights)).astype(state.gap.dtype)),
         objective=history.objective.at[iteration].set(state.objective),
     )
 

@@ -43,9 +43,7 @@ def gated_relu_ntk(x1: ArrayLike, x2: ArrayLike | None = None) -> Float[Array, "
     x1 = as_matrix("x1", x1)
     x2 = x1 if x2 is None else as_matrix("x2", x2)
     if x1.shape[1] != x2.shape[1]:
-        raise ValueError(
-            f"x1 and x2 must have the same number of columns, got shapes {x1.shape} and {x2.shape}"
-        )
+        raise ValueError(f"x1 and x2 must have the same number of columns, got shapes {x1.shape} and {x2.shape}")
     check_fits_in_memory(
         f"the {x1.shape[0]}×{x2.shape[0]} kernel matrix",
         x1.shape[0] * x2.shape[0] * x1.dtype.itemsize,
@@ -72,8 +70,7 @@ def pairwise_angles(x1: Array, x2: Array) -> Float[Array, "n1 n2"]:
         difference, total = _lengths(units2 - unit), _lengths(units2 + unit)
         # Two zero rows have both lengths zero, where atan2 has no gradient.
         undefined = (difference == 0) & (total == 0)
-        angle = 2 * jnp.arctan2(jnp.where(undefined, 1.0, difference), jnp.where(undefined, 1.0, total))
-        return angle
+        return 2 * jnp.arctan2(jnp.where(undefined, 1.0, difference), jnp.where(undefined, 1.0, total))
 
     return lax.map(row_angles, units1, batch_size=min(64, max(1, units1.shape[0])))
 
