@@ -40,7 +40,9 @@ def as_float_array(name: str, value: Any, ndim: tuple[int, ...]) -> Array:
     if array.size == 0:
         raise ValueError(f"{name} is empty: shape {array.shape}")
     if not is_traced(array):
-        bad = int(jnp.sum(~jnp.isfinite(array)))
+        # A concrete array closed over by a traced function can be looked at, but only eagerly.
+        with jax.ensure_compile_time_eval():
+            bad = int(jnp.sum(~jnp.isfinite(array)))
         if bad:
             raise ValueError(f"{name} holds {bad} NaN or infinite value(s) in shape {array.shape}")
     return array

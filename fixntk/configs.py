@@ -170,9 +170,7 @@ def _import_experiment(name: Any, path: Path) -> Experiment:
     except ModuleNotFoundError as error:
         if error.name not in ("experiments", f"experiments.{name}"):
             raise
-        raise ConfigError(
-            f"{path}: another package named 'experiments' hides {found[0] / 'experiments'}"
-        ) from error
+        raise ConfigError(f"{path}: another package named 'experiments' hides {found[0] / 'experiments'}") from error
     _check_experiment(module)
     return cast("Experiment", module)
 
@@ -229,5 +227,3 @@ def _suggestion(location: Sequence[int | str], model: type[BaseModel]) -> str:
     names = list(model.model_fields)
     close = difflib.get_close_matches(str(key), names, n=1)
     return f"did you mean {close[0]!r}?" if close else f"the keys are {', '.join(names)}"
-
-

@@ -132,8 +132,11 @@ def as_masks(name: str, masks: ArrayLike, num_gates: int | None = None) -> Array
     if num_gates is not None and array.shape[1] != num_gates:
         raise ValueError(f"{name} must have {num_gates} columns, one a gate, got shape {array.shape}")
     if array.dtype != jnp.bool_:
-        if not is_traced(array) and not bool(jnp.all((array == 0) | (array == 1))):
-            raise ValueError(f"{name} must be bool or 0/1, got other values of dtype {array.dtype}")
+        if not is_traced(array):
+            with jax.ensure_compile_time_eval():
+                zero_one = bool(jnp.all((array == 0) | (array == 1)))
+            if not zero_one:
+                raise ValueError(f"{name} must be bool or 0/1, got other values of dtype {array.dtype}")
         array = array != 0
     return array
 

@@ -6,6 +6,7 @@ import base64
 import contextlib
 import io
 import math
+import numbers
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any
 
 import jinja2
 import matplotlib as mpl
+import numpy as np
 import pandas as pd
 import yaml
 from cycler import cycler
@@ -135,7 +137,11 @@ def render(
 
 def _shown(section: Section, folder: Path) -> dict[str, Any]:
     figures = [
-        {"caption": caption, "data": _save(figure, folder / f"{stem}.png")}
+        {
+            "caption": caption,
+            "data": _save(figure, folder / f"{stem}.png"),
+            "size": [round(110 * inches) for inches in figure.get_size_inches()],
+        }
         for stem, figure, caption in section.figures
     ]
     columns = None if section.table is None else _columns(section.table)
@@ -204,15 +210,15 @@ def _column(heading: str, values: Sequence[Any]) -> _Column:
 
 
 def _is_missing(value: Any) -> bool:
-    return value is None or value is pd.NaT or value is pd.NA or (isinstance(value, float) and math.isnan(value))
+    return value is None or value is pd.NaT or value is pd.NA or (_is_number(value) and math.isnan(value))
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)  # NumPy's scalars are Real too
 
 
 def _text(value: Any) -> str:
-    return ("yes" if value else "no") if isinstance(value, bool) else str(value)
+    return ("yes" if value else "no") if isinstance(value, bool | np.bool_) else str(value)
 
 
 def format_numbers(values: Sequence[float]) -> list[str]:
@@ -243,9 +249,7 @@ def _origin(environment: Mapping[str, Any], config: Mapping[str, Any]) -> dict[s
     """Return what each part of the run was computed with, the last one first, by what it is."""
     earlier = environment.get("earlier", [])
     keys = [key for key in environment if key != "earlier"]
-    origin = {
-        key.replace("_", " "): [_value(part.get(key)) for part in (environment, *earlier)] for key in keys
-    }
+    origin = {key.replace("_", " "): [_value(part.get(key)) for part in (environment, *earlier)] for key in keys}
     seeds = {key: config[key] for key in ("seed", "seeds") if key in config}
     return origin | {key: [_value(value)] * (1 + len(earlier)) for key, value in seeds.items()}
 

