@@ -26,12 +26,15 @@ def as_float_array(name: str, value: Any, ndim: tuple[int, ...]) -> Array:
     ValueError
         If its number of dimensions is wrong, it is empty, or it holds NaN or infinity.
     """
-    try:
-        array = jnp.asarray(value)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"{name} must be a numeric array, got {type(value).__name__}") from error
-    if jnp.issubdtype(array.dtype, jnp.complexfloating):
-        raise TypeError(f"{name} must be real, got dtype {array.dtype}")
+    if not isinstance(value, jax.Array):
+        try:
+            value = np.asarray(value)
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"{name} must be a numeric array, got {type(value).__name__}: {error}") from error
+        # Kind V is what NumPy makes of bfloat16.
+        if value.dtype.kind not in "biufV":
+            raise TypeError(f"{name} must be a real numeric array, got dtype {value.dtype}")
+    array = jnp.asarray(value)
     if not jnp.issubdtype(array.dtype, jnp.floating):
         array = array.astype(jnp.result_type(float))
     if array.ndim not in ndim:

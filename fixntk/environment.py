@@ -42,7 +42,7 @@ def environment(source: Path | None = None) -> dict[str, Any]:
         "python": platform.python_version(),
         **_devices(),
         "cores": _cores(),
-        "x64": bool(jax.config.jax_enable_x64),
+        "x64": bool(jax.config.read("jax_enable_x64")),
         "git_revision": revision,
         "git_dirty": dirty,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 # Okabe and Ito's colours for colour-blind readers, the ones with most contrast on white first.
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "axes.axisbelow": True,
     "axes.edgecolor": "#444444",
     "axes.grid": True,
@@ -51,6 +51,7 @@ STYLE: dict[str, Any] = {
 }
 
 _MISSING = "–"
+_LONG = 40  # characters
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,8 @@ def render(
     html = page.render(
         title=title,
         sections=[_shown(section, directory / "figures") for section in sections],
-        environment=environment,
+        computed=" · ".join(str(environment[key]) for key in ("device", "started") if key in environment),
+        resumed=bool(environment.get("earlier")),
         origin=_origin(environment, config),
         config=yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True, default_flow_style=None),
     )
@@ -180,6 +182,7 @@ def _inline(text: str) -> Markup:
 class _Column:
     heading: str
     numeric: bool
+    long: bool  # has texts that need several lines
     cells: tuple[tuple[str, str], ...]  # what is shown, what is sorted by ("" for a missing value)
 
 
@@ -206,7 +209,7 @@ def _column(heading: str, values: Sequence[Any]) -> _Column:
         shown = iter([_text(value) for value in present])
         keys = iter([_text(value) for value in present])
     cells = tuple((_MISSING, "") if _is_missing(value) else (next(shown), next(keys)) for value in values)
-    return _Column(heading, numeric, cells)
+    return _Column(heading, numeric, any(len(text) > _LONG for text, _ in cells), cells)
 
 
 def _is_missing(value: Any) -> bool:
@@ -235,7 +238,12 @@ def format_numbers(values: Sequence[float]) -> list[str]:
     smallest = min(abs(value) for value in finite if value)
     if largest < 1e6 and decimals <= 6 and smallest >= 9.5 * 10.0**-decimals:
         return [_signed(f"{value:.{decimals}f}") for value in values]
-    return [_signed(re.sub(r"e([+-])0*", r"e\1", f"{value:.4g}").replace("e+", "e")) for value in values]
+    return [_signed(_own_digits(value)) for value in values]
+
+
+def _own_digits(value: float) -> str:
+    text = f"{value:.0f}" if 100 <= abs(value) < 1e6 else f"{value:.3g}"
+    return re.sub(r"e([+-])0*", r"e\1", text).replace("e+", "e")
 
 
 def _signed(text: str) -> str:

@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -152,7 +152,7 @@ def _check_same_config(path: Path, described: Row) -> None:
 
 
 def _flat(value: Row, prefix: str = "") -> Row:
-    flat = {}
+    flat: Row = {}
     for key, item in value.items():
         flat |= _flat(item, f"{prefix}{key}.") if isinstance(item, dict) else {prefix + key: item}
     return flat
@@ -201,7 +201,7 @@ def _run_task(experiment: Experiment, config: BaseModel, task: Row) -> list[Row]
     return [{**task, **row, **task} for row in rows]
 
 
-def _track(pending: list[Row], total: int) -> Iterator[Row]:
+def _track(pending: list[Row], total: int) -> Generator[Row, None, None]:
     """Yield the tasks and show on stderr how far they are: a bar on a terminal, else about ten lines."""
     finished = total - len(pending)
     if sys.stderr.isatty():

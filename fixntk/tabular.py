@@ -2,74 +2,103 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 TARGET_NAMES = ("class", "target", "label")
-_MISSING = ["?", "<null>", "", "NA", "NaN", "nan", "null"]
+MISSING = ("", "?", "NA", "N/A", "NaN", "nan", "null", "NULL")
+
+
+class TableError(ValueError):
+    """The table cannot be used; the message names the table and the reason."""
 
 
 def read_csv(path: str | Path) -> tuple[pd.DataFrame, pd.Series]:
-    """Read a CSV file with a header: its features, and its target.
+    """Read a CSV file with a header: its features, and its target as strings.
 
-    The target is the column called class, target or label, otherwise the last one. Numeric columns come as float64,
-    others as pandas categoricals.
+    The target is the column called class, target or label, otherwise the last one. A feature is categorical if any of
+    its values is not a number.
+
+    Returns
+    -------
+    features, target
+        Numeric columns are float64, categorical ones pandas 'category'; missing values are NaN in both.
 
     Raises
     ------
-    ValueError
-        If the file is absent, is not a CSV table with a feature and a target, or a value is missing, infinite, or the
-        same in all rows of a column; the message names the file and the column.
+    TableError
+        If the file cannot be read, is empty or ragged, or the header is missing or ambiguous.
     """
     try:
-        frame = pd.read_csv(path, na_values=_MISSING, skipinitialspace=True)
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError, pd.errors.EmptyDataError, pd.errors.ParserError) as error:
-        raise ValueError(f"{path}: cannot be read as CSV: {error}") from None
-    if frame.empty or frame.shape[1] < 2:
-        raise ValueError(
-            f"{path}: {frame.shape[0]} rows and {frame.shape[1]} columns; a feature and a target are needed"
-        )
-    name = next((column for column in frame if str(column).lower() in TARGET_NAMES), frame.columns[-1])
-    missing = frame.isna().sum()
-    if missing.any():
-        raise ValueError(
-            f"{path}: {int(missing.sum())} missing value(s), the first in column {missing[missing > 0].index[0]!r}; "
-            "fill them in or drop those rows"
-        )
-    target = frame[name]
-    features = pd.DataFrame({str(column): as_column(frame[column]) for column in frame.columns.drop(name)})
-    infinite = ~np.isfinite(features.select_dtypes("number")).all()
-    if infinite.any():
-        raise ValueError(f"{path}: infinite value in column {infinite[infinite].index[0]!r}")
-    constant = features.nunique() < 2
-    if constant.any():
-        raise ValueError(f"{path}: column {constant[constant].index[0]!r} is constant; drop it")
-    return features, target
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file)
+            rows = [(reader.line_num, [field.strip() for field in row]) for row in reader if row]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise TableError(f"table '{path}' cannot be read: {reason}") from error
+    if len(rows) < 2:
+        raise TableError(f"table '{path}' {'has a header and no rows' if rows else 'is empty'}")
+    header = rows.pop(0)[1]
+    if len(header) < 2:
+        raise TableError(f"table '{path}' has one column, '{header[0]}'; features and label need commas between them")
+    for position, column in enumerate(header):
+        if not column:
+            raise TableError(f"table '{path}': column {position + 1} has no name")
+        if pd.notna(pd.to_numeric(column, errors="coerce")):
+            raise TableError(f"table '{path}' has no header: its first row has the number {column}")
+        if column in header[:position]:
+            raise TableError(f"table '{path}' has two columns '{column}'")
+    for line, row in rows:
+        if len(row) != len(header):
+            raise TableError(f"table '{path}': line {line} has {len(row)} fields, the header has {len(header)}")
+
+    candidates = [column for column in header if column.lower() in TARGET_NAMES]
+    if len(candidates) > 1:
+        raise TableError(f"table '{path}': is the label in column {' or '.join(map(repr, candidates))}?")
+    label = candidates[0] if candidates else header[-1]
+    frame = pd.DataFrame([row for _, row in rows], columns=pd.Index(header))
+    frame = frame.mask(frame.isin(MISSING), "?")
+    for column in frame.columns.drop(label):
+        frame[column] = as_feature(frame[column])
+    frame[label] = frame[label].mask(frame[label] == "?")
+    return frame.drop(columns=label), frame[label]
 
 
-def as_column(values: pd.Series, *, nominal: bool = False) -> pd.Series:
-    """A column as float64 where all its values are numbers, as a categorical otherwise or if it is nominal."""
-    numbers = pd.to_numeric(values, errors="coerce")
-    if nominal or bool((numbers.isna() & values.notna()).any()):
-        return values.where(values.isna(), values.astype(str)).astype("category")
-    return numbers.astype(np.float64)
+def as_feature(column: pd.Series, nominal: bool = False, categories: list[str] | None = None) -> pd.Series:
+    """A column of strings, '?' where missing, as float64, or as 'category' if it is nominal or not all numbers."""
+    column = column.mask(column == "?")
+    numbers = pd.to_numeric(column, errors="coerce")
+    if nominal or categories or numbers.isna().sum() > column.isna().sum():
+        return pd.Series(pd.Categorical(column, categories or sorted(column.dropna().unique())), column.index)
+    return numbers.astype("float64")
+
+
+def check_complete(path: str | Path, features: pd.DataFrame, target: pd.Series) -> None:
+    """Raise TableError if a value is missing or infinite, or a feature or the target is the same in all rows."""
+    for name, column in [*features.items(), (target.name, target)]:
+        if column.isna().any():
+            raise TableError(f"table '{path}': {int(column.isna().sum())} missing in column '{name}'")
+        if column.dtype == np.float64 and not np.isfinite(column).all():
+            raise TableError(f"table '{path}': column '{name}' has infinite values")
+        if column.nunique() == 1:
+            raise TableError(f"table '{path}': column '{name}' is constant; leave it out")
 
 
 def standardised(features: pd.DataFrame) -> np.ndarray:
     """(n, d) float64: numbers with mean 0 and deviation 1, categories one-hot encoded, and a bias column of ones."""
-    encoded = pd.get_dummies(features, drop_first=False, dtype=np.float64)
-    numeric = list(features.select_dtypes("number"))
-    encoded[numeric] = (encoded[numeric] - encoded[numeric].mean()) / encoded[numeric].std(ddof=0)
-    return np.column_stack([encoded.to_numpy(np.float64), np.ones(len(encoded))])
+    numbers = features.select_dtypes("number")
+    categories = features.drop(columns=numbers.columns)
+    numbers = (numbers - numbers.mean()) / numbers.std(ddof=0)
+    one_hot = pd.get_dummies(categories, dtype=np.float64) if categories.shape[1] else categories
+    return np.column_stack([numbers.to_numpy(np.float64), one_hot.to_numpy(np.float64), np.ones(len(features))])
 
 
 def targets(target: pd.Series) -> np.ndarray:
     """Targets to fit: numbers standardised to (n,), two classes as ±1, more as (n, k) one-hot."""
-    column = as_column(target)
+    column = as_feature(target)
     if column.dtype == np.float64 and column.nunique() > 2:
         return ((column - column.mean()) / column.std(ddof=0)).to_numpy()
     codes = column.astype("category").cat.codes.to_numpy()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,21 @@ from fixntk.gates import as_masks
 from fixntk.gram import masked_adjoint, masked_apply, masked_gram
 
 LOSSES = ("squared",)
+
+
+class BestScale(NamedTuple):
+    """The best multiple of given kernel weights.
+
+    Attributes
+    ----------
+    scale
+        s ≥ 0.
+    objective
+        J(s η).
+    """
+
+    scale: Float[Array, ""]
+    objective: Float[Array, ""]
 
 
 @jax.tree_util.register_pytree_node_class
@@ -180,8 +196,8 @@ class ConvexProgram:
         eigenvalues, rotated, total = self._spectrum(kernel_weights)
         return 0.5 * self.reg * (jnp.sum(rotated / (eigenvalues + self.reg)) + total)
 
-    def best_scale(self, kernel_weights: ArrayLike) -> Float[Array, ""]:
-        """The s ≥ 0 that minimises J(s η): the NTK's best scale when η are the NTK's weights (M5).
+    def best_scale(self, kernel_weights: ArrayLike) -> BestScale:
+        """The s ≥ 0 that minimises J(s η), and J there: the NTK at its best when η are the NTK's weights (M5).
 
         J(s η) is convex in s; its derivative is brought to zero by bisection in log s. Zero where J rises from s = 0.
         """
@@ -198,7 +214,9 @@ class ConvexProgram:
 
         limit = jnp.asarray(80.0, self.x.dtype)
         low, high = lax.fori_loop(0, 100, bisect, (-limit, limit))
-        return jnp.where(slope(jnp.zeros_like(limit)) >= 0, 0.0, jnp.exp(0.5 * (low + high)))
+        scale = jnp.where(slope(jnp.zeros_like(limit)) >= 0, 0.0, jnp.exp(0.5 * (low + high)))
+        value = 0.5 * self.reg * (jnp.sum(rotated / (scale * eigenvalues + self.reg)) + scale * total)
+        return BestScale(scale, value)
 
     def _spectrum(self, kernel_weights: ArrayLike) -> tuple[Array, Array, Array]:
         """Eigenvalues of K(η), squared lengths of Y along the eigenvectors, and Σ η."""

@@ -1,0 +1,136 @@
+import itertools
+
+import cvxpy
+import numpy as np
+import pytest
+from scipy.optimize import linprog
+
+import fixntk as fx
+
+
+def brute_force(x):
+    """All masks of open cells, by a linear program for each of the 2^n sign vectors."""
+    x = x[np.any(x != 0, axis=1)]
+    found = set()
+    for signs in itertools.product([1.0, -1.0], repeat=x.shape[0]):
+        # Is there a gate with margin 1 on the right side of every row?
+        result = linprog(
+            np.zeros(x.shape[1]), A_ub=-np.array(signs)[:, None] * x, b_ub=-np.ones(x.shape[0]), bounds=(None, None)
+        )
+        if result.status == 0:
+            found.add(signs)
+    return found
+
+
+def as_signs(arrangements, x):
+    columns = np.asarray(arrangements.masks)[np.any(x != 0, axis=1)]
+    return [tuple(np.where(column, 1.0, -1.0)) for column in columns.T]
+
+
+def grid(*sizes):
+    return np.array(list(itertools.product(*map(range, sizes))), float)
+
+
+DATA = {
+    "general rank 2": np.random.default_rng(1).standard_normal((7, 2)),
+    "general rank 3": np.random.default_rng(2).standard_normal((7, 3)),
+    "general rank 4": np.random.default_rng(3).standard_normal((7, 4)),
+    "general rank 5": np.random.default_rng(4).standard_normal((7, 5)),
+    "rank 2 in five columns": np.random.default_rng(5).standard_normal((7, 2))
+    @ np.random.default_rng(6).standard_normal((2, 5)),
+    "one column": np.array([[1.0], [-2.0], [0.5]]),
+    "a line with bias": np.column_stack([[-2.0, -1.0, 0.3, 0.3, 4.0], np.ones(5)]),
+    "duplicate rows": np.repeat(np.random.default_rng(7).standard_normal((4, 3)), 2, axis=0),
+    "parallel and opposite rows": np.random.default_rng(8).standard_normal((4, 3))[[0, 1, 2, 3, 0, 1, 2]]
+    * np.array([1, 1, 1, 1, 3.3, -0.7, -1])[:, None],
+    "zero rows": np.vstack([np.zeros((2, 3)), np.random.default_rng(9).standard_normal((5, 3))]),
+    "many planes through a line": np.column_stack([grid(7)[:, 0] - 2, np.ones(7), np.zeros(7)]),
+    "grid with bias": np.column_stack([grid(3, 3), np.ones(9)]),
+    "cube with bias": np.column_stack([grid(2, 2, 2), np.ones(8)]),
+    "standardised cube": np.column_stack(
+        [(grid(2, 2, 2) * [0.3, 7, 1.1] - [0.15, 3.5, 0.55]) / [0.15, 3.5, 0.55], np.ones(8)]
+    ),
+    "orthogonal rows": np.eye(4),
+}
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_enumeration_finds_exactly_the_masks_that_linear_programs_find(name):
+    x = DATA[name]
+    found = as_signs(fx.enumerate_arrangements(x), x)
+    assert len(found) == len(set(found))
+    assert set(found) == brute_force(x)
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_gates_have_their_masks_and_lie_inside_their_cells(name):
+    x = DATA[name]
+    arrangements = fx.enumerate_arrangements(x)
+    np.testing.assert_array_equal(fx.activation_masks(x, arrangements.gates), arrangements.masks)
+    nonzero = x[np.any(x != 0, axis=1)]
+    cosines = np.abs(nonzero @ np.asarray(arrangements.gates).T) / np.linalg.norm(nonzero, axis=1)[:, None]
+    assert cosines.min() > 1e-4
+    np.testing.assert_allclose(np.linalg.norm(arrangements.gates, axis=1), 1, rtol=1e-12)
+
+
+def test_gates_are_nearly_as_far_inside_as_can_be(rng):
+    x = rng.standard_normal((12, 3))
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    arrangements = fx.enumerate_arrangements(x)
+    for mask, gate in list(zip(np.asarray(arrangements.masks).T, np.asarray(arrangements.gates), strict=True))[::10]:
+        rows = np.where(mask, 1.0, -1.0)[:, None] * x
+        direction = cvxpy.Variable(3)
+        farthest = cvxpy.Problem(cvxpy.Maximize(cvxpy.min(rows @ direction)), [cvxpy.norm(direction) <= 1]).solve()
+        assert np.min(rows @ gate) > 0.5 * farthest
+
+
+@pytest.mark.parametrize(("num_rows", "rank"), [(1, 1), (30, 2), (200, 3), (25, 4), (14, 6)])
+def test_general_position_has_as_many_cells_as_cover_counts(rng, num_rows, rank):
+    arrangements = fx.enumerate_arrangements(rng.standard_normal((num_rows, rank)))
+    assert arrangements.masks.shape == (num_rows, fx.cover_count(num_rows, rank))
+
+
+def test_float32_rows_in_general_position_are_all_told_apart(rng):
+    arrangements = fx.enumerate_arrangements(rng.standard_normal((100, 3)).astype(np.float32))
+    assert arrangements.masks.shape[1] == fx.cover_count(100, 3)
+    assert arrangements.gates.dtype == np.float32
+
+
+def test_float32_rounding_does_not_make_cells(rng):
+    x = rng.standard_normal((8, 3)).astype(np.float32)
+    rounded = np.vstack([x, np.float32(3.3) * x, np.float32(-0.7) * x])
+    assert fx.enumerate_arrangements(rounded).masks.shape[1] == fx.cover_count(8, 3)
+
+
+def test_no_nonzero_row_has_one_cell():
+    arrangements = fx.enumerate_arrangements(np.zeros((3, 2)))
+    np.testing.assert_array_equal(arrangements.masks, np.ones((3, 1), bool))
+
+
+def test_too_many_cells_say_how_many(rng):
+    x = rng.standard_normal((50, 5))
+    with pytest.raises(ValueError, match=f"max_cells=1000 arrangements.* {fx.cover_count(50, 5)} cells"):
+        fx.enumerate_arrangements(x, max_cells=1000)
+
+
+def test_hopeless_rank_is_refused_without_trying(rng):
+    with pytest.raises(ValueError, match="1000 distinct hyperplanes of rank 50"):
+        fx.enumerate_arrangements(rng.standard_normal((1000, 50)))
+
+
+def test_as_many_cells_as_allowed_are_enumerated(rng):
+    x = rng.standard_normal((10, 3))
+    count = fx.cover_count(10, 3)
+    assert fx.enumerate_arrangements(x, max_cells=count).masks.shape[1] == count
+    with pytest.raises(ValueError, match="max_cells"):
+        fx.enumerate_arrangements(x, max_cells=count - 1)
+
+
+def test_duplicates_do_not_count_against_the_limit(rng):
+    x = np.repeat(rng.standard_normal((6, 3)), 50, axis=0)
+    assert fx.enumerate_arrangements(x, max_cells=fx.cover_count(6, 3)).masks.shape == (300, fx.cover_count(6, 3))
+
+
+def test_bad_input_is_named():
+    with pytest.raises(ValueError, match="x holds 1 NaN"):
+        fx.enumerate_arrangements([[1.0, np.nan]])

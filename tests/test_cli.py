@@ -1,0 +1,197 @@
+import signal
+import subprocess
+import sys
+import time
+import types
+
+import pytest
+
+from fixntk import runs
+from fixntk.cli import main
+
+pytest_plugins = ("toy_experiment",)
+
+
+def error_line(capsys):
+    """Return the one line on stderr, which is no traceback."""
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if " tasks, " not in line]
+    assert line.startswith("fixntk: error: ")
+    return line.removeprefix("fixntk: error: ")
+
+
+def blocked(monkeypatch, *names):
+    """Make imports of these packages fail as if they were not installed."""
+    for name in names:
+        monkeypatch.setitem(sys.modules, name, None)
+
+
+def test_run_prints_headline_and_report(project, capsys):
+    assert main(["run", "configs/toy.yaml"]) == 0
+    assert capsys.readouterr().out == "8 rows\nThe report is runs/toy/report.html\n"
+    assert (project.out / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["seeds=[5]", "tables=[iris]", "--out", "here"], ["--out", "here", "seeds=[5]", "--resume", "tables=[iris]"]],
+)
+def test_overrides_stand_before_or_after_options(project, arguments):
+    assert main(["run", "configs/toy.yaml", *arguments]) == 0
+    assert {(row["table"], row["seed"]) for row in runs.read_rows(project.root / "here")} == {("iris", 5)}
+
+
+def test_resume_and_report(project, capsys):
+    assert main(["run", "configs/toy.yaml"]) == 0
+    assert main(["run", "configs/toy.yaml"]) == 2
+    assert "pass --resume" in error_line(capsys)
+    assert main(["run", "configs/toy.yaml", "--resume"]) == 0
+    (project.out / "report.html").unlink()
+    assert main(["report", "runs/toy"]) == 0
+    assert (project.out / "report.html").exists()
+
+
+def test_unusable_table_exits_1_after_the_others(project, capsys):
+    project.control(broken={"wine": "no labels"})
+    assert main(["run", "configs/toy.yaml"]) == 1
+    shown = capsys.readouterr()
+    assert shown.out.startswith("4 rows\n")
+    assert "fixntk: skipped wine: no labels" in shown.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["run", "none.yaml"], "none.yaml: there is no such file"),
+        (["run", "configs/toy.yaml", "sedes=1"], "unknown key 'sedes'"),
+        (["run", "configs/toy.yaml", "seeds"], "'seeds' is not of the form key=value"),
+        (["report", "runs/none"], "runs/none: is not the folder of a run"),
+    ],
+)
+def test_wrong_input_is_one_line_and_2(project, capsys, arguments, expected):
+    assert main(arguments) == 2
+    assert expected in error_line(capsys)
+    assert project.calls() == []
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["fly"], ["report"], ["run", "a.yaml", "--fly"], ["report", "a", "b=1"], ["info", "x"]]
+)
+def test_wrong_usage_exits_2(capsys, arguments):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    assert "usage: fixntk" in capsys.readouterr().err
+
+
+def test_bug_in_an_experiment_propagates(project):
+    project.control(bug="iris")
+    with pytest.raises(KeyError):
+        main(["run", "configs/toy.yaml"])
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_interrupted_run_keeps_what_is_finished(project, name):
+    project.control(sleep="wine")
+    # A shell's background jobs ignore SIGINT, and so would what the tests start from there.
+    program = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        "from fixntk.cli import main; sys.exit(main(['run', 'configs/toy.yaml']))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    # The task that sleeps has been called, after the rows of two tasks were written.
+    calls = project.root / "calls.jsonl"
+    while process.poll() is None and not (calls.exists() and "wine" in calls.read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(getattr(signal, name))
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 130, errors
+    assert "interrupted: 2 of 4 tasks are finished" in errors
+    assert "--resume" in errors
+    assert "Traceback" not in errors
+    assert len(runs.read_rows(project.out)) == 4
+    project.control()
+    project.calls()
+    assert main(["run", "configs/toy.yaml", "--resume"]) == 0
+    assert {call["table"] for call in project.calls()} == {"wine"}
+
+
+def test_interrupt_outside_of_the_tasks_is_130(monkeypatch, capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runs, "load_config", interrupt)
+    assert main(["run", "a.yaml"]) == 130
+    assert capsys.readouterr().err == "fixntk: interrupted\n"
+
+
+def fake_verify(monkeypatch, function):
+    module = types.ModuleType("fixntk.verify")
+    module.main = function
+    monkeypatch.setitem(sys.modules, "fixntk.verify", module)
+
+
+def test_verify_passes_the_files_and_the_status_on(monkeypatch, tmp_path):
+    calls = []
+    fake_verify(monkeypatch, lambda data, json_file: calls.append((data, json_file)) or 1)
+    assert main(["verify"]) == 1
+    assert main(["verify", "--data", str(tmp_path / "a.csv"), "--json", str(tmp_path / "b")]) == 1
+    assert calls == [(None, None), (tmp_path / "a.csv", tmp_path / "b")]
+
+
+def test_verify_reports_wrong_data_but_not_bugs(monkeypatch, capsys):
+    def fail(*_):
+        raise ValueError("column y is constant")
+
+    fake_verify(monkeypatch, fail)
+    assert main(["verify", "--data", "a.csv"]) == 2
+    assert error_line(capsys) == "column y is constant"
+    with pytest.raises(ValueError, match="constant"):
+        main(["verify"])
+
+
+def test_run_without_the_extra_says_what_to_install(project, monkeypatch, capsys):
+    blocked(monkeypatch, "pydantic", "fixntk.runs")
+    monkeypatch.delitem(sys.modules, "fixntk.runs")
+    for name in ("fixntk.configs", "fixntk.report"):
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr("fixntk.runs")
+    assert main(["run", str(project.config)]) == 2
+    assert error_line(capsys) == "this needs pydantic, which is not installed: pip install 'fixntk[experiments]'"
+
+
+def test_info_shows_versions_devices_and_optional_packages(monkeypatch, capsys):
+    monkeypatch.setattr("fixntk.environment.optional_packages", lambda: {"celer": None, "pydantic": "2.0"})
+    assert main(["info"]) == 0
+    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert {"fixntk", "jax", "python", "device", "x64"} <= set(lines)
+    assert lines["celer"] == "not installed"
+    assert lines["pydantic"] == "2.0"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["info"]])
+def test_core_dependencies_are_enough_for_help_and_info(arguments):
+    program = f"""
+import sys
+for name in ("pydantic", "yaml", "jinja2", "matplotlib", "pandas", "tqdm", "sklearn"):
+    sys.modules[name] = None
+import fixntk
+before = set(sys.modules)
+from fixntk.cli import main
+try:
+    main({arguments})
+except SystemExit:
+    pass
+print(sorted(name for name in set(sys.modules) - before if name.startswith(("jax", "fixntk"))), file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    if arguments == ["--help"]:
+        assert done.stderr == "['fixntk.cli']\n"
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out.startswith("fixntk ")

@@ -1,0 +1,137 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fixntk as fx
+from fixntk import gram
+
+
+@pytest.fixture
+def problem(rng, dtype):
+    masks, x = rng.random((11, 21)) < 0.5, rng.standard_normal((11, 3)).astype(dtype)
+    return rng.random(21).astype(dtype), masks, x
+
+
+def one_by_one(weights, masks1, x1, masks2, x2):
+    total = np.zeros((x1.shape[0], x2.shape[0]))
+    for p, weight in enumerate(np.asarray(weights, np.float64)):
+        total += weight * (masks1[:, [p]] * x1.astype(np.float64)) @ (masks2[:, [p]] * x2.astype(np.float64)).T
+    return total
+
+
+@pytest.fixture(params=["whole", "tiled"])
+def tiling(request, monkeypatch):
+    """The same in tiles of a few rows or gates as in one piece."""
+    if request.param == "tiled":
+        monkeypatch.setattr(gram, "_TILE_BYTES", 700)
+        jax.clear_caches()
+        yield
+        jax.clear_caches()
+    else:
+        yield
+
+
+@pytest.fixture(params=["bool", "packed", "numbers"])
+def encode(request):
+    return {"bool": lambda masks: masks, "packed": fx.pack_masks, "numbers": lambda m: m.astype(float)}[request.param]
+
+
+@pytest.mark.usefixtures("tiling")
+def test_masked_gram_is_the_sum_of_the_gates_gram_matrices(problem, encode, tolerance):
+    weights, masks, x = problem
+    kernel = fx.masked_gram(weights, encode(masks), x)
+    assert kernel.dtype == x.dtype
+    np.testing.assert_allclose(kernel, one_by_one(weights, masks, x, masks, x), atol=tolerance * 10)
+
+
+@pytest.mark.usefixtures("tiling")
+def test_masked_gram_between_two_sets(problem, rng, encode, tolerance):
+    weights, masks, x = problem
+    masks2, x2 = rng.random((4, 21)) < 0.5, rng.standard_normal((4, 3)).astype(x.dtype)
+    kernel = fx.masked_gram(weights, encode(masks), x, encode(masks2), x2)
+    np.testing.assert_allclose(kernel, one_by_one(weights, masks, x, masks2, x2), atol=tolerance * 10)
+
+
+@pytest.mark.usefixtures("tiling")
+@pytest.mark.parametrize("columns", [(), (1,), (4,)])
+def test_operator_product_is_the_dense_product(problem, rng, encode, tolerance, columns):
+    weights, masks, x = problem
+    operator = fx.MaskedGram(weights, encode(masks), x)
+    vectors = rng.standard_normal((11, *columns)).astype(x.dtype)
+    product = operator @ vectors
+    assert product.shape == vectors.shape
+    np.testing.assert_allclose(product, one_by_one(weights, masks, x, masks, x) @ vectors, atol=tolerance * 50)
+
+
+@pytest.mark.usefixtures("tiling")
+def test_operator_parts_are_those_of_the_dense_matrix(problem, encode, tolerance):
+    weights, masks, x = problem
+    operator = fx.MaskedGram(weights, encode(masks), x)
+    expected = one_by_one(weights, masks, x, masks, x)
+    assert operator.shape == (11, 11)
+    np.testing.assert_allclose(operator.to_dense(), expected, atol=tolerance * 10)
+    np.testing.assert_allclose(operator.diagonal(), np.diag(expected), atol=tolerance * 10)
+    tiles = list(operator.tiles(4))
+    assert [rows for rows, _ in tiles] == [slice(0, 4), slice(4, 8), slice(8, 11)]
+    np.testing.assert_allclose(np.vstack([block for _, block in tiles]), expected, atol=tolerance * 10)
+
+
+def test_apply_and_adjoint_are_adjoint_and_as_defined(problem, rng, tolerance):
+    _, masks, x = problem
+    weights, residual = rng.standard_normal((21, 3, 2)).astype(x.dtype), rng.standard_normal((11, 2)).astype(x.dtype)
+    outputs = gram.masked_apply(jnp.asarray(masks), jnp.asarray(x), jnp.asarray(weights))
+    expected = sum((masks[:, [p]] * x) @ weights[p] for p in range(21))
+    np.testing.assert_allclose(outputs, expected, atol=tolerance * 20)
+    adjoint = gram.masked_adjoint(jnp.asarray(masks), jnp.asarray(x), jnp.asarray(residual), 21)
+    np.testing.assert_allclose(jnp.vdot(adjoint, weights), jnp.vdot(residual, outputs), rtol=tolerance * 10)
+
+
+def test_operator_goes_through_jit_vmap_and_grad(rng):
+    masks, x, vector = rng.random((6, 5)) < 0.5, rng.standard_normal((6, 2)), rng.standard_normal(6)
+    stacked = rng.random((3, 5))
+    operators = jax.vmap(lambda w: fx.MaskedGram(w, masks, x))(stacked)
+    products = jax.jit(jax.vmap(lambda operator: operator @ vector))(operators)
+    np.testing.assert_allclose(products[2], fx.masked_gram(stacked[2], masks, x) @ vector, rtol=1e-12)
+    gradient = jax.grad(lambda w: vector @ (fx.MaskedGram(w, masks, x) @ vector))(jnp.asarray(stacked[0]))
+    np.testing.assert_allclose(gradient, np.sum((masks.T @ (x * vector[:, None])) ** 2, axis=1), rtol=1e-12)
+
+
+def test_zero_rows_and_columns_change_nothing(rng):
+    weights, masks, x = rng.random(5), rng.random((6, 5)) < 0.5, rng.standard_normal((6, 2))
+    padded = fx.masked_gram(weights, np.vstack([masks, np.ones((2, 5), bool)]), np.pad(x, ((0, 2), (0, 3))))
+    np.testing.assert_allclose(padded, np.pad(fx.masked_gram(weights, masks, x), (0, 2)), atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"masks1": np.ones((3, 4), bool)}, r"masks1 must have 2 columns, one a gate, got shape \(3, 4\)"),
+        ({"masks1": np.ones((5, 2), bool)}, r"masks1 and x1 must have the same number of rows"),
+        ({"masks1": np.zeros((3, 0), bool), "weights": np.ones(1)}, "masks1 holds no masks"),
+        ({"masks1": np.full((3, 2), 2.0)}, "masks1 must be bool or 0/1"),
+        ({"masks1": np.ones((3, 2), np.uint8)}, "masks1 of dtype uint8 are taken as packed"),
+        ({"x1": np.full((3, 2), np.inf)}, "x1 holds 6 NaN or infinite"),
+        ({"weights": np.ones((2, 1))}, r"weights must have 1 dimensions"),
+        ({"x2": np.ones((3, 2))}, "masks2 and x2 must be given together"),
+        ({"masks2": np.ones((3, 2), bool), "x2": np.ones((3, 4))}, "x1 and x2 must have the same number of columns"),
+    ],
+)
+def test_bad_input_is_named(change, message):
+    good = {"weights": np.ones(2), "masks1": np.ones((3, 2), bool), "x1": np.ones((3, 2))}
+    with pytest.raises(ValueError, match=message):
+        fx.masked_gram(**{**good, **change})
+
+
+def test_results_over_memory_say_what_to_use_instead():
+    # Shapes alone cost nothing here: a broadcast has one row in memory.
+    x = jnp.broadcast_to(jnp.ones(1), (2_000_000, 1))
+    masks = jnp.broadcast_to(jnp.ones(1, bool), (2_000_000, 1))
+    with pytest.raises(ValueError, match=r"needs 29802\.3 GiB.*MaskedGram"):
+        fx.masked_gram(jnp.ones(1), masks, x)
+
+
+def test_operator_products_need_matching_rows(rng):
+    operator = fx.MaskedGram(np.ones(2), np.ones((3, 2), bool), rng.standard_normal((3, 2)))
+    with pytest.raises(ValueError, match="x and vectors must have the same number of rows"):
+        operator @ np.ones(4)
