@@ -1,0 +1,198 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from problems import cvxpy_optimum, random_problem
+from scipy.optimize import minimize_scalar
+
+import fixntk as fx
+from fixntk.convex.program import group_norms
+
+OUTPUTS = pytest.mark.parametrize("num_outputs", [None, 1, 3])
+
+
+def by_definition(program, weights):
+    masks = np.asarray(program.masks, float)
+    fitted = sum((masks[:, [p]] * np.asarray(program.x)) @ np.asarray(weights[p]) for p in range(program.num_gates))
+    norms = [np.linalg.norm(group) for group in weights]
+    return 0.5 * np.sum((fitted - np.asarray(program.targets)) ** 2) + float(program.reg) * sum(norms)
+
+
+@OUTPUTS
+def test_primal_is_its_definition(rng, num_outputs):
+    program = random_problem(0, num_outputs=num_outputs)
+    weights = rng.standard_normal(program.group_shape)
+    np.testing.assert_allclose(program.primal(weights), by_definition(program, weights), rtol=1e-12)
+
+
+def test_weights_of_one_output_may_be_a_matrix(rng):
+    program = random_problem(0)
+    weights = rng.standard_normal(program.group_shape)
+    np.testing.assert_array_equal(program.primal(weights[:, :, 0]), program.primal(weights))
+
+
+@OUTPUTS
+def test_every_dual_value_is_below_every_primal_value(rng, num_outputs):
+    program = random_problem(1, num_outputs=num_outputs)
+    lowest = min(float(program.primal(s * rng.standard_normal(program.group_shape))) for s in np.geomspace(1e-3, 1, 20))
+    for _ in range(20):
+        theta = program.dual_point(0.1 * rng.standard_normal(program.group_shape))
+        assert -np.inf < float(program.dual(theta)) <= lowest
+
+
+@OUTPUTS
+def test_gap_is_primal_minus_dual_and_never_negative(rng, num_outputs):
+    program = random_problem(2, num_outputs=num_outputs)
+    for scale in np.geomspace(1e-6, 1, 10):
+        weights = scale * rng.standard_normal(program.group_shape)
+        gap = float(program.gap(weights))
+        expected = program.primal(weights) - program.dual(program.dual_point(weights))
+        np.testing.assert_allclose(gap, expected, rtol=1e-9)
+        assert gap >= 0
+
+
+@OUTPUTS
+def test_gap_encloses_the_optimum_of_cvxpy(num_outputs):
+    program = random_problem(3, num_outputs=num_outputs)
+    optimum, weights = cvxpy_optimum(program)
+    assert float(program.gap(weights)) < 1e-5 * optimum
+    np.testing.assert_allclose(program.primal(weights), optimum, rtol=1e-7)
+
+
+def test_infeasible_dual_points_have_value_minus_infinity():
+    program = random_problem(4, share=0.5)
+    assert float(program.dual(program.y)) == -np.inf
+
+
+def test_dual_takes_the_shape_of_y():
+    program = random_problem(4, num_outputs=2)
+    with pytest.raises(ValueError, match=r"theta must have y's shape \(30, 2\), got \(30,\)"):
+        program.dual(np.zeros(30))
+
+
+@OUTPUTS
+def test_zero_is_optimal_exactly_from_max_reg_on(num_outputs):
+    program = random_problem(5, num_outputs=num_outputs, share=1 + 1e-9)
+    zero = np.zeros(program.group_shape)
+    assert float(program.gap(zero)) < 1e-12
+    below = fx.ConvexProgram(program.x, program.y, program.masks, 0.99 * program.reg)
+    assert float(below.gap(zero)) > 1e-5
+
+
+@OUTPUTS
+def test_kernel_objective_is_its_definition_and_above_the_optimum(rng, num_outputs):
+    program = random_problem(6, num_outputs=num_outputs)
+    weights = rng.random(20)
+    kernel = np.asarray(fx.masked_gram(weights, program.masks, program.x)) + float(program.reg) * np.eye(30)
+    targets = np.asarray(program.targets)
+    expected = 0.5 * float(program.reg) * (np.sum(targets * np.linalg.solve(kernel, targets)) + weights.sum())
+    np.testing.assert_allclose(program.kernel_objective(weights), expected, rtol=1e-10)
+    assert expected > cvxpy_optimum(program)[0]
+
+
+@OUTPUTS
+def test_kernel_objective_at_the_optimal_norms_is_the_optimum(num_outputs):
+    program = random_problem(7, num_outputs=num_outputs)
+    optimum, weights = cvxpy_optimum(program)
+    np.testing.assert_allclose(program.kernel_objective(group_norms(jnp.asarray(weights))), optimum, rtol=1e-6)
+
+
+def test_best_scale_is_the_minimum_over_multiples(rng):
+    program = random_problem(8)
+    weights = rng.random(20)
+    best = program.best_scale(weights)
+    found = minimize_scalar(
+        lambda t: float(program.kernel_objective(np.exp(t) * weights)), bracket=(-5, 0, 5), tol=1e-12
+    )
+    np.testing.assert_allclose(best.objective, found.fun, rtol=1e-10)
+    np.testing.assert_allclose(best.scale, np.exp(found.x), rtol=1e-4)
+
+
+def test_best_scale_is_zero_where_any_multiple_is_worse():
+    program = random_problem(9, share=1.0)
+    weights = np.full(20, 1 / 20)
+    best = program.best_scale(weights)
+    assert float(best.scale) == 0
+    np.testing.assert_allclose(best.objective, program.primal_at_zero())
+    assert float(program.kernel_objective(1e-3 * weights)) > float(best.objective)
+
+
+def test_zero_rows_and_columns_leave_objectives_and_gap_alone(rng):
+    program = random_problem(10)
+    padded = fx.ConvexProgram(
+        np.pad(program.x, ((0, 3), (0, 2))),
+        np.pad(program.y, (0, 3)),
+        np.pad(program.masks, ((0, 3), (0, 0))),
+        program.reg,
+    )
+    weights = rng.standard_normal(program.group_shape)
+    wider = np.pad(weights, ((0, 0), (0, 2), (0, 0)))
+    np.testing.assert_allclose(padded.primal(wider), program.primal(weights), rtol=1e-12)
+    np.testing.assert_allclose(padded.gap(wider), program.gap(weights), rtol=1e-12)
+    np.testing.assert_allclose(padded.max_reg(), program.max_reg(), rtol=1e-12)
+
+
+def test_packed_masks_give_the_same_program(rng):
+    program = random_problem(11)
+    packed = fx.ConvexProgram(program.x, program.y, fx.pack_masks(program.masks), program.reg, num_gates=20)
+    weights = rng.standard_normal(program.group_shape)
+    np.testing.assert_allclose(packed.gap(weights), program.gap(weights), rtol=1e-12)
+
+
+def test_program_is_a_pytree_that_vmaps_over_reg(rng):
+    program = random_problem(12)
+    weights = rng.standard_normal(program.group_shape)
+    regs = jnp.asarray([0.1, 1.0, 10.0])
+    gaps = jax.vmap(lambda reg: fx.ConvexProgram(program.x, program.y, program.masks, reg).gap(weights))(regs)
+    single = fx.ConvexProgram(program.x, program.y, program.masks, 1.0)
+    np.testing.assert_allclose(gaps[1], single.gap(weights), rtol=1e-12)
+    np.testing.assert_allclose(jax.jit(lambda p: p.gap(weights))(single), single.gap(weights), rtol=1e-12)
+
+
+def test_float32_stays_float32(rng):
+    program = random_problem(13)
+    narrow = fx.ConvexProgram(*(np.asarray(a, np.float32) for a in (program.x, program.y)), program.masks, 1.0)
+    weights = rng.standard_normal(program.group_shape)
+    assert narrow.primal(weights).dtype == narrow.gap(weights).dtype == narrow.max_reg().dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x": np.full((3, 2), np.nan)}, "x holds 6 NaN or infinite"),
+        ({"y": np.array([1, np.inf, 0])}, "y holds 1 NaN or infinite"),
+        ({"x": np.zeros((0, 2)), "y": np.zeros(0)}, "x is empty"),
+        ({"x": np.zeros(3)}, "x must have 2 dimensions, got shape"),
+        ({"y": np.zeros((3, 1, 1))}, "y must have 1 or 2 dimensions"),
+        ({"y": np.zeros(4)}, r"x and y must have the same number of rows, got shapes \(3, 2\) and \(4,\)"),
+        ({"masks": np.ones((4, 5), bool)}, "x and masks must have the same number of rows"),
+        ({"masks": np.ones((3, 0), bool)}, "masks holds no masks"),
+        ({"masks": np.full((3, 5), 0.5)}, "masks must be bool or 0/1"),
+        ({"reg": -1.0}, r"reg must be positive and finite, got -1\.0"),
+        ({"reg": 0.0}, "reg must be positive and finite"),
+        ({"reg": np.nan}, "reg must be positive and finite"),
+        ({"reg": np.ones(2)}, r"reg must be a number \(vmap over several\), got shape \(2,\)"),
+        ({"loss": "hinge"}, "loss must be one of squared, got 'hinge'"),
+    ],
+)
+def test_bad_input_is_named(change, message):
+    good = {"x": np.ones((3, 2)), "y": np.zeros(3), "masks": np.ones((3, 5), bool), "reg": 1.0}
+    with pytest.raises(ValueError, match=message):
+        fx.ConvexProgram(**{**good, **change})
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        (np.ones(19), r"kernel_weights must have shape \(20,\), got \(19,\)"),
+        (-np.ones(20), "must not be negative, got -1"),
+    ],
+)
+def test_bad_kernel_weights_are_named(weights, message):
+    with pytest.raises(ValueError, match=message):
+        random_problem(14).kernel_objective(weights)
+
+
+def test_bad_group_weights_are_named():
+    with pytest.raises(ValueError, match=r"weights must have shape \(20, 4, 1\), got \(20, 5\)"):
+        random_problem(14).primal(np.ones((20, 5)))

@@ -1,0 +1,212 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from problems import cvxpy_optimum, random_problem
+
+import fixntk as fx
+from fixntk.convex.program import group_norms
+
+EARLY = pytest.mark.filterwarnings("ignore::fixntk.ConvergenceWarning")
+METHODS = pytest.mark.parametrize("method", ["irls", "fista"])
+
+
+@pytest.mark.parametrize("num_outputs", [None, 1, 3])
+@pytest.mark.parametrize("share", [0.5, 0.1, 0.01])
+def test_fista_reaches_the_optimum_of_cvxpy(num_outputs, share):
+    program = random_problem(0, num_outputs=num_outputs, share=share)
+    solution = fx.solve(program, method="fista", tol=1e-9)
+    optimum, _ = cvxpy_optimum(program)
+    np.testing.assert_allclose(solution.primal, optimum, rtol=1e-6)
+    assert bool(solution.converged)
+    assert float(solution.dual) <= optimum * (1 + 1e-7)
+
+
+@pytest.mark.parametrize("shape", [(10, 30, 5), (200, 2, 3), (30, 4, 1), (12, 1, 2)])
+def test_fista_on_unusual_shapes(shape):
+    num_rows, num_features, num_gates = shape
+    program = random_problem(1, num_rows, num_features, num_gates)
+    solution = fx.solve(program, method="fista", tol=1e-8)
+    assert bool(solution.converged)
+    np.testing.assert_allclose(solution.primal, cvxpy_optimum(program)[0], rtol=1e-6)
+
+
+@EARLY
+@METHODS
+def test_above_max_reg_the_solution_is_zero(method):
+    program = random_problem(2, share=1.1)
+    solution = fx.solve(program, method=method, tol=1e-6, max_iter=3000)
+    assert bool(solution.converged)
+    np.testing.assert_allclose(solution.primal, program.primal_at_zero(), rtol=1e-5)
+
+
+@EARLY
+@METHODS
+def test_the_certificate_is_that_of_the_weights_whatever_the_solver(method):
+    program = random_problem(3, num_outputs=2)
+    solution = fx.solve(program, method=method, max_iter=30)
+    np.testing.assert_allclose(solution.primal, program.primal(solution.weights), rtol=1e-12)
+    np.testing.assert_allclose(solution.gap, program.gap(solution.weights), rtol=1e-9)
+    np.testing.assert_allclose(solution.dual, solution.primal - solution.gap, rtol=1e-12)
+    np.testing.assert_allclose(solution.relative_gap, solution.gap / program.primal_at_zero(), rtol=1e-12)
+    assert bool(solution.converged) == (float(solution.relative_gap) <= 1e-6)
+
+
+@EARLY
+@METHODS
+def test_history_has_an_entry_for_the_start_and_each_iteration(method):
+    solution = fx.solve(random_problem(4), method=method, max_iter=30, tol=1e-12)
+    assert int(solution.iterations) == 30
+    for values in solution.history:
+        assert values.shape == (31,)
+        assert np.all(np.isfinite(values))
+    assert float(solution.history.seconds[0]) == 0
+    assert np.all(np.diff(solution.history.seconds) >= 0)
+    np.testing.assert_allclose(solution.history.primal[-1], solution.primal, rtol=1e-10)
+    np.testing.assert_allclose(solution.history.gap[-1], solution.gap, rtol=1e-6)
+    assert int(solution.history.num_active[-1]) == int(solution.active.sum())
+
+
+@METHODS
+def test_stopping_early_warns_and_says_so(method):
+    with pytest.warns(fx.ConvergenceWarning, match=r"stopped early: relative gap .* after 2 iterations, above tol"):
+        solution = fx.solve(random_problem(5), method=method, max_iter=2)
+    assert not bool(solution.converged)
+    assert "raise max_iter" in solution.message
+
+
+def test_auto_converges_without_a_warning():
+    solution = fx.solve(random_problem(6))
+    assert "converged: relative gap" in solution.message
+
+
+@EARLY
+@METHODS
+def test_callback_sees_every_iteration_and_can_stop(method):
+    seen = []
+
+    def callback(progress):
+        seen.append(progress)
+        return progress.iteration == 5
+
+    solution = fx.solve(random_problem(7), method=method, callback=callback)
+    assert [progress.iteration for progress in seen] == list(range(6))
+    assert int(solution.iterations) == 5
+    np.testing.assert_allclose([progress.primal for progress in seen], solution.history.primal)
+    assert all(later.seconds >= earlier.seconds for earlier, later in zip(seen, seen[1:], strict=False))
+
+
+@METHODS
+def test_a_solution_is_a_start_from_which_little_remains(method):
+    program = random_problem(8)
+    optimal = fx.solve(program, method="fista", tol=1e-10)
+    again = fx.solve(program, method=method, init=optimal, tol=1e-6)
+    assert int(again.iterations) <= 3
+
+
+@EARLY
+@METHODS
+def test_solving_under_jit_is_solving(method):
+    program = random_problem(9)
+    solution = fx.solve(program, method=method, max_iter=40)
+    traced = jax.jit(lambda p: fx.solve(p, method=method, max_iter=40))(program)
+    np.testing.assert_allclose(traced.weights, solution.weights, atol=1e-9)
+    assert int(traced.iterations) == int(solution.iterations)
+    assert traced.history.primal.shape == (41,)
+
+
+def test_fista_vmaps_over_programs_that_need_different_numbers_of_steps():
+    program = random_problem(10)
+    regs = program.reg * jnp.asarray([5.0, 0.1])
+    stacked = jax.vmap(lambda r: fx.solve(fx.ConvexProgram(program.x, program.y, program.masks, r), method="fista"))(
+        regs
+    )
+    assert np.all(stacked.converged)
+    assert int(stacked.iterations[0]) < int(stacked.iterations[1])
+
+
+@EARLY
+@METHODS
+def test_kernel_weights_make_the_same_outputs_as_the_group_weights_at_the_optimum(method):
+    program = random_problem(11)
+    solution = fx.solve(program, method=method, tol=1e-9, max_iter=20_000 if method == "fista" else 4000)
+    kernel = np.asarray(fx.masked_gram(solution.kernel_weights, program.masks, program.x))
+    outputs = kernel @ np.linalg.solve(kernel + float(program.reg) * np.eye(30), program.y)
+    np.testing.assert_allclose(outputs, program.fitted(solution.weights)[:, 0], atol=1e-3)
+    np.testing.assert_allclose(solution.kernel_weights, group_norms(solution.weights), atol=1e-4)
+
+
+@pytest.mark.parametrize("num_outputs", [None, 2])
+def test_predictions_are_those_of_the_gated_network(rng, num_outputs):
+    x, gates = rng.standard_normal((30, 4)), rng.standard_normal((20, 4))
+    y = rng.standard_normal((30,) if num_outputs is None else (30, num_outputs))
+    program = fx.ConvexProgram(x, y, fx.activation_masks(x, gates), 1.0)
+    solution = fx.solve(program)
+    new = rng.standard_normal((7, 4))
+    expected = sum((new @ gates[p] >= 0)[:, None] * (new @ np.asarray(solution.weights[p])) for p in range(20))
+    predicted = solution.predict(new, gates)
+    assert predicted.shape == ((7,) if num_outputs is None else (7, num_outputs))
+    np.testing.assert_allclose(predicted.reshape(7, -1), expected, atol=1e-12)
+    np.testing.assert_allclose(solution.predict(x, gates).reshape(30, -1), program.fitted(solution.weights), atol=1e-12)
+
+
+def test_predicting_with_other_gates_is_an_error(rng):
+    solution = fx.solve(random_problem(12))
+    with pytest.raises(ValueError, match=r"gates must have shape \(20, 4\), got \(19, 4\)"):
+        solution.predict(np.ones((3, 4)), np.ones((19, 4)))
+
+
+def test_float32_reaches_what_it_promises():
+    program = random_problem(13)
+    narrow = fx.ConvexProgram(
+        np.asarray(program.x, np.float32), np.asarray(program.y, np.float32), program.masks, program.reg
+    )
+    solution = fx.solve(narrow, method="fista", tol=2e-6)
+    assert solution.weights.dtype == jnp.float32
+    exact = fx.solve(program, method="fista", tol=1e-10)
+    np.testing.assert_allclose(solution.primal, exact.primal, rtol=1e-5)
+
+
+def test_targets_of_zero_are_solved_at_once():
+    program = random_problem(14)
+    nothing = fx.ConvexProgram(program.x, 0 * program.y, program.masks, 1.0)
+    solution = fx.solve(nothing, method="fista")
+    assert float(solution.relative_gap) == 0
+    assert int(solution.iterations) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "sgd"}, "method must be one of auto, irls, fista, got 'sgd'"),
+        ({"tol": 1e-17}, r"tol=1e-17 is below what float64 can reach, 8\.9e-16"),
+        ({"tol": np.nan}, "below what float64 can reach"),
+        ({"max_iter": -1}, "max_iter must not be negative"),
+        ({"method": "fista", "epsilon": 1e-6}, "epsilon belongs to method 'irls'"),
+        ({"method": "irls", "epsilon": 0.0}, "epsilon must be positive"),
+        ({"method": "irls", "init": np.ones(3)}, r"kernel_weights must have shape \(20,\)"),
+        ({"method": "irls", "init": -np.ones(20)}, "kernel_weights must not be negative"),
+        ({"method": "fista", "init": np.ones((2, 2))}, r"weights must have shape \(20, 4, 1\)"),
+    ],
+)
+def test_bad_options_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        fx.solve(random_problem(15), **options)
+
+
+def test_float32_refuses_a_tolerance_that_only_float64_can_reach():
+    program = random_problem(16)
+    narrow = fx.ConvexProgram(np.asarray(program.x, np.float32), np.asarray(program.y, np.float32), program.masks, 1.0)
+    with pytest.raises(ValueError, match="tol=1e-08 is below what float32 can reach"):
+        fx.solve(narrow, tol=1e-8)
+
+
+def test_only_programs_are_solved():
+    with pytest.raises(TypeError, match="program must be a ConvexProgram, got str"):
+        fx.solve("program")
+
+
+def test_callbacks_are_refused_under_jit():
+    program = random_problem(17)
+    with pytest.raises(ValueError, match="callback cannot be called under jit or vmap"):
+        jax.jit(lambda p: fx.solve(p, callback=print))(program)
