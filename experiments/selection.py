@@ -6,6 +6,7 @@ so all folds have one shape, and the grid folds × λ is one batch.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -17,14 +18,14 @@ from jax import Array
 from jaxtyping import Float, Int
 from sklearn.model_selection import StratifiedKFold
 
-from fixntk import ConvexProgram, Solution, gated_relu_ntk, solve
+from fixntk import ConvexProgram, Solution, solve
 from fixntk.convex.irls import solve_kernel_ridge
 from fixntk.convex.program import BestScale
 from fixntk.gram import masked_apply
 
 
-class NTKFit(NamedTuple):
-    """Kernel ridge regression with the NTK.
+class RidgeFit(NamedTuple):
+    """Kernel ridge regression with a given kernel.
 
     Attributes
     ----------
@@ -63,43 +64,41 @@ class FixedFit(NamedTuple):
 def fold_masks(labels: np.ndarray, num_folds: int, seed: int) -> np.ndarray:
     """(num_folds, n) float32, 1 for the training rows of each stratified fold and 0 for its held-out rows."""
     keep = np.ones((num_folds, labels.size), np.float32)
-    # A class with fewer members than folds is fine: it is absent from some held-out parts.
-    num_folds = min(num_folds, int(np.bincount(labels).max()))
-    folds = StratifiedKFold(num_folds, shuffle=True, random_state=seed)
-    for row, (_, held_out) in zip(keep, folds.split(np.zeros(labels.size), labels), strict=False):
-        row[held_out] = 0
+    folds = StratifiedKFold(min(num_folds, int(np.bincount(labels).max())), shuffle=True, random_state=seed)
+    with warnings.catch_warnings():
+        # A class with fewer members than folds is fine: it is absent from some held-out parts.
+        warnings.filterwarnings("ignore", "The least populated class", UserWarning)
+        for row, (_, held_out) in zip(keep, folds.split(np.zeros(labels.size), labels), strict=False):
+            row[held_out] = 0
     return keep
 
 
 @jax.jit
-def fit_ntk(x: Array, y: Array, x_test: Array, keep: Array, regs: Array) -> NTKFit:
-    """Fit the NTK with the λ of ``regs`` that has the least squared error on held-out rows.
+def fit_ridge(kernel: Array, test_kernel: Array, y: Array, keep: Array, regs: Array) -> RidgeFit:
+    """Fit kernel ridge regression with the λ of ``regs`` that has the least squared error on held-out rows.
 
-    x is (n, d), y (n, c), x_test (n_test, d), keep (folds, n), regs (R,).
+    kernel is (n, n), test_kernel (n_test, n), y (n, c), keep (folds, n), regs (R,).
     """
-    kernel = gated_relu_ntk(x)
 
     def outputs(rows: Array, reg: Array) -> Array:
         return kernel @ solve_kernel_ridge(kernel * rows[:, None] * rows, reg, y * rows[:, None])
 
     errors = _held_out_errors(outputs, y, keep, regs)
     chosen = jnp.argmin(errors)
-    dual_weights = solve_kernel_ridge(kernel, regs[chosen], y)
-    return NTKFit(gated_relu_ntk(x_test, x) @ dual_weights, chosen, errors)
+    return RidgeFit(test_kernel @ solve_kernel_ridge(kernel, regs[chosen], y), chosen, errors)
 
 
-@partial(jax.jit, static_argnames=("cv_steps", "steps", "tol"))
-def fit_fixed(
-    x: Array, y: Array, masks: Array, keep: Array, regs: Array, *, cv_steps: int, steps: int, tol: float
-) -> FixedFit:
+@partial(jax.jit, static_argnames=("steps", "tol"))
+def fit_fixed(x: Array, y: Array, masks: Array, keep: Array, regs: Array, *, steps: int, tol: float) -> FixedFit:
     """Fit the fixed kernel by iterative reweighting, at the λ that has the least squared error on held-out rows.
 
-    The reweighting takes at most ``cv_steps`` steps in each fold and ``steps`` in the final fit.
+    The reweighting takes at most ``steps`` steps, in each fold as in the final fit: fewer in the folds would choose a λ
+    that is too small for the final fit, since the NTK at the start is smoother than the optimum.
     """
 
     def outputs(rows: Array, reg: Array) -> Array:
         program = ConvexProgram(x * rows[:, None], y * rows[:, None], masks, reg)
-        fold = solve(program, method="irls", max_iter=cv_steps, tol=tol)
+        fold = solve(program, method="irls", max_iter=steps, tol=tol)
         return masked_apply(masks, x, fold.weights)
 
     errors = _held_out_errors(outputs, y, keep, regs)
