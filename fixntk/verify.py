@@ -9,8 +9,10 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ import numpy as np
 from jax import Array
 
 from fixntk.arrangements import cover_count, distinct_hyperplanes, enumerate_arrangements
-from fixntk.convex import ConvexProgram, Solution, solve
+from fixntk.convex import ConvergenceWarning, ConvexProgram, Solution, solve
 from fixntk.gates import Arrangements, activation_masks, sample_gates
 from fixntk.gram import MaskedGram, masked_gram
 from fixntk.ntk import gated_relu_ntk
@@ -131,7 +133,7 @@ def read_data(path: Path) -> Data:
     if len(features) > _MAX_ROWS:
         chosen = np.random.default_rng(0).permutation(len(features))[:_MAX_ROWS]
         features, target = features.iloc[chosen], target.iloc[chosen]
-        features = features.loc[:, features.nunique() > 1]  # what is left may be constant
+        features = features.loc[:, features.nunique() > 1]
     return Data(path.name, jnp.asarray(tabular.standardised(features)), jnp.asarray(tabular.targets(target)))
 
 
@@ -230,24 +232,24 @@ def check_neural_tangents(data: Data) -> Iterator[Check]:
     difference = np.where(ordinary, x.shape[1] * (kernel.ntk - kernel.nngp) - ntk, 0)
     yield _below("M3", data, claims[0], float(np.linalg.norm(difference) / jnp.linalg.norm(ntk)), 1e-8)
 
-    def empirical(num_gates: int, seed: int) -> tuple[Array, Array]:
-        gates = sample_gates(jax.random.key(seed), num_gates, x.shape[1], dtype=x.dtype)
+    def gates_of(num_gates: int, seed: Array | int) -> Array:
+        return sample_gates(jax.random.key(seed), num_gates, x.shape[1], dtype=x.dtype)
+
+    @partial(jax.jit, static_argnames="num_gates")
+    def empirical(num_gates: int, seed: Array | int) -> Array:
+        gates = gates_of(num_gates, seed)
         signs = jnp.where(jax.random.bernoulli(jax.random.key(seed + 1), shape=(num_gates,)), 1.0, -1.0)
 
         def network(weights: Array, inputs: Array) -> Array:
             return (activation_masks(inputs, gates) * (inputs @ weights.T)) @ signs[:, None] / np.sqrt(num_gates)
 
-        kernel_fn = nt.empirical_ntk_fn(
-            network, trace_axes=(1,), implementation=nt.NtkImplementation.JACOBIAN_CONTRACTION
-        )
-        return jax.jit(kernel_fn)(x, None, jnp.zeros((num_gates, x.shape[1]))), gates
+        implementation = nt.NtkImplementation.JACOBIAN_CONTRACTION
+        kernel_fn = nt.empirical_ntk_fn(network, trace_axes=(1,), implementation=implementation)
+        return kernel_fn(x, None, jnp.zeros((num_gates, x.shape[1])))
 
-    kernel, gates = empirical(512, 0)
-    same = masked_gram(jnp.full(512, 1 / 512), activation_masks(x, gates), x)
-    yield _below("M3", data, claims[1], _distance(kernel, same), 1e-10)
-    slope = _fitted_slope(
-        lambda width, seed: _distance(empirical(width, seed)[0], ntk), [16, 64, 256, 1024], repeats=16
-    )
+    same = masked_gram(jnp.full(512, 1 / 512), activation_masks(x, gates_of(512, 0)), x)
+    yield _below("M3", data, claims[1], _distance(empirical(512, 0), same), 1e-10)
+    slope = _fitted_slope(lambda width, seed: _distance(empirical(width, seed), ntk), [16, 64, 256, 1024], repeats=16)
     yield _near("M3", data, claims[2], slope, -0.5, 0.15)
 
 
@@ -323,10 +325,6 @@ def _against_cvxpy(data: Data, masks: Array) -> Iterator[Check]:
 
 def solve_quietly(program: ConvexProgram, *, method: str, **options: Any) -> Solution:
     """Solve without the warning of an early stop: the checks look at the gap themselves."""
-    import warnings
-
-    from fixntk.convex import ConvergenceWarning
-
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         return solve(program, method=method, **options)

@@ -126,12 +126,11 @@ class ConvexProgram:
 
     def as_group_weights(self, weights: ArrayLike) -> Float[Array, "P d c"]:
         """Group weights as (P, d, c), given so or, for targets (n,), as (P, d)."""
-        weights = as_float_array("weights", weights, (2, 3)).astype(self.x.dtype)
-        if weights.ndim == 2 and self.y.ndim == 1:
-            weights = weights[:, :, None]
-        if weights.shape != self.group_shape:
-            raise ValueError(f"weights must have shape {self.group_shape}, got {weights.shape}")
-        return weights
+        given = as_float_array("weights", weights, (2, 3)).astype(self.x.dtype)
+        groups = given[:, :, None] if given.ndim == 2 and self.y.ndim == 1 else given
+        if groups.shape != self.group_shape:
+            raise ValueError(f"weights must have shape {self.group_shape}, got {given.shape}")
+        return groups
 
     def fitted(self, weights: ArrayLike) -> Float[Array, "n c"]:
         """Outputs on the training data, Σ_p D_p X W_p."""
