@@ -135,3 +135,33 @@ def test_operator_products_need_matching_rows(rng):
     operator = fx.MaskedGram(np.ones(2), np.ones((3, 2), bool), rng.standard_normal((3, 2)))
     with pytest.raises(ValueError, match="x and vectors must have the same number of rows"):
         operator @ np.ones(4)
+
+
+def temporary_bytes(function, *shapes):
+    structs = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in shapes]
+    return jax.jit(function).lower(*structs).compile().memory_analysis().temp_size_in_bytes
+
+
+def test_a_row_block_of_a_large_kernel_takes_bounded_memory():
+    block = (1024 * 20_000) * 4
+    for num_gates in (2000, 20_000):
+        extra = temporary_bytes(
+            gram._masked_gram,
+            ((num_gates,), jnp.float32),
+            ((1024, num_gates), bool),
+            ((1024, 50), jnp.float32),
+            ((20_000, num_gates), bool),
+            ((20_000, 50), jnp.float32),
+        )
+        assert extra < 2 * block + 2 * gram._TILE_BYTES < 1.5e9
+
+
+def test_a_product_with_a_large_kernel_takes_memory_for_a_tile_alone():
+    extra = temporary_bytes(
+        lambda weights, masks, x, vector: fx.MaskedGram(weights, masks, x) @ vector,
+        ((20_000,), jnp.float32),
+        ((20_000, 20_000), bool),
+        ((20_000, 50), jnp.float32),
+        ((20_000,), jnp.float32),
+    )
+    assert extra < 3 * gram._TILE_BYTES
