@@ -3,6 +3,9 @@ import itertools
 import cvxpy
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from scipy.optimize import linprog
 
 import fixntk as fx
@@ -60,6 +63,17 @@ def test_enumeration_finds_exactly_the_masks_that_linear_programs_find(name):
     found = as_signs(fx.enumerate_arrangements(x), x)
     assert len(found) == len(set(found))
     assert set(found) == brute_force(x)
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(arrays(np.int64, st.tuples(st.integers(1, 6), st.integers(1, 4)), elements=st.integers(-2, 2)))
+def test_enumeration_is_exact_on_small_integers(x):
+    x = x.astype(float)
+    arrangements = fx.enumerate_arrangements(x)
+    found = as_signs(arrangements, x)
+    assert len(found) == len(set(found))
+    assert set(found) == brute_force(x)
+    np.testing.assert_array_equal(fx.activation_masks(x, arrangements.gates), arrangements.masks)
 
 
 @pytest.mark.parametrize("name", DATA)
