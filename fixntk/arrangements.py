@@ -250,7 +250,7 @@ def _one_in_each_cell(points: np.ndarray, normals: np.ndarray, noise: np.ndarray
     if first.size != expected:
         raise _InconsistentCellsError(
             f"x is too close to degenerate for its precision: {first.size} cells can be told apart, {expected} are "
-            f"there; round x so that parallel or dependent rows are exactly so, or pass float64"
+            f"there; centre the columns of x, round it so that dependent rows are exactly so, or pass float64"
         )
     return points[order[np.sort(first)]]
 

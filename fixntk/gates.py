@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import NamedTuple
 
 import jax
@@ -49,7 +50,7 @@ def sample_gates(
         If either number is below 1.
     """
     for name, number in (("num_gates", num_gates), ("num_features", num_features)):
-        if number < 1:
+        if operator.index(number) < 1:
             raise ValueError(f"{name} must be at least 1, got {number}")
     return jax.random.normal(key, (num_gates, num_features), dtype or jnp.result_type(float))
 

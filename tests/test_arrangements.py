@@ -116,6 +116,15 @@ def test_float32_rounding_does_not_make_cells(rng):
     assert fx.enumerate_arrangements(rounded).masks.shape[1] == fx.cover_count(8, 3)
 
 
+@pytest.mark.parametrize("offset", [100.0, 1990.0])
+def test_an_offset_beside_a_bias_column_changes_no_cell(rng, offset):
+    x = np.column_stack([rng.integers(0, 12, (25, 2)), np.ones(25)])
+    moved = x + np.array([offset, offset, 0])
+    expected, found = (fx.enumerate_arrangements(rows) for rows in (x, moved))
+    assert set(as_signs(found, moved)) == set(as_signs(expected, x))
+    np.testing.assert_array_equal(fx.activation_masks(moved, found.gates), found.masks)
+
+
 def test_no_nonzero_row_has_one_cell():
     arrangements = fx.enumerate_arrangements(np.zeros((3, 2)))
     np.testing.assert_array_equal(arrangements.masks, np.ones((3, 1), bool))

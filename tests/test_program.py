@@ -170,7 +170,7 @@ def test_float32_stays_float32(rng):
         ({"masks": np.full((3, 5), 0.5)}, "masks must be bool or 0/1"),
         ({"reg": -1.0}, r"reg must be positive and finite, got -1\.0"),
         ({"reg": 0.0}, "reg must be positive and finite"),
-        ({"reg": np.nan}, "reg must be positive and finite"),
+        ({"reg": np.nan}, "reg holds 1 NaN"),
         ({"reg": np.ones(2)}, r"reg must be a number \(vmap over several\), got shape \(2,\)"),
         ({"loss": "hinge"}, "loss must be one of squared, got 'hinge'"),
     ],

@@ -206,6 +206,11 @@ def test_only_programs_are_solved():
         fx.solve("program")
 
 
+def test_a_tolerance_that_is_no_number_is_a_type_error():
+    with pytest.raises(TypeError, match="tol must be a number, got str"):
+        fx.solve(random_problem(16), tol="small")
+
+
 def test_callbacks_are_refused_under_jit():
     program = random_problem(17)
     with pytest.raises(ValueError, match="callback cannot be called under jit or vmap"):

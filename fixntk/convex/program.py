@@ -91,7 +91,7 @@ class ConvexProgram:
         if loss not in LOSSES:
             raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {loss!r}")
         dtype = jnp.result_type(x.dtype, y.dtype)
-        reg = jnp.asarray(reg, dtype)
+        reg = as_float_array("reg", reg, (0, 1)).astype(dtype)
         if reg.ndim != 0:
             raise ValueError(f"reg must be a number (vmap over several), got shape {reg.shape}")
         if not is_traced(reg) and not 0 < float(reg) < float("inf"):

@@ -122,7 +122,10 @@ class Solution:
             return f"{self.method} converged: {state}, within tol={self.tol:.1e}"
         if bool(self.failed):
             return f"{self.method} broke down in {self.weights.dtype}: {state}, above tol={self.tol:.1e}"
-        return f"{self.method} stopped early: {state}, above tol={self.tol:.1e}; raise max_iter or tol"
+        remedy = (
+            "raise max_iter or tol" if self.weights.dtype == jnp.float64 else "raise max_iter or tol, or use float64"
+        )
+        return f"{self.method} stopped early: {state}, above tol={self.tol:.1e}; {remedy}"
 
     def predict(self, x: ArrayLike, gates: ArrayLike) -> Array:
         """Outputs Σ_p 1{x·g_p ≥ 0} x·W_p on new inputs (M1).

@@ -85,7 +85,7 @@ def solve(
         step; the path from the NTK to the optimum, sublinear near its end. ``"fista"``: accelerated proximal gradient
         with restart, two products with the masks a step. ``"auto"``: FISTA.
     tol
-        Relative gap to reach, as a share of ½‖Y‖².
+        Relative gap to reach, as a share of ½‖Y‖². In float32, rounding of the certificate itself is 1e-6 to 1e-5.
     max_iter
         Largest number of iterations; 300 for IRLS, 20,000 for FISTA when None.
     init
@@ -144,6 +144,8 @@ def _check_options(program: ConvexProgram, name: str, tol: float, max_iter: int 
         raise TypeError(f"program must be a ConvexProgram, got {type(program).__name__}")
     if name not in METHODS:
         raise ValueError(f"method must be one of auto, {', '.join(METHODS)}, got {name!r}")
+    if not isinstance(tol, float | int):
+        raise TypeError(f"tol must be a number, got {type(tol).__name__}")
     reachable = 4 * float(jnp.finfo(program.x.dtype).eps)
     if not tol >= reachable:
         raise ValueError(f"tol={tol} is below what {program.x.dtype} can reach, {reachable:.1e}")
