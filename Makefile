@@ -7,7 +7,7 @@ UV := $(shell command -v uv 2>/dev/null)
 
 .PHONY: run quickstart verify test test-long lint benchmarks clean
 
-run: $(VENV)/.installed  ## the main job: fix the NTK on 35 real tables; the report is runs/uci/report.html
+run: $(VENV)/.installed  ## the main job: fix the NTK on 40 real tables; the report is runs/uci/report.html
 	$(BIN)/fixntk run configs/uci.yaml --resume
 
 quickstart: $(VENV)/.installed  ## three tables, under a minute

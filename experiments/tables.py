@@ -282,7 +282,9 @@ def _checked_table(name: str, frame: pd.DataFrame, source: str) -> Table:
     if len(classes) < 2:
         raise TableError(f"table '{name}': all labels are '{classes[0]}'; at least two classes are needed")
     if sizes.min() < 2:
-        raise TableError(f"table '{name}': class '{classes[sizes.argmin()]}' has one row; a split needs two")
+        # A number to predict, as in a regression table, looks like this.
+        hint = f" (there are {len(classes)} classes in {len(frame)} rows)" if 2 * len(classes) > len(frame) else ""
+        raise TableError(f"table '{name}': class '{classes[sizes.argmin()]}' has one row; a split needs two{hint}")
     constant = [column for column in features if features[column].nunique() == 1]
     if len(constant) == features.shape[1]:
         raise TableError(f"table '{name}': every feature column is constant")

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 # What the commands need beyond the core dependencies: the names of imports, which differ from those of packages.
 _OPTIONAL_IMPORTS = {
@@ -29,6 +31,8 @@ _OPTIONAL_IMPORTS = {
     "tqdm",
     "yaml",
 }
+
+_INTERRUPTED = 130  # what shells give a command that SIGINT ended
 
 _DESCRIPTION = """\
 Neural tangent kernels, what they leave on the table, and the exact convex program that fixes them.
@@ -63,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         message = f"this needs {error.name}, which is not installed: pip install 'fixntk[{arguments.extra}]'"
     except KeyboardInterrupt:
         print("fixntk: interrupted", file=sys.stderr)
-        return 130
+        return _INTERRUPTED
     print(f"fixntk: error: {message}", file=sys.stderr)
     return 2
 
@@ -111,7 +115,7 @@ def _run(arguments: argparse.Namespace) -> int:
         status = runs.execute(experiment, config, directory, resume=arguments.resume)
     except runs.ConfigError as error:
         raise _InputError(error) from error
-    if status != runs.INTERRUPTED:
+    if status != _INTERRUPTED:
         summary = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
         if isinstance(headline := summary.get("headline"), str):
             print(headline)
@@ -152,5 +156,17 @@ def _info(_: argparse.Namespace) -> int:
     return 0
 
 
+def entry() -> NoReturn:
+    """Run the command as a process of its own."""
+    status = main()
+    if status == _INTERRUPTED:
+        # A compiled computation may still be running in XLA's threads, which crash when the interpreter is taken down
+        # under them; what was finished has been written and synchronised already.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    entry()
