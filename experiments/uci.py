@@ -218,8 +218,8 @@ def sections(config: Config, rows: list[dict[str, Any]], summary: dict[str, Any]
         found.append(Section("From the NTK to the optimum", figures=(("fixed", _path_figure(path), caption),)))
     note = (
         f"Means over the splits with the seeds 0 to {config.seeds - 1}. The same folds, the same λ to choose from and "
-        "the same criterion, squared error on held-out rows, for both kernels. The NTK's accuracy is that of its closed form; its "
-        f"objective is that of the {config.num_gates} sampled gates at their best scale, in the fixed kernel's "
+        "the same criterion, squared error on held-out rows, for both kernels. The NTK's accuracy is that of its "
+        f"closed form; its objective is that of the {config.num_gates} sampled gates at their best scale, in the fixed kernel's "
         f"program. The reweighting stops at {config.steps} steps, or earlier at a relative gap of {config.tol:g}. "
         "Seconds are medians; the first split of a shape also compiles."
     )
