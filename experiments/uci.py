@@ -219,9 +219,9 @@ def sections(config: Config, rows: list[dict[str, Any]], summary: dict[str, Any]
     note = (
         f"Means over the splits with the seeds 0 to {config.seeds - 1}. The same folds, the same λ to choose from and "
         "the same criterion, squared error on held-out rows, for both kernels. The NTK's accuracy is that of its "
-        f"closed form; its objective is that of the {config.num_gates} sampled gates at their best scale, in the fixed kernel's "
-        f"program. The reweighting stops at {config.steps} steps, or earlier at a relative gap of {config.tol:g}. "
-        "Seconds are medians; the first split of a shape also compiles."
+        f"closed form; its objective is that of the {config.num_gates} sampled gates at their best scale, in the "
+        f"fixed kernel's program. The reweighting stops at {config.steps} steps, or earlier at a relative gap of "
+        f"{config.tol:g}. Seconds are medians; the first split of a shape also compiles."
     )
     found.append(Section("Every table", note, table=table))
     return found
