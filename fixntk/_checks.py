@@ -64,12 +64,22 @@ def check_same_rows(name1: str, array1: Array, name2: str, array2: Array) -> Non
         )
 
 
-def check_fits_in_memory(what: str, num_bytes: int, remedy: str) -> None:
-    """Raise ValueError if an array of ``num_bytes`` cannot fit into the default device's memory."""
+def check_same_columns(name1: str, array1: Array, name2: str, array2: Array) -> None:
+    """Raise ValueError unless both matrices have the same number of columns."""
+    if array1.shape[1] != array2.shape[1]:
+        raise ValueError(
+            f"{name1} and {name2} must have the same number of columns, got shapes {array1.shape} and {array2.shape}"
+        )
+
+
+def check_kernel_fits(x1: Array, x2: Array, remedy: str) -> None:
+    """Raise ValueError if the kernel matrix between x1 and x2 cannot fit into the default device's memory."""
+    num_bytes = x1.shape[0] * x2.shape[0] * x1.dtype.itemsize
     available = _device_memory()
     if available is not None and num_bytes > available:
         raise ValueError(
-            f"{what} needs {num_bytes / 2**30:.1f} GiB, the device has {available / 2**30:.1f} GiB: {remedy}"
+            f"the {x1.shape[0]}×{x2.shape[0]} kernel matrix needs {num_bytes / 2**30:.1f} GiB, "
+            f"the device has {available / 2**30:.1f} GiB: {remedy}"
         )
 
 

@@ -12,7 +12,7 @@ from jax import Array
 from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Key, UInt8
 
-from fixntk._checks import as_matrix, is_traced
+from fixntk._checks import as_matrix, check_same_columns, is_traced
 
 
 class Arrangements(NamedTuple):
@@ -75,8 +75,7 @@ def activation_masks(x: ArrayLike, gates: ArrayLike) -> Bool[Array, "n P"]:
         If the numbers of columns differ, or either argument is empty or not finite.
     """
     x, gates = as_matrix("x", x), as_matrix("gates", gates)
-    if x.shape[1] != gates.shape[1]:
-        raise ValueError(f"x and gates must have the same number of columns, got shapes {x.shape} and {gates.shape}")
+    check_same_columns("x", x, "gates", gates)
     # A product in TF32 would put points near a boundary on the wrong side of it.
     return jnp.matmul(x, gates.T, precision=jax.lax.Precision.HIGHEST) >= 0
 

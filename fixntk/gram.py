@@ -16,7 +16,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 from jaxtyping import Float
 
-from fixntk._checks import as_float_array, as_matrix, check_fits_in_memory, check_same_rows
+from fixntk._checks import as_float_array, as_matrix, check_kernel_fits, check_same_columns, check_same_rows
 from fixntk.gates import as_masks
 
 # Products with masks enter certificates: a GPU's TF32 would spoil them.
@@ -64,13 +64,8 @@ def masked_gram(
         masks2, x2 = masks1, x1
     else:
         _, masks2, x2 = _as_operands(weights, masks2, x2, "2")
-        if x1.shape[1] != x2.shape[1]:
-            raise ValueError(f"x1 and x2 must have the same number of columns, got shapes {x1.shape} and {x2.shape}")
-    check_fits_in_memory(
-        f"the {x1.shape[0]}×{x2.shape[0]} kernel matrix",
-        x1.shape[0] * x2.shape[0] * x1.dtype.itemsize,
-        "use MaskedGram's tiles() or its product, which never make it whole",
-    )
+        check_same_columns("x1", x1, "x2", x2)
+    check_kernel_fits(x1, x2, "use MaskedGram's tiles() or its product, which never make it whole")
     return _masked_gram(weights, masks1, x1, masks2, x2)
 
 

@@ -8,7 +8,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 from jaxtyping import Float
 
-from fixntk._checks import as_matrix, check_fits_in_memory
+from fixntk._checks import as_matrix, check_kernel_fits, check_same_columns
 
 
 def gated_relu_ntk(x1: ArrayLike, x2: ArrayLike | None = None) -> Float[Array, "n1 n2"]:
@@ -42,13 +42,8 @@ def gated_relu_ntk(x1: ArrayLike, x2: ArrayLike | None = None) -> Float[Array, "
     """
     x1 = as_matrix("x1", x1)
     x2 = x1 if x2 is None else as_matrix("x2", x2)
-    if x1.shape[1] != x2.shape[1]:
-        raise ValueError(f"x1 and x2 must have the same number of columns, got shapes {x1.shape} and {x2.shape}")
-    check_fits_in_memory(
-        f"the {x1.shape[0]}×{x2.shape[0]} kernel matrix",
-        x1.shape[0] * x2.shape[0] * x1.dtype.itemsize,
-        "pass x1 in blocks of rows",
-    )
+    check_same_columns("x1", x1, "x2", x2)
+    check_kernel_fits(x1, x2, "pass x1 in blocks of rows")
     return _gated_relu_ntk(x1, x2)
 
 
