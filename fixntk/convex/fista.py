@@ -91,7 +91,7 @@ def _state(
     program: ConvexProgram, point: FISTAPoint, extrapolated: FISTAPoint, momentum: Array, lipschitz: Array
 ) -> FISTAState:
     residual = program.targets - point.fitted
-    primal = 0.5 * jnp.sum(residual**2) + program.reg * jnp.sum(group_norms(point.weights))
+    primal = program.primal_of(point.weights, residual)
     gap = program.gap_of(point.weights, residual, point.correlations)
     return FISTAState(
         point, extrapolated, momentum, lipschitz, primal, gap, primal, failed=jnp.logical_not(jnp.isfinite(primal))

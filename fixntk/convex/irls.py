@@ -48,7 +48,7 @@ def init(program: ConvexProgram, kernel_weights: Array, epsilon: Array) -> IRLSS
 
 def step(program: ConvexProgram, state: IRLSState) -> IRLSState:
     """Reweight η_p = sqrt(‖W_p‖² + ε), then solve the kernel ridge problem: one masked Gram, one Cholesky."""
-    kernel_weights = jnp.sqrt(group_norms(state.weights) ** 2 + state.epsilon)
+    kernel_weights = _smoothed_norms(state.weights, state.epsilon)
     following = _solve_ridge(program, kernel_weights, state.epsilon)
     kept = state._replace(failed=jnp.ones_like(state.failed))
     return IRLSState(*(jnp.where(following.failed, old, new) for old, new in zip(kept, following, strict=True)))
@@ -60,10 +60,8 @@ def default_epsilon(program: ConvexProgram, tol: float) -> Float[Array, ""]:
     return jnp.maximum(root**2, jnp.finfo(program.x.dtype).tiny)
 
 
-def smoothed_objective(program: ConvexProgram, fitted: Array, norms: Array, epsilon: Array) -> Float[Array, ""]:
-    """½‖fitted − Y‖² + λ Σ_p sqrt(‖W_p‖² + ε), which no step raises (M6)."""
-    loss = 0.5 * jnp.sum((program.targets - fitted) ** 2)
-    return loss + program.reg * jnp.sum(jnp.sqrt(norms**2 + epsilon))
+def _smoothed_norms(weights: Array, epsilon: Array) -> Float[Array, " P"]:
+    return jnp.sqrt(group_norms(weights) ** 2 + epsilon)
 
 
 def _solve_ridge(program: ConvexProgram, kernel_weights: Array, epsilon: Array) -> IRLSState:
@@ -71,16 +69,15 @@ def _solve_ridge(program: ConvexProgram, kernel_weights: Array, epsilon: Array) 
     dual_weights = solve_kernel_ridge(kernel, program.reg, program.targets)
     correlations = program.correlations(dual_weights)
     weights = kernel_weights[:, None, None] * correlations
-    fitted = jnp.matmul(kernel, dual_weights, precision=lax.Precision.HIGHEST)
-    residual = program.targets - fitted
-    norms = group_norms(weights)
+    residual = program.targets - jnp.matmul(kernel, dual_weights, precision=lax.Precision.HIGHEST)
     return IRLSState(
         kernel_weights=kernel_weights,
         weights=weights,
-        primal=0.5 * jnp.sum(residual**2) + program.reg * jnp.sum(norms),
+        primal=program.primal_of(weights, residual),
         # The residual of a ridge solution is λA, so its correlations are known already.
         gap=program.gap_of(weights, residual, program.reg * correlations),
-        objective=smoothed_objective(program, fitted, norms, epsilon),
+        # ½‖Y − F(W)‖² + λ Σ_p sqrt(‖W_p‖² + ε), which no step raises.
+        objective=0.5 * jnp.sum(residual**2) + program.reg * jnp.sum(_smoothed_norms(weights, epsilon)),
         failed=~jnp.all(jnp.isfinite(dual_weights)),
         epsilon=epsilon,
     )

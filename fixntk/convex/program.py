@@ -143,7 +143,10 @@ class ConvexProgram:
     def primal(self, weights: ArrayLike) -> Float[Array, ""]:
         """The objective of the group weights, (P, d, c) or, for targets (n,), (P, d) (M5)."""
         weights = self.as_group_weights(weights)
-        residual = self.targets - self.fitted(weights)
+        return self.primal_of(weights, self.targets - self.fitted(weights))
+
+    def primal_of(self, weights: Array, residual: Array) -> Float[Array, ""]:
+        """The objective from a residual that is known already (M5)."""
         return 0.5 * jnp.sum(residual**2) + self.reg * jnp.sum(group_norms(weights))
 
     def primal_at_zero(self) -> Float[Array, ""]:

@@ -17,21 +17,22 @@ from jax.typing import ArrayLike
 
 from fixntk._checks import is_traced
 from fixntk.convex import fista, irls
-from fixntk.convex.program import ConvexProgram, group_norms
+from fixntk.convex.program import ConvexProgram
 from fixntk.convex.solution import ConvergenceWarning, History, Solution, is_active
 
 
 class Method(NamedTuple):
-    """A solver: ``step(program, state) -> state``, and the default number of steps.
+    """A solver: ``init(program, start, …) -> state``, ``step(program, state) -> state``, the default number of steps.
 
     A state is a pytree with ``weights``, ``kernel_weights``, ``primal``, ``gap``, ``objective`` and ``failed``.
     """
 
+    init: Callable[..., Any]
     step: Callable[[ConvexProgram, Any], Any]
     max_iter: int
 
 
-METHODS = {"irls": Method(irls.step, 300), "fista": Method(fista.step, 20_000)}
+METHODS = {"irls": Method(irls.init, irls.step, 300), "fista": Method(fista.init, fista.step, 20_000)}
 
 # Steps made between two looks at the clock.
 _STEPS_PER_LOOK = 25
@@ -132,8 +133,7 @@ def solve(
             f"raise reg (λ = {float(program.reg):.3g}), rescale x, or use float64"
         )
     iterations, state, history = _drive(run, program, state, history, max_iter, tol, callback)
-    solution = _certify(program, state, iterations, history, name, tol)
-    solution = _trimmed(solution)
+    solution = _trimmed(_certify(program, state, iterations, history, name, tol))
     if not bool(solution.converged):
         warnings.warn(solution.message, ConvergenceWarning, stacklevel=2)
     return solution
@@ -175,8 +175,7 @@ def _starting_point(program: ConvexProgram, name: str, init: ArrayLike | Solutio
 def _start(
     program: ConvexProgram, start: Array, extra: tuple[Array, ...], name: str, max_iter: int
 ) -> tuple[Any, History]:
-    initial = irls.init if name == "irls" else fista.init
-    state = initial(program, start, *extra)
+    state = METHODS[name].init(program, start, *extra)
     empty = jnp.full(max_iter + 1, jnp.nan, program.x.dtype)
     return state, _record(History(empty, empty, empty, empty, empty), state, jnp.asarray(0))
 
@@ -269,7 +268,7 @@ def _certify(
     weights = state.weights
     residual = program.targets - program.fitted(weights)
     gap = program.gap_of(weights, residual, program.correlations(residual))
-    primal = 0.5 * jnp.sum(residual**2) + program.reg * jnp.sum(group_norms(weights))
+    primal = program.primal_of(weights, residual)
     at_zero = program.primal_at_zero()
     relative_gap = gap / jnp.where(at_zero > 0, at_zero, 1.0)
     return Solution(
