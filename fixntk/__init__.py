@@ -6,7 +6,7 @@ from fixntk.arrangements import cover_count, enumerate_arrangements
 from fixntk.convex import ConvergenceWarning, ConvexProgram, History, Progress, Solution, solve
 from fixntk.gates import Arrangements, activation_masks, merge_duplicate_masks, pack_masks, sample_gates
 from fixntk.gram import MaskedGram, masked_gram
-from fixntk.ntk import gated_relu_ntk
+from fixntk.ntk import empirical_ntk, gated_relu_ntk, layerwise_ntk, ntk_vector_product
 from fixntk.solid_angles import arrangement_weights
 
 __version__ = version("fixntk")
@@ -22,10 +22,13 @@ __all__ = [
     "activation_masks",
     "arrangement_weights",
     "cover_count",
+    "empirical_ntk",
     "enumerate_arrangements",
     "gated_relu_ntk",
+    "layerwise_ntk",
     "masked_gram",
     "merge_duplicate_masks",
+    "ntk_vector_product",
     "pack_masks",
     "sample_gates",
     "solve",

@@ -1,0 +1,273 @@
+"""Empirical neural tangent kernels of any JAX function: Θ[i, j, o, q] = ⟨∂f_o(x_i)/∂θ, ∂f_q(x_j)/∂θ⟩ (M14)."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from fixntk.ntk.inputs import as_operands, check_rows_are_independent, hashable, num_rows
+from fixntk.ntk.methods import METHODS
+from fixntk.ntk.tiles import Request, inside_transformation, outside_transformation
+
+Method = Literal["auto", "structured", "jacobian", "ntvp"]
+Outputs = Literal["full", "trace", "diagonal"]
+
+
+def empirical_ntk(
+    f: Callable[[Any, Any], Array],
+    params: Any,
+    x1: Any,
+    x2: Any = None,
+    *,
+    outputs: Outputs | None = None,
+    trace_axes: int | Sequence[int] = (),
+    diagonal_axes: int | Sequence[int] = (),
+    method: Method = "auto",
+    batch_size: int | None = None,
+    store_on_device: bool = True,
+) -> Array | np.ndarray:
+    r"""Empirical NTK of a function with parameters: inner products of its Jacobians (M14).
+
+    .. math:: Θ[i, j, o, q] = ⟨∂f_o(x_i)/∂θ, ∂f_q(x_j)/∂θ⟩
+
+    Parameters
+    ----------
+    f
+        ``f(params, x)`` for a **batch**: x of shape (n, …) gives (n, …), one row for each example, which depends on
+        that example alone. For a function of one example pass ``jax.vmap(f, in_axes=(None, 0))``. Any function that
+        JAX can differentiate in ``params``. The compiled kernel is kept for the function object: pass the same one
+        again, not a new lambda, to find it.
+    params
+        Pytree of floating-point arrays.
+    x1
+        (n1, …) inputs, or a pytree of them. Any number of examples.
+    x2
+        (n2, …); x1 when None, which then costs about half.
+    outputs
+        The output axes in a word: ``"full"``, every pair of outputs; ``"trace"``, the mean over all outputs;
+        ``"diagonal"``, each output with itself. None leaves it to the two arguments below.
+    trace_axes
+        Axes of ``f(params, x)`` along which the kernel is averaged: only pairs of equal indices, divided by the axis's
+        size. Axis 0 is the batch. As in neural-tangents.
+    diagonal_axes
+        Axes along which only pairs of equal indices are kept. With axis 0, x1 and x2 are paired row by row, and no
+        n1×n2 array is made.
+    method
+        ``"structured"``: reads where parameters enter. What enters by a matrix product, a convolution or a look-up of
+        rows contributes through activations and back-propagated signals, what enters otherwise, or more than once,
+        through its Jacobian. ``"jacobian"``: Jacobians of all parameters. ``"ntvp"``: NTK-vector products.
+        ``"auto"``: whichever takes the fewest operations by count.
+    batch_size
+        Examples in a tile, of x1 and of x2; it need not divide their numbers. By default as many as fit into 256 MiB
+        of temporary arrays.
+    store_on_device
+        False collects the tiles in a NumPy array on the host as they are finished, for kernels larger than the
+        device's memory. Not possible under ``jax.jit``.
+
+    Returns
+    -------
+    (n1, n2, …): behind the examples' axes each output axis stands twice, (…, o, o, …), once where it is diagonal, and
+    not at all where it is traced. With axis 0 diagonal it begins with (n,), with axis 0 traced with neither. Of the
+    output's dtype, float32 at least.
+
+    Raises
+    ------
+    TypeError
+        If ``params`` has a leaf that is no floating-point array (its place is named), or the output is no single
+        floating-point array.
+    ValueError
+        If there are no parameters or examples, x1 and x2 do not have the same shape but for their rows, values are not
+        finite, an axis is out of range or both traced and diagonal, the output does not have one row an example, or
+        its rows depend on other examples (batch statistics) or differ between calls.
+
+    References
+    ----------
+    Novak, Sohl-Dickstein and Schoenholz, "Fast Finite Width Neural Tangent Kernel", ICML 2022, for the conventions and
+    for the structure; docs/mathematics.md, M14.
+    """
+    params, x1, x2 = as_operands(f, params, x1, x2)
+    groups = (0,) * len(jax.tree.leaves(params))
+    request = _request(f, params, x1, x2, outputs, trace_axes, diagonal_axes, groups, method, batch_size)
+    return _compute(f, request, params, x1, x2, store_on_device)[0]
+
+
+def layerwise_ntk(
+    f: Callable[[Any, Any], Array],
+    params: Any,
+    x1: Any,
+    x2: Any = None,
+    *,
+    groups: Any = None,
+    outputs: Outputs | None = None,
+    trace_axes: int | Sequence[int] = (),
+    diagonal_axes: int | Sequence[int] = (),
+    method: Method = "auto",
+    batch_size: int | None = None,
+    store_on_device: bool = True,
+) -> Any:
+    """Empirical NTK in shares: one kernel for each parameter leaf, or group of leaves, which sum to the whole (M14).
+
+    Parameters
+    ----------
+    groups
+        Pytree of labels, a prefix of ``params``: a label for each leaf or subtree, for instance
+        ``{"backbone": "frozen", "head": "trained"}``. None makes each leaf a group of its own.
+
+    The other parameters, and what is raised, are those of :func:`empirical_ntk`.
+
+    Returns
+    -------
+    A dictionary from labels to kernels, or without ``groups`` a pytree of kernels like ``params``.
+
+    Raises
+    ------
+    ValueError
+        Also if ``groups`` is no prefix of ``params``.
+    """
+    params, x1, x2 = as_operands(f, params, x1, x2)
+    labels: list[Hashable] = list(range(len(jax.tree.leaves(params))))
+    if groups is not None:
+        try:
+            labels = jax.tree.leaves(
+                jax.tree.map(lambda label, sub: [label] * len(jax.tree.leaves(sub)), groups, params)
+            )
+        except ValueError as error:
+            raise ValueError(f"groups must be a pytree of labels that is a prefix of params: {error}") from error
+    names = list(dict.fromkeys(labels))
+    numbers = tuple(names.index(label) for label in labels)
+    request = _request(f, params, x1, x2, outputs, trace_axes, diagonal_axes, numbers, method, batch_size)
+    kernels = _compute(f, request, params, x1, x2, store_on_device)
+    if groups is None:
+        return jax.tree.unflatten(jax.tree.structure(params), kernels)
+    return dict(zip(names, kernels, strict=True))
+
+
+def ntk_vector_product(
+    f: Callable[[Any, Any], Array],
+    params: Any,
+    vector: Array,
+    x1: Any,
+    x2: Any = None,
+    *,
+    batch_size: int | None = None,
+) -> Array:
+    """Product of the empirical NTK with a vector, matrix-free: a backward pass at x2, a forward one at x1 (M14).
+
+    Parameters
+    ----------
+    f, params, x1, x2
+        As in :func:`empirical_ntk`.
+    vector
+        (n2, …), of the shape of ``f(params, x2)``.
+    batch_size
+        Examples that go through the network at once; all of them when None.
+
+    Returns
+    -------
+    Σ_jq Θ[i, j, o, q] vector[j, q], of the shape of ``f(params, x1)``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As in :func:`empirical_ntk`; also if ``vector`` does not have the shape of ``f(params, x2)``.
+    """
+    params, x1, x2 = as_operands(f, params, x1, x2)
+    is_concrete = check_rows_are_independent(f, params, x1)
+    _check_batch_size(batch_size)
+    x2 = x1 if x2 is None else x2
+    vector = jnp.asarray(vector)
+    expected = jax.eval_shape(f, params, x2)
+    if vector.shape != expected.shape:
+        raise ValueError(f"vector must have the shape of f(params, x2), {expected.shape}, got {vector.shape}")
+    vector = vector.astype(expected.dtype)
+    pull_back, push_forward = _pull_back, _push_forward
+    if is_concrete:
+        pull_back, push_forward = _compiled_pull_back, _compiled_push_forward
+    f, step = hashable(f), batch_size or max(num_rows(x1), num_rows(x2))
+    directions = [
+        pull_back(f, params, jax.tree.map(lambda a, k=k: a[k : k + step], x2), vector[k : k + step])
+        for k in range(0, num_rows(x2), step)
+    ]
+    direction = jax.tree.map(lambda *parts: sum(parts), *directions)
+    rows = [jax.tree.map(lambda a, k=k: a[k : k + step], x1) for k in range(0, num_rows(x1), step)]
+    return jnp.concatenate([push_forward(f, params, part, direction) for part in rows])
+
+
+def _pull_back(f: Callable[..., Any], params: Any, x: Any, cotangent: Array) -> Any:
+    return jax.vjp(lambda p: f(p, x), params)[1](cotangent)[0]
+
+
+def _push_forward(f: Callable[..., Any], params: Any, x: Any, direction: Any) -> Array:
+    return jax.jvp(lambda p: f(p, x), (params,), (direction,))[1]
+
+
+_compiled_pull_back = jax.jit(_pull_back, static_argnums=0)
+_compiled_push_forward = jax.jit(_push_forward, static_argnums=0)
+
+
+def _compute(f: Callable[..., Any], request: Request, params: Any, x1: Any, x2: Any, store_on_device: bool) -> Any:
+    if check_rows_are_independent(f, params, x1):
+        return outside_transformation(request, params, x1, x2, store_on_device)
+    if not store_on_device:
+        raise ValueError("store_on_device=False cannot be used under a JAX transformation: leave it True there")
+    return inside_transformation(request, params, x1, x2)
+
+
+def _request(
+    f: Callable[..., Any],
+    params: Any,
+    x1: Any,
+    x2: Any,
+    outputs: str | None,
+    trace_axes: int | Sequence[int],
+    diagonal_axes: int | Sequence[int],
+    groups: tuple[int, ...],
+    method: str,
+    batch_size: int | None,
+) -> Request:
+    if method not in ("auto", *METHODS):
+        raise ValueError(f"method must be one of {', '.join(repr(m) for m in ('auto', *METHODS))}, got {method!r}")
+    shape = jax.eval_shape(f, params, x1).shape
+    traced, diagonal = _axes("trace_axes", trace_axes, shape), _axes("diagonal_axes", diagonal_axes, shape)
+    if outputs is not None:
+        if outputs not in ("full", "trace", "diagonal"):
+            raise ValueError(f"outputs must be 'full', 'trace' or 'diagonal', got {outputs!r}")
+        if traced or diagonal:
+            raise ValueError("give either outputs or trace_axes and diagonal_axes, not both")
+        every = tuple(range(1, len(shape)))
+        traced, diagonal = (every if outputs == word else () for word in ("trace", "diagonal"))
+    if common := set(traced) & set(diagonal):
+        raise ValueError(f"axes {sorted(common)} are in both trace_axes and diagonal_axes")
+    _check_batch_size(batch_size)
+    if 0 in (*traced, *diagonal) and x2 is not None and num_rows(x1) != num_rows(x2):
+        raise ValueError(
+            "with axis 0 in trace_axes or diagonal_axes x1 and x2 are paired row by row, got"
+            f" {num_rows(x1)} and {num_rows(x2)} rows"
+        )
+    return Request(hashable(f), traced, diagonal, groups, method, batch_size)
+
+
+def _axes(name: str, axes: int | Sequence[int], shape: tuple[int, ...]) -> tuple[int, ...]:
+    canonical = set()
+    try:
+        given = [operator.index(axes)] if hasattr(axes, "__index__") else [operator.index(k) for k in axes]
+    except TypeError:
+        raise TypeError(f"{name} must be an integer or integers, got {axes!r}") from None
+    for axis in given:
+        if not -len(shape) <= axis < len(shape):
+            raise ValueError(
+                f"{name} has axis {axis}, f(params, x1) has shape {shape}: axes {-len(shape)} to {len(shape) - 1}"
+            )
+        canonical.add(axis % len(shape))
+    return tuple(sorted(canonical))
+
+
+def _check_batch_size(batch_size: int | None) -> None:
+    if batch_size is not None and (not hasattr(batch_size, "__index__") or operator.index(batch_size) < 1):
+        raise ValueError(f"batch_size must be a positive integer or None, got {batch_size!r}")

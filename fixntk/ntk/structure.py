@@ -1,0 +1,313 @@
+"""Where parameters enter a network: its jaxpr read for products whose Jacobian is an outer product (M14).
+
+A parameter that enters a network once, through a matrix product, a convolution or a table look-up, has the Jacobian
+Σ_t a_t ⊗ δ_t over positions t: activations a and back-propagated signals δ. :func:`find_sites` finds such parameters,
+:func:`signals` evaluates a network with a zero added at each of these places, whose gradients are the signals.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var, jaxpr_as_fun
+
+# Rows out of bounds are moved to the next one by the first; by the others they have no derivative.
+_LOOKUP_MODES = (
+    lax.GatherScatterMode.CLIP,
+    lax.GatherScatterMode.FILL_OR_DROP,
+    lax.GatherScatterMode.PROMISE_IN_BOUNDS,
+)
+
+# A place in a jaxpr: the equation's index, after those of the calls around it.
+Path = tuple[int, ...]
+
+
+class Site(NamedTuple):
+    """The only place where a parameter enters a network, its equation y = product(a, parameter) in canonical axes.
+
+    With G groups (batch axes of the product), T positions, I inputs and J outputs of the parameter, it reads
+    y[g, t, j] = Σ_i a[g, t, i] parameter[g, i, j]; for a look-up, a[t] is a row's number and I the number of rows.
+    """
+
+    path: Path
+    leaf: int
+    equation: JaxprEqn
+    operand: int
+    groups: int
+    positions: int
+    inputs: int
+    outputs: int
+
+    @property
+    def product(self) -> Any:
+        """Shape and dtype of the equation's result."""
+        return _aval(self.equation.outvars[0])
+
+    @property
+    def is_lookup(self) -> bool:
+        """Whether the parameter is a table, of which the activations say rows."""
+        return self.equation.primitive.name == "gather"
+
+
+def find_sites(closed: ClosedJaxpr, num_leaves: int) -> tuple[list[Site], set[int]]:
+    """Return the sites of a jaxpr whose first inputs are the parameter leaves, and the leaves that are used elsewise.
+
+    A leaf in neither does not enter the result. Reshaped, transposed and cast leaves are followed, and so are calls of
+    jitted functions. Whatever is not recognised, a second use of a leaf included, makes the leaf one that is used
+    elsewise: nothing is assumed about it.
+    """
+    uses: dict[int, list[Site | None]] = {leaf: [] for leaf in range(num_leaves)}
+    aliases = dict(zip(closed.jaxpr.invars[:num_leaves], range(num_leaves), strict=True))
+    _collect(closed.jaxpr, aliases, (), uses)
+    sites, others = [], set()
+    for leaf, places in uses.items():
+        if len(places) == 1 and places[0] is not None:
+            sites.append(places[0])
+        elif places:
+            others.add(leaf)
+    return sites, others
+
+
+def _collect(jaxpr: Jaxpr, aliases: dict[Var, int], path: Path, uses: dict[int, list[Site | None]]) -> list[int | None]:
+    """Note each use of a leaf; return which leaf each output is an alias of, for the caller to follow."""
+    for index, equation in enumerate(jaxpr.eqns):
+        found = [None if isinstance(v, Literal) else aliases.get(v) for v in equation.invars]
+        leaves = [leaf for leaf in found if leaf is not None]
+        if not leaves:
+            continue
+        here = (*path, index)
+        inner = _called_jaxpr(equation)
+        if inner is not None:
+            inner_aliases = {v: leaf for v, leaf in zip(inner.jaxpr.invars, found, strict=True) if leaf is not None}
+            returned = _collect(inner.jaxpr, inner_aliases, here, uses)
+            aliases.update({v: leaf for v, leaf in zip(equation.outvars, returned, strict=True) if leaf is not None})
+        elif _only_rearranges(equation):
+            aliases[equation.outvars[0]] = leaves[0]
+        else:
+            sites = [_site(equation, operand, leaf, here) for operand, leaf in enumerate(found) if leaf is not None]
+            for number, site in zip(leaves, sites, strict=True):
+                uses[number].append(site)
+    returned = [None if isinstance(v, Literal) else aliases.get(v) for v in jaxpr.outvars]
+    if not path:
+        for leaf in returned:
+            if leaf is not None:
+                uses[leaf].append(None)
+    return returned
+
+
+def _aval(atom: Any) -> Any:
+    """Shape and dtype of a value in a jaxpr."""
+    return atom.aval
+
+
+def _called_jaxpr(equation: JaxprEqn) -> ClosedJaxpr | None:
+    """Return the body of a jitted or checkpointed call, None for everything else."""
+    if equation.primitive.name in ("jit", "pjit"):
+        return equation.params["jaxpr"]
+    if equation.primitive.name in ("checkpoint", "remat2"):
+        return ClosedJaxpr(equation.params["jaxpr"], ())
+    return None
+
+
+def _only_rearranges(equation: JaxprEqn) -> bool:
+    """Whether the result has the operand's entries, each once, so that inner products of Jacobians stay the same."""
+    name = equation.primitive.name
+    if name == "convert_element_type":
+        return jnp.issubdtype(_aval(equation.outvars[0]).dtype, jnp.floating)
+    if name in ("reshape", "transpose", "squeeze", "broadcast_in_dim", "copy", "copy_p"):
+        return len(equation.invars) == 1 and _aval(equation.invars[0]).size == _aval(equation.outvars[0]).size
+    return False
+
+
+def _site(equation: JaxprEqn, operand: int, leaf: int, path: Path) -> Site | None:
+    name, params = equation.primitive.name, equation.params
+    shape = _aval(equation.invars[operand]).shape
+    out_shape = _aval(equation.outvars[0]).shape
+    if name == "dot_general":
+        contracted, batch = params["dimension_numbers"]
+        groups = math.prod(shape[k] for k in batch[operand])
+        inputs = math.prod(shape[k] for k in contracted[operand])
+        if 0 in shape:
+            return None
+        outputs = math.prod(shape) // (groups * inputs)
+        return Site(path, leaf, equation, operand, groups, math.prod(out_shape) // (groups * outputs), inputs, outputs)
+    if name == "conv_general_dilated" and operand == 1 and params["batch_group_count"] == 1 and 0 not in shape:
+        groups = params["feature_group_count"]
+        outputs = shape[params["dimension_numbers"].rhs_spec[0]] // groups
+        inputs = math.prod(shape) // (groups * outputs)
+        return Site(path, leaf, equation, 1, groups, math.prod(out_shape) // (groups * outputs), inputs, outputs)
+    if name == "gather" and operand == 0 and _looks_rows_up(equation):
+        outputs = math.prod(shape[1:])
+        return Site(path, leaf, equation, 0, 1, math.prod(out_shape) // max(outputs, 1), shape[0], outputs)
+    return None
+
+
+def _looks_rows_up(equation: JaxprEqn) -> bool:
+    numbers, shape = equation.params["dimension_numbers"], _aval(equation.invars[0]).shape
+    return (
+        tuple(numbers.collapsed_slice_dims) == (0,)
+        and tuple(numbers.start_index_map) == (0,)
+        and not numbers.operand_batching_dims
+        and tuple(equation.params["slice_sizes"]) == (1, *shape[1:])
+        and equation.params["mode"] in _LOOKUP_MODES
+    )
+
+
+def signals(
+    closed: ClosedJaxpr, arguments: Sequence[Array], sites: Sequence[Site], zeros: Sequence[Array]
+) -> tuple[list[Array], list[Array]]:
+    """Evaluate a jaxpr with ``zeros[k]`` added to the product of ``sites[k]``.
+
+    Returns the outputs, and each site's activations in canonical axes: (G, T, I), (T,) for a look-up.
+    """
+    activations: dict[Site, Array] = {}
+
+    def at_site(path: Path, operands: list[Any], output: Any) -> Any:
+        # Two parameters that are multiplied with each other have their sites at one equation.
+        for site, zero in zip(sites, zeros, strict=True):
+            if site.path == path:
+                activations[site] = _canonical_activations(site, operands)
+                output = output + zero
+        return output
+
+    outputs = _evaluate(closed.jaxpr, closed.consts, arguments, (), {site.path for site in sites}, at_site)
+    return outputs, [activations[site] for site in sites]
+
+
+def _evaluate(
+    jaxpr: Jaxpr,
+    consts: Sequence[Any],
+    arguments: Sequence[Any],
+    path: Path,
+    sites: set[Path],
+    at_site: Callable[[Path, list[Any], Any], Any],
+) -> list[Any]:
+    values: dict[Var, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
+    values.update(zip(jaxpr.invars, arguments, strict=True))
+
+    def read(atom: Any) -> Any:
+        return atom.val if isinstance(atom, Literal) else values[atom]
+
+    for index, equation in enumerate(jaxpr.eqns):
+        here = (*path, index)
+        operands = [read(atom) for atom in equation.invars]
+        inner = _called_jaxpr(equation)
+        if inner is not None and any(site[: len(here)] == here for site in sites):
+            outputs = _evaluate(inner.jaxpr, inner.consts, operands, here, sites, at_site)
+        else:
+            outputs = _bind(jaxpr, equation, operands)
+            if here in sites:
+                outputs = [at_site(here, operands, outputs[0])]
+        values.update(zip(equation.outvars, outputs, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def _bind(jaxpr: Jaxpr, equation: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
+    """Evaluate one equation, as a jaxpr of its own: how a primitive is bound is not public and changes with JAX."""
+    named = {
+        atom: value for atom, value in zip(equation.invars, operands, strict=True) if not isinstance(atom, Literal)
+    }
+    alone = jaxpr.replace(constvars=[], invars=list(named), outvars=list(equation.outvars), eqns=[equation])
+    return jaxpr_as_fun(ClosedJaxpr(alone, ()))(*named.values())
+
+
+def _canonical_activations(site: Site, operands: Sequence[Array]) -> Array:
+    other, params = operands[1 - site.operand], site.equation.params
+    if site.equation.primitive.name == "dot_general":
+        contracted, batch = params["dimension_numbers"]
+        summed, grouped = contracted[1 - site.operand], batch[1 - site.operand]
+        free = [k for k in range(other.ndim) if k not in (*summed, *grouped)]
+        ordered = jnp.transpose(other, (*grouped, *free, *summed))
+        return ordered.reshape(site.groups, site.positions, site.inputs)
+    if site.is_lookup:
+        rows = other.reshape(site.positions)
+        if params["mode"] == lax.GatherScatterMode.CLIP:
+            return jnp.clip(rows, 0, site.inputs - 1)
+        return rows
+    return _patches(other, operands[1].shape, params, site)
+
+
+def canonical_signals(site: Site, signal: Array) -> Array:
+    """Return (O, …) signals, with the axes of the equation's result, as (O, G, T, J)."""
+    out, params = signal.shape[0], site.equation.params
+    if site.equation.primitive.name == "dot_general":
+        if site.operand == 1:
+            return signal.reshape(out, site.groups, site.positions, site.outputs)
+        return signal.reshape(out, site.groups, site.outputs, site.positions).swapaxes(2, 3)
+    if site.is_lookup:
+        offsets = [k + 1 for k in params["dimension_numbers"].offset_dims]
+        rows = [k for k in range(1, signal.ndim) if k not in offsets]
+        return jnp.transpose(signal, (0, *rows, *offsets)).reshape(out, 1, site.positions, site.outputs)
+    examples, channels, *space = params["dimension_numbers"].out_spec
+    ordered = jnp.transpose(signal, (0, channels + 1, examples + 1, *(k + 1 for k in space)))
+    return ordered.reshape(out, site.groups, site.outputs, site.positions).swapaxes(2, 3)
+
+
+def _patches(images: Array, filter_shape: tuple[int, ...], params: dict[str, Any], site: Site) -> Array:
+    """Inputs that each output position of a convolution sees, (G, T, I), I running over offsets, then channels.
+
+    Shifted slices instead of a convolution with an identity filter, which is several times slower on a CPU.
+    """
+    numbers = params["dimension_numbers"]
+    examples, channels, *space = numbers.lhs_spec
+    images = jnp.transpose(images, (examples, *space, channels))
+    padding = [
+        (low, high, step - 1) for (low, high), step in zip(params["padding"], params["lhs_dilation"], strict=True)
+    ]
+    padded = lax.pad(images, jnp.zeros((), images.dtype), [(0, 0, 0), *padding, (0, 0, 0)])
+    sizes = [site.product.shape[k] for k in numbers.out_spec[2:]]
+    window = [filter_shape[k] for k in numbers.rhs_spec[2:]]
+    strides = params["window_strides"]
+    slices = []
+    for offset in np.ndindex(*window):
+        first = [o * dilation for o, dilation in zip(offset, params["rhs_dilation"], strict=True)]
+        last = [f + (size - 1) * stride + 1 for f, size, stride in zip(first, sizes, strides, strict=True)]
+        part = lax.slice(padded, (0, *first, 0), (padded.shape[0], *last, padded.shape[-1]), (1, *strides, 1))
+        slices.append(part.reshape(site.positions, site.groups, -1))
+    return jnp.moveaxis(jnp.concatenate(slices, axis=-1), 1, 0)
+
+
+def count_flops(jaxpr: Jaxpr) -> float:
+    """Floating-point operations of one evaluation: exact for products, one an entry elsewhere, loops included."""
+    total = 0.0
+    for equation in jaxpr.eqns:
+        name, params = equation.primitive.name, equation.params
+        size = float(sum(math.prod(_aval(v).shape) for v in equation.outvars))
+        if name == "dot_general":
+            (contracted, _), _ = params["dimension_numbers"]
+            total += 2 * size * math.prod(_aval(equation.invars[0]).shape[k] for k in contracted)
+        elif name == "conv_general_dilated":
+            shape = _aval(equation.invars[1]).shape
+            total += 2 * size * math.prod(shape) / shape[params["dimension_numbers"].rhs_spec[0]]
+        else:
+            inner = [count_flops(sub) for sub in inner_jaxprs(equation)]
+            # One branch of a conditional runs; how often a while loop does is unknown.
+            times = params.get("length", 1) if name == "scan" else 1
+            total += times * (max(inner) if name == "cond" else sum(inner)) if inner else size
+    return total
+
+
+def uses_primitive(jaxpr: Jaxpr, prefix: str) -> bool:
+    """Whether a primitive whose name starts with ``prefix`` is bound anywhere in it."""
+    return any(
+        equation.primitive.name.startswith(prefix) or any(uses_primitive(sub, prefix) for sub in inner_jaxprs(equation))
+        for equation in jaxpr.eqns
+    )
+
+
+def inner_jaxprs(equation: JaxprEqn) -> list[Jaxpr]:
+    """Jaxprs among the equation's parameters."""
+    found = jax.tree.leaves(
+        list(equation.params.values()), is_leaf=lambda value: isinstance(value, Jaxpr | ClosedJaxpr)
+    )
+    return [
+        value.jaxpr if isinstance(value, ClosedJaxpr) else value
+        for value in found
+        if isinstance(value, Jaxpr | ClosedJaxpr)
+    ]

@@ -1,0 +1,254 @@
+"""Empirical kernels of any number of examples, a tile of pairs at a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from fixntk.ntk.contraction import OutputAxes
+from fixntk.ntk.inputs import num_rows
+from fixntk.ntk.methods import METHODS, Network, Pairwise, cheapest
+
+# What a tile of examples, or of pairs of them, may take while it is computed when no batch size is given.
+_TILE_BYTES = 2**28
+
+
+class Request(NamedTuple):
+    """What is static about a kernel: the function, axes of its batched output, each leaf's group, method, tile."""
+
+    f: Callable[..., Any]
+    traced: tuple[int, ...]
+    diagonal: tuple[int, ...]
+    groups: tuple[int, ...]
+    method: str
+    batch_size: int | None
+
+    @property
+    def is_paired(self) -> bool:
+        """Whether examples are paired row by row."""
+        return 0 in (*self.traced, *self.diagonal)
+
+
+class Plan(NamedTuple):
+    """A request read for given shapes: the network, the method, and the number of examples in a tile."""
+
+    network: Network
+    method: Pairwise
+    tile: int
+
+    def features(self, leaves: Sequence[Array], x: Any) -> Any:
+        """Features of each example of a tile."""
+        return jax.vmap(lambda inputs: self.method.features(leaves, jax.tree.leaves(inputs)))(x)
+
+    def kernels(self, leaves: Sequence[Array], features1: Any, features2: Any) -> tuple[Array, ...]:
+        """Kernels (b1, b2, …) of all pairs of two tiles."""
+        pair = partial(self.method.kernels, leaves)
+        return jax.vmap(jax.vmap(pair, in_axes=(None, 0)), in_axes=(0, None))(features1, features2)
+
+    def mirrored(self, blocks: tuple[Array, ...]) -> tuple[Array, ...]:
+        """Kernels of the pairs the other way round."""
+        return tuple(self.network.axes.transposed(jnp.swapaxes(block, 0, 1), 2) for block in blocks)
+
+    @property
+    def dtype(self) -> Any:
+        """Dtype of the kernels."""
+        return jnp.promote_types(self.network.output.dtype, jnp.float32)
+
+
+def make_plan(request: Request, params: Any, x1: Any, x2: Any) -> Plan:
+    """Read the network, choose the method and the size of a tile. Only shapes and dtypes of the arrays are used."""
+    leaves, treedef = jax.tree.flatten(params)
+    example = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), x1)
+
+    def one(leaves: Sequence[Array], inputs: Any) -> Array:
+        return request.f(jax.tree.unflatten(treedef, leaves), jax.tree.map(lambda a: a[None], inputs))[0]
+
+    shapes = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
+    closed = jax.make_jaxpr(one)(shapes, example)
+    traced, diagonal = (tuple(k - 1 for k in axes if k > 0) for axes in (request.traced, request.diagonal))
+    axes = OutputAxes(closed.jaxpr.outvars[0].aval.shape, traced, diagonal)
+    network = Network(closed, shapes, axes, request.groups)
+    counts = num_rows(x1), 1 if request.is_paired else num_rows(x1 if x2 is None else x2)
+    method = cheapest(network, *counts) if request.method == "auto" else METHODS[request.method](network, *counts)
+    tile = request.batch_size
+    if tile is None and request.is_paired:
+        tile = _TILE_BYTES // max(1, method.example_bytes + method.pair_bytes)
+    elif tile is None:
+        tile = min(_TILE_BYTES // max(1, method.example_bytes), math.isqrt(_TILE_BYTES // max(1, method.pair_bytes)))
+    return Plan(network, method, max(1, tile))
+
+
+def inside_transformation(request: Request, params: Any, x1: Any, x2: Any) -> tuple[Array, ...]:
+    """Kernels of traced arrays: a loop inside the caller's program."""
+    plan, leaves = make_plan(request, params, x1, x2), jax.tree.leaves(params)
+    if request.is_paired:
+        return _paired(request, plan, leaves, x1, x1 if x2 is None else x2)
+    if _fits_one_tile(plan, x1, x2):
+        return _one_tile(plan, leaves, x1, x2)
+    cut = _Cut(plan, x1, x2)
+    empty = tuple(jnp.zeros(cut.padded_shape, plan.dtype) for _ in range(plan.network.num_groups))
+
+    def fill_row(results: tuple[Array, ...], i: Array) -> tuple[tuple[Array, ...], None]:
+        features1 = plan.features(leaves, cut.row(i))
+
+        def fill(results: tuple[Array, ...], step: Array) -> tuple[tuple[Array, ...], None]:
+            j = cut.column_number(i, step)
+            blocks = plan.kernels(leaves, features1, plan.features(leaves, cut.column(j)))
+            results = _put(results, blocks, i * cut.height, j * cut.width)
+            if cut.is_symmetric:
+                results = _put(results, plan.mirrored(blocks), j * cut.width, i * cut.height)
+            return results, None
+
+        return lax.scan(fill, results, jnp.arange(cut.num_steps))[0], None
+
+    results, _ = lax.scan(fill_row, empty, jnp.arange(cut.num_rows))
+    return tuple(result[: num_rows(x1), : num_rows(x1 if x2 is None else x2)] for result in results)
+
+
+def outside_transformation(
+    request: Request, params: Any, x1: Any, x2: Any, store_on_device: bool
+) -> tuple[Array, ...] | tuple[np.ndarray, ...]:
+    """Kernels of concrete arrays: compiled tiles, sent off by a loop in Python that waits for none of them.
+
+    Not one compiled loop, because XLA's convolutions on a CPU are tens of times slower inside a loop.
+    """
+    plan, shapes = _known_plan(request, _structs(params), _structs(x1), _structs(x2)), _structs((params, x1, x2))
+    leaves = jax.tree.leaves(params)
+    if request.is_paired or (store_on_device and _fits_one_tile(plan, x1, x2)):
+        return _compiled_whole(request, shapes, params, x1, x2)
+    cut = _Cut(plan, x1, x2)
+    results: Any = tuple(
+        (jnp.zeros if store_on_device else np.zeros)(cut.padded_shape, plan.dtype)
+        for _ in range(plan.network.num_groups)
+    )
+    put = _put_in_place if store_on_device else _put_on_host
+    for i in range(cut.num_rows):
+        features1 = _compiled_features(request, shapes, leaves, cut.row(i))
+        for step in range(cut.num_steps):
+            j = cut.column_number(i, step)
+            same = cut.is_symmetric and step == 0
+            features2 = features1 if same else _compiled_features(request, shapes, leaves, cut.column(j))
+            blocks, mirrored = _compiled_kernels(request, shapes, leaves, features1, features2)
+            results = put(results, blocks, i * cut.height, j * cut.width)
+            if cut.is_symmetric and not same:
+                results = put(results, mirrored, j * cut.width, i * cut.height)
+    return tuple(result[: num_rows(x1), : num_rows(x1 if x2 is None else x2)] for result in results)
+
+
+class _Structs(NamedTuple):
+    """Shapes and dtypes of a pytree of arrays, as a key."""
+
+    treedef: Any
+    leaves: tuple[jax.ShapeDtypeStruct, ...]
+
+    def tree(self) -> Any:
+        return jax.tree.unflatten(self.treedef, self.leaves)
+
+
+def _structs(tree: Any) -> _Structs:
+    leaves, treedef = jax.tree.flatten(tree)
+    return _Structs(treedef, tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves))
+
+
+@lru_cache(maxsize=64)
+def _known_plan(request: Request, params: _Structs, x1: _Structs, x2: _Structs) -> Plan:
+    return make_plan(request, params.tree(), x1.tree(), x2.tree())
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _compiled_whole(request: Request, shapes: _Structs, params: Any, x1: Any, x2: Any) -> tuple[Array, ...]:
+    plan, leaves = make_plan(request, *shapes.tree()), jax.tree.leaves(params)
+    if request.is_paired:
+        return _paired(request, plan, leaves, x1, x1 if x2 is None else x2)
+    return _one_tile(plan, leaves, x1, x2)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _compiled_features(request: Request, shapes: _Structs, leaves: Sequence[Array], x: Any) -> Any:
+    return make_plan(request, *shapes.tree()).features(leaves, x)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _compiled_kernels(
+    request: Request, shapes: _Structs, leaves: Sequence[Array], features1: Any, features2: Any
+) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+    plan = make_plan(request, *shapes.tree())
+    blocks = plan.kernels(leaves, features1, features2)
+    return blocks, plan.mirrored(blocks)
+
+
+def _fits_one_tile(plan: Plan, x1: Any, x2: Any) -> bool:
+    return max(num_rows(x1), num_rows(x1 if x2 is None else x2)) <= plan.tile
+
+
+def _one_tile(plan: Plan, leaves: Sequence[Array], x1: Any, x2: Any) -> tuple[Array, ...]:
+    features1 = plan.features(leaves, x1)
+    return plan.kernels(leaves, features1, features1 if x2 is None else plan.features(leaves, x2))
+
+
+def _paired(request: Request, plan: Plan, leaves: Sequence[Array], x1: Any, x2: Any) -> tuple[Array, ...]:
+    def one(pair: tuple[Any, Any]) -> tuple[Array, ...]:
+        features1, features2 = (plan.method.features(leaves, jax.tree.leaves(x)) for x in pair)
+        return plan.method.kernels(leaves, features1, features2)
+
+    pairs = (x1, x2)
+    results = jax.vmap(one)(pairs) if num_rows(x1) <= plan.tile else lax.map(one, pairs, batch_size=plan.tile)
+    return tuple(jnp.mean(result, axis=0) for result in results) if 0 in request.traced else results
+
+
+class _Cut:
+    """The grid of tiles. Of a symmetric kernel's N×N tiles, those (i, i + s mod N) with s ≤ N/2 hold every pair."""
+
+    def __init__(self, plan: Plan, x1: Any, x2: Any) -> None:
+        self.is_symmetric = x2 is None
+        self._rows = _tiles(x1, plan.tile)
+        self._columns = self._rows if x2 is None else _tiles(x2, plan.tile)
+        self.num_rows, self.height = jax.tree.leaves(self._rows)[0].shape[:2]
+        self.num_columns, self.width = jax.tree.leaves(self._columns)[0].shape[:2]
+        self.num_steps = self.num_columns // 2 + 1 if self.is_symmetric else self.num_columns
+        outputs = plan.network.axes.result_shape
+        self.padded_shape = (self.num_rows * self.height, self.num_columns * self.width, *outputs)
+
+    def row(self, i: Any) -> Any:
+        return jax.tree.map(lambda a: a[i], self._rows)
+
+    def column(self, j: Any) -> Any:
+        return jax.tree.map(lambda a: a[j], self._columns)
+
+    def column_number(self, i: Any, step: Any) -> Any:
+        return (i + step) % self.num_columns if self.is_symmetric else step
+
+
+def _tiles(x: Any, tile: int) -> Any:
+    """Cut rows (n, …) into equal tiles (N, b, …), b ≤ tile; the last is filled up with its last row."""
+
+    def cut(array: Array) -> Array:
+        count = -(-array.shape[0] // tile)
+        height = -(-array.shape[0] // count)
+        width = [(0, count * height - array.shape[0]), *[(0, 0)] * (array.ndim - 1)]
+        return jnp.pad(array, width, mode="edge").reshape(count, height, *array.shape[1:])
+
+    return jax.tree.map(cut, x)
+
+
+def _put(results: tuple[Array, ...], blocks: tuple[Array, ...], row: Any, column: Any) -> tuple[Array, ...]:
+    corners = [(row, column, *(0 for _ in block.shape[2:])) for block in blocks]
+    return tuple(map(lax.dynamic_update_slice, results, blocks, corners))
+
+
+_put_in_place: Callable[..., tuple[Array, ...]] = jax.jit(_put, donate_argnums=0)
+
+
+def _put_on_host(
+    results: tuple[np.ndarray, ...], blocks: tuple[Array, ...], row: int, column: int
+) -> tuple[np.ndarray, ...]:
+    for result, block in zip(results, blocks, strict=True):
+        result[row : row + block.shape[0], column : column + block.shape[1]] = block
+    return results
