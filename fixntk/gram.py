@@ -175,6 +175,13 @@ def masked_adjoint(masks: Array, x: Array, residual: Array, num_gates: int) -> F
     return total.reshape(num_gates, num_features, num_outputs)
 
 
+def select_masks(masks: Array, chosen: Array) -> Array:
+    """Bool masks (n, B) of the chosen gates, from bool or packed ones."""
+    if masks.dtype == jnp.uint8:
+        return (masks[:, chosen // 8] >> (7 - chosen % 8).astype(jnp.uint8)) & 1 > 0
+    return masks[:, chosen]
+
+
 def _as_operands(weights: ArrayLike, masks: ArrayLike, x: ArrayLike, suffix: str) -> tuple[Array, Array, Array]:
     x = as_matrix(f"x{suffix}", x)
     weights = as_float_array("weights", weights, (1,)).astype(x.dtype)

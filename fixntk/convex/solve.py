@@ -16,7 +16,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from fixntk._checks import is_traced
-from fixntk.convex import fista, irls
+from fixntk.convex import fista, irls, newton
 from fixntk.convex.program import ConvexProgram
 from fixntk.convex.solution import ConvergenceWarning, History, Solution, is_active
 
@@ -32,7 +32,11 @@ class Method(NamedTuple):
     max_iter: int
 
 
-METHODS = {"irls": Method(irls.init, irls.step, 300), "fista": Method(fista.init, fista.step, 20_000)}
+METHODS = {
+    "irls": Method(irls.init, irls.step, 300),
+    "fista": Method(fista.init, fista.step, 20_000),
+    "newton": Method(newton.init, newton.step, 200),
+}
 
 # Steps made between two looks at the clock.
 _STEPS_PER_LOOK = 25
@@ -121,7 +125,7 @@ def solve(
     if traced and callback is not None:
         raise ValueError("callback cannot be called under jit or vmap")
     start = _starting_point(program, name, init)
-    extra = () if name == "fista" else (_epsilon(program, epsilon, tol),)
+    extra = (_epsilon(program, epsilon, tol),) if name == "irls" else ()
     state, history = _start(program, start, extra, name, max_iter)
     run = partial(_advance, name=name, tol=tol)
     if traced:
