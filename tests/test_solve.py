@@ -8,7 +8,7 @@ import fixntk as fx
 from fixntk.convex.program import group_norms
 
 EARLY = pytest.mark.filterwarnings("ignore::fixntk.ConvergenceWarning")
-METHODS = pytest.mark.parametrize("method", ["irls", "fista"])
+METHODS = pytest.mark.parametrize("method", ["irls", "fista", "newton"])
 
 
 @pytest.mark.parametrize("num_outputs", [None, 1, 3])
@@ -178,10 +178,13 @@ def test_targets_of_zero_are_solved_at_once():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "sgd"}, "method must be one of auto, irls, fista, got 'sgd'"),
-        ({"tol": 1e-17}, r"tol=1e-17 is below what float64 can reach, 8\.9e-16"),
+        ({"method": "sgd"}, "method must be one of auto, irls, fista, newton, got 'sgd'"),
+        ({"tol": 1e-17}, r"tol=1e-17 is not finite or below what float64 can reach, 8\.9e-16"),
         ({"tol": np.nan}, "below what float64 can reach"),
+        ({"tol": np.inf}, "tol=inf is not finite"),
         ({"max_iter": -1}, "max_iter must not be negative"),
+        ({"method": ["irls"]}, "method must be one of"),
+        ({"method": "irls", "epsilon": np.inf}, "epsilon must be positive and finite"),
         ({"method": "fista", "epsilon": 1e-6}, "epsilon belongs to method 'irls'"),
         ({"method": "irls", "epsilon": 0.0}, "epsilon must be positive"),
         ({"method": "irls", "init": np.ones(3)}, r"kernel_weights must have shape \(20,\)"),
@@ -197,7 +200,7 @@ def test_bad_options_are_named(options, message):
 def test_float32_refuses_a_tolerance_that_only_float64_can_reach():
     program = random_problem(16)
     narrow = fx.ConvexProgram(np.asarray(program.x, np.float32), np.asarray(program.y, np.float32), program.masks, 1.0)
-    with pytest.raises(ValueError, match="tol=1e-08 is below what float32 can reach"):
+    with pytest.raises(ValueError, match="tol=1e-08 is not finite or below what float32 can reach"):
         fx.solve(narrow, tol=1e-8)
 
 
@@ -209,6 +212,30 @@ def test_only_programs_are_solved():
 def test_a_tolerance_that_is_no_number_is_a_type_error():
     with pytest.raises(TypeError, match="tol must be a number, got str"):
         fx.solve(random_problem(16), tol="small")
+    for max_iter in (10.0, "10"):
+        with pytest.raises(TypeError, match="max_iter must be an integer"):
+            fx.solve(random_problem(16), max_iter=max_iter)
+    assert bool(fx.solve(random_problem(16), tol=np.float32(1e-4)).converged)
+
+
+def test_a_negative_reg_under_vmap_is_never_converged():
+    program = random_problem(16)
+    for method in ("fista", "irls"):
+        solutions = jax.vmap(
+            lambda reg, method=method: fx.solve(
+                fx.ConvexProgram(program.x, program.y, program.masks, reg), method=method, max_iter=50
+            )
+        )(program.reg * jnp.asarray([10.0, -1.0]))
+        assert list(np.asarray(solutions.failed)) == [False, True]
+        assert not bool(solutions.converged[1])
+        assert np.isnan(solutions.gap[1])
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e200])
+def test_targets_whose_squares_are_out_of_range_are_refused(scale):
+    program = random_problem(16)
+    with pytest.raises(ValueError, match="out of float64's range: divide y by"):
+        fx.ConvexProgram(program.x, program.y * scale, program.masks, 1.0)
 
 
 def test_callbacks_are_refused_under_jit():

@@ -110,7 +110,7 @@ def _shrink(weights: Array, threshold: Array) -> Float[Array, "P d c"]:
     return kept[:, None, None] * weights
 
 
-def _curvature(program: ConvexProgram, num_products: int = 30) -> Float[Array, ""]:
+def _curvature(program: ConvexProgram, num_products: int = 10) -> Float[Array, ""]:
     """Largest eigenvalue of K(1), the Hessian's, by power iteration; a lower bound close to it, plus 2 %."""
     operator = MaskedGram(jnp.ones(program.num_gates, program.x.dtype), program.masks, program.x)
     start = jax.random.normal(jax.random.key(0), (program.x.shape[0],), program.x.dtype)

@@ -67,15 +67,14 @@ def _smoothed_norms(weights: Array, epsilon: Array) -> Float[Array, " P"]:
 def _solve_ridge(program: ConvexProgram, kernel_weights: Array, epsilon: Array) -> IRLSState:
     kernel = masked_gram(kernel_weights, program.masks, program.x)
     dual_weights = solve_kernel_ridge(kernel, program.reg, program.targets)
-    correlations = program.correlations(dual_weights)
-    weights = kernel_weights[:, None, None] * correlations
-    residual = program.targets - jnp.matmul(kernel, dual_weights, precision=lax.Precision.HIGHEST)
+    weights = kernel_weights[:, None, None] * program.correlations(dual_weights)
+    # Not Y − K(η) A or λA: where the system is ill-conditioned they are not the residual of these weights.
+    residual = program.targets - program.fitted(weights)
     return IRLSState(
         kernel_weights=kernel_weights,
         weights=weights,
         primal=program.primal_of(weights, residual),
-        # The residual of a ridge solution is λA, so its correlations are known already.
-        gap=program.gap_of(weights, residual, program.reg * correlations),
+        gap=program.gap_of(weights, residual, program.correlations(residual)),
         # ½‖Y − F(W)‖² + λ Σ_p sqrt(‖W_p‖² + ε), which no step raises.
         objective=0.5 * jnp.sum(residual**2) + program.reg * jnp.sum(_smoothed_norms(weights, epsilon)),
         failed=~jnp.all(jnp.isfinite(dual_weights)),

@@ -11,25 +11,35 @@ and Toh (2018) for the lasso, Zhang, Zhang, Sun and Toh (2020) for the group las
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import jax.scipy.linalg as jsl
 from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
 from fixntk.convex import fista
-from fixntk.convex.irls import solve_kernel_ridge
 from fixntk.convex.program import ConvexProgram, group_norms
-from fixntk.gram import masked_gram, select_masks
+from fixntk.gram import masked_adjoint, masked_apply, select_masks
 
-# First-order steps before the first Newton step: they cost little and rid it of most groups.
-_WARM_UP_STEPS = 60
+# First-order steps on all groups before anything else.
+_WARM_UP_STEPS = 20
+# First-order steps on a working set cost at most so many Newton steps before the next look at all groups.
+_ROUND_COST = 3.0
+# What an iteration and a Newton step cost beside their products, in operations.
+_STEP_OVERHEAD, _NEWTON_OVERHEAD = 4e6, 3e7
+# A Newton step is expected to lower the logarithm of the gap by this much; first-order steps that do worse for their
+# cost give way.
+_NEWTON_PROGRESS = 0.35
+# Conjugate gradients in a Newton step: what they usually need, and where they stop.
+_USUAL_PRODUCTS, _MOST_PRODUCTS = 80, 400
 # σ starts at this multiple of ‖W_p‖ / λ, which is what makes W_p and σ Z_p alike in size, and grows by the second.
 _FIRST_SIGMA, _GROWTH = 30.0, 5.0
-_SMALLEST_BUCKET = 32
-# Newton steps without a smaller gap after which rounding must be the reason.
-_PATIENCE = 25
+_SMALLEST_BUCKET = 16
+# Newton steps without a smaller gap after which rounding must be the reason: first-order steps bear it better.
+_PATIENCE = 15
 
 
 class NewtonState(NamedTuple):
@@ -46,7 +56,10 @@ class NewtonState(NamedTuple):
     theta, correlations
         (n, c) A and (P, d, c) Z.
     sigma
-        σ; zero before the first-order steps.
+        σ.
+    phase
+        0: first-order steps on all groups; 1: on working sets; 2: Newton; 3: on working sets again, where rounding has
+        stopped Newton.
     stalled
         Newton steps since the gap was last lowered.
     """
@@ -60,6 +73,7 @@ class NewtonState(NamedTuple):
     theta: Float[Array, "n c"]
     correlations: Float[Array, "P d c"]
     sigma: Float[Array, ""]
+    phase: Int[Array, ""]
     stalled: Int[Array, ""]
 
     @property
@@ -82,6 +96,7 @@ def init(program: ConvexProgram, weights: Array) -> NewtonState:
     correlations = program.correlations(residual)
     primal = program.primal_of(weights, residual)
     gap = program.gap_of(weights, residual, correlations)
+    zero = jnp.zeros((), jnp.int32)
     return NewtonState(
         weights=weights,
         primal=primal,
@@ -91,34 +106,87 @@ def init(program: ConvexProgram, weights: Array) -> NewtonState:
         multiplier=weights,
         theta=residual,
         correlations=correlations,
-        sigma=jnp.zeros((), program.x.dtype),
-        stalled=jnp.zeros((), jnp.int32),
+        sigma=jnp.ones((), program.x.dtype),
+        phase=zero,
+        stalled=zero,
     )
 
 
 def step(program: ConvexProgram, state: NewtonState) -> NewtonState:
-    """The first-order steps when it is the first, a Newton step else."""
-    return lax.cond(state.sigma == 0, _warm_up, _newton_step, program, state)
+    """First-order steps as long as they are worth more than a Newton step, then Newton steps."""
+    return lax.switch(state.phase, (_warm_up, _first_round, _newton_step, _last_round), program, state)
 
 
 def _warm_up(program: ConvexProgram, state: NewtonState) -> NewtonState:
-    first_order = lax.fori_loop(
-        0, _WARM_UP_STEPS, lambda _, s: fista.step(program, s), fista.init(program, state.weights)
-    )
-    weights, norms = first_order.weights, group_norms(first_order.weights)
+    dense = _with_masks(program, _numbers(program))
+    first_order = lax.fori_loop(0, _WARM_UP_STEPS, lambda _, s: fista.step(dense, s), fista.init(dense, state.weights))
+    state = _moved_to(program, state, first_order.weights)
+    return state._replace(phase=jnp.ones_like(state.phase))
+
+
+def _moved_to(program: ConvexProgram, state: NewtonState, weights: Array) -> NewtonState:
+    """The state at other weights, its σ one that suits them."""
+    moved = init(program, weights)
+    norms = group_norms(weights)
     typical = jnp.sum(norms) / jnp.maximum(jnp.sum(norms > 0), 1)
-    sigma = jnp.maximum(_FIRST_SIGMA * typical / program.reg, 1 / first_order.lipschitz)
-    return state._replace(
-        weights=weights,
-        primal=first_order.primal,
-        gap=first_order.gap,
-        objective=first_order.primal,
-        failed=first_order.failed,
-        multiplier=weights,
-        theta=program.targets - first_order.point.fitted,
-        correlations=first_order.point.correlations,
-        sigma=sigma,
-    )
+    scale = 1 / jnp.maximum(jnp.max(group_norms(moved.correlations)), jnp.finfo(program.x.dtype).tiny)
+    sigma = jnp.where(typical > 0, _FIRST_SIGMA * typical / program.reg, scale)
+    return moved._replace(sigma=sigma, phase=state.phase)
+
+
+def _first_round(program: ConvexProgram, state: NewtonState) -> NewtonState:
+    """A round on a working set; Newton's turn next if it made too little progress for what it cost."""
+    moved, cost = _working_set_round(program, state)
+    progress = jnp.log(state.gap / jnp.maximum(moved.gap, jnp.finfo(program.x.dtype).tiny))
+    return moved._replace(phase=jnp.where(progress < _NEWTON_PROGRESS * cost, 2, 1).astype(jnp.int32))
+
+
+def _last_round(program: ConvexProgram, state: NewtonState) -> NewtonState:
+    """A round on a working set; the end if the gap is no smaller after it."""
+    moved, _ = _working_set_round(program, state)
+    better = moved.gap < state.gap
+    return jax.tree.map(lambda new, old: jnp.where(better, new, old), moved, state)._replace(failed=~better)
+
+
+def _working_set_round(program: ConvexProgram, state: NewtonState) -> tuple[NewtonState, Array]:
+    """First-order steps on the groups that are active or nearest to it, then a look at all groups.
+
+    Returns the state at the new weights, and what that cost in Newton steps.
+    """
+    norms = group_norms(state.weights)
+    nearness = jnp.where(norms > 0, jnp.inf, group_norms(state.correlations))
+    num_rows, num_outputs = state.theta.shape
+    num_features = program.x.shape[1]
+
+    def run(bucket: int) -> tuple[Array, Array]:
+        _, chosen = lax.top_k(nearness, bucket)
+        part = _with_masks(program, select_masks(program.masks, chosen).astype(program.x.dtype))
+        each = 4.0 * num_rows * bucket * num_features * num_outputs + _STEP_OVERHEAD
+        newton = _newton_flops(program, bucket // 2)
+        most = max(50, int(_ROUND_COST * newton / each))
+
+        def unfinished(carry: tuple[Array, fista.FISTAState]) -> Array:
+            made, inner = carry
+            return (made < most) & (inner.gap > 0.1 * state.gap)
+
+        start = (jnp.asarray(0), fista.init(part, state.weights[chosen]))
+        made, inner = lax.while_loop(unfinished, lambda c: (c[0] + 1, fista.step(part, c[1])), start)
+        return jnp.zeros_like(state.weights).at[chosen].set(inner.weights), made * (each / newton)
+
+    buckets = _buckets(program.num_gates)
+    fits = _bucket_of(jnp.minimum(2 * jnp.sum(norms > 0), program.num_gates), buckets)
+    weights, cost = lax.switch(fits, [lambda bucket=bucket: run(bucket) for bucket in buckets])
+    return _moved_to(program, state, weights), cost
+
+
+def _with_masks(program: ConvexProgram, masks: Array) -> ConvexProgram:
+    """The program of other masks on the same data, unchecked; numbers instead of bools are converted no more."""
+    return ConvexProgram.tree_unflatten((program.loss, masks.shape[1]), (program.x, program.y, masks, program.reg))
+
+
+def _numbers(program: ConvexProgram) -> Array:
+    """Masks as numbers."""
+    return select_masks(program.masks, jnp.arange(program.num_gates)).astype(program.x.dtype)
 
 
 def _newton_step(program: ConvexProgram, state: NewtonState) -> NewtonState:
@@ -126,6 +194,9 @@ def _newton_step(program: ConvexProgram, state: NewtonState) -> NewtonState:
     prox = _shrunk(program, shifted, state.sigma)
     slope = state.theta - program.targets + program.fitted(prox.weights)
     direction = _direction(program, state.sigma, shifted, prox, slope)
+    # Where I + σ K(c) is indefinite by rounding, a smaller σ makes it definite again.
+    broken = ~jnp.all(jnp.isfinite(direction))
+    direction = jnp.where(broken, 0.0, direction)
     along = program.correlations(direction)
     length = _step_length(program, state, shifted, slope, direction, along)
 
@@ -141,16 +212,18 @@ def _newton_step(program: ConvexProgram, state: NewtonState) -> NewtonState:
     solved = jnp.sqrt(jnp.sum((theta - residual) ** 2)) <= moved
     better = gap < state.gap
     stalled = jnp.where(better, 0, state.stalled + 1)
+    grown = jnp.where(solved & ~broken, jnp.minimum(_GROWTH * state.sigma, _largest_sigma(program, prox)), state.sigma)
     return NewtonState(
         weights=jnp.where(better, prox.weights, state.weights),
         primal=jnp.where(better, primal, state.primal),
         gap=jnp.where(better, gap, state.gap),
         objective=jnp.where(better, primal, state.objective),
-        failed=~jnp.all(jnp.isfinite(direction)) | (stalled > _PATIENCE),
+        failed=state.failed,
         multiplier=jnp.where(solved, prox.weights, state.multiplier),
         theta=theta,
         correlations=correlations,
-        sigma=jnp.where(solved, jnp.minimum(_GROWTH * state.sigma, _largest_sigma(program, prox)), state.sigma),
+        sigma=jnp.where(broken, state.sigma / _GROWTH, grown),
+        phase=jnp.where(stalled > _PATIENCE, 3, state.phase),
         stalled=stalled,
     )
 
@@ -198,32 +271,134 @@ def _step_length(
 
 def _direction(program: ConvexProgram, sigma: Array, shifted: Array, prox: _Prox, slope: Array) -> Array:
     """−H⁻¹∇φ with H/σ = I/σ + K(c) + Σ_p s_p q_p q_pᵀ over the active groups, s_p = 1 − c_p (M8)."""
-    num_rows, num_outputs = slope.shape
     active = prox.kept > 0
     count = jnp.sum(active)
 
     def solve(bucket: int) -> Array:
         chosen = jnp.nonzero(active, size=bucket, fill_value=0)[0]
         present = (jnp.arange(bucket) < count).astype(program.x.dtype)
-        masks = select_masks(program.masks, chosen)
-        kept, norms = present * prox.kept[chosen], prox.norms[chosen]
+        masks = present * select_masks(program.masks, chosen)
+        norms = prox.norms[chosen]
         units = shifted[chosen] / jnp.where(norms > 0, norms, 1.0)[:, None, None]
-        kernel = masked_gram(kept, masks, program.x)
-        rays = jnp.einsum("nd,pdc->ncp", program.x, units, precision=lax.Precision.HIGHEST) * masks[:, None, :]
-        rays = rays.reshape(num_rows * num_outputs, bucket)
-        matrix = jnp.kron(kernel, jnp.eye(num_outputs, dtype=kernel.dtype)) if num_outputs > 1 else kernel
-        matrix += jnp.matmul(rays * (present * (1 - prox.kept[chosen])), rays.T, precision=lax.Precision.HIGHEST)
-        return -solve_kernel_ridge(matrix, 1 / sigma, slope.reshape(-1, 1) / sigma).reshape(slope.shape)
+        rays = _einsum("nd,pdc->npc", program.x, units) * masks[:, :, None]
+        solver, _ = min(_SOLVERS, key=lambda entry: entry[1](program, bucket))
+        return -solver(program, sigma, masks, prox.kept[chosen], units, rays, slope) / sigma
 
     buckets = _buckets(program.num_gates)
-    fits = jnp.searchsorted(jnp.asarray(buckets), count)
-    return lax.switch(fits, [lambda bucket=bucket: solve(bucket) for bucket in buckets])
+    return lax.switch(_bucket_of(count, buckets), [lambda bucket=bucket: solve(bucket) for bucket in buckets])
+
+
+def _by_rows(
+    program: ConvexProgram, sigma: Array, masks: Array, kept: Array, _: Array, rays: Array, slope: Array
+) -> Array:
+    """(H/σ)⁻¹∇φ by a Cholesky factorisation of its n c rows."""
+    num_rows, num_outputs = slope.shape
+    kernel = _einsum("np,mp->nm", masks * kept, masks) * _einsum("nd,md->nm", program.x, program.x)
+    matrix = jnp.kron(kernel, jnp.eye(num_outputs, dtype=kernel.dtype)) if num_outputs > 1 else kernel
+    rays = rays.swapaxes(1, 2).reshape(num_rows * num_outputs, -1)
+    matrix += _einsum("ip,jp->ij", rays * (1 - kept), rays)
+    return _solve_shifted(matrix, 1 / sigma, slope.reshape(-1)).reshape(slope.shape)
+
+
+def _by_features(
+    program: ConvexProgram, sigma: Array, masks: Array, kept: Array, units: Array, rays: Array, slope: Array
+) -> Array:
+    """(H/σ)⁻¹∇φ by a Cholesky factorisation of as many rows as the active groups have features (Woodbury).
+
+    H/σ = I/σ + V Vᵀ, where V has the blocks D_p X (√c_p I + (1 − √c_p) u_p u_pᵀ), u_p = U_p / ‖U_p‖.
+    """
+    num_rows, num_outputs = slope.shape
+    root = jnp.sqrt(kept)
+    features = _einsum("np,nd,ck->ncpdk", masks * root, program.x, jnp.eye(num_outputs, dtype=slope.dtype))
+    features += _einsum("npc,pdk->ncpdk", rays * (1 - root)[:, None], units)
+    features = features.reshape(num_rows * num_outputs, -1)
+    inner = _einsum("if,ig->fg", features, features)
+
+    def solve(right: Array) -> Array:
+        return sigma * (
+            right - _einsum("if,f->i", features, _solve_shifted(inner, 1 / sigma, _einsum("if,i->f", features, right)))
+        )
+
+    right = slope.reshape(-1)
+    first = solve(right)
+    remainder = right - first / sigma - _einsum("if,jf,j->i", features, features, first)
+    return (first + solve(remainder)).reshape(slope.shape)
+
+
+def _by_products(
+    program: ConvexProgram, sigma: Array, masks: Array, kept: Array, units: Array, _: Array, slope: Array
+) -> Array:
+    """(H/σ)⁻¹∇φ by conjugate gradients, to a tenth of a per cent.
+
+    Half of every mask is common to all: Σ_p c_p D_p X Xᵀ D_p is near a X Xᵀ, with a the sum of c_p times the squared
+    share of ones. That part, which has the largest eigenvalues, and a multiple of I precondition.
+    """
+    shares = jnp.mean(masks, axis=0)
+    common = jnp.sum(kept * shares**2)
+    rest = jnp.sum(kept * shares * (1 - shares)) * jnp.sum(program.x**2) / program.x.shape[0] ** 2
+    shift = 1 / sigma + rest * program.x.shape[1]
+    inner = _einsum("nd,ne->de", program.x, program.x) + jnp.eye(program.x.shape[1]) * (shift / common)
+    factor = jsl.cho_factor(inner)
+
+    def precondition(right: Array) -> Array:
+        return (right - program.x @ jsl.cho_solve(factor, program.x.T @ right)) / shift
+
+    def product(vector: Array) -> Array:
+        correlations = masked_adjoint(masks, program.x, vector, masks.shape[1])
+        along = jnp.sum(units * correlations, axis=(1, 2), keepdims=True)
+        groups = kept[:, None, None] * correlations + (1 - kept)[:, None, None] * along * units
+        return vector / sigma + masked_apply(masks, program.x, groups)
+
+    return jax.scipy.sparse.linalg.cg(product, slope, tol=1e-3, maxiter=_MOST_PRODUCTS, M=precondition)[0]
+
+
+def _solve_shifted(matrix: Array, shift: Array, right: Array) -> Array:
+    """(matrix + shift I)⁻¹ right; NaN where rounding has made that indefinite."""
+    diagonal = jnp.arange(matrix.shape[0])
+    lower = jnp.linalg.cholesky(matrix.at[diagonal, diagonal].add(shift), symmetrize_input=False)
+    return jsl.cho_solve((lower, True), right)
+
+
+def _row_flops(program: ConvexProgram, bucket: int) -> float:
+    """Operations of :func:`_by_rows`; an entry of the matrix is passed over some thirty times."""
+    rows = float(program.targets.size)
+    return rows**3 / 3 + rows**2 * (4 * bucket + 30)
+
+
+def _feature_flops(program: ConvexProgram, bucket: int) -> float:
+    """Operations of :func:`_by_features`."""
+    rows, features = float(program.targets.size), float(bucket * program.group_shape[1] * program.group_shape[2])
+    return 2 * rows * features**2 + features**3 / 3 + 30 * rows * features
+
+
+def _product_flops(program: ConvexProgram, bucket: int) -> float:
+    """Operations of :func:`_by_products` with as many products as it takes in the middle of a solution."""
+    _, num_features, _ = program.group_shape
+    return _USUAL_PRODUCTS * (4.0 * program.targets.size * bucket * num_features + _STEP_OVERHEAD)
+
+
+_SOLVERS = ((_by_rows, _row_flops), (_by_features, _feature_flops), (_by_products, _product_flops))
+
+
+def _newton_flops(program: ConvexProgram, bucket: int) -> float:
+    """Operations of a Newton step with so many active groups: the direction, and four products with all masks."""
+    num_gates, num_features, _ = program.group_shape
+    products = 8.0 * program.targets.size * num_gates * num_features
+    return min(flops(program, bucket) for _, flops in _SOLVERS) + products + _NEWTON_OVERHEAD
+
+
+def _bucket_of(count: Array, buckets: list[int]) -> Array:
+    """Number of the smallest bucket that holds so many."""
+    return jnp.searchsorted(jnp.asarray(buckets), count)
 
 
 def _buckets(num_gates: int) -> list[int]:
-    """Sizes to which active groups are padded: each about 1.4 times the one before, the last all gates."""
+    """Sizes to which active groups are padded: each twice the one before, the last all gates."""
     sizes, size = [], _SMALLEST_BUCKET
     while size < num_gates:
-        sizes += [size, size * 3 // 2]
+        sizes.append(size)
         size *= 2
-    return [size for size in sizes if size < num_gates] + [num_gates]
+    return [*sizes, num_gates]
+
+
+_einsum = partial(jnp.einsum, precision=lax.Precision.HIGHEST)

@@ -63,8 +63,8 @@ class ConvexProgram:
     Raises
     ------
     ValueError
-        If x or y hold NaN or infinity, rows do not match, there is no data or no mask, λ is not positive, or the loss
-        is unknown.
+        If x or y hold NaN or infinity, rows do not match, there is no data or no mask, the squares of y are out of the
+        dtype's range, λ is not positive, or the loss is unknown.
     """
 
     x: Array
@@ -91,6 +91,7 @@ class ConvexProgram:
         if loss not in LOSSES:
             raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {loss!r}")
         dtype = jnp.result_type(x.dtype, y.dtype)
+        _check_scale(y.astype(dtype))
         reg = as_float_array("reg", reg, (0, 1)).astype(dtype)
         if reg.ndim != 0:
             raise ValueError(f"reg must be a number (vmap over several), got shape {reg.shape}")
@@ -239,6 +240,18 @@ class ConvexProgram:
             if smallest < 0:
                 raise ValueError(f"kernel_weights must not be negative, got {smallest}")
         return kernel_weights
+
+
+def _check_scale(y: Array) -> None:
+    """Raise ValueError if ½‖Y‖², by which gaps are measured, under- or overflows."""
+    if is_traced(y):
+        return
+    with jax.ensure_compile_time_eval():
+        largest, square = float(jnp.max(jnp.abs(y))), float(jnp.sum(y**2))
+    if largest > 0 and not 0 < square < float("inf"):
+        raise ValueError(
+            f"y has entries up to {largest:.1e}, whose squares are out of {y.dtype}'s range: divide y by {largest:.1e}"
+        )
 
 
 def group_norms(groups: Array) -> Float[Array, " P"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import time
 import warnings
 from collections.abc import Callable
@@ -88,14 +89,17 @@ def solve(
     method
         ``"irls"``: the paper's Algorithm 1 from the NTK's weights, a masked Gram kernel and a Cholesky factorisation a
         step; the path from the NTK to the optimum, sublinear near its end. ``"fista"``: accelerated proximal gradient
-        with restart, two products with the masks a step. ``"auto"``: FISTA.
+        with restart, two products with the masks a step. ``"newton"``: first-order steps on working sets, then
+        semismooth Newton on the dual augmented Lagrangian, where a step costs a masked Gram kernel of the active groups
+        and a Cholesky factorisation, or conjugate gradients where that is cheaper. ``"auto"``: Newton; FISTA under
+        ``jit`` and ``vmap``, where Newton's sizes cannot follow the number of active groups.
     tol
         Relative gap to reach, as a share of ½‖Y‖². In float32, rounding of the certificate itself is 1e-6 to 1e-5.
     max_iter
-        Largest number of iterations; 300 for IRLS, 20,000 for FISTA when None.
+        Largest number of iterations; 300 for IRLS, 20,000 for FISTA, 200 for Newton when None.
     init
         Where to start. IRLS: (P,) kernel weights, the NTK's; 1/P each when None, which they are for sampled gates.
-        FISTA: (P, d, c) group weights; zero when None. A Solution for either.
+        FISTA and Newton: (P, d, c) group weights; zero when None. A Solution for any.
     epsilon
         IRLS's ε in sqrt(‖W_p‖² + ε), in squared units of W; when None such that it costs a tenth of ``tol``.
     callback
@@ -118,10 +122,11 @@ def solve(
     ConvergenceWarning
         If the relative gap is above ``tol`` at the end.
     """
-    name = "fista" if method == "auto" else method
-    _check_options(program, name, tol, max_iter, epsilon)
-    max_iter = METHODS[name].max_iter if max_iter is None else max_iter
+    if not isinstance(program, ConvexProgram):
+        raise TypeError(f"program must be a ConvexProgram, got {type(program).__name__}")
     traced = is_traced(program, init)
+    name = ("fista" if traced else "newton") if method == "auto" else method
+    tol, max_iter = _as_options(program, name, tol, max_iter, epsilon)
     if traced and callback is not None:
         raise ValueError("callback cannot be called under jit or vmap")
     start = _starting_point(program, name, init)
@@ -131,7 +136,7 @@ def solve(
     if traced:
         iterations, state, history = run(program, jnp.asarray(0), state, history, max_iter)
         return _certify(program, state, iterations, history, name, tol)
-    if bool(state.failed):
+    if bool(state.failed) and name == "irls":
         raise np.linalg.LinAlgError(
             f"the kernel matrix of the start is not positive definite in {program.x.dtype} even with jitter: "
             f"raise reg (λ = {float(program.reg):.3g}), rescale x, or use float64"
@@ -143,22 +148,32 @@ def solve(
     return solution
 
 
-def _check_options(program: ConvexProgram, name: str, tol: float, max_iter: int | None, epsilon: float | None) -> None:
-    if not isinstance(program, ConvexProgram):
-        raise TypeError(f"program must be a ConvexProgram, got {type(program).__name__}")
-    if name not in METHODS:
+def _as_options(program: ConvexProgram, name: str, tol: Any, max_iter: Any, epsilon: Any) -> tuple[float, int]:
+    """Check the options; return the tolerance and the largest number of iterations as plain numbers."""
+    if not isinstance(name, str) or name not in METHODS:
         raise ValueError(f"method must be one of auto, {', '.join(METHODS)}, got {name!r}")
-    if not isinstance(tol, float | int):
-        raise TypeError(f"tol must be a number, got {type(tol).__name__}")
+    tol = _as_number("tol", tol)
     reachable = 4 * float(jnp.finfo(program.x.dtype).eps)
-    if not tol >= reachable:
-        raise ValueError(f"tol={tol} is below what {program.x.dtype} can reach, {reachable:.1e}")
-    if max_iter is not None and max_iter < 0:
+    if not reachable <= tol < float("inf"):
+        raise ValueError(f"tol={tol} is not finite or below what {program.x.dtype} can reach, {reachable:.1e}")
+    if max_iter is None:
+        max_iter = METHODS[name].max_iter
+    elif not hasattr(max_iter, "__index__"):
+        raise TypeError(f"max_iter must be an integer, got {type(max_iter).__name__}")
+    if (max_iter := operator.index(max_iter)) < 0:
         raise ValueError(f"max_iter must not be negative, got {max_iter}")
-    if epsilon is not None and name != "irls":
-        raise ValueError(f"epsilon belongs to method 'irls', not to {name!r}")
-    if epsilon is not None and not epsilon > 0:
-        raise ValueError(f"epsilon must be positive, got {epsilon}")
+    if epsilon is not None:
+        if name != "irls":
+            raise ValueError(f"epsilon belongs to method 'irls', not to {name!r}")
+        if not 0 < _as_number("epsilon", epsilon) < float("inf"):
+            raise ValueError(f"epsilon must be positive and finite, got {epsilon}")
+    return tol, max_iter
+
+
+def _as_number(name: str, value: Any) -> float:
+    if isinstance(value, str) or not hasattr(value, "__float__"):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    return float(value)
 
 
 def _epsilon(program: ConvexProgram, epsilon: float | None, tol: float) -> Array:
@@ -268,10 +283,13 @@ def _progress(program: ConvexProgram, iteration: int, history: History, seconds:
 def _certify(
     program: ConvexProgram, state: Any, iterations: Array, history: History, name: str, tol: float
 ) -> Solution:
-    """The Solution of a state, its certificate from the weights alone, whatever the solver believed."""
+    """The Solution of a state, its certificate from the weights alone, whatever the solver believed.
+
+    A λ ≤ 0 that came in traced, where it could not be refused, has no certificate.
+    """
     weights = state.weights
     residual = program.targets - program.fitted(weights)
-    gap = program.gap_of(weights, residual, program.correlations(residual))
+    gap = jnp.where(program.reg > 0, program.gap_of(weights, residual, program.correlations(residual)), jnp.nan)
     primal = program.primal_of(weights, residual)
     at_zero = program.primal_at_zero()
     relative_gap = gap / jnp.where(at_zero > 0, at_zero, 1.0)
@@ -284,7 +302,7 @@ def _certify(
         relative_gap=relative_gap,
         iterations=iterations,
         converged=relative_gap <= tol,
-        failed=state.failed,
+        failed=state.failed | ~(program.reg > 0),
         history=history,
         method=name,
         tol=tol,

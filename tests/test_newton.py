@@ -1,0 +1,90 @@
+"""Newton against CVXPY, FISTA, and the definition of its matrix (float64 unless said)."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from problems import cvxpy_optimum, random_problem
+
+import fixntk as fx
+from fixntk.convex import newton
+from fixntk.convex.program import group_norms
+
+EARLY = pytest.mark.filterwarnings("ignore::fixntk.ConvergenceWarning")
+
+
+@pytest.mark.parametrize("num_outputs", [None, 3])
+@pytest.mark.parametrize("share", [0.5, 0.05, 0.001])
+def test_newton_reaches_the_optimum_of_cvxpy(num_outputs, share):
+    program = random_problem(0, num_outputs=num_outputs, share=share)
+    solution = fx.solve(program, method="newton", tol=1e-10)
+    assert bool(solution.converged)
+    assert int(solution.iterations) <= 60
+    np.testing.assert_allclose(solution.primal, cvxpy_optimum(program)[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "shape", [(10, 30, 5), (200, 2, 3), (30, 4, 1), (12, 1, 2), (5, 3, 300), (60, 5, 40), (300, 3, 20)]
+)
+@pytest.mark.parametrize("share", [0.9, 0.1, 1e-4, 1e-6])
+def test_newton_on_unusual_shapes(shape, share):
+    num_rows, num_features, num_gates = shape
+    program = random_problem(1, num_rows, num_features, num_gates, share=share)
+    solution = fx.solve(program, method="newton", tol=1e-9)
+    assert bool(solution.converged), solution.message
+
+
+@pytest.mark.parametrize("num_outputs", [1, 2])
+@pytest.mark.parametrize("solver", [entry[0] for entry in newton._SOLVERS])
+def test_each_direction_solves_the_derivative_of_the_gradient(monkeypatch, rng, solver, num_outputs):
+    monkeypatch.setattr(newton, "_SOLVERS", ((solver, lambda *_: 0.0),))
+    program = random_problem(2, 25, 4, 40, num_outputs)
+    theta, multiplier = rng.standard_normal((25, num_outputs)), rng.standard_normal(program.group_shape)
+    # Half of the groups are active at this λ.
+    sigma = jnp.asarray(0.3)
+    reg = jnp.median(group_norms(multiplier + sigma * program.correlations(theta))) / sigma
+    program = fx.ConvexProgram(program.x, program.y, program.masks, reg)
+
+    def gradient(theta):
+        shrunk = newton._shrunk(program, multiplier + sigma * program.correlations(theta), sigma)
+        return theta - program.targets + program.fitted(shrunk.weights)
+
+    shifted = multiplier + sigma * program.correlations(theta)
+    prox, slope = newton._shrunk(program, shifted, sigma), gradient(theta)
+    assert int(jnp.sum(prox.kept > 0)) == 20
+    direction = newton._direction(program, sigma, shifted, prox, slope)
+    _, change = jax.jvp(gradient, (theta,), (direction,))
+    tolerance = 2e-3 if solver is newton._by_products else 1e-10
+    assert float(jnp.linalg.norm(change + slope)) <= tolerance * float(jnp.linalg.norm(slope))
+
+
+def test_packed_masks_give_the_same_solution():
+    program = random_problem(3)
+    packed = fx.ConvexProgram(program.x, program.y, fx.pack_masks(program.masks), program.reg, num_gates=20)
+    one, two = (fx.solve(p, method="newton", tol=1e-9) for p in (program, packed))
+    np.testing.assert_allclose(one.weights, two.weights, atol=1e-9)
+
+
+def test_duplicated_columns_and_rows_converge():
+    program = random_problem(4, 40, 3, 15, share=0.01)
+    x = jnp.concatenate([program.x, program.x[:, :1], jnp.zeros((40, 1))], axis=1)
+    masks = jnp.concatenate([program.masks, program.masks[:, :5], jnp.zeros((40, 2), bool)], axis=1)
+    x, masks, y = (jnp.concatenate([a, a]) for a in (x, masks, program.y))
+    solution = fx.solve(fx.ConvexProgram(x, y, masks, program.reg), method="newton", tol=1e-9)
+    assert bool(solution.converged), solution.message
+
+
+@EARLY
+@pytest.mark.parametrize("share", [0.5, 0.01, 1e-5])
+def test_float32_reaches_its_own_accuracy_or_says_that_it_broke_off(share):
+    wide = random_problem(5, 60, 4, 30, share=share)
+    for scales, converges in (([1.0, 1.0, 1.0, 1.0], True), ([1.0, 1e-3, 1.0, 10.0], False)):
+        x = wide.x * jnp.asarray(scales)
+        narrow = fx.ConvexProgram(x.astype("float32"), wide.y.astype("float32"), wide.masks, wide.reg)
+        solution = fx.solve(narrow, method="newton", tol=1e-5)
+        assert np.all(np.isfinite(solution.weights))
+        assert bool(solution.converged) or "broke down in float32: relative gap" in solution.message
+        assert bool(solution.converged) or not converges
+        exact = fx.solve(fx.ConvexProgram(x, wide.y, wide.masks, wide.reg), method="newton", tol=1e-9)
+        np.testing.assert_allclose(solution.primal, exact.primal, rtol=3e-3)
+        assert float(solution.primal - exact.primal) <= float(solution.gap) + 1e-5 * float(exact.primal)
