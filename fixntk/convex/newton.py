@@ -41,6 +41,9 @@ _SMALLEST_BUCKET = 16
 # Newton steps without a smaller gap after which rounding must be the reason: first-order steps bear it better.
 _PATIENCE = 15
 
+# Phases, in the order of the branches in `step`.
+_WARM_UP, _NEWTON, _WORKING_SETS, _LAST = range(4)
+
 
 class NewtonState(NamedTuple):
     """State of the semismooth Newton method.
@@ -58,8 +61,8 @@ class NewtonState(NamedTuple):
     sigma
         σ.
     phase
-        0: first-order steps on all groups; 1: on working sets; 2: Newton; 3: on working sets again, where rounding has
-        stopped Newton.
+        What the next step is: first-order steps on all groups, Newton, first-order steps on working sets, or the same
+        as a last resort where rounding has stopped Newton.
     stalled
         Newton steps since the gap was last lowered.
     """
@@ -96,7 +99,6 @@ def init(program: ConvexProgram, weights: Array) -> NewtonState:
     correlations = program.correlations(residual)
     primal = program.primal_of(weights, residual)
     gap = program.gap_of(weights, residual, correlations)
-    zero = jnp.zeros((), jnp.int32)
     return NewtonState(
         weights=weights,
         primal=primal,
@@ -107,21 +109,21 @@ def init(program: ConvexProgram, weights: Array) -> NewtonState:
         theta=residual,
         correlations=correlations,
         sigma=jnp.ones((), program.x.dtype),
-        phase=zero,
-        stalled=zero,
+        phase=jnp.full((), _WARM_UP, jnp.int32),
+        stalled=jnp.zeros((), jnp.int32),
     )
 
 
 def step(program: ConvexProgram, state: NewtonState) -> NewtonState:
     """First-order steps as long as they are worth more than a Newton step, then Newton steps."""
-    return lax.switch(state.phase, (_warm_up, _first_round, _newton_step, _last_round), program, state)
+    return lax.switch(jnp.minimum(state.phase, _WORKING_SETS), (_warm_up, _newton_step, _round), program, state)
 
 
 def _warm_up(program: ConvexProgram, state: NewtonState) -> NewtonState:
     dense = _with_masks(program, _numbers(program))
     first_order = lax.fori_loop(0, _WARM_UP_STEPS, lambda _, s: fista.step(dense, s), fista.init(dense, state.weights))
     state = _moved_to(program, state, first_order.weights)
-    return state._replace(phase=jnp.ones_like(state.phase))
+    return state._replace(phase=jnp.full_like(state.phase, _WORKING_SETS))
 
 
 def _moved_to(program: ConvexProgram, state: NewtonState, weights: Array) -> NewtonState:
@@ -134,18 +136,18 @@ def _moved_to(program: ConvexProgram, state: NewtonState, weights: Array) -> New
     return moved._replace(sigma=sigma, phase=state.phase)
 
 
-def _first_round(program: ConvexProgram, state: NewtonState) -> NewtonState:
-    """A round on a working set; Newton's turn next if it made too little progress for what it cost."""
+def _round(program: ConvexProgram, state: NewtonState) -> NewtonState:
+    """A round on a working set. Newton's turn next if it made too little progress for what it cost.
+
+    After Newton the last resort: the end where the gap is no smaller.
+    """
     moved, cost = _working_set_round(program, state)
     progress = jnp.log(state.gap / jnp.maximum(moved.gap, jnp.finfo(program.x.dtype).tiny))
-    return moved._replace(phase=jnp.where(progress < _NEWTON_PROGRESS * cost, 2, 1).astype(jnp.int32))
-
-
-def _last_round(program: ConvexProgram, state: NewtonState) -> NewtonState:
-    """A round on a working set; the end if the gap is no smaller after it."""
-    moved, _ = _working_set_round(program, state)
-    better = moved.gap < state.gap
-    return jax.tree.map(lambda new, old: jnp.where(better, new, old), moved, state)._replace(failed=~better)
+    is_last, better = state.phase == _LAST, moved.gap < state.gap
+    phase = jnp.where(progress < _NEWTON_PROGRESS * cost, _NEWTON, _WORKING_SETS).astype(jnp.int32)
+    moved = moved._replace(phase=jnp.where(is_last, _LAST, phase), failed=is_last & ~better)
+    kept = state._replace(failed=moved.failed)
+    return jax.tree.map(lambda new, old: jnp.where(is_last & ~better, old, new), moved, kept)
 
 
 def _working_set_round(program: ConvexProgram, state: NewtonState) -> tuple[NewtonState, Array]:
@@ -223,7 +225,7 @@ def _newton_step(program: ConvexProgram, state: NewtonState) -> NewtonState:
         theta=theta,
         correlations=correlations,
         sigma=jnp.where(broken, state.sigma / _GROWTH, grown),
-        phase=jnp.where(stalled > _PATIENCE, 3, state.phase),
+        phase=jnp.where(stalled > _PATIENCE, _LAST, state.phase),
         stalled=stalled,
     )
 

@@ -135,14 +135,14 @@ def solve(
     run = partial(_advance, name=name, tol=tol)
     if traced:
         iterations, state, history = run(program, jnp.asarray(0), state, history, max_iter)
-        return _certify(program, state, iterations, history, name, tol)
+        return replace(_certify(program, state, iterations, history, name, tol), tol=tol)
     if bool(state.failed) and name == "irls":
         raise np.linalg.LinAlgError(
             f"the kernel matrix of the start is not positive definite in {program.x.dtype} even with jitter: "
             f"raise reg (λ = {float(program.reg):.3g}), rescale x, or use float64"
         )
     iterations, state, history = _drive(run, program, state, history, max_iter, tol, callback)
-    solution = _trimmed(_certify(program, state, iterations, history, name, tol))
+    solution = _trimmed(replace(_certify(program, state, iterations, history, name, tol), tol=tol))
     if not bool(solution.converged):
         warnings.warn(solution.message, ConvergenceWarning, stacklevel=2)
     return solution
@@ -213,7 +213,7 @@ def _reached(program: ConvexProgram, gap: Array, tol: float) -> Array:
     return gap <= 0.99 * tol * program.primal_at_zero()
 
 
-@partial(jax.jit, static_argnames=("name", "tol"))
+@partial(jax.jit, static_argnames="name")
 def _advance(
     program: ConvexProgram,
     iteration: Array,
@@ -263,8 +263,9 @@ def _drive(
         made = int(iteration) - done
         elapsed = time.perf_counter() - began
         seconds.extend(np.linspace(seconds[-1], elapsed, made + 1)[1:])
-    times = jnp.asarray(seconds, history.seconds.dtype)
-    return iteration, state, history._replace(seconds=history.seconds.at[: times.size].set(times))
+    times = np.full(history.seconds.shape, np.nan, history.seconds.dtype)
+    times[: len(seconds)] = seconds
+    return iteration, state, history._replace(seconds=jnp.asarray(times))
 
 
 def _progress(program: ConvexProgram, iteration: int, history: History, seconds: float) -> Progress:
@@ -279,7 +280,7 @@ def _progress(program: ConvexProgram, iteration: int, history: History, seconds:
     )
 
 
-@partial(jax.jit, static_argnames=("name", "tol"))
+@partial(jax.jit, static_argnames="name")
 def _certify(
     program: ConvexProgram, state: Any, iterations: Array, history: History, name: str, tol: float
 ) -> Solution:
@@ -305,12 +306,12 @@ def _certify(
         failed=state.failed | ~(program.reg > 0),
         history=history,
         method=name,
-        tol=tol,
+        tol=float("nan"),
         squeeze=program.y.ndim == 1,
     )
 
 
 def _trimmed(solution: Solution) -> Solution:
+    # Cut by NumPy: JAX would compile a slice for each length.
     length = int(solution.iterations) + 1
-    history = History(*(values[:length] for values in solution.history))
-    return replace(solution, history=history)
+    return replace(solution, history=History(*(jnp.asarray(np.asarray(v)[:length]) for v in solution.history)))

@@ -1,0 +1,55 @@
+"""The fixed problems on which solvers of the convex program are compared, and the certificate that judges them all."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+# (n, d, P) by name.
+SIZES = {"S": (200, 10, 200), "M": (1000, 20, 1000), "L": (5000, 50, 1000), "T": (2000, 30, 2000)}
+NUM_NEURONS = 5
+
+
+class Problem(NamedTuple):
+    """Inputs (n, d), targets (n,), masks (n, P) and λ."""
+
+    x: np.ndarray
+    y: np.ndarray
+    masks: np.ndarray
+    reg: float
+
+
+def make(kind: str, size: str, share: float) -> Problem:
+    """Make a problem at a share of λ_max.
+
+    ``planted``: the gates of the network that made the targets are among those on offer. ``teacher``: they are not,
+    the usual case and the harder one. Both add noise of 0.1 and standardise the targets.
+    """
+    num_rows, num_features, num_gates = SIZES[size]
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((num_rows, num_features))
+    if kind == "planted":
+        masks = x @ rng.standard_normal((num_features, num_gates)) >= 0
+        outputs = np.sum(masks[:, :NUM_NEURONS] * (x @ rng.standard_normal((num_features, NUM_NEURONS))), axis=1)
+        y = outputs / outputs.std() + 0.1 * rng.standard_normal(num_rows)
+    else:
+        neurons = rng.standard_normal((NUM_NEURONS, num_features)), rng.standard_normal((NUM_NEURONS, num_features))
+        y = np.sum((x @ neurons[0].T >= 0) * (x @ neurons[1].T), axis=1) + 0.1 * rng.standard_normal(num_rows)
+        masks = x @ rng.standard_normal((num_gates, num_features)).T >= 0
+    y = (y - y.mean()) / y.std()
+    return Problem(x, y, masks, share * largest_correlation(x, y, masks))
+
+
+def largest_correlation(x: np.ndarray, residual: np.ndarray, masks: np.ndarray) -> float:
+    """max_p ‖Xᵀ D_p R‖, which is λ_max for R = Y."""
+    return float(np.linalg.norm(masks.T.astype(float) @ (x * residual[:, None]), axis=1).max())
+
+
+def relative_gap(problem: Problem, weights: np.ndarray) -> float:
+    """Duality gap of (P, d) weights over ½‖Y‖², from nothing but the weights."""
+    x, y, masks, reg = problem
+    residual = y - np.sum((masks.astype(float) @ weights) * x, axis=1)
+    primal = 0.5 * residual @ residual + reg * np.linalg.norm(weights, axis=1).sum()
+    theta = residual * min(1.0, reg / largest_correlation(x, residual, masks))
+    return float((primal - y @ theta + 0.5 * theta @ theta) / (0.5 * y @ y))
