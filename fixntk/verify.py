@@ -26,7 +26,7 @@ from fixntk.arrangements import cover_count, distinct_hyperplanes, enumerate_arr
 from fixntk.convex import ConvergenceWarning, ConvexProgram, Solution, solve
 from fixntk.gates import Arrangements, activation_masks, sample_gates
 from fixntk.gram import MaskedGram, masked_gram
-from fixntk.ntk import gated_relu_ntk
+from fixntk.ntk import empirical_ntk, gated_relu_ntk
 from fixntk.ntk.analytic import pairwise_angles
 from fixntk.solid_angles import arrangement_weights
 
@@ -146,6 +146,7 @@ def run_checks(data_sets: list[Data]) -> Iterator[Check]:
         yield from _guarded(check_solid_angles, data, arrangements, weights, exact)
         yield from _guarded(check_sampling_rate, data)
         yield from _guarded(check_neural_tangents, data)
+        yield from _guarded(check_empirical, data)
         yield from _guarded(check_solvers, data, arrangements, weights, exact)
 
 
@@ -253,6 +254,48 @@ def check_neural_tangents(data: Data) -> Iterator[Check]:
     yield _near("M3", data, claims[2], slope, -0.5, 0.15)
 
 
+def check_empirical(data: Data) -> Iterator[Check]:
+    """The empirical NTK against Jacobians, neural-tangents' and the analytic one (M3, M14)."""
+    x, ntk = data.x, gated_relu_ntk(data.x)
+    keys = jax.random.split(jax.random.key(7), 3)
+    shapes = ((x.shape[1], 16), (16,), (16, 2))
+    params = [jax.random.normal(key, shape, x.dtype) for key, shape in zip(keys, shapes, strict=True)]
+
+    def network(params: list[Array], inputs: Array) -> Array:
+        return jax.nn.gelu(inputs @ params[0] + params[1]) @ params[2]
+
+    structured = empirical_ntk(network, params, x, method="structured")
+    leaves = jax.tree.leaves(jax.jit(jax.jacobian(network))(params, x))
+    jacobian = jnp.concatenate([leaf.reshape(*leaf.shape[:2], -1) for leaf in leaves], axis=2)
+    expected = jnp.einsum("iop,jqp->ijoq", jacobian, jacobian)
+    claim = "structured empirical NTK of a two-layer network = its Jacobians multiplied"
+    yield _below("M14", data, claim, _distance(structured, expected), 1e-10)
+
+    claim = "the same = neural-tangents' empirical NTK"
+    try:
+        from fixntk.ntk.neural_tangents_compat import import_neural_tangents
+
+        nt = import_neural_tangents()
+        implementation = nt.NtkImplementation.JACOBIAN_CONTRACTION
+        theirs = nt.empirical_ntk_fn(network, trace_axes=(), implementation=implementation)(x, None, params)
+        yield _below("M14", data, claim, _distance(structured, theirs), 1e-10)
+    except ImportError as error:
+        yield Check("M14", data.name, claim, None, "", None, str(error))
+
+    @partial(jax.jit, static_argnames="width")
+    def gated(width: int, seed: Array | int) -> Array:
+        gates = sample_gates(jax.random.key(seed), width, x.shape[1], dtype=x.dtype)
+
+        def gated_network(weights: Array, inputs: Array) -> Array:
+            return jnp.sum(activation_masks(inputs, gates) * (inputs @ weights), axis=1, keepdims=True) / np.sqrt(width)
+
+        return empirical_ntk(gated_network, jnp.zeros((x.shape[1], width)), x, outputs="trace")
+
+    slope = _fitted_slope(lambda width, seed: _distance(gated(width, seed), ntk), [16, 64, 256, 1024], repeats=16)
+    claim = "empirical NTK of gated networks converges to the analytic: slope of log error over log width"
+    yield _near("M14", data, claim, slope, -0.5, 0.15)
+
+
 def check_solvers(data: Data, arrangements: Arrangements, weights: Array, exact: bool) -> Iterator[Check]:
     """IRLS from the NTK to the optimum, FISTA, CVXPY, and what the NTK leaves (M5, M6, M7)."""
     masks, x, y = arrangements.masks, data.x, data.y
@@ -277,6 +320,11 @@ def check_solvers(data: Data, arrangements: Arrangements, weights: Array, exact:
     yield _below("M7", data, "IRLS's certificate: relative gap", float(path.relative_gap), 1e-3)
     difference = abs(float(path.primal - fista.primal)) / scale
     yield _below("M6", data, "IRLS's limit is FISTA's optimum, as a share of ½‖Y‖²", difference, 1e-4)
+
+    newton = solve_quietly(program, method="newton", tol=1e-10)
+    yield _below("M8", data, "Newton's certificate: relative gap", float(newton.relative_gap), 1e-10)
+    difference = abs(float(newton.primal - fista.primal)) / scale
+    yield _below("M8", data, "Newton's optimum is FISTA's, as a share of ½‖Y‖²", difference, 2e-9)
 
     yield from _against_cvxpy(data, masks)
 

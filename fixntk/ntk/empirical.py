@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from fixntk.ntk.inputs import as_operands, check_rows_are_independent, hashable, num_rows
@@ -31,7 +30,7 @@ def empirical_ntk(
     method: Method = "auto",
     batch_size: int | None = None,
     store_on_device: bool = True,
-) -> Array | np.ndarray:
+) -> Array:
     r"""Empirical NTK of a function with parameters: inner products of its Jacobians (M14).
 
     .. math:: Θ[i, j, o, q] = ⟨∂f_o(x_i)/∂θ, ∂f_q(x_j)/∂θ⟩
