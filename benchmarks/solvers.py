@@ -56,7 +56,9 @@ def main() -> None:
                 print(f"  {solver:16} {times}   {cold}   peak {result['peak_gb']:.2f} GB", flush=True)
             peers = [seconds[1] for solver, seconds in best.items() if not solver.startswith("fixntk")]
             if peers and "fixntk newton" in best:
-                print(f"  best peer / fixntk newton at 1e-6: {min(peers) / best['fixntk newton'][1]:.2f}", flush=True)
+                ratio = min(*peers, arguments.limit) / best["fixntk newton"][1]
+                more = "" if min(peers) <= arguments.limit else "> "
+                print(f"  best peer / fixntk newton at 1e-6: {more}{ratio:.2f}", flush=True)
 
 
 def run(solver: str, problem: str, share: float, limit: float) -> dict:

@@ -3,7 +3,7 @@
 from importlib.metadata import version
 
 from fixntk.arrangements import cover_count, enumerate_arrangements
-from fixntk.convex import ConvergenceWarning, ConvexProgram, History, Progress, Solution, solve
+from fixntk.convex import ConvergenceWarning, ConvexProgram, History, Progress, Solution, gap_safe, solve, solve_path
 from fixntk.gates import Arrangements, activation_masks, merge_duplicate_masks, pack_masks, sample_gates
 from fixntk.gram import MaskedGram, masked_gram
 from fixntk.ntk import empirical_ntk, gated_relu_ntk, layerwise_ntk, ntk_vector_product
@@ -24,6 +24,7 @@ __all__ = [
     "cover_count",
     "empirical_ntk",
     "enumerate_arrangements",
+    "gap_safe",
     "gated_relu_ntk",
     "layerwise_ntk",
     "masked_gram",
@@ -32,4 +33,5 @@ __all__ = [
     "pack_masks",
     "sample_gates",
     "solve",
+    "solve_path",
 ]

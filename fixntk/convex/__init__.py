@@ -1,7 +1,17 @@
 """The exact convex program of the gated-ReLU network and its solvers."""
 
+from fixntk.convex.path import gap_safe, solve_path
 from fixntk.convex.program import ConvexProgram
 from fixntk.convex.solution import ConvergenceWarning, History, Solution
 from fixntk.convex.solve import Progress, solve
 
-__all__ = ["ConvergenceWarning", "ConvexProgram", "History", "Progress", "Solution", "solve"]
+__all__ = [
+    "ConvergenceWarning",
+    "ConvexProgram",
+    "History",
+    "Progress",
+    "Solution",
+    "gap_safe",
+    "solve",
+    "solve_path",
+]

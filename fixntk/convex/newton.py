@@ -94,11 +94,14 @@ class _Prox(NamedTuple):
 
 
 def init(program: ConvexProgram, weights: Array) -> NewtonState:
-    """Start at rest from the given group weights, with the residual for A."""
+    """Start at rest from the given group weights, with the residual for A; with a Newton step unless they are zero."""
     residual = program.targets - program.fitted(weights)
     correlations = program.correlations(residual)
     primal = program.primal_of(weights, residual)
     gap = program.gap_of(weights, residual, correlations)
+    norms = group_norms(weights)
+    typical = jnp.sum(norms) / jnp.maximum(jnp.sum(norms > 0), 1)
+    largest = jnp.maximum(jnp.max(group_norms(correlations)), jnp.finfo(program.x.dtype).tiny)
     return NewtonState(
         weights=weights,
         primal=primal,
@@ -108,8 +111,8 @@ def init(program: ConvexProgram, weights: Array) -> NewtonState:
         multiplier=weights,
         theta=residual,
         correlations=correlations,
-        sigma=jnp.ones((), program.x.dtype),
-        phase=jnp.full((), _WARM_UP, jnp.int32),
+        sigma=jnp.where(typical > 0, _FIRST_SIGMA * typical / program.reg, 1 / largest),
+        phase=jnp.where(jnp.any(weights != 0), _NEWTON, _WARM_UP).astype(jnp.int32),
         stalled=jnp.zeros((), jnp.int32),
     )
 
@@ -122,18 +125,7 @@ def step(program: ConvexProgram, state: NewtonState) -> NewtonState:
 def _warm_up(program: ConvexProgram, state: NewtonState) -> NewtonState:
     dense = _with_masks(program, _numbers(program))
     first_order = lax.fori_loop(0, _WARM_UP_STEPS, lambda _, s: fista.step(dense, s), fista.init(dense, state.weights))
-    state = _moved_to(program, state, first_order.weights)
-    return state._replace(phase=jnp.full_like(state.phase, _WORKING_SETS))
-
-
-def _moved_to(program: ConvexProgram, state: NewtonState, weights: Array) -> NewtonState:
-    """The state at other weights, its σ one that suits them."""
-    moved = init(program, weights)
-    norms = group_norms(weights)
-    typical = jnp.sum(norms) / jnp.maximum(jnp.sum(norms > 0), 1)
-    scale = 1 / jnp.maximum(jnp.max(group_norms(moved.correlations)), jnp.finfo(program.x.dtype).tiny)
-    sigma = jnp.where(typical > 0, _FIRST_SIGMA * typical / program.reg, scale)
-    return moved._replace(sigma=sigma, phase=state.phase)
+    return init(program, first_order.weights)._replace(phase=jnp.full_like(state.phase, _WORKING_SETS))
 
 
 def _round(program: ConvexProgram, state: NewtonState) -> NewtonState:
@@ -178,7 +170,7 @@ def _working_set_round(program: ConvexProgram, state: NewtonState) -> tuple[Newt
     buckets = _buckets(program.num_gates)
     fits = _bucket_of(jnp.minimum(2 * jnp.sum(norms > 0), program.num_gates), buckets)
     weights, cost = lax.switch(fits, [lambda bucket=bucket: run(bucket) for bucket in buckets])
-    return _moved_to(program, state, weights), cost
+    return init(program, weights), cost
 
 
 def _with_masks(program: ConvexProgram, masks: Array) -> ConvexProgram:

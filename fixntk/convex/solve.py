@@ -148,6 +148,16 @@ def solve(
     return solution
 
 
+def certified(program: ConvexProgram, weights: Array, solution: Solution) -> Solution:
+    """What ``solution`` found on a part of the program, as a Solution of the whole with its own certificate."""
+    state = _at_rest(program, weights)
+    whole = _certify(program, state, solution.iterations, solution.history, solution.method, solution.tol)
+    return replace(whole, tol=solution.tol)
+
+
+_at_rest = jax.jit(newton.init)
+
+
 def _as_options(program: ConvexProgram, name: str, tol: Any, max_iter: Any, epsilon: Any) -> tuple[float, int]:
     """Check the options; return the tolerance and the largest number of iterations as plain numbers."""
     if not isinstance(name, str) or name not in METHODS:

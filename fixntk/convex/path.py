@@ -1,0 +1,190 @@
+"""Solutions along a path of λ, from λ_max down, with warm starts and gap-safe screening (M9)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+from jaxtyping import Bool, Float
+
+from fixntk._checks import is_traced
+from fixntk.convex.program import ConvexProgram, group_norms
+from fixntk.convex.solution import Solution
+from fixntk.convex.solve import certified, solve
+from fixntk.gram import select_masks
+
+# The spectral norms of the groups need P·d² numbers; above so many, Frobenius norms stand in for them.
+_MOST_NUMBERS = 2**25
+# A product with all masks takes n·P·d multiplications; below so many a smaller program is not worth its compilation.
+_WORTH_SCREENING = 1e7
+
+
+def solve_path(
+    x: ArrayLike,
+    y: ArrayLike,
+    masks: ArrayLike,
+    regs: ArrayLike | Sequence[float] | None = None,
+    *,
+    num_regs: int = 100,
+    min_share: float = 1e-3,
+    num_gates: int | None = None,
+    loss: str = "squared",
+    method: str = "auto",
+    tol: float = 1e-6,
+    screen: bool = True,
+    callback: Callable[[Solution], bool | None] | None = None,
+) -> list[Solution]:
+    """Solve the convex program for many λ, each from the solution before it (M9).
+
+    Parameters
+    ----------
+    x, y, masks, loss, num_gates
+        As for :class:`fixntk.ConvexProgram`.
+    regs
+        λ in any order; solved from the largest down. When None, ``num_regs`` of them, evenly spaced in log λ from
+        λ_max to ``min_share`` λ_max.
+    num_regs, min_share
+        See ``regs``.
+    method, tol
+        As for :func:`fixntk.solve`; IRLS, whose weights are never zero, cannot go along a path.
+    screen
+        Leave out the groups that the gap-safe rule proves to be zero, for each λ anew, where the problem is large
+        enough for that to pay. It never changes a solution.
+    callback
+        Called with each Solution as it is finished; a true answer stops the path there.
+
+    Returns
+    -------
+    Solutions in the order of ``regs``, as far as the path went.
+
+    Raises
+    ------
+    ValueError
+        As :class:`fixntk.ConvexProgram` and :func:`fixntk.solve`; also if ``regs`` is empty or not positive, or under
+        ``jit`` and ``vmap`` (where a ``vmap`` of ``solve`` over λ does it).
+
+    References
+    ----------
+    Ndiaye, Fercoq, Gramfort and Salmon, "Gap Safe Screening Rules for Sparsity Enforcing Penalties", JMLR 2017;
+    docs/mathematics.md, M9.
+    """
+    if is_traced(x, y, masks, regs):
+        raise ValueError("solve_path cannot be traced: jax.vmap solve over λ instead")
+    if method == "irls":
+        raise ValueError("method 'irls' starts at kernel weights, not at a solution: use 'newton' or 'fista'")
+    program = ConvexProgram(x, y, masks, 1.0, loss, num_gates=num_gates)
+    values = _as_regs(program, regs, num_regs, min_share)
+    worth = program.x.size * program.num_gates >= _WORTH_SCREENING
+    sizes = group_sizes(program) if screen and worth else None
+    solutions: dict[int, Solution] = {}
+    weights = jnp.zeros(program.group_shape, program.x.dtype)
+    for position in np.argsort(-values, kind="stable"):
+        here = with_reg(program, values[position])
+        solution = _solve_at(here, weights, sizes, method, tol)
+        solutions[int(position)] = solution
+        weights = solution.weights
+        if callback is not None and callback(solution):
+            break
+    return [solutions[position] for position in sorted(solutions)]
+
+
+def gap_safe(program: ConvexProgram, weights: ArrayLike, sizes: Array | None = None) -> Bool[Array, " P"]:
+    """Groups that are proved to be zero at the optimum by the weights' duality gap (M9).
+
+    ‖Xᵀ D_p Θ‖ + √(2 gap) ‖D_p X‖₂ < λ, with Θ the scaled residual of the weights.
+
+    Parameters
+    ----------
+    program
+        The problem.
+    weights
+        (P, d, c) group weights, or (P, d) for targets (n,).
+    sizes
+        (P,) from :func:`group_sizes`, computed when None.
+    """
+    sizes = group_sizes(program) if sizes is None else sizes
+    return _gap_safe(program, program.as_group_weights(weights), sizes)
+
+
+def group_sizes(program: ConvexProgram) -> Float[Array, " P"]:
+    """‖D_p X‖₂ of every group, or an upper bound on it, ‖D_p X‖_F, where P·d² numbers would be too many (M9)."""
+    num_gates, num_features, _ = program.group_shape
+    if num_gates * num_features**2 > _MOST_NUMBERS:
+        squares = jnp.sum(program.x**2, axis=1, keepdims=True)
+        return jnp.sqrt(_sums(program, squares)[:, 0])
+    products = (program.x[:, :, None] * program.x[:, None, :]).reshape(-1, num_features**2)
+    grams = _sums(program, products).reshape(num_gates, num_features, num_features)
+    largest = jnp.linalg.eigvalsh(grams)[:, -1]
+    # Rounding must not make a group smaller than it is.
+    return jnp.sqrt(jnp.maximum(largest, 0)) * (1 + num_features * 10 * jnp.finfo(largest.dtype).eps)
+
+
+def _sums(program: ConvexProgram, rows: Array) -> Array:
+    """Σ over the rows that each mask keeps of (n, k) numbers, (P, k)."""
+    ones = ConvexProgram.tree_unflatten(
+        (program.loss, program.num_gates), (jnp.ones_like(program.x[:, :1]), rows, program.masks, program.reg)
+    )
+    return ones.correlations(rows)[:, 0, :]
+
+
+def with_reg(program: ConvexProgram, reg: ArrayLike) -> ConvexProgram:
+    """The program at another λ, its data not checked again."""
+    _, structure = jax.tree.flatten(program)
+    value = jnp.asarray(reg, program.x.dtype)
+    return jax.tree.unflatten(structure, [program.x, program.y, program.masks, value])
+
+
+def _as_regs(
+    program: ConvexProgram, regs: ArrayLike | Sequence[float] | None, num_regs: int, share: float
+) -> np.ndarray:
+    if regs is None:
+        if not hasattr(num_regs, "__index__") or num_regs < 1 or not 0 < share < 1:
+            raise ValueError(
+                f"num_regs must be a positive integer and min_share between 0 and 1, got {num_regs!r} and {share!r}"
+            )
+        return float(program.max_reg()) * np.logspace(0, np.log10(share), num_regs)
+    values = np.asarray(regs, float)
+    if values.ndim != 1 or values.size == 0 or not np.all((values > 0) & np.isfinite(values)):
+        raise ValueError(f"regs must be a non-empty list of positive finite numbers, got {regs!r}")
+    return values
+
+
+def _solve_at(program: ConvexProgram, start: Array, sizes: Array | None, method: str, tol: float) -> Solution:
+    """Solve from a start, on the groups that screening leaves, if they are half or fewer."""
+    if sizes is None:
+        return solve(program, method=method, tol=tol, init=start)
+    left = np.flatnonzero(~np.asarray(_gap_safe(program, start, sizes)))
+    # Powers of two, so that few shapes are compiled; what fills up is a group that no row belongs to.
+    size = 1 << max(4, int(left.size - 1).bit_length())
+    if 2 * size > program.num_gates:
+        return solve(program, method=method, tol=tol, init=start)
+    chosen = jnp.asarray(np.resize(left if left.size else [0], size))
+    present = jnp.arange(size) < left.size
+    part = ConvexProgram.tree_unflatten(
+        (program.loss, size),
+        (program.x, program.y, select_masks(program.masks, chosen) & present, program.reg),
+    )
+    solution = solve(part, method=method, tol=tol, init=start[chosen] * present[:, None, None])
+    whole = certified(program, _spread(start, chosen, present, solution.weights), solution)
+    # A group that is zero at the optimum can still be the one that bounds the dual of what is not quite it.
+    return whole if bool(whole.converged) else solve(program, method=method, tol=tol, init=whole)
+
+
+@jax.jit
+def _spread(like: Array, chosen: Array, present: Array, weights: Array) -> Array:
+    return jnp.zeros_like(like).at[chosen].add(weights * present[:, None, None])
+
+
+@jax.jit
+def _gap_safe(program: ConvexProgram, weights: Array, sizes: Array) -> Array:
+    residual = program.targets - program.fitted(weights)
+    correlations = program.correlations(residual)
+    gap = program.gap_of(weights, residual, correlations)
+    norms = group_norms(correlations)
+    scale = program.reg / jnp.maximum(program.reg, jnp.max(norms))
+    slack = 10 * jnp.finfo(norms.dtype).eps
+    return scale * norms + jnp.sqrt(2 * gap) * sizes < program.reg * (1 - slack)

@@ -1,0 +1,87 @@
+"""Paths of λ: the solutions are those of single solves, and screening only leaves out zeros."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from problems import random_problem
+
+import fixntk as fx
+from fixntk.convex.path import group_sizes, with_reg
+from fixntk.convex.solve import certified
+
+
+@pytest.mark.parametrize("method", ["fista", "newton"])
+def test_a_path_is_single_solves_from_max_reg_down(monkeypatch, method):
+    monkeypatch.setattr("fixntk.convex.path._WORTH_SCREENING", 0)
+    screened = []
+    monkeypatch.setattr("fixntk.convex.path.certified", lambda *a: screened.append(a) or certified(*a))
+    program = random_problem(0, num_rows=40, num_gates=40)
+    arguments = (program.x, program.y, program.masks)
+    solutions = fx.solve_path(*arguments, num_regs=6, min_share=0.01, tol=1e-8, method=method)
+    assert screened
+    largest = float(program.max_reg())
+    assert float(jnp.max(jnp.abs(solutions[0].weights))) <= 1e-6
+    for solution, reg in zip(solutions, largest * np.logspace(0, -2, 6), strict=True):
+        assert bool(solution.converged)
+        whole = with_reg(program, reg)
+        np.testing.assert_allclose(solution.gap, whole.gap(solution.weights), rtol=1e-6, atol=1e-14)
+        alone = fx.solve(whole, method="fista", tol=1e-8)
+        np.testing.assert_allclose(solution.primal, alone.primal, rtol=1e-7)
+
+
+def test_regs_are_answered_in_their_own_order():
+    program = random_problem(1)
+    regs = program.reg * np.array([1.0, 5.0, 0.5])
+    solutions = fx.solve_path(program.x, program.y, program.masks, regs, method="fista")
+    assert [int(np.argsort([float(s.primal) for s in solutions])[k]) for k in range(3)] == [2, 0, 1]
+    stopped = fx.solve_path(program.x, program.y, program.masks, regs, method="fista", callback=lambda _: True)
+    assert len(stopped) == 1
+    np.testing.assert_allclose(stopped[0].primal, solutions[1].primal, rtol=1e-5)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10_000), share=st.floats(0.05, 0.95), closeness=st.sampled_from([1e-1, 1e-3, 1e-6]))
+def test_screening_never_drops_an_active_group(seed, share, closeness):
+    program = random_problem(seed, share=share)
+    optimum = fx.solve(program, method="newton", tol=1e-12)
+    active = np.asarray(optimum.kernel_weights) > 1e-7 * float(jnp.max(optimum.kernel_weights))
+    early = np.asarray(optimum.weights) * (1 + closeness * np.random.default_rng(seed).standard_normal((20, 1, 1)))
+    for weights in (np.zeros(program.group_shape), early):
+        assert not np.any(np.asarray(fx.gap_safe(program, weights)) & active)
+
+
+def test_screening_drops_most_groups_near_the_optimum():
+    program = random_problem(2, share=0.5)
+    optimum = fx.solve(program, method="newton", tol=1e-12)
+    assert int(fx.gap_safe(program, optimum.weights).sum()) >= 10
+
+
+def test_group_sizes_are_spectral_norms_or_above(monkeypatch):
+    program = random_problem(3)
+    masks, x = np.asarray(program.masks), np.asarray(program.x)
+    expected = [np.linalg.norm(masks[:, [p]] * x, 2) for p in range(20)]
+    np.testing.assert_allclose(group_sizes(program), expected, rtol=1e-10)
+    monkeypatch.setattr("fixntk.convex.path._MOST_NUMBERS", 1)
+    frobenius = [np.linalg.norm(masks[:, [p]] * x) for p in range(20)]
+    np.testing.assert_allclose(group_sizes(program), frobenius, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"regs": []}, "regs must be a non-empty list"),
+        ({"regs": [1.0, -1.0]}, "regs must be a non-empty list of positive"),
+        ({"num_regs": 0}, "num_regs must be a positive integer"),
+        ({"min_share": 2.0}, "min_share between 0 and 1"),
+        ({"method": "irls"}, "method 'irls' starts at kernel weights"),
+    ],
+)
+def test_bad_paths_are_named(options, message):
+    program = random_problem(4)
+    with pytest.raises(ValueError, match=message):
+        fx.solve_path(program.x, program.y, program.masks, **options)
+    with pytest.raises(ValueError, match="cannot be traced"):
+        jax.jit(lambda y: fx.solve_path(program.x, y, program.masks)[0].primal)(program.y)
