@@ -131,3 +131,12 @@ def test_float32_on_nearly_singular_data_stays_finite():
     solution = fx.solve(narrow, method="irls", max_iter=50)
     assert np.all(np.isfinite(solution.weights))
     assert np.isfinite(solution.relative_gap)
+
+
+@EARLY
+@pytest.mark.parametrize("reg", [1e-7, 1e-11])
+def test_the_gap_it_stops_by_is_that_of_its_weights_where_the_system_is_ill_conditioned(rng, reg):
+    x, y, masks = rng.standard_normal((20, 3)), rng.standard_normal(20), rng.random((20, 5)) < 0.5
+    solution = fx.solve(fx.ConvexProgram(x, y, masks, reg), method="irls")
+    np.testing.assert_allclose(solution.history.gap[-1], solution.gap, rtol=1e-6)
+    assert bool(solution.converged) or int(solution.iterations) == 300

@@ -5,6 +5,7 @@ import pytest
 from problems import cvxpy_optimum, random_problem
 
 import fixntk as fx
+from fixntk.convex import fista
 from fixntk.convex.program import group_norms
 
 EARLY = pytest.mark.filterwarnings("ignore::fixntk.ConvergenceWarning")
@@ -113,6 +114,17 @@ def test_solving_under_jit_is_solving(method):
     np.testing.assert_allclose(traced.weights, solution.weights, atol=1e-9)
     assert int(traced.iterations) == int(solution.iterations)
     assert traced.history.primal.shape == (41,)
+
+
+def test_fista_refuses_a_step_that_its_curvature_bound_does_not_cover():
+    program = random_problem(10)
+    start = fista.init(program, jnp.zeros(program.group_shape))
+    bound = jnp.linalg.norm(fx.masked_gram(jnp.ones(20), program.masks, program.x), 2)
+    refused = fista.step(program, start._replace(lipschitz=bound / 100))
+    np.testing.assert_array_equal(refused.weights, start.weights)
+    assert float(bound) / 100 < float(refused.lipschitz) <= 1.1 * float(bound) * (1 + 1e-12)
+    taken = fista.step(program, start._replace(lipschitz=bound))
+    assert float(taken.primal) < float(start.primal)
 
 
 def test_fista_vmaps_over_programs_that_need_different_numbers_of_steps():

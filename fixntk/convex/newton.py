@@ -1,12 +1,16 @@
-r"""Semismooth Newton on the dual augmented Lagrangian: second order, with a masked Gram matrix to factorise (M8).
+r"""Semismooth Newton on the dual augmented Lagrangian, after first-order steps on working sets (M8).
 
 With A the dual variable, W the multiplier, Z_p = Xᵀ D_p A and U_p = W_p + σ Z_p, each outer step minimises
 
 .. math:: φ(A) = ½\|A\|² − ⟨Y, A⟩ + \tfrac{1}{2σ} \sum_p (\|U_p\| − σλ)_+^2
 
-by Newton steps with Armijo's rule, then W ← prox(U) and σ grows. Every Newton step costs one masked Gram kernel of the
-active groups, gathered into the smallest of a few fixed sizes that holds them, and one Cholesky factorisation. Li, Sun
-and Toh (2018) for the lasso, Zhang, Zhang, Sun and Toh (2020) for the group lasso.
+by Newton steps with Armijo's rule, then W ← prox(U) and σ grows. The Newton system has the active groups alone,
+gathered into the smallest of a few fixed sizes that holds them. It is solved, whichever takes fewest operations, by a
+Cholesky factorisation of n·c rows (a masked Gram kernel), of as many rows as the active groups have features, or by
+conjugate gradients. Where few groups are active, first-order steps on them are cheaper than any of these: they go first
+as long as they lower the gap by more than Newton would for the same cost.
+
+Li, Sun and Toh (2018) for the lasso, Zhang, Zhang, Sun and Toh (2020) for the group lasso.
 """
 
 from __future__ import annotations
