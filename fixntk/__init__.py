@@ -3,7 +3,18 @@
 from importlib.metadata import version
 
 from fixntk.arrangements import cover_count, enumerate_arrangements
-from fixntk.convex import ConvergenceWarning, ConvexProgram, History, Progress, Solution, gap_safe, solve, solve_path
+from fixntk.convex import (
+    ConvergenceWarning,
+    ConvexProgram,
+    Discovery,
+    History,
+    Progress,
+    Solution,
+    discover,
+    gap_safe,
+    solve,
+    solve_path,
+)
 from fixntk.gates import Arrangements, activation_masks, merge_duplicate_masks, pack_masks, sample_gates
 from fixntk.gram import MaskedGram, masked_gram
 from fixntk.ntk import empirical_ntk, gated_relu_ntk, layerwise_ntk, ntk_vector_product
@@ -15,6 +26,7 @@ __all__ = [
     "Arrangements",
     "ConvergenceWarning",
     "ConvexProgram",
+    "Discovery",
     "History",
     "MaskedGram",
     "Progress",
@@ -22,6 +34,7 @@ __all__ = [
     "activation_masks",
     "arrangement_weights",
     "cover_count",
+    "discover",
     "empirical_ntk",
     "enumerate_arrangements",
     "gap_safe",

@@ -1,5 +1,6 @@
 """The exact convex program of the gated-ReLU network and its solvers."""
 
+from fixntk.convex.discovery import Discovery, discover
 from fixntk.convex.path import gap_safe, solve_path
 from fixntk.convex.program import ConvexProgram
 from fixntk.convex.solution import ConvergenceWarning, History, Solution
@@ -8,9 +9,11 @@ from fixntk.convex.solve import Progress, solve
 __all__ = [
     "ConvergenceWarning",
     "ConvexProgram",
+    "Discovery",
     "History",
     "Progress",
     "Solution",
+    "discover",
     "gap_safe",
     "solve",
     "solve_path",

@@ -1,0 +1,225 @@
+"""Gates that the targets ask for: column generation on the convex program (M11)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.typing import ArrayLike
+from jaxtyping import Bool, Float
+
+from fixntk._checks import as_matrix, is_traced
+from fixntk.arrangements import cover_count, distinct_hyperplanes, enumerate_arrangements
+from fixntk.convex.program import ConvexProgram, group_norms
+from fixntk.convex.solution import Solution
+from fixntk.convex.solve import solve
+from fixntk.gates import activation_masks, sample_gates
+
+# Gates that rounding alone makes violate the dual are not worth another round.
+_SLACK = 1e-9
+
+
+@dataclass(frozen=True, eq=False)
+class Discovery:
+    """What gate discovery found.
+
+    Attributes
+    ----------
+    solution
+        Solution of the convex program with the discovered gates; ``solution.predict(x, gates)``.
+    gates, masks
+        (P, d) and (n, P).
+    violation
+        Largest ‖Xᵀ D(g) R‖ / λ − 1 of any gate that the last search found, R the solution's residual; at most about 0
+        when none violates the dual.
+    exact
+        Whether that search went through every mask that a gate on no row's hyperplane can make. Then no gated network
+        with such gates (which random ones and those of ReLU networks are) gets below ``lower_bound``, whatever its
+        width.
+    lower_bound
+        Lower bound on the optimum over all gates when ``exact``, −∞ otherwise.
+    rounds
+        Number of rounds made.
+    """
+
+    solution: Solution
+    gates: Float[Array, "P d"]
+    masks: Bool[Array, "n P"]
+    violation: float
+    exact: bool
+    lower_bound: float
+    rounds: int
+
+
+def discover(
+    x: ArrayLike,
+    y: ArrayLike,
+    reg: ArrayLike,
+    *,
+    key: Array,
+    gates: ArrayLike | None = None,
+    num_gates: int = 64,
+    per_round: int = 32,
+    num_candidates: int = 2048,
+    max_rounds: int = 50,
+    max_cells: int = 100_000,
+    tol: float = 1e-6,
+    method: str = "auto",
+    callback: Callable[[Discovery], bool | None] | None = None,
+) -> Discovery:
+    """Solve the convex program over all gates: add those that violate the dual most, solve again, repeat (M11).
+
+    Where X has rank 3 or less and at most ``max_cells`` cells, every mask is enumerated and the search is exact; the
+    result is then, within its bound, the global optimum of the gated network's own training problem, over its gates
+    as well. Elsewhere the search is local, from random gates: each is moved to the least-squares half-space of the rows
+    that its group's residual would gain from, as long as that raises ‖Xᵀ D(g) R‖; nothing is proved then.
+
+    Parameters
+    ----------
+    x, y, reg
+        (n, d) inputs, (n,) or (n, c) targets, λ > 0, as for :class:`fixntk.ConvexProgram`.
+    key
+        Random key.
+    gates
+        (P, d) gates to start with; ``num_gates`` random ones when None.
+    per_round
+        Largest number of gates added in a round.
+    num_candidates
+        Random gates from which each search starts.
+    max_rounds, max_cells
+        See above.
+    tol, method
+        Of each solution, as for :func:`fixntk.solve`; also the share of ½‖Y‖² at which an exact bound is close enough.
+    callback
+        Called with what is known after each round; a true answer stops.
+
+    Returns
+    -------
+    Discovery
+
+    Raises
+    ------
+    ValueError
+        As :class:`fixntk.ConvexProgram`; also if a number is not positive, or under ``jit`` and ``vmap``.
+    """
+    if is_traced(x, y, reg, gates):
+        raise ValueError("discover cannot be traced: the number of gates it finds depends on the data")
+    for name, value in (("num_gates", num_gates), ("per_round", per_round), ("num_candidates", num_candidates)):
+        if not hasattr(value, "__index__") or value < 1:
+            raise ValueError(f"{name} must be a positive integer, got {value!r}")
+    x = as_matrix("x", x)
+    key, first = jax.random.split(key)
+    chosen = sample_gates(first, num_gates, x.shape[1], dtype=x.dtype) if gates is None else as_matrix("gates", gates)
+    program = ConvexProgram(x, y, activation_masks(x, chosen), reg)
+    planes = distinct_hyperplanes(np.asarray(x, np.float64))
+    num_planes, rank = planes.normals.shape
+    exact = rank <= 3 and cover_count(num_planes, rank) <= max_cells
+    cells = enumerate_arrangements(x, max_cells=max_cells) if exact else None
+    weights = jnp.zeros(program.group_shape, program.x.dtype)
+    for number in range(1, max_rounds + 1):
+        program = _padded(program, activation_masks(x, chosen))
+        solution = solve(program, method=method, tol=tol, init=_grown(weights, program.num_gates))
+        residual = program.targets - program.fitted(solution.weights)
+        if cells is not None:
+            candidates, masks = cells.gates, cells.masks
+        else:
+            key, search = jax.random.split(key)
+            starts = sample_gates(search, num_candidates, x.shape[1], dtype=x.dtype)
+            candidates = _searched(x, residual, jnp.concatenate([starts, chosen]))
+            masks = activation_masks(x, candidates)
+        scores = np.asarray(_scores(x, residual, masks)) / float(program.reg)
+        found = _found(program, solution, chosen, scores, residual, cells is not None, number)
+        if callback is not None and callback(found):
+            break
+        close = found.exact and float(solution.primal) - found.lower_bound <= tol * float(program.primal_at_zero())
+        fresh = _worst(scores, masks, program.masks, per_round)
+        if close or fresh.size == 0 or number == max_rounds:
+            break
+        weights = solution.weights[: chosen.shape[0]]
+        keep = np.asarray(group_norms(weights)) > 0
+        # Gates that the solution does not use make room; the first round's are kept no longer than others.
+        chosen, weights = jnp.concatenate([chosen[keep], candidates[fresh]]), weights[keep]
+    return found
+
+
+def _found(
+    program: ConvexProgram,
+    solution: Solution,
+    gates: Array,
+    scores: np.ndarray,
+    residual: Array,
+    exact: bool,
+    rounds: int,
+) -> Discovery:
+    count = gates.shape[0]
+    largest = float(np.max(scores, initial=0.0))
+    scale = min(1.0, 1 / max(largest, 1e-300))
+    theta = scale * residual
+    bound = float(jnp.sum(program.targets * theta) - 0.5 * jnp.sum(theta**2)) if exact else -np.inf
+    trimmed = replace(solution, weights=solution.weights[:count], kernel_weights=solution.kernel_weights[:count])
+    return Discovery(trimmed, gates, program.masks[:, :count], largest - 1, exact, bound, rounds)
+
+
+def _padded(program: ConvexProgram, masks: Array) -> ConvexProgram:
+    """The program of these masks and as many empty ones as make a power of two: few sizes are compiled."""
+    size = 1 << max(5, int(masks.shape[1] - 1).bit_length())
+    masks = jnp.pad(masks, ((0, 0), (0, size - masks.shape[1])))
+    return ConvexProgram.tree_unflatten((program.loss, size), (program.x, program.y, masks, program.reg))
+
+
+def _grown(weights: Array, size: int) -> Array:
+    return jnp.pad(weights, ((0, size - weights.shape[0]), (0, 0), (0, 0)))[:size]
+
+
+def _worst(scores: np.ndarray, masks: Array, known: Array, most: int) -> Any:
+    """The candidates that violate the dual most, each mask once and none that is known."""
+    order = np.argsort(-scores, kind="stable")[: 8 * most]
+    order = order[scores[order] > 1 + _SLACK]
+    columns = np.packbits(np.asarray(masks)[:, order], axis=0)
+    seen = {column.tobytes() for column in np.packbits(np.asarray(known), axis=0).T}
+    fresh = []
+    for position, column in zip(order, columns.T, strict=True):
+        if column.tobytes() not in seen:
+            seen.add(column.tobytes())
+            fresh.append(position)
+    return np.asarray(fresh[:most], int)
+
+
+@jax.jit
+def _scores(x: Array, residual: Array, masks: Array) -> Array:
+    """‖Xᵀ D_p R‖ for each mask."""
+    program = ConvexProgram.tree_unflatten(("squared", masks.shape[1]), (x, residual, masks, jnp.ones((), x.dtype)))
+    return group_norms(program.correlations(residual))
+
+
+@partial(jax.jit, static_argnames="steps")
+def _searched(x: Array, residual: Array, starts: Array, steps: int = 20) -> Array:
+    """Gates moved uphill in ‖Xᵀ D(g) R‖, each from its start."""
+    gram = jnp.matmul(x.T, x, precision=lax.Precision.HIGHEST)
+    ridge = gram + 1e-6 * jnp.trace(gram) / x.shape[1] * jnp.eye(x.shape[1], dtype=x.dtype)
+    factor = jax.scipy.linalg.cho_factor(ridge)
+
+    def climb(carry: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
+        gates, values = carry
+        masks = (x @ gates.T >= 0).astype(x.dtype)
+        groups = jnp.einsum("np,nd,nc->pdc", masks, x, residual)
+        # What row i would add to ⟨Xᵀ D R, V⟩ at the present direction V: the half-space should hold the positive ones.
+        gains = jnp.einsum("nd,nc,pdc->np", x, residual, groups)
+        targets = jax.scipy.linalg.cho_solve(factor, x.T @ jnp.sign(gains)).T
+        weighted = jax.scipy.linalg.cho_solve(factor, x.T @ gains).T
+        tried = jnp.stack([targets, weighted])
+        scores = jax.vmap(lambda g: _scores(x, residual, x @ g.T >= 0))(tried)
+        better = jnp.argmax(scores, axis=0)
+        best = jnp.max(scores, axis=0)
+        moved = jnp.take_along_axis(tried, better[None, :, None], axis=0)[0]
+        improved = best > values
+        return (jnp.where(improved[:, None], moved, gates), jnp.maximum(best, values)), None
+
+    start = (starts, _scores(x, residual, x @ starts.T >= 0))
+    return lax.scan(climb, start, None, length=steps)[0][0]

@@ -1,0 +1,75 @@
+"""Gate discovery: the optimum over every cell where that can be enumerated, more than random gates elsewhere."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fixntk as fx
+
+
+def plane(rng, num_rows=16):
+    x = np.column_stack([rng.standard_normal((num_rows, 2)), np.ones(num_rows)])
+    return x, np.sin(2 * x[:, 0]) * x[:, 1]
+
+
+@pytest.mark.parametrize("num_outputs", [None, 2])
+def test_where_cells_are_enumerated_the_result_is_the_optimum_over_all_of_them(rng, num_outputs):
+    x, y = plane(rng)
+    y = y if num_outputs is None else np.column_stack([y, y[::-1]])
+    cells = fx.enumerate_arrangements(x)
+    largest = fx.ConvexProgram(x, y, cells.masks, 1.0).max_reg()
+    whole = fx.solve(fx.ConvexProgram(x, y, cells.masks, 0.02 * largest), method="fista", tol=1e-8)
+    found = fx.discover(x, y, 0.02 * largest, key=jax.random.key(0), num_gates=4, per_round=16, method="fista")
+    assert found.exact
+    assert found.rounds > 1
+    assert found.gates.shape[0] < cells.masks.shape[1]
+    scale = 0.5 * np.sum(y**2)
+    assert abs(float(found.solution.primal - whole.primal)) <= 1e-6 * scale
+    assert found.lower_bound <= float(whole.primal) * (1 + 1e-9)
+    assert float(found.solution.primal) - found.lower_bound <= 2e-6 * scale
+    # What it returns fits together: gates, masks, weights, predictions.
+    np.testing.assert_array_equal(found.masks, fx.activation_masks(x, found.gates))
+    program = fx.ConvexProgram(x, y, found.masks, 0.02 * largest)
+    np.testing.assert_allclose(program.primal(found.solution.weights), found.solution.primal, rtol=1e-10)
+    outputs = found.solution.predict(x, found.gates)
+    np.testing.assert_allclose(outputs.reshape(program.targets.shape), program.fitted(found.solution.weights))
+
+
+def test_discovered_gates_beat_ten_times_as_many_random_ones(rng):
+    x = rng.standard_normal((80, 5))
+    y = np.sum(np.maximum(x @ rng.standard_normal((5, 3)), 0) * [1.0, -1.0, 1.0], axis=1)
+    reg = 0.5
+    found = fx.discover(
+        x, y, reg, key=jax.random.key(1), num_gates=32, num_candidates=512, max_rounds=6, method="fista", tol=1e-4
+    )
+    assert not found.exact
+    assert found.lower_bound == -np.inf
+    many = fx.sample_gates(jax.random.key(2), 10 * found.gates.shape[0], 5, dtype=jnp.float64)
+    random = fx.solve(fx.ConvexProgram(x, y, fx.activation_masks(x, many), reg), method="fista", tol=1e-5)
+    assert float(found.solution.primal) < float(random.dual)
+
+
+def test_a_callback_sees_every_round_and_can_stop(rng):
+    x, y = plane(rng)
+    seen = []
+    found = fx.discover(
+        x,
+        y,
+        0.1,
+        key=jax.random.key(0),
+        num_gates=4,
+        method="fista",
+        callback=lambda d: seen.append(d) or len(seen) == 2,
+    )
+    assert [discovery.rounds for discovery in seen] == [1, 2]
+    assert seen[1] is found
+    assert float(seen[1].solution.primal) <= float(seen[0].solution.primal)
+
+
+def test_bad_numbers_and_tracing_are_refused(rng):
+    x, y = plane(rng)
+    with pytest.raises(ValueError, match="per_round must be a positive integer, got 0"):
+        fx.discover(x, y, 0.1, key=jax.random.key(0), per_round=0)
+    with pytest.raises(ValueError, match="discover cannot be traced"):
+        jax.jit(lambda reg: fx.discover(x, y, reg, key=jax.random.key(0)).gates)(0.1)
