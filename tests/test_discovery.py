@@ -41,7 +41,7 @@ def test_discovered_gates_beat_ten_times_as_many_random_ones(rng):
     y = np.sum(np.maximum(x @ rng.standard_normal((5, 3)), 0) * [1.0, -1.0, 1.0], axis=1)
     reg = 0.5
     found = fx.discover(
-        x, y, reg, key=jax.random.key(1), num_gates=32, num_candidates=512, max_rounds=6, method="fista", tol=1e-4
+        x, y, reg, key=jax.random.key(1), num_gates=32, num_candidates=512, max_rounds=8, method="fista", tol=1e-4
     )
     assert not found.exact
     assert found.lower_bound == -np.inf
