@@ -4,23 +4,26 @@ Each row x_i of the data is a hyperplane {g : x_i·g = 0} in the space of gates,
 is the set of all gates with one mask. The enumeration adds one hyperplane after the other: a new hyperplane cuts
 a cell in two exactly where the cell meets it, so the cut cells correspond to the cells of the arrangement
 *restricted to* the new hyperplane, one dimension lower. A point of each of those, pushed off the hyperplane to
-either side, is a gate in each half. Everything runs on the host in float64, since the sizes depend on the data.
+either side, is a gate in each half. Everything runs on the host in float64, since the sizes depend on the data; the
+numbers of a lower precision are exact there.
 """
 
 from __future__ import annotations
 
+import warnings
 from math import comb
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.typing import ArrayLike
 
-from fixntk._checks import as_matrix
+from fixntk._checks import as_matrix, as_numpy, as_positive_int
 from fixntk.gates import Arrangements, _row_bytes
 
-# What a few dozen operations in float64 make of exact data; well above its rounding, far below any real cell.
-_FINEST_NOISE = 1e-13
+# Error of a unit normal after a few dozen operations in float64: well above their rounding.
+_NOISE = 1e-13
 
 
 class Hyperplanes(NamedTuple):
@@ -36,23 +39,16 @@ class Hyperplanes(NamedTuple):
         (n,) index of each row's hyperplane, −1 for a zero row.
     side
         (n,) +1 where the row points along its normal, −1 where against it, 0 for a zero row.
-    noise
-        Relative rounding error of the normals, from the dtype of the data.
     """
 
     basis: np.ndarray
     normals: np.ndarray
     owner: np.ndarray
     side: np.ndarray
-    noise: float
 
 
 class _TooManyCellsError(Exception):
     """More cells than wanted."""
-
-
-class _InconsistentCellsError(ValueError):
-    """The cells found are not as many as were counted: the data is degenerate up to its precision."""
 
 
 def enumerate_arrangements(x: ArrayLike, *, max_cells: int = 200_000) -> Arrangements:
@@ -60,6 +56,10 @@ def enumerate_arrangements(x: ArrayLike, *, max_cells: int = 200_000) -> Arrange
 
     Exact for any rank and for degenerate data: duplicate, parallel, opposite and zero rows, more than r hyperplanes
     through a line, a bias column. Gates *on* a hyperplane are not counted: they have probability zero.
+
+    The entries of x are taken as exact whatever their dtype, and rows that are parallel, or dependent, up to the
+    rounding of float64 (an angle of about 1e-12) as exactly so. Rows that are so only up to the rounding of a lower
+    precision have cells of their own, as narrow as that rounding.
 
     Parameters
     ----------
@@ -71,28 +71,39 @@ def enumerate_arrangements(x: ArrayLike, *, max_cells: int = 200_000) -> Arrange
     Returns
     -------
     Arrangements
-        Masks (n, P) and unit-norm gates (P, d) in the row space of x, of x's dtype.
+        Masks (n, P) and unit-norm gates (P, d) in the row space of x, of x's dtype. The masks are exact.
+
+    Warns
+    -----
+    UserWarning
+        If some cells are so narrow that their gates, rounded to x's dtype, or :func:`fixntk.activation_masks` in it may
+        miss their masks. Without the warning the gates have their masks, in whatever order products are summed.
 
     Raises
     ------
+    TypeError
+        If ``max_cells`` is not an integer.
     ValueError
         If there are more cells than ``max_cells``; the message gives the count in general position. Also if x is not
-        a finite matrix, or its rows are too close to degenerate to be told apart at their precision.
+        a finite matrix, or its rows are too close to degenerate to be told apart in float64.
 
     Notes
     -----
     In general position there are 2 Σ_{k<r} C(n−1, k) cells (Cover 1965), and the time grows in proportion to them.
     """
-    dtype = as_matrix("x", x).dtype
-    coarse = _noise_of(x)
-    try:
-        points, planes = _points_in_cells(x, coarse, max_cells)
-    except _InconsistentCellsError:
-        # Rows of low precision, yet in general position: take the numbers as exact.
-        points, planes = _points_in_cells(x, _FINEST_NOISE, max_cells)
+    array, max_cells = as_matrix("x", x), as_positive_int("max_cells", max_cells)
+    points, planes = _points_in_cells(x, max_cells)
     points = _move_inside(points, planes.normals)
-    masks = _masks_at(points, planes)
-    return Arrangements(jnp.asarray(masks), jnp.asarray(points @ planes.basis.T, dtype))
+    masks, gates = _masks_at(points, planes), jnp.asarray(points @ planes.basis.T, array.dtype)
+    if narrow := int(np.sum(~_surely_have_masks(array, gates, masks))):
+        higher = "" if array.dtype == jnp.float64 else ", or pass it in float64 with jax_enable_x64"
+        warnings.warn(
+            f"{narrow} of {masks.shape[1]} cells are narrower than {array.dtype} resolves: the masks are exact, but "
+            f"activation_masks(x, gates) may give others there; centre and scale the columns of x{higher}",
+            UserWarning,
+            stacklevel=2,
+        )
+    return Arrangements(jnp.asarray(masks), gates)
 
 
 def cover_count(num_rows: int, rank: int) -> int:
@@ -102,13 +113,30 @@ def cover_count(num_rows: int, rank: int) -> int:
     return 2 * sum(comb(num_rows - 1, k) for k in range(rank))
 
 
-def distinct_hyperplanes(x: ArrayLike, noise: float = _FINEST_NOISE) -> Hyperplanes:
-    """Reduce rows to the row space and merge rows that are multiples of each other (M4).
+def distinct_hyperplanes(x: ArrayLike) -> Hyperplanes:
+    """Reduce rows to the row space and merge rows that are multiples of each other, up to float64's rounding (M4).
 
-    Rows are parallel if they are so up to ``noise``, by default none but what float64 arithmetic adds. The rank is
-    always that up to the precision of x's dtype.
+    Raises
+    ------
+    ValueError
+        If the rows merged, or the rank, depend on the units of the columns: those are lost in float64's rounding.
     """
     rows = np.asarray(x, np.float64)
+    planes = _distinct_hyperplanes(rows)
+    # Which rows are parallel, or dependent, does not change with the columns' units. This finds years or times, which
+    # differ by little beside a bias column: (10⁷, 1) and (10⁷ + 1, 1) are at an angle of 10⁻¹⁴.
+    largest = np.abs(rows).max(axis=0)
+    scaled = _distinct_hyperplanes(rows / np.where(largest > 0, largest, 1.0))
+    if scaled.normals.shape != planes.normals.shape:
+        described = [f"{k} distinct hyperplanes of rank {r}" for k, r in (planes.normals.shape, scaled.normals.shape)]
+        raise ValueError(
+            f"x is too close to degenerate for float64: {described[0]} as it is, {described[1]} with its columns "
+            "scaled; centre and scale the columns of x, and leave out those of nothing but rounding errors"
+        )
+    return planes
+
+
+def _distinct_hyperplanes(rows: np.ndarray) -> Hyperplanes:
     # Two steps, as the square of a large or a tiny entry would leave the range of floating-point numbers.
     largest = np.abs(rows).max(axis=1)
     nonzero = largest > 0
@@ -117,32 +145,26 @@ def distinct_hyperplanes(x: ArrayLike, noise: float = _FINEST_NOISE) -> Hyperpla
     owner = np.full(rows.shape[0], -1)
     side = np.zeros(rows.shape[0], int)
     if not nonzero.any():
-        return Hyperplanes(np.zeros((rows.shape[1], 0)), np.zeros((0, 0)), owner, side, noise)
+        return Hyperplanes(np.zeros((rows.shape[1], 0)), np.zeros((0, 0)), owner, side)
     _, singular, basis = np.linalg.svd(units, full_matrices=False)
-    rank = int(np.sum(singular > _noise_of(x) * np.sqrt(units.size)))
+    rank = int(np.sum(singular > _NOISE * np.sqrt(units.size)))
     basis = basis[:rank].T
     units = units @ basis
-    kept, group = _merge_parallel(units, np.full(units.shape[0], noise))
+    kept, group = _merge_parallel(units, np.full(units.shape[0], _NOISE))
     owner[nonzero] = group
     side[nonzero] = np.where(np.sum(units * units[kept][group], axis=1) > 0, 1, -1)
-    return Hyperplanes(basis, units[kept], owner, side, noise)
+    return Hyperplanes(basis, units[kept], owner, side)
 
 
-def _noise_of(x: ArrayLike) -> float:
-    """Relative error to expect of rows in x's own dtype: a few roundings."""
-    dtype = np.asarray(x).dtype
-    return max(8 * float(jnp.finfo(dtype).eps), _FINEST_NOISE) if dtype.kind not in "iub" else _FINEST_NOISE
-
-
-def _points_in_cells(x: ArrayLike, noise: float, max_cells: int) -> tuple[np.ndarray, Hyperplanes]:
+def _points_in_cells(x: ArrayLike, max_cells: int) -> tuple[np.ndarray, Hyperplanes]:
     """One point in each cell, in coordinates of the row space."""
-    planes = distinct_hyperplanes(x, noise)
+    planes = distinct_hyperplanes(x)
     num_planes, rank = planes.normals.shape
     # Any arrangement of rank r has at least 2^r cells.
     if 2**rank > max_cells:
         raise ValueError(_too_many(max_cells, num_planes, rank))
     try:
-        return _cells(planes.normals, np.full(num_planes, planes.noise), max_cells), planes
+        return _cells(planes.normals, np.full(num_planes, _NOISE), max_cells), planes
     except _TooManyCellsError:
         raise ValueError(_too_many(max_cells, num_planes, rank)) from None
 
@@ -248,9 +270,9 @@ def _one_in_each_cell(points: np.ndarray, normals: np.ndarray, noise: np.ndarray
     order = order[margins[order] > 0]
     _, first = np.unique(_row_bytes(products[order] > 0), return_index=True)
     if first.size != expected:
-        raise _InconsistentCellsError(
-            f"x is too close to degenerate for its precision: {first.size} cells can be told apart, {expected} are "
-            f"there; centre the columns of x, round it so that dependent rows are exactly so, or pass float64"
+        raise ValueError(
+            f"x is too close to degenerate for float64: {first.size} cells can be told apart, {expected} are "
+            f"there; centre the columns of x, or round it so that dependent rows are exactly so"
         )
     return points[order[np.sort(first)]]
 
@@ -291,6 +313,25 @@ def _masks_at(points: np.ndarray, planes: Hyperplanes) -> np.ndarray:
     real = planes.owner >= 0
     masks[real] = positive.T[planes.owner[real]] == (planes.side[real] > 0)[:, None]
     return masks
+
+
+def _surely_have_masks(x: Array, gates: Array, masks: np.ndarray) -> np.ndarray:
+    """Tell which gates have their masks on x whatever rounding in their dtype makes of the inner products.
+
+    A sum of d products is off by at most d·ε/2 times the sum of their absolute values, in any order. Twice that also
+    covers the sum here if the dtype is float64. Products below the smallest normal number may be flushed to zero.
+    """
+    info, rows = jnp.finfo(gates.dtype), as_numpy(x)
+    num_rows, num_columns = rows.shape
+    floor = np.where(rows.any(axis=1), num_columns * float(info.tiny), 0.0)
+    sure = []
+    with np.errstate(over="ignore", invalid="ignore"):
+        for block, mask in zip(_row_blocks(as_numpy(gates), num_rows), _row_blocks(masks.T, num_rows), strict=True):
+            products, sizes = block @ rows.T, np.abs(block) @ np.abs(rows.T)
+            errors = num_columns * float(info.eps) * sizes + floor
+            right = np.where(mask, products >= errors, products < -errors) & (sizes < float(info.max))
+            sure.append(right.all(axis=1))
+    return np.concatenate(sure)
 
 
 def _row_blocks(rows: np.ndarray, width: int, max_entries: int = 4_000_000) -> list[np.ndarray]:

@@ -11,7 +11,7 @@ from jax import Array
 from jax.typing import ArrayLike
 from jaxtyping import Float, Key
 
-from fixntk._checks import as_matrix, as_numpy
+from fixntk._checks import as_matrix, as_numpy, as_positive_int
 from fixntk.arrangements import Hyperplanes, _row_blocks, distinct_hyperplanes
 from fixntk.gates import Arrangements, as_masks
 
@@ -47,6 +47,8 @@ def arrangement_weights(
 
     Raises
     ------
+    TypeError
+        If ``num_samples`` is not an integer.
     ValueError
         If shapes do not fit, or the gates do not have the masks on x.
     """
@@ -58,8 +60,7 @@ def arrangement_weights(
             f"x, arrangements.masks and arrangements.gates do not fit together: "
             f"shapes {jnp.shape(x)}, {masks.shape} and {jnp.shape(gates)}"
         )
-    if num_samples < 1:
-        raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+    num_samples = as_positive_int("num_samples", num_samples)
     planes = distinct_hyperplanes(x)
     rank = planes.normals.shape[1]
     if rank <= 3:
@@ -87,7 +88,7 @@ def _exact(planes: Hyperplanes, masks: np.ndarray, points: np.ndarray) -> np.nda
     if outside.any():
         raise ValueError(
             f"arrangements.gates: {int(outside.sum())} gate(s), the first of index {int(np.argmax(outside))}, "
-            f"do not lie inside the cell of their mask on x"
+            f"do not lie inside the cell of their mask on x (narrow cells need gates in float64)"
         )
     if rank == 1:
         return np.full(points.shape[0], 0.5)

@@ -1,6 +1,9 @@
 import itertools
+import warnings
 
 import cvxpy
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -104,16 +107,81 @@ def test_general_position_has_as_many_cells_as_cover_counts(rng, num_rows, rank)
     assert arrangements.masks.shape == (num_rows, fx.cover_count(num_rows, rank))
 
 
+@pytest.mark.filterwarnings("ignore:.* cells are narrower than float32")
 def test_float32_rows_in_general_position_are_all_told_apart(rng):
     arrangements = fx.enumerate_arrangements(rng.standard_normal((100, 3)).astype(np.float32))
     assert arrangements.masks.shape[1] == fx.cover_count(100, 3)
     assert arrangements.gates.dtype == np.float32
 
 
-def test_float32_rounding_does_not_make_cells(rng):
-    x = rng.standard_normal((8, 3)).astype(np.float32)
-    rounded = np.vstack([x, np.float32(3.3) * x, np.float32(-0.7) * x])
-    assert fx.enumerate_arrangements(rounded).masks.shape[1] == fx.cover_count(8, 3)
+def integers_with_bias(offset):
+    return np.column_stack([np.random.default_rng(0).integers(0, 12, (25, 2)) + offset, np.ones(25)])
+
+
+LOW_PRECISION = {
+    "years": (np.column_stack([np.arange(1990, 2013), np.ones(23)]), jnp.float32, 0),
+    "integers": (integers_with_bias(0), jnp.float32, 0),
+    "integers from a thousand": (integers_with_bias(1000), jnp.float32, 0),
+    "integers from a hundred thousand": (integers_with_bias(100_000), jnp.float32, 1),
+    "300 rows of rank 2": (np.random.default_rng(1).standard_normal((300, 2)), jnp.float32, 0),
+    "2000 rows of rank 2": (np.random.default_rng(2).standard_normal((2000, 2)), jnp.float32, 0),
+    "bfloat16": (np.random.default_rng(3).standard_normal((5, 2)), jnp.bfloat16, 0),
+    "bfloat16 of rank 3": (np.random.default_rng(0).standard_normal((9, 3)), jnp.bfloat16, 1),
+    "float16": (np.random.default_rng(3).standard_normal((5, 2)), jnp.float16, 0),
+    "rows parallel but for rounding": (DATA["parallel and opposite rows"], jnp.float32, 1),
+    "rank 2 but for rounding": (DATA["rank 2 in five columns"], jnp.float32, 1),
+}
+
+
+@pytest.mark.parametrize("name", LOW_PRECISION)
+def test_low_precision_finds_the_cells_that_its_numbers_have_in_float64(name):
+    x, dtype, _ = LOW_PRECISION[name]
+    x = jnp.asarray(x, dtype)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found, expected = fx.enumerate_arrangements(x), fx.enumerate_arrangements(x.astype(jnp.float64))
+    assert found.gates.dtype == dtype
+    np.testing.assert_array_equal(found.masks, expected.masks)
+
+
+@pytest.mark.parametrize("name", LOW_PRECISION)
+def test_gates_have_their_masks_in_low_precision_or_a_warning_counts_those_that_may_not(name):
+    x, dtype, narrow = LOW_PRECISION[name]
+    x = jnp.asarray(x, dtype)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = fx.enumerate_arrangements(x)
+    wrong = np.any(np.asarray(fx.activation_masks(x, found.gates) != found.masks), axis=0).sum()
+    assert len(caught) == narrow
+    announced = int(str(caught[0].message).split()[0]) if caught else 0
+    assert wrong <= announced <= found.masks.shape[1]
+    if caught:
+        assert f"cells are narrower than {jnp.dtype(dtype)} resolves" in str(caught[0].message)
+        assert "float64" in str(caught[0].message)
+
+
+def test_years_have_two_cells_each():
+    x = LOW_PRECISION["years"][0].astype(np.float32)
+    assert fx.enumerate_arrangements(x).masks.shape == (23, 46)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, int])
+@pytest.mark.parametrize(("offset", "step"), [(10_000_000, 1), (2**30, 128)])
+def test_rows_that_float64_cannot_tell_apart_are_refused(offset, step, dtype):
+    x = np.column_stack([offset + step * np.arange(5), np.ones(5)]).astype(dtype)
+    with pytest.raises(ValueError, match="centre and scale the columns of x"):
+        fx.enumerate_arrangements(x)
+    assert fx.enumerate_arrangements(x - x[2] * [1, 0]).masks.shape == (5, 10)
+
+
+def test_float64_data_without_float64_in_jax_has_the_same_masks():
+    x = integers_with_bias(100_000)
+    expected = fx.enumerate_arrangements(x).masks
+    enable_x64 = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
+    with enable_x64(False), pytest.warns(UserWarning, match="narrower than float32"):
+        found = fx.enumerate_arrangements(x)
+    assert found.gates.dtype == np.float32
+    np.testing.assert_array_equal(found.masks, expected)
 
 
 @pytest.mark.parametrize("offset", [100.0, 1990.0])
@@ -157,3 +225,9 @@ def test_duplicates_do_not_count_against_the_limit(rng):
 def test_bad_input_is_named():
     with pytest.raises(ValueError, match="x holds 1 NaN"):
         fx.enumerate_arrangements([[1.0, np.nan]])
+
+
+@pytest.mark.parametrize("max_cells", ["a", 2.5, None])
+def test_a_limit_that_is_no_integer_is_named(max_cells):
+    with pytest.raises(TypeError, match="max_cells must be an integer, got"):
+        fx.enumerate_arrangements(np.eye(2), max_cells=max_cells)
