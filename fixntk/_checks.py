@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 from typing import Any
 
@@ -16,6 +17,44 @@ def is_traced(*values: Any) -> bool:
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
 
 
+def as_positive_int(name: str, value: Any) -> int:
+    """Return a number of things as an int.
+
+    Raises
+    ------
+    TypeError
+        If it is not an integer.
+    ValueError
+        If it is below 1.
+    """
+    try:
+        number = operator.index(value)
+    except TypeError as error:
+        raise TypeError(f"{name} must be an integer, got {value!r}") from error
+    if number < 1:
+        raise ValueError(f"{name} must be at least 1, got {number}")
+    return number
+
+
+def as_real_array(name: str, value: Any) -> Array:
+    """Return ``value`` as a JAX array of bool, integers or floating-point numbers.
+
+    Raises
+    ------
+    TypeError
+        If it is anything else.
+    """
+    if not isinstance(value, jax.Array):
+        try:
+            value = np.asarray(value)
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"{name} must be a numeric array, got {type(value).__name__}: {error}") from error
+    # JAX's hierarchy of dtypes, as NumPy's does not know bfloat16.
+    if not any(jnp.issubdtype(value.dtype, kind) for kind in (jnp.bool_, jnp.integer, jnp.floating)):
+        raise TypeError(f"{name} must be a real numeric array, got dtype {value.dtype}")
+    return jnp.asarray(value)
+
+
 def as_float_array(name: str, value: Any, ndim: tuple[int, ...]) -> Array:
     """Return ``value`` as a floating-point JAX array of one of the numbers of dimensions in ``ndim``.
 
@@ -26,15 +65,7 @@ def as_float_array(name: str, value: Any, ndim: tuple[int, ...]) -> Array:
     ValueError
         If its number of dimensions is wrong, it is empty, or it holds NaN or infinity.
     """
-    if not isinstance(value, jax.Array):
-        try:
-            value = np.asarray(value)
-        except (TypeError, ValueError) as error:
-            raise TypeError(f"{name} must be a numeric array, got {type(value).__name__}: {error}") from error
-        # Kind V is what NumPy makes of bfloat16.
-        if value.dtype.kind not in "biufV":
-            raise TypeError(f"{name} must be a real numeric array, got dtype {value.dtype}")
-    array = jnp.asarray(value)
+    array = as_real_array(name, value)
     if not jnp.issubdtype(array.dtype, jnp.floating):
         array = array.astype(jnp.result_type(float))
     if array.ndim not in ndim:
@@ -74,13 +105,16 @@ def check_same_columns(name1: str, array1: Array, name2: str, array2: Array) -> 
 
 def check_kernel_fits(x1: Array, x2: Array, remedy: str) -> None:
     """Raise ValueError if the kernel matrix between x1 and x2 cannot fit into the default device's memory."""
-    num_bytes = x1.shape[0] * x2.shape[0] * x1.dtype.itemsize
+    num_rows, num_columns = x1.shape[0], x2.shape[0]
+    needing = f"the {num_rows}×{num_columns} kernel matrix needs"
+    check_memory(needing, num_rows * num_columns * x1.dtype.itemsize, remedy)
+
+
+def check_memory(needing: str, num_bytes: int, remedy: str) -> None:
+    """Raise ValueError if an array of so many bytes cannot fit into the default device's memory."""
     available = _device_memory()
     if available is not None and num_bytes > available:
-        raise ValueError(
-            f"the {x1.shape[0]}×{x2.shape[0]} kernel matrix needs {num_bytes / 2**30:.1f} GiB, "
-            f"the device has {available / 2**30:.1f} GiB: {remedy}"
-        )
+        raise ValueError(f"{needing} {num_bytes / 2**30:.1f} GiB, the device has {available / 2**30:.1f} GiB: {remedy}")
 
 
 def _device_memory() -> int | None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import operator
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Key, UInt8
 
-from fixntk._checks import as_matrix, check_same_columns, is_traced
+from fixntk._checks import as_matrix, as_positive_int, as_real_array, check_memory, check_same_columns, is_traced
+
+# Largest temporary, in bytes, that the inner products of rows and gates may make before they are taken in tiles.
+_TILE_BYTES = 2**28
 
 
 class Arrangements(NamedTuple):
@@ -23,7 +26,7 @@ class Arrangements(NamedTuple):
     masks
         (n, P) bool; ``masks[i, p]`` tells whether row i is on the active side of gate p.
     gates
-        (P, d); gate p has exactly the mask ``masks[:, p]``. No unit; unit norm where they are enumerated.
+        (P, d); gate p has the mask ``masks[:, p]``. No unit; unit norm where they are enumerated.
     """
 
     masks: Bool[Array, "n P"]
@@ -46,17 +49,19 @@ def sample_gates(
 
     Raises
     ------
+    TypeError
+        If either number is not an integer.
     ValueError
         If either number is below 1.
     """
-    for name, number in (("num_gates", num_gates), ("num_features", num_features)):
-        if operator.index(number) < 1:
-            raise ValueError(f"{name} must be at least 1, got {number}")
-    return jax.random.normal(key, (num_gates, num_features), dtype or jnp.result_type(float))
+    shape = as_positive_int("num_gates", num_gates), as_positive_int("num_features", num_features)
+    return jax.random.normal(key, shape, dtype or jnp.result_type(float))
 
 
 def activation_masks(x: ArrayLike, gates: ArrayLike) -> Bool[Array, "n P"]:
     """Masks 1{x·g ≥ 0} of gates on the rows of x (M1); a zero row is active under every gate.
+
+    The inner products are taken some rows at a time, so that memory beyond the masks stays bounded.
 
     Parameters
     ----------
@@ -72,18 +77,41 @@ def activation_masks(x: ArrayLike, gates: ArrayLike) -> Bool[Array, "n P"]:
     Raises
     ------
     ValueError
-        If the numbers of columns differ, or either argument is empty or not finite.
+        If the numbers of columns differ, either argument is empty or not finite, or the masks would not fit into the
+        device's memory.
     """
     x, gates = as_matrix("x", x), as_matrix("gates", gates)
     check_same_columns("x", x, "gates", gates)
-    # A product in TF32 would put points near a boundary on the wrong side of it.
-    return jnp.matmul(x, gates.T, precision=jax.lax.Precision.HIGHEST) >= 0
+    num_rows, num_gates = x.shape[0], gates.shape[0]
+    remedy = "take fewer gates, or rows in blocks, each packed by pack_masks to an eighth"
+    check_memory(f"the {num_rows}×{num_gates} masks need", num_rows * num_gates, remedy)
+    tile = max(1, _TILE_BYTES // (num_gates * jnp.result_type(x, gates).itemsize))
+    return _masks_in_tiles(x, gates, min(tile, num_rows))
+
+
+@partial(jax.jit, static_argnames="tile")
+def _masks_in_tiles(x: Array, gates: Array, tile: int) -> Array:
+    def masks_of(rows: Array) -> Array:
+        # A product in TF32 would put points near a boundary on the wrong side of it.
+        return jnp.matmul(rows, gates.T, precision=lax.Precision.HIGHEST) >= 0
+
+    num_rows, num_gates = x.shape[0], gates.shape[0]
+    if tile == num_rows:
+        return masks_of(x)
+
+    def fill_tile(i: Array, masks: Array) -> Array:
+        # The last tile ends with the rows, and so goes over some of them again.
+        begin = jnp.minimum(i * tile, num_rows - tile)
+        block = masks_of(lax.dynamic_slice_in_dim(x, begin, tile))
+        return lax.dynamic_update_slice_in_dim(masks, block, begin, axis=0)
+
+    return lax.fori_loop(0, -(-num_rows // tile), fill_tile, jnp.zeros((num_rows, num_gates), bool))
 
 
 def pack_masks(masks: ArrayLike) -> UInt8[Array, "n ceil(P/8)"]:
     """Pack bool masks eight gates to a byte, an eighth of their memory (M2).
 
-    Every function that takes masks takes them packed as well: dtype uint8 always means packed.
+    Every function that takes masks takes them packed as well: dtype uint8 means packed.
 
     Parameters
     ----------
@@ -111,15 +139,20 @@ def as_masks(name: str, masks: ArrayLike, num_gates: int | None = None) -> Array
 
     Raises
     ------
+    TypeError
+        If it is not a real numeric array.
     ValueError
         If there are no masks, the shape does not fit ``num_gates``, or a number is neither 0 nor 1.
     """
-    array = jnp.asarray(masks)
+    array = as_real_array(name, masks)
     if array.ndim != 2:
         raise ValueError(f"{name} must have 2 dimensions (rows, gates), got shape {array.shape}")
     if array.size == 0:
         raise ValueError(f"{name} holds no masks: shape {array.shape}")
-    if array.dtype == jnp.uint8:
+    if array.dtype == jnp.uint8 and num_gates == 1:
+        # One byte a row, packed or not: packed it is 0 or 128, as a number 0 or 1, so that both can be read.
+        array = jnp.where(array == 128, 1, array)
+    elif array.dtype == jnp.uint8:
         if num_gates is None:
             raise ValueError(f"{name} of dtype uint8 are taken as packed, and bool is expected here")
         expected = -(-num_gates // 8)

@@ -16,7 +16,14 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 from jaxtyping import Float
 
-from fixntk._checks import as_float_array, as_matrix, check_kernel_fits, check_same_columns, check_same_rows
+from fixntk._checks import (
+    as_float_array,
+    as_matrix,
+    as_positive_int,
+    check_kernel_fits,
+    check_same_columns,
+    check_same_rows,
+)
 from fixntk.gates import as_masks
 
 # Products with masks enter certificates: a GPU's TF32 would spoil them.
@@ -107,8 +114,8 @@ class MaskedGram:
         return self.x.dtype
 
     def __matmul__(self, vectors: ArrayLike) -> Array:
-        """K(η) @ vectors for (n,) or (n, c): Σ_p η_p D_p X (Xᵀ D_p v), two products with the masks."""
-        vectors = as_float_array("vectors", vectors, (1, 2))
+        """K(η) @ vectors for (n,) or (n, c), of the operator's dtype: Σ_p η_p D_p X (Xᵀ D_p v)."""
+        vectors = as_float_array("vectors", vectors, (1, 2)).astype(self.dtype)
         check_same_rows("x", self.x, "vectors", vectors)
         columns = vectors[:, None] if vectors.ndim == 1 else vectors
         correlations = masked_adjoint(self.masks, self.x, columns, self.weights.size)
@@ -126,11 +133,12 @@ class MaskedGram:
 
     def tiles(self, num_rows: int = 1024) -> Iterator[tuple[slice, Float[Array, "b n"]]]:
         """Yield (rows, K(η)[rows]) from top to bottom, ``num_rows`` rows at a time."""
-        if num_rows < 1:
-            raise ValueError(f"num_rows must be at least 1, got {num_rows}")
-        for start in range(0, self.x.shape[0], num_rows):
-            rows = slice(start, min(start + num_rows, self.x.shape[0]))
-            yield rows, _masked_gram(self.weights, self.masks[rows], self.x[rows], self.masks, self.x)
+        size, total = as_positive_int("num_rows", num_rows), self.x.shape[0]
+        blocks = (slice(start, min(start + size, total)) for start in range(0, total, size))
+        # Not a generator function, which would look at num_rows only when the first block is asked for.
+        return (
+            (rows, _masked_gram(self.weights, self.masks[rows], self.x[rows], self.masks, self.x)) for rows in blocks
+        )
 
     def tree_flatten(self) -> tuple[tuple[Array, Array, Array], None]:
         """Leaves and structure for JAX."""
@@ -209,6 +217,11 @@ def _weighted_coactivations(weights: Array, masks1: Array, masks2: Array) -> Arr
     if tile == num_gates:
         return product(weights, masks1, masks2)
 
+    if masks1.dtype != masks2.dtype:
+        # One column of both has to be one gate or eight.
+        masks1, masks2 = (
+            masks if masks.dtype == jnp.uint8 else jnp.packbits(masks, axis=1) for masks in (masks1, masks2)
+        )
     packed = masks1.dtype == jnp.uint8
     per_column = 8 if packed else 1
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import fixntk as fx
+from fixntk import gates
 
 
 def test_gates_are_standard_normal(key):
@@ -23,6 +24,12 @@ def test_sampling_nothing_is_an_error(key, num_gates, num_features, name):
         fx.sample_gates(key, num_gates, num_features)
 
 
+@pytest.mark.parametrize(("num_gates", "num_features", "name"), [(2.5, 2, "num_gates"), (3, "a", "num_features")])
+def test_sampling_a_part_of_a_gate_is_an_error(key, num_gates, num_features, name):
+    with pytest.raises(TypeError, match=f"{name} must be an integer, got"):
+        fx.sample_gates(key, num_gates, num_features)
+
+
 def test_masks_are_the_signs_of_inner_products(rng, dtype):
     x, gates = rng.standard_normal((7, 3)).astype(dtype), rng.standard_normal((5, 3)).astype(dtype)
     masks = fx.activation_masks(x, gates)
@@ -39,6 +46,46 @@ def test_masks_under_jit_and_vmap(rng):
     x, gates = rng.standard_normal((3, 7, 2)), rng.standard_normal((5, 2))
     stacked = jax.jit(jax.vmap(fx.activation_masks, in_axes=(0, None)))(x, gates)
     np.testing.assert_array_equal(stacked[1], fx.activation_masks(x[1], gates))
+
+
+@pytest.fixture
+def tiled(monkeypatch):
+    """Masks computed a few rows at a time, the last ones overlapping."""
+    monkeypatch.setattr(gates, "_TILE_BYTES", 3 * 5 * 8)
+
+
+@pytest.mark.usefixtures("tiled")
+def test_masks_in_tiles_are_the_same_alone_and_under_jit_and_vmap(rng):
+    x, normals = rng.standard_normal((3, 7, 2)), rng.standard_normal((5, 2))
+    expected = x @ normals.T >= 0
+    np.testing.assert_array_equal(fx.activation_masks(x[0], normals), expected[0])
+    np.testing.assert_array_equal(jax.jit(jax.vmap(fx.activation_masks, in_axes=(0, None)))(x, normals), expected)
+
+
+@pytest.mark.usefixtures("tiled")
+def test_masks_in_tiles_let_gradients_through(rng):
+    x, normals = jnp.asarray(rng.standard_normal((7, 2))), rng.standard_normal((5, 2))
+    gradient = jax.grad(lambda x: jnp.sum(fx.activation_masks(x, normals) * (x @ normals.T)))(x)
+    np.testing.assert_allclose(gradient, (np.asarray(x) @ normals.T >= 0) @ normals, rtol=1e-12)
+
+
+def test_masks_take_memory_for_themselves_and_a_tile():
+    structs = [jax.ShapeDtypeStruct((20_000, 5), jnp.float32)] * 2
+    memory = jax.jit(fx.activation_masks).lower(*structs).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < 20_000**2 + 2 * gates._TILE_BYTES
+
+
+def test_masks_over_memory_say_how_much_they_need_and_what_lowers_it():
+    # Shapes alone cost nothing here: a broadcast has one row in memory.
+    x = jnp.broadcast_to(jnp.ones(1), (2_000_000, 1))
+    with pytest.raises(ValueError, match=r"2000000×2000000 masks need 3725\.3 GiB.*pack_masks"):
+        fx.activation_masks(x, x)
+
+
+@pytest.mark.parametrize("value", [np.ones((1, 2), complex), jnp.ones((1, 2), complex), jax.random.key(0), None])
+def test_complex_numbers_and_keys_are_a_type_error(value):
+    with pytest.raises(TypeError, match="x must be a real numeric array, got dtype"):
+        fx.activation_masks(value, np.ones((1, 2)))
 
 
 @pytest.mark.parametrize(

@@ -165,3 +165,44 @@ def test_a_product_with_a_large_kernel_takes_memory_for_a_tile_alone():
         ((20_000,), jnp.float32),
     )
     assert extra < 3 * gram._TILE_BYTES
+
+
+@pytest.mark.usefixtures("tiling")
+@pytest.mark.parametrize("vector_type", ["float64", "int32"])
+def test_products_are_of_the_operators_dtype_whatever_the_vectors(rng, encode, vector_type):
+    weights, masks, x = rng.random(21), rng.random((11, 21)) < 0.5, rng.standard_normal((11, 3)).astype(np.float32)
+    vector = (10 * rng.standard_normal(11)).astype(vector_type)
+    product = fx.MaskedGram(weights, encode(masks), x) @ vector
+    assert product.dtype == np.float32
+    np.testing.assert_allclose(product, one_by_one(weights, masks, x, masks, x) @ vector, atol=1e-2, rtol=1e-4)
+
+
+@pytest.mark.usefixtures("tiling")
+@pytest.mark.parametrize("num_gates", [21, 24])
+def test_packed_masks_go_with_bool_ones(rng, num_gates):
+    weights, masks, x = rng.random(num_gates), rng.random((11, num_gates)) < 0.5, rng.standard_normal((11, 3))
+    masks2, x2 = rng.random((7, num_gates)) < 0.5, rng.standard_normal((7, 3))
+    expected = one_by_one(weights, masks, x, masks2, x2)
+    np.testing.assert_allclose(fx.masked_gram(weights, fx.pack_masks(masks), x, masks2, x2), expected, atol=1e-12)
+    np.testing.assert_allclose(fx.masked_gram(weights, masks, x, fx.pack_masks(masks2), x2), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("encode_one", [fx.pack_masks, lambda masks: masks.astype(np.uint8)])
+def test_one_gate_has_the_same_masks_packed_or_as_numbers(rng, encode_one):
+    masks, x = rng.random((11, 1)) < 0.5, rng.standard_normal((11, 3))
+    kernel = fx.masked_gram(np.ones(1), encode_one(masks), x)
+    np.testing.assert_allclose(kernel, one_by_one(np.ones(1), masks, x, masks, x), atol=1e-12)
+    with pytest.raises(ValueError, match="masks1 must be bool or 0/1"):
+        fx.masked_gram(np.ones(1), np.full((11, 1), 7, np.uint8), x)
+
+
+@pytest.mark.parametrize(("num_rows", "error"), [(2.5, TypeError), ("a", TypeError), (0, ValueError)])
+def test_row_blocks_of_no_size_are_refused_at_once(num_rows, error):
+    with pytest.raises(error, match="num_rows must be"):
+        fx.MaskedGram(np.ones(2), np.ones((3, 2), bool), np.ones((3, 2))).tiles(num_rows)
+
+
+@pytest.mark.parametrize("masks", [None, [["a", "b"]], np.ones((1, 2), complex), [[True], [True, False]]])
+def test_masks_that_are_no_numbers_are_named(masks):
+    with pytest.raises(TypeError, match=r"masks1 must be a (real )?numeric array, got"):
+        fx.masked_gram(np.ones(2), masks, np.ones((1, 2)))
