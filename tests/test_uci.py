@@ -77,7 +77,8 @@ def test_fixed_selection_is_that_of_fitting_each_fold_alone(data, key):
 
 
 def test_the_test_part_is_never_seen_in_fitting(monkeypatch):
-    config = uci.Config(tables=("iris",), seeds=1, num_gates=16, steps=2, path_table="none", reg_shares=(0.1, 0.01))
+    tables = {"tables": ("iris", "wine"), "path_table": "wine"}
+    config = uci.Config(**tables, seeds=1, num_gates=16, steps=2, reg_shares=(0.1, 0.01))
     rows = uci.run_task(config, {"table": "iris", "seed": 0})
     original = uci.split_table
 
@@ -153,11 +154,29 @@ def test_unusable_tables_are_named_and_skipped_and_the_rest_goes_on(tmp_path, ca
         assert any(name in line and reason in line for line in error.splitlines())
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["tables"] == 1
+    # The path is shown on the first table that can be used.
+    assert {path.name for path in (tmp_path / "run" / "figures").iterdir()} == {"accuracy.png", "fixed.png"}
+    assert "On haberman: the training objective" in (tmp_path / "run" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("tables", "chosen"),
+    [((), "iris"), (("wine", "iris"), "iris"), (("wine", "haberman"), "wine"), (("none.csv", "wine"), "wine")],
+)
+def test_the_path_is_of_iris_or_else_of_the_first_usable_table(tables, chosen):
+    assert uci._path_table(uci.Config(tables=tables)) == chosen
+    assert uci._path_table(uci.Config(tables=tables, path_table="wine")) == "wine"
 
 
 @pytest.mark.parametrize(
     ("override", "key"),
-    [("num_gate=3", "num_gate"), ("seeds=many", "seeds"), ("reg_shares=[2]", "reg_shares"), ("tol=0", "tol")],
+    [
+        ("num_gate=3", "num_gate"),
+        ("seeds=many", "seeds"),
+        ("reg_shares=[2]", "reg_shares"),
+        ("tol=0", "tol"),
+        ("path_table=irsi", "path_table"),
+    ],
 )
 def test_wrong_settings_name_their_key_and_exit_with_two(override, key, tmp_path, capsys):
     assert main(["run", "configs/uci.yaml", override, "--out", str(tmp_path / "run")]) == 2
