@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -89,8 +90,10 @@ def main(data: Path | None = None, json_file: Path | None = None) -> int:
     Raises
     ------
     ValueError
-        If the CSV cannot be used.
+        If the CSV cannot be used, or the JSON file cannot be written.
     """
+    if json_file is not None:
+        _check_writable(json_file)
     # jax.enable_x64 is where JAX 0.8 and later have what was experimental before.
     enable_x64 = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64  # type: ignore[attr-defined]
     with enable_x64(True):
@@ -104,6 +107,16 @@ def main(data: Path | None = None, json_file: Path | None = None) -> int:
     if json_file is not None:
         json_file.write_text(json.dumps([asdict(check) for check in checks], indent=1) + "\n", encoding="utf-8")
     return 1 if counts[1] else 0
+
+
+def _check_writable(path: Path) -> None:
+    """Raise ValueError, before the minutes that the checks take, if the file cannot be written after them."""
+    if path.is_dir():
+        raise ValueError(f"--json {path}: is a folder")
+    if not path.parent.is_dir():
+        raise ValueError(f"--json {path}: there is no folder {path.parent}")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ValueError(f"--json {path}: no permission to write there")
 
 
 def built_in_data() -> list[Data]:

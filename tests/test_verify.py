@@ -115,6 +115,23 @@ def test_an_unusable_csv_is_one_line_and_exit_code_two(text, message, tmp_path, 
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize("place", ["nowhere/rows.json", "."])
+def test_figures_that_cannot_be_written_are_told_before_any_check(place, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(verify, "run_checks", lambda _: pytest.fail("checked first"))
+    assert main(["verify", "--json", str(tmp_path / place)]) == 2
+    assert "--json" in capsys.readouterr().err
+
+
+def test_columns_of_any_size_are_standardised(tmp_path, rng):
+    small = rng.standard_normal((30, 3))
+    path = tmp_path / "large.csv"
+    path.write_text("a,b,y\n" + "".join(f"{a}e200,{b}e-200,{y}e250\n" for a, b, y in small))
+    data = verify.read_data(path)
+    expected = (small - small.mean(axis=0)) / small.std(axis=0)
+    np.testing.assert_allclose(data.x[:, :2], expected[:, :2], rtol=1e-10)
+    np.testing.assert_allclose(data.y, expected[:, 2], rtol=1e-10)
+
+
 def test_long_csvs_are_sampled_and_standardised(tmp_path, rng):
     path = tmp_path / "long.csv"
     path.write_text("a,y\n" + "".join(f"{a},{b}\n" for a, b in 5 + 3 * rng.standard_normal((500, 2))))
