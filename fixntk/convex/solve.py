@@ -80,7 +80,8 @@ def solve(
 
     Works under ``jit`` and ``vmap``: a grid over λ, folds and seeds of one shape is one call,
     ``jax.vmap(lambda reg: solve(ConvexProgram(x, y, masks, reg), method="irls"))(regs)``. There the history is padded
-    with NaN, seconds are not measured, and nothing warns: look at ``converged``.
+    with NaN, seconds are not measured, and nothing warns: look at ``converged``. Forward derivatives (``jax.jvp``) go
+    through FISTA and IRLS; reverse ones do not, for the number of iterations is open.
 
     Parameters
     ----------
