@@ -17,7 +17,17 @@ from fixntk.convex import (
 )
 from fixntk.gates import Arrangements, activation_masks, merge_duplicate_masks, pack_masks, sample_gates
 from fixntk.gram import MaskedGram, masked_gram
-from fixntk.ntk import empirical_ntk, gated_relu_ntk, layerwise_ntk, ntk_vector_product
+from fixntk.ntk import (
+    empirical_ntk,
+    gated_relu_ntk,
+    gradient_flow,
+    gradient_flow_ensemble,
+    kernel_ridge,
+    layerwise_ntk,
+    linearize,
+    max_learning_rate,
+    ntk_vector_product,
+)
 from fixntk.solid_angles import arrangement_weights
 
 __version__ = version("fixntk")
@@ -39,8 +49,13 @@ __all__ = [
     "enumerate_arrangements",
     "gap_safe",
     "gated_relu_ntk",
+    "gradient_flow",
+    "gradient_flow_ensemble",
+    "kernel_ridge",
     "layerwise_ntk",
+    "linearize",
     "masked_gram",
+    "max_learning_rate",
     "merge_duplicate_masks",
     "ntk_vector_product",
     "pack_masks",

@@ -1,6 +1,18 @@
-"""Neural tangent kernels, analytic and empirical."""
+"""Neural tangent kernels, analytic and empirical, and gradient flow under them."""
 
 from fixntk.ntk.analytic import gated_relu_ntk
+from fixntk.ntk.dynamics import gradient_flow, gradient_flow_ensemble, kernel_ridge, max_learning_rate
 from fixntk.ntk.empirical import empirical_ntk, layerwise_ntk, ntk_vector_product
+from fixntk.ntk.linearize import linearize
 
-__all__ = ["empirical_ntk", "gated_relu_ntk", "layerwise_ntk", "ntk_vector_product"]
+__all__ = [
+    "empirical_ntk",
+    "gated_relu_ntk",
+    "gradient_flow",
+    "gradient_flow_ensemble",
+    "kernel_ridge",
+    "layerwise_ntk",
+    "linearize",
+    "max_learning_rate",
+    "ntk_vector_product",
+]

@@ -1,0 +1,56 @@
+"""First-order Taylor expansion of a network in its parameters (M15)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def linearize(f: Callable[..., Any], params0: Any) -> Callable[..., Any]:
+    """First-order Taylor expansion of f around params0: f(ϑ₀, ·) + ∂f(ϑ₀, ·)/∂ϑ (ϑ − ϑ₀) (M15).
+
+    Gradient descent on it has the empirical NTK at params0 as its fixed kernel, so :func:`gradient_flow` predicts it.
+
+    Parameters
+    ----------
+    f
+        ``f(params, *args, **kwargs)``, differentiable in params; any pytree of outputs.
+    params0
+        Pytree of real floating-point arrays.
+
+    Returns
+    -------
+    ``f_lin(params, *args, **kwargs)`` for a pytree like params0, with outputs like those of f. It raises ValueError if
+    the structure or a shape of params is another.
+
+    Raises
+    ------
+    TypeError
+        If f is not a function or a leaf of params0, named by its place, is no floating-point array.
+    """
+    if not callable(f):
+        raise TypeError(f"f must be a function f(params, ...), got {type(f).__name__}")
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params0):
+        if not jnp.issubdtype(getattr(leaf, "dtype", type(leaf)), jnp.floating):
+            kind = getattr(leaf, "dtype", type(leaf).__name__)
+            raise TypeError(f"params0{jax.tree_util.keystr(path)} must be a real floating-point array, got {kind}")
+    params0 = jax.tree.map(jnp.asarray, params0)
+
+    def f_lin(params: Any, *args: Any, **kwargs: Any) -> Any:
+        structures: list[Any] = [jax.tree.structure(tree) for tree in (params, params0)]
+        if structures[0] != structures[1]:
+            raise ValueError(f"params must be a pytree like params0, {structures[1]}, got {structures[0]}")
+        for (path, leaf0), leaf in zip(
+            jax.tree_util.tree_leaves_with_path(params0), jax.tree.leaves(params), strict=True
+        ):
+            if jnp.shape(leaf) != leaf0.shape:
+                place = jax.tree_util.keystr(path)
+                raise ValueError(f"params{place} must have params0's shape {leaf0.shape}, got {jnp.shape(leaf)}")
+        step = jax.tree.map(lambda new, old: (new - old).astype(old.dtype), params, params0)
+        value, change = jax.jvp(lambda p: f(p, *args, **kwargs), (params0,), (step,))
+        return jax.tree.map(jnp.add, value, change)
+
+    return f_lin

@@ -1,0 +1,129 @@
+"""Functions of a kernel along gradient flow, with derivatives that stay finite where eigenvalues repeat (M15).
+
+At s = αt, by their names: "inverse" (1 − e^(−sμ))/μ, "progress" 1 − e^(−sμ), "decay" e^(−sμ). At eigenvalues taken for
+zero all three are zero. The derivative of a matrix function F(Θ) in the direction E is V (Γ ∘ (Vᵀ E V)) Vᵀ with Γ the
+divided differences of F (Daleckii and Krein), where the derivatives of the eigenvectors would be infinite.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jaxtyping import Float
+
+_matmul = partial(jnp.matmul, precision=lax.Precision.HIGHEST)
+
+# Below this argument (1 − e^(−z))/z and its differences are summed as series: closed forms would cancel.
+_SERIES_BELOW = 0.5
+_NUM_TERMS = 14
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def apply_function(
+    kind: str, matrix: Array, eigenvalues: Array, eigenvectors: Array, cutoff: Array, times: Array, vectors: Array
+) -> Float[Array, "t m k"]:
+    """F_s(matrix) @ vectors for (t,) values of s and (m, k) vectors, by the eigendecomposition that is passed."""
+    del matrix  # Derivatives go through it.
+    factors = _function(kind, jnp.maximum(eigenvalues, 0), times[:, None], cutoff)
+    return _matmul(eigenvectors, factors[:, :, None] * _matmul(eigenvectors.T, vectors))
+
+
+@partial(apply_function.defjvp, symbolic_zeros=True)
+def _apply_function_jvp(kind: str, primals: tuple[Array, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array]:
+    matrix, _, _, cutoff, times, vectors = primals
+    d_matrix, _, _, _, d_times, d_vectors = tangents
+    value = apply_function(kind, *primals)
+    change = jnp.zeros_like(value)
+    if not _is_zero(d_times):
+        rate = apply_function("decay", *primals)
+        if kind != "inverse":
+            rate = _matmul(matrix, rate) * (1 if kind == "progress" else -1)
+        change += d_times[:, None, None] * rate
+    if _is_zero(d_matrix) and _is_zero(d_vectors):
+        return value, change
+    # Decomposed anew, so that a second derivative in the matrix goes through the eigenvectors. (What is linear in the
+    # tangents cannot call apply_function: its transpose would forget this rule.)
+    eigenvalues, eigenvectors = jnp.linalg.eigh(matrix, symmetrize_input=False)
+    eigenvalues = jnp.maximum(eigenvalues, 0)
+    if not _is_zero(d_vectors):
+        factors = _function(kind, eigenvalues, times[:, None], cutoff)
+        change += _matmul(eigenvectors, factors[:, :, None] * _matmul(eigenvectors.T, d_vectors))
+    if not _is_zero(d_matrix):
+        direction = _matmul(_matmul(eigenvectors.T, d_matrix), eigenvectors)
+        rotated = _matmul(eigenvectors.T, vectors)
+
+        def at_time(time: Array) -> Array:
+            differences = _divided_differences(kind, eigenvalues, time, cutoff)
+            return _matmul(eigenvectors, _matmul(differences * direction, rotated))
+
+        change += lax.map(at_time, times)
+    return value, change
+
+
+def _is_zero(tangent: Any) -> bool:
+    return isinstance(tangent, jax.custom_derivatives.SymbolicZero)
+
+
+def _function(kind: str, mu: Array, s: Array, cutoff: Array) -> Array:
+    if kind == "decay":
+        value = jnp.where(jnp.isinf(s), 0, jnp.exp(-mu * _finite(s)))
+    else:
+        value = _inverse(mu, s) if kind == "inverse" else _progress(mu, s)
+    return jnp.where(_is_null(mu, s, cutoff), 0, value)
+
+
+def _divided_differences(kind: str, mu: Array, s: Array, cutoff: Array) -> Float[Array, "m m"]:
+    """(F(a) − F(b))/(a − b) for all pairs of eigenvalues, F'(a) where they are equal."""
+    high, low = jnp.maximum(mu[:, None], mu), jnp.minimum(mu[:, None], mu)
+    null_high, null_low = _is_null(high, s, cutoff), _is_null(low, s, cutoff)
+    safe_high = jnp.where(high > 0, high, 1)
+    safe_low = jnp.where(low > 0, low, 1)
+    # (e^(−s low) − e^(−s high))/(high − low)
+    progress = jnp.where(jnp.isinf(s), 0, jnp.exp(-_finite(s) * low) * _inverse(high - low, _finite(s)))
+    if kind == "inverse":
+        # By Leibniz's rule for μ · (1 − e^(−sμ))/μ; for small sμ by the series.
+        small = _finite(s) * high < _SERIES_BELOW
+        x, y = (jnp.where(small, _finite(s) * value, 0) for value in (high, low))
+        series = _finite(s) ** 2 * _series(x, y)[1]
+        value = jnp.where(small, series, (progress - _inverse(low, _finite(s))) / safe_high)
+        value = jnp.where(jnp.isinf(s), -1 / (safe_high * safe_low), value)
+    else:
+        value = progress if kind == "progress" else -progress
+    against_null = _function(kind, high, s, cutoff) / safe_high
+    return jnp.where(null_high & null_low, 0, jnp.where(null_low & ~null_high, against_null, value))
+
+
+def _is_null(mu: Array, s: Array, cutoff: Array) -> Array:
+    # Not ≥ 1, for the kernel zero at t = ∞: cutoff · s is NaN.
+    return (mu <= cutoff) & ~(s * cutoff < 1)
+
+
+def _finite(s: Array) -> Array:
+    return jnp.where(jnp.isinf(s), 1, s)
+
+
+def _progress(mu: Array, s: Array) -> Array:
+    return jnp.where(jnp.isinf(s), 1, -jnp.expm1(-mu * _finite(s)))
+
+
+def _inverse(mu: Array, s: Array) -> Array:
+    """(1 − e^(−sμ))/μ, and s at μ = 0."""
+    z = _finite(s) * mu
+    small = (z < _SERIES_BELOW) & ~jnp.isinf(s)
+    z = jnp.where(small, z, 0)
+    series, _ = _series(z, z)
+    return jnp.where(small, _finite(s) * series, _progress(mu, s) / jnp.where(mu > 0, mu, 1))
+
+
+def _series(x: Array, y: Array) -> tuple[Array, Array]:
+    """(1 − e^(−z))/z = Σ_k (−z)^k/(k + 1)! at small y, and its divided difference between small x and y (Horner)."""
+    value, difference = jnp.zeros_like(y), jnp.zeros_like(y)
+    for k in reversed(range(_NUM_TERMS)):
+        difference = difference * x + value
+        value = value * y + (-1) ** k / math.factorial(k + 1)
+    return value, difference
