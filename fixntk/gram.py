@@ -176,7 +176,7 @@ def masked_adjoint(masks: Array, x: Array, residual: Array, num_gates: int) -> F
         return total + _matmul(tile_masks.T, rows)
 
     if tile == num_rows:
-        total = _matmul(_as_numbers(masks, num_gates, x.dtype).T, outer)
+        total = _matmul(as_numbers(masks, num_gates, x.dtype).T, outer)
     else:
         zero = jnp.zeros((num_gates, num_features * num_outputs), x.dtype)
         total = lax.fori_loop(0, -(-num_rows // tile), lambda i, total: add_tile(i * tile, total), zero)
@@ -210,8 +210,8 @@ def _weighted_coactivations(weights: Array, masks1: Array, masks2: Array) -> Arr
     tile = _tile_size(num_gates, (rows1 + rows2) * weights.dtype.itemsize, multiple=8)
 
     def product(tile_weights: Array, tile_masks1: Array, tile_masks2: Array) -> Array:
-        numbers1 = _as_numbers(tile_masks1, tile_weights.size, weights.dtype)
-        numbers2 = _as_numbers(tile_masks2, tile_weights.size, weights.dtype)
+        numbers1 = as_numbers(tile_masks1, tile_weights.size, weights.dtype)
+        numbers2 = as_numbers(tile_masks2, tile_weights.size, weights.dtype)
         return _matmul(numbers1 * tile_weights, numbers2.T)
 
     if tile == num_gates:
@@ -242,7 +242,7 @@ def _over_rows(function: Callable[[Array], Array], masks: Array, num_gates: int,
     num_rows = masks.shape[0]
     tile = _tile_size(num_rows, num_gates * dtype.itemsize)
     if tile == num_rows:
-        return function(_as_numbers(masks, num_gates, dtype))
+        return function(as_numbers(masks, num_gates, dtype))
     shape = jax.eval_shape(function, jax.ShapeDtypeStruct((tile, num_gates), dtype)).shape
 
     def fill_tile(i: Array, result: Array) -> Array:
@@ -268,10 +268,11 @@ def _clamped(start: Array, tile: int, length: int) -> tuple[Array, Array]:
 
 
 def _rows_as_numbers(masks: Array, begin: Array, tile: int, num_gates: int, dtype: jnp.dtype) -> Array:
-    return _as_numbers(lax.dynamic_slice_in_dim(masks, begin, tile), num_gates, dtype)
+    return as_numbers(lax.dynamic_slice_in_dim(masks, begin, tile), num_gates, dtype)
 
 
-def _as_numbers(masks: Array, num_gates: int, dtype: jnp.dtype) -> Array:
+def as_numbers(masks: Array, num_gates: int, dtype: jnp.dtype) -> Float[Array, "n P"]:
+    """Masks as zeros and ones of a dtype, from bool, packed, or such numbers already."""
     if masks.dtype == jnp.uint8:
         masks = jnp.unpackbits(masks, axis=1, count=num_gates)
     return masks.astype(dtype)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from problems import random_problem
 
 import fixntk as fx
-from fixntk.convex.path import group_sizes, with_reg
+from fixntk.convex.path import group_sizes
 from fixntk.convex.solve import certified
 
 
@@ -26,7 +26,7 @@ def test_a_path_is_single_solves_from_max_reg_down(monkeypatch, method):
     assert float(jnp.max(jnp.abs(solutions[0].weights))) <= 1e-6
     for solution, reg in zip(solutions, largest * np.logspace(0, -2, 6), strict=True):
         assert bool(solution.converged)
-        whole = with_reg(program, reg)
+        whole = program.with_reg(reg)
         np.testing.assert_allclose(solution.gap, whole.gap(solution.weights), rtol=1e-6, atol=1e-14)
         alone = fx.solve(whole, method="fista", tol=1e-8)
         np.testing.assert_allclose(solution.primal, alone.primal, rtol=1e-7)

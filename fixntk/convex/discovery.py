@@ -20,6 +20,7 @@ from fixntk.convex.program import ConvexProgram, group_norms
 from fixntk.convex.solution import Solution
 from fixntk.convex.solve import solve
 from fixntk.gates import activation_masks, sample_gates
+from fixntk.gram import masked_adjoint
 
 # Gates that rounding alone makes violate the dual are not worth another round.
 _SLACK = 1e-9
@@ -159,8 +160,7 @@ def _found(
 ) -> Discovery:
     count = gates.shape[0]
     largest = float(np.max(scores, initial=0.0))
-    scale = min(1.0, 1 / max(largest, 1e-300))
-    theta = scale * residual
+    theta = residual / max(1.0, largest)
     bound = float(jnp.sum(program.targets * theta) - 0.5 * jnp.sum(theta**2)) if exact else -np.inf
     trimmed = replace(solution, weights=solution.weights[:count], kernel_weights=solution.kernel_weights[:count])
     return Discovery(trimmed, gates, program.masks[:, :count], largest - 1, exact, bound, rounds)
@@ -169,12 +169,11 @@ def _found(
 def _padded(program: ConvexProgram, masks: Array) -> ConvexProgram:
     """The program of these masks and as many empty ones as make a power of two: few sizes are compiled."""
     size = 1 << max(5, int(masks.shape[1] - 1).bit_length())
-    masks = jnp.pad(masks, ((0, 0), (0, size - masks.shape[1])))
-    return ConvexProgram.tree_unflatten((program.loss, size), (program.x, program.y, masks, program.reg))
+    return program.with_masks(jnp.pad(masks, ((0, 0), (0, size - masks.shape[1]))))
 
 
 def _grown(weights: Array, size: int) -> Array:
-    return jnp.pad(weights, ((0, size - weights.shape[0]), (0, 0), (0, 0)))[:size]
+    return jnp.pad(weights, ((0, size - weights.shape[0]), (0, 0), (0, 0)))
 
 
 def _worst(scores: np.ndarray, masks: Array, known: Array, most: int) -> Any:
@@ -194,8 +193,7 @@ def _worst(scores: np.ndarray, masks: Array, known: Array, most: int) -> Any:
 @jax.jit
 def _scores(x: Array, residual: Array, masks: Array) -> Array:
     """‖Xᵀ D_p R‖ for each mask."""
-    program = ConvexProgram.tree_unflatten(("squared", masks.shape[1]), (x, residual, masks, jnp.ones((), x.dtype)))
-    return group_norms(program.correlations(residual))
+    return group_norms(masked_adjoint(masks, x, residual, masks.shape[1]))
 
 
 @partial(jax.jit, static_argnames="steps")

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Bool, Float
 
-from fixntk.convex.program import ConvexProgram, group_norms
+from fixntk.convex.program import ConvexProgram, group_norms, shares_kept
 from fixntk.gram import MaskedGram
 
 
@@ -70,7 +70,8 @@ def init(program: ConvexProgram, weights: Array) -> FISTAState:
 def step(program: ConvexProgram, state: FISTAState) -> FISTAState:
     """One proximal gradient step, or a larger curvature bound where the step went up against its model."""
     base, lipschitz = state.extrapolated, state.lipschitz
-    weights = _shrink(base.weights + base.correlations / lipschitz, program.reg / lipschitz)
+    moved_down = base.weights + base.correlations / lipschitz
+    weights = shares_kept(group_norms(moved_down), program.reg / lipschitz)[:, None, None] * moved_down
     point = _evaluate(program, weights)
 
     moved = jnp.sum((point.weights - base.weights) ** 2)
@@ -101,13 +102,6 @@ def _state(
 def _evaluate(program: ConvexProgram, weights: Array) -> FISTAPoint:
     fitted = program.fitted(weights)
     return FISTAPoint(weights, fitted, program.correlations(program.targets - fitted))
-
-
-def _shrink(weights: Array, threshold: Array) -> Float[Array, "P d c"]:
-    """Proximal operator of threshold · Σ_p ‖W_p‖: each group shortened by the threshold, or zero."""
-    norms = group_norms(weights)
-    kept = jnp.where(norms > threshold, 1 - threshold / jnp.where(norms > 0, norms, 1.0), 0.0)
-    return kept[:, None, None] * weights
 
 
 def _curvature(program: ConvexProgram, num_products: int = 10) -> Float[Array, ""]:

@@ -25,8 +25,8 @@ from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
 from fixntk.convex import fista
-from fixntk.convex.program import ConvexProgram, group_norms
-from fixntk.gram import masked_adjoint, masked_apply, select_masks
+from fixntk.convex.program import ConvexProgram, group_norms, shares_kept
+from fixntk.gram import as_numbers, masked_adjoint, masked_apply, select_masks
 
 # First-order steps on all groups before anything else.
 _WARM_UP_STEPS = 20
@@ -127,7 +127,7 @@ def step(program: ConvexProgram, state: NewtonState) -> NewtonState:
 
 
 def _warm_up(program: ConvexProgram, state: NewtonState) -> NewtonState:
-    dense = _with_masks(program, _numbers(program))
+    dense = program.with_masks(as_numbers(program.masks, program.num_gates, program.x.dtype))
     first_order = lax.fori_loop(0, _WARM_UP_STEPS, lambda _, s: fista.step(dense, s), fista.init(dense, state.weights))
     return init(program, first_order.weights)._replace(phase=jnp.full_like(state.phase, _WORKING_SETS))
 
@@ -158,7 +158,7 @@ def _working_set_round(program: ConvexProgram, state: NewtonState) -> tuple[Newt
 
     def run(bucket: int) -> tuple[Array, Array]:
         _, chosen = lax.top_k(nearness, bucket)
-        part = _with_masks(program, select_masks(program.masks, chosen).astype(program.x.dtype))
+        part = program.with_masks(select_masks(program.masks, chosen).astype(program.x.dtype))
         each = 4.0 * num_rows * bucket * num_features * num_outputs + _STEP_OVERHEAD
         newton = _newton_flops(program, bucket // 2)
         most = max(50, int(_ROUND_COST * newton / each))
@@ -175,16 +175,6 @@ def _working_set_round(program: ConvexProgram, state: NewtonState) -> tuple[Newt
     fits = _bucket_of(jnp.minimum(2 * jnp.sum(norms > 0), program.num_gates), buckets)
     weights, cost = lax.switch(fits, [lambda bucket=bucket: run(bucket) for bucket in buckets])
     return init(program, weights), cost
-
-
-def _with_masks(program: ConvexProgram, masks: Array) -> ConvexProgram:
-    """The program of other masks on the same data, unchecked; numbers instead of bools are converted no more."""
-    return ConvexProgram.tree_unflatten((program.loss, masks.shape[1]), (program.x, program.y, masks, program.reg))
-
-
-def _numbers(program: ConvexProgram) -> Array:
-    """Masks as numbers."""
-    return select_masks(program.masks, jnp.arange(program.num_gates)).astype(program.x.dtype)
 
 
 def _newton_step(program: ConvexProgram, state: NewtonState) -> NewtonState:
@@ -227,8 +217,8 @@ def _newton_step(program: ConvexProgram, state: NewtonState) -> NewtonState:
 
 
 def _shrunk(program: ConvexProgram, shifted: Array, sigma: Array) -> _Prox:
-    norms, threshold = group_norms(shifted), sigma * program.reg
-    kept = jnp.where(norms > threshold, 1 - threshold / jnp.where(norms > 0, norms, 1.0), 0.0)
+    norms = group_norms(shifted)
+    kept = shares_kept(norms, sigma * program.reg)
     return _Prox(norms, kept, kept[:, None, None] * shifted)
 
 

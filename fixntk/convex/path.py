@@ -12,10 +12,10 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float
 
 from fixntk._checks import is_traced
-from fixntk.convex.program import ConvexProgram, group_norms
+from fixntk.convex.program import ConvexProgram, feasible_scale, group_norms
 from fixntk.convex.solution import Solution
 from fixntk.convex.solve import certified, solve
-from fixntk.gram import select_masks
+from fixntk.gram import masked_adjoint, select_masks
 
 # The spectral norms of the groups need P·d² numbers; above so many, Frobenius norms stand in for them.
 _MOST_NUMBERS = 2**25
@@ -83,8 +83,7 @@ def solve_path(
     solutions: dict[int, Solution] = {}
     weights = jnp.zeros(program.group_shape, program.x.dtype)
     for position in np.argsort(-values, kind="stable"):
-        here = with_reg(program, values[position])
-        solution = _solve_at(here, weights, sizes, method, tol)
+        solution = _solve_at(program.with_reg(values[position]), weights, sizes, method, tol)
         solutions[int(position)] = solution
         weights = solution.weights
         if callback is not None and callback(solution):
@@ -125,17 +124,7 @@ def group_sizes(program: ConvexProgram) -> Float[Array, " P"]:
 
 def _sums(program: ConvexProgram, rows: Array) -> Array:
     """Σ over the rows that each mask keeps of (n, k) numbers, (P, k)."""
-    ones = ConvexProgram.tree_unflatten(
-        (program.loss, program.num_gates), (jnp.ones_like(program.x[:, :1]), rows, program.masks, program.reg)
-    )
-    return ones.correlations(rows)[:, 0, :]
-
-
-def with_reg(program: ConvexProgram, reg: ArrayLike) -> ConvexProgram:
-    """The program at another λ, its data not checked again."""
-    _, structure = jax.tree.flatten(program)
-    value = jnp.asarray(reg, program.x.dtype)
-    return jax.tree.unflatten(structure, [program.x, program.y, program.masks, value])
+    return masked_adjoint(program.masks, jnp.ones_like(rows[:, :1]), rows, program.num_gates)[:, 0, :]
 
 
 def _as_regs(
@@ -164,10 +153,7 @@ def _solve_at(program: ConvexProgram, start: Array, sizes: Array | None, method:
         return solve(program, method=method, tol=tol, init=start)
     chosen = jnp.asarray(np.resize(left if left.size else [0], size))
     present = jnp.arange(size) < left.size
-    part = ConvexProgram.tree_unflatten(
-        (program.loss, size),
-        (program.x, program.y, select_masks(program.masks, chosen) & present, program.reg),
-    )
+    part = program.with_masks(select_masks(program.masks, chosen) & present)
     solution = solve(part, method=method, tol=tol, init=start[chosen] * present[:, None, None])
     whole = certified(program, _spread(start, chosen, present, solution.weights), solution)
     # A group that is zero at the optimum can still be the one that bounds the dual of what is not quite it.
@@ -185,6 +171,6 @@ def _gap_safe(program: ConvexProgram, weights: Array, sizes: Array) -> Array:
     correlations = program.correlations(residual)
     gap = program.gap_of(weights, residual, correlations)
     norms = group_norms(correlations)
-    scale = program.reg / jnp.maximum(program.reg, jnp.max(norms))
+    scale = feasible_scale(program.reg, norms)
     slack = 10 * jnp.finfo(norms.dtype).eps
     return scale * norms + jnp.sqrt(2 * gap) * sizes < program.reg * (1 - slack)

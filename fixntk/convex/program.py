@@ -115,6 +115,15 @@ class ConvexProgram:
         program._set(*leaves, *aux)
         return program
 
+    def with_masks(self, masks: Array) -> ConvexProgram:
+        """The program of other (n, P') masks on the same data, unchecked; bools, or numbers of x's dtype."""
+        return self.tree_unflatten((self.loss, masks.shape[1]), (self.x, self.y, masks, self.reg))
+
+    def with_reg(self, reg: ArrayLike) -> ConvexProgram:
+        """The program at another λ, unchecked."""
+        leaves = (self.x, self.y, self.masks, jnp.asarray(reg, self.x.dtype))
+        return self.tree_unflatten((self.loss, self.num_gates), leaves)
+
     @property
     def targets(self) -> Float[Array, "n c"]:
         """Y as a matrix, whatever the shape of y."""
@@ -171,7 +180,7 @@ class ConvexProgram:
     def dual_point(self, weights: ArrayLike) -> Float[Array, "n c"]:
         """The residual of W scaled into the dual's feasible set, Θ = R·min(1, λ / max_p ‖Xᵀ D_p R‖) (M7)."""
         residual = self.targets - self.fitted(weights)
-        return residual * _feasible_scale(self.reg, group_norms(self.correlations(residual)))
+        return residual * feasible_scale(self.reg, group_norms(self.correlations(residual)))
 
     def gap(self, weights: ArrayLike) -> Float[Array, ""]:
         """Duality gap of W at the scaled residual: how far its objective can be above the optimum (M7)."""
@@ -185,7 +194,7 @@ class ConvexProgram:
         Written as ½(1−s)²‖R‖² + Σ_p (λ‖W_p‖ − s⟨W_p, Xᵀ D_p R⟩), a sum of non-negative terms: the difference of primal
         and dual would lose the gap's digits to cancellation.
         """
-        scale = _feasible_scale(self.reg, group_norms(correlations))
+        scale = feasible_scale(self.reg, group_norms(correlations))
         alignments = jnp.sum(weights * correlations, axis=(1, 2))
         excess = jnp.sum(self.reg * group_norms(weights) - scale * alignments)
         return jnp.maximum(0.5 * (1 - scale) ** 2 * jnp.sum(residual**2) + excess, 0.0)
@@ -260,6 +269,11 @@ def group_norms(groups: Array) -> Float[Array, " P"]:
     return jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1.0)), 0.0)
 
 
-def _feasible_scale(reg: Array, norms: Array) -> Array:
+def shares_kept(norms: Array, threshold: Array) -> Float[Array, " P"]:
+    """(1 − threshold/‖V_p‖)₊ of groups with these norms: what the proximal operator of threshold · Σ_p ‖·‖ leaves."""
+    return jnp.where(norms > threshold, 1 - threshold / jnp.where(norms > 0, norms, 1.0), 0.0)
+
+
+def feasible_scale(reg: Array, norms: Array) -> Array:
     """The largest s ≤ 1 with s·‖Xᵀ D_p R‖ ≤ λ for all p."""
     return reg / jnp.maximum(reg, jnp.max(norms))
