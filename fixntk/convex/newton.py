@@ -15,8 +15,9 @@ Li, Sun and Toh (2018) for the lasso, Zhang, Zhang, Sun and Toh (2020) for the g
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -153,13 +154,11 @@ def _working_set_round(program: ConvexProgram, state: NewtonState) -> tuple[Newt
     """
     norms = group_norms(state.weights)
     nearness = jnp.where(norms > 0, jnp.inf, group_norms(state.correlations))
-    num_rows, num_outputs = state.theta.shape
-    num_features = program.x.shape[1]
 
     def run(bucket: int) -> tuple[Array, Array]:
         _, chosen = lax.top_k(nearness, bucket)
         part = program.with_masks(select_masks(program.masks, chosen).astype(program.x.dtype))
-        each = 4.0 * num_rows * bucket * num_features * num_outputs + _STEP_OVERHEAD
+        each = _pass_flops(program, bucket)
         newton = _newton_flops(program, bucket // 2)
         most = max(50, int(_ROUND_COST * newton / each))
 
@@ -171,9 +170,7 @@ def _working_set_round(program: ConvexProgram, state: NewtonState) -> tuple[Newt
         made, inner = lax.while_loop(unfinished, lambda c: (c[0] + 1, fista.step(part, c[1])), start)
         return jnp.zeros_like(state.weights).at[chosen].set(inner.weights), made * (each / newton)
 
-    buckets = _buckets(program.num_gates)
-    fits = _bucket_of(jnp.minimum(2 * jnp.sum(norms > 0), program.num_gates), buckets)
-    weights, cost = lax.switch(fits, [lambda bucket=bucket: run(bucket) for bucket in buckets])
+    weights, cost = _in_bucket(jnp.minimum(2 * jnp.sum(norms > 0), program.num_gates), program.num_gates, run)
     return init(program, weights), cost
 
 
@@ -272,8 +269,7 @@ def _direction(program: ConvexProgram, sigma: Array, shifted: Array, prox: _Prox
         solver, _ = min(_SOLVERS, key=lambda entry: entry[1](program, bucket))
         return -solver(program, sigma, masks, prox.kept[chosen], units, rays, slope) / sigma
 
-    buckets = _buckets(program.num_gates)
-    return lax.switch(_bucket_of(count, buckets), [lambda bucket=bucket: solve(bucket) for bucket in buckets])
+    return _in_bucket(count, program.num_gates, solve)
 
 
 def _by_rows(
@@ -359,10 +355,14 @@ def _feature_flops(program: ConvexProgram, bucket: int) -> float:
     return 2 * rows * features**2 + features**3 / 3 + 30 * rows * features
 
 
+def _pass_flops(program: ConvexProgram, bucket: int) -> float:
+    """Operations of a product with the masks of so many groups, forth and back, and what goes with it."""
+    return 4.0 * program.targets.size * bucket * program.x.shape[1] + _STEP_OVERHEAD
+
+
 def _product_flops(program: ConvexProgram, bucket: int) -> float:
     """Operations of :func:`_by_products` with as many products as it takes in the middle of a solution."""
-    _, num_features, _ = program.group_shape
-    return _USUAL_PRODUCTS * (4.0 * program.targets.size * bucket * num_features + _STEP_OVERHEAD)
+    return _USUAL_PRODUCTS * _pass_flops(program, bucket)
 
 
 _SOLVERS = ((_by_rows, _row_flops), (_by_features, _feature_flops), (_by_products, _product_flops))
@@ -375,9 +375,10 @@ def _newton_flops(program: ConvexProgram, bucket: int) -> float:
     return min(flops(program, bucket) for _, flops in _SOLVERS) + products + _NEWTON_OVERHEAD
 
 
-def _bucket_of(count: Array, buckets: list[int]) -> Array:
-    """Number of the smallest bucket that holds so many."""
-    return jnp.searchsorted(jnp.asarray(buckets), count)
+def _in_bucket(count: Array, num_gates: int, run: Callable[[int], Any]) -> Any:
+    """``run(bucket)`` with the smallest bucket that holds so many."""
+    buckets = _buckets(num_gates)
+    return lax.switch(jnp.searchsorted(jnp.asarray(buckets), count), [partial(run, bucket) for bucket in buckets])
 
 
 def _buckets(num_gates: int) -> list[int]:
