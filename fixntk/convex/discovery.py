@@ -22,6 +22,8 @@ from fixntk.convex.solve import solve
 from fixntk.gates import activation_masks, sample_gates
 from fixntk.gram import masked_adjoint
 
+_matmul = partial(jnp.matmul, precision=lax.Precision.HIGHEST)
+
 # Gates that rounding alone makes violate the dual are not worth another round.
 _SLACK = 1e-9
 
@@ -199,25 +201,27 @@ def _scores(x: Array, residual: Array, masks: Array) -> Array:
 @partial(jax.jit, static_argnames="steps")
 def _searched(x: Array, residual: Array, starts: Array, steps: int = 20) -> Array:
     """Gates moved uphill in ‖Xᵀ D(g) R‖, each from its start."""
-    gram = jnp.matmul(x.T, x, precision=lax.Precision.HIGHEST)
+    gram = _matmul(x.T, x)
     ridge = gram + 1e-6 * jnp.trace(gram) / x.shape[1] * jnp.eye(x.shape[1], dtype=x.dtype)
     factor = jax.scipy.linalg.cho_factor(ridge)
+    outer = (x[:, :, None] * residual[:, None, :]).reshape(x.shape[0], -1)
+
+    def score(gates: Array) -> Array:
+        return _scores(x, residual, activation_masks(x, gates))
 
     def climb(carry: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
         gates, values = carry
-        masks = (x @ gates.T >= 0).astype(x.dtype)
-        groups = jnp.einsum("np,nd,nc->pdc", masks, x, residual)
+        groups = masked_adjoint(activation_masks(x, gates), x, residual, gates.shape[0])
         # What row i would add to ⟨Xᵀ D R, V⟩ at the present direction V: the half-space should hold the positive ones.
-        gains = jnp.einsum("nd,nc,pdc->np", x, residual, groups)
+        gains = _matmul(outer, groups.reshape(gates.shape[0], -1).T)
         targets = jax.scipy.linalg.cho_solve(factor, x.T @ jnp.sign(gains)).T
         weighted = jax.scipy.linalg.cho_solve(factor, x.T @ gains).T
         tried = jnp.stack([targets, weighted])
-        scores = jax.vmap(lambda g: _scores(x, residual, x @ g.T >= 0))(tried)
+        scores = jax.vmap(score)(tried)
         better = jnp.argmax(scores, axis=0)
         best = jnp.max(scores, axis=0)
         moved = jnp.take_along_axis(tried, better[None, :, None], axis=0)[0]
         improved = best > values
         return (jnp.where(improved[:, None], moved, gates), jnp.maximum(best, values)), None
 
-    start = (starts, _scores(x, residual, x @ starts.T >= 0))
-    return lax.scan(climb, start, None, length=steps)[0][0]
+    return lax.scan(climb, (starts, score(starts)), None, length=steps)[0][0]
