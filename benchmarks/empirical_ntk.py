@@ -28,11 +28,8 @@ CASES = {
     "MLP 784-512x3-10, 64x64, full": {"network": "mlp", "n": 64, "trace": False},
     "MLP 784-512x3-10, 256x256, trace": {"network": "mlp", "n": 256, "trace": True},
     "CNN 3x(3x3x32 SAME)+GAP-10, 16 of 32x32x3, trace": {"network": "cnn", "n": 16, "trace": True},
-    "analytic MLP depth 3, 256 points": {"network": "analytic", "n": 256, "trace": False},
-    "analytic MLP depth 3, 4000 points": {"network": "analytic", "n": 4000, "trace": False},
 }
-EMPIRICAL = ("fixntk", "structured, JAX 0.4.23", "jacobian, JAX today", "ntvp, JAX today")
-ANALYTIC = ("fixntk", "neural-tangents, JAX today", "matrix product")
+CONTESTANTS = ("fixntk", "structured, JAX 0.4.23", "jacobian, JAX today", "ntvp, JAX today")
 
 
 def main() -> None:
@@ -46,10 +43,10 @@ def main() -> None:
         print(json.dumps(measure(*arguments.worker)))
         return
     make_old_environment()
-    for case, options in CASES.items():
+    contestants = CONTESTANTS[: 2 if arguments.skip_slow else None]
+    for case in CASES:
         if arguments.cases not in case:
             continue
-        contestants = ANALYTIC if options["network"] == "analytic" else EMPIRICAL[: 2 if arguments.skip_slow else None]
         best: dict[str, dict[str, float]] = {}
         for round_number in range(arguments.rounds):
             for contestant in contestants:
@@ -157,24 +154,7 @@ def cnn(contestant: str, n: int, trace: bool) -> Any:
     return empirical(contestant, n, trace, (32, 32, 3), network)
 
 
-def analytic(contestant: str, n: int, _: bool) -> Any:
-    import jax
-    import numpy as np
-
-    x = jax.numpy.asarray(np.random.default_rng(1).normal(size=(n, 784)), "float32")
-    if contestant == "matrix product":
-        return jax.jit(lambda a: a @ a.T), (x,)
-    if contestant == "fixntk":
-        import fixntk as fx
-
-        return jax.jit(lambda a: fx.mlp_kernel(a, depth=3, w_std=2**0.5, b_std=0.1).ntk), (x,)
-    stax = import_stax(contestant).stax
-    hidden = [layer for _ in range(3) for layer in (stax.Dense(1, 2**0.5, 0.1), stax.Relu())]
-    kernel = stax.serial(*hidden, stax.Dense(1, 2**0.5, 0.1))[2]
-    return jax.jit(lambda a: kernel(a, None, "ntk")), (x,)
-
-
-FUNCTIONS = {"mlp": mlp, "cnn": cnn, "analytic": analytic}
+FUNCTIONS = {"mlp": mlp, "cnn": cnn}
 
 if __name__ == "__main__":
     main()
