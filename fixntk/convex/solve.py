@@ -136,14 +136,14 @@ def solve(
     run = partial(_advance, name=name, tol=tol)
     if traced:
         iterations, state, history = run(program, jnp.asarray(0), state, history, max_iter)
-        return replace(_certify(program, state, iterations, history, name, tol), tol=tol)
+        return _certify(program, state, iterations, history, name, tol)
     if bool(state.failed) and name == "irls":
         raise np.linalg.LinAlgError(
             f"the kernel matrix of the start is not positive definite in {program.x.dtype} even with jitter: "
             f"raise reg (λ = {float(program.reg):.3g}), rescale x, or use float64"
         )
     iterations, state, history = _drive(run, program, state, history, max_iter, tol, callback)
-    solution = _trimmed(replace(_certify(program, state, iterations, history, name, tol), tol=tol))
+    solution = _trimmed(_certify(program, state, iterations, history, name, tol))
     if not bool(solution.converged):
         warnings.warn(solution.message, ConvergenceWarning, stacklevel=2)
     return solution
@@ -152,8 +152,7 @@ def solve(
 def certified(program: ConvexProgram, weights: Array, solution: Solution) -> Solution:
     """What ``solution`` found on a part of the program, as a Solution of the whole with its own certificate."""
     state = _at_rest(program, weights)
-    whole = _certify(program, state, solution.iterations, solution.history, solution.method, solution.tol)
-    return replace(whole, tol=solution.tol)
+    return _certify(program, state, solution.iterations, solution.history, solution.method, solution.tol)
 
 
 _at_rest = jax.jit(newton.init)
@@ -291,8 +290,15 @@ def _progress(program: ConvexProgram, iteration: int, history: History, seconds:
     )
 
 
-@partial(jax.jit, static_argnames="name")
 def _certify(
+    program: ConvexProgram, state: Any, iterations: Array, history: History, name: str, tol: float
+) -> Solution:
+    # The tolerance is part of a Solution's structure, so that inside it would compile anew for each.
+    return replace(_certified_at(program, state, iterations, history, name, tol), tol=tol)
+
+
+@partial(jax.jit, static_argnames="name")
+def _certified_at(
     program: ConvexProgram, state: Any, iterations: Array, history: History, name: str, tol: float
 ) -> Solution:
     """The Solution of a state, its certificate from the weights alone, whatever the solver believed.
