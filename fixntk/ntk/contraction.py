@@ -64,9 +64,9 @@ class OutputAxes(NamedTuple):
         return jnp.transpose(kernel, order)
 
     def select(self, full: Array) -> Array:
-        """Reduce a kernel (*outputs, *outputs) of a pair of examples to the axes asked for."""
+        """Reduce a kernel (*outputs, *outputs) of a pair of examples to the axes asked for, summed where traced."""
         first, second, result = self.subscripts()
-        return jnp.einsum(f"{first}{second}->{result}", full) / self.traced_size
+        return jnp.einsum(f"{first}{second}->{result}", full)
 
 
 def inner_product(axes: OutputAxes, jacobian1: Array, jacobian2: Array) -> Array:

@@ -1,7 +1,7 @@
 """Three ways to the empirical NTK of a pair of examples: Jacobians, NTK-vector products, structured (M14).
 
 Each is a :class:`Pairwise`: what to compute once an example, and the kernel of two examples from it. Both are mapped
-over tiles of examples by :mod:`fixntk.ntk.empirical`; under ``jax.vmap`` their inner products become matrix products.
+over tiles of examples by :mod:`fixntk.ntk.tiles`; under ``jax.vmap`` their inner products become matrix products.
 """
 
 from __future__ import annotations
@@ -55,6 +55,11 @@ class Network(NamedTuple):
     def output(self) -> Any:
         """Shape and dtype of the output of one example."""
         return self.closed.jaxpr.outvars[0].aval
+
+    @property
+    def kernel_dtype(self) -> Any:
+        """Dtype of the kernels: the output's, float32 at least."""
+        return jnp.promote_types(self.output.dtype, jnp.float32)
 
     def apply(self, leaves: Sequence[Array], inputs: Sequence[Array]) -> Array:
         """Output of one example."""
@@ -158,10 +163,8 @@ def _from_sites(network: Network, sites: list[Site], others: list[int], n1: int,
 
 def ntvp(network: Network, n1: int, n2: int) -> Pairwise:
     """NTK-vector products: push the pulled-back cotangents of one example through the linearisation at the other."""
-    axes, members = (
-        network.axes,
-        [[k for k, g in enumerate(network.groups) if g == group] for group in range(network.num_groups)],
-    )
+    axes = network.axes
+    members = [[k for k, g in enumerate(network.groups) if g == group] for group in range(network.num_groups)]
 
     def kernel(leaves: Sequence[Array], inputs1: Any, inputs2: Any, group: list[int]) -> Array:
         def apply(chosen: list[Array], inputs: Any) -> Array:
@@ -178,8 +181,7 @@ def ntvp(network: Network, n1: int, n2: int) -> Pairwise:
         return axes.select(columns.reshape(*axes.sizes, *axes.sizes))
 
     def kernels(leaves: Sequence[Array], features1: Any, features2: Any) -> tuple[Array, ...]:
-        totals = [kernel(leaves, features1, features2, group) * axes.traced_size for group in members]
-        return _finished(network, totals)
+        return _finished(network, [kernel(leaves, features1, features2, group) for group in members])
 
     forward_flops, (forward, largest) = count_flops(network.closed.jaxpr), _entries(network.closed.jaxpr)
     size = sum(math.prod(leaf.shape) for leaf in network.leaves)
@@ -212,9 +214,10 @@ def cheapest(network: Network, n1: int, n2: int) -> Pairwise:
 
 def _finished(network: Network, totals: Sequence[Any]) -> tuple[Array, ...]:
     """Divide by the number of traced outputs; groups of leaves that do not enter the network have kernel zero."""
-    dtype = jnp.promote_types(network.output.dtype, jnp.float32)
     shape = network.axes.result_shape
-    return tuple(jnp.broadcast_to(total, shape).astype(dtype) / network.axes.traced_size for total in totals)
+    return tuple(
+        jnp.broadcast_to(total, shape).astype(network.kernel_dtype) / network.axes.traced_size for total in totals
+    )
 
 
 def _entries(jaxpr: Jaxpr) -> tuple[int, int]:

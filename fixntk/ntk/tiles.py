@@ -56,11 +56,6 @@ class Plan(NamedTuple):
         """Kernels of the pairs the other way round."""
         return tuple(self.network.axes.transposed(jnp.swapaxes(block, 0, 1), 2) for block in blocks)
 
-    @property
-    def dtype(self) -> Any:
-        """Dtype of the kernels."""
-        return jnp.promote_types(self.network.output.dtype, jnp.float32)
-
 
 def make_plan(request: Request, params: Any, x1: Any, x2: Any) -> Plan:
     """Read the network, choose the method and the size of a tile. Only shapes and dtypes of the arrays are used."""
@@ -93,7 +88,7 @@ def inside_transformation(request: Request, params: Any, x1: Any, x2: Any) -> tu
     if _fits_one_tile(plan, x1, x2):
         return _one_tile(plan, leaves, x1, x2)
     cut = _Cut(plan, x1, x2)
-    empty = tuple(jnp.zeros(cut.padded_shape, plan.dtype) for _ in range(plan.network.num_groups))
+    empty = tuple(jnp.zeros(cut.padded_shape, plan.network.kernel_dtype) for _ in range(plan.network.num_groups))
 
     def fill_row(results: tuple[Array, ...], i: Array) -> tuple[tuple[Array, ...], None]:
         features1 = plan.features(leaves, cut.row(i))
@@ -119,13 +114,14 @@ def outside_transformation(
 
     Not one compiled loop, because XLA's convolutions on a CPU are tens of times slower inside a loop.
     """
-    plan, shapes = _known_plan(request, _structs(params), _structs(x1), _structs(x2)), _structs((params, x1, x2))
+    shapes = _structs((params, x1, x2))
+    plan = _known_plan(request, shapes)
     leaves = jax.tree.leaves(params)
     if request.is_paired or (store_on_device and _fits_one_tile(plan, x1, x2)):
         return _compiled_whole(request, shapes, params, x1, x2)
     cut = _Cut(plan, x1, x2)
     results: Any = tuple(
-        (jnp.zeros if store_on_device else np.zeros)(cut.padded_shape, plan.dtype)
+        (jnp.zeros if store_on_device else np.zeros)(cut.padded_shape, plan.network.kernel_dtype)
         for _ in range(plan.network.num_groups)
     )
     put = _put_in_place if store_on_device else _put_on_host
@@ -158,13 +154,14 @@ def _structs(tree: Any) -> _Structs:
 
 
 @lru_cache(maxsize=64)
-def _known_plan(request: Request, params: _Structs, x1: _Structs, x2: _Structs) -> Plan:
-    return make_plan(request, params.tree(), x1.tree(), x2.tree())
+def _known_plan(request: Request, shapes: _Structs) -> Plan:
+    """The plan for the shapes of (params, x1, x2), so that a network is read once for all compiled parts."""
+    return make_plan(request, *shapes.tree())
 
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _compiled_whole(request: Request, shapes: _Structs, params: Any, x1: Any, x2: Any) -> tuple[Array, ...]:
-    plan, leaves = make_plan(request, *shapes.tree()), jax.tree.leaves(params)
+    plan, leaves = _known_plan(request, shapes), jax.tree.leaves(params)
     if request.is_paired:
         return _paired(request, plan, leaves, x1, x1 if x2 is None else x2)
     return _one_tile(plan, leaves, x1, x2)
@@ -172,14 +169,14 @@ def _compiled_whole(request: Request, shapes: _Structs, params: Any, x1: Any, x2
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _compiled_features(request: Request, shapes: _Structs, leaves: Sequence[Array], x: Any) -> Any:
-    return make_plan(request, *shapes.tree()).features(leaves, x)
+    return _known_plan(request, shapes).features(leaves, x)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _compiled_kernels(
     request: Request, shapes: _Structs, leaves: Sequence[Array], features1: Any, features2: Any
 ) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
-    plan = make_plan(request, *shapes.tree())
+    plan = _known_plan(request, shapes)
     blocks = plan.kernels(leaves, features1, features2)
     return blocks, plan.mirrored(blocks)
 
