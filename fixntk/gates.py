@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -95,17 +96,22 @@ def _masks_in_tiles(x: Array, gates: Array, tile: int) -> Array:
         # A product in TF32 would put points near a boundary on the wrong side of it.
         return jnp.matmul(rows, gates.T, precision=lax.Precision.HIGHEST) >= 0
 
-    num_rows, num_gates = x.shape[0], gates.shape[0]
-    if tile == num_rows:
+    if tile == x.shape[0]:
         return masks_of(x)
+    return in_row_tiles(lambda begin: masks_of(lax.dynamic_slice_in_dim(x, begin, tile)), x.shape[0], tile)
 
-    def fill_tile(i: Array, masks: Array) -> Array:
+
+def in_row_tiles(block_from: Callable[[Array], Array], num_rows: int, tile: int) -> Array:
+    """Result of ``num_rows`` rows from blocks of ``tile`` rows, each given by the row at which it begins."""
+    block = jax.eval_shape(block_from, jnp.asarray(0))
+
+    def fill_tile(i: Array, result: Array) -> Array:
         # The last tile ends with the rows, and so goes over some of them again.
         begin = jnp.minimum(i * tile, num_rows - tile)
-        block = masks_of(lax.dynamic_slice_in_dim(x, begin, tile))
-        return lax.dynamic_update_slice_in_dim(masks, block, begin, axis=0)
+        return lax.dynamic_update_slice_in_dim(result, block_from(begin), begin, axis=0)
 
-    return lax.fori_loop(0, -(-num_rows // tile), fill_tile, jnp.zeros((num_rows, num_gates), bool))
+    empty = jnp.zeros((num_rows, *block.shape[1:]), block.dtype)
+    return lax.fori_loop(0, -(-num_rows // tile), fill_tile, empty)
 
 
 def pack_masks(masks: ArrayLike) -> UInt8[Array, "n ceil(P/8)"]:

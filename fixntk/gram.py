@@ -24,7 +24,7 @@ from fixntk._checks import (
     check_same_columns,
     check_same_rows,
 )
-from fixntk.gates import as_masks
+from fixntk.gates import as_masks, in_row_tiles
 
 # Products with masks enter certificates: a GPU's TF32 would spoil them.
 _matmul = partial(jnp.matmul, precision=lax.Precision.HIGHEST)
@@ -243,15 +243,7 @@ def _over_rows(function: Callable[[Array], Array], masks: Array, num_gates: int,
     tile = _tile_size(num_rows, num_gates * dtype.itemsize)
     if tile == num_rows:
         return function(as_numbers(masks, num_gates, dtype))
-    shape = jax.eval_shape(function, jax.ShapeDtypeStruct((tile, num_gates), dtype)).shape
-
-    def fill_tile(i: Array, result: Array) -> Array:
-        begin, _ = _clamped(i * tile, tile, num_rows)
-        block = function(_rows_as_numbers(masks, begin, tile, num_gates, dtype))
-        return lax.dynamic_update_slice_in_dim(result, block, begin, axis=0)
-
-    result = jnp.zeros((num_rows, *shape[1:]), dtype)
-    return lax.fori_loop(0, -(-num_rows // tile), fill_tile, result)
+    return in_row_tiles(lambda begin: function(_rows_as_numbers(masks, begin, tile, num_gates, dtype)), num_rows, tile)
 
 
 def _tile_size(length: int, bytes_each: int, multiple: int = 1) -> int:
