@@ -18,6 +18,7 @@ from fixntk.convex import (
 from fixntk.gates import Arrangements, activation_masks, merge_duplicate_masks, pack_masks, sample_gates
 from fixntk.gram import MaskedGram, masked_gram
 from fixntk.ntk import (
+    Kernel,
     empirical_ntk,
     gated_relu_ntk,
     gradient_flow,
@@ -26,6 +27,8 @@ from fixntk.ntk import (
     layerwise_ntk,
     linearize,
     max_learning_rate,
+    mlp_kernel,
+    network_kernel,
     ntk_vector_product,
 )
 from fixntk.solid_angles import arrangement_weights
@@ -38,6 +41,7 @@ __all__ = [
     "ConvexProgram",
     "Discovery",
     "History",
+    "Kernel",
     "MaskedGram",
     "Progress",
     "Solution",
@@ -57,6 +61,8 @@ __all__ = [
     "masked_gram",
     "max_learning_rate",
     "merge_duplicate_masks",
+    "mlp_kernel",
+    "network_kernel",
     "ntk_vector_product",
     "pack_masks",
     "sample_gates",

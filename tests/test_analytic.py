@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 
 import fixntk as fx
+from fixntk.ntk import analytic
+from fixntk.ntk.activations import ACTIVATIONS, leaky_relu
 
 
 def closed_form(a, b):
@@ -128,3 +130,152 @@ def test_sampled_gates_converge_to_the_kernel_at_the_square_root_rate(rng):
 def test_bad_input_is_named(x1, x2, message):
     with pytest.raises(ValueError, match=message):
         fx.gated_relu_ntk(x1, x2)
+
+
+def deep_relu(a, b, depth, w_std, b_std, slope=0):
+    """NNGP and NTK by the recursion of M13 in fifty digits."""
+    with mpmath.workdps(50):
+        a, b = ([mpmath.mpf(float(value)) for value in row] for row in (a, b))
+        w, bias, slope = mpmath.mpf(w_std) ** 2, mpmath.mpf(b_std) ** 2, mpmath.mpf(slope)
+        even, odd = ((1 - slope) / 2) ** 2, ((1 + slope) / 2) ** 2
+        q11, q22, q12 = (w * mpmath.fdot(u, v) / len(a) + bias for u, v in ((a, a), (b, b), (a, b)))
+        ntk = q12
+        for _ in range(depth):
+            length = mpmath.sqrt(q11 * q22)
+            angle = mpmath.acos(min(max(q12 / length, mpmath.mpf(-1)), mpmath.mpf(1)))
+            absolute = 2 / mpmath.pi * (length * mpmath.sin(angle) + (mpmath.pi / 2 - angle) * q12)
+            slopes = odd + even * (1 - 2 * angle / mpmath.pi)
+            q11, q22 = (w * (odd + even) * q + bias for q in (q11, q22))
+            q12 = w * (odd * q12 + even * absolute) + bias
+            ntk = q12 + w * ntk * slopes
+        return float(q12), float(ntk)
+
+
+@pytest.mark.parametrize("slope", [0.0, -1.0, 0.3])
+@pytest.mark.parametrize(("w_std", "b_std"), [(1.0, 0.0), (1.4, 0.3)])
+def test_deep_kernel_keeps_its_digits_in_fifty(rng, dtype, w_std, b_std, slope):
+    """Close, parallel and opposite inputs, in two columns and in more than are compared one by one."""
+    for num_features in (2, 20):
+        x = rng.standard_normal((3, num_features))
+        close = x[0] + 1e-7 * rng.standard_normal((2, num_features))
+        x = np.vstack([x, close, 3 * x[:1], -1.7 * x[:1], -close]).astype(dtype)
+        kernel = fx.mlp_kernel(x, x.copy(), depth=3, activation=leaky_relu(slope), w_std=w_std, b_std=b_std)
+        expected = np.array([[deep_relu(a, b, 3, w_std, b_std, slope) for b in x] for a in x])
+        assert kernel.ntk.dtype == dtype
+        for k, name in enumerate(("nngp", "ntk")):
+            error = np.abs(getattr(kernel, name) - expected[..., k])
+            scale = np.sqrt(np.outer(*[np.diag(expected[..., k])] * 2))
+            assert np.max(error / scale) < {"float64": 2e-14, "float32": 4e-6}[str(dtype)]
+
+
+def test_symmetric_kernel_is_the_one_between_two_copies(rng, dtype, tolerance):
+    x = rng.standard_normal((70, 30)).astype(dtype)
+    whole = fx.mlp_kernel(x, x.copy(), depth=2, b_std=0.1)
+    for batch_size in (None, 16):
+        for a, b in zip(fx.mlp_kernel(x, depth=2, b_std=0.1, batch_size=batch_size), whole, strict=True):
+            np.testing.assert_allclose(a, b, rtol=tolerance)
+    rectangular = fx.mlp_kernel(x[:50], x, depth=2, b_std=0.1, batch_size=16)
+    np.testing.assert_allclose(rectangular.ntk, whole.ntk[:50], rtol=tolerance)
+
+
+def test_first_layers_share_is_the_gated_kernel(rng):
+    x1, x2 = rng.standard_normal((6, 4)), rng.standard_normal((5, 4))
+    kernel = fx.mlp_kernel(x1, x2, depth=1)
+    np.testing.assert_allclose(kernel.ntk - kernel.nngp, fx.gated_relu_ntk(x1, x2) / 4, rtol=1e-12, atol=1e-15)
+
+
+def test_input_scale_takes_the_place_of_one_over_the_features(rng):
+    x = rng.standard_normal((6, 4))
+    expected = fx.mlp_kernel(x * 2, depth=2, b_std=0.3)
+    np.testing.assert_allclose(fx.mlp_kernel(x, depth=2, b_std=0.3, input_scale=1.0).ntk, expected.ntk, rtol=1e-13)
+
+
+SCALARS = {"w_std": 1.3, "b_std": 0.4, "input_scale": 0.2}
+
+
+@pytest.mark.parametrize("activation", [*ACTIVATIONS, "tanh"])
+def test_derivatives_are_finite_differences(rng, activation):
+    activation = jnp.tanh if activation == "tanh" else activation
+    x1, x2, direction = rng.standard_normal((3, 4)), rng.standard_normal((2, 4)), rng.standard_normal((3, 4))
+
+    def kernels(step, x2=x2):
+        moved = {name: value * (1 + step) for name, value in SCALARS.items()}
+        return fx.mlp_kernel(x1 + step * direction, x2, depth=2, activation=activation, **moved)
+
+    for other in (x2, None) if activation in ("relu", "gelu") else (x2,):
+        _, derivative = jax.jvp(lambda step: kernels(step, other), (0.0,), (1.0,))  # noqa: B023
+        high, low = kernels(1e-6, other), kernels(-1e-6, other)
+        for name in ("nngp", "ntk"):
+            expected = (getattr(high, name) - getattr(low, name)) / 2e-6
+            np.testing.assert_allclose(getattr(derivative, name), expected, atol=2e-8)
+
+
+@pytest.mark.parametrize(("activation", "b_std"), [*((name, 0.0) for name in ACTIVATIONS), ("relu", 0.3), ("abs", 0.3)])
+def test_deep_derivatives_are_finite_at_the_kinks(rng, activation, b_std):
+    x = jnp.asarray(rng.standard_normal((1, 3)))
+    special = jnp.concatenate([x, x, 2 * x, -x, 0 * x, 0 * x])
+
+    def total(x1, x2):
+        kernels = fx.mlp_kernel(x1, x2, depth=2, activation=activation, b_std=b_std)
+        return jnp.sum(kernels.nngp) + jnp.sum(kernels.ntk)
+
+    assert np.all(np.isfinite(jax.grad(total, (0, 1))(special, special.copy())))
+    if activation == "relu":
+        assert np.all(np.isfinite(jax.grad(lambda x: total(x, None))(special)))
+        assert np.isfinite(jax.jvp(lambda x: total(x, None), (special,), (jnp.ones_like(special),))[1])
+
+
+def test_tiles_under_jit_vmap_and_grad(rng):
+    x1, x2 = rng.standard_normal((3, 9, 20)), rng.standard_normal((7, 20))
+
+    def ntk(x1, x2):
+        return fx.mlp_kernel(x1, x2, depth=2, b_std=0.1, batch_size=4).ntk
+
+    np.testing.assert_allclose(jax.jit(jax.vmap(ntk, (0, None)))(x1, x2)[1], ntk(x1[1], x2), rtol=1e-12)
+    np.testing.assert_allclose(jax.jit(lambda x: ntk(x, None))(x2), ntk(x2, None), rtol=1e-12)
+    tiled, whole = (
+        jax.grad(lambda x: jnp.sum(fx.mlp_kernel(x, depth=1, b_std=0.1, batch_size=tile).ntk ** 2))(x2)  # noqa: B023
+        for tile in (4, None)
+    )
+    np.testing.assert_allclose(tiled, whole, rtol=1e-10)
+
+
+def test_gated_kernel_in_tiles(rng, monkeypatch):
+    x = rng.standard_normal((30, 40))
+    x[7] = x[3] + 1e-7 * x[4]
+    whole = fx.gated_relu_ntk(x)
+    monkeypatch.setattr(analytic, "_TILE_SIZES", {"cpu": 64})
+    np.testing.assert_allclose(fx.gated_relu_ntk(x), whole, rtol=1e-13, atol=1e-14)
+    np.testing.assert_allclose(fx.gated_relu_ntk(x[:11], x), whole[:11], rtol=1e-13, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"depth": 0}, ValueError, "depth must be at least 1"),
+        ({"depth": 1.5}, TypeError, "depth must be an integer"),
+        ({"activation": "tan"}, ValueError, "activation must be one of"),
+        ({"w_std": -1}, ValueError, "w_std must be"),
+        ({"b_std": np.inf}, ValueError, "b_std must be"),
+        ({"input_scale": -1.0}, ValueError, "input_scale must be"),
+        ({"batch_size": 0}, ValueError, "batch_size must be at least 1"),
+        ({"x1": np.ones((2, 2, 2))}, ValueError, "x1 must have 2 dimensions"),
+        ({"x1": np.full((2, 2), np.nan)}, ValueError, "x1 holds 4 NaN"),
+        ({"x2": np.ones((2, 3))}, ValueError, r"x1 and x2 must have the same shape of an example, got shapes \(2, 2\)"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, error, message):
+    arguments = {"x1": np.ones((2, 2)), "depth": 1} | arguments
+    with pytest.raises(error, match=message):
+        fx.mlp_kernel(**arguments)
+
+
+def test_network_must_be_a_layer():
+    with pytest.raises(TypeError, match="network must be a layer"):
+        fx.network_kernel("relu", np.ones((2, 2)))
+
+
+def test_kernels_over_memory_are_refused(monkeypatch):
+    monkeypatch.setattr("fixntk._checks._device_memory", lambda: 2**10)
+    with pytest.raises(ValueError, match="the 20×20 2 kernel matrices need"):
+        fx.mlp_kernel(np.ones((20, 2)), depth=1)

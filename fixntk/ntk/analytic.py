@@ -1,14 +1,41 @@
-"""Neural tangent kernels in closed form (M3)."""
+"""Kernels of infinitely wide networks in closed form (M3, M13): gated-ReLU, fully connected, any stack of layers."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 from jax.typing import ArrayLike
 from jaxtyping import Float
 
-from fixntk._checks import as_matrix, check_kernel_fits, check_same_columns
+from fixntk._checks import as_float_array, as_matrix, as_positive_int, check_memory, check_same_columns, is_traced
+from fixntk.ntk.angles import Rows, as_rows, full_angle, products_and_angles
+from fixntk.ntk.layers import Covariances, GlobalAveragePool, Layer, Pairs, check_scalar, mlp
+from fixntk.ntk.tiles import Grid, put_blocks
+
+# Numbers in a temporary of a tile. On a CPU it should stay in the cache, on an accelerator keep it busy.
+_TILE_SIZES = {"cpu": 2**18}
+_ACCELERATORS_TILE_SIZE = 2**22
+
+
+class Kernel(NamedTuple):
+    """Two kernel matrices of an infinitely wide network.
+
+    Attributes
+    ----------
+    nngp
+        (n1, n2) covariances of the outputs at initialisation: the network as a Gaussian process.
+    ntk
+        (n1, n2) neural tangent kernel.
+    """
+
+    nngp: Array
+    ntk: Array
 
 
 def gated_relu_ntk(x1: ArrayLike, x2: ArrayLike | None = None) -> Float[Array, "n1 n2"]:
@@ -41,44 +68,292 @@ def gated_relu_ntk(x1: ArrayLike, x2: ArrayLike | None = None) -> Float[Array, "
     Dwaraknath, Ergen and Pilanci, "Fixing the NTK", NeurIPS 2023; docs/mathematics.md, M3.
     """
     x1 = as_matrix("x1", x1)
-    x2 = x1 if x2 is None else as_matrix("x2", x2)
-    check_same_columns("x1", x1, "x2", x2)
-    check_kernel_fits(x1, x2, "pass x1 in blocks of rows")
-    return _gated_relu_ntk(x1, x2)
+    x2 = None if x2 is None else as_matrix("x2", x2)
+    if x2 is not None:
+        check_same_columns("x1", x1, "x2", x2)
+    _check_fits(x1, x2, num_kernels=1)
+    return _of_all_pairs(_gated_relu, None, x1, x2, _tile(None, 1))[0]
+
+
+def mlp_kernel(
+    x1: ArrayLike,
+    x2: ArrayLike | None = None,
+    *,
+    depth: int,
+    activation: Any = "relu",
+    w_std: Any = 1.0,
+    b_std: Any = 0.0,
+    input_scale: Any = None,
+    batch_size: int | None = None,
+) -> Kernel:
+    """NNGP and NTK of a fully connected network of infinite width (M13).
+
+    The network has ``depth`` hidden layers and a linear readout, all trained, in the NTK parameterisation
+    W h · w_std/√N + b_std b with weights and biases from N(0, 1). ``mlp_kernel(x, depth=1)`` is the two-layer ReLU
+    network; the part of its NTK that comes from the first layer, ``ntk − nngp``, is ``gated_relu_ntk(x) / d``.
+
+    Parameters
+    ----------
+    x1
+        (n1, d) inputs. No unit.
+    x2
+        (n2, d) inputs; x1 when None, and then only half of the matrices is computed.
+    depth
+        Number of hidden layers.
+    activation
+        "relu", "leaky_relu" (slope 0.01), "abs", "erf", "gelu", "sin", "cos", "sign", "step", "gaussian" (exp(−x²)) or
+        "identity"; ``leaky_relu(slope)`` or ``polynomial(coefficients)`` of :mod:`fixntk.ntk.activations`; or an
+        elementwise JAX function, by Gauss–Hermite quadrature unless it is one of these.
+    w_std, b_std
+        Standard deviations of weights and biases. No bias for 0. JAX scalars can be differentiated by.
+    input_scale
+        What the inner products of inputs are multiplied with; 1/d when None.
+    batch_size
+        Rows of x1 and x2 that are computed at a time; chosen by the size of the cache when None.
+
+    Returns
+    -------
+    :class:`Kernel` of (n1, n2) matrices, of the inputs' dtype.
+
+    Raises
+    ------
+    ValueError
+        If an input is not a finite, non-empty matrix, the numbers of columns differ, an argument is out of range, or
+        the result would not fit into the device's memory.
+    TypeError
+        If ``depth`` or ``batch_size`` is not an integer, or ``activation`` none of the above.
+
+    References
+    ----------
+    Jacot, Gabriel and Hongler, "Neural Tangent Kernel", NeurIPS 2018; docs/mathematics.md, M13.
+    """
+    return _checked(mlp(depth, activation, w_std, b_std), x1, x2, (2,), input_scale, batch_size)
+
+
+def network_kernel(
+    network: Layer,
+    x1: ArrayLike,
+    x2: ArrayLike | None = None,
+    *,
+    input_scale: Any = None,
+    batch_size: int | None = None,
+) -> Kernel:
+    """NNGP and NTK of an infinitely wide network built of the layers in :mod:`fixntk.ntk.layers` (M13).
+
+    Values are exact to rounding for identical, parallel and opposite inputs. Where an activation without a kink, a
+    convolution or a pooling precedes ReLU or another activation with one, the angle between inputs that are nearly
+    but not quite identical is known to the square root of rounding only. Derivatives are finite everywhere; at kinks
+    they are the mean of the one-sided ones.
+
+    Parameters
+    ----------
+    network
+        A layer, usually ``Serial(...)``; it has to end without axes of positions.
+    x1
+        (n1, d) inputs, or (n1, *positions, channels), such as images, with up to three axes of positions. No unit.
+    x2
+        (n2, …) inputs; x1 when None, and then only half of the matrices is computed.
+    input_scale
+        What the inner products of inputs are multiplied with; one over the number of features or channels when None.
+    batch_size
+        Rows of x1 and x2 that are computed at a time; chosen by the size of the cache when None.
+
+    Returns
+    -------
+    :class:`Kernel` of (n1, n2) matrices, of the inputs' dtype.
+
+    Raises
+    ------
+    ValueError
+        If an input is not finite or empty, the shapes of x1 and x2 do not fit together, the layers do not fit the
+        inputs or each other, an argument is out of range, or the result would not fit into the device's memory.
+    TypeError
+        If ``batch_size`` is not an integer.
+
+    References
+    ----------
+    Jacot, Gabriel and Hongler, "Neural Tangent Kernel", NeurIPS 2018; Arora et al., "On Exact Computation with an
+    Infinitely Wide Neural Net", NeurIPS 2019; docs/mathematics.md, M13.
+    """
+    if not callable(network):
+        raise TypeError(f"network must be a layer, got {network!r}")
+    return _checked(network, x1, x2, (2, 3, 4, 5), input_scale, batch_size)
+
+
+def _checked(
+    network: Layer,
+    x1: ArrayLike,
+    x2: ArrayLike | None,
+    ndims: tuple[int, ...],
+    input_scale: Any,
+    batch_size: int | None,
+) -> Kernel:
+    x1 = as_float_array("x1", x1, ndims)
+    x2 = None if x2 is None else as_float_array("x2", x2, ndims)
+    if x2 is not None and x1.shape[1:] != x2.shape[1:]:
+        raise ValueError(f"x1 and x2 must have the same shape of an example, got shapes {x1.shape} and {x2.shape}")
+    if x2 is not None and x1.dtype != x2.dtype:
+        dtype = jnp.promote_types(x1.dtype, x2.dtype)
+        x1, x2 = x1.astype(dtype), x2.astype(dtype)
+    _check_fits(x1, x2, num_kernels=2)
+    num_positions = math.prod(x1.shape[1:-1])
+    tile = _tile(batch_size, num_positions**2 if _pools(network) else num_positions)
+    if input_scale is None:
+        input_scale = 1 / x1.shape[-1]
+    check_scalar("input_scale", input_scale)
+    return Kernel(*_of_all_pairs(_network, (network, input_scale), x1, x2, tile))
+
+
+def _check_fits(x1: Array, x2: Array | None, num_kernels: int) -> None:
+    rows, columns = x1.shape[0], (x1 if x2 is None else x2).shape[0]
+    matrix = "kernel matrix" if num_kernels == 1 else f"{num_kernels} kernel matrices"
+    needing = f"the {rows}×{columns} {matrix} need{'s' if num_kernels == 1 else ''}"
+    check_memory(needing, num_kernels * rows * columns * x1.dtype.itemsize, "pass x1 in blocks of rows")
+
+
+def _tile(batch_size: int | None, numbers_per_pair: int) -> int:
+    """Rows of a tile."""
+    if batch_size is not None:
+        return as_positive_int("batch_size", batch_size)
+    size = _TILE_SIZES.get(jax.default_backend(), _ACCELERATORS_TILE_SIZE)
+    return max(1, math.isqrt(size // numbers_per_pair))
+
+
+def _pools(network: Any) -> bool:
+    """Whether covariances between different positions are needed."""
+
+    def is_pool(layer: Any) -> bool:
+        return isinstance(layer, GlobalAveragePool)
+
+    return any(map(is_pool, jax.tree.leaves(network, is_leaf=is_pool)))
+
+
+def _gated_relu(_: None, rows1: Rows, rows2: Rows) -> tuple[Array]:
+    products, sin_half, cos_half = products_and_angles(rows1, rows2)
+    return (products * (0.5 - full_angle(sin_half, cos_half) / (2 * jnp.pi)),)
+
+
+def _network(parameters: tuple[Layer, Any], rows1: Rows, rows2: Rows) -> tuple[Array, Array]:
+    network, input_scale = parameters
+    outputs = network(_of_inputs(rows1, rows2, input_scale, _pools(network)))
+    if outputs.num_positions:
+        raise ValueError(
+            f"network must end without axes of positions, it has {outputs.num_positions}: add Flatten or "
+            "GlobalAveragePool, then Dense"
+        )
+    shape = rows1.lengths.shape[0], rows2.lengths.shape[0]
+    return jnp.broadcast_to(outputs.pairs.covariance, shape), jnp.broadcast_to(outputs.pairs.ntk, shape)
+
+
+# Kernels (b1, b2) of the pairs of two tiles of rows, from what the kernel depends on besides them.
+_Kernels = Callable[[Any, Rows, Rows], tuple[Array, ...]]
+
+
+def _of_all_pairs(kernels: _Kernels, parameters: Any, x1: Array, x2: Array | None, tile: int) -> tuple[Array, ...]:
+    """Kernels of all pairs of rows of x1 and x2, a tile at a time."""
+    if max(x1.shape[0], 0 if x2 is None else x2.shape[0]) <= tile:
+        return _one_tile(kernels, parameters, x1, x2)
+    rows1, rows2 = _as_rows(x1, x2)
+    grid = Grid(rows1, rows2, tile)
+    block = partial(kernels, parameters)
+    empty = tuple(
+        jnp.zeros(grid.padded_shape, shape.dtype) for shape in jax.eval_shape(block, grid.row(0), grid.column(0))
+    )
+    if is_traced(parameters, x1, x2):
+        # For derivatives a tile is computed again rather than kept.
+        return grid.fill(empty, lambda rows: rows, jax.checkpoint(block, prevent_cse=False), _mirrored)
+    # Not one compiled loop, inside which XLA uses a single core of a CPU for entrywise functions.
+    results = empty
+    for i in range(grid.num_rows):
+        for j in grid.columns_of(i):
+            # Two programs: in one, XLA would compute everything again for the mirrored tile.
+            blocks = _tile_kernels(kernels, parameters, grid.tiles, i, j)
+            results = _put_tile(grid.is_symmetric, results, blocks, i, j)
+    return grid.without_padding(results)
+
+
+@partial(jax.jit, static_argnums=0)
+def _one_tile(kernels: _Kernels, parameters: Any, x1: Array, x2: Array | None) -> tuple[Array, ...]:
+    rows1, rows2 = _as_rows(x1, x2)
+    return kernels(parameters, rows1, rows1 if rows2 is None else rows2)
+
+
+@partial(jax.jit, static_argnums=0)
+def _tile_kernels(
+    kernels: _Kernels, parameters: Any, tiles: tuple[Rows, Rows], i: Array, j: Array
+) -> tuple[Array, ...]:
+    rows1, rows2 = tiles
+    return kernels(parameters, jax.tree.map(lambda a: a[i], rows1), jax.tree.map(lambda a: a[j], rows2))
+
+
+@partial(jax.jit, static_argnums=0, donate_argnums=1)
+def _put_tile(
+    is_symmetric: bool, results: tuple[Array, ...], blocks: tuple[Array, ...], i: Array, j: Array
+) -> tuple[Array, ...]:
+    height, width = blocks[0].shape
+    results = put_blocks(results, blocks, i * height, j * width)
+    return put_blocks(results, _mirrored(blocks), j * width, i * height) if is_symmetric else results
+
+
+def _mirrored(blocks: tuple[Array, ...]) -> tuple[Array, ...]:
+    return tuple(block.T for block in blocks)
 
 
 @jax.jit
-def _gated_relu_ntk(x1: Array, x2: Array) -> Array:
-    products = jnp.matmul(x1, x2.T, precision=lax.Precision.HIGHEST)
-    return products * (0.5 - pairwise_angles(x1, x2) / (2 * jnp.pi))
+def _as_rows(x1: Array, x2: Array | None) -> tuple[Rows, Rows | None]:
+    rows1 = as_rows(x1, jnp.arange(x1.shape[0]))
+    # Negative numbers: a row of x2 may equal one of x1, but only its entries tell.
+    return rows1, None if x2 is None else as_rows(x2, -1 - jnp.arange(x2.shape[0]))
 
 
-def pairwise_angles(x1: Array, x2: Array) -> Float[Array, "n1 n2"]:
-    """Angles θ in [0, π] between the rows of x1 and x2, π/2 to a zero row.
+def _of_inputs(rows1: Rows, rows2: Rows, scale: Any, has_all_positions: bool) -> Covariances:
+    """Covariances of inputs: they are fixed, so their inner products take the place of expectations."""
+    positions = rows1.lengths.shape[1:]
+    if not positions:
+        return Covariances(_inner_products(rows1, rows2, scale), None, None, 0, is_gaussian=False)
+    size, ones = math.prod(positions), (1,) * len(positions)
 
-    θ = 2 atan2(‖u − v‖, ‖u + v‖) of the unit vectors keeps full precision at every angle, where arccos(u·v) loses half
-    of the digits near 0 and π. The differences are taken explicitly: from a Gram matrix they would lose as many.
-    """
-    units1, units2 = _unit_rows(x1), _unit_rows(x2)
+    def stacked(rows: Rows) -> Rows:
+        """Positions (n, S, …) in one axis, each with a number of its own."""
+        step = jnp.where(rows.numbers < 0, -1, 1)[:, None]
+        numbers = rows.numbers[:, None] * size + step * jnp.arange(size)
+        x, units = (array.reshape(-1, size, array.shape[-1]) for array in (rows.x, rows.units))
+        return Rows(x, units, rows.lengths.reshape(-1, size), numbers)
 
-    def row_angles(unit: Array) -> Array:
-        difference, total = _lengths(units2 - unit), _lengths(units2 + unit)
-        # Two zero rows have both lengths zero, where atan2 has no gradient.
-        undefined = (difference == 0) & (total == 0)
-        return 2 * jnp.arctan2(jnp.where(undefined, 1.0, difference), jnp.where(undefined, 1.0, total))
+    first, second = stacked(rows1), stacked(rows2)
+    if not has_all_positions:
+        at_each = jax.vmap(partial(_inner_products, scale=scale), in_axes=1, out_axes=-1)(first, second)
+        pairs = jax.tree.map(lambda array: array.reshape(*array.shape[:2], *positions), at_each)
+        return Covariances(pairs, None, None, len(positions), is_gaussian=False)
 
-    return lax.map(row_angles, units1, batch_size=min(64, max(1, units1.shape[0])))
+    def of_all(first: Rows, second: Rows) -> Pairs:
+        """Every position of every input in one long list."""
+        flat1, flat2 = jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), (first, second))
+        num_rows1, num_rows2 = first.lengths.shape[0], second.lengths.shape[0]
+
+        def unfolded(array: Array) -> Array:
+            array = array.reshape(num_rows1, size, num_rows2, size).swapaxes(1, 2)
+            return array.reshape(num_rows1, num_rows2, *positions, *positions)
+
+        flat = _inner_products(flat1, flat2, scale)
+        variance1 = flat.variance1.reshape(num_rows1, 1, *positions, *ones)
+        variance2 = flat.variance2.reshape(1, num_rows2, *ones, *positions)
+        crossed = (flat.covariance, flat.sin_half, flat.cos_half, flat.ntk)
+        return Pairs(variance1, variance2, *map(unfolded, crossed))
+
+    def own(rows: Rows) -> Pairs:
+        def alone(row: Rows) -> Pairs:
+            single = jax.tree.map(lambda array: array[None], row)
+            return of_all(single, single)
+
+        return jax.tree.map(lambda array: array[:, 0], jax.vmap(alone)(rows))
+
+    own2 = jax.tree.map(lambda array: array.swapaxes(0, 1), own(second))
+    return Covariances(of_all(first, second), own(first), own2, len(positions), is_gaussian=False)
 
 
-def _unit_rows(x: Array) -> Array:
-    # Scaling by the largest entry first keeps squares of large and small entries in range.
-    largest = jnp.max(jnp.abs(x), axis=1, keepdims=True)
-    scaled = x / lax.stop_gradient(jnp.where(largest > 0, largest, 1.0))
-    lengths = _lengths(scaled)[:, None]
-    return jnp.where(lengths > 0, scaled / jnp.where(lengths > 0, lengths, 1.0), 0.0)
-
-
-def _lengths(rows: Array) -> Array:
-    """Euclidean norms along the last axis, with gradient zero at zero."""
-    squares = jnp.sum(rows**2, axis=-1)
-    return jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1.0)), 0.0)
+def _inner_products(rows1: Rows, rows2: Rows, scale: Any) -> Pairs:
+    """Pairs of plain vectors."""
+    products, sin_half, cos_half = products_and_angles(rows1, rows2)
+    variance1, variance2 = scale * rows1.lengths[:, None] ** 2, scale * rows2.lengths**2
+    return Pairs(variance1, variance2[None], scale * products, sin_half, cos_half, jnp.zeros_like(products))

@@ -87,24 +87,9 @@ def inside_transformation(request: Request, params: Any, x1: Any, x2: Any) -> tu
         return _paired(request, plan, leaves, x1, x1 if x2 is None else x2)
     if _fits_one_tile(plan, x1, x2):
         return _one_tile(plan, leaves, x1, x2)
-    cut = _Cut(plan, x1, x2)
-    empty = tuple(jnp.zeros(cut.padded_shape, plan.network.kernel_dtype) for _ in range(plan.network.num_groups))
-
-    def fill_row(results: tuple[Array, ...], i: Array) -> tuple[tuple[Array, ...], None]:
-        features1 = plan.features(leaves, cut.row(i))
-
-        def fill(results: tuple[Array, ...], step: Array) -> tuple[tuple[Array, ...], None]:
-            j = cut.column_number(i, step)
-            blocks = plan.kernels(leaves, features1, plan.features(leaves, cut.column(j)))
-            results = _put(results, blocks, i * cut.height, j * cut.width)
-            if cut.is_symmetric:
-                results = _put(results, plan.mirrored(blocks), j * cut.width, i * cut.height)
-            return results, None
-
-        return lax.scan(fill, results, jnp.arange(cut.num_steps))[0], None
-
-    results, _ = lax.scan(fill_row, empty, jnp.arange(cut.num_rows))
-    return tuple(result[: num_rows(x1), : num_rows(x1 if x2 is None else x2)] for result in results)
+    grid = Grid(x1, x2, plan.tile)
+    empty = tuple(_empty_results(plan, grid, jnp.zeros))
+    return grid.fill(empty, partial(plan.features, leaves), partial(plan.kernels, leaves), plan.mirrored)
 
 
 def outside_transformation(
@@ -119,23 +104,24 @@ def outside_transformation(
     leaves = jax.tree.leaves(params)
     if request.is_paired or (store_on_device and _fits_one_tile(plan, x1, x2)):
         return _compiled_whole(request, shapes, params, x1, x2)
-    cut = _Cut(plan, x1, x2)
-    results: Any = tuple(
-        (jnp.zeros if store_on_device else np.zeros)(cut.padded_shape, plan.network.kernel_dtype)
-        for _ in range(plan.network.num_groups)
-    )
+    grid = Grid(x1, x2, plan.tile)
+    results: Any = _empty_results(plan, grid, jnp.zeros if store_on_device else np.zeros)
     put = _put_in_place if store_on_device else _put_on_host
-    for i in range(cut.num_rows):
-        features1 = _compiled_features(request, shapes, leaves, cut.row(i))
-        for step in range(cut.num_steps):
-            j = cut.column_number(i, step)
-            same = cut.is_symmetric and step == 0
-            features2 = features1 if same else _compiled_features(request, shapes, leaves, cut.column(j))
+    for i in range(grid.num_rows):
+        features1 = _compiled_features(request, shapes, leaves, grid.row(i))
+        for j in grid.columns_of(i):
+            same = grid.is_symmetric and i == j
+            features2 = features1 if same else _compiled_features(request, shapes, leaves, grid.column(j))
             blocks, mirrored = _compiled_kernels(request, shapes, leaves, features1, features2)
-            results = put(results, blocks, i * cut.height, j * cut.width)
-            if cut.is_symmetric and not same:
-                results = put(results, mirrored, j * cut.width, i * cut.height)
-    return tuple(result[: num_rows(x1), : num_rows(x1 if x2 is None else x2)] for result in results)
+            results = put(results, blocks, i * grid.height, j * grid.width)
+            if grid.is_symmetric and not same:
+                results = put(results, mirrored, j * grid.width, i * grid.height)
+    return grid.without_padding(results)
+
+
+def _empty_results(plan: Plan, grid: Grid, zeros: Callable[..., Any]) -> tuple[Any, ...]:
+    shape = (*grid.padded_shape, *plan.network.axes.result_shape)
+    return tuple(zeros(shape, plan.network.kernel_dtype) for _ in range(plan.network.num_groups))
 
 
 class _Structs(NamedTuple):
@@ -200,27 +186,72 @@ def _paired(request: Request, plan: Plan, leaves: Sequence[Array], x1: Any, x2: 
     return tuple(jnp.mean(result, axis=0) for result in results) if 0 in request.traced else results
 
 
-class _Cut:
-    """The grid of tiles. Of a symmetric kernel's N×N tiles, those (i, i + s mod N) with s ≤ N/2 hold every pair."""
+class Grid:
+    """The grid of tiles of pairs of rows of two pytrees, x1 and x2, or of x1 with itself when x2 is None.
 
-    def __init__(self, plan: Plan, x1: Any, x2: Any) -> None:
+    Of a symmetric kernel's N×N tiles, those (i, i + s mod N) with s ≤ N/2 hold every pair. Rows are cut into equal
+    tiles, the last one filled up with copies of the last row: ``tiles`` holds x1's and x2's, (N, b, …) each.
+    """
+
+    def __init__(self, x1: Any, x2: Any, tile: int) -> None:
         self.is_symmetric = x2 is None
-        self._rows = _tiles(x1, plan.tile)
-        self._columns = self._rows if x2 is None else _tiles(x2, plan.tile)
-        self.num_rows, self.height = jax.tree.leaves(self._rows)[0].shape[:2]
-        self.num_columns, self.width = jax.tree.leaves(self._columns)[0].shape[:2]
+        self._size = num_rows(x1), num_rows(x1 if x2 is None else x2)
+        rows = _tiles(x1, tile)
+        self.tiles = rows, rows if x2 is None else _tiles(x2, tile)
+        self.num_rows, self.height = jax.tree.leaves(self.tiles[0])[0].shape[:2]
+        self.num_columns, self.width = jax.tree.leaves(self.tiles[1])[0].shape[:2]
         self.num_steps = self.num_columns // 2 + 1 if self.is_symmetric else self.num_columns
-        outputs = plan.network.axes.result_shape
-        self.padded_shape = (self.num_rows * self.height, self.num_columns * self.width, *outputs)
+        self.padded_shape = self.num_rows * self.height, self.num_columns * self.width
 
     def row(self, i: Any) -> Any:
-        return jax.tree.map(lambda a: a[i], self._rows)
+        """The i-th tile of x1."""
+        return jax.tree.map(lambda a: a[i], self.tiles[0])
 
     def column(self, j: Any) -> Any:
-        return jax.tree.map(lambda a: a[j], self._columns)
+        """The j-th tile of x2."""
+        return jax.tree.map(lambda a: a[j], self.tiles[1])
 
     def column_number(self, i: Any, step: Any) -> Any:
+        """The tile of x2 that tile i of x1 meets in a step."""
         return (i + step) % self.num_columns if self.is_symmetric else step
+
+    def columns_of(self, i: int) -> list[int]:
+        """The tiles of x2 that tile i of x1 meets, itself first if symmetric, so that no two tiles meet twice."""
+        # With an even number of tiles, those half way round would meet from both sides.
+        num_met = self.num_steps - (self.is_symmetric and 2 * i >= self.num_columns and self.num_columns % 2 == 0)
+        return [self.column_number(i, step) for step in range(num_met)]
+
+    def without_padding(self, results: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Results of all pairs from those of the padded ones."""
+        return tuple(result[: self._size[0], : self._size[1]] for result in results)
+
+    def fill(
+        self,
+        results: tuple[Array, ...],
+        features: Callable[[Any], Any],
+        kernels: Callable[[Any, Any], tuple[Array, ...]],
+        mirrored: Callable[[tuple[Array, ...]], tuple[Array, ...]],
+    ) -> tuple[Array, ...]:
+        """Fill padded results with the kernels of all pairs, in a loop inside the caller's program.
+
+        Kernels are those of the features of two tiles; mirrored turns them into those of the pairs the other way round.
+        """
+
+        def fill_row(results: tuple[Array, ...], i: Array) -> tuple[tuple[Array, ...], None]:
+            features1 = features(self.row(i))
+
+            def fill(results: tuple[Array, ...], step: Array) -> tuple[tuple[Array, ...], None]:
+                j = self.column_number(i, step)
+                blocks = kernels(features1, features(self.column(j)))
+                results = put_blocks(results, blocks, i * self.height, j * self.width)
+                if self.is_symmetric:
+                    results = put_blocks(results, mirrored(blocks), j * self.width, i * self.height)
+                return results, None
+
+            return lax.scan(fill, results, jnp.arange(self.num_steps))[0], None
+
+        results, _ = lax.scan(fill_row, results, jnp.arange(self.num_rows))
+        return self.without_padding(results)
 
 
 def _tiles(x: Any, tile: int) -> Any:
@@ -235,12 +266,13 @@ def _tiles(x: Any, tile: int) -> Any:
     return jax.tree.map(cut, x)
 
 
-def _put(results: tuple[Array, ...], blocks: tuple[Array, ...], row: Any, column: Any) -> tuple[Array, ...]:
+def put_blocks(results: tuple[Array, ...], blocks: tuple[Array, ...], row: Any, column: Any) -> tuple[Array, ...]:
+    """Results with a block each put in at a row and column."""
     corners = [(row, column, *(0 for _ in block.shape[2:])) for block in blocks]
     return tuple(map(lax.dynamic_update_slice, results, blocks, corners))
 
 
-_put_in_place: Callable[..., tuple[Array, ...]] = jax.jit(_put, donate_argnums=0)
+_put_in_place: Callable[..., tuple[Array, ...]] = jax.jit(put_blocks, donate_argnums=0)
 
 
 def _put_on_host(

@@ -1,0 +1,149 @@
+"""Angles between vectors, to full precision: as the sine and cosine of their halves (M3, M13)."""
+
+from __future__ import annotations
+
+from functools import cache, partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+_matmul = partial(jnp.matmul, precision=lax.Precision.HIGHEST)
+
+# Up to so many columns the differences of rows cost no more than passing over their products twice.
+_FEW_COLUMNS = 16
+
+# A product of unit vectors loses at most three bits of the half-angle's sine or cosine while both are above 1/16.
+_NEARLY_PARALLEL = 1 - 2 / 16**2
+
+
+class Rows(NamedTuple):
+    """Vectors with what all their pairs need.
+
+    Attributes
+    ----------
+    x
+        (…, d) vectors.
+    units
+        (…, d) unit vectors of the same directions; a zero vector stays zero.
+    lengths
+        (…) Euclidean lengths.
+    numbers
+        (…) integers that tell who is who: the same number, the same vector.
+    """
+
+    x: Array
+    units: Array
+    lengths: Array
+    numbers: Array
+
+
+def as_rows(x: Array, numbers: Array) -> Rows:
+    """Rows of an array (…, d), each with its number."""
+    # Scaling by the largest entry first keeps squares of large and small entries in range.
+    largest = jnp.max(jnp.abs(x), axis=-1, keepdims=True)
+    largest = lax.stop_gradient(jnp.where(largest > 0, largest, 1.0))
+    scaled = x / largest
+    lengths = _lengths(scaled)[..., None]
+    units = jnp.where(lengths > 0, scaled / jnp.where(lengths > 0, lengths, 1.0), 0.0)
+    return Rows(x, units, (lengths * largest)[..., 0], numbers)
+
+
+def safe_sqrt(squares: Array) -> Array:
+    """Square root, zero with derivative zero where the argument is not positive."""
+    return jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1.0)), 0.0)
+
+
+@jax.custom_jvp
+def products_and_angles(rows1: Rows, rows2: Rows) -> tuple[Array, Array, Array]:
+    """Inner products (n1, n2) of vectors (n1, d) and (n2, d), and sin(θ/2) and cos(θ/2) of the angles between them.
+
+    θ is π/2 to a zero vector and exactly 0 between vectors of the same number.
+
+    sin(θ/2) = ‖u − v‖/2 and cos(θ/2) = ‖u + v‖/2 of unit vectors keep full precision at every angle, where arccos(u·v)
+    loses half of the digits near 0 and π. Away from there they come from u·v, one matrix product; pairs near there are
+    taken again by their differences, a row at a time. The angle's derivatives are zero at parallel and opposite
+    vectors and at zero, where it has a kink: the mean of the one-sided ones.
+    """
+    units1, units2 = rows1.units, rows2.units
+    same = rows1.numbers[:, None] == rows2.numbers
+    cosine = _matmul(units1, units2.T)
+    sin_half, cos_half = safe_sqrt((1 - cosine) / 2), safe_sqrt((1 + cosine) / 2)
+    near = (jnp.abs(cosine) > _NEARLY_PARALLEL) & ~same
+    if units1.shape[1] <= _FEW_COLUMNS:
+        sin_half = jnp.where(near, _lengths(units2 - units1[:, None]) / 2, sin_half)
+        cos_half = jnp.where(near, _lengths(units2 + units1[:, None]) / 2, cos_half)
+    else:
+        has_near = jnp.any(near, axis=1)
+        num_rows = jnp.sum(has_near)
+        numbers = jnp.nonzero(has_near, size=units1.shape[0], fill_value=0)[0]
+
+        def correct(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+            step, sin_half, cos_half = state
+            row = numbers[step]
+            difference, total = _lengths(units2 - units1[row]) / 2, _lengths(units2 + units1[row]) / 2
+            sin_half = sin_half.at[row].set(jnp.where(near[row], difference, sin_half[row]))
+            cos_half = cos_half.at[row].set(jnp.where(near[row], total, cos_half[row]))
+            return step + 1, sin_half, cos_half
+
+        start = jnp.zeros_like(num_rows), sin_half, cos_half
+        _, sin_half, cos_half = lax.while_loop(lambda state: state[0] < num_rows, correct, start)
+    sin_half, cos_half = jnp.where(same, 0.0, sin_half), jnp.where(same, 1.0, cos_half)
+    cosine = jnp.where(near | same, cos_half**2 - sin_half**2, cosine)
+    return rows1.lengths[:, None] * rows2.lengths * cosine, sin_half, cos_half
+
+
+@products_and_angles.defjvp
+def _products_and_angles_jvp(primals: tuple[Rows, Rows], tangents: tuple[Rows, Rows]) -> tuple[Any, Any]:
+    (rows1, rows2), (change1, change2) = primals, tangents
+    values = products_and_angles(rows1, rows2)
+    _, sin_half, cos_half = values
+    # Not by the units, which have no derivative at zero, where the product has one.
+    product = _matmul(change1.x, rows2.x.T) + _matmul(rows1.x, change2.x.T)
+    lengths = rows1.lengths[:, None] * rows2.lengths
+    stretch = change1.lengths[:, None] * rows2.lengths + rows1.lengths[:, None] * change2.lengths
+    cosine = (product - (cos_half**2 - sin_half**2) * stretch) / jnp.where(lengths > 0, lengths, 1.0)
+
+    def share(half: Array) -> Array:
+        defined = (half > 0) & (lengths > 0)
+        return jnp.where(defined, cosine / jnp.where(defined, 4 * half, 1.0), 0.0)
+
+    return values, (product, -share(sin_half), share(cos_half))
+
+
+@jax.custom_jvp
+def full_angle(sin_half: Array, cos_half: Array) -> Array:
+    """θ in [0, π] from the sine and cosine of its half, to a few units of rounding.
+
+    A polynomial of the smaller one: several times faster than the library's arctan2.
+    """
+    smaller = jnp.minimum(sin_half, cos_half)
+    square, series = smaller**2, jnp.zeros_like(smaller)
+    for coefficient in reversed(_arcsine_series(jnp.finfo(square.dtype).eps < 1e-10)):
+        series = series * square + coefficient
+    doubled = 2 * smaller * series
+    return jnp.where(sin_half > cos_half, jnp.pi - doubled, doubled)
+
+
+@full_angle.defjvp
+def _full_angle_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    sin_half, cos_half = primals
+    return full_angle(sin_half, cos_half), 2 * (cos_half * tangents[0] - sin_half * tangents[1])
+
+
+@cache
+def _arcsine_series(is_double: bool) -> tuple[float, ...]:
+    """Coefficients of arcsin(√t)/√t in powers of t for 0 ≤ t ≤ 1/2, to 3e-9 or to double precision."""
+
+    def ratio(t: np.ndarray) -> np.ndarray:
+        root = np.sqrt(np.maximum(t, 1e-30))
+        return np.arcsin(root) / root
+
+    interpolant = np.polynomial.Chebyshev.interpolate(ratio, 22 if is_double else 8, domain=[0, 0.5])
+    return tuple(float(coefficient) for coefficient in interpolant.convert(kind=np.polynomial.Polynomial).coef)
+
+
+def _lengths(rows: Array) -> Array:
+    return safe_sqrt(jnp.sum(rows**2, axis=-1))

@@ -1,0 +1,238 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fixntk as fx
+from fixntk.ntk.activations import polynomial
+from fixntk.ntk.layers import Activate, Conv, Dense, Flatten, GlobalAveragePool, LayerNorm, Residual, Serial
+from fixntk.ntk.neural_tangents_compat import import_neural_tangents
+
+COEFFICIENTS = [0.3, 0.5, -0.2, 0.1]
+
+
+@pytest.fixture(scope="module")
+def stax():
+    return import_neural_tangents().stax
+
+
+@pytest.fixture
+def images(rng):
+    return rng.standard_normal((3, 6, 5, 2)), rng.standard_normal((2, 6, 5, 2))
+
+
+def assert_same_kernels(ours, theirs, inputs, tolerance=1e-10):
+    """Theirs takes arccos near 1 on the diagonal, which leaves half of the digits there."""
+    kernel_fn = theirs[2]
+    for x1, x2 in (inputs, (inputs[0], None)):
+        actual, expected = fx.network_kernel(ours, x1, x2), kernel_fn(x1, x2, ("nngp", "ntk"))
+        for name in ("nngp", "ntk"):
+            a, b = np.asarray(getattr(actual, name)), np.asarray(getattr(expected, name))
+            scale = np.max(np.abs(b))
+            difference = np.abs(a - b) / scale
+            if x2 is None:
+                assert np.max(np.diag(difference)) < max(tolerance, 1e-7)
+                np.fill_diagonal(difference, 0)
+            assert np.max(difference) < tolerance
+
+
+@pytest.mark.filterwarnings("ignore:Numerical Activation Layer", "ignore:Using JAX autodiff")
+@pytest.mark.parametrize(("depth", "w_std", "b_std"), [(1, 1.0, 0.0), (1, 1.4, 0.3), (3, 1.4, 0.3)])
+@pytest.mark.parametrize(
+    ("activation", "theirs"),
+    [
+        ("relu", "Relu"),
+        ("leaky_relu", lambda stax: stax.LeakyRelu(0.01)),
+        ("abs", "Abs"),
+        ("erf", "Erf"),
+        ("gelu", "Gelu"),
+        ("sin", "Sin"),
+        ("cos", "Cos"),
+        ("sign", "Sign"),
+        ("gaussian", "Gaussian"),
+        ("identity", "Identity"),
+        (polynomial(COEFFICIENTS), lambda stax: stax.Polynomial(coef=COEFFICIENTS)),
+        (jax.nn.sigmoid, lambda stax: stax.ElementwiseNumerical(jax.nn.sigmoid, deg=60)),
+    ],
+)
+def test_mlp_is_that_of_neural_tangents(stax, rng, activation, theirs, depth, w_std, b_std):
+    x1, x2 = rng.standard_normal((9, 5)), rng.standard_normal((4, 5))
+    act = theirs(stax) if callable(theirs) else getattr(stax, theirs)()
+    dense = stax.Dense(1, W_std=w_std, b_std=b_std or None)
+    kernel_fn = stax.serial(*[dense, act] * depth, dense)[2]
+    off_diagonal = ~np.eye(9, dtype=bool)
+    # Sign's diagonal has the root of rounding twice there.
+    tolerance = 1e-7 if activation is jax.nn.sigmoid else 1e-10
+    for other in (None, x2):
+        actual = fx.mlp_kernel(x1, other, depth=depth, activation=activation, w_std=w_std, b_std=b_std)
+        expected = kernel_fn(x1, other, ("nngp", "ntk"))
+        for name in ("nngp", "ntk"):
+            a, b = np.asarray(getattr(actual, name)), np.asarray(getattr(expected, name))
+            difference = np.abs(a - b) / np.max(np.abs(b))
+            assert np.max(difference[off_diagonal] if other is None else difference) < tolerance
+            assert np.max(difference) < 1e-4
+
+
+def test_mlp_in_float32_is_that_of_neural_tangents(stax, rng):
+    x1, x2 = (rng.standard_normal((n, 50)).astype(np.float32) for n in (9, 4))
+    dense = stax.Dense(1, W_std=1.4, b_std=0.1)
+    expected = stax.serial(*[dense, stax.Relu()] * 3, dense)[2](x1, x2, ("nngp", "ntk"))
+    actual = fx.mlp_kernel(x1, x2, depth=3, w_std=1.4, b_std=0.1)
+    for name in ("nngp", "ntk"):
+        assert getattr(actual, name).dtype == jnp.float32
+        np.testing.assert_allclose(getattr(actual, name), getattr(expected, name), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("padding", "strides", "activation", "pool"),
+    [
+        ("SAME", None, "relu", "flatten"),
+        ("SAME", (2, 1), "erf", "flatten"),
+        ("VALID", None, "erf", "flatten"),
+        ("CIRCULAR", (2, 1), "relu", "pool"),
+    ],
+)
+def test_convolutional_kernel_is_that_of_neural_tangents(stax, images, padding, strides, activation, pool):
+    ours, theirs = {
+        "flatten": (Flatten(), stax.Flatten()),
+        "pool": (GlobalAveragePool(), stax.GlobalAvgPool()),
+    }[pool]
+    act = {"relu": stax.Relu, "erf": stax.Erf}[activation]()
+    network = Serial(
+        Conv((3, 3), strides, padding, w_std=1.3, b_std=0.2),
+        Activate(activation),
+        Conv((3, 2), padding=padding, w_std=1.1),
+        Activate(activation),
+        ours,
+        Dense(1.2, 0.1),
+    )
+    expected = stax.serial(
+        stax.Conv(1, (3, 3), strides, padding, 1.3, 0.2),
+        act,
+        stax.Conv(1, (3, 2), None, padding, 1.1, None),
+        act,
+        theirs,
+        stax.Dense(1, 1.2, 0.1),
+    )
+    assert_same_kernels(network, expected, images)
+
+
+def test_a_single_position(stax, rng):
+    inputs = rng.standard_normal((3, 1, 4)), rng.standard_normal((2, 1, 4))
+    network = Serial(Conv((3,)), Activate("relu"), GlobalAveragePool(), Dense())
+    conv = stax.Conv(1, (3,), padding="SAME", dimension_numbers=("NHC", "HIO", "NHC"))
+    assert_same_kernels(network, stax.serial(conv, stax.Relu(), stax.GlobalAvgPool(), stax.Dense(1)), inputs)
+
+
+@pytest.mark.filterwarnings("ignore:`FanIn` layers assume")
+def test_residual_and_layer_norm_are_those_of_neural_tangents(stax, images):
+    network = Serial(
+        Conv((3, 3), w_std=1.3, b_std=0.2),
+        Residual(Serial(Activate("relu"), Conv((3, 3), w_std=1.3, b_std=0.1))),
+        LayerNorm(),
+        Activate("gelu"),
+        Dense(),
+        GlobalAveragePool(),
+        Activate("relu"),
+        Residual(Dense(1.1, 0.2), Dense(0.7)),
+        Activate("relu"),
+        Dense(1.5),
+    )
+    expected = stax.serial(
+        stax.Conv(1, (3, 3), padding="SAME", W_std=1.3, b_std=0.2),
+        stax.FanOut(2),
+        stax.parallel(
+            stax.Identity(), stax.serial(stax.Relu(), stax.Conv(1, (3, 3), padding="SAME", W_std=1.3, b_std=0.1))
+        ),
+        stax.FanInSum(),
+        stax.LayerNorm(),
+        stax.Gelu(),
+        stax.Dense(1),
+        stax.GlobalAvgPool(),
+        stax.Relu(),
+        stax.FanOut(2),
+        stax.parallel(stax.Dense(1, 1.1, 0.2), stax.Dense(1, 0.7)),
+        stax.FanInSum(),
+        stax.Relu(),
+        stax.Dense(1, 1.5),
+    )
+    assert_same_kernels(network, expected, images)
+
+
+def test_tiles_change_nothing(images):
+    network = Serial(Conv((3, 3)), GlobalAveragePool(), Activate("relu"), Dense(1.0, 0.1))
+    for inputs in (images, (images[0], None)):
+        for whole, tiled in zip(
+            fx.network_kernel(network, *inputs), fx.network_kernel(network, *inputs, batch_size=2), strict=True
+        ):
+            np.testing.assert_allclose(tiled, whole, rtol=1e-12)
+
+
+def test_convolution_of_the_finite_network(rng):
+    """The NTK of a network of width 256, averaged over draws, by the library's empirical NTK."""
+    x = rng.standard_normal((3, 5, 2))
+    width, draws = 256, 24
+
+    def network(params, x):
+        hidden = x
+        for weights in params[:-1]:
+            size, channels = weights.shape[:2]
+            padded = jnp.pad(hidden, [(0, 0), (1, 1), (0, 0)])
+            windows = jnp.stack([padded[:, k : k + hidden.shape[1]] for k in range(size)], 2)
+            hidden = jax.nn.relu(jnp.einsum("npkc,kco->npo", windows, weights) * np.sqrt(2 / (size * channels)))
+        return jnp.mean(hidden, axis=1) @ params[-1] / np.sqrt(width)
+
+    def draw(key):
+        shapes = [(3, 2, width), (3, width, width), (width, 1)]
+        return [jax.random.normal(k, shape) for k, shape in zip(jax.random.split(key, 3), shapes, strict=True)]
+
+    kernels = [
+        fx.empirical_ntk(network, draw(key), x, trace_axes=(1,)) for key in jax.random.split(jax.random.key(0), draws)
+    ]
+    layers = [Conv((3,), w_std=np.sqrt(2)), Activate("relu")] * 2
+    analytic = fx.network_kernel(Serial(*layers, GlobalAveragePool(), Dense()), x).ntk
+    errors = np.std(kernels, axis=0) / np.sqrt(draws)
+    assert np.max(np.abs(np.mean(kernels, axis=0) - analytic) / (errors + 0.01 * analytic)) < 4
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: Dense(-1.0), ValueError, "w_std must be a finite number that is not negative, got -1.0"),
+        (lambda: Dense(1.0, np.nan), ValueError, "b_std must be"),
+        (lambda: Dense("1"), TypeError, "w_std must be a number, got '1'"),
+        (lambda: Conv((3, 0)), ValueError, "filter_shape must be at least 1"),
+        (lambda: Conv((3, 3), (1,)), ValueError, "filter_shape and strides must have one number"),
+        (lambda: Conv((3,), padding="FULL"), ValueError, "padding must be one of SAME, VALID, CIRCULAR"),
+        (lambda: Activate("tanhh"), ValueError, "activation must be one of"),
+        (lambda: LayerNorm(-1.0), ValueError, "eps must be"),
+    ],
+)
+def test_bad_layers_are_named(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("layers", "shape", "message"),
+    [
+        ([Activate(), Dense()], (2, 3), r"Activate\('relu'\) needs Gaussian inputs"),
+        ([Dense(), Activate(), Activate(), Dense()], (2, 3), "needs Gaussian inputs"),
+        ([Dense(), Activate(), LayerNorm(), Dense()], (2, 3), "LayerNorm needs Gaussian inputs"),
+        ([Conv((3,)), Flatten(), Activate(), Dense()], (2, 4, 3), "needs Gaussian inputs"),
+        ([Conv((3,)), Dense()], (2, 4, 3), "network must end without axes of positions, it has 1"),
+        ([Conv((3, 3)), Flatten(), Dense()], (2, 4, 3), r"filter_shape \(3, 3\) does not fit inputs with 1 axes"),
+        ([Conv((5,), padding="VALID"), Flatten(), Dense()], (2, 4, 3), r"filter_shape \(5,\) is larger than the image"),
+        ([Dense(), Flatten()], (2, 3), "Flatten needs inputs with positions"),
+        ([Conv((3,)), Flatten(), GlobalAveragePool()], (2, 4, 3), "GlobalAveragePool needs inputs with positions"),
+        ([Residual(Serial(Dense(), Activate())), Dense()], (2, 3), "branch of a Residual must end with Dense or Conv"),
+        (
+            [Residual(Conv((3,), (2,)), Conv((3,))), Flatten(), Dense()],
+            (2, 4, 3),
+            r"branch and the shortcut of a Residual differ in their positions: \(2,\) and \(4,\)",
+        ),
+    ],
+)
+def test_layers_that_do_not_fit_are_named(rng, layers, shape, message):
+    with pytest.raises(ValueError, match=message):
+        fx.network_kernel(Serial(*layers), rng.standard_normal(shape))
