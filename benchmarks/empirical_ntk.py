@@ -1,7 +1,9 @@
-"""Empirical NTKs side by side with neural-tangents: seconds cold and warm, peak memory, and ratios.
+"""NTKs, empirical and analytic, side by side with neural-tangents: seconds cold and warm, peak memory, and ratios.
 
-Peers: neural-tangents 0.6.5 with its structured derivatives on the last JAX they work with (0.4.23, in a virtual
-environment that this script makes in `.bench-jax-0.4.23`), and with its two other implementations on the JAX of today.
+Peers of the empirical ones: neural-tangents 0.6.5 with its structured derivatives on the last JAX they work with
+(0.4.23, in a virtual environment that this script makes in `.bench-jax-0.4.23`), and with its two other implementations
+on the JAX of today.
+Of the analytic one: neural-tangents on the JAX of today, and the matrix product that no kernel can do without.
 The same networks in the same parameterisation (neural-tangents' stax), the same inputs, float32. Each measurement is a
 process of its own; processes of all contestants take turns, and the best of their rounds counts.
 
@@ -28,8 +30,11 @@ CASES = {
     "MLP 784-512x3-10, 64x64, full": {"network": "mlp", "n": 64, "trace": False},
     "MLP 784-512x3-10, 256x256, trace": {"network": "mlp", "n": 256, "trace": True},
     "CNN 3x(3x3x32 SAME)+GAP-10, 16 of 32x32x3, trace": {"network": "cnn", "n": 16, "trace": True},
+    "analytic MLP 784, depth 3, 256 points": {"network": "analytic", "n": 256, "trace": False},
+    "analytic MLP 784, depth 3, 4000 points": {"network": "analytic", "n": 4000, "trace": False},
 }
-CONTESTANTS = ("fixntk", "structured, JAX 0.4.23", "jacobian, JAX today", "ntvp, JAX today")
+EMPIRICAL = ("fixntk", "structured, JAX 0.4.23", "jacobian, JAX today", "ntvp, JAX today")
+ANALYTIC = ("fixntk", "neural-tangents, JAX today", "matrix product")
 
 
 def main() -> None:
@@ -43,10 +48,10 @@ def main() -> None:
         print(json.dumps(measure(*arguments.worker)))
         return
     make_old_environment()
-    contestants = CONTESTANTS[: 2 if arguments.skip_slow else None]
-    for case in CASES:
+    for case, options in CASES.items():
         if arguments.cases not in case:
             continue
+        contestants = ANALYTIC if options["network"] == "analytic" else EMPIRICAL[: 2 if arguments.skip_slow else None]
         best: dict[str, dict[str, float]] = {}
         for round_number in range(arguments.rounds):
             for contestant in contestants:
@@ -154,7 +159,24 @@ def cnn(contestant: str, n: int, trace: bool) -> Any:
     return empirical(contestant, n, trace, (32, 32, 3), network)
 
 
-FUNCTIONS = {"mlp": mlp, "cnn": cnn}
+def analytic(contestant: str, n: int, _: bool) -> Any:
+    import jax
+    import numpy as np
+
+    x = jax.numpy.asarray(np.random.default_rng(1).normal(size=(n, 784)), "float32")
+    if contestant == "matrix product":
+        return jax.jit(lambda a: a @ a.T), (x,)
+    if contestant == "fixntk":
+        import fixntk as fx
+
+        return lambda a: fx.mlp_kernel(a, depth=3, w_std=2**0.5), (x,)
+    stax = import_stax(contestant).stax
+    hidden = [layer for _ in range(3) for layer in (stax.Dense(1, 2**0.5), stax.Relu())]
+    kernel = stax.serial(*hidden, stax.Dense(1, 2**0.5))[2]
+    return jax.jit(lambda a: tuple(kernel(a, None, ("nngp", "ntk")))), (x,)
+
+
+FUNCTIONS = {"mlp": mlp, "cnn": cnn, "analytic": analytic}
 
 if __name__ == "__main__":
     main()

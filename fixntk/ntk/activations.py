@@ -26,29 +26,34 @@ class Gaussians(NamedTuple):
         Standard deviations of u and of v.
     covariance
         E[uv].
-    sin_half, cos_half
-        Sine and cosine of half the angle θ with cos θ = E[uv] / (std1 std2).
+    haversine, havercosine
+        sin²(θ/2) and cos²(θ/2) of the angle θ with cos θ = E[uv] / (std1 std2).
     """
 
     std1: Array
     std2: Array
     covariance: Array
-    sin_half: Array
-    cos_half: Array
+    haversine: Array
+    havercosine: Array
 
     @property
     def determinant(self) -> Array:
         """Of the covariance matrix: std1² std2² sin² θ, without cancellation."""
-        return (2 * self.std1 * self.std2 * self.sin_half * self.cos_half) ** 2
+        return 4 * (self.std1 * self.std2) ** 2 * self.haversine * self.havercosine
+
+    @property
+    def sine(self) -> Array:
+        """Sine of θ."""
+        return 2 * safe_sqrt(self.haversine * self.havercosine)
 
     @property
     def angle(self) -> Array:
         """θ in [0, π]."""
-        return full_angle(self.sin_half, self.cos_half)
+        return full_angle(self.haversine, self.havercosine)
 
 
 Moments = tuple[Array, Array]
-HalfAngle = tuple[Array, Array]
+Haversines = tuple[Array, Array]
 
 
 @dataclass(frozen=True)
@@ -61,14 +66,14 @@ class Activation:
         For messages.
     moments
         E[φ(u)φ(v)] and E[φ'(u)φ'(v)] of :class:`Gaussians`. The derivative is the one almost everywhere.
-    half_angle
-        (sin, cos) of half the angle between φ(u) and φ(v), without the cancellation at small angles that the second
-        moments alone would suffer; None where there is no formula for it.
+    haversines
+        Haversine and havercosine of the angle between φ(u) and φ(v), without the cancellation at small angles that the
+        second moments alone would suffer; None where there is no formula for it.
     """
 
     name: str
     moments: Callable[[Gaussians], Moments]
-    half_angle: Callable[[Gaussians], HalfAngle] | None = None
+    haversines: Callable[[Gaussians], Haversines] | None = None
 
 
 @cache
@@ -88,21 +93,20 @@ def leaky_relu(slope: float = 0.01) -> Activation:
 
     def moments(pair: Gaussians) -> Moments:
         angle = pair.angle
-        absolute = 2 * pair.std1 * pair.std2 * pair.sin_half * pair.cos_half + (jnp.pi / 2 - angle) * pair.covariance
+        absolute = pair.std1 * pair.std2 * pair.sine + (jnp.pi / 2 - angle) * pair.covariance
         values = odd * pair.covariance + even * (2 / jnp.pi) * absolute
         return values, odd + even * (1 - (2 / jnp.pi) * angle)
 
-    def half_angle(pair: Gaussians) -> HalfAngle:
-        sin_half, cos_half = pair.sin_half, pair.cos_half
+    def haversines(pair: Gaussians) -> Haversines:
         if slope == -1:
-            sin_half, cos_half = jnp.minimum(sin_half, cos_half), jnp.maximum(sin_half, cos_half)
-        angle = full_angle(sin_half, cos_half)
-        sine, cosine = 2 * sin_half * cos_half, cos_half**2 - sin_half**2
+            smaller = jnp.minimum(pair.haversine, pair.havercosine)
+            pair = pair._replace(haversine=smaller, havercosine=jnp.maximum(pair.haversine, pair.havercosine))
+        cosine = pair.havercosine - pair.haversine
         # cos θ rises by twice this: 2 even (sin θ − θ cos θ) / (π (odd + even)).
-        rise = (even / (jnp.pi * (odd + even))) * (sine - angle * cosine)
-        return safe_sqrt(sin_half**2 - rise), safe_sqrt(cos_half**2 + rise)
+        rise = (even / (jnp.pi * (odd + even))) * (pair.sine - pair.angle * cosine)
+        return jnp.maximum(pair.haversine - rise, 0), pair.havercosine + rise
 
-    return Activation(f"leaky_relu({slope:g})", moments, half_angle)
+    return Activation(f"leaky_relu({slope:g})", moments, haversines)
 
 
 @cache
@@ -183,7 +187,7 @@ def elementwise(function: Callable[[Array], Array], num_terms: int = 100) -> Act
                 raise ValueError(f"activation must keep the shape {inputs.shape}, got {values.shape}")
             return project(values), project(derivatives)
 
-        cosine = pair.cos_half**2 - pair.sin_half**2
+        cosine = pair.havercosine - pair.haversine
 
         def add_term(sums: tuple[Array, Array], terms: Any) -> tuple[tuple[Array, Array], None]:
             (values1, derivatives1), (values2, derivatives2) = terms
@@ -225,8 +229,8 @@ def _gelu(pair: Gaussians) -> Moments:
 def _sin_and_cos(pair: Gaussians) -> tuple[Array, Array]:
     """E[sin u sin v] and E[cos u cos v]."""
     spread, product = (pair.std1 - pair.std2) ** 2, 4 * pair.std1 * pair.std2
-    difference = jnp.exp(-(spread + product * pair.sin_half**2) / 2)
-    total = jnp.exp(-(spread + product * pair.cos_half**2) / 2)
+    difference = jnp.exp(-(spread + product * pair.haversine) / 2)
+    total = jnp.exp(-(spread + product * pair.havercosine) / 2)
     return (difference - total) / 2, (difference + total) / 2
 
 
@@ -243,11 +247,11 @@ def _steps(offset: float, height: float) -> Activation:
         angle = pair.angle
         return offset**2 + height**2 * (0.25 - angle / (2 * jnp.pi)), jnp.zeros_like(angle)
 
-    def half_angle(pair: Gaussians) -> HalfAngle:
-        sin_squared = height**2 * pair.angle / ((4 * offset**2 + height**2) * jnp.pi)
-        return safe_sqrt(sin_squared), safe_sqrt(1 - sin_squared)
+    def haversines(pair: Gaussians) -> Haversines:
+        haversine = height**2 * pair.angle / ((4 * offset**2 + height**2) * jnp.pi)
+        return haversine, 1 - haversine
 
-    return Activation("step" if offset else "sign", moments, half_angle)
+    return Activation("step" if offset else "sign", moments, haversines)
 
 
 ACTIVATIONS: dict[str, Activation] = {
@@ -264,7 +268,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "identity": Activation(
         "identity",
         lambda pair: (pair.covariance, jnp.ones_like(pair.covariance)),
-        lambda pair: (pair.sin_half, pair.cos_half),
+        lambda pair: (pair.haversine, pair.havercosine),
     ),
 }
 

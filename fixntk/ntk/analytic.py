@@ -72,7 +72,7 @@ def gated_relu_ntk(x1: ArrayLike, x2: ArrayLike | None = None) -> Float[Array, "
     if x2 is not None:
         check_same_columns("x1", x1, "x2", x2)
     _check_fits(x1, x2, num_kernels=1)
-    return _of_all_pairs(_gated_relu, None, x1, x2, _tile(None, 1))[0]
+    return _of_all_pairs(_gated_relu, 1, None, x1, x2, _tile(None, 1))[0]
 
 
 def mlp_kernel(
@@ -201,7 +201,7 @@ def _checked(
     if input_scale is None:
         input_scale = 1 / x1.shape[-1]
     check_scalar("input_scale", input_scale)
-    return Kernel(*_of_all_pairs(_network, (network, input_scale), x1, x2, tile))
+    return Kernel(*_of_all_pairs(_network, 2, (network, input_scale), x1, x2, tile))
 
 
 def _check_fits(x1: Array, x2: Array | None, num_kernels: int) -> None:
@@ -229,8 +229,8 @@ def _pools(network: Any) -> bool:
 
 
 def _gated_relu(_: None, rows1: Rows, rows2: Rows) -> tuple[Array]:
-    products, sin_half, cos_half = products_and_angles(rows1, rows2)
-    return (products * (0.5 - full_angle(sin_half, cos_half) / (2 * jnp.pi)),)
+    products, haversine, havercosine = products_and_angles(rows1, rows2)
+    return (products * (0.5 - full_angle(haversine, havercosine) / (2 * jnp.pi)),)
 
 
 def _network(parameters: tuple[Layer, Any], rows1: Rows, rows2: Rows) -> tuple[Array, Array]:
@@ -249,16 +249,18 @@ def _network(parameters: tuple[Layer, Any], rows1: Rows, rows2: Rows) -> tuple[A
 _Kernels = Callable[[Any, Rows, Rows], tuple[Array, ...]]
 
 
-def _of_all_pairs(kernels: _Kernels, parameters: Any, x1: Array, x2: Array | None, tile: int) -> tuple[Array, ...]:
+def _of_all_pairs(
+    kernels: _Kernels, num_kernels: int, parameters: Any, x1: Array, x2: Array | None, tile: int
+) -> tuple[Array, ...]:
     """Kernels of all pairs of rows of x1 and x2, a tile at a time."""
     if max(x1.shape[0], 0 if x2 is None else x2.shape[0]) <= tile:
         return _one_tile(kernels, parameters, x1, x2)
     rows1, rows2 = _as_rows(x1, x2)
     grid = Grid(rows1, rows2, tile)
     block = partial(kernels, parameters)
-    empty = tuple(
-        jnp.zeros(grid.padded_shape, shape.dtype) for shape in jax.eval_shape(block, grid.row(0), grid.column(0))
-    )
+    # Standard deviations may be arrays of their own dtype.
+    dtype = jnp.result_type(x1, *jax.tree.leaves(parameters))
+    empty = tuple(jnp.zeros(grid.padded_shape, dtype) for _ in range(num_kernels))
     if is_traced(parameters, x1, x2):
         # For derivatives a tile is computed again rather than kept.
         return grid.fill(empty, lambda rows: rows, jax.checkpoint(block, prevent_cse=False), _mirrored)
@@ -338,7 +340,7 @@ def _of_inputs(rows1: Rows, rows2: Rows, scale: Any, has_all_positions: bool) ->
         flat = _inner_products(flat1, flat2, scale)
         variance1 = flat.variance1.reshape(num_rows1, 1, *positions, *ones)
         variance2 = flat.variance2.reshape(1, num_rows2, *ones, *positions)
-        crossed = (flat.covariance, flat.sin_half, flat.cos_half, flat.ntk)
+        crossed = (flat.covariance, flat.haversine, flat.havercosine, flat.ntk)
         return Pairs(variance1, variance2, *map(unfolded, crossed))
 
     def own(rows: Rows) -> Pairs:
@@ -354,6 +356,6 @@ def _of_inputs(rows1: Rows, rows2: Rows, scale: Any, has_all_positions: bool) ->
 
 def _inner_products(rows1: Rows, rows2: Rows, scale: Any) -> Pairs:
     """Pairs of plain vectors."""
-    products, sin_half, cos_half = products_and_angles(rows1, rows2)
+    products, haversine, havercosine = products_and_angles(rows1, rows2)
     variance1, variance2 = scale * rows1.lengths[:, None] ** 2, scale * rows2.lengths**2
-    return Pairs(variance1, variance2[None], scale * products, sin_half, cos_half, jnp.zeros_like(products))
+    return Pairs(variance1, variance2[None], scale * products, haversine, havercosine, jnp.zeros_like(products))

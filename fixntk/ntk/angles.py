@@ -1,4 +1,4 @@
-"""Angles between vectors, to full precision: as the sine and cosine of their halves (M3, M13)."""
+"""Angles θ between vectors, to full precision: as haversine sin²(θ/2) and havercosine cos²(θ/2) (M3, M13)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _matmul = partial(jnp.matmul, precision=lax.Precision.HIGHEST)
 # Up to so many columns the differences of rows cost no more than passing over their products twice.
 _FEW_COLUMNS = 16
 
-# A product of unit vectors loses at most three bits of the half-angle's sine or cosine while both are above 1/16.
+# A product of unit vectors loses at most three bits of sin(θ/2) or cos(θ/2) while both are above 1/16.
 _NEARLY_PARALLEL = 1 - 2 / 16**2
 
 
@@ -58,79 +58,78 @@ def safe_sqrt(squares: Array) -> Array:
 
 @jax.custom_jvp
 def products_and_angles(rows1: Rows, rows2: Rows) -> tuple[Array, Array, Array]:
-    """Inner products (n1, n2) of vectors (n1, d) and (n2, d), and sin(θ/2) and cos(θ/2) of the angles between them.
+    """Inner products (n1, n2) of vectors (n1, d) and (n2, d), haversines and havercosines of the angles between them.
 
     θ is π/2 to a zero vector and exactly 0 between vectors of the same number.
 
-    sin(θ/2) = ‖u − v‖/2 and cos(θ/2) = ‖u + v‖/2 of unit vectors keep full precision at every angle, where arccos(u·v)
-    loses half of the digits near 0 and π. Away from there they come from u·v, one matrix product; pairs near there are
-    taken again by their differences, a row at a time. The angle's derivatives are zero at parallel and opposite
-    vectors and at zero, where it has a kink: the mean of the one-sided ones.
+    ‖u − v‖²/4 and ‖u + v‖²/4 of unit vectors keep full precision at every angle, where arccos(u·v) loses half of the
+    digits near 0 and π. Away from there they come from u·v, one matrix product; pairs near there are taken again by
+    their differences, a row at a time.
     """
     units1, units2 = rows1.units, rows2.units
     same = rows1.numbers[:, None] == rows2.numbers
     cosine = _matmul(units1, units2.T)
-    sin_half, cos_half = safe_sqrt((1 - cosine) / 2), safe_sqrt((1 + cosine) / 2)
+    haversine, havercosine = jnp.maximum(1 - cosine, 0) / 2, jnp.maximum(1 + cosine, 0) / 2
     near = (jnp.abs(cosine) > _NEARLY_PARALLEL) & ~same
     if units1.shape[1] <= _FEW_COLUMNS:
-        sin_half = jnp.where(near, _lengths(units2 - units1[:, None]) / 2, sin_half)
-        cos_half = jnp.where(near, _lengths(units2 + units1[:, None]) / 2, cos_half)
+        haversine = jnp.where(near, _quarter_squares(units2 - units1[:, None]), haversine)
+        havercosine = jnp.where(near, _quarter_squares(units2 + units1[:, None]), havercosine)
     else:
         has_near = jnp.any(near, axis=1)
         num_rows = jnp.sum(has_near)
         numbers = jnp.nonzero(has_near, size=units1.shape[0], fill_value=0)[0]
 
         def correct(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-            step, sin_half, cos_half = state
+            step, haversine, havercosine = state
             row = numbers[step]
-            difference, total = _lengths(units2 - units1[row]) / 2, _lengths(units2 + units1[row]) / 2
-            sin_half = sin_half.at[row].set(jnp.where(near[row], difference, sin_half[row]))
-            cos_half = cos_half.at[row].set(jnp.where(near[row], total, cos_half[row]))
-            return step + 1, sin_half, cos_half
+            difference, total = _quarter_squares(units2 - units1[row]), _quarter_squares(units2 + units1[row])
+            haversine = haversine.at[row].set(jnp.where(near[row], difference, haversine[row]))
+            havercosine = havercosine.at[row].set(jnp.where(near[row], total, havercosine[row]))
+            return step + 1, haversine, havercosine
 
-        start = jnp.zeros_like(num_rows), sin_half, cos_half
-        _, sin_half, cos_half = lax.while_loop(lambda state: state[0] < num_rows, correct, start)
-    sin_half, cos_half = jnp.where(same, 0.0, sin_half), jnp.where(same, 1.0, cos_half)
-    cosine = jnp.where(near | same, cos_half**2 - sin_half**2, cosine)
-    return rows1.lengths[:, None] * rows2.lengths * cosine, sin_half, cos_half
+        start = jnp.zeros_like(num_rows), haversine, havercosine
+        _, haversine, havercosine = lax.while_loop(lambda state: state[0] < num_rows, correct, start)
+    haversine, havercosine = jnp.where(same, 0.0, haversine), jnp.where(same, 1.0, havercosine)
+    cosine = jnp.where(near | same, havercosine - haversine, cosine)
+    return rows1.lengths[:, None] * rows2.lengths * cosine, haversine, havercosine
 
 
 @products_and_angles.defjvp
 def _products_and_angles_jvp(primals: tuple[Rows, Rows], tangents: tuple[Rows, Rows]) -> tuple[Any, Any]:
     (rows1, rows2), (change1, change2) = primals, tangents
     values = products_and_angles(rows1, rows2)
-    _, sin_half, cos_half = values
+    _, haversine, havercosine = values
     # Not by the units, which have no derivative at zero, where the product has one.
     product = _matmul(change1.x, rows2.x.T) + _matmul(rows1.x, change2.x.T)
     lengths = rows1.lengths[:, None] * rows2.lengths
     stretch = change1.lengths[:, None] * rows2.lengths + rows1.lengths[:, None] * change2.lengths
-    cosine = (product - (cos_half**2 - sin_half**2) * stretch) / jnp.where(lengths > 0, lengths, 1.0)
-
-    def share(half: Array) -> Array:
-        defined = (half > 0) & (lengths > 0)
-        return jnp.where(defined, cosine / jnp.where(defined, 4 * half, 1.0), 0.0)
-
-    return values, (product, -share(sin_half), share(cos_half))
+    cosine = (product - (havercosine - haversine) * stretch) / jnp.where(lengths > 0, lengths, 1.0)
+    cosine = jnp.where(lengths > 0, cosine, 0.0)
+    return values, (product, -cosine / 2, cosine / 2)
 
 
 @jax.custom_jvp
-def full_angle(sin_half: Array, cos_half: Array) -> Array:
-    """θ in [0, π] from the sine and cosine of its half, to a few units of rounding.
+def full_angle(haversine: Array, havercosine: Array) -> Array:
+    """θ in [0, π] from sin²(θ/2) and cos²(θ/2), to a few units of rounding.
 
-    A polynomial of the smaller one: several times faster than the library's arctan2.
+    A polynomial of the smaller one: several times faster than the library's arctan2. The derivative is zero at 0 and
+    π, where the angle between vectors has a kink: the mean of the one-sided ones.
     """
-    smaller = jnp.minimum(sin_half, cos_half)
-    square, series = smaller**2, jnp.zeros_like(smaller)
+    square = jnp.minimum(haversine, havercosine)
+    series = jnp.zeros_like(square)
     for coefficient in reversed(_arcsine_series(jnp.finfo(square.dtype).eps < 1e-10)):
         series = series * square + coefficient
-    doubled = 2 * smaller * series
-    return jnp.where(sin_half > cos_half, jnp.pi - doubled, doubled)
+    doubled = 2 * safe_sqrt(square) * series
+    return jnp.where(haversine > havercosine, jnp.pi - doubled, doubled)
 
 
 @full_angle.defjvp
 def _full_angle_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
-    sin_half, cos_half = primals
-    return full_angle(sin_half, cos_half), 2 * (cos_half * tangents[0] - sin_half * tangents[1])
+    haversine, havercosine = primals
+    half_sine = safe_sqrt(haversine * havercosine)
+    change = havercosine * tangents[0] - haversine * tangents[1]
+    change = jnp.where(half_sine > 0, change / jnp.where(half_sine > 0, half_sine, 1.0), 0.0)
+    return full_angle(haversine, havercosine), change
 
 
 @cache
@@ -143,6 +142,10 @@ def _arcsine_series(is_double: bool) -> tuple[float, ...]:
 
     interpolant = np.polynomial.Chebyshev.interpolate(ratio, 22 if is_double else 8, domain=[0, 0.5])
     return tuple(float(coefficient) for coefficient in interpolant.convert(kind=np.polynomial.Polynomial).coef)
+
+
+def _quarter_squares(rows: Array) -> Array:
+    return jnp.sum(rows**2, axis=-1) / 4
 
 
 def _lengths(rows: Array) -> Array:

@@ -46,8 +46,8 @@ class Pairs:
         Variances of the two values.
     covariance
         Their covariance Σ, the kernel of the network as a Gaussian process (NNGP).
-    sin_half, cos_half
-        Sine and cosine of half the angle θ with cos θ = their correlation.
+    haversine, havercosine
+        sin²(θ/2) and cos²(θ/2) of the angle θ with cos θ = their correlation.
     ntk
         The NTK Θ so far.
     """
@@ -55,14 +55,14 @@ class Pairs:
     variance1: Array
     variance2: Array
     covariance: Array
-    sin_half: Array
-    cos_half: Array
+    haversine: Array
+    havercosine: Array
     ntk: Array
 
     def gaussians(self) -> Gaussians:
         """The two values as Gaussian variables."""
         std1, std2 = safe_sqrt(self.variance1), safe_sqrt(self.variance2)
-        return Gaussians(std1, std2, self.covariance, self.sin_half, self.cos_half)
+        return Gaussians(std1, std2, self.covariance, self.haversine, self.havercosine)
 
 
 @dataclass(frozen=True)
@@ -235,11 +235,11 @@ class Activate:
         gaussians = pairs.gaussians()
         covariance, derivatives = self.activation.moments(gaussians)
         variance1, variance2 = (self._variance(variance) for variance in (pairs.variance1, pairs.variance2))
-        if self.activation.half_angle is None:
-            halves = _halves(variance1, variance2, covariance)
+        if self.activation.haversines is None:
+            haversines = _haversines(variance1, variance2, covariance)
         else:
-            halves = self.activation.half_angle(gaussians)
-        return Pairs(variance1, variance2, covariance, *halves, pairs.ntk * derivatives)
+            haversines = self.activation.haversines(gaussians)
+        return Pairs(variance1, variance2, covariance, *haversines, pairs.ntk * derivatives)
 
     def _variance(self, variance: Array) -> Array:
         std = safe_sqrt(variance)
@@ -308,8 +308,8 @@ class GlobalAveragePool:
         pairs = covariances.pairs
         variance1, variance2 = (jnp.mean(own.covariance, axis=axes) for own in (own1, own2))
         covariance = jnp.mean(pairs.covariance, axis=axes)
-        halves = _halves(variance1, variance2, covariance)
-        pooled = Pairs(variance1, variance2, covariance, *halves, jnp.mean(pairs.ntk, axis=axes))
+        haversines = _haversines(variance1, variance2, covariance)
+        pooled = Pairs(variance1, variance2, covariance, *haversines, jnp.mean(pairs.ntk, axis=axes))
         return Covariances(pooled, None, None, 0, covariances.is_gaussian)
 
 
@@ -415,11 +415,11 @@ def _added(pairs1: Pairs, pairs2: Pairs) -> Pairs:
     crossed, rounding = product3 - product4, 4 * jnp.finfo(lengths.dtype).eps * product3
     total = safe_sqrt(variance1) * safe_sqrt(variance2) + lengths
     excess = jnp.where(jnp.abs(crossed) > rounding, crossed**2 / jnp.where(total > 0, total, 1.0), 0.0)
-    halves = _halves_of_shares(
-        excess + 2 * (product1 * pairs1.sin_half**2 + product2 * pairs2.sin_half**2),
-        excess + 2 * (product1 * pairs1.cos_half**2 + product2 * pairs2.cos_half**2),
+    haversines = _haversines_of_shares(
+        excess + 2 * (product1 * pairs1.haversine + product2 * pairs2.haversine),
+        excess + 2 * (product1 * pairs1.havercosine + product2 * pairs2.havercosine),
     )
-    return Pairs(variance1, variance2, pairs1.covariance + pairs2.covariance, *halves, pairs1.ntk + pairs2.ntk)
+    return Pairs(variance1, variance2, pairs1.covariance + pairs2.covariance, *haversines, pairs1.ntk + pairs2.ntk)
 
 
 def _summed(pairs: Pairs, mean: Callable[..., Array], sides: tuple[tuple[int, ...], tuple[int, ...]]) -> Pairs:
@@ -428,31 +428,30 @@ def _summed(pairs: Pairs, mean: Callable[..., Array], sides: tuple[tuple[int, ..
     gaussians = pairs.gaussians()
     variance1, variance2 = mean(pairs.variance1, sides[0]), mean(pairs.variance2, sides[1])
     lengths = gaussians.std1 * gaussians.std2
-    sin_share = mean(2 * lengths * pairs.sin_half**2, *both)
-    cos_share = mean(2 * lengths * pairs.cos_half**2, *both)
+    sin_share = mean(2 * lengths * pairs.haversine, *both)
+    cos_share = mean(2 * lengths * pairs.havercosine, *both)
     total = safe_sqrt(variance1) * safe_sqrt(variance2)
     excess = total - (sin_share + cos_share) / 2
     excess = jnp.where(excess > _ROUNDING * jnp.finfo(total.dtype).eps * total, excess, 0.0)
-    halves = _halves_of_shares(sin_share + excess, cos_share + excess)
+    haversines = _haversines_of_shares(sin_share + excess, cos_share + excess)
     # One sum less than by the covariances, which are lengths · (cos² − sin²).
-    return Pairs(variance1, variance2, (cos_share - sin_share) / 2, *halves, mean(pairs.ntk, *both))
+    return Pairs(variance1, variance2, (cos_share - sin_share) / 2, *haversines, mean(pairs.ntk, *both))
 
 
-def _halves(variance1: Array, variance2: Array, covariance: Array) -> tuple[Array, Array]:
-    """Half-angle from second moments alone, zero where they cannot tell it from zero."""
+def _haversines(variance1: Array, variance2: Array, covariance: Array) -> tuple[Array, Array]:
+    """Haversine and havercosine from second moments alone, zero where they cannot tell them from zero."""
     total = safe_sqrt(variance1) * safe_sqrt(variance2)
     rounding = _ROUNDING * jnp.finfo(total.dtype).eps * total
     shares = (jnp.where(share > rounding, share, 0.0) for share in (total - covariance, total + covariance))
-    return _halves_of_shares(*shares)
+    return _haversines_of_shares(*shares)
 
 
-def _halves_of_shares(sin_share: Array, cos_share: Array) -> tuple[Array, Array]:
-    """Sine and cosine of half the angle from two numbers in the ratio of their squares; a right angle if both are 0."""
+def _haversines_of_shares(sin_share: Array, cos_share: Array) -> tuple[Array, Array]:
+    """Haversine and havercosine from two numbers in their ratio; a right angle if both are 0."""
     total = sin_share + cos_share
     known = total > 0
     scale = 1 / jnp.where(known, total, 1.0)
-    sin_half, cos_half = (safe_sqrt(jnp.where(known, share * scale, 0.5)) for share in (sin_share, cos_share))
-    return sin_half, cos_half
+    return jnp.where(known, sin_share * scale, 0.5), jnp.where(known, cos_share * scale, 0.5)
 
 
 def _check_stds(layer: Dense | Conv) -> None:
