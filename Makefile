@@ -17,7 +17,7 @@ verify: $(VENV)/.installed  ## the claims of the mathematics, checked on this ma
 	$(BIN)/fixntk verify
 
 test: lint  ## linter, type checker and every test that is not marked long
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal
 
 test-long: $(VENV)/.installed  ## the long tests
 	$(BIN)/python -m pytest -q -m long

@@ -27,7 +27,7 @@ from fixntk.arrangements import cover_count, distinct_hyperplanes, enumerate_arr
 from fixntk.convex import ConvergenceWarning, ConvexProgram, Solution, solve
 from fixntk.gates import Arrangements, activation_masks, sample_gates
 from fixntk.gram import MaskedGram, masked_gram
-from fixntk.ntk import empirical_ntk, gated_relu_ntk
+from fixntk.ntk import empirical_ntk, gated_relu_ntk, mlp_kernel
 from fixntk.solid_angles import arrangement_weights
 
 _MAX_ROWS = 200
@@ -158,6 +158,7 @@ def run_checks(data_sets: list[Data]) -> Iterator[Check]:
         yield from _guarded(check_solid_angles, data, arrangements, weights, exact)
         yield from _guarded(check_sampling_rate, data)
         yield from _guarded(check_neural_tangents, data)
+        yield from _guarded(check_analytic, data)
         yield from _guarded(check_empirical, data)
         yield from _guarded(check_solvers, data, arrangements, weights, exact)
 
@@ -240,10 +241,7 @@ def check_neural_tangents(data: Data) -> Iterator[Check]:
         return nt.stax.Dense(1, W_std=1.0, b_std=None)
 
     kernel = nt.stax.serial(dense(), nt.stax.Relu(), dense())[2](x, None, ("nngp", "ntk"))
-    # Its arccos loses half of the digits at angles 0 and π, as on the diagonal.
-    lengths = jnp.linalg.norm(x, axis=1)
-    ordinary = np.abs(x @ x.T) < (1 - 1e-6) * np.outer(lengths, lengths)
-    difference = np.where(ordinary, x.shape[1] * (kernel.ntk - kernel.nngp) - ntk, 0)
+    difference = np.where(_ordinary(x), x.shape[1] * (kernel.ntk - kernel.nngp) - ntk, 0)
     yield _below("M3", data, claims[0], float(np.linalg.norm(difference) / jnp.linalg.norm(ntk)), 1e-8)
 
     def gates_of(num_gates: int, seed: Array | int) -> Array:
@@ -265,6 +263,43 @@ def check_neural_tangents(data: Data) -> Iterator[Check]:
     yield _below("M3", data, claims[1], _distance(empirical(512, 0), same), 1e-10)
     slope = _fitted_slope(lambda width, seed: _distance(empirical(width, seed), ntk), [16, 64, 256, 1024], repeats=16)
     yield _near("M3", data, claims[2], slope, -0.5, 0.15)
+
+
+def check_analytic(data: Data) -> Iterator[Check]:
+    """Kernels of deep networks in closed form, by quadrature, and neural-tangents' (M13)."""
+    x, ntk = data.x, gated_relu_ntk(data.x)
+    two_layers = mlp_kernel(x, depth=1)
+    claim = "ReLU, one hidden layer: d·(ntk − nngp) = the gated network's NTK"
+    yield _below("M13", data, claim, _distance(x.shape[1] * (two_layers.ntk - two_layers.nngp), ntk), 1e-12)
+
+    closed, quadrature = (
+        mlp_kernel(x, depth=2, activation=gelu, w_std=1.2, b_std=0.1).ntk for gelu in ("gelu", _exact_gelu)
+    )
+    claim = "GELU, two hidden layers: closed form = Gauss–Hermite quadrature"
+    yield _below("M13", data, claim, _distance(closed, quadrature), 1e-9)
+
+    claim = "ReLU, three hidden layers: NTK = neural-tangents', off the diagonal"
+    try:
+        from fixntk.ntk.neural_tangents_compat import import_neural_tangents
+
+        stax = import_neural_tangents().stax
+    except ImportError as error:
+        yield Check("M13", data.name, claim, None, "", None, str(error))
+        return
+    dense = stax.Dense(1, W_std=1.4, b_std=0.1)
+    theirs = stax.serial(*[dense, stax.Relu()] * 3, dense)[2](x, None, "ntk")
+    difference = np.where(_ordinary(x), mlp_kernel(x, depth=3, w_std=1.4, b_std=0.1).ntk - theirs, 0)
+    yield _below("M13", data, claim, float(np.linalg.norm(difference) / np.linalg.norm(theirs)), 1e-9)
+
+
+def _exact_gelu(values: Array) -> Array:
+    return jax.nn.gelu(values, approximate=False)
+
+
+def _ordinary(x: Array) -> np.ndarray:
+    """Pairs away from angles 0 and π, as on the diagonal, where neural-tangents' arccos loses half of the digits."""
+    lengths = jnp.linalg.norm(x, axis=1)
+    return np.abs(x @ x.T) < (1 - 1e-6) * np.outer(lengths, lengths)
 
 
 def check_empirical(data: Data) -> Iterator[Check]:
