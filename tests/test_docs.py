@@ -19,9 +19,11 @@ def blocks_of(page):
 @pytest.mark.parametrize("x64", [False, True])
 def test_code_blocks_run(page, x64):
     enable_x64 = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
+    # From top to bottom, as they are read: later blocks use the names of earlier ones.
+    names: dict = {}
     with enable_x64(x64):
         for block in blocks_of(page):
-            exec(compile(block, str(page), "exec"), {})
+            exec(compile(block, str(page), "exec"), names)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
