@@ -12,6 +12,7 @@ import pytest
 from test_structure import jacobian_ntk, normal
 
 import fixntk as fx
+from fixntk.ntk import empirical, tiles
 from fixntk.ntk.neural_tangents_compat import import_neural_tangents
 
 
@@ -43,6 +44,22 @@ def test_methods_and_tiles_agree(method):
     assert np.array_equal(on_host, symmetric)
     jitted = jax.jit(lambda p, x: fx.empirical_ntk(network, p, x, **options))(PARAMS, X1)
     assert jnp.allclose(jitted, symmetric, rtol=1e-12, atol=1e-12)
+
+
+def test_jacobians_of_a_few_leaves_at_a_time_add_up(monkeypatch):
+    whole = fx.empirical_ntk(network, PARAMS, X1, X2, method="jacobian")
+    shares = fx.layerwise_ntk(network, PARAMS, X1, X2, method="jacobian")
+    num_parts = []
+    right = empirical.parts_of
+    monkeypatch.setattr(empirical, "parts_of", lambda *a: num_parts.append(len(parts := right(*a))) or parts)
+    monkeypatch.setattr(tiles, "_TILE_BYTES", 8 * 6 * 30)
+    tiles._known_plan.cache_clear()
+    np.testing.assert_allclose(fx.empirical_ntk(network, PARAMS, X1, X2, method="jacobian"), whole, rtol=1e-13)
+    for name, share in fx.layerwise_ntk(network, PARAMS, X1, X2, method="jacobian").items():
+        np.testing.assert_allclose(share, shares[name], rtol=1e-13)
+    on_host = fx.empirical_ntk(network, PARAMS, X1, X2, method="jacobian", store_on_device=False)
+    np.testing.assert_allclose(on_host, whole, rtol=1e-13)
+    assert num_parts == [3, 3, 3]
 
 
 @pytest.mark.parametrize("method", ["structured", "jacobian", "ntvp"])

@@ -12,7 +12,7 @@ from jax import Array
 
 from fixntk.ntk.inputs import as_operands, check_rows_are_independent, hashable, num_rows
 from fixntk.ntk.methods import METHODS
-from fixntk.ntk.tiles import Request, inside_transformation, outside_transformation
+from fixntk.ntk.tiles import Request, inside_transformation, outside_transformation, parts_of
 
 Method = Literal["auto", "structured", "jacobian", "ntvp"]
 Outputs = Literal["full", "trace", "diagonal"]
@@ -60,7 +60,8 @@ def empirical_ntk(
     method
         ``"structured"``: reads where parameters enter. What enters by a matrix product, a convolution or a look-up of
         rows contributes through activations and back-propagated signals, what enters otherwise, or more than once,
-        through its Jacobian. ``"jacobian"``: Jacobians of all parameters. ``"ntvp"``: NTK-vector products.
+        through its Jacobian. ``"jacobian"``: Jacobians of all parameters,
+        those of a few leaves at a time where they are large. ``"ntvp"``: NTK-vector products.
         ``"auto"``: whichever takes the fewest operations by count.
     batch_size
         Examples in a tile, of x1 and of x2; it need not divide their numbers. By default as many as fit into 256 MiB
@@ -211,11 +212,16 @@ _compiled_push_forward = jax.jit(_push_forward, static_argnums=0)
 
 
 def _compute(f: Callable[..., Any], request: Request, params: Any, x1: Any, x2: Any, store_on_device: bool) -> Any:
-    if check_rows_are_independent(f, params, x1):
-        return outside_transformation(request, params, x1, x2, store_on_device)
-    if not store_on_device:
-        raise ValueError("store_on_device=False cannot be used under a JAX transformation: leave it True there")
-    return inside_transformation(request, params, x1, x2)
+    if not check_rows_are_independent(f, params, x1):
+        if not store_on_device:
+            raise ValueError("store_on_device=False cannot be used under a JAX transformation: leave it True there")
+        return inside_transformation(request, params, x1, x2)
+    totals: list[Any] = [0.0] * (max(request.groups) + 1)
+    for part in parts_of(request, params, x1, x2):
+        kernels = outside_transformation(part, params, x1, x2, store_on_device)
+        for group, kernel in enumerate(kernels):
+            totals[group] = kernel if isinstance(totals[group], float) else totals[group] + kernel
+    return tuple(totals)
 
 
 def _request(

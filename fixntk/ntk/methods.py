@@ -39,7 +39,10 @@ _CHUNK_BYTES = 2**26
 
 
 class Network(NamedTuple):
-    """A network read for one example: its jaxpr in (*leaves, *inputs), and which group each leaf belongs to."""
+    """A network read for one example: its jaxpr in (*leaves, *inputs), and which group each leaf belongs to.
+
+    Only the method "jacobian" leaves a leaf out, as group −1.
+    """
 
     closed: ClosedJaxpr
     leaves: tuple[jax.ShapeDtypeStruct, ...]
@@ -92,9 +95,10 @@ def structured(network: Network, n1: int, n2: int) -> Pairwise:
 
 
 def jacobian(network: Network, n1: int, n2: int) -> Pairwise:
-    """Contraction of the Jacobians of all leaves."""
+    """Contraction of the Jacobians of all leaves that are in a group."""
     sites, others = find_sites(network.closed, len(network.leaves))
-    return _from_sites(network, [], sorted({*others, *(site.leaf for site in sites)}), n1, n2)
+    entering = {*others, *(site.leaf for site in sites)}
+    return _from_sites(network, [], sorted(leaf for leaf in entering if network.groups[leaf] >= 0), n1, n2)
 
 
 def _from_sites(network: Network, sites: list[Site], others: list[int], n1: int, n2: int) -> Pairwise:

@@ -80,6 +80,30 @@ def make_plan(request: Request, params: Any, x1: Any, x2: Any) -> Plan:
     return Plan(network, method, max(1, tile))
 
 
+def parts_of(request: Request, params: Any, x1: Any, x2: Any) -> list[Request]:
+    """Requests whose kernels add up to those of a request, in each no more parameters than a tile may hold.
+
+    Jacobians grow with the parameters, so those of one example alone may be too large. A leaf is not divided.
+    """
+    if request.method != "jacobian":
+        return [request]
+    network = _known_plan(request, _structs((params, x1, x2))).network
+    bytes_per_parameter = network.axes.num_outputs * network.output.dtype.itemsize
+    parts: list[list[int]] = [[]]
+    taken = 0
+    for leaf, struct in enumerate(network.leaves):
+        size = math.prod(struct.shape) * bytes_per_parameter
+        if parts[-1] and taken + size > _TILE_BYTES:
+            parts.append([])
+            taken = 0
+        parts[-1].append(leaf)
+        taken += size
+    return [
+        request._replace(groups=tuple(g if leaf in part else -1 for leaf, g in enumerate(request.groups)))
+        for part in parts
+    ]
+
+
 def inside_transformation(request: Request, params: Any, x1: Any, x2: Any) -> tuple[Array, ...]:
     """Kernels of traced arrays: a loop inside the caller's program."""
     plan, leaves = make_plan(request, params, x1, x2), jax.tree.leaves(params)
