@@ -190,6 +190,20 @@ def test_input_scale_takes_the_place_of_one_over_the_features(rng):
     np.testing.assert_allclose(fx.mlp_kernel(x, depth=2, b_std=0.3, input_scale=1.0).ntk, expected.ntk, rtol=1e-13)
 
 
+def test_dtype_is_that_of_the_inputs(rng):
+    x = rng.standard_normal((6, 4)).astype(np.float32)
+    for batch_size in (None, 2):
+        options = {"w_std": np.sqrt(2), "b_std": jnp.float64(0.1), "batch_size": batch_size}
+        assert {kernel.dtype for kernel in fx.mlp_kernel(x, depth=2, **options)} == {jnp.dtype("float32")}
+        assert fx.mlp_kernel(x, x.astype(np.float64), depth=1, batch_size=batch_size).ntk.dtype == jnp.float64
+
+
+def test_a_grid_of_standard_deviations_is_one_vmap(rng):
+    x, stds = rng.standard_normal((6, 4)), jnp.array([0.5, 1.0, 1.5])
+    ntks = jax.vmap(lambda std: fx.mlp_kernel(x, depth=2, w_std=std, b_std=std).ntk)(stds)
+    np.testing.assert_allclose(ntks[2], fx.mlp_kernel(x, depth=2, w_std=1.5, b_std=1.5).ntk, rtol=1e-12)
+
+
 SCALARS = {"w_std": 1.3, "b_std": 0.4, "input_scale": 0.2}
 
 
@@ -257,6 +271,7 @@ def test_gated_kernel_in_tiles(rng, monkeypatch):
         ({"activation": "tan"}, ValueError, "activation must be one of"),
         ({"w_std": -1}, ValueError, "w_std must be"),
         ({"b_std": np.inf}, ValueError, "b_std must be"),
+        ({"b_std": jnp.ones(3)}, ValueError, r"must be single numbers, got an array of shape \(3,\)"),
         ({"input_scale": -1.0}, ValueError, "input_scale must be"),
         ({"batch_size": 0}, ValueError, "batch_size must be at least 1"),
         ({"x1": np.ones((2, 2, 2))}, ValueError, "x1 must have 2 dimensions"),

@@ -192,9 +192,6 @@ def _checked(
     x2 = None if x2 is None else as_float_array("x2", x2, ndims)
     if x2 is not None and x1.shape[1:] != x2.shape[1:]:
         raise ValueError(f"x1 and x2 must have the same shape of an example, got shapes {x1.shape} and {x2.shape}")
-    if x2 is not None and x1.dtype != x2.dtype:
-        dtype = jnp.promote_types(x1.dtype, x2.dtype)
-        x1, x2 = x1.astype(dtype), x2.astype(dtype)
     _check_fits(x1, x2, num_kernels=2)
     num_positions = math.prod(x1.shape[1:-1])
     tile = _tile(batch_size, num_positions**2 if _pools(network) else num_positions)
@@ -234,7 +231,8 @@ def _gated_relu(_: None, rows1: Rows, rows2: Rows) -> tuple[Array]:
 
 
 def _network(parameters: tuple[Layer, Any], rows1: Rows, rows2: Rows) -> tuple[Array, Array]:
-    network, input_scale = parameters
+    # The dtype is that of the inputs, whatever that of standard deviations.
+    network, input_scale = jax.tree.map(lambda scalar: _as_scalar(scalar, rows1.lengths.dtype), parameters)
     outputs = network(_of_inputs(rows1, rows2, input_scale, _pools(network)))
     if outputs.num_positions:
         raise ValueError(
@@ -245,6 +243,15 @@ def _network(parameters: tuple[Layer, Any], rows1: Rows, rows2: Rows) -> tuple[A
     return jnp.broadcast_to(outputs.pairs.covariance, shape), jnp.broadcast_to(outputs.pairs.ntk, shape)
 
 
+def _as_scalar(value: Any, dtype: Any) -> Array:
+    array = jnp.asarray(value, dtype)
+    if array.ndim:
+        raise ValueError(
+            f"w_std, b_std, eps and input_scale must be single numbers, got an array of shape {array.shape}"
+        )
+    return array
+
+
 # Kernels (b1, b2) of the pairs of two tiles of rows, from what the kernel depends on besides them.
 _Kernels = Callable[[Any, Rows, Rows], tuple[Array, ...]]
 
@@ -253,14 +260,15 @@ def _of_all_pairs(
     kernels: _Kernels, num_kernels: int, parameters: Any, x1: Array, x2: Array | None, tile: int
 ) -> tuple[Array, ...]:
     """Kernels of all pairs of rows of x1 and x2, a tile at a time."""
+    if x2 is not None:
+        dtype = jnp.promote_types(x1.dtype, x2.dtype)
+        x1, x2 = x1.astype(dtype), x2.astype(dtype)
     if max(x1.shape[0], 0 if x2 is None else x2.shape[0]) <= tile:
         return _one_tile(kernels, parameters, x1, x2)
     rows1, rows2 = _as_rows(x1, x2)
     grid = Grid(rows1, rows2, tile)
     block = partial(kernels, parameters)
-    # Standard deviations may be arrays of their own dtype.
-    dtype = jnp.result_type(x1, *jax.tree.leaves(parameters))
-    empty = tuple(jnp.zeros(grid.padded_shape, dtype) for _ in range(num_kernels))
+    empty = tuple(jnp.zeros(grid.padded_shape, x1.dtype) for _ in range(num_kernels))
     if is_traced(parameters, x1, x2):
         # For derivatives a tile is computed again rather than kept.
         return grid.fill(empty, lambda rows: rows, jax.checkpoint(block, prevent_cse=False), _mirrored)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial, reduce
 from typing import Any
@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from fixntk._checks import as_positive_int
+from fixntk._checks import as_positive_int, is_traced
 from fixntk.ntk.activations import Gaussians, as_activation
 from fixntk.ntk.angles import safe_sqrt
 
@@ -157,9 +157,12 @@ class Conv:
     def __post_init__(self) -> None:
         _check_stds(self)
         for name in ("filter_shape", "strides"):
-            if getattr(self, name) is not None:
-                sizes = tuple(as_positive_int(name, size) for size in getattr(self, name))
-                object.__setattr__(self, name, sizes)
+            sizes = getattr(self, name)
+            if sizes is None:
+                continue
+            if not isinstance(sizes, Sequence):
+                raise TypeError(f"{name} must be a tuple, one number for each axis of positions, got {sizes!r}")
+            object.__setattr__(self, name, tuple(as_positive_int(name, size) for size in sizes))
         if not self.filter_shape or (self.strides is not None and len(self.strides) != len(self.filter_shape)):
             raise ValueError(
                 "filter_shape and strides must have one number for each axis of positions, "
@@ -318,6 +321,9 @@ class Serial(tuple):
 
     def __new__(cls, *layers: Layer) -> Serial:
         """Put layers together."""
+        for layer in layers:
+            if isinstance(layer, type) or not callable(layer):
+                raise TypeError(f"Serial takes layers such as Dense(), got {layer!r}")
         return super().__new__(cls, layers)
 
     def __call__(self, covariances: Covariances) -> Covariances:
@@ -327,7 +333,9 @@ class Serial(tuple):
         return covariances
 
 
-jax.tree_util.register_pytree_node(Serial, lambda serial: (tuple(serial), None), lambda _, layers: Serial(*layers))
+jax.tree_util.register_pytree_node(
+    Serial, lambda serial: (tuple(serial), None), lambda _, layers: tuple.__new__(Serial, layers)
+)
 
 
 @jax.tree_util.register_dataclass
@@ -475,7 +483,9 @@ def check_scalar(name: str, value: Any) -> None:
     """
     if isinstance(value, str | list | tuple | dict):
         raise TypeError(f"{name} must be a number, got {value!r}")
-    if isinstance(value, int | float | np.number) and not (math.isfinite(value) and value >= 0):
+    is_number = isinstance(value, int | float | np.number)
+    is_scalar = isinstance(value, Array | np.ndarray) and not is_traced(value) and value.ndim == 0
+    if (is_number or is_scalar) and not (math.isfinite(value) and value >= 0):
         raise ValueError(f"{name} must be a finite number that is not negative, got {value!r}")
 
 
