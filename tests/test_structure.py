@@ -8,6 +8,7 @@ import pytest
 from jax import lax
 
 from fixntk.ntk.empirical import empirical_ntk
+from fixntk.ntk.neural_tangents_compat import import_neural_tangents
 from fixntk.ntk.structure import find_sites
 
 
@@ -137,6 +138,12 @@ NETWORKS = {
         (4, 7, 6),
         {"w", "v"},
     ),
+    "residual": (
+        lambda p, x: (h := x @ p["w"]) + jax.nn.relu(jax.nn.standardize(h)) @ p["v"] + p["b"],
+        {"w": normal(1, 3, 4), "v": normal(2, 4, 4), "b": normal(3, 4)},
+        (3,),
+        {"w", "v"},
+    ),
     "shared weights": (
         lambda p, x: jnp.tanh(jnp.tanh(x @ p["w"]) @ p["w"].T) @ p["v"],
         {"w": normal(1, 3, 4), "v": normal(2, 3, 2)},
@@ -188,6 +195,14 @@ def test_structured_is_the_contraction_of_jacobians(name):
     assert {sorted(params)[site.leaf] for site in sites} == expected
     kernel = empirical_ntk(f, params, x1, x2, method="structured")
     assert jnp.allclose(kernel, jacobian_ntk(f, params, x1, x2), rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", ["left operand", "convolution, strided and padded", "residual", "attention"])
+def test_blocks_are_those_of_neural_tangents(name):
+    f, params, shape, _ = NETWORKS[name]
+    x1, x2 = normal(8, 4, *shape), normal(9, 3, *shape)
+    expected = import_neural_tangents().empirical_ntk_fn(f, trace_axes=(), implementation=1)(x1, x2, params)
+    assert jnp.allclose(empirical_ntk(f, params, x1, x2), expected, rtol=1e-11, atol=1e-11)
 
 
 @pytest.mark.parametrize("name", ["attention", "convolution, strided and padded"])
