@@ -97,7 +97,7 @@ def mlp_kernel(
     x1
         (n1, d) inputs. No unit.
     x2
-        (n2, d) inputs; x1 when None, and then only half of the matrices is computed.
+        (n2, d) inputs; x1 when None; then only about half of the tiles, where there are several, is computed.
     depth
         Number of hidden layers.
     activation
@@ -152,7 +152,7 @@ def network_kernel(
     x1
         (n1, d) inputs, or (n1, *positions, channels), such as images, with up to three axes of positions. No unit.
     x2
-        (n2, …) inputs; x1 when None, and then only half of the matrices is computed.
+        (n2, …) inputs; x1 when None; then only about half of the tiles, where there are several, is computed.
     input_scale
         What the inner products of inputs are multiplied with; one over the number of features or channels when None.
     batch_size
