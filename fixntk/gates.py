@@ -14,6 +14,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Key, UInt8
 
 from fixntk._checks import as_matrix, as_positive_int, as_real_array, check_memory, check_same_columns, is_traced
+from fixntk._numerics import matmul
 
 # Largest temporary, in bytes, that the inner products of rows and gates may make before they are taken in tiles.
 _TILE_BYTES = 2**28
@@ -93,8 +94,7 @@ def activation_masks(x: ArrayLike, gates: ArrayLike) -> Bool[Array, "n P"]:
 @partial(jax.jit, static_argnames="tile")
 def _masks_in_tiles(x: Array, gates: Array, tile: int) -> Array:
     def masks_of(rows: Array) -> Array:
-        # A product in TF32 would put points near a boundary on the wrong side of it.
-        return jnp.matmul(rows, gates.T, precision=lax.Precision.HIGHEST) >= 0
+        return matmul(rows, gates.T) >= 0
 
     if tile == x.shape[0]:
         return masks_of(x)

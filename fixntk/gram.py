@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -24,10 +23,8 @@ from fixntk._checks import (
     check_same_columns,
     check_same_rows,
 )
+from fixntk._numerics import matmul
 from fixntk.gates import as_masks, in_row_tiles
-
-# Products with masks enter certificates: a GPU's TF32 would spoil them.
-_matmul = partial(jnp.matmul, precision=lax.Precision.HIGHEST)
 
 # Largest temporary, in bytes, that a product makes of the masks before it goes through them in tiles.
 _TILE_BYTES = 2**28
@@ -124,7 +121,7 @@ class MaskedGram:
 
     def diagonal(self) -> Float[Array, " n"]:
         """The diagonal (Σ_p η_p m_ip) ‖x_i‖²."""
-        counts = _over_rows(lambda tile: _matmul(tile, self.weights), self.masks, self.weights.size, self.x.dtype)
+        counts = _over_rows(lambda tile: matmul(tile, self.weights), self.masks, self.weights.size, self.x.dtype)
         return counts * jnp.sum(self.x**2, axis=1)
 
     def to_dense(self) -> Float[Array, "n n"]:
@@ -157,7 +154,7 @@ def masked_apply(masks: Array, x: Array, weights: Array) -> Float[Array, "n c"]:
     """Outputs Σ_p D_p X W_p of the group weights W, (P, d, c), on (n, d) inputs with (n, P) masks (M2)."""
     num_gates, num_features, num_outputs = weights.shape
     flat = weights.reshape(num_gates, num_features * num_outputs)
-    summed = _over_rows(lambda tile: _matmul(tile, flat), masks, num_gates, x.dtype)
+    summed = _over_rows(lambda tile: matmul(tile, flat), masks, num_gates, x.dtype)
     summed = summed.reshape(x.shape[0], num_features, num_outputs)
     return jnp.einsum("nd,ndc->nc", x, summed, precision=lax.Precision.HIGHEST)
 
@@ -173,10 +170,10 @@ def masked_adjoint(masks: Array, x: Array, residual: Array, num_gates: int) -> F
         begin, fresh = _clamped(start, tile, num_rows)
         tile_masks = _rows_as_numbers(masks, begin, tile, num_gates, x.dtype)
         rows = lax.dynamic_slice_in_dim(outer, begin, tile) * fresh[:, None]
-        return total + _matmul(tile_masks.T, rows)
+        return total + matmul(tile_masks.T, rows)
 
     if tile == num_rows:
-        total = _matmul(as_numbers(masks, num_gates, x.dtype).T, outer)
+        total = matmul(as_numbers(masks, num_gates, x.dtype).T, outer)
     else:
         zero = jnp.zeros((num_gates, num_features * num_outputs), x.dtype)
         total = lax.fori_loop(0, -(-num_rows // tile), lambda i, total: add_tile(i * tile, total), zero)
@@ -200,7 +197,7 @@ def _as_operands(weights: ArrayLike, masks: ArrayLike, x: ArrayLike, suffix: str
 
 @jax.jit
 def _masked_gram(weights: Array, masks1: Array, x1: Array, masks2: Array, x2: Array) -> Array:
-    return _weighted_coactivations(weights, masks1, masks2) * _matmul(x1, x2.T)
+    return _weighted_coactivations(weights, masks1, masks2) * matmul(x1, x2.T)
 
 
 def _weighted_coactivations(weights: Array, masks1: Array, masks2: Array) -> Array:
@@ -212,7 +209,7 @@ def _weighted_coactivations(weights: Array, masks1: Array, masks2: Array) -> Arr
     def product(tile_weights: Array, tile_masks1: Array, tile_masks2: Array) -> Array:
         numbers1 = as_numbers(tile_masks1, tile_weights.size, weights.dtype)
         numbers2 = as_numbers(tile_masks2, tile_weights.size, weights.dtype)
-        return _matmul(numbers1 * tile_weights, numbers2.T)
+        return matmul(numbers1 * tile_weights, numbers2.T)
 
     if tile == num_gates:
         return product(weights, masks1, masks2)

@@ -15,14 +15,13 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float
 
 from fixntk._checks import as_matrix, is_traced
+from fixntk._numerics import matmul
 from fixntk.arrangements import cover_count, distinct_hyperplanes, enumerate_arrangements
 from fixntk.convex.program import ConvexProgram, group_norms
 from fixntk.convex.solution import Solution
 from fixntk.convex.solve import solve
 from fixntk.gates import activation_masks, sample_gates
 from fixntk.gram import masked_adjoint
-
-_matmul = partial(jnp.matmul, precision=lax.Precision.HIGHEST)
 
 # Gates that rounding alone makes violate the dual are not worth another round.
 _SLACK = 1e-9
@@ -201,7 +200,7 @@ def _scores(x: Array, residual: Array, masks: Array) -> Array:
 @partial(jax.jit, static_argnames="steps")
 def _searched(x: Array, residual: Array, starts: Array, steps: int = 20) -> Array:
     """Gates moved uphill in ‖Xᵀ D(g) R‖, each from its start."""
-    gram = _matmul(x.T, x)
+    gram = matmul(x.T, x)
     ridge = gram + 1e-6 * jnp.trace(gram) / x.shape[1] * jnp.eye(x.shape[1], dtype=x.dtype)
     factor = jax.scipy.linalg.cho_factor(ridge)
     outer = (x[:, :, None] * residual[:, None, :]).reshape(x.shape[0], -1)
@@ -213,7 +212,7 @@ def _searched(x: Array, residual: Array, starts: Array, steps: int = 20) -> Arra
         gates, values = carry
         groups = masked_adjoint(activation_masks(x, gates), x, residual, gates.shape[0])
         # What row i would add to ⟨Xᵀ D R, V⟩ at the present direction V: the half-space should hold the positive ones.
-        gains = _matmul(outer, groups.reshape(gates.shape[0], -1).T)
+        gains = matmul(outer, groups.reshape(gates.shape[0], -1).T)
         targets = jax.scipy.linalg.cho_solve(factor, x.T @ jnp.sign(gains)).T
         weighted = jax.scipy.linalg.cho_solve(factor, x.T @ gains).T
         tried = jnp.stack([targets, weighted])

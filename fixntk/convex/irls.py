@@ -9,6 +9,7 @@ import jax.scipy.linalg as jsl
 from jax import Array, lax
 from jaxtyping import Bool, Float
 
+from fixntk._numerics import matmul
 from fixntk.convex.program import ConvexProgram, group_norms
 from fixntk.gram import masked_gram
 
@@ -105,5 +106,5 @@ def solve_kernel_ridge(kernel: Array, reg: Array, targets: Array) -> Float[Array
 
     _, _, lower = lax.while_loop(broken, retry, (jnp.asarray(0), smallest, factor(jnp.zeros_like(smallest))))
     solution = jsl.cho_solve((lower, True), targets)
-    remainder = targets - jnp.matmul(shifted, solution, precision=lax.Precision.HIGHEST)
+    remainder = targets - matmul(shifted, solution)
     return solution + jsl.cho_solve((lower, True), remainder)

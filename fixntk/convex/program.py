@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Float
 
 from fixntk._checks import as_float_array, as_matrix, check_same_rows, is_traced
+from fixntk._numerics import matmul, safe_sqrt
 from fixntk.gates import as_masks
 from fixntk.gram import masked_adjoint, masked_apply, masked_gram
 
@@ -235,7 +236,7 @@ class ConvexProgram:
         kernel_weights = self.as_kernel_weights(kernel_weights)
         kernel = masked_gram(kernel_weights, self.masks, self.x)
         eigenvalues, vectors = jnp.linalg.eigh(kernel)
-        rotated = jnp.matmul(vectors.T, self.targets, precision=lax.Precision.HIGHEST)
+        rotated = matmul(vectors.T, self.targets)
         return jnp.maximum(eigenvalues, 0), jnp.sum(rotated**2, axis=1), jnp.sum(kernel_weights)
 
     def as_kernel_weights(self, kernel_weights: ArrayLike) -> Float[Array, " P"]:
@@ -265,8 +266,7 @@ def _check_scale(y: Array) -> None:
 
 def group_norms(groups: Array) -> Float[Array, " P"]:
     """Frobenius norm of each group of a (P, d, c) array, with gradient zero at zero."""
-    squares = jnp.sum(groups**2, axis=(1, 2))
-    return jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1.0)), 0.0)
+    return safe_sqrt(jnp.sum(groups**2, axis=(1, 2)))
 
 
 def shares_kept(norms: Array, threshold: Array) -> Float[Array, " P"]:

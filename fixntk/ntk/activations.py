@@ -14,7 +14,8 @@ import numpy as np
 from jax import Array, lax
 
 from fixntk._checks import as_positive_int
-from fixntk.ntk.angles import full_angle, safe_sqrt
+from fixntk._numerics import matmul, safe_sqrt
+from fixntk.ntk.angles import full_angle
 
 
 class Gaussians(NamedTuple):
@@ -177,8 +178,7 @@ def elementwise(function: Callable[[Array], Array], num_terms: int = 100) -> Act
         points, onto = jnp.asarray(nodes, dtype), jnp.asarray(projection, dtype)
 
         def project(values: Array) -> Array:
-            products = jnp.matmul(values.astype(dtype), onto, precision=lax.Precision.HIGHEST)
-            return jnp.moveaxis(products, -1, 0)
+            return jnp.moveaxis(matmul(values.astype(dtype), onto), -1, 0)
 
         def coefficients(std: Array) -> tuple[Array, Array]:
             inputs = std[..., None] * points

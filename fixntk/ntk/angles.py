@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache, partial
+from functools import cache
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-_matmul = partial(jnp.matmul, precision=lax.Precision.HIGHEST)
+from fixntk._numerics import matmul, safe_sqrt
 
 # Up to so many columns the differences of rows cost no more than passing over their products twice.
 _FEW_COLUMNS = 16
@@ -51,11 +51,6 @@ def as_rows(x: Array, numbers: Array) -> Rows:
     return Rows(x, units, (lengths * largest)[..., 0], numbers)
 
 
-def safe_sqrt(squares: Array) -> Array:
-    """Square root, zero with derivative zero where the argument is not positive."""
-    return jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1.0)), 0.0)
-
-
 @jax.custom_jvp
 def products_and_angles(rows1: Rows, rows2: Rows) -> tuple[Array, Array, Array]:
     """Inner products (n1, n2) of vectors (n1, d) and (n2, d), haversines and havercosines of the angles between them.
@@ -68,7 +63,7 @@ def products_and_angles(rows1: Rows, rows2: Rows) -> tuple[Array, Array, Array]:
     """
     units1, units2 = rows1.units, rows2.units
     same = rows1.numbers[:, None] == rows2.numbers
-    cosine = _matmul(units1, units2.T)
+    cosine = matmul(units1, units2.T)
     haversine, havercosine = jnp.maximum(1 - cosine, 0) / 2, jnp.maximum(1 + cosine, 0) / 2
     near = (jnp.abs(cosine) > _NEARLY_PARALLEL) & ~same
     if units1.shape[1] <= _FEW_COLUMNS:
@@ -100,7 +95,7 @@ def _products_and_angles_jvp(primals: tuple[Rows, Rows], tangents: tuple[Rows, R
     values = products_and_angles(rows1, rows2)
     _, haversine, havercosine = values
     # Not by the units, which have no derivative at zero, where the product has one.
-    product = _matmul(change1.x, rows2.x.T) + _matmul(rows1.x, change2.x.T)
+    product = matmul(change1.x, rows2.x.T) + matmul(rows1.x, change2.x.T)
     lengths = rows1.lengths[:, None] * rows2.lengths
     stretch = change1.lengths[:, None] * rows2.lengths + rows1.lengths[:, None] * change2.lengths
     cosine = (product - (havercosine - haversine) * stretch) / jnp.where(lengths > 0, lengths, 1.0)

@@ -19,9 +19,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Float
 
 from fixntk._checks import as_float_array, is_traced
+from fixntk._numerics import matmul
 from fixntk.ntk.spectral import apply_function
-
-_matmul = partial(jnp.matmul, precision=lax.Precision.HIGHEST)
 
 
 class Gaussian(NamedTuple):
@@ -219,19 +218,19 @@ class EnsembleFlow:
     def _covariance_of_training(self, t: Array) -> Array:
         times, eye = _scaled(self.flow, t), jnp.eye(self.nngp.shape[0], dtype=self.nngp.dtype)
         if self.mode == "nngp":
-            return self._arranged(_matmul(eye - _moved(self.flow, 2 * times, eye), self.nngp), t.shape)
+            return self._arranged(matmul(eye - _moved(self.flow, 2 * times, eye), self.nngp), t.shape)
         left = eye - _moved(self.flow, times, eye)
-        return self._arranged(_matmul(_matmul(left, self.nngp), jnp.swapaxes(left, -1, -2)), t.shape)
+        return self._arranged(matmul(matmul(left, self.nngp), jnp.swapaxes(left, -1, -2)), t.shape)
 
     @jax.jit
     def _covariance(self, t: Array, leading: Array, nngp: Array, prior: Array) -> Array:
         times = _scaled(self.flow, t)
         if self.mode == "nngp":
-            return self._arranged(prior - _matmul(nngp, _apply("inverse", self.flow, 2 * times, nngp.T)), t.shape)
+            return self._arranged(prior - matmul(nngp, _apply("inverse", self.flow, 2 * times, nngp.T)), t.shape)
         # The outputs are those of t = 0 on the other points, less these weights times those on the training points.
         weights = jnp.swapaxes(_apply("inverse", self.flow, times, leading.T), -1, -2)
-        cross = _matmul(weights, nngp.T)
-        explained = _matmul(_matmul(weights, self.nngp), jnp.swapaxes(weights, -1, -2))
+        cross = matmul(weights, nngp.T)
+        explained = matmul(matmul(weights, self.nngp), jnp.swapaxes(weights, -1, -2))
         return self._arranged(prior - cross - jnp.swapaxes(cross, -1, -2) + explained, t.shape)
 
     def _arranged(self, covariance: Array, shape: tuple[int, ...]) -> Array:
@@ -451,7 +450,7 @@ def _outputs(flow: GradientFlow, t: Array, f0: Array) -> Array:
 @jax.jit
 def _outputs_elsewhere(flow: GradientFlow, t: Array, f0: Array, f0_test: Array, between: Array) -> Array:
     residual = (flow.y - f0).reshape(flow.kernel.shape[0], -1)
-    moved = _matmul(between, _apply("inverse", flow, _scaled(flow, t), residual))
+    moved = matmul(between, _apply("inverse", flow, _scaled(flow, t), residual))
     rows = between.shape[0] * residual.shape[1] // math.prod(flow.y.shape[1:])
     return f0_test + moved.reshape(*t.shape, rows, *flow.y.shape[1:])
 

@@ -20,8 +20,8 @@ import numpy as np
 from jax import Array, lax
 
 from fixntk._checks import as_positive_int, is_traced
+from fixntk._numerics import safe_sqrt
 from fixntk.ntk.activations import Gaussians, as_activation
-from fixntk.ntk.angles import safe_sqrt
 
 # Rounding of a mean, in units of the dtype's epsilon: what is below it says nothing about an angle.
 _ROUNDING = 32

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
-_matmul = partial(jnp.matmul, precision=lax.Precision.HIGHEST)
+from fixntk._numerics import matmul
 
 # Below this argument (1 − e^(−z))/z and its differences are summed as series: closed forms would cancel.
 _SERIES_BELOW = 0.5
@@ -30,7 +30,7 @@ def apply_function(
     """F_s(matrix) @ vectors for (t,) values of s and (m, k) vectors, by the eigendecomposition that is passed."""
     del matrix  # Derivatives go through it.
     factors = _function(kind, jnp.maximum(eigenvalues, 0), times[:, None], cutoff)
-    return _matmul(eigenvectors, factors[:, :, None] * _matmul(eigenvectors.T, vectors))
+    return matmul(eigenvectors, factors[:, :, None] * matmul(eigenvectors.T, vectors))
 
 
 @partial(apply_function.defjvp, symbolic_zeros=True)
@@ -42,7 +42,7 @@ def _apply_function_jvp(kind: str, primals: tuple[Array, ...], tangents: tuple[A
     if not _is_zero(d_times):
         rate = apply_function("decay", *primals)
         if kind != "inverse":
-            rate = _matmul(matrix, rate) * (1 if kind == "progress" else -1)
+            rate = matmul(matrix, rate) * (1 if kind == "progress" else -1)
         change += d_times[:, None, None] * rate
     if _is_zero(d_matrix) and _is_zero(d_vectors):
         return value, change
@@ -52,14 +52,14 @@ def _apply_function_jvp(kind: str, primals: tuple[Array, ...], tangents: tuple[A
     eigenvalues = jnp.maximum(eigenvalues, 0)
     if not _is_zero(d_vectors):
         factors = _function(kind, eigenvalues, times[:, None], cutoff)
-        change += _matmul(eigenvectors, factors[:, :, None] * _matmul(eigenvectors.T, d_vectors))
+        change += matmul(eigenvectors, factors[:, :, None] * matmul(eigenvectors.T, d_vectors))
     if not _is_zero(d_matrix):
-        direction = _matmul(_matmul(eigenvectors.T, d_matrix), eigenvectors)
-        rotated = _matmul(eigenvectors.T, vectors)
+        direction = matmul(matmul(eigenvectors.T, d_matrix), eigenvectors)
+        rotated = matmul(eigenvectors.T, vectors)
 
         def at_time(time: Array) -> Array:
             differences = _divided_differences(kind, eigenvalues, time, cutoff)
-            return _matmul(eigenvectors, _matmul(differences * direction, rotated))
+            return matmul(eigenvectors, matmul(differences * direction, rotated))
 
         change += lax.map(at_time, times)
     return value, change
