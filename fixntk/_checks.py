@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import os
 from typing import Any
@@ -34,6 +35,24 @@ def as_positive_int(name: str, value: Any) -> int:
     if number < 1:
         raise ValueError(f"{name} must be at least 1, got {number}")
     return number
+
+
+def check_scalar(name: str, value: Any) -> None:
+    """Check a number that is not negative; arrays, tracers and the placeholders that JAX puts into pytrees pass.
+
+    Raises
+    ------
+    TypeError
+        If it is text or a container.
+    ValueError
+        If it is negative, infinite or NaN.
+    """
+    if isinstance(value, str | list | tuple | dict):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    is_number = isinstance(value, int | float | np.number)
+    is_scalar = isinstance(value, Array | np.ndarray) and not is_traced(value) and value.ndim == 0
+    if (is_number or is_scalar) and not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"{name} must be a finite number that is not negative, got {value!r}")
 
 
 def as_real_array(name: str, value: Any) -> Array:
@@ -103,11 +122,12 @@ def check_same_columns(name1: str, array1: Array, name2: str, array2: Array) -> 
         )
 
 
-def check_kernel_fits(x1: Array, x2: Array, remedy: str) -> None:
-    """Raise ValueError if the kernel matrix between x1 and x2 cannot fit into the default device's memory."""
+def check_kernel_fits(x1: Array, x2: Array, remedy: str, num_kernels: int = 1) -> None:
+    """Raise ValueError if kernel matrices between x1 and x2 cannot fit into the default device's memory."""
     num_rows, num_columns = x1.shape[0], x2.shape[0]
-    needing = f"the {num_rows}×{num_columns} kernel matrix needs"
-    check_memory(needing, num_rows * num_columns * x1.dtype.itemsize, remedy)
+    matrices = "kernel matrix needs" if num_kernels == 1 else f"{num_kernels} kernel matrices need"
+    num_bytes = num_kernels * num_rows * num_columns * x1.dtype.itemsize
+    check_memory(f"the {num_rows}×{num_columns} {matrices}", num_bytes, remedy)
 
 
 def check_memory(needing: str, num_bytes: int, remedy: str) -> None:

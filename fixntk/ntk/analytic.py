@@ -13,10 +13,20 @@ from jax import Array
 from jax.typing import ArrayLike
 from jaxtyping import Float
 
-from fixntk._checks import as_float_array, as_matrix, as_positive_int, check_memory, check_same_columns, is_traced
+from fixntk._checks import (
+    as_float_array,
+    as_matrix,
+    as_positive_int,
+    check_kernel_fits,
+    check_same_columns,
+    check_scalar,
+    is_traced,
+)
 from fixntk.ntk.angles import Rows, as_rows, full_angle, products_and_angles
-from fixntk.ntk.layers import Covariances, GlobalAveragePool, Layer, Pairs, check_scalar, mlp
+from fixntk.ntk.layers import Covariances, GlobalAveragePool, Layer, Pairs, mlp
 from fixntk.ntk.tiles import Grid, put_blocks
+
+_REMEDY = "pass x1 in blocks of rows"
 
 # Numbers in a temporary of a tile. On a CPU it should stay in the cache, on an accelerator keep it busy.
 _TILE_SIZES = {"cpu": 2**18}
@@ -71,7 +81,7 @@ def gated_relu_ntk(x1: ArrayLike, x2: ArrayLike | None = None) -> Float[Array, "
     x2 = None if x2 is None else as_matrix("x2", x2)
     if x2 is not None:
         check_same_columns("x1", x1, "x2", x2)
-    _check_fits(x1, x2, num_kernels=1)
+    check_kernel_fits(x1, x1 if x2 is None else x2, _REMEDY)
     return _of_all_pairs(_gated_relu, 1, None, x1, x2, _tile(None, 1))[0]
 
 
@@ -192,20 +202,13 @@ def _checked(
     x2 = None if x2 is None else as_float_array("x2", x2, ndims)
     if x2 is not None and x1.shape[1:] != x2.shape[1:]:
         raise ValueError(f"x1 and x2 must have the same shape of an example, got shapes {x1.shape} and {x2.shape}")
-    _check_fits(x1, x2, num_kernels=2)
+    check_kernel_fits(x1, x1 if x2 is None else x2, _REMEDY, num_kernels=2)
     num_positions = math.prod(x1.shape[1:-1])
     tile = _tile(batch_size, num_positions**2 if _pools(network) else num_positions)
     if input_scale is None:
         input_scale = 1 / x1.shape[-1]
     check_scalar("input_scale", input_scale)
     return Kernel(*_of_all_pairs(_network, 2, (network, input_scale), x1, x2, tile))
-
-
-def _check_fits(x1: Array, x2: Array | None, num_kernels: int) -> None:
-    rows, columns = x1.shape[0], (x1 if x2 is None else x2).shape[0]
-    matrix = "kernel matrix" if num_kernels == 1 else f"{num_kernels} kernel matrices"
-    needing = f"the {rows}×{columns} {matrix} need{'s' if num_kernels == 1 else ''}"
-    check_memory(needing, num_kernels * rows * columns * x1.dtype.itemsize, "pass x1 in blocks of rows")
 
 
 def _tile(batch_size: int | None, numbers_per_pair: int) -> int:

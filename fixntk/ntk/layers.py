@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from fixntk._checks import as_positive_int, is_traced
+from fixntk._checks import as_positive_int, check_scalar
 from fixntk._numerics import safe_sqrt
 from fixntk.ntk.activations import Gaussians, as_activation
 
@@ -98,10 +98,12 @@ class Covariances:
         own1, own2 = (None if own is None else change(own) for own in (self.own1, self.own2))
         return replace(self, pairs=change(self.pairs), own1=own1, own2=own2, **flags)
 
-    def axes(self, side: int) -> tuple[int, ...]:
-        """Axes of the positions of the first (0) or second (1) inputs."""
-        start = 2 + side * self.num_positions * self.has_all_positions
-        return tuple(range(start, start + self.num_positions))
+    @property
+    def sides(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Axes of the positions of the first and of the second inputs; the same ones where both share them."""
+        first = tuple(range(2, 2 + self.num_positions))
+        second = tuple(axis + self.num_positions for axis in first)
+        return first, second if self.has_all_positions else first
 
 
 _STATIC = {"static": True}
@@ -178,7 +180,7 @@ class Conv:
                 f"filter_shape {self.filter_shape} does not fit inputs with {covariances.num_positions} axes of "
                 "positions between the first (examples) and the last (channels)"
             )
-        sides = covariances.axes(0), covariances.axes(1)
+        sides = covariances.sides
         return covariances.map(
             lambda pairs: _weighted(self, _summed(pairs, self._window_mean, sides)), is_gaussian=True
         )
@@ -290,8 +292,7 @@ class Flatten:
     def __call__(self, covariances: Covariances) -> Covariances:
         """Covariances after the layer."""
         _check_positions(covariances, "Flatten")
-        sides = covariances.axes(0), covariances.axes(1)
-        pairs = _summed(covariances.pairs, _mean_over_positions, sides)
+        pairs = _summed(covariances.pairs, _mean_over_positions, covariances.sides)
         # Features of several positions differ in their variances, so that they are not one Gaussian's values.
         return Covariances(pairs, None, None, 0, is_gaussian=False)
 
@@ -469,24 +470,6 @@ def _check_stds(layer: Dense | Conv) -> None:
         check_scalar("b_std", layer.b_std)
         if isinstance(layer.b_std, int | float | np.number) and layer.b_std == 0:
             object.__setattr__(layer, "b_std", None)
-
-
-def check_scalar(name: str, value: Any) -> None:
-    """Check a number that is not negative; arrays, tracers and the placeholders that JAX puts into pytrees pass.
-
-    Raises
-    ------
-    TypeError
-        If it is text or a container.
-    ValueError
-        If it is negative, infinite or NaN.
-    """
-    if isinstance(value, str | list | tuple | dict):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    is_number = isinstance(value, int | float | np.number)
-    is_scalar = isinstance(value, Array | np.ndarray) and not is_traced(value) and value.ndim == 0
-    if (is_number or is_scalar) and not (math.isfinite(value) and value >= 0):
-        raise ValueError(f"{name} must be a finite number that is not negative, got {value!r}")
 
 
 def _check_gaussian(covariances: Covariances, name: str) -> None:
