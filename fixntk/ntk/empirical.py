@@ -60,9 +60,8 @@ def empirical_ntk(
     method
         ``"structured"``: reads where parameters enter. What enters by a matrix product, a convolution or a look-up of
         rows contributes through activations and back-propagated signals, what enters otherwise, or more than once,
-        through its Jacobian. ``"jacobian"``: Jacobians of all parameters,
-        those of a few leaves at a time where they are large. ``"ntvp"``: NTK-vector products.
-        ``"auto"``: whichever takes the fewest operations by count.
+        through its Jacobian. ``"jacobian"``: Jacobians of all parameters, those of a few leaves at a time where they
+        are large. ``"ntvp"``: NTK-vector products. ``"auto"``: whichever takes the fewest operations by count.
     batch_size
         Examples in a tile, of x1 and of x2; it need not divide their numbers. By default as many as fit into 256 MiB
         of temporary arrays.
@@ -216,12 +215,12 @@ def _compute(f: Callable[..., Any], request: Request, params: Any, x1: Any, x2: 
         if not store_on_device:
             raise ValueError("store_on_device=False cannot be used under a JAX transformation: leave it True there")
         return inside_transformation(request, params, x1, x2)
-    totals: list[Any] = [0.0] * (max(request.groups) + 1)
-    for part in parts_of(request, params, x1, x2):
+    totals: dict[int, Any] = {}
+    for part, groups in parts_of(request, params, x1, x2):
         kernels = outside_transformation(part, params, x1, x2, store_on_device)
-        for group, kernel in enumerate(kernels):
-            totals[group] = kernel if isinstance(totals[group], float) else totals[group] + kernel
-    return tuple(totals)
+        for group, kernel in zip(groups, kernels, strict=True):
+            totals[group] = totals[group] + kernel if group in totals else kernel
+    return tuple(totals[group] for group in sorted(totals))
 
 
 def _request(

@@ -80,13 +80,14 @@ def make_plan(request: Request, params: Any, x1: Any, x2: Any) -> Plan:
     return Plan(network, method, max(1, tile))
 
 
-def parts_of(request: Request, params: Any, x1: Any, x2: Any) -> list[Request]:
+def parts_of(request: Request, params: Any, x1: Any, x2: Any) -> list[tuple[Request, list[int]]]:
     """Requests whose kernels add up to those of a request, in each no more parameters than a tile may hold.
 
-    Jacobians grow with the parameters, so those of one example alone may be too large. A leaf is not divided.
+    Jacobians grow with the parameters, so those of one example alone may be too large. A leaf is not divided. With
+    each request go the groups that its kernels belong to.
     """
     if request.method != "jacobian":
-        return [request]
+        return [(request, sorted(set(request.groups)))]
     network = _known_plan(request, _structs((params, x1, x2))).network
     bytes_per_parameter = network.axes.num_outputs * network.output.dtype.itemsize
     parts: list[list[int]] = [[]]
@@ -98,10 +99,13 @@ def parts_of(request: Request, params: Any, x1: Any, x2: Any) -> list[Request]:
             taken = 0
         parts[-1].append(leaf)
         taken += size
-    return [
-        request._replace(groups=tuple(g if leaf in part else -1 for leaf, g in enumerate(request.groups)))
-        for part in parts
-    ]
+
+    def request_of(part: list[int]) -> tuple[Request, list[int]]:
+        present = sorted({request.groups[leaf] for leaf in part})
+        groups = tuple(present.index(g) if leaf in part else -1 for leaf, g in enumerate(request.groups))
+        return request._replace(groups=groups), present
+
+    return [request_of(part) for part in parts]
 
 
 def inside_transformation(request: Request, params: Any, x1: Any, x2: Any) -> tuple[Array, ...]:
@@ -112,7 +116,7 @@ def inside_transformation(request: Request, params: Any, x1: Any, x2: Any) -> tu
     if _fits_one_tile(plan, x1, x2):
         return _one_tile(plan, leaves, x1, x2)
     grid = Grid(x1, x2, plan.tile)
-    empty = tuple(_empty_results(plan, grid, jnp.zeros))
+    empty = _empty_results(plan, grid, jnp.zeros)
     return grid.fill(empty, partial(plan.features, leaves), partial(plan.kernels, leaves), plan.mirrored)
 
 
