@@ -43,14 +43,15 @@ def check_scalar(name: str, value: Any) -> None:
     Raises
     ------
     TypeError
-        If it is text or a container.
+        If it is text, a container or a complex number.
     ValueError
-        If it is negative, infinite or NaN.
+        If it is negative, infinite or NaN, or an array of more than one number.
     """
-    if isinstance(value, str | list | tuple | dict):
-        raise TypeError(f"{name} must be a number, got {value!r}")
+    is_array = isinstance(value, Array | np.ndarray)
+    if isinstance(value, str | list | tuple | dict | complex) or (is_array and jnp.iscomplexobj(value)):
+        raise TypeError(f"{name} must be a real number, got {value!r}")
     is_number = isinstance(value, int | float | np.number)
-    is_scalar = isinstance(value, Array | np.ndarray) and not is_traced(value) and value.ndim == 0
+    is_scalar = is_array and not is_traced(value) and value.ndim == 0
     if (is_number or is_scalar) and not (math.isfinite(value) and value >= 0):
         raise ValueError(f"{name} must be a finite number that is not negative, got {value!r}")
 
@@ -128,6 +129,20 @@ def check_kernel_fits(x1: Array, x2: Array, remedy: str, num_kernels: int = 1) -
     matrices = "kernel matrix needs" if num_kernels == 1 else f"{num_kernels} kernel matrices need"
     num_bytes = num_kernels * num_rows * num_columns * x1.dtype.itemsize
     check_memory(f"the {num_rows}×{num_columns} {matrices}", num_bytes, remedy)
+
+
+def check_squares(name: str, array: Array) -> None:
+    """Raise ValueError if squared lengths of an array's rows are too large for its dtype."""
+    if is_traced(array):
+        return
+    with jax.ensure_compile_time_eval():
+        largest = float(jnp.max(jnp.abs(array)))
+    limit = math.sqrt(float(jnp.finfo(array.dtype).max) / array.shape[-1])
+    if largest > limit:
+        raise ValueError(
+            f"{name} holds entries up to {largest:.1e}, squared lengths overflow {array.dtype} above {limit:.1e}: "
+            "scale the inputs"
+        )
 
 
 def check_memory(needing: str, num_bytes: int, remedy: str) -> None:

@@ -150,9 +150,52 @@ def test_float32_moments():
         np.testing.assert_allclose(single, double, rtol=2e-6)
 
 
+@pytest.mark.parametrize("scale", [1e-15, 1e-6, 1e6, 1e15])
+def test_float32_moments_of_any_size(scale):
+    for name in ACTIVATIONS:
+        for angle in (0.0, 1e-3, 1.4, np.pi):
+            double, single = (
+                ACTIVATIONS[name].moments(pair_of(1.3 * scale, 0.6 * scale, angle, dtype))
+                for dtype in (jnp.float64, jnp.float32)
+            )
+            size = 1 if name in ("sin", "cos", "sign", "step", "gaussian", "erf") else 1.3 * 0.6 * scale**2
+            np.testing.assert_allclose(single[0], double[0], rtol=2e-5, atol=2e-7 * size)
+            np.testing.assert_allclose(single[1], double[1], rtol=2e-5, atol=2e-6)
+
+
+def test_a_constant_is_neither_positive_nor_negative():
+    """sign(0) = 0 and step(0) = 1/2, with a random variable (angle π/2), another zero, and itself (angle 0)."""
+    for std2, angle in [(1.7, np.pi / 2), (0.0, np.pi / 2), (0.0, 0.0)]:
+        pair = pair_of(0.0, std2, angle)
+        np.testing.assert_allclose(ACTIVATIONS["sign"].moments(pair)[0], 0.0, atol=1e-16)
+        np.testing.assert_allclose(ACTIVATIONS["step"].moments(pair)[0], 0.25)
+        haversine, havercosine = ACTIVATIONS["step"].haversines(pair)
+        cosine = 0.25 / np.sqrt(0.25 * (0.5 if std2 else 0.25))
+        np.testing.assert_allclose([haversine, havercosine], [(1 - cosine) / 2, (1 + cosine) / 2], atol=1e-15)
+        np.testing.assert_allclose(ACTIVATIONS["sign"].haversines(pair), 0.5)
+
+
+def test_truncation_is_what_the_series_lacks():
+    for function, derivative, std in [
+        (jnp.tanh, lambda u: 1 / np.cosh(u) ** 2, 5.0),
+        (lambda u: jnp.maximum(u, 0.0), lambda u: np.heaviside(u, 0.5), 1.0),
+    ]:
+        activation = elementwise(function, 40)
+        shares = activation.truncation(jnp.array([0.0, std]))
+        nodes = np.linspace(-12, 12, 200_001)
+        density = np.exp(-(nodes**2) / 2) / np.sqrt(2 * np.pi) * (nodes[1] - nodes[0])
+        moments = activation.moments(pair_of(std, std, 0.0))
+        for share, moment, values in zip(
+            shares, moments, (np.asarray(function(std * nodes)), derivative(std * nodes)), strict=True
+        ):
+            np.testing.assert_allclose(share[0], 0.0, atol=1e-13)
+            np.testing.assert_allclose(share[1], 1 - moment / np.sum(density * values**2), rtol=0.5)
+
+
 def test_known_functions_have_their_closed_forms():
     assert as_activation(jax.nn.relu) is ACTIVATIONS["relu"]
     assert as_activation(jnp.sin) is ACTIVATIONS["sin"]
+    assert as_activation(jax.nn.leaky_relu) is ACTIVATIONS["leaky_relu"]
     assert as_activation(jnp.tanh) is as_activation(jnp.tanh)
     assert isinstance(as_activation(jax.nn.gelu), Activation)
     assert as_activation(jax.nn.gelu) is not ACTIVATIONS["gelu"]
@@ -165,10 +208,18 @@ def test_known_functions_have_their_closed_forms():
         (lambda: as_activation(3), TypeError, "activation must be a function"),
         (lambda: as_activation([1]), TypeError, "activation must be hashable"),
         (lambda: leaky_relu(np.inf), ValueError, "slope must be finite"),
+        (lambda: leaky_relu(1e200), ValueError, "slope must be finite"),
+        (lambda: leaky_relu("a"), TypeError, "slope must be real numbers"),
+        (lambda: jax.grad(lambda s: leaky_relu(s).moments(pair_of(1.0, 1.0, 1.0))[0])(0.1), TypeError, "slope must be"),
+        (lambda: polynomial("12"), TypeError, "coefficients must be real numbers"),
+        (lambda: polynomial([1.0] * 200), ValueError, "degree of at most 100, got 199"),
+        (lambda: elementwise(jax.nn.softmax), ValueError, "activation must work entry by entry"),
+        (lambda: elementwise(lambda _: 1.0), ValueError, "activation must work entry by entry"),
+        (lambda: elementwise(np.tanh), TypeError, "activation must be a function of JAX, such as jnp.tanh"),
         (lambda: polynomial([]), ValueError, "coefficients must be one or more finite"),
         (lambda: polynomial([1.0, np.nan]), ValueError, "coefficients must be one or more finite"),
         (lambda: elementwise(jnp.tanh, 0), ValueError, "num_terms must be at least 1"),
-        (lambda: elementwise(jnp.sum).moments(pair_of(1.0, 1.0, 1.0)), ValueError, "activation must keep the shape"),
+        (lambda: elementwise(jnp.sum), ValueError, "activation must work entry by entry"),
     ],
 )
 def test_bad_activations_are_named(make, error, message):

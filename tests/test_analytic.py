@@ -7,6 +7,7 @@ import pytest
 import fixntk as fx
 from fixntk.ntk import analytic
 from fixntk.ntk.activations import ACTIVATIONS, leaky_relu
+from fixntk.ntk.layers import Activate, Conv, Dense, GlobalAveragePool, Residual, Serial
 
 
 def closed_form(a, b):
@@ -271,11 +272,16 @@ def test_gated_kernel_in_tiles(rng, monkeypatch):
         ({"activation": "tan"}, ValueError, "activation must be one of"),
         ({"w_std": -1}, ValueError, "w_std must be"),
         ({"b_std": np.inf}, ValueError, "b_std must be"),
-        ({"b_std": jnp.ones(3)}, ValueError, r"must be single numbers, got an array of shape \(3,\)"),
+        ({"b_std": jnp.ones(3)}, ValueError, r"b_std must be a single number, got an array of shape \(3,\)"),
+        ({"w_std": None}, TypeError, "w_std must be a number, got None"),
+        ({"w_std": 1j}, TypeError, "w_std must be a real number"),
         ({"input_scale": -1.0}, ValueError, "input_scale must be"),
+        ({"input_scale": np.ones(2)}, ValueError, "input_scale must be a single number"),
         ({"batch_size": 0}, ValueError, "batch_size must be at least 1"),
         ({"x1": np.ones((2, 2, 2))}, ValueError, "x1 must have 2 dimensions"),
         ({"x1": np.full((2, 2), np.nan)}, ValueError, "x1 holds 4 NaN"),
+        ({"x1": np.full((2, 2), 1e20, np.float32)}, ValueError, "x1 holds entries up to 1.0e[+]20, squared lengths"),
+        ({"x2": np.full((2, 2), 1e200)}, ValueError, "x2 holds entries up to 1.0e[+]200, squared lengths"),
         ({"x2": np.ones((2, 3))}, ValueError, r"x1 and x2 must have the same shape of an example, got shapes \(2, 2\)"),
     ],
 )
@@ -288,6 +294,40 @@ def test_bad_arguments_are_named(arguments, error, message):
 def test_network_must_be_a_layer():
     with pytest.raises(TypeError, match="network must be a layer"):
         fx.network_kernel("relu", np.ones((2, 2)))
+    with pytest.raises(TypeError, match="network must be a layer such as"):
+        fx.network_kernel(Dense, np.ones((2, 2)))
+    with pytest.raises(TypeError, match="network must be built of layers that are pytrees"):
+        fx.network_kernel(lambda covariances: covariances, np.ones((2, 2)))
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_zero_rows_are_the_same_to_themselves_and_to_copies(rng, activation):
+    x = jnp.concatenate([jnp.zeros((2, 3)), jnp.asarray(rng.standard_normal((2, 3)))])
+    for depth, b_std in [(1, 0.0), (2, 0.0), (2, 0.3)]:
+        alone = fx.mlp_kernel(x, depth=depth, activation=activation, b_std=b_std)
+        crossed = fx.mlp_kernel(x, x.copy(), depth=depth, activation=activation, b_std=b_std)
+        np.testing.assert_allclose(alone.nngp, crossed.nngp, atol=1e-7)
+        np.testing.assert_allclose(alone.nngp[0, 0], alone.nngp[0, 1], atol=1e-15)
+
+
+def test_a_slow_series_is_told(rng):
+    x = rng.standard_normal((5, 3))
+    fx.mlp_kernel(x, depth=2, activation=jnp.tanh)
+    with pytest.warns(UserWarning, match="the series of activation tanh leaves out a share of 2e-01"):
+        fx.mlp_kernel(x, depth=2, activation=jnp.tanh, w_std=10.0)
+    network = Serial(Conv((2,)), Residual(Serial(Activate(jnp.tanh), Conv((2,)))), GlobalAveragePool(), Dense())
+    fx.network_kernel(network, x[:, :, None], batch_size=2)
+    with pytest.warns(UserWarning, match="the series of activation tanh"):
+        fx.network_kernel(network, x[:1, :, None], 100 * x[:, :, None], batch_size=2)
+
+
+@pytest.mark.parametrize("kernel_dtype", [jnp.float32, jnp.bfloat16])
+def test_kernels_are_symmetric_to_the_last_bit(rng, kernel_dtype):
+    x = jnp.asarray(rng.standard_normal((40, 5)), kernel_dtype)
+    for batch_size in (None, 16):
+        for kernel in fx.mlp_kernel(x, depth=3, activation="gelu", b_std=0.1, batch_size=batch_size):
+            assert kernel.dtype == kernel_dtype
+            np.testing.assert_array_equal(kernel, kernel.T)
 
 
 def test_kernels_over_memory_are_refused(monkeypatch):

@@ -194,7 +194,7 @@ def test_convolution_of_the_finite_network(rng):
     [
         (lambda: Dense(-1.0), ValueError, "w_std must be a finite number that is not negative, got -1.0"),
         (lambda: Dense(1.0, np.nan), ValueError, "b_std must be"),
-        (lambda: Dense("1"), TypeError, "w_std must be a number, got '1'"),
+        (lambda: Dense("1"), TypeError, "w_std must be a real number, got '1'"),
         (lambda: Dense(jnp.float64(-1.0)), ValueError, "w_std must be a finite number that is not negative"),
         (lambda: Serial(Dense(), "relu"), TypeError, "Serial takes layers such as Dense"),
         (lambda: Serial(Dense, Activate()), TypeError, "Serial takes layers such as Dense"),

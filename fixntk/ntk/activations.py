@@ -38,14 +38,14 @@ class Gaussians(NamedTuple):
     havercosine: Array
 
     @property
-    def determinant(self) -> Array:
-        """Of the covariance matrix: std1² std2² sin² θ, without cancellation."""
-        return 4 * (self.std1 * self.std2) ** 2 * self.haversine * self.havercosine
-
-    @property
     def sine(self) -> Array:
         """Sine of θ."""
         return 2 * safe_sqrt(self.haversine * self.havercosine)
+
+    @property
+    def are_both_random(self) -> Array:
+        """Whether neither standard deviation is zero."""
+        return (self.std1 > 0) & (self.std2 > 0)
 
     @property
     def angle(self) -> Array:
@@ -70,25 +70,35 @@ class Activation:
     haversines
         Haversine and havercosine of the angle between φ(u) and φ(v), without the cancellation at small angles that the
         second moments alone would suffer; None where there is no formula for it.
+    truncation
+        Shares of E[φ(u)²] and E[φ'(u)²] that a finite series leaves out, by the standard deviation of u; None for
+        closed forms.
     """
 
     name: str
     moments: Callable[[Gaussians], Moments]
     haversines: Callable[[Gaussians], Haversines] | None = None
+    truncation: Callable[[Array], tuple[Array, Array]] | None = None
 
 
-@cache
 def leaky_relu(slope: float = 0.01) -> Activation:
     """φ(x) = x for x > 0, slope · x otherwise; ReLU is slope 0, the absolute value slope −1.
 
     Raises
     ------
+    TypeError
+        If ``slope`` is not a number.
     ValueError
-        If ``slope`` is not finite.
+        If ``slope`` or its square is not finite.
     """
-    slope = float(slope)
-    if not math.isfinite(slope):
-        raise ValueError(f"slope must be finite, got {slope}")
+    (number,) = _as_numbers("slope", [slope])
+    if not math.isfinite(number * number):
+        raise ValueError(f"slope must be finite, and its square too, got {number}")
+    return _leaky_relu(number)
+
+
+@cache
+def _leaky_relu(slope: float) -> Activation:
     # φ(x) = odd x + even |x|, and x is not correlated with |x'|.
     odd, even = ((1 + slope) / 2) ** 2, ((1 - slope) / 2) ** 2
 
@@ -136,13 +146,28 @@ def polynomial(coefficients: Sequence[float]) -> Activation:
 
     Raises
     ------
+    TypeError
+        If a coefficient is not a number.
     ValueError
-        If there is no coefficient, or one is not finite.
+        If there is no coefficient, or one is not finite, or the degree is above 100.
     """
-    values = tuple(float(coefficient) for coefficient in coefficients)
+    values = _as_numbers("coefficients", list(coefficients))
     if not values or not all(math.isfinite(value) for value in values):
         raise ValueError(f"coefficients must be one or more finite numbers, got {coefficients!r}")
-    return _polynomial(values)
+    if len(values) > 101:
+        raise ValueError(f"coefficients must belong to a degree of at most 100, got {len(values) - 1}")
+    return _polynomial(tuple(values))
+
+
+def _as_numbers(name: str, values: Any) -> list[float]:
+    """Check constants, by which nothing is differentiated."""
+    try:
+        array = np.asarray(values)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} must be numbers known before the compilation, got {values!r}") from error
+    if array.dtype.kind not in "biuf" or array.ndim != 1:
+        raise TypeError(f"{name} must be real numbers, got {values!r}")
+    return [float(value) for value in array]
 
 
 @cache
@@ -152,7 +177,8 @@ def elementwise(function: Callable[[Array], Array], num_terms: int = 100) -> Act
     With a_k(σ) = E[φ(σz) He_k(z)] / √(k!), z standard normal, E[φ(u)φ(v)] is Σ_k a_k(std1) a_k(std2) cos^k θ. The
     coefficients are found by quadrature in one variable. Exact for polynomials of a degree below ``num_terms``. With
     100 terms and standard deviations up to 1.2 the error is 1e-9 for tanh and 1e-12 for softer functions (sigmoid,
-    softplus, swish). Kinks converge slowly (ReLU: 3e-4, near θ = 0 1e-2): use the closed forms for those.
+    softplus, swish). Kinks converge slowly (ReLU: 3e-4, near θ = 0 1e-2): use the closed forms for those. Kernels of
+    arrays warn where the series leaves out more than a ten thousandth.
 
     Parameters
     ----------
@@ -165,40 +191,67 @@ def elementwise(function: Callable[[Array], Array], num_terms: int = 100) -> Act
     Raises
     ------
     TypeError
-        If ``function`` is not callable or ``num_terms`` is not an integer.
+        If ``function`` is not callable, or not a JAX function, or ``num_terms`` is not an integer.
     ValueError
-        If ``num_terms`` is not positive.
+        If ``num_terms`` is not positive, or ``function`` does not work entry by entry.
     """
     if not callable(function):
         raise TypeError(f"activation must be a function, an Activation or a name, got {function!r}")
+    _check_elementwise(function)
     nodes, projection = _hermite_projection(as_positive_int("num_terms", num_terms))
+
+    def at_nodes(std: Array) -> tuple[Array, Array]:
+        inputs = std[..., None] * jnp.asarray(nodes, std.dtype)
+        values, derivatives = jax.jvp(function, (inputs,), (jnp.ones_like(inputs),))
+        return values.astype(std.dtype), derivatives.astype(std.dtype)
+
+    def coefficients(values: Array) -> Array:
+        return jnp.moveaxis(matmul(values, jnp.asarray(projection, values.dtype)), -1, 0)
+
+    def truncation(std: Array) -> tuple[Array, Array]:
+        def left_out(values: Array) -> Array:
+            whole = jnp.sum(jnp.asarray(projection[:, 0], values.dtype) * values**2, axis=-1)
+            kept = jnp.sum(coefficients(values) ** 2, axis=0)
+            return jnp.where(whole > 0, 1 - kept / jnp.where(whole > 0, whole, 1.0), 0.0)
+
+        values, derivatives = at_nodes(std)
+        return left_out(values), left_out(derivatives)
 
     def moments(pair: Gaussians) -> Moments:
         dtype = pair.covariance.dtype
-        points, onto = jnp.asarray(nodes, dtype), jnp.asarray(projection, dtype)
-
-        def project(values: Array) -> Array:
-            return jnp.moveaxis(matmul(values.astype(dtype), onto), -1, 0)
-
-        def coefficients(std: Array) -> tuple[Array, Array]:
-            inputs = std[..., None] * points
-            values, derivatives = jax.jvp(function, (inputs,), (jnp.ones_like(inputs),))
-            if values.shape != inputs.shape:
-                raise ValueError(f"activation must keep the shape {inputs.shape}, got {values.shape}")
-            return project(values), project(derivatives)
-
         cosine = pair.havercosine - pair.haversine
 
         def add_term(sums: tuple[Array, Array], terms: Any) -> tuple[tuple[Array, Array], None]:
             (values1, derivatives1), (values2, derivatives2) = terms
             return (sums[0] * cosine + values1 * values2, sums[1] * cosine + derivatives1 * derivatives2), None
 
-        terms = coefficients(pair.std1), coefficients(pair.std2)
+        terms = tuple(tuple(map(coefficients, at_nodes(std))) for std in (pair.std1, pair.std2))
         shape = jnp.broadcast_shapes(cosine.shape, pair.std1.shape, pair.std2.shape)
         sums, _ = lax.scan(add_term, (jnp.zeros(shape, dtype),) * 2, terms, reverse=True, unroll=8)
         return sums
 
-    return Activation(getattr(function, "__name__", repr(function)), moments)
+    return Activation(getattr(function, "__name__", repr(function)), moments, truncation=truncation)
+
+
+def _check_elementwise(function: Callable[[Array], Array]) -> None:
+    """Compare the function of some numbers together with that of each alone."""
+    is_for_numpy = TypeError(f"activation must be a function of JAX, such as jnp.tanh, got {function!r}")
+    if isinstance(function, np.ufunc):
+        raise is_for_numpy
+    try:
+        with jax.ensure_compile_time_eval():
+            inputs = jnp.asarray([-1.3, -0.4, 0.2, 0.9, 1.7])
+            jax.eval_shape(function, inputs)
+            together, alone = function(inputs), [function(number[None]) for number in inputs]
+            is_elementwise = jnp.shape(together) == inputs.shape and bool(
+                jnp.allclose(together, jnp.concatenate(alone), rtol=1e-3, atol=1e-4, equal_nan=True)
+            )
+    except jax.errors.TracerArrayConversionError as error:
+        raise is_for_numpy from error
+    except jax.errors.ConcretizationTypeError:
+        return  # A function of something traced: it cannot be tried out.
+    if not is_elementwise:
+        raise ValueError(f"activation must work entry by entry, {function!r} does not")
 
 
 @cache
@@ -210,20 +263,48 @@ def _hermite_projection(num_terms: int) -> tuple[np.ndarray, np.ndarray]:
     return nodes, (vectors * vectors[0])[:num_terms].T
 
 
+class _Shares(NamedTuple):
+    """Two Gaussian variables beside noise, in ratios that stay in range where products of variances do not.
+
+    Attributes
+    ----------
+    noise1, noise2
+        √(1 / (1 + s std²)) of u and of v, with the noise of variance 1 and s the number of times that std² counts.
+    correlation
+        s E[uv] / √((1 + s std1²)(1 + s std2²)).
+    sine
+        √(1 − correlation²), without cancellation.
+    """
+
+    noise1: Array
+    noise2: Array
+    correlation: Array
+    sine: Array
+
+
+def _shares(pair: Gaussians, s: int) -> _Shares:
+    noise1, noise2 = (1 / (1 + s * std**2) for std in (pair.std1, pair.std2))
+    signal1, signal2 = 1 - noise1, 1 - noise2
+    rest = noise1 * noise2 + signal1 * noise2 + noise1 * signal2
+    sine = jnp.sqrt(rest + 4 * signal1 * signal2 * pair.haversine * pair.havercosine)
+    root1, root2 = jnp.sqrt(noise1), jnp.sqrt(noise2)
+    return _Shares(root1, root2, s * (pair.covariance * root1) * root2, sine)
+
+
 def _erf(pair: Gaussians) -> Moments:
-    root = jnp.sqrt(1 + 2 * pair.std1**2 + 2 * pair.std2**2 + 4 * pair.determinant)
-    return (2 / jnp.pi) * jnp.arctan2(2 * pair.covariance, root), (4 / jnp.pi) / root
+    noise1, noise2, correlation, sine = _shares(pair, 2)
+    return (2 / jnp.pi) * jnp.arctan2(correlation, sine), (4 / jnp.pi) * (noise1 / sine) * noise2
 
 
 def _gelu(pair: Gaussians) -> Moments:
-    variance1, variance2, covariance = pair.std1**2, pair.std2**2, pair.covariance
-    # Moments of Φ and of the normal density at u and v.
-    determinant = 1 + variance1 + variance2 + pair.determinant
-    density = 1 / (2 * jnp.pi * jnp.sqrt(determinant))
-    both_positive = 0.25 + jnp.arctan2(covariance, jnp.sqrt(determinant)) / (2 * jnp.pi)
-    shares = 1 / (1 + variance1) + 1 / (1 + variance2)
-    values = covariance * both_positive + density * (pair.determinant + covariance**2 * shares)
-    return values, both_positive + density * covariance * (shares + 1 / determinant)
+    noise1, noise2, correlation, sine = _shares(pair, 1)
+    both_positive = 0.25 + jnp.arctan2(correlation, sine) / (2 * jnp.pi)
+    # The normal density at u and v, times E[uv].
+    density = correlation / (2 * jnp.pi * sine)
+    shares = noise1**2 + noise2**2
+    spread = (pair.std1**2 * noise1) * (pair.std2**2 * noise2) * (4 * pair.haversine * pair.havercosine / sine)
+    values = pair.covariance * (both_positive + density * shares) + spread / (2 * jnp.pi)
+    return values, both_positive + density * (shares + (noise1 / sine * noise2) ** 2)
 
 
 def _sin_and_cos(pair: Gaussians) -> tuple[Array, Array]:
@@ -235,20 +316,26 @@ def _sin_and_cos(pair: Gaussians) -> tuple[Array, Array]:
 
 
 def _gaussian(pair: Gaussians) -> Moments:
-    determinant = 1 + 2 * pair.std1**2 + 2 * pair.std2**2 + 4 * pair.determinant
-    values = 1 / jnp.sqrt(determinant)
-    return values, 4 * pair.covariance * values / determinant
+    noise1, noise2, correlation, sine = _shares(pair, 2)
+    values = noise1 / sine * noise2
+    return values, 2 * correlation * values * (noise1 / sine) * (noise2 / sine)
 
 
 def _steps(offset: float, height: float) -> Activation:
-    """φ(x) = height · sign(x)/2 + offset, with φ' = 0 almost everywhere."""
+    """φ(x) = height · sign(x)/2 + offset, with φ' = 0 almost everywhere and sign(0) = 0."""
 
     def moments(pair: Gaussians) -> Moments:
-        angle = pair.angle
+        angle = jnp.where(pair.are_both_random, pair.angle, jnp.pi / 2)
         return offset**2 + height**2 * (0.25 - angle / (2 * jnp.pi)), jnp.zeros_like(angle)
 
     def haversines(pair: Gaussians) -> Haversines:
-        haversine = height**2 * pair.angle / ((4 * offset**2 + height**2) * jnp.pi)
+        random, constant = offset**2 + height**2 / 4, offset**2
+        haversine = height**2 * pair.angle / (4 * random * jnp.pi)
+        # A constant with another one, or with a random variable.
+        to_constant = 0.5 - offset / (2 * math.sqrt(random))
+        is_one_random = (pair.std1 > 0) | (pair.std2 > 0)
+        between_constants = jnp.where(is_one_random, to_constant, 0.0 if constant else 0.5)
+        haversine = jnp.where(pair.are_both_random, haversine, between_constants)
         return haversine, 1 - haversine
 
     return Activation("step" if offset else "sign", moments, haversines)
@@ -275,13 +362,19 @@ ACTIVATIONS: dict[str, Activation] = {
 # jax.nn.gelu is not here: its default is an approximation by tanh, which has no closed form.
 _KNOWN_FUNCTIONS: dict[Any, str] = {
     jax.nn.relu: "relu",
+    jax.nn.leaky_relu: "leaky_relu",
     jax.nn.identity: "identity",
     jax.scipy.special.erf: "erf",
     jax.lax.erf: "erf",
     jnp.abs: "abs",
+    jnp.absolute: "abs",
+    jax.lax.abs: "abs",
     jnp.sin: "sin",
+    jax.lax.sin: "sin",
     jnp.cos: "cos",
+    jax.lax.cos: "cos",
     jnp.sign: "sign",
+    jax.lax.sign: "sign",
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -20,10 +21,11 @@ from fixntk._checks import (
     check_kernel_fits,
     check_same_columns,
     check_scalar,
+    check_squares,
     is_traced,
 )
 from fixntk.ntk.angles import Rows, as_rows, full_angle, products_and_angles
-from fixntk.ntk.layers import Covariances, GlobalAveragePool, Layer, Pairs, mlp
+from fixntk.ntk.layers import Activate, Covariances, GlobalAveragePool, Layer, Pairs, mlp
 from fixntk.ntk.tiles import Grid, put_blocks
 
 _REMEDY = "pass x1 in blocks of rows"
@@ -31,6 +33,9 @@ _REMEDY = "pass x1 in blocks of rows"
 # Numbers in a temporary of a tile. On a CPU it should stay in the cache, on an accelerator keep it busy.
 _TILE_SIZES = {"cpu": 2**18}
 _ACCELERATORS_TILE_SIZE = 2**22
+
+# The share of a second moment left out by a series above which there is a warning.
+_TRUNCATION = 1e-4
 
 
 class Kernel(NamedTuple):
@@ -70,8 +75,8 @@ def gated_relu_ntk(x1: ArrayLike, x2: ArrayLike | None = None) -> Float[Array, "
     Raises
     ------
     ValueError
-        If an argument is not a finite, non-empty matrix, the numbers of columns differ, or the result would not fit
-        into the device's memory.
+        If an argument is not a finite, non-empty matrix, its squares overflow, the numbers of columns differ, or the
+        result would not fit into the device's memory.
 
     References
     ----------
@@ -81,6 +86,7 @@ def gated_relu_ntk(x1: ArrayLike, x2: ArrayLike | None = None) -> Float[Array, "
     x2 = None if x2 is None else as_matrix("x2", x2)
     if x2 is not None:
         check_same_columns("x1", x1, "x2", x2)
+    _check_squares(x1, x2)
     check_kernel_fits(x1, x1 if x2 is None else x2, _REMEDY)
     return _of_all_pairs(_gated_relu, 1, None, x1, x2, _tile(None, 1))[0]
 
@@ -128,10 +134,16 @@ def mlp_kernel(
     Raises
     ------
     ValueError
-        If an input is not a finite, non-empty matrix, the numbers of columns differ, an argument is out of range, or
-        the result would not fit into the device's memory.
+        If an input is not a finite, non-empty matrix, its squares overflow, the numbers of columns differ, an argument
+        is out of range, or the result would not fit into the device's memory.
     TypeError
-        If ``depth`` or ``batch_size`` is not an integer, or ``activation`` none of the above.
+        If a standard deviation is not a number, ``depth`` or ``batch_size`` is not an integer, or ``activation`` none
+        of the above.
+
+    Warns
+    -----
+    UserWarning
+        If the series of an activation that is integrated leaves out more than 1e-4 of a second moment.
 
     References
     ----------
@@ -175,18 +187,27 @@ def network_kernel(
     Raises
     ------
     ValueError
-        If an input is not finite or empty, the shapes of x1 and x2 do not fit together, the layers do not fit the
-        inputs or each other, an argument is out of range, or the result would not fit into the device's memory.
+        If an input is not finite or empty, its squares overflow, the shapes of x1 and x2 do not fit together, the
+        layers do not fit the inputs or each other, an argument is out of range, or the result would not fit into the
+        device's memory.
     TypeError
-        If ``batch_size`` is not an integer.
+        If ``network`` is not built of layers, a standard deviation is not a number, or ``batch_size`` not an integer.
+
+    Warns
+    -----
+    UserWarning
+        If the series of an activation that is integrated leaves out more than 1e-4 of a second moment.
 
     References
     ----------
     Jacot, Gabriel and Hongler, "Neural Tangent Kernel", NeurIPS 2018; Arora et al., "On Exact Computation with an
     Infinitely Wide Neural Net", NeurIPS 2019; docs/mathematics.md, M13.
     """
-    if not callable(network):
-        raise TypeError(f"network must be a layer, got {network!r}")
+    if isinstance(network, type) or not callable(network):
+        raise TypeError(f"network must be a layer such as Dense(), got {network!r}")
+    functions = [leaf for leaf in jax.tree.leaves(network) if callable(leaf)]
+    if functions:
+        raise TypeError(f"network must be built of layers that are pytrees, such as Dense(), got {functions[0]!r}")
     return _checked(network, x1, x2, (2, 3, 4, 5), input_scale, batch_size)
 
 
@@ -202,13 +223,22 @@ def _checked(
     x2 = None if x2 is None else as_float_array("x2", x2, ndims)
     if x2 is not None and x1.shape[1:] != x2.shape[1:]:
         raise ValueError(f"x1 and x2 must have the same shape of an example, got shapes {x1.shape} and {x2.shape}")
+    _check_squares(x1, x2)
     check_kernel_fits(x1, x1 if x2 is None else x2, _REMEDY, num_kernels=2)
     num_positions = math.prod(x1.shape[1:-1])
     tile = _tile(batch_size, num_positions**2 if _pools(network) else num_positions)
     if input_scale is None:
         input_scale = 1 / x1.shape[-1]
     check_scalar("input_scale", input_scale)
+    if not is_traced(network, input_scale, x1, x2):
+        _warn_if_truncated(network, input_scale, [x for x in (x1, x2) if x is not None], tile)
     return Kernel(*_of_all_pairs(_network, 2, (network, input_scale), x1, x2, tile))
+
+
+def _check_squares(x1: Array, x2: Array | None) -> None:
+    check_squares("x1", x1)
+    if x2 is not None:
+        check_squares("x2", x2)
 
 
 def _tile(batch_size: int | None, numbers_per_pair: int) -> int:
@@ -221,11 +251,12 @@ def _tile(batch_size: int | None, numbers_per_pair: int) -> int:
 
 def _pools(network: Any) -> bool:
     """Whether covariances between different positions are needed."""
+    return bool(_layers_of(GlobalAveragePool, network))
 
-    def is_pool(layer: Any) -> bool:
-        return isinstance(layer, GlobalAveragePool)
 
-    return any(map(is_pool, jax.tree.leaves(network, is_leaf=is_pool)))
+def _layers_of(kind: type, network: Any) -> list[Any]:
+    leaves = jax.tree.leaves(network, is_leaf=lambda layer: isinstance(layer, kind))
+    return [leaf for leaf in leaves if isinstance(leaf, kind)]
 
 
 def _gated_relu(_: None, rows1: Rows, rows2: Rows) -> tuple[Array]:
@@ -234,9 +265,10 @@ def _gated_relu(_: None, rows1: Rows, rows2: Rows) -> tuple[Array]:
 
 
 def _network(parameters: tuple[Layer, Any], rows1: Rows, rows2: Rows) -> tuple[Array, Array]:
-    # The dtype is that of the inputs, whatever that of standard deviations.
-    network, input_scale = jax.tree.map(lambda scalar: _as_scalar(scalar, rows1.lengths.dtype), parameters)
+    network, input_scale = _as_scalars(*parameters, rows1.lengths.dtype)
     outputs = network(_of_inputs(rows1, rows2, input_scale, _pools(network)))
+    if not isinstance(outputs, Covariances):
+        raise TypeError(f"network must return Covariances, got {outputs!r}")
     if outputs.num_positions:
         raise ValueError(
             f"network must end without axes of positions, it has {outputs.num_positions}: add Flatten or "
@@ -246,13 +278,59 @@ def _network(parameters: tuple[Layer, Any], rows1: Rows, rows2: Rows) -> tuple[A
     return jnp.broadcast_to(outputs.pairs.covariance, shape), jnp.broadcast_to(outputs.pairs.ntk, shape)
 
 
-def _as_scalar(value: Any, dtype: Any) -> Array:
-    array = jnp.asarray(value, dtype)
-    if array.ndim:
-        raise ValueError(
-            f"w_std, b_std, eps and input_scale must be single numbers, got an array of shape {array.shape}"
-        )
-    return array
+def _warn_if_truncated(network: Layer, input_scale: Any, inputs: list[Array], tile: int) -> None:
+    """Warn if a series of an activation converges slowly at a standard deviation that occurs."""
+    if not any(layer.activation.truncation for layer in _layers_of(Activate, network)):
+        return
+    for x in inputs:
+        for name, share in _truncations((network, input_scale), x, tile).items():
+            if share > _TRUNCATION:
+                warnings.warn(
+                    f"the series of activation {name} leaves out a share of {float(share):.0e} of its second moment or "
+                    "its derivative's: kernels of similar inputs are too small by up to as much. Give more terms, "
+                    "elementwise(…, num_terms=…), an activation in closed form, or smaller w_std and inputs.",
+                    stacklevel=4,
+                )
+
+
+@partial(jax.jit, static_argnums=2)
+def _truncations(parameters: tuple[Layer, Any], x: Array, tile: int) -> dict[str, Array]:
+    """Largest share that series leave out, by activation: of each input's own variances, layer by layer."""
+    network, input_scale = _as_scalars(*parameters, x.dtype)
+
+    def of_one(x: Array) -> dict[str, Array]:
+        shares: dict[str, list[Array]] = {}
+
+        def watched(layer: Any) -> Any:
+            if not isinstance(layer, Activate) or layer.activation.truncation is None:
+                return layer
+
+            def watch(covariances: Covariances) -> Covariances:
+                std1 = covariances.pairs.gaussians().std1
+                shares.setdefault(layer.activation.name, []).extend(layer.activation.truncation(std1))
+                return layer(covariances)
+
+            return watch
+
+        watching = jax.tree.map(watched, network, is_leaf=lambda layer: isinstance(layer, Activate))
+        row = as_rows(x[None], jnp.zeros(1, int))
+        watching(_of_inputs(row, row, input_scale, _pools(network)))
+        return {name: jnp.max(jnp.stack([jnp.max(share) for share in found])) for name, found in shares.items()}
+
+    return jax.tree.map(jnp.max, jax.lax.map(of_one, x, batch_size=tile))
+
+
+def _as_scalars(network: Layer, input_scale: Any, dtype: Any) -> tuple[Layer, Array]:
+    """All numbers that the kernels depend on in the dtype of the inputs, whatever theirs."""
+
+    def as_scalar(path: tuple[Any, ...], value: Any) -> Array:
+        array = jnp.asarray(value, dtype)
+        if array.ndim:
+            name = getattr(path[-1], "name", "input_scale")
+            raise ValueError(f"{name} must be a single number, got an array of shape {array.shape}")
+        return array
+
+    return jax.tree_util.tree_map_with_path(as_scalar, (network, input_scale))
 
 
 # Kernels (b1, b2) of the pairs of two tiles of rows, from what the kernel depends on besides them.
@@ -267,7 +345,8 @@ def _of_all_pairs(
         dtype = jnp.promote_types(x1.dtype, x2.dtype)
         x1, x2 = x1.astype(dtype), x2.astype(dtype)
     if max(x1.shape[0], 0 if x2 is None else x2.shape[0]) <= tile:
-        return _one_tile(kernels, parameters, x1, x2)
+        blocks = _one_tile(kernels, parameters, x1, x2)
+        return _symmetrised(blocks) if x2 is None else blocks
     rows1, rows2 = _as_rows(x1, x2)
     grid = Grid(rows1, rows2, tile)
     block = partial(kernels, parameters)
@@ -281,6 +360,8 @@ def _of_all_pairs(
         for j in grid.columns_of(i):
             # Two programs: in one, XLA would compute everything again for the mirrored tile.
             blocks = _tile_kernels(kernels, parameters, grid.tiles, i, j)
+            if grid.is_symmetric and i == j:
+                blocks = _symmetrised(blocks)
             results = _put_tile(grid.is_symmetric, results, blocks, i, j)
     return grid.without_padding(results)
 
@@ -306,6 +387,12 @@ def _put_tile(
     height, width = blocks[0].shape
     results = put_blocks(results, blocks, i * height, j * width)
     return put_blocks(results, _mirrored(blocks), j * width, i * height) if is_symmetric else results
+
+
+@jax.jit
+def _symmetrised(blocks: tuple[Array, ...]) -> tuple[Array, ...]:
+    """Rounding may differ by the order of two inputs: take the upper half."""
+    return tuple(jnp.triu(block) + jnp.triu(block, 1).T for block in blocks)
 
 
 def _mirrored(blocks: tuple[Array, ...]) -> tuple[Array, ...]:

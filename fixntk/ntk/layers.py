@@ -259,7 +259,7 @@ class LayerNorm:
     Attributes
     ----------
     eps
-        Added to the variance under the root.
+        Added to the variance under the root. Zeros stay zeros when it is 0.
     """
 
     eps: Any = 1e-12
@@ -273,7 +273,8 @@ class LayerNorm:
         return covariances.map(self._normalised)
 
     def _normalised(self, pairs: Pairs) -> Pairs:
-        factor1, factor2 = (1 / (variance + self.eps) for variance in (pairs.variance1, pairs.variance2))
+        sums = (variance + self.eps for variance in (pairs.variance1, pairs.variance2))
+        factor1, factor2 = (jnp.where(total > 0, 1 / jnp.where(total > 0, total, 1.0), 0.0) for total in sums)
         factor = jnp.sqrt(factor1) * jnp.sqrt(factor2)
         return replace(
             pairs,
@@ -399,6 +400,8 @@ def _mean_over_positions(array: Array, *sides: tuple[int, ...]) -> Array:
 
 def _weighted(layer: Dense | Conv, pairs: Pairs) -> Pairs:
     """Random weights and biases on top: Σ ← w² Σ + b² and Θ ← Σ + w² Θ."""
+    if layer.w_std is None:
+        raise TypeError("w_std must be a number, got None")
     scale = layer.w_std**2
     weighted = replace(
         pairs,
