@@ -6,21 +6,50 @@ import numpy as np
 import fixntk as fx
 
 
-def random_problem(seed, num_rows=30, num_features=4, num_gates=20, num_outputs=None, share=0.1):
+def random_problem(
+    seed, num_rows=30, num_features=4, num_gates=20, num_outputs=None, share=0.1, loss="squared", **options
+):
     """A program at a share of λ_max, float64; targets (n,) when ``num_outputs`` is None."""
     rng = np.random.default_rng(seed)
     x = rng.standard_normal((num_rows, num_features))
     masks = x @ rng.standard_normal((num_features, num_gates)) >= 0
     y = rng.standard_normal((num_rows,) if num_outputs is None else (num_rows, num_outputs))
-    return fx.ConvexProgram(x, y, masks, share * fx.ConvexProgram(x, y, masks, 1.0).max_reg())
+    if loss in ("logistic", "squared_hinge"):
+        y = np.sign(y + x[:, 0])
+    elif loss == "softmax":
+        y = np.argmax(y + x[:, :1] * np.arange(num_outputs), axis=1)
+    largest = fx.ConvexProgram(x, y, masks, 1.0, loss, **options).max_reg()
+    return fx.ConvexProgram(x, y, masks, share * largest, loss, **options)
+
+
+def _row_losses(name, fitted, targets):
+    if name == "squared":
+        return 0.5 * cvxpy.sum(cvxpy.square(fitted - targets), axis=1)
+    if name.startswith("huber"):
+        return 0.5 * cvxpy.sum(cvxpy.huber(fitted - targets, float(name[6:-1])), axis=1)
+    if name == "softmax":
+        return cvxpy.log_sum_exp(fitted, axis=1) - cvxpy.sum(cvxpy.multiply(targets, fitted), axis=1)
+    margins = cvxpy.multiply(targets, fitted)[:, 0]
+    return cvxpy.logistic(-margins) if name == "logistic" else 0.5 * cvxpy.square(cvxpy.pos(1 - margins))
 
 
 def cvxpy_optimum(program):
     """The program's optimum and group weights by CVXPY and Clarabel, from its definition."""
     variables = [cvxpy.Variable(program.group_shape[1:]) for _ in range(program.num_gates)]
-    masks = np.asarray(program.masks, float)
-    fitted = sum((masks[:, [p]] * np.asarray(program.x)) @ group for p, group in enumerate(variables))
-    loss = 0.5 * cvxpy.sum_squares(fitted - np.asarray(program.targets))
-    penalty = float(program.reg) * sum(cvxpy.norm(group, "fro") for group in variables)
-    optimum = cvxpy.Problem(cvxpy.Minimize(loss + penalty)).solve(solver=cvxpy.CLARABEL)
-    return float(optimum), np.stack([group.value for group in variables])
+    masks, x = np.asarray(program.masks, float), np.asarray(program.x)
+    num_rows = x.shape[0]
+    fitted = sum((masks[:, [p]] * x) @ group for p, group in enumerate(variables))
+    if program.column is not None:
+        intercept = cvxpy.Variable((1, program.group_shape[2]))
+        fitted = fitted + np.ones((num_rows, 1)) @ intercept
+    weights = np.ones(num_rows) if program.sample_weight is None else np.asarray(program.sample_weight)
+    present = weights > 0
+    losses = _row_losses(program.loss.name, fitted, np.asarray(program.targets))
+    norm = {"frobenius": lambda group: cvxpy.norm(group, "fro"), "nuclear": cvxpy.normNuc}[program.norm.name]
+    thresholds = np.broadcast_to(np.asarray(program.thresholds), len(variables))
+    penalty = sum(threshold * norm(group) for threshold, group in zip(thresholds, variables, strict=True))
+    if program.ridge is not None:
+        penalty = penalty + 0.5 * float(program.ridge) * sum(cvxpy.sum_squares(group) for group in variables)
+    objective = cvxpy.Minimize(weights[present] @ losses[present] + penalty)
+    optimum = cvxpy.Problem(objective).solve(solver=cvxpy.CLARABEL)
+    return float(optimum), np.stack([group.value.reshape(program.group_shape[1:]) for group in variables])

@@ -8,7 +8,7 @@ from problems import cvxpy_optimum, random_problem
 
 import fixntk as fx
 from fixntk.convex import newton
-from fixntk.convex.program import group_norms
+from fixntk.convex.penalties import group_norms
 
 EARLY = pytest.mark.filterwarnings("ignore::fixntk.ConvergenceWarning")
 

@@ -6,7 +6,7 @@ from problems import cvxpy_optimum, random_problem
 from scipy.optimize import minimize_scalar
 
 import fixntk as fx
-from fixntk.convex.program import group_norms
+from fixntk.convex.penalties import group_norms
 
 OUTPUTS = pytest.mark.parametrize("num_outputs", [None, 1, 3])
 
@@ -172,7 +172,7 @@ def test_float32_stays_float32(rng):
         ({"reg": 0.0}, "reg must be positive and finite"),
         ({"reg": np.nan}, "reg holds 1 NaN"),
         ({"reg": np.ones(2)}, r"reg must be a number \(vmap over several\), got shape \(2,\)"),
-        ({"loss": "hinge"}, "loss must be one of squared, got 'hinge'"),
+        ({"loss": "hinge"}, "loss must be one of squared, logistic, .*got 'hinge'"),
     ],
 )
 def test_bad_input_is_named(change, message):

@@ -6,7 +6,7 @@ from problems import cvxpy_optimum, random_problem
 
 import fixntk as fx
 from fixntk.convex import fista
-from fixntk.convex.program import group_norms
+from fixntk.convex.penalties import group_norms
 
 EARLY = pytest.mark.filterwarnings("ignore::fixntk.ConvergenceWarning")
 METHODS = pytest.mark.parametrize("method", ["irls", "fista", "newton"])

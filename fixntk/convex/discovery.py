@@ -17,7 +17,8 @@ from jaxtyping import Bool, Float
 from fixntk._checks import as_matrix, is_traced
 from fixntk._numerics import matmul
 from fixntk.arrangements import cover_count, distinct_hyperplanes, enumerate_arrangements
-from fixntk.convex.program import ConvexProgram, group_norms
+from fixntk.convex.penalties import group_norms
+from fixntk.convex.program import ConvexProgram
 from fixntk.convex.solution import Solution
 from fixntk.convex.solve import solve
 from fixntk.gates import activation_masks, sample_gates

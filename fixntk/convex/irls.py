@@ -10,8 +10,8 @@ from jax import Array, lax
 from jaxtyping import Bool, Float
 
 from fixntk._numerics import matmul
-from fixntk.convex.program import ConvexProgram, group_norms
-from fixntk.gram import masked_gram
+from fixntk.convex.penalties import group_norms
+from fixntk.convex.program import ConvexProgram
 
 _MAX_JITTERS = 6
 
@@ -24,7 +24,7 @@ class IRLSState(NamedTuple):
     kernel_weights
         (P,) η.
     weights
-        (P, d, c), W_p = η_p Xᵀ D_p A with (K(η) + λI) A = Y.
+        (P, d, c), W_p = η_p Xᵀ D_p A with (K(η) + λI) A = Y; a ridge α makes it η_p / (1 + αη_p/λ) in both places.
     primal, gap, objective
         P(W), its duality gap, and the ε-smoothed objective.
     failed
@@ -48,16 +48,17 @@ def init(program: ConvexProgram, kernel_weights: Array, epsilon: Array) -> IRLSS
 
 
 def step(program: ConvexProgram, state: IRLSState) -> IRLSState:
-    """Reweight η_p = sqrt(‖W_p‖² + ε), then solve the kernel ridge problem: one masked Gram, one Cholesky."""
-    kernel_weights = _smoothed_norms(state.weights, state.epsilon)
+    """Reweight η_p = sqrt(‖W_p‖² + ε) / τ_p, then solve the kernel ridge problem: one masked Gram, one Cholesky."""
+    kernel_weights = _smoothed_norms(state.weights, state.epsilon) * program.reg / program.thresholds
     following = _solve_ridge(program, kernel_weights, state.epsilon)
     kept = state._replace(failed=jnp.ones_like(state.failed))
     return IRLSState(*(jnp.where(following.failed, old, new) for old, new in zip(kept, following, strict=True)))
 
 
 def default_epsilon(program: ConvexProgram, tol: float) -> Float[Array, ""]:
-    """An ε whose smoothing, at most λ P sqrt(ε), is a tenth of the gap that is asked for."""
-    root = 0.1 * tol * program.primal_at_zero() / (program.reg * program.num_gates)
+    """An ε whose smoothing, at most λ Σ_p τ_p sqrt(ε), is a tenth of the gap that is asked for."""
+    total = jnp.sum(jnp.broadcast_to(program.thresholds, program.num_gates))
+    root = 0.1 * tol * program.primal_at_zero() / total
     return jnp.maximum(root**2, jnp.finfo(program.x.dtype).tiny)
 
 
@@ -66,18 +67,21 @@ def _smoothed_norms(weights: Array, epsilon: Array) -> Float[Array, " P"]:
 
 
 def _solve_ridge(program: ConvexProgram, kernel_weights: Array, epsilon: Array) -> IRLSState:
-    kernel = masked_gram(kernel_weights, program.masks, program.x)
-    dual_weights = solve_kernel_ridge(kernel, program.reg, program.targets)
-    weights = kernel_weights[:, None, None] * program.correlations(dual_weights)
+    effective = kernel_weights * program.ridge_share(kernel_weights / program.reg)
+    targets = program.centred(program.targets)
+    dual_weights = solve_kernel_ridge(program.kernel(effective), program.reg, targets)
+    weights = effective[:, None, None] * program.correlations(dual_weights)
     # Not Y − K(η) A or λA: where the system is ill-conditioned they are not the residual of these weights.
-    residual = program.targets - program.fitted(weights)
+    fit = program.fit(program.fitted(weights))
+    smoothed = jnp.sum(program.thresholds * (_smoothed_norms(weights, epsilon) - group_norms(weights)))
+    primal = program.primal_of(weights, fit)
     return IRLSState(
         kernel_weights=kernel_weights,
         weights=weights,
-        primal=program.primal_of(weights, residual),
-        gap=program.gap_of(weights, residual, program.correlations(residual)),
-        # ½‖Y − F(W)‖² + λ Σ_p sqrt(‖W_p‖² + ε), which no step raises.
-        objective=0.5 * jnp.sum(residual**2) + program.reg * jnp.sum(_smoothed_norms(weights, epsilon)),
+        primal=primal,
+        gap=program.certificate(weights, fit, program.correlations(fit.residual)).gap,
+        # With λ Σ_p τ_p sqrt(‖W_p‖² + ε) for the norms, which no step raises.
+        objective=primal + smoothed,
         failed=~jnp.all(jnp.isfinite(dual_weights)),
         epsilon=epsilon,
     )

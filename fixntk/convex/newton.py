@@ -26,7 +26,8 @@ from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
 from fixntk.convex import fista
-from fixntk.convex.program import ConvexProgram, group_norms, shares_kept
+from fixntk.convex.penalties import group_norms, shares_kept
+from fixntk.convex.program import ConvexProgram
 from fixntk.gram import as_numbers, masked_adjoint, masked_apply, select_masks
 
 # First-order steps on all groups before anything else.
@@ -91,19 +92,23 @@ class NewtonState(NamedTuple):
 
 
 class _Prox(NamedTuple):
-    """prox of U, group by group: norms of U, shares c_p kept, and c_p U_p."""
+    """prox of U, group by group: norms of U, shares c_p kept, c_p U_p, and the derivative along U_p (1 if active).
+
+    Across U_p the derivative is c_p. A ridge divides both by 1 + σα.
+    """
 
     norms: Float[Array, " P"]
     kept: Float[Array, " P"]
     weights: Float[Array, "P d c"]
+    along: Float[Array, " P"]
 
 
 def init(program: ConvexProgram, weights: Array) -> NewtonState:
     """Start at rest from the given group weights, with the residual for A; with a Newton step unless they are zero."""
-    residual = program.targets - program.fitted(weights)
-    correlations = program.correlations(residual)
-    primal = program.primal_of(weights, residual)
-    gap = program.gap_of(weights, residual, correlations)
+    fit = program.fit(program.fitted(weights))
+    correlations = program.correlations(fit.residual)
+    primal = program.primal_of(weights, fit)
+    gap = program.certificate(weights, fit, correlations).gap
     norms = group_norms(weights)
     typical = jnp.sum(norms) / jnp.maximum(jnp.sum(norms > 0), 1)
     largest = jnp.maximum(jnp.max(group_norms(correlations)), jnp.finfo(program.x.dtype).tiny)
@@ -114,9 +119,9 @@ def init(program: ConvexProgram, weights: Array) -> NewtonState:
         objective=primal,
         failed=~jnp.isfinite(primal),
         multiplier=weights,
-        theta=residual,
+        theta=fit.residual,
         correlations=correlations,
-        sigma=jnp.where(typical > 0, _FIRST_SIGMA * typical / program.reg, 1 / largest),
+        sigma=jnp.where(typical > 0, _FIRST_SIGMA * typical / jnp.mean(program.thresholds), 1 / largest),
         phase=jnp.where(jnp.any(weights != 0), _NEWTON, _WARM_UP).astype(jnp.int32),
         stalled=jnp.zeros((), jnp.int32),
     )
@@ -153,11 +158,11 @@ def _working_set_round(program: ConvexProgram, state: NewtonState) -> tuple[Newt
     Returns the state at the new weights, and what that cost in Newton steps.
     """
     norms = group_norms(state.weights)
-    nearness = jnp.where(norms > 0, jnp.inf, group_norms(state.correlations))
+    nearness = jnp.where(norms > 0, jnp.inf, group_norms(state.correlations) / program.thresholds)
 
     def run(bucket: int) -> tuple[Array, Array]:
         _, chosen = lax.top_k(nearness, bucket)
-        part = program.with_masks(select_masks(program.masks, chosen).astype(program.x.dtype))
+        part = program.with_masks(select_masks(program.masks, chosen).astype(program.x.dtype), chosen)
         each = _pass_flops(program, bucket)
         newton = _newton_flops(program, bucket // 2)
         most = max(50, int(_ROUND_COST * newton / each))
@@ -177,7 +182,7 @@ def _working_set_round(program: ConvexProgram, state: NewtonState) -> tuple[Newt
 def _newton_step(program: ConvexProgram, state: NewtonState) -> NewtonState:
     shifted = state.multiplier + state.sigma * state.correlations
     prox = _shrunk(program, shifted, state.sigma)
-    slope = state.theta - program.targets + program.fitted(prox.weights)
+    slope = state.theta - program.fit(program.fitted(prox.weights)).residual
     direction = _direction(program, state.sigma, shifted, prox, slope)
     # Where I + σ K(c) is indefinite by rounding, a smaller σ makes it definite again.
     broken = ~jnp.all(jnp.isfinite(direction))
@@ -188,13 +193,13 @@ def _newton_step(program: ConvexProgram, state: NewtonState) -> NewtonState:
     theta = state.theta + length * direction
     correlations = state.correlations + length * along
     prox = _shrunk(program, state.multiplier + state.sigma * correlations, state.sigma)
-    residual = program.targets - program.fitted(prox.weights)
-    primal = program.primal_of(prox.weights, residual)
-    gap = program.gap_of(prox.weights, residual, program.correlations(residual))
+    fit = program.fit(program.fitted(prox.weights))
+    primal = program.primal_of(prox.weights, fit)
+    gap = program.certificate(prox.weights, fit, program.correlations(fit.residual)).gap
 
     # A gradient shorter than the multiplier's own step: the inner problem is solved as well as it needs to be.
     moved = jnp.sqrt(jnp.sum((prox.weights - state.multiplier) ** 2)) / state.sigma
-    solved = jnp.sqrt(jnp.sum((theta - residual) ** 2)) <= moved
+    solved = jnp.sqrt(jnp.sum((theta - fit.residual) ** 2)) <= moved
     better = gap < state.gap
     stalled = jnp.where(better, 0, state.stalled + 1)
     grown = jnp.where(solved & ~broken, jnp.minimum(_GROWTH * state.sigma, _largest_sigma(program, prox)), state.sigma)
@@ -215,8 +220,9 @@ def _newton_step(program: ConvexProgram, state: NewtonState) -> NewtonState:
 
 def _shrunk(program: ConvexProgram, shifted: Array, sigma: Array) -> _Prox:
     norms = group_norms(shifted)
-    kept = shares_kept(norms, sigma * program.reg)
-    return _Prox(norms, kept, kept[:, None, None] * shifted)
+    share = program.ridge_share(sigma)
+    kept = share * shares_kept(norms, sigma * program.thresholds)
+    return _Prox(norms, kept, kept[:, None, None] * shifted, jnp.where(kept > 0, share, 0.0))
 
 
 def _largest_sigma(program: ConvexProgram, prox: _Prox) -> Array:
@@ -229,7 +235,8 @@ def _step_length(
     program: ConvexProgram, state: NewtonState, shifted: Array, slope: Array, direction: Array, along: Array
 ) -> Array:
     """Armijo's rule by halving. φ along the direction needs inner products of groups alone, no product with masks."""
-    sigma, threshold = state.sigma, state.sigma * program.reg
+    sigma, threshold = state.sigma, state.sigma * program.thresholds
+    share = program.ridge_share(sigma)
     quadratic = 0.5 * jnp.sum(direction**2)
     linear = jnp.sum((state.theta - program.targets) * direction)
     squares, mixed, steepness = (
@@ -241,7 +248,7 @@ def _step_length(
         before = jnp.sqrt(squares)
         after = jnp.sqrt(jnp.maximum(squares + 2 * length * sigma * mixed + (length * sigma) ** 2 * steepness, 0))
         over_before, over_after = jnp.maximum(before - threshold, 0), jnp.maximum(after - threshold, 0)
-        hinge = jnp.sum((over_after - over_before) * (over_after + over_before)) / (2 * sigma)
+        hinge = share * jnp.sum((over_after - over_before) * (over_after + over_before)) / (2 * sigma)
         return length * linear + length**2 * quadratic + hinge
 
     expected = jnp.sum(slope * direction)
@@ -255,7 +262,10 @@ def _step_length(
 
 
 def _direction(program: ConvexProgram, sigma: Array, shifted: Array, prox: _Prox, slope: Array) -> Array:
-    """−H⁻¹∇φ with H/σ = I/σ + K(c) + Σ_p s_p q_p q_pᵀ over the active groups, s_p = 1 − c_p (M8)."""
+    """−H⁻¹∇φ with H/σ = I/σ + K(c) + Σ_p s_p q_p q_pᵀ over the active groups, s_p = 1 − c_p (M8).
+
+    With an intercept on what is orthogonal to its column, where A and ∇φ are.
+    """
     active = prox.kept > 0
     count = jnp.sum(active)
 
@@ -263,39 +273,54 @@ def _direction(program: ConvexProgram, sigma: Array, shifted: Array, prox: _Prox
         chosen = jnp.nonzero(active, size=bucket, fill_value=0)[0]
         present = (jnp.arange(bucket) < count).astype(program.x.dtype)
         masks = present * select_masks(program.masks, chosen)
+        kept, along = prox.kept[chosen], prox.along[chosen]
         norms = prox.norms[chosen]
         units = shifted[chosen] / jnp.where(norms > 0, norms, 1.0)[:, None, None]
         rays = _einsum("nd,pdc->npc", program.x, units) * masks[:, :, None]
         solver, _ = min(_SOLVERS, key=lambda entry: entry[1](program, bucket))
-        return -solver(program, sigma, masks, prox.kept[chosen], units, rays, slope) / sigma
+        return -solver(program, sigma, _Active(masks, kept, along, units, rays), slope) / sigma
 
     return _in_bucket(count, program.num_gates, solve)
 
 
-def _by_rows(
-    program: ConvexProgram, sigma: Array, masks: Array, kept: Array, _: Array, rays: Array, slope: Array
-) -> Array:
+class _Active(NamedTuple):
+    """The active groups, padded to a bucket: masks (n, B) as numbers, shares, units u_p, and rays D_p X u_p."""
+
+    masks: Array
+    kept: Array
+    along: Array
+    units: Array
+    rays: Array
+
+
+def _by_rows(program: ConvexProgram, sigma: Array, active: _Active, slope: Array) -> Array:
     """(H/σ)⁻¹∇φ by a Cholesky factorisation of its n c rows."""
     num_rows, num_outputs = slope.shape
+    masks, kept = active.masks, active.kept
     kernel = _einsum("np,mp->nm", masks * kept, masks) * _einsum("nd,md->nm", program.x, program.x)
     matrix = jnp.kron(kernel, jnp.eye(num_outputs, dtype=kernel.dtype)) if num_outputs > 1 else kernel
-    rays = rays.swapaxes(1, 2).reshape(num_rows * num_outputs, -1)
-    matrix += _einsum("ip,jp->ij", rays * (1 - kept), rays)
+    rays = active.rays.swapaxes(1, 2).reshape(num_rows * num_outputs, -1)
+    matrix += _einsum("ip,jp->ij", rays * (active.along - kept), rays)
+
+    def centred(matrix: Array) -> Array:
+        return program.centred(matrix.reshape(num_rows, -1)).reshape(matrix.shape)
+
+    if program.column is not None:
+        matrix = centred(centred(matrix).T)
     return _solve_shifted(matrix, 1 / sigma, slope.reshape(-1)).reshape(slope.shape)
 
 
-def _by_features(
-    program: ConvexProgram, sigma: Array, masks: Array, kept: Array, units: Array, rays: Array, slope: Array
-) -> Array:
+def _by_features(program: ConvexProgram, sigma: Array, active: _Active, slope: Array) -> Array:
     """(H/σ)⁻¹∇φ by a Cholesky factorisation of as many rows as the active groups have features (Woodbury).
 
-    H/σ = I/σ + V Vᵀ, where V has the blocks D_p X (√c_p I + (1 − √c_p) u_p u_pᵀ), u_p = U_p / ‖U_p‖.
+    H/σ = I/σ + V Vᵀ, where V has the blocks D_p X (√c_p I + (√a_p − √c_p) u_p u_pᵀ), a_p the derivative along
+    u_p = U_p / ‖U_p‖.
     """
     num_rows, num_outputs = slope.shape
-    root = jnp.sqrt(kept)
-    features = _einsum("np,nd,ck->ncpdk", masks * root, program.x, jnp.eye(num_outputs, dtype=slope.dtype))
-    features += _einsum("npc,pdk->ncpdk", rays * (1 - root)[:, None], units)
-    features = features.reshape(num_rows * num_outputs, -1)
+    root, rest = jnp.sqrt(active.kept), jnp.sqrt(active.along) - jnp.sqrt(active.kept)
+    features = _einsum("np,nd,ck->ncpdk", active.masks * root, program.x, jnp.eye(num_outputs, dtype=slope.dtype))
+    features += _einsum("npc,pdk->ncpdk", active.rays * rest[:, None], active.units)
+    features = program.centred(features).reshape(num_rows * num_outputs, -1)
     inner = _einsum("if,ig->fg", features, features)
 
     def solve(right: Array) -> Array:
@@ -309,14 +334,13 @@ def _by_features(
     return (first + solve(remainder)).reshape(slope.shape)
 
 
-def _by_products(
-    program: ConvexProgram, sigma: Array, masks: Array, kept: Array, units: Array, _: Array, slope: Array
-) -> Array:
+def _by_products(program: ConvexProgram, sigma: Array, active: _Active, slope: Array) -> Array:
     """(H/σ)⁻¹∇φ by conjugate gradients, to a tenth of a per cent.
 
     Half of every mask is common to all: Σ_p c_p D_p X Xᵀ D_p is near a X Xᵀ, with a the sum of c_p times the squared
     share of ones. That part, which has the largest eigenvalues, and a multiple of I precondition.
     """
+    masks, kept, units = active.masks, active.kept, active.units
     shares = jnp.mean(masks, axis=0)
     common = jnp.sum(kept * shares**2)
     rest = jnp.sum(kept * shares * (1 - shares)) * jnp.sum(program.x**2) / program.x.shape[0] ** 2
@@ -325,13 +349,13 @@ def _by_products(
     factor = jsl.cho_factor(inner)
 
     def precondition(right: Array) -> Array:
-        return (right - program.x @ jsl.cho_solve(factor, program.x.T @ right)) / shift
+        return program.centred(right - program.x @ jsl.cho_solve(factor, program.x.T @ right)) / shift
 
     def product(vector: Array) -> Array:
         correlations = masked_adjoint(masks, program.x, vector, masks.shape[1])
         along = jnp.sum(units * correlations, axis=(1, 2), keepdims=True)
-        groups = kept[:, None, None] * correlations + (1 - kept)[:, None, None] * along * units
-        return vector / sigma + masked_apply(masks, program.x, groups)
+        groups = kept[:, None, None] * correlations + (active.along - kept)[:, None, None] * along * units
+        return vector / sigma + program.centred(masked_apply(masks, program.x, groups))
 
     return jax.scipy.sparse.linalg.cg(product, slope, tol=1e-3, maxiter=_MOST_PRODUCTS, M=precondition)[0]
 

@@ -12,7 +12,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float
 
 from fixntk._checks import is_traced
-from fixntk.convex.program import ConvexProgram, feasible_scale, group_norms
+from fixntk.convex.losses import Loss
+from fixntk.convex.program import ConvexProgram
 from fixntk.convex.solution import Solution
 from fixntk.convex.solve import certified, solve
 from fixntk.gram import masked_adjoint, select_masks
@@ -32,7 +33,12 @@ def solve_path(
     num_regs: int = 100,
     min_share: float = 1e-3,
     num_gates: int | None = None,
-    loss: str = "squared",
+    loss: str | Loss = "squared",
+    sample_weight: ArrayLike | None = None,
+    intercept: bool = False,
+    penalty_weights: ArrayLike | None = None,
+    ridge: ArrayLike = 0.0,
+    norm: str = "frobenius",
     method: str = "auto",
     tol: float = 1e-6,
     screen: bool = True,
@@ -42,7 +48,7 @@ def solve_path(
 
     Parameters
     ----------
-    x, y, masks, loss, num_gates
+    x, y, masks, loss, num_gates, sample_weight, intercept, penalty_weights, ridge, norm
         As for :class:`fixntk.ConvexProgram`.
     regs
         λ in any order; solved from the largest down. When None, ``num_regs`` of them, evenly spaced in log λ from
@@ -76,7 +82,19 @@ def solve_path(
         raise ValueError("solve_path cannot be traced: jax.vmap solve over λ instead")
     if method == "irls":
         raise ValueError("method 'irls' starts at kernel weights, not at a solution: use 'newton' or 'fista'")
-    program = ConvexProgram(x, y, masks, 1.0, loss, num_gates=num_gates)
+    program = ConvexProgram(
+        x,
+        y,
+        masks,
+        1.0,
+        loss,
+        num_gates=num_gates,
+        sample_weight=sample_weight,
+        intercept=intercept,
+        penalty_weights=penalty_weights,
+        ridge=ridge,
+        norm=norm,
+    ).canonical()
     values = _as_regs(program, regs, num_regs, min_share)
     worth = program.x.size * program.num_gates >= _WORTH_SCREENING
     sizes = group_sizes(program) if screen and worth else None
@@ -153,7 +171,7 @@ def _solve_at(program: ConvexProgram, start: Array, sizes: Array | None, method:
         return solve(program, method=method, tol=tol, init=start)
     chosen = jnp.asarray(np.resize(left if left.size else [0], size))
     present = jnp.arange(size) < left.size
-    part = program.with_masks(select_masks(program.masks, chosen) & present)
+    part = program.with_masks(select_masks(program.masks, chosen) & present, chosen)
     solution = solve(part, method=method, tol=tol, init=start[chosen] * present[:, None, None])
     whole = certified(program, _spread(start, chosen, present, solution.weights), solution)
     # A group that is zero at the optimum can still be the one that bounds the dual of what is not quite it.
@@ -167,10 +185,11 @@ def _spread(like: Array, chosen: Array, present: Array, weights: Array) -> Array
 
 @jax.jit
 def _gap_safe(program: ConvexProgram, weights: Array, sizes: Array) -> Array:
-    residual = program.targets - program.fitted(weights)
-    correlations = program.correlations(residual)
-    gap = program.gap_of(weights, residual, correlations)
-    norms = group_norms(correlations)
-    scale = feasible_scale(program.reg, norms)
-    slack = 10 * jnp.finfo(norms.dtype).eps
-    return scale * norms + jnp.sqrt(2 * gap) * sizes < program.reg * (1 - slack)
+    fit = program.fit(program.fitted(weights))
+    correlations = program.correlations(fit.residual)
+    gap, scale = program.certificate(weights, fit, correlations)
+    duals = program.norm.duals(correlations)
+    heaviest = 1.0 if program.sample_weight is None else jnp.max(program.sample_weight)
+    radius = jnp.sqrt(2 * program.loss.steepest * heaviest * gap)
+    slack = 10 * jnp.finfo(duals.dtype).eps
+    return scale * duals + radius * sizes < program.thresholds * (1 - slack)

@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int
 
 from fixntk._checks import as_matrix
-from fixntk.convex.program import group_norms
+from fixntk.convex.penalties import group_norms
 from fixntk.gates import activation_masks
 from fixntk.gram import masked_apply
 
@@ -54,6 +54,7 @@ class History(NamedTuple):
     jax.tree_util.register_dataclass,
     data_fields=[
         "weights",
+        "intercept",
         "kernel_weights",
         "primal",
         "dual",
@@ -74,13 +75,15 @@ class Solution:
     ----------
     weights
         (P, d, c) group weights W.
+    intercept
+        (c,) b; zero for a program without one.
     kernel_weights
         (P,) kernel weights η: W is the kernel ridge solution of K(η) for IRLS, η_p = ‖W_p‖ for the others; the two
         agree at the optimum.
     primal, dual
         Objective of W, and the lower bound on the optimum that comes with it.
     gap, relative_gap
-        primal − dual, evaluated without cancellation, and its share of ½‖Y‖².
+        primal − dual, evaluated without cancellation, and its share of the objective of W = 0 (½‖Y‖²).
     iterations
         Number of iterations made.
     converged
@@ -96,6 +99,7 @@ class Solution:
     """
 
     weights: Float[Array, "P d c"]
+    intercept: Float[Array, " c"]
     kernel_weights: Float[Array, " P"]
     primal: Float[Array, ""]
     dual: Float[Array, ""]
@@ -128,7 +132,7 @@ class Solution:
         return f"{self.method} stopped early: {state}, above tol={self.tol:.1e}; {remedy}"
 
     def predict(self, x: ArrayLike, gates: ArrayLike) -> Array:
-        """Outputs Σ_p 1{x·g_p ≥ 0} x·W_p on new inputs (M1).
+        """Outputs b + Σ_p 1{x·g_p ≥ 0} x·W_p on new inputs (M1); for classification their signs or largest decide.
 
         Parameters
         ----------
@@ -149,7 +153,7 @@ class Solution:
         x, gates = as_matrix("x", x), as_matrix("gates", gates)
         if gates.shape != self.weights.shape[:2]:
             raise ValueError(f"gates must have shape {self.weights.shape[:2]}, got {gates.shape}")
-        outputs = masked_apply(activation_masks(x, gates), x, self.weights.astype(x.dtype))
+        outputs = masked_apply(activation_masks(x, gates), x, self.weights.astype(x.dtype)) + self.intercept
         return outputs[:, 0] if self.squeeze else outputs
 
 

@@ -17,7 +17,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from fixntk._checks import is_traced
-from fixntk.convex import fista, irls, newton
+from fixntk.convex import fista, irls, newton, prox_newton
 from fixntk.convex.program import ConvexProgram
 from fixntk.convex.solution import ConvergenceWarning, History, Solution, is_active
 
@@ -38,6 +38,9 @@ METHODS = {
     "fista": Method(fista.init, fista.step, 20_000),
     "newton": Method(newton.init, newton.step, 200),
 }
+
+# What "newton" is for losses other than the squared one.
+_PROX_NEWTON = Method(prox_newton.init, prox_newton.step, 200)
 
 # Steps made between two looks at the clock.
 _STEPS_PER_LOOK = 25
@@ -92,10 +95,13 @@ def solve(
         step; the path from the NTK to the optimum, sublinear near its end. ``"fista"``: accelerated proximal gradient
         with restart, two products with the masks a step. ``"newton"``: first-order steps on working sets, then
         semismooth Newton on the dual augmented Lagrangian, where a step costs a masked Gram kernel of the active groups
-        and a Cholesky factorisation, or conjugate gradients where that is cheaper. ``"auto"``: Newton; FISTA under
-        ``jit`` and ``vmap``, where Newton's sizes cannot follow the number of active groups.
+        and a Cholesky factorisation, or conjugate gradients where that is cheaper; for other losses than the squared
+        one proximal Newton, each step of which solves a program of the squared loss so. ``"auto"``: Newton; FISTA for
+        the nuclear norm and the softmax, and under ``jit`` and ``vmap``, where Newton's sizes cannot follow the number
+        of active groups.
     tol
-        Relative gap to reach, as a share of ½‖Y‖². In float32, rounding of the certificate itself is 1e-6 to 1e-5.
+        Relative gap to reach, as a share of the objective of W = 0, ½‖Y‖². In float32, rounding of the certificate
+        itself is 1e-6 to 1e-5.
     max_iter
         Largest number of iterations; 300 for IRLS, 20,000 for FISTA, 200 for Newton when None.
     init
@@ -115,8 +121,9 @@ def solve(
     Raises
     ------
     ValueError
-        If the method is unknown, ``tol`` is below what the dtype can reach, ``init`` does not fit, or an option does
-        not belong to the method. LinAlgError, a ValueError, if the first kernel matrix cannot be factorised.
+        If the method is unknown or not for this loss or norm, ``tol`` is below what the dtype can reach, ``init`` does
+        not fit, or an option does not belong to the method. LinAlgError, a ValueError, if the first kernel matrix
+        cannot be factorised.
 
     Warns
     -----
@@ -126,8 +133,12 @@ def solve(
     if not isinstance(program, ConvexProgram):
         raise TypeError(f"program must be a ConvexProgram, got {type(program).__name__}")
     traced = is_traced(program, init)
-    name = ("fista" if traced else "newton") if method == "auto" else method
+    program = program.canonical()
+    # The softmax's second derivatives are a matrix for each row, which proximal Newton only bounds.
+    is_first_order = traced or program.norm.name == "nuclear" or program.loss.name == "softmax"
+    name = ("fista" if is_first_order else "newton") if method == "auto" else method
     tol, max_iter = _as_options(program, name, tol, max_iter, epsilon)
+    _check_supported(program, name)
     if traced and callback is not None:
         raise ValueError("callback cannot be called under jit or vmap")
     start = _starting_point(program, name, init)
@@ -156,6 +167,17 @@ def certified(program: ConvexProgram, weights: Array, solution: Solution) -> Sol
 
 
 _at_rest = jax.jit(newton.init)
+
+
+def _method(program: ConvexProgram, name: str) -> Method:
+    return _PROX_NEWTON if name == "newton" and not program.is_quadratic else METHODS[name]
+
+
+def _check_supported(program: ConvexProgram, name: str) -> None:
+    if name == "irls" and not program.is_quadratic:
+        raise ValueError(f"method 'irls' is for the squared loss, not for {program.loss.name}: use 'newton' or 'fista'")
+    if name != "fista" and program.norm.name != "frobenius":
+        raise ValueError(f"method {name!r} is for norm 'frobenius', not for {program.norm.name!r}: use 'fista'")
 
 
 def _as_options(program: ConvexProgram, name: str, tol: Any, max_iter: Any, epsilon: Any) -> tuple[float, int]:
@@ -204,7 +226,7 @@ def _starting_point(program: ConvexProgram, name: str, init: ArrayLike | Solutio
 def _start(
     program: ConvexProgram, start: Array, extra: tuple[Array, ...], name: str, max_iter: int
 ) -> tuple[Any, History]:
-    state = METHODS[name].init(program, start, *extra)
+    state = _method(program, name).init(program, start, *extra)
     empty = jnp.full(max_iter + 1, jnp.nan, program.x.dtype)
     return state, _record(History(empty, empty, empty, empty, empty), state, jnp.asarray(0))
 
@@ -242,7 +264,7 @@ def _advance(
 
     def step(carry: tuple[Array, Any, History]) -> tuple[Array, Any, History]:
         iteration, state, history = carry
-        state = METHODS[name].step(program, state)
+        state = _method(program, name).step(program, state)
         return iteration + 1, state, _record(history, state, iteration + 1)
 
     return lax.while_loop(unfinished, step, (iteration, state, history))
@@ -306,13 +328,15 @@ def _certified_at(
     A λ ≤ 0 that came in traced, where it could not be refused, has no certificate.
     """
     weights = state.weights
-    residual = program.targets - program.fitted(weights)
-    gap = jnp.where(program.reg > 0, program.gap_of(weights, residual, program.correlations(residual)), jnp.nan)
-    primal = program.primal_of(weights, residual)
+    fit = program.fit(program.fitted(weights))
+    gap = program.certificate(weights, fit, program.correlations(fit.residual)).gap
+    gap = jnp.where(program.reg > 0, gap, jnp.nan)
+    primal = program.primal_of(weights, fit)
     at_zero = program.primal_at_zero()
     relative_gap = gap / jnp.where(at_zero > 0, at_zero, 1.0)
     return Solution(
         weights=weights,
+        intercept=fit.intercept,
         kernel_weights=state.kernel_weights,
         primal=primal,
         dual=primal - gap,

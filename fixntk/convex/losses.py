@@ -1,0 +1,278 @@
+"""Losses of a convex program: values, residuals, conjugates and what the certificate needs of them (M7)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from fixntk._checks import as_float_array, as_real_array, is_traced
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A convex loss, row by row, of outputs F and targets Y, both (n, c).
+
+    Attributes
+    ----------
+    name
+        For messages.
+    steepest
+        Largest second derivative.
+    encode
+        Targets as numbers, (n,) or (n, c), from what the user gave; raises what says why they do not fit.
+    values
+        (n,) losses ℓ(F_i; Y_i).
+    residuals
+        (n, c) negative gradients R by F.
+    divergences
+        (n,) ℓ(F) + ℓ*(−sR) + s⟨R, F⟩ ≥ 0 for 0 ≤ s ≤ 1, written so that nothing cancels; zero at s = 1.
+    conjugates
+        (n,) ℓ*(−Θ), ∞ outside of its domain.
+    curvatures
+        (n,) multiples of I that stand in for the Hessians in F, in Newton's method.
+    """
+
+    name: str
+    steepest: float
+    encode: Callable[[Any], Array]
+    values: Callable[[Array, Array], Array]
+    residuals: Callable[[Array, Array], Array]
+    divergences: Callable[[Array, Array, Array], Array]
+    conjugates: Callable[[Array, Array], Array]
+    curvatures: Callable[[Array, Array], Array]
+
+
+def _as_numbers(y: Any) -> Array:
+    return as_float_array("y", y, (1, 2))
+
+
+def _half_squares(rows: Array) -> Array:
+    return 0.5 * jnp.sum(rows**2, axis=1)
+
+
+_SQUARED = Loss(
+    name="squared",
+    steepest=1.0,
+    encode=_as_numbers,
+    values=lambda outputs, targets: _half_squares(targets - outputs),
+    residuals=lambda outputs, targets: targets - outputs,
+    divergences=lambda outputs, targets, scale: (1 - scale) ** 2 * _half_squares(targets - outputs),
+    conjugates=lambda theta, targets: _half_squares(theta) - jnp.sum(theta * targets, axis=1),
+    curvatures=lambda outputs, _: jnp.ones_like(outputs[:, 0]),
+)
+
+
+@cache
+def huber(delta: float = 1.0) -> Loss:
+    """½r² for |r| ≤ ``delta``, beyond it delta (|r| − delta/2), of each residual r.
+
+    Raises
+    ------
+    ValueError
+        If ``delta`` is not positive and finite.
+    """
+    delta = float(delta)
+    if not 0 < delta < math.inf:
+        raise ValueError(f"delta must be positive and finite, got {delta}")
+
+    def residuals(outputs: Array, targets: Array) -> Array:
+        return jnp.clip(targets - outputs, -delta, delta)
+
+    def excess(outputs: Array, targets: Array) -> Array:
+        """|R| times what is clipped."""
+        error = targets - outputs
+        return jnp.sum(delta * jnp.maximum(jnp.abs(error) - delta, 0), axis=1)
+
+    def conjugates(theta: Array, targets: Array) -> Array:
+        inside = jnp.max(jnp.abs(theta), axis=1) <= delta * (1 + 100 * jnp.finfo(theta.dtype).eps)
+        return jnp.where(inside, _SQUARED.conjugates(theta, targets), jnp.inf)
+
+    def curvatures(outputs: Array, targets: Array) -> Array:
+        smallest = jnp.min(jnp.abs(targets - outputs), axis=1)
+        return (smallest < delta).astype(outputs.dtype)
+
+    return Loss(
+        name=f"huber({delta:g})",
+        steepest=1.0,
+        encode=_as_numbers,
+        values=lambda outputs, targets: _half_squares(residuals(outputs, targets)) + excess(outputs, targets),
+        residuals=residuals,
+        divergences=lambda outputs, targets, scale: (
+            (1 - scale) ** 2 * _half_squares(residuals(outputs, targets)) + (1 - scale) * excess(outputs, targets)
+        ),
+        conjugates=conjugates,
+        curvatures=curvatures,
+    )
+
+
+def _as_signs(y: Any) -> Array:
+    """Labels of two classes as ±1: given so, as 0 and 1, or as bools."""
+    given = as_real_array("y", y)
+    signs = as_float_array("y", given, (1,))
+    if is_traced(signs):
+        return signs
+    labels = np.unique(np.asarray(given))
+    if set(labels.tolist()) <= {-1, 1}:
+        return signs
+    if set(labels.tolist()) <= {0, 1}:
+        return 2 * signs - 1
+    raise ValueError(f"y must hold the labels -1 and 1, or 0 and 1, for this loss, got {_listed(labels)}")
+
+
+def _as_one_hot(y: Any) -> Array:
+    """Classes as rows of zeros with a one: given so, or as integers from 0."""
+    given = as_real_array("y", y)
+    values = as_float_array("y", given, (1, 2))
+    if values.ndim == 2:
+        if not is_traced(values) and not bool(jnp.all((values == 0) | (values == 1)) & jnp.all(values.sum(1) == 1)):
+            raise ValueError("y must have a single 1 in each row and zeros elsewhere, or be (n,) classes, for softmax")
+        return values
+    if is_traced(values):
+        raise ValueError("y must be one-hot, (n, c), where it is traced: the number of classes is not known")
+    labels = np.unique(np.asarray(given))
+    if not np.array_equal(labels, np.arange(labels.size)) or labels.size < 2:
+        raise ValueError(f"y must hold classes 0, 1, …, c − 1, each at least once, for softmax, got {_listed(labels)}")
+    return jax.nn.one_hot(values.astype(int), labels.size, dtype=values.dtype)
+
+
+def _listed(labels: np.ndarray) -> str:
+    shown = ", ".join(f"{label:g}" for label in labels[:10])
+    return f"labels {shown}{', …' if labels.size > 10 else ''}"
+
+
+def _relative_entropy(log_share: Array, scale: Array) -> Array:
+    """KL(q ‖ p) of two distributions, where p gives the true class e^log_share and q = (1 − scale)·truth + scale·p.
+
+    As Σ_k p_k φ(q_k / p_k − 1) with φ(t) = (1 + t) log(1 + t) − t, a sum of terms that are not negative.
+    """
+    share = jnp.exp(log_share)
+    rest, less = -jnp.expm1(log_share), 1 - scale
+    gained = less * rest
+    safe = jnp.where(share > 0, share, 1.0)
+    near = gained <= 0.1 * share
+    ratio = jnp.where(near, gained / safe, 0.0)
+    total = share + gained
+    far = total * (jnp.log(jnp.where(total > 0, total, 1.0)) - jnp.maximum(log_share, -1e30)) - gained
+    return rest * _entropy(-less) + jnp.where(near, share * _entropy(ratio), far)
+
+
+def _entropy(t: Array) -> Array:
+    """(1 + t) log(1 + t) − t for t ≥ −1, by its series near 0."""
+    terms = [(-1) ** k / (k * (k - 1)) for k in range(2, 18)]
+    small = jnp.abs(t) <= 0.1
+    series = jnp.zeros_like(t)
+    for term in reversed(terms):
+        series = series * jnp.where(small, t, 0.0) + term
+    other = jnp.where(small, 1.0, t)
+    return jnp.where(small, t**2 * series, jax.scipy.special.xlog1py(1 + other, other) - other)
+
+
+def _negative_entropy(shares: Array) -> Array:
+    """Σ q log q by row, ∞ where a share is negative (beyond rounding)."""
+    inside = jnp.min(shares, axis=1) >= -100 * jnp.finfo(shares.dtype).eps
+    shares = jnp.maximum(shares, 0)
+    return jnp.where(inside, jnp.sum(jax.scipy.special.xlogy(shares, shares), axis=1), jnp.inf)
+
+
+def _margins(outputs: Array, targets: Array) -> Array:
+    return (outputs * targets)[:, 0]
+
+
+def _logistic_conjugates(theta: Array, targets: Array) -> Array:
+    share = _margins(theta, targets)
+    return _negative_entropy(jnp.stack([share, 1 - share], axis=1))
+
+
+def _logistic_curvatures(outputs: Array, targets: Array) -> Array:
+    return jax.nn.sigmoid(outputs[:, 0]) * jax.nn.sigmoid(-outputs[:, 0]) + 0 * targets[:, 0]
+
+
+_LOGISTIC = Loss(
+    name="logistic",
+    steepest=0.25,
+    encode=_as_signs,
+    values=lambda outputs, targets: jax.nn.softplus(-_margins(outputs, targets)),
+    residuals=lambda outputs, targets: targets * jax.nn.sigmoid(-outputs * targets),
+    divergences=lambda outputs, targets, scale: _relative_entropy(-jax.nn.softplus(-_margins(outputs, targets)), scale),
+    conjugates=_logistic_conjugates,
+    curvatures=_logistic_curvatures,
+)
+
+
+def _log_shares(outputs: Array, targets: Array) -> Array:
+    """Logarithm of the true class's probability."""
+    return jnp.sum(jax.nn.log_softmax(outputs, axis=1) * targets, axis=1)
+
+
+def _softmax_conjugates(theta: Array, targets: Array) -> Array:
+    balanced = jnp.abs(jnp.sum(theta, axis=1)) <= 100 * jnp.finfo(theta.dtype).eps
+    return jnp.where(balanced, _negative_entropy(targets - theta), jnp.inf)
+
+
+def _softmax_curvatures(outputs: Array, _: Array) -> Array:
+    shares = jax.nn.softmax(outputs, axis=1)
+    return jnp.minimum(2 * jnp.max(shares * (1 - shares), axis=1), 0.5)
+
+
+_SOFTMAX = Loss(
+    name="softmax",
+    steepest=0.5,
+    encode=_as_one_hot,
+    values=lambda outputs, targets: -_log_shares(outputs, targets),
+    residuals=lambda outputs, targets: targets - jax.nn.softmax(outputs, axis=1),
+    divergences=lambda outputs, targets, scale: _relative_entropy(_log_shares(outputs, targets), scale),
+    conjugates=_softmax_conjugates,
+    curvatures=_softmax_curvatures,
+)
+
+
+def _shortfalls(outputs: Array, targets: Array) -> Array:
+    return jnp.maximum(1 - _margins(outputs, targets), 0)
+
+
+def _hinge_conjugates(theta: Array, targets: Array) -> Array:
+    share = _margins(theta, targets)
+    return jnp.where(share >= 0, 0.5 * share**2 - share, jnp.inf)
+
+
+_SQUARED_HINGE = Loss(
+    name="squared_hinge",
+    steepest=1.0,
+    encode=_as_signs,
+    values=lambda outputs, targets: 0.5 * _shortfalls(outputs, targets) ** 2,
+    residuals=lambda outputs, targets: targets * _shortfalls(outputs, targets)[:, None],
+    divergences=lambda outputs, targets, scale: 0.5 * (1 - scale) ** 2 * _shortfalls(outputs, targets) ** 2,
+    conjugates=_hinge_conjugates,
+    curvatures=lambda outputs, targets: (_margins(outputs, targets) < 1).astype(outputs.dtype),
+)
+
+LOSSES: dict[str, Loss] = {
+    "squared": _SQUARED,
+    "logistic": _LOGISTIC,
+    "softmax": _SOFTMAX,
+    "squared_hinge": _SQUARED_HINGE,
+    "huber": huber(),
+}
+
+
+def as_loss(loss: str | Loss) -> Loss:
+    """A loss from its name, or itself.
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown.
+    """
+    if isinstance(loss, Loss):
+        return loss
+    if not isinstance(loss, str) or loss not in LOSSES:
+        raise ValueError(f"loss must be one of {', '.join(LOSSES)}, or a Loss, got {loss!r}")
+    return LOSSES[loss]

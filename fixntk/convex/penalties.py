@@ -1,0 +1,69 @@
+"""Norms of groups of weights: what a penalty sums, its dual, and its proximal operator (M5, M7, M10)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float
+
+from fixntk._numerics import matmul, safe_sqrt
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A norm of each group of a (P, d, c) array.
+
+    Attributes
+    ----------
+    name
+        For messages.
+    values
+        (P,) norms.
+    duals
+        (P,) dual norms.
+    prox
+        Of groups and (P,) or scalar thresholds: the proximal operator of threshold · norm.
+    """
+
+    name: str
+    values: Callable[[Array], Array]
+    duals: Callable[[Array], Array]
+    prox: Callable[[Array, Array], Array]
+
+
+def group_norms(groups: Array) -> Float[Array, " P"]:
+    """Frobenius norm of each group of a (P, d, c) array, with gradient zero at zero."""
+    return safe_sqrt(jnp.sum(groups**2, axis=(1, 2)))
+
+
+def shares_kept(norms: Array, threshold: Array) -> Float[Array, " P"]:
+    """(1 − threshold/‖V_p‖)₊ of groups with these norms: what the proximal operator of threshold · Σ_p ‖·‖ leaves."""
+    return jnp.where(norms > threshold, 1 - threshold / jnp.where(norms > 0, norms, 1.0), 0.0)
+
+
+def _shrunk(groups: Array, thresholds: Array) -> Array:
+    return shares_kept(group_norms(groups), thresholds)[:, None, None] * groups
+
+
+def _singular_values(groups: Array) -> Array:
+    return jnp.linalg.svd(groups, compute_uv=False)
+
+
+def _singular_values_shrunk(groups: Array, thresholds: Array) -> Array:
+    left, values, right = jnp.linalg.svd(groups, full_matrices=False)
+    shrunk = jnp.maximum(values - jnp.reshape(thresholds, (-1, 1)), 0)
+    return matmul(left * shrunk[:, None, :], right)
+
+
+NORMS: dict[str, Norm] = {
+    "frobenius": Norm("frobenius", group_norms, group_norms, _shrunk),
+    "nuclear": Norm(
+        "nuclear",
+        lambda groups: jnp.sum(_singular_values(groups), axis=1),
+        lambda groups: _singular_values(groups)[:, 0],
+        _singular_values_shrunk,
+    ),
+}
