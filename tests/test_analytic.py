@@ -225,6 +225,29 @@ def test_derivatives_are_finite_differences(rng, activation):
             np.testing.assert_allclose(getattr(derivative, name), expected, atol=2e-8)
 
 
+@pytest.mark.parametrize("num_columns", [4, 40])
+@pytest.mark.parametrize("distance", [1e-2, 1e-5, 1e-7])
+def test_float32_derivatives_of_nearly_parallel_inputs(rng, num_columns, distance):
+    """Against float64: a formula that cancels would be off by its rounding over the distance, or its square."""
+    x = rng.standard_normal((6, num_columns))
+    near = 2 * x * (1 + distance * rng.standard_normal(x.shape)) * np.array([1, -1, 1, -1, 1, 1])[:, None]
+    near[4:] = rng.standard_normal((2, num_columns))
+    x, near = x.astype(np.float32), near.astype(np.float32)
+
+    def kernels(x1, x2):
+        return jnp.sum(fx.mlp_kernel(x1, x2, depth=3).ntk) + jnp.sum(fx.gated_relu_ntk(x1, x2))
+
+    single, double = (jax.grad(kernels)(jnp.asarray(x, dtype), jnp.asarray(near, dtype)) for dtype in ("f4", "f8"))
+    np.testing.assert_allclose(single, double, atol=2e-6 * float(jnp.max(jnp.abs(double))))
+
+
+def test_angles_at_the_ends_of_float32():
+    x = np.array([[3e18, 1e18], [1e-37, 2e-37], [3e18, 1.1e18], [-3e18, -1e18], [-2, -4]], np.float32)
+    scale = np.outer(*[np.linalg.norm(x.astype(np.float64), axis=1)] * 2)
+    expected = np.array([[closed_form(a, b) for b in x] for a in x])
+    np.testing.assert_array_less(np.abs(fx.gated_relu_ntk(x) - expected), 3e-7 * scale + 1e-38)
+
+
 @pytest.mark.parametrize(("activation", "b_std"), [*((name, 0.0) for name in ACTIVATIONS), ("relu", 0.3), ("abs", 0.3)])
 def test_deep_derivatives_are_finite_at_the_kinks(rng, activation, b_std):
     x = jnp.asarray(rng.standard_normal((1, 3)))

@@ -452,6 +452,23 @@ def test_linearisation_keeps_the_dtype_of_its_parameters():
     assert f_lin(np.zeros(3), jnp.ones(3, jnp.float32)).dtype == jnp.float32
 
 
+def test_linearisation_leaves_integers_and_takes_custom_backward_passes(rng):
+    params0, step, x = (jnp.asarray(rng.standard_normal(shape)) for shape in ((3, 2), (3, 2), (4, 3)))
+
+    @jax.custom_vjp
+    def doubled(h):
+        return jnp.sin(h)
+
+    doubled.defvjp(lambda h: (jnp.sin(h), h), lambda h, change: (2 * change * jnp.cos(h),))
+    values, classes = linearize(lambda p, x: (x @ p, jnp.argmax(x @ p, axis=1)), params0)(params0 + step, x)
+    np.testing.assert_allclose(values, x @ (params0 + step))
+    np.testing.assert_array_equal(classes, jnp.argmax(x @ params0, axis=1))
+    moved = linearize(lambda p, x: doubled(x @ p), params0)(params0 + step, x)
+    np.testing.assert_allclose(moved, jnp.sin(x @ params0) + 2 * jnp.cos(x @ params0) * (x @ step))
+    with pytest.raises(TypeError, match="f must return one floating-point array where it uses"):
+        linearize(lambda p, x: (doubled(x @ p), 1.0), params0)(params0, x)
+
+
 EYE, ONES = np.eye(3), np.ones(3)
 ASYMMETRIC = EYE + np.eye(3, k=1)
 

@@ -212,6 +212,9 @@ def dropout(params, x):
     return (hidden * jax.random.bernoulli(jax.random.key(0), 0.5, hidden.shape)) @ params["v"]
 
 
+NO_HEAD = {**PARAMS, "v": jnp.zeros_like(PARAMS["v"])}
+
+
 @pytest.mark.parametrize(
     ("error", "message", "change"),
     [
@@ -239,12 +242,36 @@ def dropout(params, x):
         (ValueError, "one row an example: x1 has 7 rows.*jax.vmap", {"f": lambda p, x: jnp.sum(x @ p["w"])}),
         (ValueError, "changes with the rest of the batch", {"f": batch_normalised}),
         (ValueError, "changes with the rest of the batch", {"f": dropout}),
+        (ValueError, "derivative for an example changes", {"f": batch_normalised, "params": NO_HEAD}),
+        (ValueError, "derivative for an example changes", {"f": dropout, "params": NO_HEAD}),
+        (ValueError, "changes with the rest of the batch", {"f": batch_normalised, "x1": X1.at[1].set(X1[0])}),
+        (ValueError, "changes with the rest of the batch", {"f": batch_normalised, "x1": X1[:1], "x2": X2}),
+        (
+            ValueError,
+            "changes with the rest of the batch",
+            {"f": lambda p, x: network(p, x) + network(p, jnp.roll(x, 2, axis=0))},
+        ),
+        (
+            ValueError,
+            r"for a batch of one example, expected \(1,\), got \(\)",
+            {"f": lambda p, x: (x @ p["w"][:, 0:1]).squeeze()},
+        ),
     ],
 )
 def test_bad_input_is_named(error, message, change):
     arguments = {"f": network, "params": PARAMS, "x1": X1, **change}
     with pytest.raises(error, match=message):
         fx.empirical_ntk(**arguments)
+
+
+@pytest.mark.parametrize("method", ["auto", "structured", "jacobian", "ntvp"])
+def test_parameters_that_do_not_enter_have_kernel_zero(method):
+    kernels = fx.layerwise_ntk(
+        lambda p, x: jnp.sin(x) * p["s"], {"s": jnp.ones(4), "u": PARAMS["w"]}, X1, method=method
+    )
+    assert jnp.all(kernels["u"] == 0)
+    assert jnp.any(kernels["s"] != 0)
+    assert jnp.all(fx.empirical_ntk(lambda _, x: jnp.sin(x), PARAMS, X1, method=method) == 0)
 
 
 def test_bad_groups_and_vectors_are_named():

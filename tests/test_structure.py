@@ -101,6 +101,12 @@ NETWORKS = {
         (3,),
         {"w", "v"},
     ),
+    "complex activations": (
+        lambda p, x: jnp.abs(jnp.fft.rfft(x @ p["w"]) @ p["v"]) ** 2 + jnp.real(jnp.fft.rfft(x)) @ p["u"],
+        {"w": normal(1, 4, 4), "v": normal(2, 3, 2), "u": normal(3, 3, 2)},
+        (4,),
+        {"w", "u"},
+    ),
     "product of leaves": (
         lambda p, x: jnp.tanh(x @ (p["a"] @ p["b"])) @ p["v"],
         {"a": normal(1, 4, 2), "b": normal(2, 2, 5), "v": normal(3, 5, 2)},

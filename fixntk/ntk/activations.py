@@ -15,7 +15,7 @@ from jax import Array, lax
 
 from fixntk._checks import as_positive_int
 from fixntk._numerics import matmul, safe_sqrt
-from fixntk.ntk.angles import full_angle
+from fixntk.ntk.angles import full_angle, sine_less_angle_times_cosine
 
 
 class Gaussians(NamedTuple):
@@ -112,9 +112,9 @@ def _leaky_relu(slope: float) -> Activation:
         if slope == -1:
             smaller = jnp.minimum(pair.haversine, pair.havercosine)
             pair = pair._replace(haversine=smaller, havercosine=jnp.maximum(pair.haversine, pair.havercosine))
-        cosine = pair.havercosine - pair.haversine
-        # cos θ rises by twice this: 2 even (sin θ − θ cos θ) / (π (odd + even)).
-        rise = (even / (jnp.pi * (odd + even))) * (pair.sine - pair.angle * cosine)
+        # cos θ rises by twice this.
+        lune = sine_less_angle_times_cosine(pair.haversine, pair.havercosine)
+        rise = (even / (jnp.pi * (odd + even))) * lune
         return jnp.maximum(pair.haversine - rise, 0), pair.havercosine + rise
 
     return Activation(f"leaky_relu({slope:g})", moments, haversines)

@@ -417,8 +417,9 @@ def _of_inputs(rows1: Rows, rows2: Rows, scale: Any, has_all_positions: bool) ->
         """Positions (n, S, …) in one axis, each with a number of its own."""
         step = jnp.where(rows.numbers < 0, -1, 1)[:, None]
         numbers = rows.numbers[:, None] * size + step * jnp.arange(size)
-        x, units = (array.reshape(-1, size, array.shape[-1]) for array in (rows.x, rows.units))
-        return Rows(x, units, rows.lengths.reshape(-1, size), numbers)
+        vectors = (array.reshape(-1, size, array.shape[-1]) for array in (rows.x, rows.units, rows.scaled))
+        x, units, scaled = vectors
+        return Rows(x, units, rows.lengths.reshape(-1, size), numbers, scaled, rows.scaled_lengths.reshape(-1, size))
 
     first, second = stacked(rows1), stacked(rows2)
     if not has_all_positions:

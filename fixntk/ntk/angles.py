@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -32,23 +33,41 @@ class Rows(NamedTuple):
         (…) Euclidean lengths.
     numbers
         (…) integers that tell who is who: the same number, the same vector.
+    scaled
+        (…, d) the vectors divided by powers of two, exactly, and so that …
+    scaled_lengths
+        (…) … their lengths are between a half and one, or zero.
     """
 
     x: Array
     units: Array
     lengths: Array
     numbers: Array
+    scaled: Array
+    scaled_lengths: Array
 
 
 def as_rows(x: Array, numbers: Array) -> Rows:
     """Rows of an array (…, d), each with its number."""
     # Scaling by the largest entry first keeps squares of large and small entries in range.
-    largest = jnp.max(jnp.abs(x), axis=-1, keepdims=True)
-    largest = lax.stop_gradient(jnp.where(largest > 0, largest, 1.0))
-    scaled = x / largest
-    lengths = _lengths(scaled)[..., None]
-    units = jnp.where(lengths > 0, scaled / jnp.where(lengths > 0, lengths, 1.0), 0.0)
-    return Rows(x, units, (lengths * largest)[..., 0], numbers)
+    half1, half2 = _powers_of_two(jnp.max(jnp.abs(x), axis=-1))
+    small = x / half1[..., None] / half2[..., None]
+    small_lengths = _lengths(small)
+    power1, power2 = _powers_of_two(small_lengths)
+    power = power1 * power2
+    scaled, scaled_lengths = small / power[..., None], small_lengths / power
+    units = jnp.where(
+        scaled_lengths[..., None] > 0, scaled / jnp.where(scaled_lengths > 0, scaled_lengths, 1.0)[..., None], 0.0
+    )
+    return Rows(x, units, small_lengths * half1 * half2, numbers, scaled, scaled_lengths)
+
+
+def _powers_of_two(sizes: Array) -> tuple[Array, Array]:
+    """Two powers of two, each of which is in range, whose product is the next one above a size; ones for zero."""
+    exponents = jnp.where(sizes > 0, jnp.frexp(lax.stop_gradient(sizes))[1], 0)
+    half = exponents // 2
+    ones = jnp.ones_like(sizes)
+    return jnp.ldexp(ones, half), jnp.ldexp(ones, exponents - half)
 
 
 @jax.custom_jvp
@@ -59,34 +78,54 @@ def products_and_angles(rows1: Rows, rows2: Rows) -> tuple[Array, Array, Array]:
 
     ‖u − v‖²/4 and ‖u + v‖²/4 of unit vectors keep full precision at every angle, where arccos(u·v) loses half of the
     digits near 0 and π. Away from there they come from u·v, one matrix product; pairs near there are taken again by
-    their differences, a row at a time.
+    the differences of the vectors, a row at a time where columns are many.
     """
-    units1, units2 = rows1.units, rows2.units
     same = rows1.numbers[:, None] == rows2.numbers
-    cosine = matmul(units1, units2.T)
+    cosine = matmul(rows1.units, rows2.units.T)
     haversine, havercosine = jnp.maximum(1 - cosine, 0) / 2, jnp.maximum(1 + cosine, 0) / 2
-    near = (jnp.abs(cosine) > _NEARLY_PARALLEL) & ~same
-    if units1.shape[1] <= _FEW_COLUMNS:
-        haversine = jnp.where(near, _quarter_squares(units2 - units1[:, None]), haversine)
-        havercosine = jnp.where(near, _quarter_squares(units2 + units1[:, None]), havercosine)
+    near, sign = (jnp.abs(cosine) > _NEARLY_PARALLEL) & ~same, jnp.sign(cosine)
+
+    def corrected(rows1: Rows, sign: Array, near: Array, haversine: Array, havercosine: Array) -> tuple[Array, Array]:
+        quarter = jnp.sum(_difference(rows1, rows2, sign) ** 2, axis=-1) / 4
+        smaller, larger = jnp.where(near, quarter, 0.0), jnp.where(near, 1 - quarter, 0.0)
+        haversine = jnp.where(near, jnp.where(sign > 0, smaller, larger), haversine)
+        return haversine, jnp.where(near, jnp.where(sign > 0, larger, smaller), havercosine)
+
+    if rows1.units.shape[1] <= _FEW_COLUMNS:
+        each = jax.tree.map(lambda array: array[:, None], rows1)
+        haversine, havercosine = corrected(each, sign, near, haversine, havercosine)
     else:
         has_near = jnp.any(near, axis=1)
         num_rows = jnp.sum(has_near)
-        numbers = jnp.nonzero(has_near, size=units1.shape[0], fill_value=0)[0]
+        numbers = jnp.nonzero(has_near, size=near.shape[0], fill_value=0)[0]
 
         def correct(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
             step, haversine, havercosine = state
             row = numbers[step]
-            difference, total = _quarter_squares(units2 - units1[row]), _quarter_squares(units2 + units1[row])
-            haversine = haversine.at[row].set(jnp.where(near[row], difference, haversine[row]))
-            havercosine = havercosine.at[row].set(jnp.where(near[row], total, havercosine[row]))
-            return step + 1, haversine, havercosine
+            one = jax.tree.map(lambda array: array[row], rows1)
+            new = corrected(one, sign[row], near[row], haversine[row], havercosine[row])
+            return step + 1, haversine.at[row].set(new[0]), havercosine.at[row].set(new[1])
 
         start = jnp.zeros_like(num_rows), haversine, havercosine
         _, haversine, havercosine = lax.while_loop(lambda state: state[0] < num_rows, correct, start)
     haversine, havercosine = jnp.where(same, 0.0, haversine), jnp.where(same, 1.0, havercosine)
     cosine = jnp.where(near | same, havercosine - haversine, cosine)
     return rows1.lengths[:, None] * rows2.lengths * cosine, haversine, havercosine
+
+
+def _difference(rows1: Rows, rows2: Rows, sign: Array) -> Array:
+    """Difference u − sign·v of unit vectors from x − sign·y, which is exact where they are close.
+
+    With δ = ‖x‖ − ‖y‖ it is (x − sign·y − sign·δ v) / ‖x‖. Powers of two bring the lengths near each other first,
+    so that the first difference is exact whatever they are.
+    """
+    sign, length1, length2 = (array[..., None] for array in (sign, rows1.scaled_lengths, rows2.scaled_lengths))
+    power = jnp.where(length1 > 1.4 * length2, 2.0, jnp.where(1.4 * length1 < length2, 0.5, 1.0)).astype(sign.dtype)
+    length2, total = power * length2, length1 + power * length2
+    between = rows1.scaled - sign * power * rows2.scaled
+    mean = (length1 * rows1.units + sign * length2 * rows2.units) / jnp.where(total > 0, total, 1.0)
+    longer = jnp.sum(between * mean, axis=-1, keepdims=True)
+    return (between - sign * longer * rows2.units) / jnp.where(length1 > 0, length1, 1.0)
 
 
 @products_and_angles.defjvp
@@ -100,7 +139,32 @@ def _products_and_angles_jvp(primals: tuple[Rows, Rows], tangents: tuple[Rows, R
     stretch = change1.lengths[:, None] * rows2.lengths + rows1.lengths[:, None] * change2.lengths
     cosine = (product - (havercosine - haversine) * stretch) / jnp.where(lengths > 0, lengths, 1.0)
     cosine = jnp.where(lengths > 0, cosine, 0.0)
+    # Which cancels near 0 and π, where an angle's derivative divides by its sine.
+    near = (jnp.abs(havercosine - haversine) > _NEARLY_PARALLEL) & (rows1.numbers[:, None] != rows2.numbers)
+    sign = jnp.sign(havercosine - haversine)
+    cosine = jnp.where(near, -sign * _differences_along(near, sign, primals, tangents), cosine)
     return values, (product, -cosine / 2, cosine / 2)
+
+
+def _differences_along(near: Array, sign: Array, rows: tuple[Rows, Rows], changes: tuple[Rows, Rows]) -> Array:
+    """(u − sign·v)·(du − sign·dv) of the pairs (n1, n2) that are near, row by row where columns are many."""
+    (rows1, rows2), (changes1, changes2) = rows, (change.units for change in changes)
+
+    # Not kept for the backward pass: n1 × n2 × d numbers.
+    @jax.checkpoint
+    def of_rows(rows1: Rows, changes1: Array, sign: Array) -> Array:
+        """One row, or (n1, 1, d) of them, with all of the second."""
+        return jnp.sum(_difference(rows1, rows2, sign) * (changes1 - sign[..., None] * changes2), axis=-1)
+
+    if changes1.shape[1] <= _FEW_COLUMNS:
+        return of_rows(jax.tree.map(lambda array: array[:, None], rows1), changes1[:, None], sign)
+
+    @jax.checkpoint
+    def of_row(_: None, row: tuple[Array, Rows, Array, Array]) -> tuple[None, Array]:
+        near, *operands = row
+        return None, lax.cond(jnp.any(near), of_rows, lambda *_: jnp.zeros_like(row[-1]), *operands)
+
+    return lax.scan(of_row, None, (near, rows1, changes1, sign))[1]
 
 
 @jax.custom_jvp
@@ -127,6 +191,27 @@ def _full_angle_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array])
     return full_angle(haversine, havercosine), change
 
 
+@jax.custom_jvp
+def sine_less_angle_times_cosine(haversine: Array, havercosine: Array) -> Array:
+    """Sin θ − θ cos θ, about θ³/3 near 0, to a few units of rounding; so is its derivative θ sin θ."""
+    angle = full_angle(haversine, havercosine)
+    square = angle**2
+    # θ³ Σ_k (−1)^k (2k + 2) θ^(2k) / (2k + 3)!
+    series = jnp.zeros_like(angle)
+    for k in reversed(range(8)):
+        series = series * square + (-1) ** k * (2 * k + 2) / math.factorial(2 * k + 3)
+    sine = 2 * safe_sqrt(haversine * havercosine)
+    return jnp.where(angle < 0.5, angle * square * series, sine - angle * (havercosine - haversine))
+
+
+@sine_less_angle_times_cosine.defjvp
+def _sine_less_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    haversine, havercosine = primals
+    # sin θ dθ without the division by sin θ that dθ alone would need.
+    change = 2 * (havercosine * tangents[0] - haversine * tangents[1])
+    return sine_less_angle_times_cosine(*primals), full_angle(*primals) * change
+
+
 @cache
 def _arcsine_series(is_double: bool) -> tuple[float, ...]:
     """Coefficients of arcsin(√t)/√t in powers of t for 0 ≤ t ≤ 1/2, to 3e-9 or to double precision."""
@@ -137,10 +222,6 @@ def _arcsine_series(is_double: bool) -> tuple[float, ...]:
 
     interpolant = np.polynomial.Chebyshev.interpolate(ratio, 22 if is_double else 8, domain=[0, 0.5])
     return tuple(float(coefficient) for coefficient in interpolant.convert(kind=np.polynomial.Polynomial).coef)
-
-
-def _quarter_squares(rows: Array) -> Array:
-    return jnp.sum(rows**2, axis=-1) / 4
 
 
 def _lengths(rows: Array) -> Array:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from fixntk.ntk.inputs import as_operands, check_rows_are_independent, hashable, num_rows
+from fixntk.ntk.linearize import value_and_change
 from fixntk.ntk.methods import METHODS
 from fixntk.ntk.tiles import Request, inside_transformation, outside_transformation, parts_of
 
@@ -83,7 +84,8 @@ def empirical_ntk(
     ValueError
         If there are no parameters or examples, x1 and x2 do not have the same shape but for their rows, values are not
         finite, an axis is out of range or both traced and diagonal, the output does not have one row an example, or
-        its rows depend on other examples (batch statistics) or differ between calls.
+        its rows depend on other examples (batch statistics) or differ between calls: outputs and derivatives of a row
+        are compared alone and among two others, but not under ``jax.jit``.
 
     References
     ----------
@@ -177,7 +179,7 @@ def ntk_vector_product(
         As in :func:`empirical_ntk`; also if ``vector`` does not have the shape of ``f(params, x2)``.
     """
     params, x1, x2 = as_operands(f, params, x1, x2)
-    is_concrete = check_rows_are_independent(f, params, x1)
+    is_concrete = check_rows_are_independent(f, params, x1, x2)
     _check_batch_size(batch_size)
     x2 = x1 if x2 is None else x2
     vector = jnp.asarray(vector)
@@ -203,7 +205,7 @@ def _pull_back(f: Callable[..., Any], params: Any, x: Any, cotangent: Array) -> 
 
 
 def _push_forward(f: Callable[..., Any], params: Any, x: Any, direction: Any) -> Array:
-    return jax.jvp(lambda p: f(p, x), (params,), (direction,))[1]
+    return value_and_change(lambda p: f(p, x), params, direction)[1]
 
 
 _compiled_pull_back = jax.jit(_pull_back, static_argnums=0)
@@ -211,7 +213,7 @@ _compiled_push_forward = jax.jit(_push_forward, static_argnums=0)
 
 
 def _compute(f: Callable[..., Any], request: Request, params: Any, x1: Any, x2: Any, store_on_device: bool) -> Any:
-    if not check_rows_are_independent(f, params, x1):
+    if not check_rows_are_independent(f, params, x1, x2):
         if not store_on_device:
             raise ValueError("store_on_device=False cannot be used under a JAX transformation: leave it True there")
         return inside_transformation(request, params, x1, x2)

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from fixntk._checks import is_traced
@@ -114,10 +115,19 @@ def _check_output(f: Callable[..., Any], params: Any, x: Any) -> None:
             f"f must map a batch to one row an example: x1 has {num_rows(x)} rows, f(params, x1) has shape"
             f" {output.shape}. For a function of one example pass jax.vmap(f, in_axes=(None, 0))"
         )
+    single = jax.eval_shape(f, params, jax.tree.map(lambda a: a[:1], x)).shape
+    if single != (1, *output.shape[1:]):
+        raise ValueError(
+            f"f must keep the axes of its output for a batch of one example, expected {(1, *output.shape[1:])}, got"
+            f" {single}: squeeze one axis by name, not all"
+        )
 
 
-def check_rows_are_independent(f: Callable[..., Any], params: Any, x: Any) -> bool:
-    """Compare the first row's output alone, and before and behind the second row: batch statistics show.
+def check_rows_are_independent(f: Callable[..., Any], params: Any, x1: Any, x2: Any = None) -> bool:
+    """Compare a row's output and a derivative of it alone, before and behind others: batch statistics show.
+
+    The derivative by the parameters tells where the output cannot, such as behind a head that starts at zero. The
+    others are a row that differs from the first one, of x1 or x2, and the last one.
 
     Returns
     -------
@@ -128,24 +138,41 @@ def check_rows_are_independent(f: Callable[..., Any], params: Any, x: Any) -> bo
     ValueError
         If they differ by more than rounding.
     """
-    if is_traced(params, x):
+    if is_traced(params, x1, x2):
         return False
-    outputs = _first_output(hashable(f), params, jax.tree.map(lambda a: a[:2], x))
-    if is_traced(outputs):
+    f = hashable(f)
+    probe = _probe(x1 if x2 is None else jax.tree.map(lambda *leaves: np.concatenate(leaves), x1, x2))
+    alone = _at_row(f, params, jax.tree.map(lambda a: a[:1], probe), 0)
+    if is_traced(alone):
         return False
-    scale = max(float(jnp.max(jnp.abs(outputs))), float(jnp.finfo(outputs.dtype).tiny))
-    difference = float(jnp.max(jnp.abs(outputs - outputs[0])))
-    if difference > 100 * float(jnp.finfo(outputs.dtype).eps) ** 0.75 * scale:
-        raise ValueError(
-            f"f's output for an example changes with the rest of the batch (by {difference:.2g}): batch"
-            " statistics or randomness? The NTK is of a function of one example: use the evaluation mode of batch"
-            " normalisation and dropout"
-        )
+    behind = jax.tree.map(lambda a: a[::-1], probe)
+    last = num_rows(probe) - 1
+    for found in (_at_row(f, params, probe, 0), _at_row(f, params, behind, last)):
+        for what, one, other in zip(("output", "derivative"), alone, found, strict=True):
+            scale = max(float(jnp.max(jnp.abs(one))), float(jnp.finfo(one.dtype).tiny))
+            difference = float(jnp.max(jnp.abs(one - other)))
+            if difference > 100 * float(jnp.finfo(one.dtype).eps) ** 0.75 * scale:
+                raise ValueError(
+                    f"f's {what} for an example changes with the rest of the batch (by {difference:.2g}): batch"
+                    " statistics or randomness? The NTK is of a function of one example: use the evaluation mode of"
+                    " batch normalisation and dropout"
+                )
     return True
 
 
+def _probe(x: Any) -> Any:
+    """Three rows: the first, the next one that differs from it, and the last."""
+    leaves = [np.asarray(leaf).reshape(num_rows(x), -1) for leaf in jax.tree.leaves(x)]
+    differs = np.any([np.any(leaf != leaf[:1], axis=1) for leaf in leaves], axis=0)
+    rows = np.array([0, int(np.argmax(differs)), differs.size - 1])
+    return jax.tree.map(lambda a: jnp.asarray(a)[rows], x)
+
+
 @partial(jax.jit, static_argnums=0)
-def _first_output(f: Callable[..., Any], params: Any, x: Any) -> Array:
-    """Output of the first row alone, before the second row, and behind it."""
-    alone, behind = (jax.tree.map(lambda a, rows=rows: a[rows], x) for rows in (slice(1), slice(None, None, -1)))
-    return jnp.stack([f(params, alone)[0], f(params, x)[0], f(params, behind)[-1]])
+def _at_row(f: Callable[..., Any], params: Any, x: Any, row: Array) -> tuple[Array, Array]:
+    """Output of one row, and the derivative by all parameters of its product with a random vector."""
+    output, pullback = jax.vjp(lambda p: f(p, x)[row], params)
+    cotangent = jax.random.normal(jax.random.key(0), output.shape, output.dtype)
+    derivatives = jax.tree.leaves(pullback(cotangent)[0])
+    dtype = jnp.result_type(*derivatives)
+    return output, jnp.concatenate([leaf.astype(dtype).ravel() for leaf in derivatives])

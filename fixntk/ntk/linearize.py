@@ -8,6 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from fixntk.ntk.structure import uses_primitive
+
 
 def linearize(f: Callable[..., Any], params0: Any) -> Callable[..., Any]:
     """First-order Taylor expansion of f around params0: f(ϑ₀, ·) + ∂f(ϑ₀, ·)/∂ϑ (ϑ − ϑ₀) (M15).
@@ -17,7 +19,8 @@ def linearize(f: Callable[..., Any], params0: Any) -> Callable[..., Any]:
     Parameters
     ----------
     f
-        ``f(params, *args, **kwargs)``, differentiable in params; any pytree of outputs.
+        ``f(params, *args, **kwargs)``, differentiable in params; any pytree of outputs, of which integers stay what
+        they are at params0. One array if it uses ``jax.custom_vjp``.
     params0
         Pytree of real floating-point arrays.
 
@@ -50,7 +53,25 @@ def linearize(f: Callable[..., Any], params0: Any) -> Callable[..., Any]:
                 place = jax.tree_util.keystr(path)
                 raise ValueError(f"params{place} must have params0's shape {leaf0.shape}, got {jnp.shape(leaf)}")
         step = jax.tree.map(lambda new, old: (new - old).astype(old.dtype), params, params0)
-        value, change = jax.jvp(lambda p: f(p, *args, **kwargs), (params0,), (step,))
-        return jax.tree.map(jnp.add, value, change)
+        value, change = value_and_change(lambda p: f(p, *args, **kwargs), params0, step)
+        return jax.tree.map(lambda v, c: v if c.dtype == jax.dtypes.float0 else v + c, value, change)
 
     return f_lin
+
+
+def value_and_change(f: Callable[[Any], Any], params: Any, direction: Any) -> tuple[Any, Any]:
+    """f(params) and its directional derivative; where f has rules for the backward pass alone, by transposing that.
+
+    Raises
+    ------
+    TypeError
+        If such a function returns more than one floating-point array.
+    """
+    if not uses_primitive(jax.make_jaxpr(f)(params).jaxpr, "custom_vjp"):
+        return jax.jvp(f, (params,), (direction,))
+    value, pullback = jax.vjp(f, params)
+    if not hasattr(value, "dtype") or not jnp.issubdtype(value.dtype, jnp.floating):
+        raise TypeError(
+            "f must return one floating-point array where it uses jax.custom_vjp, which has no forward derivative"
+        )
+    return value, jax.linear_transpose(pullback, value)((direction,))[0]

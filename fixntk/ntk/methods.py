@@ -103,6 +103,9 @@ def jacobian(network: Network, n1: int, n2: int) -> Pairwise:
 
 def _from_sites(network: Network, sites: list[Site], others: list[int], n1: int, n2: int) -> Pairwise:
     axes, closed = network.axes, network.closed
+    if not sites and not others:
+        # No leaf enters: the zeros of one leaf's Jacobian, for vmap needs an array to map over.
+        others = [min(range(len(network.leaves)), key=lambda k: (network.groups[k] < 0, network.leaves[k].size))]
     # Of both orders of contraction the cheaper one: positions first, or parameters first.
     costs = []
     for site in sites:

@@ -127,6 +127,8 @@ def _only_rearranges(equation: JaxprEqn) -> bool:
 
 def _site(equation: JaxprEqn, operand: int, leaf: int, path: Path) -> Site | None:
     name, params = equation.primitive.name, equation.params
+    if any(jnp.issubdtype(_aval(atom).dtype, jnp.complexfloating) for atom in (*equation.invars, *equation.outvars)):
+        return None  # A real parameter's derivative is then the real part of a product of two complex numbers.
     shape = _aval(equation.invars[operand]).shape
     out_shape = _aval(equation.outvars[0]).shape
     if name == "dot_general":
