@@ -12,6 +12,7 @@ from fixntk.convex import (
     Solution,
     discover,
     gap_safe,
+    optimal_weights,
     solve,
     solve_path,
 )
@@ -64,6 +65,7 @@ __all__ = [
     "mlp_kernel",
     "network_kernel",
     "ntk_vector_product",
+    "optimal_weights",
     "pack_masks",
     "sample_gates",
     "solve",

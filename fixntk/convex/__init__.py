@@ -1,6 +1,7 @@
 """The exact convex program of the gated-ReLU network and its solvers."""
 
 from fixntk.convex.discovery import Discovery, discover
+from fixntk.convex.implicit import optimal_weights
 from fixntk.convex.path import gap_safe, solve_path
 from fixntk.convex.program import ConvexProgram
 from fixntk.convex.solution import ConvergenceWarning, History, Solution
@@ -15,6 +16,7 @@ __all__ = [
     "Solution",
     "discover",
     "gap_safe",
+    "optimal_weights",
     "solve",
     "solve_path",
 ]

@@ -302,43 +302,56 @@ class ConvexProgram:
 
     @jax.jit
     def _best_intercept(self, fitted: Array, column: Array) -> Array:
-        """Intercept b that minimises the loss of fitted + column bᵀ, by Newton steps that never raise it."""
+        """Intercept b that minimises the loss of fitted + column bᵀ."""
         if self.is_quadratic:
             rest = self._weighted(self.targets - fitted)
             return column @ rest / jnp.sum(self._weighted(column**2))
+        frozen, outputs = lax.stop_gradient((self, fitted))
+        found = lax.stop_gradient(frozen._intercept_by_newton(outputs))
+        # A Newton step from the minimum, which changes nothing but has its derivative.
+        hessian = -jax.jacfwd(lambda intercept: frozen._pull(outputs + intercept))(found)
+        return found + matmul(jnp.linalg.pinv(hessian, hermitian=True), self._pull(fitted + found))
+
+    def _pull(self, outputs: Array) -> Array:
+        """Sum of the residuals, (c,)."""
+        return jnp.sum(self._weighted(self.loss.residuals(outputs, self.targets)), axis=0)
+
+    def _intercept_by_newton(self, fitted: Array) -> Array:
+        """Newton steps that never raise the loss."""
+        ones = jnp.ones(self.x.shape[0], fitted.dtype)
+        bound = self.loss.steepest * jnp.sum(self._weighted(ones))
+        # Keeps the matrix definite where outliers or idle margins have no curvature.
+        damping = 1e-4 * bound * jnp.eye(self.group_shape[2], dtype=fitted.dtype)
+        eps = jnp.finfo(fitted.dtype).eps
 
         def value(intercept: Array) -> Array:
             return jnp.sum(self._weighted(self.loss.values(fitted + intercept, self.targets)))
 
-        def slope(intercept: Array) -> Array:
-            return jnp.sum(self._weighted(self.loss.residuals(fitted + intercept, self.targets)), axis=0)
+        def pull(intercept: Array) -> Array:
+            return self._pull(fitted + intercept)
 
         def step(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-            count, intercept, _ = state
-            downhill = slope(intercept)
-            # Some of the upper bound keeps the matrix definite where outliers or idle margins have no curvature.
-            bound = jnp.sum(self._weighted(self.loss.curvatures(fitted + intercept, self.targets)))
-            damping = (1e-3 * bound + jnp.finfo(bound.dtype).tiny) * jnp.eye(intercept.size, dtype=bound.dtype)
-            direction = jnp.linalg.solve(damping - jax.jacfwd(slope)(intercept), downhill)
+            count, intercept, downhill = state
+            direction = jnp.linalg.solve(damping - jax.jacfwd(pull)(intercept), downhill)
             before = value(intercept)
-            slack = 10 * jnp.finfo(before.dtype).eps * before
 
             def too_long(trial: tuple[Array, Array]) -> Array:
                 halvings, length = trial
-                return (halvings < _HALVINGS) & ~(value(intercept + length * direction) <= before + slack)
+                lower = value(intercept + length * direction) <= (1 + 10 * eps) * before
+                return (halvings < _HALVINGS) & ~lower
 
             start = (jnp.asarray(0), jnp.ones_like(bound))
             _, length = lax.while_loop(too_long, lambda trial: (trial[0] + 1, 0.5 * trial[1]), start)
-            moved = intercept + jnp.where(jnp.all(jnp.isfinite(direction)), length, 0.0) * direction
-            return count + 1, moved, slope(moved)
+            moved = intercept + length * direction
+            return count + 1, moved, pull(moved)
 
         def unfinished(state: tuple[Array, Array, Array]) -> Array:
             count, intercept, downhill = state
             size = jnp.sum(jnp.abs(self._weighted(self.loss.residuals(fitted + intercept, self.targets))))
-            return (count < _INTERCEPT_STEPS) & (jnp.max(jnp.abs(downhill)) > 8 * jnp.finfo(size.dtype).eps * size)
+            return (count < _INTERCEPT_STEPS) & (jnp.max(jnp.abs(downhill)) > 8 * eps * size)
 
         zero = jnp.zeros(self.group_shape[2], fitted.dtype)
-        return lax.while_loop(unfinished, step, (jnp.asarray(0), zero, slope(zero)))[1]
+        return lax.while_loop(unfinished, step, (jnp.asarray(0), zero, pull(zero)))[1]
 
     def penalty(self, weights: Array) -> Float[Array, ""]:
         """λ Σ_p τ_p ‖W_p‖ + (α/2) Σ_p ‖W_p‖²."""
