@@ -1,5 +1,8 @@
 """Fixtures shared by all tests; float64 is on, and tests of float32 ask for it."""
 
+import itertools
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +12,20 @@ jax.config.update("jax_enable_x64", True)
 
 # What rounding leaves of identities between arrays of a few hundred entries.
 TOLERANCE = {jnp.dtype("float64"): 1e-10, jnp.dtype("float32"): 2e-5}
+
+
+# Each program that XLA compiles for a CPU takes a few of the 65,530 memory maps that Linux gives a process; it
+# crashes where there are none left.
+_MOST_MAPS, _TESTS_PER_LOOK = 25_000, 20
+_MAPS = Path("/proc/self/maps")
+_count = itertools.count(1)
+
+
+@pytest.fixture(autouse=True)
+def _room_for_compiled_programs():
+    yield
+    if next(_count) % _TESTS_PER_LOOK == 0 and _MAPS.exists() and _MAPS.read_bytes().count(b"\n") > _MOST_MAPS:
+        jax.clear_caches()
 
 
 @pytest.fixture

@@ -54,6 +54,30 @@ def test_the_smoothed_objective_never_rises_from_any_start(rng):
 
 
 @EARLY
+@pytest.mark.parametrize("num_outputs", [None, 2])
+def test_anderson_reaches_the_optimum_far_sooner_and_never_rises(num_outputs):
+    program = random_problem(3, num_rows=60, num_gates=60, num_outputs=num_outputs)
+    plain = fx.solve(program, method="irls", tol=1e-6, max_iter=200)
+    extrapolated = fx.solve(program, method="anderson", tol=1e-6, max_iter=100)
+    assert bool(extrapolated.converged)
+    assert float(plain.relative_gap) > 5 * float(extrapolated.relative_gap)
+    objective = np.asarray(extrapolated.history.objective)
+    assert np.all(np.diff(objective) <= 1e-10 * objective[:-1])
+    np.testing.assert_allclose(extrapolated.primal, cvxpy_optimum(program)[0], rtol=2e-6)
+
+
+@EARLY
+def test_anderson_in_float32_and_under_jit():
+    program = random_problem(3)
+    narrow = jax.tree.map(lambda leaf: leaf.astype(jnp.float32) if leaf.dtype == jnp.float64 else leaf, program)
+    solution = fx.solve(narrow, method="anderson", tol=1e-5)
+    assert bool(solution.converged)
+    assert solution.weights.dtype == jnp.float32
+    traced = jax.jit(lambda program: fx.solve(program, method="anderson", tol=1e-6))(program)
+    assert bool(traced.converged)
+
+
+@EARLY
 @pytest.mark.parametrize("num_outputs", [None, 3])
 def test_the_limit_is_the_optimum_of_cvxpy(num_outputs):
     program = random_problem(1, num_outputs=num_outputs)

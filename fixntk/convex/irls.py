@@ -55,7 +55,7 @@ def step(program: ConvexProgram, state: IRLSState) -> IRLSState:
     return IRLSState(*(jnp.where(following.failed, old, new) for old, new in zip(kept, following, strict=True)))
 
 
-def default_epsilon(program: ConvexProgram, tol: float) -> Float[Array, ""]:
+def default_epsilon(program: ConvexProgram, tol: float | Array) -> Float[Array, ""]:
     """An ε whose smoothing, at most λ Σ_p τ_p sqrt(ε), is a tenth of the gap that is asked for."""
     total = jnp.sum(jnp.broadcast_to(program.thresholds, program.num_gates))
     root = 0.1 * tol * program.primal_at_zero() / total

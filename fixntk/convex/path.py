@@ -15,7 +15,7 @@ from fixntk._checks import is_traced
 from fixntk.convex.losses import Loss
 from fixntk.convex.program import ConvexProgram
 from fixntk.convex.solution import Solution
-from fixntk.convex.solve import certified, solve
+from fixntk.convex.solve import REWEIGHTING, certified, solve
 from fixntk.gram import masked_adjoint, select_masks
 
 # The spectral norms of the groups need P·d² numbers; above so many, Frobenius norms stand in for them.
@@ -56,7 +56,7 @@ def solve_path(
     num_regs, min_share
         See ``regs``.
     method, tol
-        As for :func:`fixntk.solve`; IRLS, whose weights are never zero, cannot go along a path.
+        As for :func:`fixntk.solve`; IRLS and Anderson, whose weights are never zero, cannot go along a path.
     screen
         Leave out the groups that the gap-safe rule proves to be zero, for each λ anew, where the problem is large
         enough for that to pay. It never changes a solution.
@@ -80,8 +80,8 @@ def solve_path(
     """
     if is_traced(x, y, masks, regs):
         raise ValueError("solve_path cannot be traced: jax.vmap solve over λ instead")
-    if method == "irls":
-        raise ValueError("method 'irls' starts at kernel weights, not at a solution: use 'newton' or 'fista'")
+    if method in REWEIGHTING:
+        raise ValueError(f"method {method!r} starts at kernel weights, not at a solution: use 'newton' or 'fista'")
     program = ConvexProgram(
         x,
         y,

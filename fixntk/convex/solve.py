@@ -17,7 +17,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from fixntk._checks import is_traced
-from fixntk.convex import fista, irls, newton, prox_newton
+from fixntk.convex import anderson, fista, irls, newton, prox_newton
 from fixntk.convex.program import ConvexProgram
 from fixntk.convex.solution import ConvergenceWarning, History, Solution, is_active
 
@@ -35,9 +35,13 @@ class Method(NamedTuple):
 
 METHODS = {
     "irls": Method(irls.init, irls.step, 300),
+    "anderson": Method(anderson.init, anderson.step, 300),
     "fista": Method(fista.init, fista.step, 20_000),
     "newton": Method(newton.init, newton.step, 200),
 }
+
+# Methods that start at kernel weights.
+REWEIGHTING = ("irls", "anderson")
 
 # What "newton" is for losses other than the squared one.
 _PROX_NEWTON = Method(prox_newton.init, prox_newton.step, 200)
@@ -92,8 +96,9 @@ def solve(
         The problem.
     method
         ``"irls"``: the paper's Algorithm 1 from the NTK's weights, a masked Gram kernel and a Cholesky factorisation a
-        step; the path from the NTK to the optimum, sublinear near its end. ``"fista"``: accelerated proximal gradient
-        with restart, two products with the masks a step. ``"newton"``: first-order steps on working sets, then
+        step; the path from the NTK to the optimum, sublinear near its end. ``"anderson"``: the same with Anderson
+        acceleration and ε shrinking to its last value, two such steps in one. ``"fista"``: accelerated proximal
+        gradient with restart, two products with the masks a step. ``"newton"``: first-order steps on working sets, then
         semismooth Newton on the dual augmented Lagrangian, where a step costs a masked Gram kernel of the active groups
         and a Cholesky factorisation, or conjugate gradients where that is cheaper; for other losses than the squared
         one proximal Newton, each step of which solves a program of the squared loss so. ``"auto"``: Newton; FISTA for
@@ -103,10 +108,10 @@ def solve(
         Relative gap to reach, as a share of the objective of W = 0, ½‖Y‖². In float32, rounding of the certificate
         itself is 1e-6 to 1e-5.
     max_iter
-        Largest number of iterations; 300 for IRLS, 20,000 for FISTA, 200 for Newton when None.
+        Largest number of iterations; 300 for IRLS and Anderson, 20,000 for FISTA, 200 for Newton when None.
     init
-        Where to start. IRLS: (P,) kernel weights, the NTK's; 1/P each when None, which they are for sampled gates.
-        FISTA and Newton: (P, d, c) group weights; zero when None. A Solution for any.
+        Where to start. IRLS, Anderson: (P,) kernel weights, the NTK's; 1/P each when None, which they are for sampled
+        gates. FISTA and Newton: (P, d, c) group weights; zero when None. A Solution for any.
     epsilon
         IRLS's ε in sqrt(‖W_p‖² + ε), in squared units of W; when None such that it costs a tenth of ``tol``.
     callback
@@ -142,13 +147,13 @@ def solve(
     if traced and callback is not None:
         raise ValueError("callback cannot be called under jit or vmap")
     start = _starting_point(program, name, init)
-    extra = (_epsilon(program, epsilon, tol),) if name == "irls" else ()
+    extra = (_epsilon(program, epsilon, tol),) if name in REWEIGHTING else ()
     state, history = _start(program, start, extra, name, max_iter)
     run = partial(_advance, name=name, tol=tol)
     if traced:
         iterations, state, history = run(program, jnp.asarray(0), state, history, max_iter)
         return _certify(program, state, iterations, history, name, tol)
-    if bool(state.failed) and name == "irls":
+    if bool(state.failed) and name in REWEIGHTING:
         raise np.linalg.LinAlgError(
             f"the kernel matrix of the start is not positive definite in {program.x.dtype} even with jitter: "
             f"raise reg (λ = {float(program.reg):.3g}), rescale x, or use float64"
@@ -174,8 +179,10 @@ def _method(program: ConvexProgram, name: str) -> Method:
 
 
 def _check_supported(program: ConvexProgram, name: str) -> None:
-    if name == "irls" and not program.is_quadratic:
-        raise ValueError(f"method 'irls' is for the squared loss, not for {program.loss.name}: use 'newton' or 'fista'")
+    if name in REWEIGHTING and not program.is_quadratic:
+        raise ValueError(
+            f"method {name!r} is for the squared loss, not for {program.loss.name}: use 'newton' or 'fista'"
+        )
     if name != "fista" and program.norm.name != "frobenius":
         raise ValueError(f"method {name!r} is for norm 'frobenius', not for {program.norm.name!r}: use 'fista'")
 
@@ -195,8 +202,8 @@ def _as_options(program: ConvexProgram, name: str, tol: Any, max_iter: Any, epsi
     if (max_iter := operator.index(max_iter)) < 0:
         raise ValueError(f"max_iter must not be negative, got {max_iter}")
     if epsilon is not None:
-        if name != "irls":
-            raise ValueError(f"epsilon belongs to method 'irls', not to {name!r}")
+        if name not in REWEIGHTING:
+            raise ValueError(f"epsilon belongs to methods 'irls' and 'anderson', not to {name!r}")
         if not 0 < _as_number("epsilon", epsilon) < float("inf"):
             raise ValueError(f"epsilon must be positive and finite, got {epsilon}")
     return tol, max_iter
@@ -213,7 +220,7 @@ def _epsilon(program: ConvexProgram, epsilon: float | None, tol: float) -> Array
 
 
 def _starting_point(program: ConvexProgram, name: str, init: ArrayLike | Solution | None) -> Array:
-    if name == "irls":
+    if name in REWEIGHTING:
         if init is None:
             return jnp.full(program.num_gates, 1 / program.num_gates, program.x.dtype)
         return program.as_kernel_weights(init.kernel_weights if isinstance(init, Solution) else init)
