@@ -344,6 +344,20 @@ def test_a_slow_series_is_told(rng):
         fx.network_kernel(network, x[:1, :, None], 100 * x[:, :, None], batch_size=2)
 
 
+def test_kernels_on_the_host_are_those_on_the_device(rng):
+    x = rng.standard_normal((11, 3))
+    for x2 in (None, x[:7]):
+        device, host = (
+            fx.mlp_kernel(x, x2, depth=2, b_std=0.1, batch_size=4, store_on_device=on_device)
+            for on_device in (True, False)
+        )
+        for one, other in zip(device, host, strict=True):
+            assert isinstance(other, np.ndarray)
+            np.testing.assert_array_equal(one, other)
+    with pytest.raises(ValueError, match="store_on_device=False cannot be used under a JAX transformation"):
+        jax.jit(lambda x: fx.mlp_kernel(x, depth=1, store_on_device=False))(x)
+
+
 @pytest.mark.parametrize("kernel_dtype", [jnp.float32, jnp.bfloat16])
 def test_kernels_are_symmetric_to_the_last_bit(rng, kernel_dtype):
     x = jnp.asarray(rng.standard_normal((40, 5)), kernel_dtype)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 from jaxtyping import Float
@@ -26,7 +27,7 @@ from fixntk._checks import (
 )
 from fixntk.ntk.angles import Rows, as_rows, full_angle, products_and_angles
 from fixntk.ntk.layers import Activate, Covariances, GlobalAveragePool, Layer, Pairs, mlp
-from fixntk.ntk.tiles import Grid, put_blocks
+from fixntk.ntk.tiles import Grid, put_blocks, put_on_host
 
 _REMEDY = "pass x1 in blocks of rows"
 
@@ -101,6 +102,7 @@ def mlp_kernel(
     b_std: Any = 0.0,
     input_scale: Any = None,
     batch_size: int | None = None,
+    store_on_device: bool = True,
 ) -> Kernel:
     """NNGP and NTK of a fully connected network of infinite width (M13).
 
@@ -126,6 +128,9 @@ def mlp_kernel(
         What the inner products of inputs are multiplied with; 1/d when None.
     batch_size
         Rows of x1 and x2 that are computed at a time; chosen by the size of the cache when None.
+    store_on_device
+        False collects the tiles in NumPy arrays on the host as they are finished, for kernels larger than the device's
+        memory. Not possible under ``jax.jit``.
 
     Returns
     -------
@@ -149,7 +154,8 @@ def mlp_kernel(
     ----------
     Jacot, Gabriel and Hongler, "Neural Tangent Kernel", NeurIPS 2018; docs/mathematics.md, M13.
     """
-    return _checked(mlp(depth, activation, w_std, b_std), x1, x2, (2,), input_scale, batch_size)
+    network = mlp(depth, activation, w_std, b_std)
+    return _checked(network, x1, x2, (2,), input_scale, batch_size, store_on_device)
 
 
 def network_kernel(
@@ -159,6 +165,7 @@ def network_kernel(
     *,
     input_scale: Any = None,
     batch_size: int | None = None,
+    store_on_device: bool = True,
 ) -> Kernel:
     """NNGP and NTK of an infinitely wide network built of the layers in :mod:`fixntk.ntk.layers` (M13).
 
@@ -179,6 +186,9 @@ def network_kernel(
         What the inner products of inputs are multiplied with; one over the number of features or channels when None.
     batch_size
         Rows of x1 and x2 that are computed at a time; chosen by the size of the cache when None.
+    store_on_device
+        False collects the tiles in NumPy arrays on the host as they are finished, for kernels larger than the device's
+        memory. Not possible under ``jax.jit``.
 
     Returns
     -------
@@ -208,7 +218,7 @@ def network_kernel(
     functions = [leaf for leaf in jax.tree.leaves(network) if callable(leaf)]
     if functions:
         raise TypeError(f"network must be built of layers that are pytrees, such as Dense(), got {functions[0]!r}")
-    return _checked(network, x1, x2, (2, 3, 4, 5), input_scale, batch_size)
+    return _checked(network, x1, x2, (2, 3, 4, 5), input_scale, batch_size, store_on_device)
 
 
 def _checked(
@@ -218,21 +228,26 @@ def _checked(
     ndims: tuple[int, ...],
     input_scale: Any,
     batch_size: int | None,
+    store_on_device: bool,
 ) -> Kernel:
     x1 = as_float_array("x1", x1, ndims)
     x2 = None if x2 is None else as_float_array("x2", x2, ndims)
     if x2 is not None and x1.shape[1:] != x2.shape[1:]:
         raise ValueError(f"x1 and x2 must have the same shape of an example, got shapes {x1.shape} and {x2.shape}")
     _check_squares(x1, x2)
-    check_kernel_fits(x1, x1 if x2 is None else x2, _REMEDY, num_kernels=2)
+    if store_on_device:
+        check_kernel_fits(x1, x1 if x2 is None else x2, _REMEDY, num_kernels=2)
     num_positions = math.prod(x1.shape[1:-1])
     tile = _tile(batch_size, num_positions**2 if _pools(network) else num_positions)
     if input_scale is None:
         input_scale = 1 / x1.shape[-1]
     check_scalar("input_scale", input_scale)
-    if not is_traced(network, input_scale, x1, x2):
+    is_concrete = not is_traced(network, input_scale, x1, x2)
+    if not is_concrete and not store_on_device:
+        raise ValueError("store_on_device=False cannot be used under a JAX transformation: leave it True there")
+    if is_concrete:
         _warn_if_truncated(network, input_scale, [x for x in (x1, x2) if x is not None], tile)
-    return Kernel(*_of_all_pairs(_network, 2, (network, input_scale), x1, x2, tile))
+    return Kernel(*_of_all_pairs(_network, 2, (network, input_scale), x1, x2, tile, store_on_device))
 
 
 def _check_squares(x1: Array, x2: Array | None) -> None:
@@ -338,31 +353,42 @@ _Kernels = Callable[[Any, Rows, Rows], tuple[Array, ...]]
 
 
 def _of_all_pairs(
-    kernels: _Kernels, num_kernels: int, parameters: Any, x1: Array, x2: Array | None, tile: int
-) -> tuple[Array, ...]:
+    kernels: _Kernels,
+    num_kernels: int,
+    parameters: Any,
+    x1: Array,
+    x2: Array | None,
+    tile: int,
+    store_on_device: bool = True,
+) -> tuple[Any, ...]:
     """Kernels of all pairs of rows of x1 and x2, a tile at a time."""
     if x2 is not None:
         dtype = jnp.promote_types(x1.dtype, x2.dtype)
         x1, x2 = x1.astype(dtype), x2.astype(dtype)
-    if max(x1.shape[0], 0 if x2 is None else x2.shape[0]) <= tile:
+    if store_on_device and max(x1.shape[0], 0 if x2 is None else x2.shape[0]) <= tile:
         blocks = _one_tile(kernels, parameters, x1, x2)
         return _symmetrised(blocks) if x2 is None else blocks
     rows1, rows2 = _as_rows(x1, x2)
     grid = Grid(rows1, rows2, tile)
     block = partial(kernels, parameters)
-    empty = tuple(jnp.zeros(grid.padded_shape, x1.dtype) for _ in range(num_kernels))
+    zeros = jnp.zeros if store_on_device else np.zeros
+    results: tuple[Any, ...] = tuple(zeros(grid.padded_shape, x1.dtype) for _ in range(num_kernels))
     if is_traced(parameters, x1, x2):
         # For derivatives a tile is computed again rather than kept.
-        return grid.fill(empty, lambda rows: rows, jax.checkpoint(block, prevent_cse=False), _mirrored)
+        return grid.fill(results, lambda rows: rows, jax.checkpoint(block, prevent_cse=False), _mirrored)
     # Not one compiled loop, inside which XLA uses a single core of a CPU for entrywise functions.
-    results = empty
     for i in range(grid.num_rows):
         for j in grid.columns_of(i):
             # Two programs: in one, XLA would compute everything again for the mirrored tile.
             blocks = _tile_kernels(kernels, parameters, grid.tiles, i, j)
             if grid.is_symmetric and i == j:
                 blocks = _symmetrised(blocks)
-            results = _put_tile(grid.is_symmetric, results, blocks, i, j)
+            if store_on_device:
+                results = _put_tile(grid.is_symmetric, results, blocks, i, j)
+                continue
+            put_on_host(results, blocks, i * grid.height, j * grid.width)
+            if grid.is_symmetric:
+                put_on_host(results, _mirrored(blocks), j * grid.width, i * grid.height)
     return grid.without_padding(results)
 
 

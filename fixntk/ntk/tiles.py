@@ -134,7 +134,7 @@ def outside_transformation(
         return _compiled_whole(request, shapes, params, x1, x2)
     grid = Grid(x1, x2, plan.tile)
     results: Any = _empty_results(plan, grid, jnp.zeros if store_on_device else np.zeros)
-    put = _put_in_place if store_on_device else _put_on_host
+    put = _put_in_place if store_on_device else put_on_host
     for i in range(grid.num_rows):
         features1 = _compiled_features(request, shapes, leaves, grid.row(i))
         for j in grid.columns_of(i):
@@ -303,9 +303,10 @@ def put_blocks(results: tuple[Array, ...], blocks: tuple[Array, ...], row: Any, 
 _put_in_place: Callable[..., tuple[Array, ...]] = jax.jit(put_blocks, donate_argnums=0)
 
 
-def _put_on_host(
+def put_on_host(
     results: tuple[np.ndarray, ...], blocks: tuple[Array, ...], row: int, column: int
 ) -> tuple[np.ndarray, ...]:
+    """The same on the host, in place."""
     for result, block in zip(results, blocks, strict=True):
         result[row : row + block.shape[0], column : column + block.shape[1]] = block
     return results
