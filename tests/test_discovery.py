@@ -36,6 +36,7 @@ def test_where_cells_are_enumerated_the_result_is_the_optimum_over_all_of_them(r
     np.testing.assert_allclose(outputs.reshape(program.targets.shape), program.fitted(found.solution.weights))
 
 
+@pytest.mark.long
 def test_discovered_gates_beat_ten_times_as_many_random_ones(rng):
     x = rng.standard_normal((80, 5))
     y = np.sum(np.maximum(x @ rng.standard_normal((5, 3)), 0) * [1.0, -1.0, 1.0], axis=1)

@@ -139,7 +139,13 @@ def test_steepest_bounds_the_second_derivatives(rng, name):
     assert np.all(loss.curvatures(outputs, targets) >= largest - 1e-12)
 
 
-@pytest.mark.parametrize("case", PROGRAMS)
+# Options one by one take a minute more than all together.
+SHORT = ("nuclear", "squared_all", "logistic_all", "softmax_all", "hinge_all", "huber_all")
+
+
+@pytest.mark.parametrize(
+    "case", [case if case in SHORT else pytest.param(case, marks=pytest.mark.long) for case in PROGRAMS]
+)
 def test_optimum_of_cvxpy(case):
     program = program_of(PROGRAMS[case], share=0.05)
     optimum, _ = cvxpy_optimum(program)
