@@ -190,14 +190,14 @@ def test_targets_of_zero_are_solved_at_once():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "sgd"}, "method must be one of auto, irls, fista, newton, got 'sgd'"),
+        ({"method": "sgd"}, "method must be one of auto, irls, anderson, fista, newton, got 'sgd'"),
         ({"tol": 1e-17}, r"tol=1e-17 is not finite or below what float64 can reach, 8\.9e-16"),
         ({"tol": np.nan}, "below what float64 can reach"),
         ({"tol": np.inf}, "tol=inf is not finite"),
         ({"max_iter": -1}, "max_iter must not be negative"),
         ({"method": ["irls"]}, "method must be one of"),
         ({"method": "irls", "epsilon": np.inf}, "epsilon must be positive and finite"),
-        ({"method": "fista", "epsilon": 1e-6}, "epsilon belongs to method 'irls'"),
+        ({"method": "fista", "epsilon": 1e-6}, "epsilon belongs to methods .irls. and .anderson., not to .fista."),
         ({"method": "irls", "epsilon": 0.0}, "epsilon must be positive"),
         ({"method": "irls", "init": np.ones(3)}, r"kernel_weights must have shape \(20,\)"),
         ({"method": "irls", "init": -np.ones(20)}, "kernel_weights must not be negative"),
