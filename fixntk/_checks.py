@@ -96,10 +96,16 @@ def as_float_array(name: str, value: Any, ndim: tuple[int, ...]) -> Array:
     if not is_traced(array):
         # A concrete array closed over by a traced function can be looked at, but only eagerly.
         with jax.ensure_compile_time_eval():
-            bad = int(jnp.sum(~jnp.isfinite(array)))
+            bad = 0 if math.isfinite(_largest(array)) else int(jnp.sum(~jnp.isfinite(array)))
         if bad:
             raise ValueError(f"{name} holds {bad} NaN or infinite value(s) in shape {array.shape}")
     return array
+
+
+@jax.jit
+def _largest(array: Array) -> Array:
+    """Largest absolute value; NaN if there is one."""
+    return jnp.max(jnp.abs(array))
 
 
 def as_matrix(name: str, value: Any) -> Array:
@@ -136,7 +142,7 @@ def check_squares(name: str, array: Array) -> None:
     if is_traced(array):
         return
     with jax.ensure_compile_time_eval():
-        largest = float(jnp.max(jnp.abs(array)))
+        largest = float(_largest(array))
     limit = math.sqrt(float(jnp.finfo(array.dtype).max) / array.shape[-1])
     if largest > limit:
         raise ValueError(

@@ -14,7 +14,7 @@ import numpy as np
 from jax import Array, lax
 
 from fixntk._checks import as_positive_int
-from fixntk._numerics import matmul, safe_sqrt
+from fixntk._numerics import matmul
 from fixntk.ntk.angles import full_angle, sine_less_angle_times_cosine
 
 
@@ -36,11 +36,6 @@ class Gaussians(NamedTuple):
     covariance: Array
     haversine: Array
     havercosine: Array
-
-    @property
-    def sine(self) -> Array:
-        """Sine of θ."""
-        return 2 * safe_sqrt(self.haversine * self.havercosine)
 
     @property
     def are_both_random(self) -> Array:
@@ -103,10 +98,9 @@ def _leaky_relu(slope: float) -> Activation:
     odd, even = ((1 + slope) / 2) ** 2, ((1 - slope) / 2) ** 2
 
     def moments(pair: Gaussians) -> Moments:
-        angle = pair.angle
-        absolute = pair.std1 * pair.std2 * pair.sine + (jnp.pi / 2 - angle) * pair.covariance
-        values = odd * pair.covariance + even * (2 / jnp.pi) * absolute
-        return values, odd + even * (1 - (2 / jnp.pi) * angle)
+        lune = sine_less_angle_times_cosine(pair.haversine, pair.havercosine)
+        values = (odd + even) * pair.covariance + (even * 2 / jnp.pi) * (pair.std1 * pair.std2 * lune)
+        return values, odd + even * (1 - (2 / jnp.pi) * pair.angle)
 
     def haversines(pair: Gaussians) -> Haversines:
         if slope == -1:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -175,10 +175,7 @@ def full_angle(haversine: Array, havercosine: Array) -> Array:
     π, where the angle between vectors has a kink: the mean of the one-sided ones.
     """
     square = jnp.minimum(haversine, havercosine)
-    series = jnp.zeros_like(square)
-    for coefficient in reversed(_arcsine_series(jnp.finfo(square.dtype).eps < 1e-10)):
-        series = series * square + coefficient
-    doubled = 2 * safe_sqrt(square) * series
+    doubled = 2 * safe_sqrt(square) * _evaluated(_arcsine_series, square)
     return jnp.where(haversine > havercosine, jnp.pi - doubled, doubled)
 
 
@@ -194,14 +191,10 @@ def _full_angle_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array])
 @jax.custom_jvp
 def sine_less_angle_times_cosine(haversine: Array, havercosine: Array) -> Array:
     """Sin θ − θ cos θ, about θ³/3 near 0, to a few units of rounding; so is its derivative θ sin θ."""
-    angle = full_angle(haversine, havercosine)
-    square = angle**2
-    # θ³ Σ_k (−1)^k (2k + 2) θ^(2k) / (2k + 3)!
-    series = jnp.zeros_like(angle)
-    for k in reversed(range(8)):
-        series = series * square + (-1) ** k * (2 * k + 2) / math.factorial(2 * k + 3)
-    sine = 2 * safe_sqrt(haversine * havercosine)
-    return jnp.where(angle < 0.5, angle * square * series, sine - angle * (havercosine - haversine))
+    square = jnp.minimum(haversine, havercosine)
+    folded = 2 * square * safe_sqrt(square) * _evaluated(_lune_series, square)
+    # At π − θ it is π cos θ more.
+    return jnp.where(haversine > havercosine, folded + jnp.pi * (haversine - havercosine), folded)
 
 
 @sine_less_angle_times_cosine.defjvp
@@ -212,15 +205,36 @@ def _sine_less_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) 
     return sine_less_angle_times_cosine(*primals), full_angle(*primals) * change
 
 
+def _evaluated(series: Callable[[bool], tuple[float, ...]], square: Array) -> Array:
+    total = jnp.zeros_like(square)
+    for coefficient in reversed(series(bool(jnp.finfo(square.dtype).eps < 1e-10))):
+        total = total * square + coefficient
+    return total
+
+
 @cache
 def _arcsine_series(is_double: bool) -> tuple[float, ...]:
-    """Coefficients of arcsin(√t)/√t in powers of t for 0 ≤ t ≤ 1/2, to 3e-9 or to double precision."""
+    """Coefficients of θ / (2√t) = arcsin(√t)/√t in powers of t = sin²(θ/2) ≤ 1/2, to 3e-9 or to double precision."""
+    return _interpolated(_ARCSINE, is_double)
 
-    def ratio(t: np.ndarray) -> np.ndarray:
-        root = np.sqrt(np.maximum(t, 1e-30))
-        return np.arcsin(root) / root
 
-    interpolant = np.polynomial.Chebyshev.interpolate(ratio, 22 if is_double else 8, domain=[0, 0.5])
+@cache
+def _lune_series(is_double: bool) -> tuple[float, ...]:
+    """The same of (sin θ − θ cos θ) / (2 t√t)."""
+    roots = np.cumprod([1.0, *((k - 1.5) / k for k in range(1, _NUM_TERMS))])  # √(1 − t)
+    shifted = np.concatenate([[0.0], _ARCSINE[:-1]])
+    return _interpolated((roots - _ARCSINE + 2 * shifted)[1:], is_double)
+
+
+# Taylor's coefficients of arcsin(√t)/√t; those above add less than rounding at t = 1/2.
+_NUM_TERMS = 80
+_ARCSINE = np.cumprod([1.0, *((2 * k - 1) ** 2 / (2 * k * (2 * k + 1)) for k in range(1, _NUM_TERMS))])
+
+
+def _interpolated(taylor: np.ndarray, is_double: bool) -> tuple[float, ...]:
+    """A shorter polynomial with as many digits for t ≤ 1/2."""
+    degree = 24 if is_double else 8
+    interpolant = np.polynomial.Chebyshev.interpolate(np.polynomial.Polynomial(taylor), degree, domain=[0, 0.5])
     return tuple(float(coefficient) for coefficient in interpolant.convert(kind=np.polynomial.Polynomial).coef)
 
 
