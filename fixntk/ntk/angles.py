@@ -232,8 +232,8 @@ _ARCSINE = np.cumprod([1.0, *((2 * k - 1) ** 2 / (2 * k * (2 * k + 1)) for k in 
 
 
 def _interpolated(taylor: np.ndarray, is_double: bool) -> tuple[float, ...]:
-    """A shorter polynomial with as many digits for t ≤ 1/2."""
-    degree = 24 if is_double else 8
+    """A shorter polynomial for t ≤ 1/2; more terms than 18 cost digits in the powers of t."""
+    degree = 18 if is_double else 8
     interpolant = np.polynomial.Chebyshev.interpolate(np.polynomial.Polynomial(taylor), degree, domain=[0, 0.5])
     return tuple(float(coefficient) for coefficient in interpolant.convert(kind=np.polynomial.Polynomial).coef)
 
