@@ -68,7 +68,7 @@ def test_enumeration_finds_exactly_the_masks_that_linear_programs_find(name):
     assert set(found) == brute_force(x)
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=30)
 @given(arrays(np.int64, st.tuples(st.integers(1, 6), st.integers(1, 4)), elements=st.integers(-2, 2)))
 def test_enumeration_is_exact_on_small_integers(x):
     x = x.astype(float)

@@ -26,7 +26,7 @@ def test_iteration_zero_is_kernel_ridge_regression_with_the_ntk(rng, num_feature
 
 
 @EARLY
-@settings(max_examples=50, deadline=None, derandomize=True)
+@settings(max_examples=50)
 @given(
     seed=st.integers(0, 10**6),
     num_outputs=st.sampled_from([None, 2]),

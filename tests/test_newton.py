@@ -34,6 +34,15 @@ def test_newton_on_unusual_shapes(shape, share):
     assert bool(solution.converged), solution.message
 
 
+@pytest.mark.parametrize(
+    ("seed", "num_outputs", "share"),
+    [(1024, None, 0.0546875), (283, None, 1.1e-4), (6231, None, 7.9e-4)],
+)
+def test_a_large_sigma_does_not_end_in_rounding(seed, num_outputs, share):
+    solution = fx.solve(random_problem(seed, num_outputs=num_outputs, share=share), method="newton", tol=1e-12)
+    assert bool(solution.converged), solution.message
+
+
 @pytest.mark.parametrize("num_outputs", [1, 2])
 @pytest.mark.parametrize("solver", [entry[0] for entry in newton._SOLVERS])
 def test_each_direction_solves_the_derivative_of_the_gradient(monkeypatch, rng, solver, num_outputs):

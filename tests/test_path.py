@@ -42,7 +42,7 @@ def test_regs_are_answered_in_their_own_order():
     np.testing.assert_allclose(stopped[0].primal, solutions[1].primal, rtol=1e-5)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 10_000), share=st.floats(0.05, 0.95), closeness=st.sampled_from([1e-1, 1e-3, 1e-6]))
 def test_screening_never_drops_an_active_group(seed, share, closeness):
     program = random_problem(seed, share=share)

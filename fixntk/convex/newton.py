@@ -197,12 +197,15 @@ def _newton_step(program: ConvexProgram, state: NewtonState) -> NewtonState:
     primal = program.primal_of(prox.weights, fit)
     gap = program.certificate(prox.weights, fit, program.correlations(fit.residual)).gap
 
-    # A gradient shorter than the multiplier's own step: the inner problem is solved as well as it needs to be.
+    # A gradient shorter than the multiplier's own step, or than rounding leaves it: the inner problem is solved as well
+    # as it needs to be. Where rounding is what stops it, a smaller σ has less of it.
     moved = jnp.sqrt(jnp.sum((prox.weights - state.multiplier) ** 2)) / state.sigma
-    solved = jnp.sqrt(jnp.sum((theta - fit.residual) ** 2)) <= moved
+    rounding = _rounding(program) * state.sigma
+    solved = jnp.sqrt(jnp.sum((theta - fit.residual) ** 2)) <= jnp.maximum(moved, rounding)
     better = gap < state.gap
     stalled = jnp.where(better, 0, state.stalled + 1)
-    grown = jnp.where(solved & ~broken, jnp.minimum(_GROWTH * state.sigma, _largest_sigma(program, prox)), state.sigma)
+    change = jnp.clip(moved / rounding, 1 / _GROWTH, _GROWTH)
+    grown = jnp.where(solved & ~broken, jnp.minimum(change * state.sigma, _largest_sigma(program, prox)), state.sigma)
     return NewtonState(
         weights=jnp.where(better, prox.weights, state.weights),
         primal=jnp.where(better, primal, state.primal),
@@ -223,6 +226,11 @@ def _shrunk(program: ConvexProgram, shifted: Array, sigma: Array) -> _Prox:
     share = program.ridge_share(sigma)
     kept = share * shares_kept(norms, sigma * program.thresholds)
     return _Prox(norms, kept, kept[:, None, None] * shifted, jnp.where(kept > 0, share, 0.0))
+
+
+def _rounding(program: ConvexProgram) -> Array:
+    """How long rounding leaves ∇φ, as a multiple of σ: what W_p + σ Z_p, of size σλ, loses, times the norm of x."""
+    return jnp.finfo(program.x.dtype).eps * jnp.mean(program.thresholds) * jnp.sqrt(jnp.sum(program.x**2))
 
 
 def _largest_sigma(program: ConvexProgram, prox: _Prox) -> Array:
