@@ -16,8 +16,10 @@ from fixntk.convex import (
     solve,
     solve_path,
 )
+from fixntk.convex.relu import ReLUSolution, solve_relu
 from fixntk.gates import Arrangements, activation_masks, merge_duplicate_masks, pack_masks, sample_gates
 from fixntk.gram import MaskedGram, masked_gram
+from fixntk.networks import GatedReLUNetwork, ReLUNetwork, from_group_weights
 from fixntk.ntk import (
     Kernel,
     empirical_ntk,
@@ -41,10 +43,13 @@ __all__ = [
     "ConvergenceWarning",
     "ConvexProgram",
     "Discovery",
+    "GatedReLUNetwork",
     "History",
     "Kernel",
     "MaskedGram",
     "Progress",
+    "ReLUNetwork",
+    "ReLUSolution",
     "Solution",
     "activation_masks",
     "arrangement_weights",
@@ -52,6 +57,7 @@ __all__ = [
     "discover",
     "empirical_ntk",
     "enumerate_arrangements",
+    "from_group_weights",
     "gap_safe",
     "gated_relu_ntk",
     "gradient_flow",
@@ -70,4 +76,5 @@ __all__ = [
     "sample_gates",
     "solve",
     "solve_path",
+    "solve_relu",
 ]

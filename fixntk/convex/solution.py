@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,9 @@ from fixntk._checks import as_matrix
 from fixntk.convex.penalties import group_norms
 from fixntk.gates import activation_masks
 from fixntk.gram import masked_apply
+
+if TYPE_CHECKING:
+    from fixntk.networks import GatedReLUNetwork
 
 # A group counts as active if its norm is above this share of the largest; iterative reweighting has no exact zeros.
 ACTIVE_SHARE = 1e-4
@@ -76,7 +79,7 @@ class Solution:
     weights
         (P, d, c) group weights W.
     intercept
-        (c,) b; zero for a program without one.
+        (c,) b; None for a program without one.
     kernel_weights
         (P,) kernel weights η: W is the kernel ridge solution of K(η) for IRLS, η_p = ‖W_p‖ for the others; the two
         agree at the optimum.
@@ -99,7 +102,7 @@ class Solution:
     """
 
     weights: Float[Array, "P d c"]
-    intercept: Float[Array, " c"]
+    intercept: Float[Array, " c"] | None
     kernel_weights: Float[Array, " P"]
     primal: Float[Array, ""]
     dual: Float[Array, ""]
@@ -153,8 +156,31 @@ class Solution:
         x, gates = as_matrix("x", x), as_matrix("gates", gates)
         if gates.shape != self.weights.shape[:2]:
             raise ValueError(f"gates must have shape {self.weights.shape[:2]}, got {gates.shape}")
-        outputs = masked_apply(activation_masks(x, gates), x, self.weights.astype(x.dtype)) + self.intercept
+        outputs = masked_apply(activation_masks(x, gates), x, self.weights.astype(x.dtype))
+        outputs = outputs if self.intercept is None else outputs + self.intercept
         return outputs[:, 0] if self.squeeze else outputs
+
+    def to_network(self, gates: ArrayLike) -> GatedReLUNetwork:
+        """The gated network with these outputs; for one output also with the same objective (M10).
+
+        Parameters
+        ----------
+        gates
+            (P, d) gates that made the program's masks, in the same order.
+
+        Returns
+        -------
+        One neuron for each active group, for c outputs one for each singular pair of it; every group's under ``jit``
+        and ``vmap``. See :func:`fixntk.from_group_weights` for what the objective is.
+
+        Raises
+        ------
+        ValueError
+            If the shape of gates does not fit the weights.
+        """
+        from fixntk.networks import from_group_weights  # which are built on the convex program
+
+        return from_group_weights(gates, self.weights, self.intercept, squeeze=self.squeeze)
 
 
 def is_active(weights: Array) -> Bool[Array, " P"]:

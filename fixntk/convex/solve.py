@@ -343,7 +343,7 @@ def _certified_at(
     relative_gap = gap / jnp.where(at_zero > 0, at_zero, 1.0)
     return Solution(
         weights=weights,
-        intercept=fit.intercept,
+        intercept=None if program.column is None else fit.intercept,
         kernel_weights=state.kernel_weights,
         primal=primal,
         dual=primal - gap,

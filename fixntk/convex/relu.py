@@ -1,0 +1,344 @@
+r"""The convex program of the ReLU network, a group lasso with cones, solved along its central path (M10).
+
+.. math:: \min_{v, u, b} ℓ\bigl(1 b + \sum_p D_p X (v_p − u_p); y\bigr) + λ \sum_p (\|v_p\| + \|u_p\|)
+    \quad\text{s.t.}\quad (2D_p − I) X v_p ≥ 0,\; (2D_p − I) X u_p ≥ 0
+
+Over all arrangements its optimum is that of the weight-decayed ReLU network, for some of them an upper bound on it. An
+interior-point method follows the central path, so that all its points are in the cones; a Newton step costs a weighted
+masked Gram kernel, Σ_p D_p X C_p Xᵀ D_p with small matrices C_p, and a Cholesky factorisation.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import jax.scipy.linalg as jsl
+import numpy as np
+from jax import Array, lax
+from jax.typing import ArrayLike
+from jaxtyping import Float
+
+from fixntk._checks import as_matrix, as_positive_int, is_traced
+from fixntk._numerics import float64_allowed, matmul, with_dtype
+from fixntk.convex.cones import (
+    Cones,
+    cone_barrier,
+    grown,
+    halved,
+    longest_step,
+    make_cones,
+    moved_prices,
+    smoothed_norms,
+)
+from fixntk.convex.program import ConvexProgram
+from fixntk.convex.solution import ConvergenceWarning
+from fixntk.convex.solve import Progress
+from fixntk.gates import activation_masks
+from fixntk.gram import select_masks
+from fixntk.networks import ReLUNetwork, from_signed_cones
+
+
+@dataclass(frozen=True, eq=False)
+class ReLUSolution:
+    """A solution of the ReLU network's convex program with its certificate (M10).
+
+    Attributes
+    ----------
+    positive, negative
+        (P, d) v and u, each exactly in its cone (up to rounding).
+    intercept
+        (1,) b; None for a program without one.
+    primal, dual
+        Objective of v and u, and the lower bound on the optimum that comes with it.
+    gap, relative_gap
+        primal − dual, and its share of the objective of zero.
+    iterations
+        Number of iterations made.
+    converged
+        Whether the relative gap is at most the tolerance.
+    history
+        (k, 3) seconds, primal and gap at each look at the certificate.
+    tol
+        As asked for.
+    squeeze
+        Whether predictions have shape (n,).
+    """
+
+    positive: Float[Array, "P d"]
+    negative: Float[Array, "P d"]
+    intercept: Float[Array, " 1"] | None
+    primal: float
+    dual: float
+    gap: float
+    relative_gap: float
+    iterations: int
+    converged: bool
+    history: Float[np.ndarray, "k 3"]
+    tol: float
+    squeeze: bool
+
+    @property
+    def message(self) -> str:
+        """One sentence that says why the solver stopped."""
+        state = f"relative gap {self.relative_gap:.2e} after {self.iterations} iterations"
+        if self.converged:
+            return f"converged: {state}, within tol={self.tol:.1e}"
+        return f"stopped early: {state}, above tol={self.tol:.1e}; raise max_iter or tol"
+
+    def to_network(self) -> ReLUNetwork:
+        """The ReLU network with this objective; it needs no gates."""
+        return from_signed_cones(self.positive, self.negative, self.intercept, squeeze=self.squeeze)
+
+
+class _Certified(NamedTuple):
+    """Vectors in the cones, and the certificate that came with them."""
+
+    pair: Float[Array, "2 P d"]
+    intercept: Float[Array, " 1"]
+    primal: Float[Array, ""]
+    gap: Float[Array, ""]
+
+
+class _State(NamedTuple):
+    """A point inside of the cones, and the weight t of the objective against the barrier."""
+
+    pair: Float[Array, "2 P d"]
+    weight: Float[Array, ""]
+
+
+def solve_relu(
+    program: ConvexProgram,
+    gates: ArrayLike,
+    *,
+    tol: float = 1e-5,
+    max_iter: int = 200,
+    callback: Callable[[Progress], bool | None] | None = None,
+) -> ReLUSolution:
+    """Solve the ReLU network's convex program for the masks and λ of a gated one, to a certified relative gap (M10).
+
+    Computes in float64 whatever the dtype of x, in which the result comes back: near the boundary of a cone the
+    matrices of a Newton step have condition numbers that float32 cannot hold.
+
+    Parameters
+    ----------
+    program
+        The gated program: one output, the squared loss, no ridge.
+    gates
+        (P, d) gates that give its masks; no row of x may lie on the boundary of one.
+    tol
+        Relative gap to reach.
+    max_iter
+        Largest number of Newton steps; 30 to 60 are usual.
+    callback
+        Called with a :class:`Progress` at the start and after each step; a true answer stops.
+
+    Raises
+    ------
+    ValueError
+        If the gates do not give the program's masks, one has a row on its boundary, or the program is not of the kind
+        above.
+
+    Warns
+    -----
+    ConvergenceWarning
+        If the relative gap is above ``tol`` at the end.
+
+    Notes
+    -----
+    The dual asks for ‖Π_C(±Xᵀ D_p Θ)‖ ≤ λ, with the projection onto the cone, and any μ ≥ 0 bounds it:
+    ‖Π_C(z)‖ ≤ ‖z + Gᵀμ‖. The gap is evaluated for the barrier's own μ.
+    """
+    dtype, max_iter = program.x.dtype, as_positive_int("max_iter", max_iter)
+    program, gates = _checked(program, gates)
+    with float64_allowed():
+        wide, wide_gates = with_dtype((program.canonical(), gates), jnp.float64)
+        solution = _follow_path(wide, wide_gates, tol, max_iter, callback)
+    narrow = with_dtype((solution.positive, solution.negative, solution.intercept), dtype)
+    solution = replace(solution, positive=narrow[0], negative=narrow[1], intercept=narrow[2])
+    if not solution.converged:
+        warnings.warn(f"solve_relu {solution.message}", ConvergenceWarning, stacklevel=2)
+    return solution
+
+
+def _follow_path(
+    program: ConvexProgram,
+    gates: Array,
+    tol: float,
+    max_iter: int,
+    callback: Callable[[Progress], bool | None] | None,
+) -> ReLUSolution:
+    cones = make_cones(program.x, gates, program.masks)
+    at_zero = float(program.primal_at_zero())
+    state = _start(program, cones)
+    best = _certified(program, cones, state.pair, jnp.zeros_like(cones.apply(state.pair)))
+    began, history, iterations = time.perf_counter(), [], 0
+    while True:
+        seconds = time.perf_counter() - began
+        primal, gap = float(best.primal), float(best.gap)
+        relative_gap = gap / (at_zero or 1.0)
+        history.append((seconds, primal, gap))
+        num_active = int(jnp.sum(jnp.any(best.pair != 0, axis=2)))
+        progress = Progress(iterations, primal, gap, relative_gap, num_active, seconds)
+        if relative_gap <= tol or iterations >= max_iter or (callback is not None and callback(progress)):
+            break
+        state, best = _step(program, cones, state, best, 0.99 * tol * at_zero)
+        iterations += 1
+    return ReLUSolution(
+        positive=best.pair[0],
+        negative=best.pair[1],
+        intercept=None if program.column is None else best.intercept,
+        primal=primal,
+        dual=primal - gap,
+        gap=gap,
+        relative_gap=relative_gap,
+        iterations=iterations,
+        converged=relative_gap <= tol,
+        history=np.array(history),
+        tol=tol,
+        squeeze=program.y.ndim == 1,
+    )
+
+
+def _checked(program: ConvexProgram, gates: ArrayLike) -> tuple[ConvexProgram, Array]:
+    """The program with bool masks, and its gates."""
+    gates = as_matrix("gates", gates)
+    if is_traced(program, gates):
+        raise ValueError("solve_relu cannot be traced by jit, vmap or grad: the number of its steps is open")
+    if not program.is_quadratic or program.ridge is not None or program.targets.shape[1] != 1:
+        raise ValueError(
+            "program must have one output, the squared loss and no ridge for the ReLU network, got "
+            f"{program.targets.shape[1]} output(s), loss {program.loss.name!r}"
+            f"{'' if program.ridge is None else ', a ridge'}"
+        )
+    if gates.shape != program.group_shape[:2]:
+        raise ValueError(f"gates must have shape {program.group_shape[:2]}, got {gates.shape}")
+    masks = activation_masks(program.x, gates)
+    given = select_masks(program.masks, jnp.arange(program.num_gates)).astype(bool)
+    if differing := int(jnp.sum(jnp.any(given != masks, axis=0))):
+        raise ValueError(f"gates must give the program's masks on its x: {differing} of {gates.shape[0]} do not")
+    return program.with_masks(masks), gates
+
+
+@jax.jit
+def _start(program: ConvexProgram, cones: Cones) -> _State:
+    """Far inside of the cones, where their barrier and the norms balance."""
+    terms = jnp.asarray(cones.num_terms, program.x.dtype)
+    at_zero = program.primal_at_zero()
+    weight = program.num_gates * terms / jnp.where(at_zero > 0, at_zero, 1.0)
+    lengths = 0.5 * terms / (jnp.broadcast_to(program.thresholds, (program.num_gates,)) * weight)
+    return _State(jnp.stack(2 * [lengths[:, None] * cones.directions]), weight)
+
+
+@jax.jit
+def _step(
+    program: ConvexProgram, cones: Cones, state: _State, best: _Certified, enough: float
+) -> tuple[_State, _Certified]:
+    """A Newton step, and a heavier objective where it was short."""
+    pair, weight = state
+    barrier = cone_barrier(cones, pair, program.thresholds, weight)
+    residual = program.fit(_fitted(program, pair)).residual
+    gradient = barrier.gradient - _signed_correlations(program, residual)
+    direction = _direction(program, barrier.hessian, gradient)
+    slope = jnp.sum(gradient * direction)
+
+    def value(length: Array) -> Array:
+        moved = pair + length * direction
+        loss = program.fit(_fitted(program, moved)).loss
+        return loss + jnp.sum(smoothed_norms(cones, moved, program.thresholds, weight))
+
+    longest = jnp.min(longest_step(cones, pair, direction))
+    length = halved(value, value(jnp.zeros_like(longest)), slope, longest)
+    pair = pair + length * direction
+    prices = moved_prices(cones, barrier, direction, weight)
+    found = _certified(program, cones, pair, prices)
+    found = _sparsest(program, cones, found, prices, weight, enough)
+    return _State(pair, grown(weight, slope)), _chosen(found.gap < best.gap, found, best)
+
+
+def _chosen(condition: Array, one: _Certified, other: _Certified) -> _Certified:
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), one, other)
+
+
+def _sparsest(
+    program: ConvexProgram, cones: Cones, found: _Certified, prices: Array, weight: Array, enough: float
+) -> _Certified:
+    """The same without the groups whose penalty is small beside their barrier's cost, as many as the gap allows.
+
+    Interior points have no zeros; those groups are zero at the optimum, as far as one can tell.
+    """
+    penalties = program.thresholds * jnp.linalg.norm(found.pair, axis=2)
+
+    def without(multiple: Array) -> _Certified:
+        small = penalties <= multiple * cones.num_terms / weight
+        return _certified(program, cones, jnp.where(small[..., None], 0.0, found.pair), prices)
+
+    candidates = lax.map(without, jnp.asarray([0.0, 1.0, 10.0, 1e2, 1e3], program.x.dtype))
+    good = candidates.gap <= enough
+    last = good.size - 1 - jnp.argmax(good[::-1])
+    chosen = jnp.where(jnp.any(good), last, jnp.argmin(candidates.gap))
+    return jax.tree.map(lambda leaves: leaves[chosen], candidates)
+
+
+def _direction(program: ConvexProgram, hessian: Array, gradient: Array) -> Float[Array, "2 P d"]:
+    """−(B + AᵀA)⁻¹ g with B the groups' (2, P, d, d) own matrices and A the outputs, by Woodbury's formula.
+
+    Once more for what is left: near a cone's boundary B has condition numbers up to the dtype's.
+    """
+    largest = jnp.max(jnp.abs(hessian), axis=(2, 3), keepdims=True)
+    jitter = 4 * jnp.finfo(hessian.dtype).eps * largest * jnp.eye(hessian.shape[2], dtype=hessian.dtype)
+    lower = jnp.linalg.cholesky(hessian + jitter)
+    rows = jnp.broadcast_to(program.x.T, (*hessian.shape[:2], *program.x.T.shape))
+    features = _solve_lower(lower, rows).swapaxes(1, 3) * program.masks[None, :, None, :]  # (2, n, d, P)
+    features = program.centred(jnp.moveaxis(features, 1, 0).reshape(program.x.shape[0], -1))
+    kernel = matmul(features, features.T) + jnp.eye(program.x.shape[0], dtype=program.x.dtype)
+    factor = (jnp.linalg.cholesky(kernel), True)
+
+    def apply_inverse(right: Array) -> Array:
+        return _solve_lower(lower, _solve_lower(lower, right[..., None]), transposed=True)[..., 0]
+
+    def solve(right: Array) -> Array:
+        start = apply_inverse(right)
+        outputs = jsl.cho_solve(factor, program.centred(_fitted(program, start)))
+        return start - apply_inverse(_signed_correlations(program, program.centred(outputs)))
+
+    def apply(direction: Array) -> Array:
+        own = jnp.einsum("spde,spe->spd", hessian, direction, precision=lax.Precision.HIGHEST)
+        return own + _signed_correlations(program, program.centred(_fitted(program, direction)))
+
+    direction = -solve(gradient)
+    return direction - solve(gradient + apply(direction))
+
+
+def _solve_lower(lower: Array, right: Array, *, transposed: bool = False) -> Array:
+    return lax.linalg.triangular_solve(lower, right, left_side=True, lower=True, transpose_a=transposed)
+
+
+@jax.jit
+def _certified(program: ConvexProgram, cones: Cones, pair: Array, prices: Array) -> _Certified:
+    """Primal and gap of a pair in the cones, with multipliers of these."""
+    fit = program.fit(_fitted(program, pair))
+    correlations = _signed_correlations(program, fit.residual)
+    thresholds = program.thresholds
+    norms = jnp.linalg.norm(pair, axis=2)
+    bounds = jnp.linalg.norm(correlations + cones.adjoint(prices), axis=2)
+    scale = 1 / jnp.maximum(1.0, jnp.max(bounds / thresholds))
+    divergence = jnp.sum(program.loss.divergences(fit.outputs, program.targets, scale))
+    excess = jnp.sum(thresholds * norms) - scale * jnp.sum(correlations * pair)
+    primal = fit.loss + jnp.sum(thresholds * norms)
+    gap = divergence + excess
+    return _Certified(pair, fit.intercept, primal, jnp.where(jnp.isfinite(gap), jnp.maximum(gap, 0), jnp.inf))
+
+
+def _fitted(program: ConvexProgram, pair: Array) -> Float[Array, "n 1"]:
+    return program.fitted((pair[0] - pair[1])[:, :, None])
+
+
+def _signed_correlations(program: ConvexProgram, residual: Array) -> Float[Array, "2 P d"]:
+    correlations = program.correlations(residual)[:, :, 0]
+    return jnp.stack([correlations, -correlations])
