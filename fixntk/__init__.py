@@ -17,6 +17,7 @@ from fixntk.convex import (
     solve_path,
 )
 from fixntk.convex.relu import ReLUSolution, solve_relu
+from fixntk.export import from_dict, load_network, save_network, to_dict, to_equinox, to_flax
 from fixntk.gates import Arrangements, activation_masks, merge_duplicate_masks, pack_masks, sample_gates
 from fixntk.gram import MaskedGram, masked_gram
 from fixntk.networks import GatedReLUNetwork, ReLUNetwork, from_group_weights
@@ -35,6 +36,14 @@ from fixntk.ntk import (
     ntk_vector_product,
 )
 from fixntk.solid_angles import arrangement_weights
+from fixntk.training import (
+    DivergedError,
+    Training,
+    TrainingHistory,
+    TrainingProgress,
+    network_objective,
+    train,
+)
 
 __version__ = version("fixntk")
 
@@ -43,6 +52,7 @@ __all__ = [
     "ConvergenceWarning",
     "ConvexProgram",
     "Discovery",
+    "DivergedError",
     "GatedReLUNetwork",
     "History",
     "Kernel",
@@ -51,12 +61,16 @@ __all__ = [
     "ReLUNetwork",
     "ReLUSolution",
     "Solution",
+    "Training",
+    "TrainingHistory",
+    "TrainingProgress",
     "activation_masks",
     "arrangement_weights",
     "cover_count",
     "discover",
     "empirical_ntk",
     "enumerate_arrangements",
+    "from_dict",
     "from_group_weights",
     "gap_safe",
     "gated_relu_ntk",
@@ -65,16 +79,23 @@ __all__ = [
     "kernel_ridge",
     "layerwise_ntk",
     "linearize",
+    "load_network",
     "masked_gram",
     "max_learning_rate",
     "merge_duplicate_masks",
     "mlp_kernel",
     "network_kernel",
+    "network_objective",
     "ntk_vector_product",
     "optimal_weights",
     "pack_masks",
     "sample_gates",
+    "save_network",
     "solve",
     "solve_path",
     "solve_relu",
+    "to_dict",
+    "to_equinox",
+    "to_flax",
+    "train",
 ]
