@@ -14,17 +14,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax import Array
 
 from fixntk.arrangements import cover_count, distinct_hyperplanes, enumerate_arrangements
 from fixntk.convex import ConvergenceWarning, ConvexProgram, Solution, solve
+from fixntk.convex.relu import solve_relu
 from fixntk.gates import Arrangements, activation_masks, sample_gates
 from fixntk.gram import MaskedGram, masked_gram
+from fixntk.networks import GatedReLUNetwork
 from fixntk.ntk import empirical_ntk, gated_relu_ntk, mlp_kernel
 from fixntk.solid_angles import arrangement_weights
+from fixntk.training import network_objective, train
 
 _MAX_CELLS = 50_000
 _NUM_GATES = 200
+_NUM_NETWORK_GATES = 50
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,8 @@ def run_checks(data_sets: list[Data]) -> Iterator[Check]:
         yield from _guarded(check_analytic, data)
         yield from _guarded(check_empirical, data)
         yield from _guarded(check_solvers, data, arrangements, weights, exact)
+        yield from _guarded(check_networks, data)
+        yield from _guarded(check_training, data)
 
 
 def check_masked_gram(data: Data, arrangements: Arrangements) -> Iterator[Check]:
@@ -299,6 +306,55 @@ def check_solvers(data: Data, arrangements: Arrangements, weights: Array, exact:
     yield _below(
         "M5", data, "J(η*) = P(W*), as a share of ½‖Y‖²", abs(kernel_value - float(fista.primal)) / scale, 1e-7
     )
+
+
+def _network_program(data: Data) -> tuple[ConvexProgram, Array]:
+    """A program of sampled gates, of which no row is on the boundary, and of one target."""
+    gates = sample_gates(jax.random.key(4), _NUM_NETWORK_GATES, data.x.shape[1], dtype=data.x.dtype)
+    y = data.y if data.y.ndim == 1 else data.y[:, 0]
+    program = ConvexProgram(data.x, y, activation_masks(data.x, gates), 1.0)
+    return program.with_reg(0.05 * program.max_reg()), gates
+
+
+def check_networks(data: Data) -> Iterator[Check]:
+    """Convex weights are networks, gated and ReLU, with the objectives that the programs say (M10)."""
+    program, gates = _network_program(data)
+    x, y, scale = data.x, program.y, float(program.primal_at_zero())
+    gated = solve_quietly(program, method="newton", tol=1e-10)
+    network = gated.to_network(gates)
+    objective = float(network_objective(network, x, y, program.reg))
+    claim = "the gated network's objective = the convex program's, as a share of ½‖Y‖²"
+    yield _below("M10", data, claim, abs(objective - float(gated.primal)) / scale, 1e-9)
+
+    solution = solve_relu(program, gates, tol=1e-6)
+    yield _below("M10", data, "the ReLU program's certificate: relative gap", solution.relative_gap, 1e-6)
+    relu_objective = float(network_objective(solution.to_network(), x, y, program.reg))
+    claim = "the ReLU network's objective = its program's, as a share of ½‖Y‖²"
+    yield _below("M10", data, claim, abs(relu_objective - solution.primal) / scale, 1e-9)
+
+    decomposed = network.to_relu(x)
+    claim = "the cone decomposition's outputs = the gated network's"
+    yield _below("M10", data, claim, _distance(decomposed(x), network(x)), 1e-8)
+    value = float(network_objective(decomposed, x, y, program.reg))
+    least = min(solution.primal - float(gated.dual), value - solution.dual)
+    note = f"{float(gated.primal):.6g}, {solution.primal:.6g}, {value:.6g}"
+    claim = "gated optimum ≤ ReLU optimum ≤ cone decomposition: the lesser difference"
+    yield Check("M10", data.name, claim, least, "≥ 0", least >= 0, note)
+
+
+def check_training(data: Data) -> Iterator[Check]:
+    """A network trained by gradient descent comes near to the certified bound and never below it (M10)."""
+    program, gates = _network_program(data)
+    bound = float(solve_quietly(program, method="newton", tol=1e-8).dual)
+    keys = jax.random.split(jax.random.key(5), 4)
+    networks = jax.vmap(lambda key: GatedReLUNetwork.sample(key, 2 * _NUM_NETWORK_GATES, data.x.shape[1], gates=gates))(
+        keys
+    )
+    training = train(networks, data.x, program.y, optax.adam(1e-2), reg=program.reg, num_steps=3000)
+    lowest = float(np.min(training.history.objective))
+    note = f"the best of 4 networks ends {lowest / bound - 1:.1e} above"
+    claim = "Adam's objective − the certified bound"
+    yield Check("M10", data.name, claim, lowest - bound, "≥ 0", lowest >= bound, note)
 
 
 def _against_cvxpy(data: Data, masks: Array) -> Iterator[Check]:

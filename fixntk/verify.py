@@ -9,11 +9,10 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-import jax
-import jax.experimental
 import jax.numpy as jnp
 import numpy as np
 
+from fixntk._numerics import float64_allowed
 from fixntk.claims import Check, Data, run_checks
 
 _MAX_ROWS = 200
@@ -37,9 +36,7 @@ def main(data: Path | None = None, json_file: Path | None = None) -> int:
     """
     if json_file is not None:
         _check_writable(json_file)
-    # jax.enable_x64 is where JAX 0.8 and later have what was experimental before.
-    enable_x64 = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64  # type: ignore[attr-defined]
-    with enable_x64(True):
+    with float64_allowed():
         data_sets = built_in_data() if data is None else [read_data(data)]
         checks = []
         for check in run_checks(data_sets):

@@ -27,7 +27,7 @@ def line():
 
 def test_every_claim_holds_on_a_line(line):
     checks = list(claims.run_checks([line]))
-    assert {check.number for check in checks} == {"M2", "M3", "M4", "M5", "M6", "M7", "M8", "M13", "M14"}
+    assert {check.number for check in checks} == {"M2", "M3", "M4", "M5", "M6", "M7", "M8", "M10", "M13", "M14"}
     assert [check for check in checks if check.holds is not True] == []
 
 
@@ -65,6 +65,15 @@ def test_a_wrong_weight_is_found(line):
 def test_sampling_that_does_not_converge_is_found(line, monkeypatch):
     monkeypatch.setattr(claims, "sample_gates", lambda _, m, d, dtype: jnp.ones((m, d), dtype))
     assert [check.holds for check in claims.check_sampling_rate(line)] == [False]
+
+
+def test_a_network_of_too_low_an_objective_is_found(line, monkeypatch):
+    right = claims.network_objective
+    monkeypatch.setattr(claims, "network_objective", lambda *arguments: 0.999 * right(*arguments))
+    assert [check.holds for check in claims.check_networks(line)] == [False, True, False, True, True]
+    training = claims.train
+    monkeypatch.setattr(claims, "train", lambda *arguments, **options: training(*arguments, **options | {"reg": 0.0}))
+    assert [check.holds for check in claims.check_training(line)] == [False]
 
 
 def test_a_failing_claim_is_exit_code_one(monkeypatch, capsys):
