@@ -1,0 +1,238 @@
+"""The convex program against training the same network by gradient descent."""
+
+from __future__ import annotations
+
+import warnings
+from functools import partial
+from typing import Annotated, Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pandas as pd
+from matplotlib.figure import Figure
+from pydantic import BaseModel, ConfigDict, Field
+
+from experiments import planted
+from fixntk import (
+    ConvergenceWarning,
+    ConvexProgram,
+    DivergedError,
+    GatedReLUNetwork,
+    Solution,
+    network_objective,
+    solve,
+    train,
+)
+from fixntk.report import Section, new_figure
+
+Positive = Annotated[int, Field(ge=1)]
+_SOLVERS = ("newton", "irls")
+# Below these a difference from the optimum is not shown.
+_FLOOR = 1e-7
+
+
+class Config(BaseModel):
+    """Settings of the experiment.
+
+    Attributes
+    ----------
+    problems
+        Names of planted problems.
+    seeds
+        Data sets of each problem.
+    reg_share
+        λ/λ_max.
+    optimizers
+        Optax optimisers to train with.
+    width_shares
+        Widths of the trained networks, as multiples of the number of active groups at the optimum.
+    learning_rates
+        To choose from, by the objective at the end.
+    inits
+        Networks trained at once for each width and learning rate; the best of them counts.
+    num_steps
+        Full-batch gradient steps.
+    tol
+        Relative gap of Newton; IRLS takes ``irls_steps`` steps.
+    irls_steps
+        See ``tol``.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    problems: tuple[Literal["toy", "teacher", "relu_teacher"], ...] = ("toy", "teacher", "relu_teacher")
+    seeds: Positive = 1
+    reg_share: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    optimizers: tuple[Literal["sgd", "adam", "adamw"], ...] = ("sgd", "adam", "adamw")
+    width_shares: tuple[Annotated[float, Field(gt=0)], ...] = (0.5, 1.0, 2.0)
+    learning_rates: tuple[Annotated[float, Field(gt=0)], ...] = (0.0003, 0.001, 0.003, 0.01, 0.03)
+    inits: Positive = 16
+    num_steps: Positive = 20000
+    tol: Annotated[float, Field(ge=1e-12, lt=1)] = 1e-8
+    irls_steps: Positive = 300
+
+
+def tasks(config: Config) -> list[dict[str, Any]]:
+    """One task for each problem, seed and method."""
+    return [
+        {"problem": problem, "seed": seed, "method": method}
+        for problem in config.problems
+        for seed in range(config.seeds)
+        for method in (*_SOLVERS, *config.optimizers)
+    ]
+
+
+def run_task(config: Config, task: dict[str, Any]) -> list[dict[str, Any]]:
+    """Solve, or train at each width: rows with the path of the objective against time."""
+    jax.config.update("jax_enable_x64", True)
+    data = planted.make(task["problem"], task["seed"])
+    program = ConvexProgram(data.x, data.y, data.masks, 1.0)
+    program = program.with_reg(config.reg_share * program.max_reg())
+    optimum = solve(program, method="newton", tol=config.tol)
+    common = {
+        "optimum": optimum.primal,
+        "bound": optimum.dual,
+        "optimum_test_error": _error(optimum.predict(data.x_test, data.gates), data.y_test),
+        "active": int(jnp.sum(optimum.active)),
+    }
+    if task["method"] in _SOLVERS:
+        return [{**common, **_solved(config, program, data, task["method"])}]
+    return [
+        {**common, **_trained(config, program, data, task["method"], optimum, share)} for share in config.width_shares
+    ]
+
+
+def _solved(config: Config, program: ConvexProgram, data: planted.Planted, method: str) -> dict[str, Any]:
+    # The second run does not compile.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        options: dict[str, Any] = {"tol": config.tol}
+        if method == "irls":
+            options |= {"max_iter": config.irls_steps, "tol": 1e-12}
+        solution = [solve(program, method=method, **options) for _ in range(2)][1]
+    return {
+        "objective": solution.primal,
+        "test_error": _error(solution.predict(data.x_test, data.gates), data.y_test),
+        "seconds": solution.history.seconds[-1],
+        "path": {
+            "seconds": np.asarray(solution.history.seconds).tolist(),
+            "objective": np.asarray(solution.history.primal).tolist(),
+        },
+    }
+
+
+def _trained(
+    config: Config, program: ConvexProgram, data: planted.Planted, name: str, optimum: Solution, share: float
+) -> dict[str, Any]:
+    """The best of some networks that are given the active gates, largest first, at the best learning rate."""
+    order = jnp.argsort(-optimum.kernel_weights)[: int(jnp.sum(optimum.active))]
+    width = max(1, round(share * order.size))
+    keys = jax.random.split(jax.random.key(config.num_steps), config.inits)
+    networks = jax.vmap(lambda key: GatedReLUNetwork.sample(key, width, data.x.shape[1], gates=data.gates[order]))(keys)
+    found = None
+    each = max(1, config.num_steps // 100)
+    for rate in config.learning_rates:
+        optimizer = getattr(optax, name)(rate)
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", ".*networks diverged", UserWarning)
+                run = partial(train, networks, data.x, data.y, optimizer, reg=program.reg, record_every=each)
+                run(num_steps=each)  # compiles
+                training = run(num_steps=each * (config.num_steps // each))
+        except DivergedError:
+            continue
+        lowest = float(np.nanmin(training.history.objective))
+        if found is None or lowest < found[0]:
+            found = lowest, rate, training
+    if found is None:
+        raise ValueError(f"{name} diverges at every learning rate, even {min(config.learning_rates)}")
+    lowest, rate, training = found
+    network = training.lowest()
+    return {
+        "width": width,
+        "width_share": share,
+        "learning_rate": rate,
+        "objective": float(network_objective(network, data.x, data.y, program.reg)),
+        "median_objective": float(np.nanmedian(np.nanmin(training.history.objective, axis=0))),
+        "test_error": _error(network(data.x_test), data.y_test),
+        "seconds": float(training.history.seconds[-1]),
+        "path": {
+            "seconds": training.history.seconds.tolist(),
+            "objective": np.nanmin(training.history.objective, axis=1).tolist(),
+        },
+    }
+
+
+def _error(outputs: jax.Array, targets: jax.Array) -> float:
+    return float(jnp.mean((outputs - targets) ** 2))
+
+
+def summarise(config: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """How near training comes to the certified optimum, and that it never gets below the bound."""
+    trained = [row for row in rows if row["method"] in config.optimizers]
+    below = sum(row["objective"] < row["bound"] * (1 - 1e-9) for row in trained)
+    wide = [row["objective"] / row["optimum"] - 1 for row in trained if row["width_share"] >= 2]
+    narrow = [row["objective"] / row["optimum"] - 1 for row in trained if row["width_share"] < 1]
+    best = _best_by_problem(trained)
+    headline = (
+        f"Training ends below the certified bound in {below} of {len(trained)} cases; the best optimiser ends within "
+        f"{max(1e-12, *best.values()):.2g} of the optimum, relative, on the worst problem."
+    )
+    return {
+        "headline": headline,
+        "trained": len(trained),
+        "below_the_bound": below,
+        "best_excess": best,
+        "largest_excess_when_wide": max(wide, default=None),
+        "largest_excess_when_narrow": max(narrow, default=None),
+    }
+
+
+def _best_by_problem(trained: list[dict[str, Any]]) -> dict[str, float]:
+    excess: dict[str, float] = {}
+    for row in trained:
+        key = f"{row['problem']}, seed {row['seed']}"
+        excess[key] = min(excess.get(key, np.inf), row["objective"] / row["optimum"] - 1)
+    return excess
+
+
+def sections(config: Config, rows: list[dict[str, Any]], summary: dict[str, Any]) -> list[Section]:
+    """The report: objective against time, and the table behind it."""
+    text = (
+        f"**{summary['headline']}**\n\n"
+        "The trained networks are given the gates that are active at the optimum, which the convex program has to find "
+        "itself, and the objective is the same: squared loss and weight decay, λ = "
+        f"{config.reg_share:g} λ_max. The best of {config.inits} networks counts, at the best of "
+        f"{len(config.learning_rates)} learning rates; seconds are those of this one learning rate, all networks at "
+        "once, compilation not included. adamw has its own weight decay of 1e-4 besides. IRLS begins at the NTK."
+    )
+    caption = "Relative excess over the certified optimum against seconds, for each problem's first seed."
+    found = [Section("Convex and trained", text, figures=(("objective", _figure(config, rows), caption),))]
+    columns = ["problem", "seed", "method", "width", "active", "learning_rate", "objective", "optimum", "test_error"]
+    table = pd.DataFrame(rows).reindex(columns=[*columns, "optimum_test_error", "median_objective", "seconds"])
+    table["excess"] = table["objective"] / table["optimum"] - 1
+    return [*found, Section("Every case", "Widths are those of the trained networks.", table=table)]
+
+
+def _figure(config: Config, rows: list[dict[str, Any]]) -> Figure:
+    figure = new_figure(3.6 * len(config.problems) + 1.6, 3.8)
+    grid = figure.subplots(1, len(config.problems), squeeze=False)[0]
+    colours = {method: f"C{k}" for k, method in enumerate((*_SOLVERS, *config.optimizers))}
+    styles = dict(zip(sorted(config.width_shares), ("-", "--", ":", "-."), strict=False))
+    for axes, problem in zip(grid, config.problems, strict=True):
+        for row in rows:
+            if row["problem"] != problem or row["seed"] != 0:
+                continue
+            excess = np.maximum(np.array(row["path"]["objective"], float) / row["optimum"] - 1, _FLOOR)
+            style, width = styles.get(row.get("width_share", 0.0), "-"), 2.4 if row["method"] in _SOLVERS else 1.3
+            share = row.get("width_share")
+            label = row["method"] + (f", width × {share:g}" if share else "")
+            seconds = np.maximum(np.array(row["path"]["seconds"]), 1e-4)
+            axes.plot(seconds, excess, color=colours[row["method"]], linestyle=style, linewidth=width, label=label)
+        axes.set(xscale="log", yscale="log", xlabel="seconds", title=problem.replace("_", " "))
+    grid[0].set_ylabel("objective / optimum − 1")
+    handles, labels = grid[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", fontsize=8)
+    return figure

@@ -1,0 +1,184 @@
+"""How the kernels align with the targets: the NTK, the reweighted kernels, the optimum, and trained networks' NTKs."""
+
+from __future__ import annotations
+
+import warnings
+from functools import partial
+from typing import Annotated, Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+import pandas as pd
+from matplotlib.figure import Figure
+from pydantic import BaseModel, ConfigDict, Field
+
+from experiments import planted
+from fixntk import (
+    ConvergenceWarning,
+    ConvexProgram,
+    GatedReLUNetwork,
+    ReLUNetwork,
+    empirical_ntk,
+    gated_relu_ntk,
+    masked_gram,
+    solve,
+    train,
+)
+from fixntk.report import Section, new_figure
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Config(BaseModel):
+    """Settings of the experiment.
+
+    Attributes
+    ----------
+    problems
+        Names of planted problems.
+    seeds
+        Data sets of each problem.
+    reg_share
+        λ/λ_max.
+    irls_steps
+        Reweighting steps.
+    width
+        Of the trained networks.
+    num_steps
+        Gradient steps of Adam.
+    learning_rate
+        Of Adam.
+    num_looks
+        Times at which a trained network's NTK is taken.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    problems: tuple[Literal["teacher", "relu_teacher"], ...] = ("teacher", "relu_teacher")
+    seeds: Positive = 5
+    reg_share: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    irls_steps: Positive = 30
+    width: Positive = 200
+    num_steps: Positive = 4000
+    learning_rate: Annotated[float, Field(gt=0)] = 0.003
+    num_looks: Positive = 10
+
+
+def tasks(config: Config) -> list[dict[str, Any]]:
+    """One task for each problem and seed."""
+    return [{"problem": problem, "seed": seed} for problem in config.problems for seed in range(config.seeds)]
+
+
+def alignment(kernel: jax.Array, y: jax.Array) -> float:
+    """Centred kernel alignment ⟨K, y yᵀ⟩ / (‖K‖ ‖y yᵀ‖), between 0 and 1, both centred."""
+    y = y - jnp.mean(y)
+    centred = kernel - jnp.mean(kernel, axis=0) - jnp.mean(kernel, axis=1)[:, None] + jnp.mean(kernel)
+    return float(y @ centred @ y / (jnp.linalg.norm(centred) * jnp.sum(y**2)))
+
+
+def run_task(config: Config, task: dict[str, Any]) -> list[dict[str, Any]]:
+    """Alignments on training and on test data: a row for each kernel and step."""
+    jax.config.update("jax_enable_x64", True)
+    data = planted.make(task["problem"], task["seed"])
+    program = ConvexProgram(data.x, data.y, data.masks, 1.0)
+    program = program.with_reg(config.reg_share * program.max_reg())
+    test_masks = data.x_test @ data.gates.T >= 0
+
+    def row(kernel: str, step: int, training: jax.Array, test: jax.Array) -> dict[str, Any]:
+        aligned = {"training": alignment(training, data.y), "test": alignment(test, data.y_test)}
+        return {"kernel": kernel, "step": step, **aligned}
+
+    def of_weights(kernel: str, step: int, weights: jax.Array) -> dict[str, Any]:
+        grams = masked_gram(weights, data.masks, data.x), masked_gram(weights, test_masks, data.x_test)
+        return row(kernel, step, *grams)
+
+    rows = [row("NTK", 0, gated_relu_ntk(data.x), gated_relu_ntk(data.x_test))]
+    weights = jnp.full(program.num_gates, 1 / program.num_gates)
+    rows.append(of_weights("reweighted", 0, weights))
+    for step in range(1, config.irls_steps + 1):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            weights = solve(program, method="irls", init=weights, max_iter=1, tol=1e-10).kernel_weights
+        rows.append(of_weights("reweighted", step, weights))
+    rows.append(of_weights("optimum", config.irls_steps, solve(program).kernel_weights))
+
+    networks: dict[str, Any] = {
+        "trained gated": GatedReLUNetwork.sample(jax.random.key(task["seed"]), config.width, data.x.shape[1]),
+        "trained ReLU": ReLUNetwork.sample(jax.random.key(task["seed"]), config.width, data.x.shape[1]),
+    }
+    optimizer = optax.adam(config.learning_rate)
+    each = max(1, config.num_steps // config.num_looks)
+    for name, network in networks.items():
+        apply = partial(_outputs, network)
+
+        def at(step: int, name: str = name, apply: Any = apply, network: Any = network) -> dict[str, Any]:
+            return row(name, step, *(empirical_ntk(apply, network.parameters, x) for x in (data.x, data.x_test)))
+
+        rows.append(at(0))
+        for look in range(1, config.num_looks + 1):
+            network = train(
+                network, data.x, data.y, optimizer, reg=program.reg, num_steps=each, record_every=each
+            ).network
+            rows.append(at(look * each, network=network))
+    return rows
+
+
+def _outputs(network: Any, parameters: Any, x: jax.Array) -> jax.Array:
+    return network.with_parameters(parameters)(x)
+
+
+def summarise(_: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Mean alignments at the end of each kernel's path."""
+    frame = _ends(rows)
+    means = {
+        problem: frame.loc[problem].to_dict("index") for problem in frame.index.get_level_values("problem").unique()
+    }
+    first = next(iter(means))
+    return {
+        "headline": (
+            f"On the {first.replace('_', ' ')} the optimum's kernel has an alignment of "
+            f"{means[first]['optimum']['test']:.2f} with the targets on fresh data, the NTK of "
+            f"{means[first]['NTK']['test']:.2f}, the trained ReLU network's NTK of "
+            f"{means[first]['trained ReLU']['test']:.2f}."
+        ),
+        "alignment": means,
+    }
+
+
+def _ends(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    frame = pd.DataFrame(rows)
+    last = frame.sort_values("step", kind="stable").groupby(["problem", "seed", "kernel"], sort=False).last()
+    return last.groupby(["problem", "kernel"], sort=False)[["training", "test"]].mean()
+
+
+def sections(config: Config, rows: list[dict[str, Any]], summary: dict[str, Any]) -> list[Section]:
+    """The report: alignment along the reweighting and along training."""
+    text = (
+        f"**{summary['headline']}**\n\n"
+        "Centred kernel alignment with y yᵀ, means over the data sets. Reweighting starts at the NTK of the sampled "
+        f"gates; the networks have width {config.width} and the same λ, and are trained by Adam."
+    )
+    caption = "Alignment with the targets on fresh data along the reweighting (left) and along training (right)."
+    figures = (("alignment", _figure(config, rows), caption),)
+    table = _ends(rows).reset_index()
+    return [Section("What the kernels learn", text, figures=figures), Section("At the end", table=table)]
+
+
+def _figure(config: Config, rows: list[dict[str, Any]]) -> Figure:
+    frame = pd.DataFrame(rows).groupby(["problem", "kernel", "step"], sort=False)["test"].mean()
+    figure = new_figure(9.6, 3.4 * len(config.problems) + 0.2)
+    grid = figure.subplots(len(config.problems), 2, squeeze=False, sharey="row")
+    for (reweighting, training), problem in zip(grid, config.problems, strict=True):
+        path, found = frame[problem, "reweighted"], frame[problem]
+        reweighting.plot(path.index, path, marker=".", label="reweighted kernel")
+        reweighting.axhline(found["optimum"].iloc[-1], color="C2", linestyle=":", label="optimum")
+        for name, colour in (("trained gated", "C3"), ("trained ReLU", "C4")):
+            training.plot(frame[problem, name].index, frame[problem, name], marker=".", color=colour, label=name)
+        for axes in (reweighting, training):
+            axes.axhline(found["NTK"].iloc[-1], color="C1", linestyle="--", label="NTK")
+            axes.legend()
+        title = problem.replace("_", " ")
+        reweighting.set(xlabel="reweighting step", ylabel="alignment on fresh data", title=title)
+        training.set(xlabel="gradient step", title=title)
+    return figure
