@@ -9,14 +9,15 @@ from fixntk.convex import (
     Discovery,
     History,
     Progress,
+    ReLUSolution,
     Solution,
     discover,
     gap_safe,
     optimal_weights,
     solve,
     solve_path,
+    solve_relu,
 )
-from fixntk.convex.relu import ReLUSolution, solve_relu
 from fixntk.export import from_dict, load_network, save_network, to_dict, to_equinox, to_flax
 from fixntk.gates import Arrangements, activation_masks, merge_duplicate_masks, pack_masks, sample_gates
 from fixntk.gram import MaskedGram, masked_gram

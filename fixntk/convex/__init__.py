@@ -4,6 +4,7 @@ from fixntk.convex.discovery import Discovery, discover
 from fixntk.convex.implicit import optimal_weights
 from fixntk.convex.path import gap_safe, solve_path
 from fixntk.convex.program import ConvexProgram
+from fixntk.convex.relu import ReLUSolution, solve_relu
 from fixntk.convex.solution import ConvergenceWarning, History, Solution
 from fixntk.convex.solve import Progress, solve
 
@@ -13,10 +14,12 @@ __all__ = [
     "Discovery",
     "History",
     "Progress",
+    "ReLUSolution",
     "Solution",
     "discover",
     "gap_safe",
     "optimal_weights",
     "solve",
     "solve_path",
+    "solve_relu",
 ]

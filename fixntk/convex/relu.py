@@ -14,7 +14,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +41,9 @@ from fixntk.convex.solution import ConvergenceWarning
 from fixntk.convex.solve import Progress
 from fixntk.gates import activation_masks
 from fixntk.gram import select_masks
-from fixntk.networks import ReLUNetwork, from_signed_cones
+
+if TYPE_CHECKING:
+    from fixntk.networks import ReLUNetwork
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +95,8 @@ class ReLUSolution:
 
     def to_network(self) -> ReLUNetwork:
         """The ReLU network with this objective; it needs no gates."""
+        from fixntk.networks import from_signed_cones  # which are built on the convex program
+
         return from_signed_cones(self.positive, self.negative, self.intercept, squeeze=self.squeeze)
 
 
