@@ -166,7 +166,9 @@ def test_bad_input_is_named():
     program, gates, solution = gated()
     with pytest.raises(ValueError, match="gates must have shape"):
         solution.to_network(gates[:3])
-    network = solution.to_network(gates)
+    with pytest.raises(ValueError, match="25 of 25 do not; are they those of other data"):
+        solution.to_network(-gates, program)
+    network = solution.to_network(gates, program)
     with pytest.raises(ValueError, match="x and hidden must have the same number of columns"):
         network(np.ones((3, 7)))
     with pytest.raises(ValueError, match="gates and hidden must have one shape"):

@@ -17,8 +17,8 @@ from fixntk._checks import as_float_array, as_matrix, check_same_rows, check_sca
 from fixntk._numerics import matmul
 from fixntk.convex.losses import LOSSES, Loss, as_loss
 from fixntk.convex.penalties import NORMS, Norm
-from fixntk.gates import as_masks
-from fixntk.gram import masked_adjoint, masked_apply, masked_gram
+from fixntk.gates import activation_masks, as_masks
+from fixntk.gram import masked_adjoint, masked_apply, masked_gram, select_masks
 
 # Newton steps for an intercept, each halved at most so many times.
 _INTERCEPT_STEPS, _HALVINGS = 50, 30
@@ -257,6 +257,26 @@ class ConvexProgram:
     def thresholds(self) -> Array:
         """λτ, (P,), or λ alone without penalty weights."""
         return self.reg if self.penalty_weights is None else self.reg * self.penalty_weights
+
+    def check_gates(self, gates: ArrayLike) -> Array:
+        """Gates as a (P, d) array, checked to give the program's masks on its x.
+
+        Raises
+        ------
+        ValueError
+            If the shape is wrong or a mask differs; masks are not looked at under a JAX transformation.
+        """
+        gates = as_matrix("gates", gates)
+        if gates.shape != self.group_shape[:2]:
+            raise ValueError(f"gates must have shape {self.group_shape[:2]}, got {gates.shape}")
+        if not is_traced(gates, self):
+            given = select_masks(self.masks, jnp.arange(self.num_gates)).astype(bool)
+            if differing := int(jnp.sum(jnp.any(given != activation_masks(self.x, gates), axis=0))):
+                raise ValueError(
+                    f"gates must give the program's masks on its x: {differing} of {gates.shape[0]} do not; "
+                    "are they those of other data?"
+                )
+        return gates
 
     @property
     def group_shape(self) -> tuple[int, int, int]:

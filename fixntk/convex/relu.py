@@ -24,7 +24,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 from jaxtyping import Float
 
-from fixntk._checks import as_matrix, as_positive_int, is_traced
+from fixntk._checks import as_positive_int, is_traced
 from fixntk._numerics import float64_allowed, matmul, with_dtype
 from fixntk.convex.cones import (
     Cones,
@@ -40,7 +40,6 @@ from fixntk.convex.program import ConvexProgram
 from fixntk.convex.solution import ConvergenceWarning
 from fixntk.convex.solve import Progress
 from fixntk.gates import activation_masks
-from fixntk.gram import select_masks
 
 if TYPE_CHECKING:
     from fixntk.networks import ReLUNetwork
@@ -211,7 +210,6 @@ def _follow_path(
 
 def _checked(program: ConvexProgram, gates: ArrayLike) -> tuple[ConvexProgram, Array]:
     """The program with bool masks, and its gates."""
-    gates = as_matrix("gates", gates)
     if is_traced(program, gates):
         raise ValueError("solve_relu cannot be traced by jit, vmap or grad: the number of its steps is open")
     if not program.is_quadratic or program.ridge is not None or program.targets.shape[1] != 1:
@@ -220,13 +218,8 @@ def _checked(program: ConvexProgram, gates: ArrayLike) -> tuple[ConvexProgram, A
             f"{program.targets.shape[1]} output(s), loss {program.loss.name!r}"
             f"{'' if program.ridge is None else ', a ridge'}"
         )
-    if gates.shape != program.group_shape[:2]:
-        raise ValueError(f"gates must have shape {program.group_shape[:2]}, got {gates.shape}")
-    masks = activation_masks(program.x, gates)
-    given = select_masks(program.masks, jnp.arange(program.num_gates)).astype(bool)
-    if differing := int(jnp.sum(jnp.any(given != masks, axis=0))):
-        raise ValueError(f"gates must give the program's masks on its x: {differing} of {gates.shape[0]} do not")
-    return program.with_masks(masks), gates
+    gates = program.check_gates(gates)
+    return program.with_masks(activation_masks(program.x, gates)), gates
 
 
 @jax.jit

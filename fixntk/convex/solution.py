@@ -18,6 +18,7 @@ from fixntk.gates import activation_masks
 from fixntk.gram import masked_apply
 
 if TYPE_CHECKING:
+    from fixntk.convex.program import ConvexProgram
     from fixntk.networks import GatedReLUNetwork
 
 # A group counts as active if its norm is above this share of the largest; iterative reweighting has no exact zeros.
@@ -160,13 +161,15 @@ class Solution:
         outputs = outputs if self.intercept is None else outputs + self.intercept
         return outputs[:, 0] if self.squeeze else outputs
 
-    def to_network(self, gates: ArrayLike) -> GatedReLUNetwork:
+    def to_network(self, gates: ArrayLike, program: ConvexProgram | None = None) -> GatedReLUNetwork:
         """The gated network with these outputs; for one output also with the same objective (M10).
 
         Parameters
         ----------
         gates
             (P, d) gates that made the program's masks, in the same order.
+        program
+            The program that was solved, to check that they did.
 
         Returns
         -------
@@ -176,10 +179,12 @@ class Solution:
         Raises
         ------
         ValueError
-            If the shape of gates does not fit the weights.
+            If the shape of gates does not fit the weights, or they do not give the program's masks.
         """
         from fixntk.networks import from_group_weights  # which are built on the convex program
 
+        if program is not None:
+            gates = program.check_gates(gates)
         return from_group_weights(gates, self.weights, self.intercept, squeeze=self.squeeze)
 
 
