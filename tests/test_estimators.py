@@ -1,0 +1,181 @@
+"""Estimators: scikit-learn's own checks, and what they compute against the library's parts."""
+
+import pickle
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.base import clone
+from sklearn.compose import make_column_transformer
+from sklearn.datasets import load_diabetes, load_iris, make_moons
+from sklearn.kernel_ridge import KernelRidge
+from sklearn.linear_model import LinearRegression
+from sklearn.metrics import log_loss
+from sklearn.model_selection import GridSearchCV, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+import fixntk as fx
+from fixntk import estimators
+from fixntk.estimators import GatedReLUClassifier, GatedReLURegressor, NTKClassifier, NTKRegressor
+
+REGRESSORS = [GatedReLURegressor(64, random_state=0), NTKRegressor()]
+LOGISTIC = GatedReLUClassifier(64, loss="logistic", random_state=0)
+CLASSIFIERS = [GatedReLUClassifier(64, random_state=0), LOGISTIC, NTKClassifier()]
+IRIS = load_iris(return_X_y=True)
+
+
+# Each check fits tables of other shapes, which compile: the quick ones always, all of them among the long tests.
+@pytest.mark.long
+@parametrize_with_checks(
+    [GatedReLURegressor(num_gates=32), GatedReLUClassifier(num_gates=32), GatedReLUClassifier(32, loss="logistic")]
+)
+def test_all_of_scikit_learns_checks(estimator, check):
+    check(estimator)
+
+
+@parametrize_with_checks([NTKRegressor(), NTKClassifier()])
+def test_scikit_learns_checks(estimator, check):
+    check(estimator)
+
+
+@pytest.mark.parametrize(
+    "estimator", [*REGRESSORS, CLASSIFIERS[0], pytest.param(LOGISTIC, marks=pytest.mark.long), NTKClassifier()], ids=str
+)
+def test_clone_pickle_and_repeated_fits_give_the_same(estimator):
+    x, y = IRIS
+    fitted = clone(estimator).fit(x, y)
+    again = pickle.loads(pickle.dumps(fitted))
+    np.testing.assert_array_equal(again.predict(x), fitted.predict(x))
+    np.testing.assert_array_equal(clone(estimator).fit(x, y).predict(x), fitted.predict(x))
+    assert fitted.score(x, y) > 0.9
+
+
+@pytest.mark.parametrize("estimator", [pytest.param(REGRESSORS[0], marks=pytest.mark.long), NTKClassifier()], ids=str)
+def test_frames_with_categories_go_through_pipelines_and_searches(estimator):
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"size": rng.standard_normal(60), "colour": rng.choice(["red", "blue"], 60)})
+    y = (frame["size"] * np.where(frame["colour"] == "red", 1, -1) > 0).astype(float)
+    encoder = make_column_transformer((OneHotEncoder(), ["colour"]), remainder="passthrough")
+    search = GridSearchCV(make_pipeline(encoder, estimator), {f"{type(estimator).__name__.lower()}__reg": [0.1, 0.01]})
+    assert search.fit(frame, y).score(frame, y) > 0.5
+    plain = clone(estimator).fit(frame[["size"]], y)
+    assert list(plain.feature_names_in_) == ["size"]
+    with pytest.raises(ValueError, match="feature names"):
+        plain.predict(frame[["size"]].rename(columns={"size": "weight"}))
+
+
+def test_the_gated_regressor_is_the_convex_program():
+    x, y = (part[:96] for part in load_diabetes(return_X_y=True))
+    model = GatedReLURegressor(128, reg=0.05, tol=1e-8, random_state=3).fit(x, y)
+    assert model.gap_ <= 1e-8
+    assert model.n_active_gates_ == np.sum(model.kernel_weights_ > 0) > 1
+    scaled = np.column_stack([(x - x.mean(0)) / x.std(0), np.ones(len(x)), np.zeros((len(x), 5))])
+    targets = (y - y.mean()) / y.std()
+    program = fx.ConvexProgram(scaled, targets, fx.activation_masks(scaled, model.gates_), model.reg_, intercept=True)
+    optimum = fx.solve(program, tol=1e-9)
+    np.testing.assert_allclose(model.reg_ / program.max_reg(), 0.05, rtol=1e-10)
+    expected = np.asarray(optimum.predict(scaled, model.gates_)) * y.std() + y.mean()
+    np.testing.assert_allclose(model.predict(x), expected, atol=1e-2 * y.std())
+    np.testing.assert_allclose(model.network_(scaled) * y.std() + y.mean(), model.predict(x), rtol=1e-8)
+    assert model.score(x, y) > LinearRegression().fit(x, y).score(x, y)
+
+
+def test_the_ntk_regressor_is_kernel_ridge_regression():
+    x, y = load_diabetes(return_X_y=True)
+    both = np.column_stack([y, y**2])
+    model = NTKRegressor(reg=0.3).fit(x[:200], both[:200])
+    mean, scale = x[:200].mean(0), x[:200].std(0)
+    train, test = (np.column_stack([(part - mean) / scale, np.ones(len(part))]) for part in (x[:200], x[200:]))
+    kernel = np.asarray(fx.gated_relu_ntk(train))
+    ridge = KernelRidge(alpha=0.3 * np.mean(np.diag(kernel)), kernel="precomputed")
+    ridge.fit(kernel, both[:200] - both[:200].mean(0))
+    expected = ridge.predict(np.asarray(fx.gated_relu_ntk(test, train))) + both[:200].mean(0)
+    np.testing.assert_allclose(model.predict(x[200:]), expected, rtol=1e-8)
+
+
+@pytest.mark.parametrize("centre", [False, True])
+def test_left_out_outputs_are_those_of_regressions_without_the_row(centre):
+    rng = np.random.default_rng(0)
+    half, targets, weights = rng.standard_normal((12, 5)), rng.standard_normal((12, 2)), rng.uniform(0.5, 2, 12)
+    weights[3] = 0
+    kernel = half @ half.T
+    scores, counted = estimators._left_out(kernel, 0.7, targets, weights, centre=centre)
+    for position, i in enumerate(np.flatnonzero(counted)):
+        rest = np.flatnonzero(counted & (np.arange(12) != i))
+        # (K + λ W⁻¹) a + 1 b = y with 1ᵀa = 0 where there is an intercept.
+        matrix = np.zeros((len(rest) + 1, len(rest) + 1))
+        matrix[:-1, :-1] = kernel[np.ix_(rest, rest)] + 0.7 * np.diag(1 / weights[rest])
+        if centre:
+            matrix[-1, :-1] = matrix[:-1, -1] = 1
+        else:
+            matrix[-1, -1] = 1
+        solved = np.linalg.solve(matrix, np.vstack([targets[rest], np.zeros((1, 2))]))
+        np.testing.assert_allclose(scores[position], kernel[i, rest] @ solved[:-1] + solved[-1], atol=1e-10)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        NTKClassifier(),
+        *(
+            pytest.param(c, marks=pytest.mark.long)
+            for c in (CLASSIFIERS[0], GatedReLUClassifier(64, reg=0.05, loss="logistic"))
+        ),
+    ],
+    ids=str,
+)
+def test_probabilities_are_calibrated(estimator, classes):
+    if classes == 2:
+        x, y = make_moons(300, noise=0.35, random_state=0)
+    else:
+        rng = np.random.default_rng(0)
+        y = rng.integers(0, 3, 300)
+        x = rng.standard_normal((300, 2)) + 2 * np.eye(3)[y][:, :2]
+    model = clone(estimator)
+    names = np.array(["a", "b", "c"])[y]
+    probabilities = cross_val_predict(model, x, names, method="predict_proba", cv=4)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-10)
+    base_rate = log_loss(names, np.tile(np.bincount(y) / len(y), (len(y), 1)))
+    assert log_loss(names, probabilities) < 0.85 * base_rate
+    confidence = probabilities.max(axis=1)
+    right = np.unique(names)[probabilities.argmax(axis=1)] == names
+    assert abs(confidence.mean() - right.mean()) < 0.08
+
+
+def test_weights_of_rows_and_classes_count():
+    x, y = make_moons(120, noise=0.3, random_state=1)
+    model = GatedReLUClassifier(64, random_state=0)
+    heavy = clone(model).set_params(class_weight={0: 20.0, 1: 1.0}).fit(x, y)
+    assert np.mean(heavy.predict(x) == 0) > np.mean(clone(model).fit(x, y).predict(x) == 0)
+    by_rows = clone(model).fit(x, y, sample_weight=np.where(y == 0, 20.0, 1.0))
+    np.testing.assert_allclose(by_rows.decision_function(x), heavy.decision_function(x), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "message"),
+    [
+        (GatedReLURegressor(reg=0), "reg must be a number between 0 and 1"),
+        (GatedReLURegressor(reg=2), "reg must be a number between 0 and 1"),
+        (GatedReLURegressor(loss="logistic"), "loss must be squared or huber"),
+        (GatedReLURegressor(num_gates=0), "num_gates must be at least 1"),
+        (NTKRegressor(reg=-1), "reg must be a number between 0 and inf"),
+        (GatedReLUClassifier(loss="hinge"), "loss must be squared or logistic"),
+    ],
+    ids=str,
+)
+def test_bad_options_are_named(estimator, message):
+    x, y = make_moons(30, random_state=0)
+    with pytest.raises(ValueError, match=message):
+        estimator.fit(x, y)
+
+
+@pytest.mark.parametrize("estimator", CLASSIFIERS, ids=str)
+def test_one_class_is_named(estimator):
+    x, y = make_moons(30, random_state=0)
+    with pytest.raises(ValueError, match="got 1 class"):
+        clone(estimator).fit(x, np.zeros(30))
+    with pytest.raises(ValueError, match="got 1 class"):
+        clone(estimator).fit(x, y, sample_weight=(y == 1).astype(float))
