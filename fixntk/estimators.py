@@ -347,8 +347,9 @@ def _classified(estimator: Any, X: Any, y: Any, sample_weight: Any) -> tuple[np.
     X, y = validate_data(estimator, X, y, dtype=np.float64)
     check_classification_targets(y)
     weights = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
-    # A class whose rows all have weight zero does not count.
-    estimator.classes_ = np.unique(y[weights > 0])
+    # Rows of weight zero do not count, nor do classes that have no others.
+    X, y, weights = X[weights > 0], y[weights > 0], weights[weights > 0]
+    estimator.classes_ = np.unique(y)
     if len(estimator.classes_) < 2:
         raise ValueError(f"y must hold at least two classes, got 1 class: {estimator.classes_.tolist()}")
     present = np.isin(y, estimator.classes_)

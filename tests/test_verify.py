@@ -40,6 +40,14 @@ def test_every_claim_holds_on_all_built_in_data(tmp_path, capsys):
     assert f"{len(rows)} claims hold, 0 fail, 0 not checked" in capsys.readouterr().out
 
 
+def test_a_users_csv_is_checked_and_written(csv, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(verify, "run_checks", lambda data_sets: claims.check_sampling_rate(data_sets[0]))
+    assert main(["verify", "--data", str(csv), "--json", str(tmp_path / "rows.json")]) == 0
+    assert [row["data"] for row in json.loads((tmp_path / "rows.json").read_text())] == ["mine.csv"]
+    assert "1 claims hold, 0 fail" in capsys.readouterr().out
+
+
+@pytest.mark.long
 def test_every_claim_holds_on_a_users_csv(csv, tmp_path, capsys):
     assert main(["verify", "--data", str(csv), "--json", str(tmp_path / "rows.json")]) == 0
     rows = json.loads((tmp_path / "rows.json").read_text())
