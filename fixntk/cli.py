@@ -1,4 +1,4 @@
-"""The command ``fixntk``: run an experiment, verify the mathematics, make a report again, show the versions."""
+"""The command ``fixntk``: experiments, reports, checks of the mathematics, models of tables, versions."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ _OPTIONAL_IMPORTS = {
     "cvxpy",
     "cycler",
     "frozendict",
+    "joblib",
     "jinja2",
     "markupsafe",
     "matplotlib",
@@ -98,6 +99,21 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("--json", metavar="FILE", type=Path, dest="json_file", help="write the figures there")
     verify.set_defaults(function=_verify, extra="verify")
 
+    fit = commands.add_parser("fit", help="fit a model of a column of a CSV table")
+    fit.add_argument("table", metavar="TABLE.csv", type=Path, help="CSV file with a header")
+    fit.add_argument("--target", metavar="COL", required=True, help="the column to predict")
+    fit.add_argument("--out", metavar="MODEL", type=Path, required=True, help="file for the model")
+    fit.add_argument("--method", choices=("gated", "ntk"), default="gated", help="the fixed kernel (gated), or its NTK")
+    fit.add_argument("--reg", type=float, help="regularisation, chosen by cross-validation without it")
+    fit.add_argument("--seed", type=int, default=0, help="for the gates")
+    fit.set_defaults(function=_fit, extra="estimators")
+
+    predict = commands.add_parser("predict", help="predict with a model, for the rows of a CSV table")
+    predict.add_argument("model", metavar="MODEL", type=Path, help="file that fixntk fit wrote; use what you trust")
+    predict.add_argument("table", metavar="TABLE.csv", type=Path, help="CSV file with the model's columns")
+    predict.add_argument("--out", metavar="FILE.csv", type=Path, help="where to write; standard output without it")
+    predict.set_defaults(function=_predict, extra="estimators")
+
     info = commands.add_parser("info", help="show versions, devices and optional packages")
     info.set_defaults(function=_info, extra="experiments")
     return parser
@@ -143,6 +159,31 @@ def _verify(arguments: argparse.Namespace) -> int:
         if arguments.data is None and arguments.json_file is None:
             raise
         raise _InputError(error) from error
+
+
+def _fit(arguments: argparse.Namespace) -> int:
+    from fixntk import table_models
+
+    if not arguments.out.parent.is_dir():
+        raise _InputError(f"--out {arguments.out}: there is no folder {arguments.out.parent}")
+    options = {"method": arguments.method, "reg": arguments.reg, "seed": arguments.seed}
+    try:
+        lines = table_models.fit(arguments.table, arguments.target, arguments.out, **options)
+    except (ValueError, OSError) as error:
+        raise _InputError(error) from error
+    print("\n".join(lines))
+    return 0
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    from fixntk import table_models
+
+    try:
+        predictions = table_models.predict(arguments.model, arguments.table)
+        predictions.to_csv(arguments.out or sys.stdout, index=False)
+    except (ValueError, OSError) as error:
+        raise _InputError(error) from error
+    return 0
 
 
 def _info(_: argparse.Namespace) -> int:

@@ -16,11 +16,11 @@ class TableError(ValueError):
     """The table cannot be used; the message names the table and the reason."""
 
 
-def read_csv(path: str | Path) -> tuple[pd.DataFrame, pd.Series]:
+def read_csv(path: str | Path, target: str | None = None) -> tuple[pd.DataFrame, pd.Series]:
     """Read a CSV file with a header: its features, and its target as strings.
 
-    The target is the column called class, target or label, otherwise the last one. A feature is categorical if any of
-    its values is not a number.
+    The target is the column of that name; without one the column called class, target or label, otherwise the last. A
+    feature is categorical if any of its values is not a number.
 
     Returns
     -------
@@ -30,7 +30,28 @@ def read_csv(path: str | Path) -> tuple[pd.DataFrame, pd.Series]:
     Raises
     ------
     TableError
-        If the file cannot be read, is empty or ragged, or the header is missing or ambiguous.
+        If the file cannot be read, is empty or ragged, or the header is missing or ambiguous, or lacks the target.
+    """
+    frame = read_strings(path)
+    candidates = [column for column in frame.columns if column.lower() in TARGET_NAMES]
+    if target is not None and target not in frame.columns:
+        raise TableError(f"table '{path}' has no column '{target}': it has {', '.join(map(repr, frame.columns))}")
+    if target is None and len(candidates) > 1:
+        raise TableError(f"table '{path}': is the label in column {' or '.join(map(repr, candidates))}?")
+    label = target or (candidates[0] if candidates else frame.columns[-1])
+    for column in frame.columns.drop(label):
+        frame[column] = as_feature(frame[column])
+    frame[label] = frame[label].mask(frame[label] == "?")
+    return frame.drop(columns=label), frame[label]
+
+
+def read_strings(path: str | Path) -> pd.DataFrame:
+    """Read a CSV file with a header as strings, '?' where a value is missing.
+
+    Raises
+    ------
+    TableError
+        If the file cannot be read, is empty or ragged, has one column, or no header of distinct names.
     """
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
@@ -54,17 +75,8 @@ def read_csv(path: str | Path) -> tuple[pd.DataFrame, pd.Series]:
     for line, row in rows:
         if len(row) != len(header):
             raise TableError(f"table '{path}': line {line} has {len(row)} fields, the header has {len(header)}")
-
-    candidates = [column for column in header if column.lower() in TARGET_NAMES]
-    if len(candidates) > 1:
-        raise TableError(f"table '{path}': is the label in column {' or '.join(map(repr, candidates))}?")
-    label = candidates[0] if candidates else header[-1]
     frame = pd.DataFrame([row for _, row in rows], columns=pd.Index(header))
-    frame = frame.mask(frame.isin(MISSING), "?")
-    for column in frame.columns.drop(label):
-        frame[column] = as_feature(frame[column])
-    frame[label] = frame[label].mask(frame[label] == "?")
-    return frame.drop(columns=label), frame[label]
+    return frame.mask(frame.isin(MISSING), "?")
 
 
 def as_feature(column: pd.Series, nominal: bool = False, categories: list[str] | None = None) -> pd.Series:
