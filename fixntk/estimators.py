@@ -32,6 +32,9 @@ from fixntk.ntk import gated_relu_ntk
 _SMALLEST_ROWS, _COLUMNS = 32, 8
 _PREDICT_ROWS = 4096
 
+# Ridges to choose from, in units of the kernel's mean diagonal.
+DEFAULT_REGS = tuple(10.0**k for k in range(-6, 3))
+
 
 class _Scaling(NamedTuple):
     """What brings inputs to mean 0 and deviation 1, with a bias column or not, and zero columns up to a size."""
@@ -252,6 +255,8 @@ class NTKRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
     ----------
     dual_coef_ : ndarray (n, c)
         Coefficients of the training rows.
+    loo_errors_ : ndarray (1,)
+        Mean squared error of leave-one-out outputs, of standardised targets.
     X_fit_ : ndarray (n, d')
         Training rows, standardised, with a bias column and zero padding.
     n_features_in_, feature_names_in_
@@ -275,7 +280,7 @@ class NTKRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         weights = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
         self._targets = _standardised_targets(y, weights)
         self._squeeze = y.ndim == 1
-        _fit_ntk(self, X, self._targets.values, weights)
+        _fit_ntk(self, X, self._targets.values, weights, (self.reg,))
         return self
 
     def predict(self, X: Any) -> np.ndarray:
@@ -322,7 +327,112 @@ class NTKClassifier(ClassifierMixin, BaseEstimator):
         """
         X, codes, weights = _classified(self, X, y, sample_weight)
         signs = _signs(codes, len(self.classes_))
-        kernel, reg = _fit_ntk(self, X, signs, weights)
+        kernel, reg = _fit_ntk(self, X, signs, weights, (self.reg,))
+        self.temperature_ = _temperature(kernel, reg, signs, weights, codes, centre=False)
+        return self
+
+    def decision_function(self, X: Any) -> np.ndarray:
+        """Outputs of new inputs: (n,) for two classes, positive for the second, otherwise (n, classes)."""
+        outputs = _ntk_outputs(self, X)
+        return outputs[:, 0] if outputs.shape[1] == 1 else outputs
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Labels of new inputs."""
+        codes = _codes(self.decision_function(X))
+        return self.classes_[codes]
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Probabilities (n, classes) of new inputs; see ``temperature_`` for how they are calibrated."""
+        scores = self.decision_function(X)
+        return _probabilities(self.temperature_ * scores)
+
+
+class NTKRegressorCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
+    """:class:`NTKRegressor` with the ridge that has the least squared error of leave-one-out outputs, in closed form.
+
+    Parameters
+    ----------
+    regs : sequence of float
+        To choose from.
+    standardize, bias : bool
+        As for :class:`NTKRegressor`.
+
+    Attributes
+    ----------
+    reg_ : float
+        The one chosen.
+    loo_errors_ : ndarray
+        Mean squared leave-one-out error for each of ``regs``, of standardised targets.
+    dual_coef_, X_fit_, n_features_in_, feature_names_in_
+        As for :class:`NTKRegressor`.
+    """
+
+    def __init__(self, regs: Any = DEFAULT_REGS, *, standardize: bool = True, bias: bool = True) -> None:
+        self.regs = regs
+        self.standardize = standardize
+        self.bias = bias
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> NTKRegressorCV:
+        """Fit to (n, d) inputs and (n,) or (n, c) targets; one eigendecomposition for all ridges.
+
+        Raises
+        ------
+        ValueError
+            If inputs are not numbers, or an option is out of its range.
+        """
+        X, y = validate_data(self, X, y, multi_output=True, y_numeric=True, dtype=np.float64)
+        weights = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
+        self._squeeze = y.ndim == 1
+        X, y, weights = _distinct(X, y, weights)
+        self._targets = _standardised_targets(y, weights)
+        _fit_ntk(self, X, self._targets.values, weights, self.regs)
+        return self
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Targets (n,) or (n, c) of new inputs."""
+        outputs = _ntk_outputs(self, X) * self._targets.scale + self._targets.mean
+        return outputs[:, 0] if self._squeeze else outputs
+
+
+class NTKClassifierCV(ClassifierMixin, BaseEstimator):
+    """:class:`NTKClassifier` with the ridge that has the least squared error of leave-one-out outputs, in closed form.
+
+    Parameters
+    ----------
+    regs : sequence of float
+        To choose from.
+    class_weight, standardize, bias
+        As for :class:`NTKClassifier`.
+
+    Attributes
+    ----------
+    reg_ : float
+        The one chosen.
+    loo_errors_ : ndarray
+        Mean squared leave-one-out error on ±1 for each of ``regs``.
+    classes_, temperature_, dual_coef_, X_fit_, n_features_in_, feature_names_in_
+        As for :class:`NTKClassifier`.
+    """
+
+    def __init__(
+        self, regs: Any = DEFAULT_REGS, *, class_weight: Any = None, standardize: bool = True, bias: bool = True
+    ) -> None:
+        self.regs = regs
+        self.class_weight = class_weight
+        self.standardize = standardize
+        self.bias = bias
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> NTKClassifierCV:
+        """Fit to (n, d) inputs and (n,) labels; one eigendecomposition for all ridges.
+
+        Raises
+        ------
+        ValueError
+            If inputs are not numbers, there is one class only, or an option is out of its range.
+        """
+        X, codes, weights = _classified(self, X, y, sample_weight)
+        signs = _signs(codes, len(self.classes_))
+        kernel, reg = _fit_ntk(self, X, signs, weights, self.regs)
         self.temperature_ = _temperature(kernel, reg, signs, weights, codes, centre=False)
         return self
 
@@ -357,9 +467,13 @@ def _classified(estimator: Any, X: Any, y: Any, sample_weight: Any) -> tuple[np.
     if estimator.class_weight is not None:
         weights = weights * compute_sample_weight(estimator.class_weight, y)
     codes = np.searchsorted(estimator.classes_, y)
-    # Copies of a row count as one of their weight: leaving one out means leaving all out.
-    _, first, group = np.unique(np.column_stack([X, codes]), axis=0, return_index=True, return_inverse=True)
-    return X[first], codes[first], np.bincount(group.reshape(-1), weights)
+    return _distinct(X, codes, weights)
+
+
+def _distinct(X: np.ndarray, y: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Copies of a row as one of their weight, so that leaving one out means leaving all out."""
+    _, first, group = np.unique(np.column_stack([X, y]), axis=0, return_index=True, return_inverse=True)
+    return X[first], y[first], np.bincount(group.reshape(-1), weights)
 
 
 def _signs(codes: np.ndarray, num_classes: int) -> np.ndarray:
@@ -476,18 +590,33 @@ def _tiles(x: np.ndarray) -> list[np.ndarray]:
     return [x[begin : begin + _PREDICT_ROWS] for begin in range(0, len(x), _PREDICT_ROWS)]
 
 
-def _fit_ntk(estimator: Any, X: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, float]:
-    """Ridge regression with the NTK; the kernel and the ridge."""
-    share = _check_reg(estimator.reg, np.inf)
+def _fit_ntk(
+    estimator: Any, X: np.ndarray, targets: np.ndarray, weights: np.ndarray, regs: Any
+) -> tuple[np.ndarray, float]:
+    """Ridge regression with the NTK, at the ridge with the least error of leave-one-out outputs; kernel and ridge."""
+    shares = [_check_reg(reg, np.inf) for reg in regs]
+    if not shares:
+        raise ValueError("regs must hold at least one number")
     x = _scaled(estimator, X, weights)
     with float64_allowed():
         kernel = np.asarray(gated_relu_ntk(jnp.asarray(_padded(x))))[: len(x), : len(x)]
-    reg = share * float(weights @ np.diag(kernel)) / weights.sum()
-    reg = reg if reg > 0 else 1.0
+    unit = float(weights @ np.diag(kernel)) / weights.sum() or 1.0
     root = np.sqrt(weights)
-    matrix = root[:, None] * kernel * root + reg * np.eye(len(x))
-    estimator.dual_coef_ = root[:, None] * np.linalg.solve(matrix, root[:, None] * targets)
+    eigenvalues, vectors = np.linalg.eigh(root[:, None] * kernel * root)
+    eigenvalues = np.maximum(eigenvalues, 0)
+    rotated = vectors.T @ (root[:, None] * targets)
+    errors = []
+    for share in shares:
+        left = share * unit / (eigenvalues + share * unit)
+        residuals = vectors @ (left[:, None] * rotated)
+        # 1 − h of each row, for rows of weight zero 1.
+        errors.append(np.sum((residuals / np.maximum(vectors**2 @ left, 1e-12)[:, None]) ** 2) / weights.sum())
+    best = int(np.argmin(errors))
+    reg = shares[best] * unit
+    estimator.dual_coef_ = root[:, None] * (vectors @ (rotated / (eigenvalues + reg)[:, None]))
     estimator.X_fit_ = x
+    estimator.reg_ = shares[best]
+    estimator.loo_errors_ = np.array(errors) / targets.shape[1]
     return kernel, reg
 
 

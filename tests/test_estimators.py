@@ -18,7 +18,14 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import fixntk as fx
 from fixntk import estimators
-from fixntk.estimators import GatedReLUClassifier, GatedReLURegressor, NTKClassifier, NTKRegressor
+from fixntk.estimators import (
+    GatedReLUClassifier,
+    GatedReLURegressor,
+    NTKClassifier,
+    NTKClassifierCV,
+    NTKRegressor,
+    NTKRegressorCV,
+)
 
 REGRESSORS = [GatedReLURegressor(64, random_state=0), NTKRegressor()]
 LOGISTIC = GatedReLUClassifier(64, loss="logistic", random_state=0)
@@ -35,7 +42,7 @@ def test_all_of_scikit_learns_checks(estimator, check):
     check(estimator)
 
 
-@parametrize_with_checks([NTKRegressor(), NTKClassifier()])
+@parametrize_with_checks([NTKRegressor(), NTKClassifier(), NTKRegressorCV(), NTKClassifierCV()])
 def test_scikit_learns_checks(estimator, check):
     check(estimator)
 
@@ -115,6 +122,25 @@ def test_left_out_outputs_are_those_of_regressions_without_the_row(centre):
         np.testing.assert_allclose(scores[position], kernel[i, rest] @ solved[:-1] + solved[-1], atol=1e-10)
 
 
+def test_the_ridge_chosen_is_that_of_leave_one_out_refits():
+    x, y = (part[:60] for part in load_diabetes(return_X_y=True))
+    weights = np.random.default_rng(0).uniform(0.5, 2, 60)
+    model = NTKRegressorCV((0.01, 0.1, 1.0, 10.0), standardize=False).fit(x, y, weights)
+    mean = np.average(y, weights=weights)
+    scale = np.sqrt(np.average((y - mean) ** 2, weights=weights))
+    order = np.unique(np.column_stack([x, y]), axis=0, return_index=True)[1]
+    for reg, error in zip(model.regs, model.loo_errors_, strict=True):
+        found = []
+        kernel = np.asarray(fx.gated_relu_ntk(np.column_stack([x, np.ones(60)])))
+        ridge = reg * np.average(np.diag(kernel), weights=weights)
+        for i in order:
+            rest = np.delete(np.arange(60), i)
+            matrix = kernel[np.ix_(rest, rest)] + ridge * np.diag(1 / weights[rest])
+            found.append(weights[i] * (kernel[i, rest] @ np.linalg.solve(matrix, y[rest] - mean) - y[i] + mean) ** 2)
+        np.testing.assert_allclose(error, np.sum(found) / weights.sum() / scale**2, rtol=1e-7)
+    assert model.reg_ == model.regs[int(np.argmin(model.loo_errors_))] not in (0.01, 10.0)
+
+
 @pytest.mark.parametrize("classes", [2, 3])
 @pytest.mark.parametrize(
     "estimator",
@@ -161,6 +187,7 @@ def test_weights_of_rows_and_classes_count():
         (GatedReLURegressor(reg=2), "reg must be a number between 0 and 1"),
         (GatedReLURegressor(loss="logistic"), "loss must be squared or huber"),
         (GatedReLURegressor(num_gates=0), "num_gates must be at least 1"),
+        (NTKRegressorCV(regs=()), "regs must hold at least one number"),
         (NTKRegressor(reg=-1), "reg must be a number between 0 and inf"),
         (GatedReLUClassifier(loss="hinge"), "loss must be squared or logistic"),
     ],
