@@ -17,7 +17,7 @@ from sklearn.preprocessing import OneHotEncoder
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import fixntk as fx
-from fixntk import estimators
+from fixntk.estimation import left_out
 from fixntk.estimators import (
     GatedReLUClassifier,
     GatedReLURegressor,
@@ -108,7 +108,7 @@ def test_left_out_outputs_are_those_of_regressions_without_the_row(centre):
     half, targets, weights = rng.standard_normal((12, 5)), rng.standard_normal((12, 2)), rng.uniform(0.5, 2, 12)
     weights[3] = 0
     kernel = half @ half.T
-    scores, counted = estimators._left_out(kernel, 0.7, targets, weights, centre=centre)
+    scores, counted = left_out(kernel, 0.7, targets, weights, centre=centre)
     for position, i in enumerate(np.flatnonzero(counted)):
         rest = np.flatnonzero(counted & (np.arange(12) != i))
         # (K + λ W⁻¹) a + 1 b = y with 1ᵀa = 0 where there is an intercept.

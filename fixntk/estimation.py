@@ -1,0 +1,271 @@
+"""What the estimators share: scaling, padding, the two fits, leave-one-out outputs, probabilities."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from scipy.optimize import minimize_scalar
+from scipy.special import expit, log_softmax, softmax
+from sklearn.utils import check_random_state
+from sklearn.utils.class_weight import compute_sample_weight
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+
+from fixntk._numerics import float64_allowed, with_dtype
+from fixntk.convex import ConvexProgram, Solution, solve
+from fixntk.gates import activation_masks, sample_gates
+from fixntk.ntk import gated_relu_ntk
+
+# Rows and columns are padded with zeros to few sizes, so that tables of similar sizes share one compilation.
+_SMALLEST_ROWS, _COLUMNS = 32, 8
+_PREDICT_ROWS = 4096
+
+# Ridges to choose from, in units of the kernel's mean diagonal.
+DEFAULT_REGS = tuple(10.0**k for k in range(-6, 3))
+
+
+class _Scaling(NamedTuple):
+    """What brings inputs to mean 0 and deviation 1, with a bias column or not, and zero columns up to a size."""
+
+    mean: np.ndarray
+    scale: np.ndarray
+    bias: bool
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        scaled = (x - self.mean) / self.scale
+        columns = [scaled, np.ones((len(x), 1))] if self.bias else [scaled]
+        width = scaled.shape[1] + self.bias
+        return np.column_stack([*columns, np.zeros((len(x), -width % _COLUMNS))])
+
+
+class _Targets(NamedTuple):
+    """Numbers to fit, (n, c), and what their outputs mean."""
+
+    values: np.ndarray
+    mean: np.ndarray
+    scale: np.ndarray
+
+
+def classified(estimator: Any, X: Any, y: Any, sample_weight: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Distinct rows, their classes as numbers from 0, and weights of rows times those of classes."""
+    X, y = validate_data(estimator, X, y, dtype=np.float64)
+    check_classification_targets(y)
+    weights = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
+    # Rows of weight zero do not count, nor do classes that have no others.
+    X, y, weights = X[weights > 0], y[weights > 0], weights[weights > 0]
+    estimator.classes_ = np.unique(y)
+    if len(estimator.classes_) < 2:
+        raise ValueError(f"y must hold at least two classes, got 1 class: {estimator.classes_.tolist()}")
+    present = np.isin(y, estimator.classes_)
+    X, y, weights = X[present], y[present], weights[present]
+    if estimator.class_weight is not None:
+        weights = weights * compute_sample_weight(estimator.class_weight, y)
+    codes = np.searchsorted(estimator.classes_, y)
+    return distinct(X, codes, weights)
+
+
+def distinct(X: np.ndarray, y: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Copies of a row as one of their weight, so that leaving one out means leaving all out."""
+    _, first, group = np.unique(np.column_stack([X, y]), axis=0, return_index=True, return_inverse=True)
+    return X[first], y[first], np.bincount(group.reshape(-1), weights)
+
+
+def as_signs(codes: np.ndarray, num_classes: int) -> np.ndarray:
+    """(n, 1) of ±1 for two classes, (n, k) for more."""
+    signs = np.where(codes[:, None] == np.arange(num_classes), 1.0, -1.0)
+    return signs[:, 1:] if num_classes == 2 else signs
+
+
+def as_codes(scores: np.ndarray) -> np.ndarray:
+    """Classes as numbers from scores, (n,) or (n, classes)."""
+    return (scores > 0).astype(int) if scores.ndim == 1 else np.argmax(scores, axis=1)
+
+
+def as_probabilities(logits: np.ndarray) -> np.ndarray:
+    """(n, classes) probabilities from logits, (n,) or (n, classes)."""
+    if logits.ndim == 1:
+        return np.column_stack([expit(-logits), expit(logits)])
+    return softmax(logits, axis=1)
+
+
+def _weighted_moments(values: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation of each column, the deviation 1 where a column is constant."""
+    total = weights.sum()
+    if total == 0:
+        raise ValueError("sample_weight must not be zero for all rows")
+    largest = np.maximum(np.abs(values).max(axis=0), np.finfo(float).tiny)
+    scaled = values / largest
+    mean = weights @ scaled / total
+    deviation = np.sqrt(weights @ (scaled - mean) ** 2 / total)
+    constant = deviation <= 10 * np.finfo(float).eps * np.maximum(np.abs(mean), 1)
+    return mean * largest, np.where(constant, 1.0, deviation * largest)
+
+
+def standardised_targets(y: np.ndarray, weights: np.ndarray) -> _Targets:
+    """Targets as (n, c) of mean 0 and deviation 1."""
+    values = y.reshape(len(y), -1).astype(np.float64)
+    mean, scale = _weighted_moments(values, weights)
+    return _Targets((values - mean) / scale, mean, scale)
+
+
+def _scaled(estimator: Any, x: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Fit the scaling and apply it."""
+    mean, scale = _weighted_moments(x, weights)
+    if not estimator.standardize:
+        mean, scale = np.zeros_like(mean), np.ones_like(scale)
+    estimator._scaling = _Scaling(mean, scale, bool(estimator.bias))
+    return estimator._scaling(x)
+
+
+def _new_inputs(estimator: Any, X: Any) -> np.ndarray:
+    check_is_fitted(estimator)
+    return estimator._scaling(validate_data(estimator, X, reset=False, dtype=np.float64))
+
+
+def _check_reg(reg: Any, largest: float) -> float:
+    if not isinstance(reg, int | float | np.number) or not 0 < float(reg) < largest:
+        raise ValueError(f"reg must be a number between 0 and {largest:g}, got {reg!r}")
+    return float(reg)
+
+
+def _padded(array: np.ndarray) -> np.ndarray:
+    """With rows of zeros, to a size of 2^k or 1.5 · 2^k."""
+    size = _SMALLEST_ROWS
+    while size < len(array):
+        size = size * 3 // 2 if (size & (size - 1)) == 0 else size * 4 // 3
+    return np.pad(array, [(0, size - len(array))] + [(0, 0)] * (array.ndim - 1))
+
+
+def fit_gated(estimator: Any, X: np.ndarray, targets: np.ndarray, weights: np.ndarray, loss: str) -> np.ndarray:
+    """Solve the convex program and set the attributes; the scaled inputs."""
+    share = _check_reg(estimator.reg, 1.0)
+    x = _scaled(estimator, X, weights)
+    seed = int(check_random_state(estimator.random_state).randint(2**31 - 1))
+    columns = X.shape[1] + bool(estimator.bias)
+    # Labels of padded rows have to be labels; their weight is zero.
+    fill = {"logistic": 1.0, "softmax": np.eye(targets.shape[-1])[0]}.get(loss, 0.0)
+    padded = _padded(targets)
+    padded[len(targets) :] = fill
+    with float64_allowed():
+        # The same gates whatever the padding.
+        gates = jnp.pad(sample_gates(jax.random.key(seed), estimator.num_gates, columns), ((0, 0), (0, -columns % 8)))
+        rows = jnp.asarray(_padded(x))
+        problem = rows, jnp.asarray(padded), activation_masks(rows, gates), 1.0, loss
+        # Without an intercept, so that a class of little weight does not set the scale.
+        largest = float(ConvexProgram(*problem, sample_weight=_padded(weights)).max_reg())
+        program = ConvexProgram(*problem, sample_weight=_padded(weights), intercept=True)
+        reg = share * largest if largest > 0 else 1.0
+        solution: Solution = solve(program.with_reg(reg), tol=estimator.tol, max_iter=estimator.max_iter)
+        network = replace(solution.to_network(gates), squeeze=program.group_shape[2] == 1)
+        estimator.solution_ = jax.tree.map(np.asarray, solution)
+        estimator.gates_ = np.asarray(gates)
+    estimator.reg_ = reg
+    estimator.network_ = with_dtype(network, jnp.result_type(float))
+    estimator.kernel_weights_ = np.asarray(solution.kernel_weights)
+    estimator.gap_ = float(solution.relative_gap)
+    estimator.n_active_gates_ = int(np.sum(np.any(np.asarray(solution.weights) != 0, axis=(1, 2))))
+    estimator.n_iter_ = max(1, int(solution.iterations))
+    return x
+
+
+def gated_outputs(estimator: Any, X: Any) -> np.ndarray:
+    """(n, c) outputs of the gated network on new inputs, in units of the targets fitted."""
+    x = _new_inputs(estimator, X)
+    with float64_allowed():
+        tiles = [
+            np.asarray(_linear_outputs(estimator.solution_, jnp.asarray(_padded(tile)), estimator.gates_))[: len(tile)]
+            for tile in _tiles(x)
+        ]
+    return np.concatenate(tiles)
+
+
+def _linear_outputs(solution: Solution, x: Array, gates: np.ndarray) -> Array:
+    outputs = solution.predict(x, gates)
+    return outputs[:, None] if outputs.ndim == 1 else outputs
+
+
+def _tiles(x: np.ndarray) -> list[np.ndarray]:
+    return [x[begin : begin + _PREDICT_ROWS] for begin in range(0, len(x), _PREDICT_ROWS)]
+
+
+def fit_ntk(
+    estimator: Any, X: np.ndarray, targets: np.ndarray, weights: np.ndarray, regs: Any
+) -> tuple[np.ndarray, float]:
+    """Ridge regression with the NTK, at the ridge with the least error of leave-one-out outputs; kernel and ridge."""
+    shares = [_check_reg(reg, np.inf) for reg in regs]
+    if not shares:
+        raise ValueError("regs must hold at least one number")
+    x = _scaled(estimator, X, weights)
+    with float64_allowed():
+        kernel = np.asarray(gated_relu_ntk(jnp.asarray(_padded(x))))[: len(x), : len(x)]
+    unit = float(weights @ np.diag(kernel)) / weights.sum() or 1.0
+    root = np.sqrt(weights)
+    eigenvalues, vectors = np.linalg.eigh(root[:, None] * kernel * root)
+    eigenvalues = np.maximum(eigenvalues, 0)
+    rotated = vectors.T @ (root[:, None] * targets)
+    errors = []
+    for share in shares:
+        left = share * unit / (eigenvalues + share * unit)
+        residuals = vectors @ (left[:, None] * rotated)
+        # 1 − h of each row, for rows of weight zero 1.
+        errors.append(np.sum((residuals / np.maximum(vectors**2 @ left, 1e-12)[:, None]) ** 2) / weights.sum())
+    best = int(np.argmin(errors))
+    reg = shares[best] * unit
+    estimator.dual_coef_ = root[:, None] * (vectors @ (rotated / (eigenvalues + reg)[:, None]))
+    estimator.X_fit_ = x
+    estimator.reg_ = shares[best]
+    estimator.loo_errors_ = np.array(errors) / targets.shape[1]
+    return kernel, reg
+
+
+def ntk_outputs(estimator: Any, X: Any) -> np.ndarray:
+    """(n, c) outputs of the ridge regression on new inputs, in units of the targets fitted."""
+    x = _new_inputs(estimator, X)
+    fitted = _padded(estimator.X_fit_)
+    coefficients = _padded(estimator.dual_coef_)
+    with float64_allowed():
+        tiles = [
+            np.asarray(gated_relu_ntk(jnp.asarray(_padded(tile)), jnp.asarray(fitted)))[: len(tile)] @ coefficients
+            for tile in _tiles(x)
+        ]
+    return np.concatenate(tiles)
+
+
+def left_out(
+    kernel: np.ndarray, reg: float, targets: np.ndarray, weights: np.ndarray, *, centre: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Outputs of kernel ridge regressions without the row itself, of the rows that count, and which these are.
+
+    Leaving out row i changes its output to y_i − r_i / (1 − h_i), with residual r and leverage h of the whole.
+    """
+    counted = weights > 0
+    root = np.sqrt(weights[counted])
+    matrix = root[:, None] * kernel[np.ix_(counted, counted)] * root
+    inverse = np.linalg.inv(matrix + reg * np.eye(len(root)))
+    hat = np.eye(len(root)) - reg * inverse
+    if centre:
+        # An intercept takes what is along the roots of the weights.
+        along = inverse @ root
+        hat += reg * np.outer(along, along) / (root @ along)
+    scaled = root[:, None] * targets[counted]
+    residuals = (scaled - hat @ scaled) / np.maximum(1 - np.diag(hat), 1e-12)[:, None] / root[:, None]
+    return targets[counted] - residuals, counted
+
+
+def fit_temperature(
+    kernel: np.ndarray, reg: float, signs: np.ndarray, weights: np.ndarray, codes: np.ndarray, *, centre: bool
+) -> float:
+    """Factor of leave-one-out outputs that minimises their weighted log-loss."""
+    scores, counted = left_out(kernel, reg, signs, weights, centre=centre)
+    logits = np.column_stack([np.zeros_like(scores), scores]) if scores.shape[1] == 1 else scores
+
+    def log_loss(log_factor: float) -> float:
+        chosen = log_softmax(np.exp(log_factor) * logits, axis=1)[np.arange(len(logits)), codes[counted]]
+        return float(-np.average(chosen, weights=weights[counted]))
+
+    return float(np.exp(minimize_scalar(log_loss, bounds=(-9, 9), method="bounded").x))
