@@ -213,6 +213,7 @@ def sections(config: Config, rows: list[dict[str, Any]], summary: dict[str, Any]
     columns = ["problem", "seed", "method", "width", "active", "learning_rate", "objective", "optimum", "test_error"]
     table = pd.DataFrame(rows).reindex(columns=[*columns, "optimum_test_error", "median_objective", "seconds"])
     table["excess"] = table["objective"] / table["optimum"] - 1
+    table.columns = table.columns.str.replace("_", " ")
     return [*found, Section("Every case", "Widths are those of the trained networks.", table=table)]
 
 

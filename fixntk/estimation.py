@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 from scipy.optimize import minimize_scalar
 from scipy.special import expit, log_softmax, softmax
 from sklearn.utils import check_random_state
@@ -16,9 +18,11 @@ from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
+from fixntk._checks import as_positive_int
 from fixntk._numerics import float64_allowed, with_dtype
-from fixntk.convex import ConvexProgram, Solution, solve
+from fixntk.convex import ConvergenceWarning, ConvexProgram, Solution, irls, solve
 from fixntk.gates import activation_masks, sample_gates
+from fixntk.gram import masked_apply, masked_gram
 from fixntk.ntk import gated_relu_ntk
 
 # Rows and columns are padded with zeros to few sizes, so that tables of similar sizes share one compilation.
@@ -27,6 +31,10 @@ _PREDICT_ROWS = 4096
 
 # Ridges to choose from, in units of the kernel's mean diagonal.
 DEFAULT_REGS = tuple(10.0**k for k in range(-6, 3))
+# λ to choose from, in units of λ_max.
+DEFAULT_REG_SHARES = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
+# Sets the smoothing of the reweighting, which stops by the number of its steps.
+_IRLS_TOL = 1e-6
 
 
 class _Scaling(NamedTuple):
@@ -70,7 +78,10 @@ def classified(estimator: Any, X: Any, y: Any, sample_weight: Any) -> tuple[np.n
 
 
 def distinct(X: np.ndarray, y: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Copies of a row as one of their weight, so that leaving one out means leaving all out."""
+    """Copies of a row as one of their weight, so that leaving one out means leaving all out; none of weight zero."""
+    if not np.any(weights > 0):
+        raise ValueError("sample_weight must not be zero for all rows")
+    X, y, weights = X[weights > 0], y[weights > 0], weights[weights > 0]
     _, first, group = np.unique(np.column_stack([X, y]), axis=0, return_index=True, return_inverse=True)
     return X[first], y[first], np.bincount(group.reshape(-1), weights)
 
@@ -145,32 +156,111 @@ def fit_gated(estimator: Any, X: np.ndarray, targets: np.ndarray, weights: np.nd
     """Solve the convex program and set the attributes; the scaled inputs."""
     share = _check_reg(estimator.reg, 1.0)
     x = _scaled(estimator, X, weights)
+    with float64_allowed():
+        program, gates, largest = _gated_program(estimator, x, targets, weights, loss)
+        solution = solve(program.with_reg(share * largest), tol=estimator.tol, max_iter=estimator.max_iter)
+        _set_gated(estimator, solution, gates)
+    estimator.network_ = with_dtype(estimator.network_, jnp.result_type(float))
+    estimator.reg_ = share * largest
+    return x
+
+
+def fit_gated_cv(estimator: Any, X: np.ndarray, targets: np.ndarray, weights: np.ndarray, folds: Any) -> np.ndarray:
+    """Choose λ and the number of reweighting steps by held-out squared error, and reweight so; the scaled inputs.
+
+    ``folds`` are pairs of indices of training and held-out rows.
+    """
+    shares = [_check_reg(reg, 1.0) for reg in estimator.regs]
+    if not shares:
+        raise ValueError("regs must hold at least one number")
+    max_steps = as_positive_int("max_steps", estimator.max_steps)
+    x = _scaled(estimator, X, weights)
+    keep = np.ones((len(folds), len(x)))
+    for row, (_, held_out) in zip(keep, folds, strict=True):
+        row[held_out] = 0
+    with float64_allowed():
+        program, gates, largest = _gated_program(estimator, x, targets, weights, "squared")
+        regs = largest * jnp.asarray(shares)
+        kept = jnp.asarray(_padded(keep.T).T)
+        errors = np.asarray(_held_out_errors(program, kept, regs, max_steps)) / weights.sum() / targets.shape[1]
+        # The fewest steps, and the largest λ, where errors are equal.
+        order = np.argsort(-np.array(shares), kind="stable")
+        first, steps = divmod(int(np.argmin(errors[order])), errors.shape[1])
+        best = int(order[first])
+        chosen = program.with_reg(regs[best])
+        solution = _reweighted(chosen, steps)
+        _set_gated(estimator, solution, gates)
+    estimator.network_ = with_dtype(estimator.network_, jnp.result_type(float))
+    estimator.reg_ = largest * shares[best]
+    estimator.reg_share_, estimator.n_steps_ = shares[best], steps
+    estimator.path_ = errors
+    return x
+
+
+def _reweighted(program: ConvexProgram, steps: int) -> Solution:
+    """So many steps of iterative reweighting, without a warning: stopping early is what was chosen."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return solve(program, method="irls", tol=_IRLS_TOL, max_iter=steps)
+
+
+@partial(jax.jit, static_argnames="max_steps")
+def _held_out_errors(program: ConvexProgram, keep: Array, regs: Array, max_steps: int) -> Array:
+    """(λ, steps) weighted sums of squared errors on held-out rows, over all folds, after 0, 1, … steps."""
+    start = jnp.full(program.num_gates, 1 / program.num_gates, program.x.dtype)
+    column = jnp.zeros_like(program.x[:, 0]) if program.column is None else program.column
+
+    def of_fold(kept: Array, reg: Array) -> Array:
+        fold = program.weighted(jnp.sqrt(kept), program.x, program.targets, column).with_reg(reg)
+        epsilon = irls.default_epsilon(fold, _IRLS_TOL)
+
+        def error(state: irls.IRLSState) -> Array:
+            fitted = masked_apply(program.masks, program.x, state.weights)
+            intercept = fold.fit(fold.fitted(state.weights)).intercept
+            # The program's rows carry the roots of their weights already.
+            return jnp.sum((1 - kept)[:, None] * (program.targets - fitted - column[:, None] * intercept) ** 2)
+
+        def step(state: irls.IRLSState, _: None) -> tuple[irls.IRLSState, Array]:
+            state = irls.step(fold, state)
+            return state, error(state)
+
+        first = irls.init(fold, start, epsilon)
+        _, following = lax.scan(step, first, length=max_steps)
+        return jnp.concatenate([error(first)[None], following])
+
+    return jnp.sum(lax.map(lambda kept: lax.map(lambda reg: of_fold(kept, reg), regs), keep), axis=0)
+
+
+def _gated_program(
+    estimator: Any, x: np.ndarray, targets: np.ndarray, weights: np.ndarray, loss: str
+) -> tuple[ConvexProgram, Array, float]:
+    """The convex program on padded rows at λ = 1, its gates, and λ_max."""
     seed = int(check_random_state(estimator.random_state).randint(2**31 - 1))
-    columns = X.shape[1] + bool(estimator.bias)
+    columns = estimator.n_features_in_ + bool(estimator.bias)
     # Labels of padded rows have to be labels; their weight is zero.
     fill = {"logistic": 1.0, "softmax": np.eye(targets.shape[-1])[0]}.get(loss, 0.0)
     padded = _padded(targets)
     padded[len(targets) :] = fill
-    with float64_allowed():
-        # The same gates whatever the padding.
-        gates = jnp.pad(sample_gates(jax.random.key(seed), estimator.num_gates, columns), ((0, 0), (0, -columns % 8)))
-        rows = jnp.asarray(_padded(x))
-        problem = rows, jnp.asarray(padded), activation_masks(rows, gates), 1.0, loss
-        # Without an intercept, so that a class of little weight does not set the scale.
-        largest = float(ConvexProgram(*problem, sample_weight=_padded(weights)).max_reg())
-        program = ConvexProgram(*problem, sample_weight=_padded(weights), intercept=True)
-        reg = share * largest if largest > 0 else 1.0
-        solution: Solution = solve(program.with_reg(reg), tol=estimator.tol, max_iter=estimator.max_iter)
-        network = replace(solution.to_network(gates), squeeze=program.group_shape[2] == 1)
-        estimator.solution_ = jax.tree.map(np.asarray, solution)
-        estimator.gates_ = np.asarray(gates)
-    estimator.reg_ = reg
-    estimator.network_ = with_dtype(network, jnp.result_type(float))
+    # The same gates whatever the padding.
+    gates = sample_gates(jax.random.key(seed), estimator.num_gates, columns)
+    gates = jnp.pad(gates, ((0, 0), (0, -columns % _COLUMNS)))
+    rows = jnp.asarray(_padded(x))
+    problem = rows, jnp.asarray(padded), activation_masks(rows, gates), 1.0, loss
+    # Without an intercept, so that a class of little weight does not set the scale.
+    largest = float(ConvexProgram(*problem, sample_weight=_padded(weights)).max_reg())
+    program = ConvexProgram(*problem, sample_weight=_padded(weights), intercept=True)
+    return program.canonical(), gates, largest if largest > 0 else 1.0
+
+
+def _set_gated(estimator: Any, solution: Solution, gates: Array) -> None:
+    network = replace(solution.to_network(gates), squeeze=solution.weights.shape[2] == 1)
+    estimator.solution_ = jax.tree.map(np.asarray, solution)
+    estimator.gates_ = np.asarray(gates)
+    estimator.network_ = network
     estimator.kernel_weights_ = np.asarray(solution.kernel_weights)
     estimator.gap_ = float(solution.relative_gap)
     estimator.n_active_gates_ = int(np.sum(np.any(np.asarray(solution.weights) != 0, axis=(1, 2))))
     estimator.n_iter_ = max(1, int(solution.iterations))
-    return x
 
 
 def gated_outputs(estimator: Any, X: Any) -> np.ndarray:
@@ -234,6 +324,16 @@ def ntk_outputs(estimator: Any, X: Any) -> np.ndarray:
             for tile in _tiles(x)
         ]
     return np.concatenate(tiles)
+
+
+def gated_temperature(
+    estimator: Any, x: np.ndarray, signs: np.ndarray, weights: np.ndarray, codes: np.ndarray
+) -> float:
+    """:func:`fit_temperature` for the learnt kernel, held fixed."""
+    with float64_allowed():
+        masks = activation_masks(x, estimator.gates_)
+        kernel = np.asarray(masked_gram(estimator.solution_.kernel_weights, masks, x))
+    return fit_temperature(kernel, estimator.reg_, signs, weights, codes, centre=True)
 
 
 def left_out(

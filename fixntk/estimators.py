@@ -7,14 +7,16 @@ units of the kernel's mean diagonal.
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin, MultiOutputMixin, RegressorMixin
+from sklearn.model_selection import KFold, StratifiedKFold
 from sklearn.utils.validation import _check_sample_weight, validate_data
 
-from fixntk._numerics import float64_allowed
 from fixntk.estimation import (
+    DEFAULT_REG_SHARES,
     DEFAULT_REGS,
     as_codes,
     as_probabilities,
@@ -22,14 +24,14 @@ from fixntk.estimation import (
     classified,
     distinct,
     fit_gated,
+    fit_gated_cv,
     fit_ntk,
     fit_temperature,
     gated_outputs,
+    gated_temperature,
     ntk_outputs,
     standardised_targets,
 )
-from fixntk.gates import activation_masks
-from fixntk.gram import masked_gram
 
 
 class GatedReLURegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
@@ -188,15 +190,157 @@ class GatedReLUClassifier(ClassifierMixin, BaseEstimator):
         self.temperature_ = 1.0
         if self.loss == "squared":
             x = fit_gated(self, X, signs, weights, "squared")
-            with float64_allowed():
-                masks = activation_masks(x, self.gates_)
-                kernel = np.asarray(masked_gram(self.solution_.kernel_weights, masks, x))
-            reg = float(self.reg_)
-            self.temperature_ = fit_temperature(kernel, reg, signs, weights, codes, centre=True)
+            self.temperature_ = gated_temperature(self, x, signs, weights, codes)
         elif len(self.classes_) == 2:
             fit_gated(self, X, signs[:, 0], weights, "logistic")
         else:
             fit_gated(self, X, (signs + 1) / 2, weights, "softmax")
+        return self
+
+    def decision_function(self, X: Any) -> np.ndarray:
+        """Outputs of new inputs: (n,) for two classes, positive for the second, otherwise (n, classes)."""
+        outputs = gated_outputs(self, X)
+        return outputs[:, 0] if outputs.shape[1] == 1 else outputs
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Labels of new inputs."""
+        codes = as_codes(self.decision_function(X))
+        return self.classes_[codes]
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Probabilities (n, classes) of new inputs; see ``temperature_`` for how they are calibrated."""
+        scores = self.decision_function(X)
+        return as_probabilities(self.temperature_ * scores)
+
+
+class GatedReLURegressorCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
+    """Regression with a fixed kernel: λ and the number of reweighting steps from the NTK by cross-validation (M6).
+
+    After no step the kernel is the NTK of the sampled gates, so that what is chosen is never worse on held-out rows.
+
+    Parameters
+    ----------
+    num_gates, standardize, bias, random_state
+        As for :class:`GatedReLURegressor`.
+    regs : sequence of float
+        λ/λ_max to choose from.
+    num_folds : int
+        Folds of the cross-validation, in random order.
+    max_steps : int
+        Most reweighting steps.
+
+    Attributes
+    ----------
+    reg_share_, n_steps_ : float, int
+        What was chosen.
+    path_ : ndarray (regs, max_steps + 1)
+        Mean squared error on held-out rows, of standardised targets.
+    kernel_weights_, gap_, n_active_gates_, network_, solution_, gates_, n_features_in_, feature_names_in_
+        As for :class:`GatedReLURegressor`; the gap is that of where the steps end.
+    """
+
+    def __init__(
+        self,
+        num_gates: int = 512,
+        *,
+        regs: Any = DEFAULT_REG_SHARES,
+        num_folds: int = 4,
+        max_steps: int = 12,
+        standardize: bool = True,
+        bias: bool = True,
+        random_state: Any = None,
+    ) -> None:
+        self.num_gates = num_gates
+        self.regs = regs
+        self.num_folds = num_folds
+        self.max_steps = max_steps
+        self.standardize = standardize
+        self.bias = bias
+        self.random_state = random_state
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> GatedReLURegressorCV:
+        """Fit to (n, d) inputs and (n,) or (n, c) targets.
+
+        Raises
+        ------
+        ValueError
+            If inputs are not numbers, there are fewer rows than folds, or an option is out of its range.
+        """
+        X, y = validate_data(self, X, y, multi_output=True, y_numeric=True, dtype=np.float64)
+        weights = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
+        self._squeeze = y.ndim == 1
+        X, y, weights = distinct(X, y, weights)
+        self._targets = standardised_targets(y, weights)
+        folds = KFold(self.num_folds, shuffle=True, random_state=0).split(X)
+        fit_gated_cv(self, X, self._targets.values, weights, list(folds))
+        return self
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Targets (n,) or (n, c) of new inputs."""
+        outputs = gated_outputs(self, X) * self._targets.scale + self._targets.mean
+        return outputs[:, 0] if self._squeeze else outputs
+
+
+class GatedReLUClassifierCV(ClassifierMixin, BaseEstimator):
+    """Classification with a fixed kernel: λ and the number of reweighting steps by cross-validation (M6).
+
+    The squared loss on ±1; after no step the kernel is the NTK of the sampled gates.
+
+    Parameters
+    ----------
+    num_gates, standardize, bias, random_state, class_weight
+        As for :class:`GatedReLUClassifier`.
+    regs, num_folds, max_steps
+        As for :class:`GatedReLURegressorCV`; folds are stratified.
+
+    Attributes
+    ----------
+    classes_, temperature_
+        As for :class:`GatedReLUClassifier`.
+    reg_share_, n_steps_, path_
+        As for :class:`GatedReLURegressorCV`.
+    kernel_weights_, gap_, n_active_gates_, network_, solution_, gates_, n_features_in_, feature_names_in_
+        As for :class:`GatedReLUClassifier`.
+    """
+
+    def __init__(
+        self,
+        num_gates: int = 512,
+        *,
+        class_weight: Any = None,
+        regs: Any = DEFAULT_REG_SHARES,
+        num_folds: int = 4,
+        max_steps: int = 12,
+        standardize: bool = True,
+        bias: bool = True,
+        random_state: Any = None,
+    ) -> None:
+        self.num_gates = num_gates
+        self.class_weight = class_weight
+        self.regs = regs
+        self.num_folds = num_folds
+        self.max_steps = max_steps
+        self.standardize = standardize
+        self.bias = bias
+        self.random_state = random_state
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> GatedReLUClassifierCV:
+        """Fit to (n, d) inputs and (n,) labels.
+
+        Raises
+        ------
+        ValueError
+            If inputs are not numbers, there is one class only, or an option is out of its range.
+        """
+        X, codes, weights = classified(self, X, y, sample_weight)
+        signs = as_signs(codes, len(self.classes_))
+        splitter = StratifiedKFold(min(self.num_folds, int(np.bincount(codes).max())), shuffle=True, random_state=0)
+        with warnings.catch_warnings():
+            # A class of fewer rows than folds is absent from some held-out parts.
+            warnings.filterwarnings("ignore", "The least populated class", UserWarning)
+            folds = list(splitter.split(X, codes))
+        x = fit_gated_cv(self, X, signs, weights, folds)
+        self.temperature_ = gated_temperature(self, x, signs, weights, codes)
         return self
 
     def decision_function(self, X: Any) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Estimators: scikit-learn's own checks, and what they compute against the library's parts."""
 
 import pickle
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,7 @@ from sklearn.datasets import load_diabetes, load_iris, make_moons
 from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import LinearRegression
 from sklearn.metrics import log_loss
-from sklearn.model_selection import GridSearchCV, cross_val_predict
+from sklearn.model_selection import GridSearchCV, KFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder
 from sklearn.utils.estimator_checks import parametrize_with_checks
@@ -20,7 +21,9 @@ import fixntk as fx
 from fixntk.estimation import left_out
 from fixntk.estimators import (
     GatedReLUClassifier,
+    GatedReLUClassifierCV,
     GatedReLURegressor,
+    GatedReLURegressorCV,
     NTKClassifier,
     NTKClassifierCV,
     NTKRegressor,
@@ -36,7 +39,13 @@ IRIS = load_iris(return_X_y=True)
 # Each check fits tables of other shapes, which compile: the quick ones always, all of them among the long tests.
 @pytest.mark.long
 @parametrize_with_checks(
-    [GatedReLURegressor(num_gates=32), GatedReLUClassifier(num_gates=32), GatedReLUClassifier(32, loss="logistic")]
+    [
+        GatedReLURegressor(num_gates=32),
+        GatedReLUClassifier(num_gates=32),
+        GatedReLUClassifier(32, loss="logistic"),
+        GatedReLURegressorCV(32, regs=(0.1, 0.01), num_folds=2, max_steps=3),
+        GatedReLUClassifierCV(32, regs=(0.1, 0.01), num_folds=2, max_steps=3),
+    ]
 )
 def test_all_of_scikit_learns_checks(estimator, check):
     check(estimator)
@@ -120,6 +129,30 @@ def test_left_out_outputs_are_those_of_regressions_without_the_row(centre):
             matrix[-1, -1] = 1
         solved = np.linalg.solve(matrix, np.vstack([targets[rest], np.zeros((1, 2))]))
         np.testing.assert_allclose(scores[position], kernel[i, rest] @ solved[:-1] + solved[-1], atol=1e-10)
+
+
+def test_steps_and_reg_are_chosen_by_held_out_errors_of_refits():
+    x, y = (part[:96] for part in load_diabetes(return_X_y=True))
+    model = GatedReLURegressorCV(64, regs=(0.3, 0.03), num_folds=3, max_steps=4, random_state=0).fit(x, y)
+    assert model.path_.shape == (2, 5)
+    best = np.unravel_index(np.argmin(model.path_), model.path_.shape)
+    assert (model.reg_share_, model.n_steps_) == ((0.3, 0.03)[best[0]], best[1])
+    order = np.unique(np.column_stack([x, y]), axis=0, return_index=True)[1]
+    x, y = x[order], y[order]
+    scaled = np.column_stack([(x - x.mean(0)) / x.std(0), np.ones(96), np.zeros((96, 5))])
+    targets = (y - y.mean()) / y.std()
+    masks = fx.activation_masks(scaled, model.gates_)
+    largest = fx.ConvexProgram(scaled, targets, masks, 1.0).max_reg()
+    expected = np.zeros((2, 5))
+    for train, held in KFold(3, shuffle=True, random_state=0).split(x):
+        for k, share in enumerate((0.3, 0.03)):
+            program = fx.ConvexProgram(scaled[train], targets[train], masks[train], share * largest, intercept=True)
+            for steps in range(5):
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", fx.ConvergenceWarning)
+                    found = fx.solve(program, method="irls", max_iter=steps, tol=1e-6)
+                expected[k, steps] += np.sum((found.predict(scaled[held], model.gates_) - targets[held]) ** 2) / 96
+    np.testing.assert_allclose(model.path_, expected, rtol=1e-6)
 
 
 def test_the_ridge_chosen_is_that_of_leave_one_out_refits():
