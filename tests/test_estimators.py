@@ -57,7 +57,13 @@ def test_scikit_learns_checks(estimator, check):
 
 
 @pytest.mark.parametrize(
-    "estimator", [*REGRESSORS, CLASSIFIERS[0], pytest.param(LOGISTIC, marks=pytest.mark.long), NTKClassifier()], ids=str
+    "estimator",
+    [
+        NTKRegressor(),
+        NTKClassifier(),
+        *(pytest.param(e, marks=pytest.mark.long) for e in (REGRESSORS[0], *CLASSIFIERS[:2])),
+    ],
+    ids=str,
 )
 def test_clone_pickle_and_repeated_fits_give_the_same(estimator):
     x, y = IRIS

@@ -53,11 +53,13 @@ def test_training_never_ends_below_the_bound_and_wide_networks_reach_it():
     assert {row["method"] for row in rows} == {"newton", "irls", "adam"}
 
 
+@pytest.mark.long
 def test_wide_networks_are_nearer_to_the_closed_form():
     _, summary = ran(lazy_training)
     assert -0.8 < summary["slopes"]["test"]["slope"] < -0.25
 
 
+@pytest.mark.long
 def test_learnt_kernels_align_with_the_targets():
     _, summary = ran(feature_learning)
     aligned = summary["alignment"]["relu_teacher"]
