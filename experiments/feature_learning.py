@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -103,25 +104,27 @@ def run_task(config: Config, task: dict[str, Any]) -> list[dict[str, Any]]:
         rows.append(of_weights("reweighted", step, weights))
     rows.append(of_weights("optimum", config.irls_steps, solve(program).kernel_weights))
 
-    networks: dict[str, Any] = {
-        "trained gated": GatedReLUNetwork.sample(jax.random.key(task["seed"]), config.width, data.x.shape[1]),
-        "trained ReLU": ReLUNetwork.sample(jax.random.key(task["seed"]), config.width, data.x.shape[1]),
-    }
-    optimizer = optax.adam(config.learning_rate)
-    each = max(1, config.num_steps // config.num_looks)
-    for name, network in networks.items():
-        apply = partial(_outputs, network)
-
-        def at(step: int, name: str = name, apply: Any = apply, network: Any = network) -> dict[str, Any]:
-            return row(name, step, *(empirical_ntk(apply, network.parameters, x) for x in (data.x, data.x_test)))
-
-        rows.append(at(0))
-        for look in range(1, config.num_looks + 1):
-            network = train(
-                network, data.x, data.y, optimizer, reg=program.reg, num_steps=each, record_every=each
-            ).network
-            rows.append(at(look * each, network=network))
+    key = jax.random.key(task["seed"])
+    for name, network in (
+        ("trained gated", GatedReLUNetwork.sample(key, config.width, data.x.shape[1])),
+        ("trained ReLU", ReLUNetwork.sample(key, config.width, data.x.shape[1])),
+    ):
+        rows += [row(name, step, *kernels) for step, kernels in _training_kernels(config, network, data, program.reg)]
     return rows
+
+
+def _training_kernels(
+    config: Config, network: Any, data: planted.Planted, reg: jax.Array
+) -> Iterator[tuple[int, tuple[jax.Array, jax.Array]]]:
+    """The network's NTK on training and on test data at the start and at every look of its training, with the step."""
+    optimizer, each = optax.adam(config.learning_rate), max(1, config.num_steps // config.num_looks)
+    # One function for all looks, so that it compiles once.
+    apply = partial(_outputs, network)
+    for look in range(config.num_looks + 1):
+        if look > 0:
+            network = train(network, data.x, data.y, optimizer, reg=reg, num_steps=each, record_every=each).network
+        kernels = [empirical_ntk(apply, network.parameters, x) for x in (data.x, data.x_test)]
+        yield look * each, (kernels[0], kernels[1])
 
 
 def _outputs(network: Any, parameters: Any, x: jax.Array) -> jax.Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -51,12 +52,11 @@ class _Scaling(NamedTuple):
         return np.column_stack([*columns, np.zeros((len(x), -width % _COLUMNS))])
 
 
-class _Targets(NamedTuple):
-    """Numbers to fit, (n, c), and what their outputs mean."""
-
-    values: np.ndarray
-    mean: np.ndarray
-    scale: np.ndarray
+def regressed(estimator: Any, X: Any, y: Any, sample_weight: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows, targets (n,) or (n, c), whose shape is noted, and weights of rows."""
+    X, y = validate_data(estimator, X, y, multi_output=True, y_numeric=True, dtype=np.float64)
+    estimator._squeeze = y.ndim == 1
+    return X, y, _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
 
 
 def classified(estimator: Any, X: Any, y: Any, sample_weight: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -69,8 +69,6 @@ def classified(estimator: Any, X: Any, y: Any, sample_weight: Any) -> tuple[np.n
     estimator.classes_ = np.unique(y)
     if len(estimator.classes_) < 2:
         raise ValueError(f"y must hold at least two classes, got 1 class: {estimator.classes_.tolist()}")
-    present = np.isin(y, estimator.classes_)
-    X, y, weights = X[present], y[present], weights[present]
     if estimator.class_weight is not None:
         weights = weights * compute_sample_weight(estimator.class_weight, y)
     codes = np.searchsorted(estimator.classes_, y)
@@ -117,11 +115,22 @@ def _weighted_moments(values: np.ndarray, weights: np.ndarray) -> tuple[np.ndarr
     return mean * largest, np.where(constant, 1.0, deviation * largest)
 
 
-def standardised_targets(y: np.ndarray, weights: np.ndarray) -> _Targets:
-    """Targets as (n, c) of mean 0 and deviation 1."""
+def standardised_targets(estimator: Any, y: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Targets as (n, c) of mean 0 and deviation 1, both noted."""
     values = y.reshape(len(y), -1).astype(np.float64)
-    mean, scale = _weighted_moments(values, weights)
-    return _Targets((values - mean) / scale, mean, scale)
+    estimator._target_mean, estimator._target_scale = _weighted_moments(values, weights)
+    return (values - estimator._target_mean) / estimator._target_scale
+
+
+def as_targets(estimator: Any, outputs: np.ndarray) -> np.ndarray:
+    """(n, c) outputs in the unit and the shape of the targets."""
+    targets = outputs * estimator._target_scale + estimator._target_mean
+    return targets[:, 0] if estimator._squeeze else targets
+
+
+def as_scores(outputs: np.ndarray) -> np.ndarray:
+    """(n, c) outputs of a classifier as scores: (n,) for two classes, otherwise (n, classes)."""
+    return outputs[:, 0] if outputs.shape[1] == 1 else outputs
 
 
 def _scaled(estimator: Any, x: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -144,6 +153,13 @@ def _check_reg(reg: Any, largest: float) -> float:
     return float(reg)
 
 
+def _check_regs(regs: Any, largest: float) -> list[float]:
+    shares = [_check_reg(reg, largest) for reg in regs]
+    if not shares:
+        raise ValueError("regs must hold at least one number")
+    return shares
+
+
 def _padded(array: np.ndarray) -> np.ndarray:
     """With rows of zeros, to a size of 2^k or 1.5 · 2^k."""
     size = _SMALLEST_ROWS
@@ -159,8 +175,7 @@ def fit_gated(estimator: Any, X: np.ndarray, targets: np.ndarray, weights: np.nd
     with float64_allowed():
         program, gates, largest = _gated_program(estimator, x, targets, weights, loss)
         solution = solve(program.with_reg(share * largest), tol=estimator.tol, max_iter=estimator.max_iter)
-        _set_gated(estimator, solution, gates)
-    estimator.network_ = with_dtype(estimator.network_, jnp.result_type(float))
+    _set_gated(estimator, solution, gates)
     estimator.reg_ = share * largest
     return x
 
@@ -170,9 +185,7 @@ def fit_gated_cv(estimator: Any, X: np.ndarray, targets: np.ndarray, weights: np
 
     ``folds`` are pairs of indices of training and held-out rows.
     """
-    shares = [_check_reg(reg, 1.0) for reg in estimator.regs]
-    if not shares:
-        raise ValueError("regs must hold at least one number")
+    shares = _check_regs(estimator.regs, 1.0)
     max_steps = as_positive_int("max_steps", estimator.max_steps)
     x = _scaled(estimator, X, weights)
     keep = np.ones((len(folds), len(x)))
@@ -187,10 +200,8 @@ def fit_gated_cv(estimator: Any, X: np.ndarray, targets: np.ndarray, weights: np
         order = np.argsort(-np.array(shares), kind="stable")
         first, steps = divmod(int(np.argmin(errors[order])), errors.shape[1])
         best = int(order[first])
-        chosen = program.with_reg(regs[best])
-        solution = _reweighted(chosen, steps)
-        _set_gated(estimator, solution, gates)
-    estimator.network_ = with_dtype(estimator.network_, jnp.result_type(float))
+        solution = _reweighted(program.with_reg(regs[best]), steps)
+    _set_gated(estimator, solution, gates)
     estimator.reg_ = largest * shares[best]
     estimator.reg_share_, estimator.n_steps_ = shares[best], steps
     estimator.path_ = errors
@@ -253,10 +264,11 @@ def _gated_program(
 
 
 def _set_gated(estimator: Any, solution: Solution, gates: Array) -> None:
-    network = replace(solution.to_network(gates), squeeze=solution.weights.shape[2] == 1)
+    with float64_allowed():
+        network = replace(solution.to_network(gates), squeeze=solution.weights.shape[2] == 1)
+    estimator.network_ = with_dtype(network, jnp.result_type(float))
     estimator.solution_ = jax.tree.map(np.asarray, solution)
     estimator.gates_ = np.asarray(gates)
-    estimator.network_ = network
     estimator.kernel_weights_ = np.asarray(solution.kernel_weights)
     estimator.gap_ = float(solution.relative_gap)
     estimator.n_active_gates_ = int(np.sum(np.any(np.asarray(solution.weights) != 0, axis=(1, 2))))
@@ -265,31 +277,25 @@ def _set_gated(estimator: Any, solution: Solution, gates: Array) -> None:
 
 def gated_outputs(estimator: Any, X: Any) -> np.ndarray:
     """(n, c) outputs of the gated network on new inputs, in units of the targets fitted."""
-    x = _new_inputs(estimator, X)
+
+    def outputs(rows: Array) -> np.ndarray:
+        return np.asarray(estimator.solution_.predict(rows, estimator.gates_)).reshape(len(rows), -1)
+
+    return _in_tiles(outputs, _new_inputs(estimator, X))
+
+
+def _in_tiles(outputs: Callable[[Array], np.ndarray], x: np.ndarray) -> np.ndarray:
+    """Outputs of all rows, some at a time, padded like those of a fit."""
     with float64_allowed():
-        tiles = [
-            np.asarray(_linear_outputs(estimator.solution_, jnp.asarray(_padded(tile)), estimator.gates_))[: len(tile)]
-            for tile in _tiles(x)
-        ]
-    return np.concatenate(tiles)
-
-
-def _linear_outputs(solution: Solution, x: Array, gates: np.ndarray) -> Array:
-    outputs = solution.predict(x, gates)
-    return outputs[:, None] if outputs.ndim == 1 else outputs
-
-
-def _tiles(x: np.ndarray) -> list[np.ndarray]:
-    return [x[begin : begin + _PREDICT_ROWS] for begin in range(0, len(x), _PREDICT_ROWS)]
+        tiles = [x[begin : begin + _PREDICT_ROWS] for begin in range(0, len(x), _PREDICT_ROWS)]
+        return np.concatenate([outputs(jnp.asarray(_padded(tile)))[: len(tile)] for tile in tiles])
 
 
 def fit_ntk(
     estimator: Any, X: np.ndarray, targets: np.ndarray, weights: np.ndarray, regs: Any
 ) -> tuple[np.ndarray, float]:
     """Ridge regression with the NTK, at the ridge with the least error of leave-one-out outputs; kernel and ridge."""
-    shares = [_check_reg(reg, np.inf) for reg in regs]
-    if not shares:
-        raise ValueError("regs must hold at least one number")
+    shares = _check_regs(regs, np.inf)
     x = _scaled(estimator, X, weights)
     with float64_allowed():
         kernel = np.asarray(gated_relu_ntk(jnp.asarray(_padded(x))))[: len(x), : len(x)]
@@ -316,14 +322,12 @@ def fit_ntk(
 def ntk_outputs(estimator: Any, X: Any) -> np.ndarray:
     """(n, c) outputs of the ridge regression on new inputs, in units of the targets fitted."""
     x = _new_inputs(estimator, X)
-    fitted = _padded(estimator.X_fit_)
-    coefficients = _padded(estimator.dual_coef_)
-    with float64_allowed():
-        tiles = [
-            np.asarray(gated_relu_ntk(jnp.asarray(_padded(tile)), jnp.asarray(fitted)))[: len(tile)] @ coefficients
-            for tile in _tiles(x)
-        ]
-    return np.concatenate(tiles)
+    fitted, coefficients = _padded(estimator.X_fit_), _padded(estimator.dual_coef_)
+
+    def outputs(rows: Array) -> np.ndarray:
+        return np.asarray(gated_relu_ntk(rows, jnp.asarray(fitted))) @ coefficients
+
+    return _in_tiles(outputs, x)
 
 
 def gated_temperature(
@@ -331,8 +335,9 @@ def gated_temperature(
 ) -> float:
     """:func:`fit_temperature` for the learnt kernel, held fixed."""
     with float64_allowed():
-        masks = activation_masks(x, estimator.gates_)
-        kernel = np.asarray(masked_gram(estimator.solution_.kernel_weights, masks, x))
+        rows = jnp.asarray(_padded(x))
+        masks = activation_masks(rows, estimator.gates_)
+        kernel = np.asarray(masked_gram(estimator.solution_.kernel_weights, masks, rows))[: len(x), : len(x)]
     return fit_temperature(kernel, estimator.reg_, signs, weights, codes, centre=True)
 
 

@@ -13,14 +13,15 @@ from typing import Any
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin, MultiOutputMixin, RegressorMixin
 from sklearn.model_selection import KFold, StratifiedKFold
-from sklearn.utils.validation import _check_sample_weight, validate_data
 
 from fixntk.estimation import (
     DEFAULT_REG_SHARES,
     DEFAULT_REGS,
     as_codes,
     as_probabilities,
+    as_scores,
     as_signs,
+    as_targets,
     classified,
     distinct,
     fit_gated,
@@ -30,6 +31,7 @@ from fixntk.estimation import (
     gated_outputs,
     gated_temperature,
     ntk_outputs,
+    regressed,
     standardised_targets,
 )
 
@@ -107,19 +109,16 @@ class GatedReLURegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         ConvergenceWarning
             If the gap is above ``tol`` at the end.
         """
-        X, y = validate_data(self, X, y, multi_output=True, y_numeric=True, dtype=np.float64)
-        weights = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
+        X, y, weights = regressed(self, X, y, sample_weight)
         if self.loss not in ("squared", "huber"):
             raise ValueError(f"loss must be squared or huber, got {self.loss!r}")
-        self._targets = standardised_targets(y, weights)
-        self._squeeze = y.ndim == 1
-        fit_gated(self, X, self._targets.values, weights, self.loss)
+        targets = standardised_targets(self, y, weights)
+        fit_gated(self, X, targets, weights, self.loss)
         return self
 
     def predict(self, X: Any) -> np.ndarray:
         """Targets (n,) or (n, c) of new inputs."""
-        outputs = gated_outputs(self, X) * self._targets.scale + self._targets.mean
-        return outputs[:, 0] if self._squeeze else outputs
+        return as_targets(self, gated_outputs(self, X))
 
 
 class GatedReLUClassifier(ClassifierMixin, BaseEstimator):
@@ -199,8 +198,7 @@ class GatedReLUClassifier(ClassifierMixin, BaseEstimator):
 
     def decision_function(self, X: Any) -> np.ndarray:
         """Outputs of new inputs: (n,) for two classes, positive for the second, otherwise (n, classes)."""
-        outputs = gated_outputs(self, X)
-        return outputs[:, 0] if outputs.shape[1] == 1 else outputs
+        return as_scores(gated_outputs(self, X))
 
     def predict(self, X: Any) -> np.ndarray:
         """Labels of new inputs."""
@@ -266,19 +264,16 @@ class GatedReLURegressorCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
         ValueError
             If inputs are not numbers, there are fewer rows than folds, or an option is out of its range.
         """
-        X, y = validate_data(self, X, y, multi_output=True, y_numeric=True, dtype=np.float64)
-        weights = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
-        self._squeeze = y.ndim == 1
+        X, y, weights = regressed(self, X, y, sample_weight)
         X, y, weights = distinct(X, y, weights)
-        self._targets = standardised_targets(y, weights)
+        targets = standardised_targets(self, y, weights)
         folds = KFold(self.num_folds, shuffle=True, random_state=0).split(X)
-        fit_gated_cv(self, X, self._targets.values, weights, list(folds))
+        fit_gated_cv(self, X, targets, weights, list(folds))
         return self
 
     def predict(self, X: Any) -> np.ndarray:
         """Targets (n,) or (n, c) of new inputs."""
-        outputs = gated_outputs(self, X) * self._targets.scale + self._targets.mean
-        return outputs[:, 0] if self._squeeze else outputs
+        return as_targets(self, gated_outputs(self, X))
 
 
 class GatedReLUClassifierCV(ClassifierMixin, BaseEstimator):
@@ -345,8 +340,7 @@ class GatedReLUClassifierCV(ClassifierMixin, BaseEstimator):
 
     def decision_function(self, X: Any) -> np.ndarray:
         """Outputs of new inputs: (n,) for two classes, positive for the second, otherwise (n, classes)."""
-        outputs = gated_outputs(self, X)
-        return outputs[:, 0] if outputs.shape[1] == 1 else outputs
+        return as_scores(gated_outputs(self, X))
 
     def predict(self, X: Any) -> np.ndarray:
         """Labels of new inputs."""
@@ -394,17 +388,14 @@ class NTKRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         ValueError
             If inputs are not numbers, or an option is out of its range.
         """
-        X, y = validate_data(self, X, y, multi_output=True, y_numeric=True, dtype=np.float64)
-        weights = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
-        self._targets = standardised_targets(y, weights)
-        self._squeeze = y.ndim == 1
-        fit_ntk(self, X, self._targets.values, weights, (self.reg,))
+        X, y, weights = regressed(self, X, y, sample_weight)
+        targets = standardised_targets(self, y, weights)
+        fit_ntk(self, X, targets, weights, (self.reg,))
         return self
 
     def predict(self, X: Any) -> np.ndarray:
         """Targets (n,) or (n, c) of new inputs."""
-        outputs = ntk_outputs(self, X) * self._targets.scale + self._targets.mean
-        return outputs[:, 0] if self._squeeze else outputs
+        return as_targets(self, ntk_outputs(self, X))
 
 
 class NTKClassifier(ClassifierMixin, BaseEstimator):
@@ -451,8 +442,7 @@ class NTKClassifier(ClassifierMixin, BaseEstimator):
 
     def decision_function(self, X: Any) -> np.ndarray:
         """Outputs of new inputs: (n,) for two classes, positive for the second, otherwise (n, classes)."""
-        outputs = ntk_outputs(self, X)
-        return outputs[:, 0] if outputs.shape[1] == 1 else outputs
+        return as_scores(ntk_outputs(self, X))
 
     def predict(self, X: Any) -> np.ndarray:
         """Labels of new inputs."""
@@ -498,18 +488,15 @@ class NTKRegressorCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
         ValueError
             If inputs are not numbers, or an option is out of its range.
         """
-        X, y = validate_data(self, X, y, multi_output=True, y_numeric=True, dtype=np.float64)
-        weights = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
-        self._squeeze = y.ndim == 1
+        X, y, weights = regressed(self, X, y, sample_weight)
         X, y, weights = distinct(X, y, weights)
-        self._targets = standardised_targets(y, weights)
-        fit_ntk(self, X, self._targets.values, weights, self.regs)
+        targets = standardised_targets(self, y, weights)
+        fit_ntk(self, X, targets, weights, self.regs)
         return self
 
     def predict(self, X: Any) -> np.ndarray:
         """Targets (n,) or (n, c) of new inputs."""
-        outputs = ntk_outputs(self, X) * self._targets.scale + self._targets.mean
-        return outputs[:, 0] if self._squeeze else outputs
+        return as_targets(self, ntk_outputs(self, X))
 
 
 class NTKClassifierCV(ClassifierMixin, BaseEstimator):
@@ -556,8 +543,7 @@ class NTKClassifierCV(ClassifierMixin, BaseEstimator):
 
     def decision_function(self, X: Any) -> np.ndarray:
         """Outputs of new inputs: (n,) for two classes, positive for the second, otherwise (n, classes)."""
-        outputs = ntk_outputs(self, X)
-        return outputs[:, 0] if outputs.shape[1] == 1 else outputs
+        return as_scores(ntk_outputs(self, X))
 
     def predict(self, X: Any) -> np.ndarray:
         """Labels of new inputs."""

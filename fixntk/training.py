@@ -220,7 +220,7 @@ def train(
     num_steps, record_every = as_positive_int("num_steps", num_steps), as_positive_int("record_every", record_every)
     data, reg, loss, names = _checked(network, x, y, reg, loss, sample_weight, parameters)
     batch_size = _as_batch_size(batch_size, key, data.x.shape[0])
-    held_out = None if validation is None else _held_out(network, validation, loss, data)
+    held_out = None if validation is None else _held_out(network, validation, loss)
     is_stack = network.hidden.ndim == 3
     run = partial(_advance, optimizer=optimizer, loss=loss, batch_size=batch_size, is_stack=is_stack)
     frozen = {k: v for k, v in network.parameters._asdict().items() if k not in names}
@@ -242,7 +242,7 @@ def train(
             unimproved = 0 if bool(improved) else unimproved + 1
             seconds = earlier + time.perf_counter() - began
             records.append((done, np.asarray(objective), np.asarray(held_out_loss), seconds))
-            if not np.all(~np.isfinite(records[-1][1])) and checkpoint is not None:
+            if checkpoint is not None and np.any(np.isfinite(records[-1][1])):
                 checkpoints.save(checkpoint, done, state, records)
         step, last, last_held_out, seconds = records[-1]
         diverged = ~np.isfinite(last)
@@ -332,14 +332,10 @@ def _as_data(network: Any, x: ArrayLike, y: ArrayLike, loss: Loss) -> _Data:
     return _Data(x, targets, jnp.ones(x.shape[0], dtype), masks)
 
 
-def _held_out(network: Any, validation: Any, loss: Loss, data: _Data) -> _Data:
+def _held_out(network: Any, validation: Any, loss: Loss) -> _Data:
     if not isinstance(validation, tuple) or len(validation) != 2:
         raise TypeError(f"validation must be a pair (x, y), got {type(validation).__name__}")
     held_out = _as_data(network, *validation, loss)
-    if held_out.targets.shape[1] != data.targets.shape[1]:
-        raise ValueError(
-            f"validation has {held_out.targets.shape[1]} output(s), the training data {data.targets.shape[1]}"
-        )
     return held_out._replace(weights=held_out.weights / held_out.x.shape[0])
 
 

@@ -326,13 +326,15 @@ def halved(value: Callable[[Array], Array], before: Array, slope: Array, longest
     """Armijo's rule by halving, entry by entry."""
     slack = 10 * jnp.finfo(before.dtype).eps * jnp.abs(before)
 
-    def too_long(carry: tuple[Array, Array]) -> Array:
+    def is_too_long(length: Array) -> Array:
+        return ~(value(length) <= before + 0.1 * length * slope + slack)
+
+    def unfinished(carry: tuple[Array, Array, Array]) -> Array:
         return (carry[0] < _HALVINGS) & jnp.any(carry[1])
 
     def halve(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        count, bad, length = carry
-        length = jnp.where(bad, 0.5 * length, length)
-        return count + 1, ~(value(length) <= before + 0.1 * length * slope + slack), length
+        count, too_long, length = carry
+        length = jnp.where(too_long, 0.5 * length, length)
+        return count + 1, is_too_long(length), length
 
-    start = (jnp.asarray(0), ~(value(longest) <= before + 0.1 * longest * slope + slack), longest)
-    return lax.while_loop(lambda carry: too_long(carry[:2]), halve, start)[2]
+    return lax.while_loop(unfinished, halve, (jnp.asarray(0), is_too_long(longest), longest))[2]

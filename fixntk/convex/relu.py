@@ -239,8 +239,8 @@ def _step(
     """A Newton step, and a heavier objective where it was short."""
     pair, weight = state
     barrier = cone_barrier(cones, pair, program.thresholds, weight)
-    residual = program.fit(_fitted(program, pair)).residual
-    gradient = barrier.gradient - _signed_correlations(program, residual)
+    fit = program.fit(_fitted(program, pair))
+    gradient = barrier.gradient - _signed_correlations(program, fit.residual)
     direction = _direction(program, barrier.hessian, gradient)
     slope = jnp.sum(gradient * direction)
 
@@ -250,30 +250,26 @@ def _step(
         return loss + jnp.sum(smoothed_norms(cones, moved, program.thresholds, weight))
 
     longest = jnp.min(longest_step(cones, pair, direction))
-    length = halved(value, value(jnp.zeros_like(longest)), slope, longest)
+    length = halved(value, fit.loss + jnp.sum(barrier.value), slope, longest)
     pair = pair + length * direction
     prices = moved_prices(cones, barrier, direction, weight)
-    found = _certified(program, cones, pair, prices)
-    found = _sparsest(program, cones, found, prices, weight, enough)
-    return _State(pair, grown(weight, slope)), _chosen(found.gap < best.gap, found, best)
-
-
-def _chosen(condition: Array, one: _Certified, other: _Certified) -> _Certified:
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), one, other)
+    found = _sparsest(program, cones, pair, prices, weight, enough)
+    kept = jax.tree.map(lambda new, old: jnp.where(found.gap < best.gap, new, old), found, best)
+    return _State(pair, grown(weight, slope)), kept
 
 
 def _sparsest(
-    program: ConvexProgram, cones: Cones, found: _Certified, prices: Array, weight: Array, enough: float
+    program: ConvexProgram, cones: Cones, pair: Array, prices: Array, weight: Array, enough: float
 ) -> _Certified:
-    """The same without the groups whose penalty is small beside their barrier's cost, as many as the gap allows.
+    """The pair without the groups whose penalty is small beside their barrier's cost, as many as the gap allows.
 
     Interior points have no zeros; those groups are zero at the optimum, as far as one can tell.
     """
-    penalties = program.thresholds * jnp.linalg.norm(found.pair, axis=2)
+    penalties = program.thresholds * jnp.linalg.norm(pair, axis=2)
 
     def without(multiple: Array) -> _Certified:
         small = penalties <= multiple * cones.num_terms / weight
-        return _certified(program, cones, jnp.where(small[..., None], 0.0, found.pair), prices)
+        return _certified(program, cones, jnp.where(small[..., None], 0.0, pair), prices)
 
     candidates = lax.map(without, jnp.asarray([0.0, 1.0, 10.0, 1e2, 1e3], program.x.dtype))
     good = candidates.gap <= enough
@@ -326,10 +322,10 @@ def _certified(program: ConvexProgram, cones: Cones, pair: Array, prices: Array)
     bounds = jnp.linalg.norm(correlations + cones.adjoint(prices), axis=2)
     scale = 1 / jnp.maximum(1.0, jnp.max(bounds / thresholds))
     divergence = jnp.sum(program.loss.divergences(fit.outputs, program.targets, scale))
-    excess = jnp.sum(thresholds * norms) - scale * jnp.sum(correlations * pair)
-    primal = fit.loss + jnp.sum(thresholds * norms)
-    gap = divergence + excess
-    return _Certified(pair, fit.intercept, primal, jnp.where(jnp.isfinite(gap), jnp.maximum(gap, 0), jnp.inf))
+    penalty = jnp.sum(thresholds * norms)
+    gap = divergence + (penalty - scale * jnp.sum(correlations * pair))
+    gap = jnp.where(jnp.isfinite(gap), jnp.maximum(gap, 0), jnp.inf)
+    return _Certified(pair, fit.intercept, fit.loss + penalty, gap)
 
 
 def _fitted(program: ConvexProgram, pair: Array) -> Float[Array, "n 1"]:
