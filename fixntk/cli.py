@@ -26,6 +26,7 @@ _OPTIONAL_IMPORTS = {
     "neural_tangents",
     "pandas",
     "psutil",
+    "pyarrow",
     "pydantic",
     "sklearn",
     "skglm",
@@ -65,7 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in _OPTIONAL_IMPORTS:
             raise
-        message = f"this needs {error.name}, which is not installed: pip install 'fixntk[{arguments.extra}]'"
+        extra = "parquet" if error.name == "pyarrow" else arguments.extra
+        message = f"this needs {error.name}, which is not installed: pip install 'fixntk[{extra}]'"
     except KeyboardInterrupt:
         print("fixntk: interrupted", file=sys.stderr)
         return _INTERRUPTED
@@ -99,8 +101,8 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("--json", metavar="FILE", type=Path, dest="json_file", help="write the figures there")
     verify.set_defaults(function=_verify, extra="verify")
 
-    fit = commands.add_parser("fit", help="fit a model of a column of a CSV table")
-    fit.add_argument("table", metavar="TABLE.csv", type=Path, help="CSV file with a header")
+    fit = commands.add_parser("fit", help="fit a model of a column of a table")
+    fit.add_argument("table", metavar="TABLE", type=Path, help="CSV file with a header, or Parquet file")
     fit.add_argument("--target", metavar="COL", required=True, help="the column to predict")
     fit.add_argument("--out", metavar="MODEL", type=Path, required=True, help="file for the model")
     fit.add_argument("--method", choices=("gated", "ntk"), default="gated", help="the fixed kernel (gated), or its NTK")
@@ -108,10 +110,12 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("--seed", type=int, default=0, help="for the gates")
     fit.set_defaults(function=_fit, extra="estimators")
 
-    predict = commands.add_parser("predict", help="predict with a model, for the rows of a CSV table")
+    predict = commands.add_parser("predict", help="predict with a model, for the rows of a table")
     predict.add_argument("model", metavar="MODEL", type=Path, help="file that fixntk fit wrote; use what you trust")
-    predict.add_argument("table", metavar="TABLE.csv", type=Path, help="CSV file with the model's columns")
-    predict.add_argument("--out", metavar="FILE.csv", type=Path, help="where to write; standard output without it")
+    predict.add_argument("table", metavar="TABLE", type=Path, help="CSV or Parquet file with the model's columns")
+    predict.add_argument(
+        "--out", metavar="FILE", type=Path, help="CSV or Parquet file; CSV on standard output without it"
+    )
     predict.set_defaults(function=_predict, extra="estimators")
 
     info = commands.add_parser("info", help="show versions, devices and optional packages")
@@ -180,7 +184,10 @@ def _predict(arguments: argparse.Namespace) -> int:
 
     try:
         predictions = table_models.predict(arguments.model, arguments.table)
-        predictions.to_csv(arguments.out or sys.stdout, index=False)
+        if arguments.out is None:
+            predictions.to_csv(sys.stdout, index=False)
+        else:
+            table_models.write_table(predictions, arguments.out)
     except (ValueError, OSError) as error:
         raise _InputError(error) from error
     return 0

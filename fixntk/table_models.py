@@ -1,4 +1,4 @@
-"""What ``fixntk fit`` and ``fixntk predict`` do: a model of a CSV table in one file, and its predictions for others."""
+"""What ``fixntk fit`` and ``fixntk predict`` do: a model of a table in one file, and its predictions for others."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import OneHotEncoder
 
 from fixntk.estimators import GatedReLUClassifier, GatedReLURegressor, NTKClassifier, NTKRegressor
-from fixntk.tabular import TableError, as_feature, read_csv, read_strings
+from fixntk.tabular import TableError, as_feature, read_strings, read_table
 
 METHODS = ("gated", "ntk")
 # Regularisation to choose from by cross-validation.
@@ -50,7 +50,7 @@ def fit(
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
-    features, labels = read_csv(path, target)
+    features, labels = read_table(path, target)
     y, is_class = _as_target(path, labels)
     lines = [f"{len(y)} rows, {features.shape[1]} columns; {target!r} is a {'class' if is_class else 'quantity'}"]
     numbers = [str(name) for name in features.select_dtypes("number").columns]
@@ -133,6 +133,16 @@ def predict(model_path: Path, table: Path) -> pd.DataFrame:
         for name, column in zip(model.classes_, model.predict_proba(frame).T, strict=True):
             predictions[f"P({name})"] = column
     return predictions
+
+
+def write_table(frame: pd.DataFrame, path: Path) -> None:
+    """Write a CSV file, or a Parquet file where the name ends so."""
+    if path.name.lower().endswith(".parquet"):
+        import pyarrow  # noqa: F401  to name the package that is missing; pandas would hide it
+
+        frame.to_parquet(path, engine="pyarrow", index=False)
+    else:
+        frame.to_csv(path, index=False)
 
 
 def _as_target(path: Path, labels: pd.Series) -> tuple[np.ndarray, bool]:

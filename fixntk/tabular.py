@@ -1,4 +1,4 @@
-"""Read a user's CSV table and turn it into numbers."""
+"""Read a user's table, CSV or Parquet, and turn it into numbers."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ import pandas as pd
 
 TARGET_NAMES = ("class", "target", "label")
 MISSING = ("", "?", "NA", "N/A", "NaN", "nan", "null", "NULL")
+# What a column of a Parquet file may hold, in the words of pandas.
+_KINDS = ("string", "integer", "floating", "mixed-integer-float", "decimal", "boolean", "categorical", "empty")
 
 
 class TableError(ValueError):
     """The table cannot be used; the message names the table and the reason."""
 
 
-def read_csv(path: str | Path, target: str | None = None) -> tuple[pd.DataFrame, pd.Series]:
-    """Read a CSV file with a header: its features, and its target as strings.
+def read_table(path: str | Path, target: str | None = None) -> tuple[pd.DataFrame, pd.Series]:
+    """Read a CSV file with a header, or a Parquet file: its features, and its target as strings.
 
     The target is the column of that name; without one the column called class, target or label, otherwise the last. A
     feature is categorical if any of its values is not a number.
@@ -46,13 +48,40 @@ def read_csv(path: str | Path, target: str | None = None) -> tuple[pd.DataFrame,
 
 
 def read_strings(path: str | Path) -> pd.DataFrame:
-    """Read a CSV file with a header as strings, '?' where a value is missing.
+    """Read a CSV file with a header, or a Parquet file (by the name's end), as strings, '?' where a value is missing.
 
     Raises
     ------
     TableError
-        If the file cannot be read, is empty or ragged, has one column, or no header of distinct names.
+        If the file cannot be read, is empty or ragged, has one column, no header of distinct names, or values that are
+        neither numbers nor words.
     """
+    frame = _read_parquet(path) if str(path).lower().endswith(".parquet") else _read_csv(path)
+    return frame.mask(frame.isin(MISSING), "?")
+
+
+def _read_parquet(path: str | Path) -> pd.DataFrame:
+    # Imported here to name the package that is missing; pandas would hide it.
+    import pyarrow
+
+    try:
+        frame = pd.read_parquet(path, engine="pyarrow").reset_index(drop=True)
+    except (OSError, pyarrow.ArrowException) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise TableError(f"table '{path}' cannot be read: {reason}") from error
+    frame.columns = frame.columns.map(str)
+    if frame.empty:
+        raise TableError(f"table '{path}' has no {'rows' if frame.shape[1] else 'columns'}")
+    if frame.shape[1] < 2:
+        raise TableError(f"table '{path}' has one column, '{frame.columns[0]}'")
+    for name, column in frame.items():
+        kind = pd.api.types.infer_dtype(column, skipna=True)
+        if kind not in _KINDS:
+            raise TableError(f"table '{path}': column '{name}' holds {kind} values, neither numbers nor words")
+    return frame.astype(object).where(frame.notna(), "?").map(str)
+
+
+def _read_csv(path: str | Path) -> pd.DataFrame:
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file)
@@ -75,8 +104,7 @@ def read_strings(path: str | Path) -> pd.DataFrame:
     for line, row in rows:
         if len(row) != len(header):
             raise TableError(f"table '{path}': line {line} has {len(row)} fields, the header has {len(header)}")
-    frame = pd.DataFrame([row for _, row in rows], columns=pd.Index(header))
-    return frame.mask(frame.isin(MISSING), "?")
+    return pd.DataFrame([row for _, row in rows], columns=pd.Index(header))
 
 
 def as_feature(column: pd.Series, nominal: bool = False, categories: list[str] | None = None) -> pd.Series:

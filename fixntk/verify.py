@@ -82,7 +82,7 @@ def read_data(path: Path) -> Data:
         raise ValueError("--data needs pandas: pip install 'fixntk[verify]'")
     from fixntk import tabular
 
-    features, target = tabular.read_csv(path)
+    features, target = tabular.read_table(path)
     tabular.check_complete(path, features, target)
     if len(features) > _MAX_ROWS:
         chosen = np.random.default_rng(0).permutation(len(features))[:_MAX_ROWS]

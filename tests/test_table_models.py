@@ -1,6 +1,7 @@
-"""`fixntk fit` and `fixntk predict` on CSV files with categories and missing values."""
+"""`fixntk fit` and `fixntk predict` on CSV and Parquet files with categories and missing values."""
 
 import json
+import sys
 
 import numpy as np
 import pandas as pd
@@ -120,3 +121,49 @@ def test_other_files_are_one_clear_line(tables, capsys):
 def test_bad_fits_are_one_clear_line(tables, capsys, target, options, message):
     assert fitted(tables, target, *options) == 2
     assert message in error_line(capsys)
+
+
+def test_parquet_files_are_read_and_written_as_csv_files_are(tables, capsys):
+    frame = pd.read_csv(tables / "table.csv", na_values="?").drop(columns="price")
+    frame["colour"] = frame["colour"].astype("category")
+    frame["age"] = frame["age"].astype("Int64")
+    frame.to_parquet(tables / "table.parquet")
+    frame.to_csv(tables / "table.csv", index=False)
+    new = pd.read_csv(tables / "new.csv")
+    new.to_parquet(tables / "new.parquet")
+    outputs = []
+    for end in ("csv", "parquet"):
+        model, out = str(tables / f"model-{end}"), str(tables / f"out.{end}")
+        options = ["--target", "kind", "--out", model, "--method", "ntk", "--reg", "0.01"]
+        assert main(["fit", str(tables / f"table.{end}"), *options]) == 0
+        assert main(["predict", model, str(tables / f"new.{end}"), "--out", out]) == 0
+        outputs.append(pd.read_csv(out) if end == "csv" else pd.read_parquet(out))
+    told = capsys.readouterr().out
+    assert told.count("1 missing in column 'age', replaced by the median") == 2
+    pd.testing.assert_frame_equal(*outputs)
+
+
+@pytest.mark.parametrize(
+    ("frame", "message"),
+    [
+        (None, "cannot be read"),
+        (pd.DataFrame({"a": [], "kind": []}), "has no rows"),
+        (pd.DataFrame({"kind": [1, 2]}), "has one column, 'kind'"),
+        (pd.DataFrame({"a": pd.to_datetime(["2020-01-01"] * 2), "kind": [1, 2]}), "column 'a' holds datetime64 values"),
+        (pd.DataFrame({"a": [[1], [2]], "kind": [1, 2]}), "column 'a' holds mixed values"),
+    ],
+)
+def test_parquet_files_without_a_table_are_one_clear_line(tmp_path, capsys, frame, message):
+    path = tmp_path / "table.parquet"
+    if frame is None:
+        path.write_bytes(b"no table")
+    else:
+        frame.to_parquet(path)
+    assert main(["fit", str(path), "--target", "kind", "--out", str(tmp_path / "model")]) == 2
+    assert message in error_line(capsys)
+
+
+def test_a_parquet_file_without_pyarrow_says_what_to_install(tables, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    assert main(["fit", str(tables / "table.parquet"), "--target", "kind", "--out", str(tables / "model")]) == 2
+    assert "pip install 'fixntk[parquet]'" in error_line(capsys)
