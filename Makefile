@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-EXTRAS := estimators,parquet,experiments,verify,test
+EXTRAS := estimators,parquet,conformal,experiments,verify,test
 UV := $(shell command -v uv 2>/dev/null)
 
 .PHONY: run quickstart verify test test-long lint benchmarks clean

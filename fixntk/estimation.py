@@ -23,12 +23,15 @@ from fixntk._checks import as_positive_int
 from fixntk._numerics import float64_allowed, with_dtype
 from fixntk.convex import ConvergenceWarning, ConvexProgram, Solution, irls, solve
 from fixntk.gates import activation_masks, sample_gates
+from fixntk.gaussian_process import Posterior, condition
 from fixntk.gram import masked_apply, masked_gram
 from fixntk.ntk import gated_relu_ntk
 
 # Rows and columns are padded with zeros to few sizes, so that tables of similar sizes share one compilation.
 _SMALLEST_ROWS, _COLUMNS = 32, 8
 _PREDICT_ROWS = 4096
+# With deviations, which need kernels of all these rows with each other and with those fitted.
+_DEVIATION_ROWS = 512
 
 # Ridges to choose from, in units of the kernel's mean diagonal.
 DEFAULT_REGS = tuple(10.0**k for k in range(-6, 3))
@@ -281,13 +284,13 @@ def gated_outputs(estimator: Any, X: Any) -> np.ndarray:
     def outputs(rows: Array) -> np.ndarray:
         return np.asarray(estimator.solution_.predict(rows, estimator.gates_)).reshape(len(rows), -1)
 
-    return _in_tiles(outputs, _new_inputs(estimator, X))
+    return _in_tiles(outputs, _new_inputs(estimator, X), _PREDICT_ROWS)
 
 
-def _in_tiles(outputs: Callable[[Array], np.ndarray], x: np.ndarray) -> np.ndarray:
-    """Outputs of all rows, some at a time, padded like those of a fit."""
+def _in_tiles(outputs: Callable[[Array], np.ndarray], x: np.ndarray, size: int) -> np.ndarray:
+    """Outputs of all rows, so many at a time, padded like those of a fit."""
     with float64_allowed():
-        tiles = [x[begin : begin + _PREDICT_ROWS] for begin in range(0, len(x), _PREDICT_ROWS)]
+        tiles = [x[begin : begin + size] for begin in range(0, len(x), size)]
         return np.concatenate([outputs(jnp.asarray(_padded(tile)))[: len(tile)] for tile in tiles])
 
 
@@ -314,7 +317,7 @@ def fit_ntk(
     reg = shares[best] * unit
     estimator.dual_coef_ = root[:, None] * (vectors @ (rotated / (eigenvalues + reg)[:, None]))
     estimator.X_fit_ = x
-    estimator.reg_ = shares[best]
+    estimator.reg_, estimator._ridge = shares[best], reg
     estimator.loo_errors_ = np.array(errors) / targets.shape[1]
     return kernel, reg
 
@@ -327,7 +330,65 @@ def ntk_outputs(estimator: Any, X: Any) -> np.ndarray:
     def outputs(rows: Array) -> np.ndarray:
         return np.asarray(gated_relu_ntk(rows, jnp.asarray(fitted))) @ coefficients
 
-    return _in_tiles(outputs, x)
+    return _in_tiles(outputs, x, _PREDICT_ROWS)
+
+
+class Process(NamedTuple):
+    """The Gaussian process of which a fitted regression is the mean, for standardised targets."""
+
+    posterior: Posterior
+    kernel: Callable[[Array, Array], Array]
+
+
+def note_training(estimator: Any, x: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> None:
+    """Keep the rows that count, scaled, for the Gaussian process."""
+    counted = weights > 0
+    estimator._training = x[counted], targets[counted], weights[counted]
+
+
+def gated_process(estimator: Any) -> Process:
+    """With the learnt kernel, held fixed, and a constant for the intercept."""
+    check_is_fitted(estimator)
+    if getattr(estimator, "loss", "squared") != "squared":
+        raise ValueError(f"standard deviations and likelihoods need the squared loss, this is {estimator.loss}")
+
+    def kernel(rows: Array, others: Array) -> Array:
+        masks, other_masks = (activation_masks(x, estimator.gates_) for x in (rows, others))
+        return masked_gram(estimator.kernel_weights_, masks, rows, other_masks, others)
+
+    return _process(estimator, kernel, estimator.reg_, centre=True)
+
+
+def ntk_process(estimator: Any) -> Process:
+    """With the NTK, and no constant."""
+    check_is_fitted(estimator)
+    return _process(estimator, gated_relu_ntk, estimator._ridge, centre=False)
+
+
+def _process(estimator: Any, kernel: Callable[[Array, Array], Array], ridge: float, *, centre: bool) -> Process:
+    x, targets, weights = estimator._training
+    with float64_allowed():
+        rows = jnp.asarray(_padded(x))
+        matrix = np.asarray(kernel(rows, rows))[: len(x), : len(x)]
+    return Process(condition(matrix, targets, ridge, weights, centre=centre), kernel)
+
+
+def deviations(estimator: Any, X: Any, process: Process) -> np.ndarray:
+    """Standard deviations of new observations, in the unit and the shape of the targets."""
+    fitted = estimator._training[0]
+
+    def of_rows(rows: Array) -> np.ndarray:
+        diagonal = np.diag(process.kernel(rows, rows))
+        cross = np.asarray(process.kernel(rows, jnp.asarray(_padded(fitted))))[:, : len(fitted)]
+        return process.posterior.predict(cross, diagonal)[1]
+
+    found = _in_tiles(of_rows, _new_inputs(estimator, X), _DEVIATION_ROWS) * estimator._target_scale
+    return found[:, 0] if estimator._squeeze else found
+
+
+def log_likelihood(estimator: Any, process: Process) -> float:
+    """Log p(y), in the unit of the targets, summed over them."""
+    return float(np.sum(process.posterior.log_marginal_likelihood(estimator._target_scale)))
 
 
 def gated_temperature(

@@ -23,14 +23,19 @@ from fixntk.estimation import (
     as_signs,
     as_targets,
     classified,
+    deviations,
     distinct,
     fit_gated,
     fit_gated_cv,
     fit_ntk,
     fit_temperature,
     gated_outputs,
+    gated_process,
     gated_temperature,
+    log_likelihood,
+    note_training,
     ntk_outputs,
+    ntk_process,
     regressed,
     standardised_targets,
 )
@@ -113,12 +118,21 @@ class GatedReLURegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         if self.loss not in ("squared", "huber"):
             raise ValueError(f"loss must be squared or huber, got {self.loss!r}")
         targets = standardised_targets(self, y, weights)
-        fit_gated(self, X, targets, weights, self.loss)
+        note_training(self, fit_gated(self, X, targets, weights, self.loss), targets, weights)
         return self
 
-    def predict(self, X: Any) -> np.ndarray:
-        """Targets (n,) or (n, c) of new inputs."""
-        return as_targets(self, gated_outputs(self, X))
+    def predict(self, X: Any, return_std: bool = False) -> Any:
+        """Targets (n,) or (n, c) of new inputs, and with ``return_std`` the standard deviations of new observations.
+
+        The deviations, noise included, are those of the Gaussian process with the learnt kernel, held fixed, and of
+        most likely scale and noise for ``reg_`` (M5); they say too little of the kernel's having been learnt.
+        """
+        targets = as_targets(self, gated_outputs(self, X))
+        return (targets, deviations(self, X, gated_process(self))) if return_std else targets
+
+    def log_marginal_likelihood(self) -> float:
+        """Log p(y) of the training targets under the Gaussian process of :meth:`predict`, summed over targets."""
+        return log_likelihood(self, gated_process(self))
 
 
 class GatedReLUClassifier(ClassifierMixin, BaseEstimator):
@@ -268,12 +282,21 @@ class GatedReLURegressorCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
         X, y, weights = distinct(X, y, weights)
         targets = standardised_targets(self, y, weights)
         folds = KFold(self.num_folds, shuffle=True, random_state=0).split(X)
-        fit_gated_cv(self, X, targets, weights, list(folds))
+        note_training(self, fit_gated_cv(self, X, targets, weights, list(folds)), targets, weights)
         return self
 
-    def predict(self, X: Any) -> np.ndarray:
-        """Targets (n,) or (n, c) of new inputs."""
-        return as_targets(self, gated_outputs(self, X))
+    def predict(self, X: Any, return_std: bool = False) -> Any:
+        """Targets (n,) or (n, c) of new inputs, and with ``return_std`` the standard deviations of new observations.
+
+        The deviations, noise included, are those of the Gaussian process with the learnt kernel, held fixed, and of
+        most likely scale and noise for ``reg_`` (M5); they say too little of the kernel's having been learnt.
+        """
+        targets = as_targets(self, gated_outputs(self, X))
+        return (targets, deviations(self, X, gated_process(self))) if return_std else targets
+
+    def log_marginal_likelihood(self) -> float:
+        """Log p(y) of the training targets under the Gaussian process of :meth:`predict`, summed over targets."""
+        return log_likelihood(self, gated_process(self))
 
 
 class GatedReLUClassifierCV(ClassifierMixin, BaseEstimator):
@@ -391,11 +414,21 @@ class NTKRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         X, y, weights = regressed(self, X, y, sample_weight)
         targets = standardised_targets(self, y, weights)
         fit_ntk(self, X, targets, weights, (self.reg,))
+        note_training(self, self.X_fit_, targets, weights)
         return self
 
-    def predict(self, X: Any) -> np.ndarray:
-        """Targets (n,) or (n, c) of new inputs."""
-        return as_targets(self, ntk_outputs(self, X))
+    def predict(self, X: Any, return_std: bool = False) -> Any:
+        """Targets (n,) or (n, c) of new inputs, and with ``return_std`` the standard deviations of new observations.
+
+        The deviations, noise included, are those of the Gaussian process with the NTK as its covariance, whose mean
+        this is, and of most likely scale and noise for ``reg_`` (M15).
+        """
+        targets = as_targets(self, ntk_outputs(self, X))
+        return (targets, deviations(self, X, ntk_process(self))) if return_std else targets
+
+    def log_marginal_likelihood(self) -> float:
+        """Log p(y) of the training targets under the Gaussian process of :meth:`predict`, summed over targets."""
+        return log_likelihood(self, ntk_process(self))
 
 
 class NTKClassifier(ClassifierMixin, BaseEstimator):
@@ -492,11 +525,21 @@ class NTKRegressorCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
         X, y, weights = distinct(X, y, weights)
         targets = standardised_targets(self, y, weights)
         fit_ntk(self, X, targets, weights, self.regs)
+        note_training(self, self.X_fit_, targets, weights)
         return self
 
-    def predict(self, X: Any) -> np.ndarray:
-        """Targets (n,) or (n, c) of new inputs."""
-        return as_targets(self, ntk_outputs(self, X))
+    def predict(self, X: Any, return_std: bool = False) -> Any:
+        """Targets (n,) or (n, c) of new inputs, and with ``return_std`` the standard deviations of new observations.
+
+        The deviations, noise included, are those of the Gaussian process with the NTK as its covariance, whose mean
+        this is, and of most likely scale and noise for ``reg_`` (M15).
+        """
+        targets = as_targets(self, ntk_outputs(self, X))
+        return (targets, deviations(self, X, ntk_process(self))) if return_std else targets
+
+    def log_marginal_likelihood(self) -> float:
+        """Log p(y) of the training targets under the Gaussian process of :meth:`predict`, summed over targets."""
+        return log_likelihood(self, ntk_process(self))
 
 
 class NTKClassifierCV(ClassifierMixin, BaseEstimator):

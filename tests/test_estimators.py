@@ -5,7 +5,11 @@ import warnings
 
 import numpy as np
 import pandas as pd
+import polars as pl
 import pytest
+from mapie.classification import SplitConformalClassifier
+from mapie.regression import SplitConformalRegressor
+from sklearn import config_context
 from sklearn.base import clone
 from sklearn.compose import make_column_transformer
 from sklearn.datasets import load_diabetes, load_iris, make_moons
@@ -14,7 +18,7 @@ from sklearn.linear_model import LinearRegression
 from sklearn.metrics import log_loss
 from sklearn.model_selection import GridSearchCV, KFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import OneHotEncoder
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import fixntk as fx
@@ -245,3 +249,53 @@ def test_one_class_is_named(estimator):
         clone(estimator).fit(x, np.zeros(30))
     with pytest.raises(ValueError, match="got 1 class"):
         clone(estimator).fit(x, y, sample_weight=(y == 1).astype(float))
+
+
+@pytest.mark.parametrize("estimator", [NTKRegressor(), NTKClassifier()], ids=str)
+def test_polars_frames_keep_their_names_through_pipelines(estimator):
+    x, y = IRIS
+    names = ["a", "b", "c", "d"]
+    model = make_pipeline(StandardScaler(), clone(estimator)).set_output(transform="polars")
+    predicted = model.fit(pl.DataFrame(x, schema=names), y).predict(pl.DataFrame(x, schema=names))
+    np.testing.assert_array_equal(model[-1].feature_names_in_, names)
+    expected = make_pipeline(StandardScaler(), clone(estimator)).fit(x, y).predict(x)
+    np.testing.assert_allclose(predicted, expected, atol=1e-10)
+    with pytest.raises(ValueError, match="feature names"):
+        model.predict(pl.DataFrame(x, schema=["b", "a", "c", "d"]))
+
+
+@pytest.mark.parametrize("estimator", [NTKRegressor(), NTKClassifier()], ids=str)
+def test_weights_are_routed_through_searches(estimator):
+    x, y = IRIS
+    weights = np.random.default_rng(0).integers(0, 4, len(x)).astype(float)
+    with config_context(enable_metadata_routing=True):
+        asking = clone(estimator).set_fit_request(sample_weight=True).set_score_request(sample_weight=True)
+        search = GridSearchCV(asking, {"reg": [1e-3, 1.0]}, cv=KFold(3, shuffle=True, random_state=0))
+        search.fit(x, y, sample_weight=weights)
+    for reg, score in zip((1e-3, 1.0), search.cv_results_["mean_test_score"], strict=True):
+        scores = []
+        for train, test in KFold(3, shuffle=True, random_state=0).split(x):
+            model = clone(estimator).set_params(reg=reg).fit(x[train], y[train], weights[train])
+            scores.append(model.score(x[test], y[test], weights[test]))
+        np.testing.assert_allclose(score, np.mean(scores), rtol=1e-10)
+    assert search.best_estimator_.reg == search.best_params_["reg"]
+
+
+def test_conformal_intervals_and_sets_cover_what_they_say():
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2300, 2))
+    y = np.abs(x[:, 0]) + (0.2 + 0.5 * (x[:, 1] > 0)) * rng.standard_t(3, len(x))
+    fit, calibrate, test = slice(0, 150), slice(150, 1300), slice(1300, None)
+    regression = SplitConformalRegressor(NTKRegressorCV(), confidence_level=0.8, prefit=False)
+    regression.fit(x[fit], y[fit]).conformalize(x[calibrate], y[calibrate])
+    intervals = regression.predict_interval(x[test])[1][:, :, 0]
+    # 1,000 new rows after 1,150 for the calibration: a standard error of 0.017.
+    assert abs(np.mean((intervals[:, 0] <= y[test]) & (y[test] <= intervals[:, 1])) - 0.8) < 0.05
+
+    labels = np.array(["a", "b", "c"])[np.digitize(y, [0.5, 1.5])]
+    classes = SplitConformalClassifier(NTKClassifierCV(), confidence_level=0.8, prefit=False, conformity_score="lac")
+    classes.fit(x[fit], labels[fit]).conformalize(x[calibrate], labels[calibrate])
+    sets = classes.predict_set(x[test])[1][:, :, 0]
+    codes = np.searchsorted(["a", "b", "c"], labels[test])
+    assert abs(np.mean(sets[np.arange(1000), codes]) - 0.8) < 0.05
+    assert np.mean(np.sum(sets, axis=1)) < 2.5
