@@ -191,14 +191,28 @@ def fit_gated_cv(estimator: Any, X: np.ndarray, targets: np.ndarray, weights: np
     shares = _check_regs(estimator.regs, 1.0)
     max_steps = as_positive_int("max_steps", estimator.max_steps)
     x = _scaled(estimator, X, weights)
-    keep = np.ones((len(folds), len(x)))
-    for row, (_, held_out) in zip(keep, folds, strict=True):
-        row[held_out] = 0
+    sizes = [len(train) for train, _ in folds]
+    train, held_out = (
+        np.zeros((len(folds), len(_padded(x[: max(sizes)]))), int),
+        np.zeros((len(folds), len(_padded(x)))),
+    )
+    for k, (rows, others) in enumerate(folds):
+        train[k, : len(rows)], held_out[k, others] = rows, weights[others]
+    counted = np.where(np.arange(train.shape[1]) < np.array(sizes)[:, None], weights[train], 0)
     with float64_allowed():
         program, gates, largest = _gated_program(estimator, x, targets, weights, "squared")
         regs = largest * jnp.asarray(shares)
-        kept = jnp.asarray(_padded(keep.T).T)
-        errors = np.asarray(_held_out_errors(program, kept, regs, max_steps)) / weights.sum() / targets.shape[1]
+        sums = _held_out_errors(
+            jnp.asarray(_padded(x)),
+            jnp.asarray(_padded(targets)),
+            program.masks,
+            train,
+            counted,
+            held_out,
+            regs,
+            max_steps,
+        )
+        errors = np.asarray(sums) / weights.sum() / targets.shape[1]
         # The fewest steps, and the largest λ, where errors are equal.
         order = np.argsort(-np.array(shares), kind="stable")
         first, steps = divmod(int(np.argmin(errors[order])), errors.shape[1])
@@ -219,30 +233,44 @@ def _reweighted(program: ConvexProgram, steps: int) -> Solution:
 
 
 @partial(jax.jit, static_argnames="max_steps")
-def _held_out_errors(program: ConvexProgram, keep: Array, regs: Array, max_steps: int) -> Array:
-    """(λ, steps) weighted sums of squared errors on held-out rows, over all folds, after 0, 1, … steps."""
-    start = jnp.full(program.num_gates, 1 / program.num_gates, program.x.dtype)
-    column = jnp.zeros_like(program.x[:, 0]) if program.column is None else program.column
+def _held_out_errors(
+    x: Array,
+    targets: Array,
+    masks: Array,
+    train: Array,
+    counted: Array,
+    held_out: Array,
+    regs: Array,
+    max_steps: int,
+) -> Array:
+    """(λ, steps) weighted sums of squared errors on held-out rows, over all folds, after 0, 1, … steps.
 
-    def of_fold(kept: Array, reg: Array) -> Array:
-        fold = program.weighted(jnp.sqrt(kept), program.x, program.targets, column).with_reg(reg)
-        epsilon = irls.default_epsilon(fold, _IRLS_TOL)
+    Each fold has indices of its training rows, their weights, zero where the indices only fill up, and weights (n,) of
+    the rows held out.
+    """
+    start = jnp.full(masks.shape[1], 1 / masks.shape[1], x.dtype)
 
+    def of_fold(fold: tuple[Array, Array, Array]) -> Array:
+        rows, weights, others = fold
+        given = x[rows], targets[rows], masks[rows], 1.0
+        program = ConvexProgram(*given, sample_weight=weights, intercept=True).canonical()
+        return lax.map(lambda reg: at_reg(program.with_reg(reg), others), regs)
+
+    def at_reg(program: ConvexProgram, others: Array) -> Array:
         def error(state: irls.IRLSState) -> Array:
-            fitted = masked_apply(program.masks, program.x, state.weights)
-            intercept = fold.fit(fold.fitted(state.weights)).intercept
-            # The program's rows carry the roots of their weights already.
-            return jnp.sum((1 - kept)[:, None] * (program.targets - fitted - column[:, None] * intercept) ** 2)
+            intercept = program.fit(program.fitted(state.weights)).intercept
+            residuals = targets - masked_apply(masks, x, state.weights) - intercept
+            return jnp.sum(others[:, None] * residuals**2)
 
         def step(state: irls.IRLSState, _: None) -> tuple[irls.IRLSState, Array]:
-            state = irls.step(fold, state)
+            state = irls.step(program, state)
             return state, error(state)
 
-        first = irls.init(fold, start, epsilon)
+        first = irls.init(program, start, irls.default_epsilon(program, _IRLS_TOL))
         _, following = lax.scan(step, first, length=max_steps)
         return jnp.concatenate([error(first)[None], following])
 
-    return jnp.sum(lax.map(lambda kept: lax.map(lambda reg: of_fold(kept, reg), regs), keep), axis=0)
+    return jnp.sum(lax.map(of_fold, (train, counted, held_out)), axis=0)
 
 
 def _gated_program(
