@@ -183,46 +183,55 @@ def fit_gated(estimator: Any, X: np.ndarray, targets: np.ndarray, weights: np.nd
     return x
 
 
-def fit_gated_cv(estimator: Any, X: np.ndarray, targets: np.ndarray, weights: np.ndarray, folds: Any) -> np.ndarray:
-    """Choose λ and the number of reweighting steps by held-out squared error, and reweight so; the scaled inputs.
+def fit_gated_cv(
+    estimator: Any,
+    X: np.ndarray,
+    targets: np.ndarray,
+    weights: np.ndarray,
+    folds: Any,
+    loss: Callable[[np.ndarray], float],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Choose λ and the number of reweighting steps by held-out outputs, and reweight so.
 
-    ``folds`` are pairs of indices of training and held-out rows.
+    Parameters
+    ----------
+    folds
+        Pairs of indices of training and held-out rows.
+    loss
+        Of outputs (n, c).
+
+    Returns
+    -------
+    x, outputs
+        The scaled inputs, and the held-out outputs (n, c) of what was chosen.
     """
     shares = _check_regs(estimator.regs, 1.0)
     max_steps = as_positive_int("max_steps", estimator.max_steps)
     x = _scaled(estimator, X, weights)
-    sizes = [len(train) for train, _ in folds]
-    train, held_out = (
-        np.zeros((len(folds), len(_padded(x[: max(sizes)]))), int),
-        np.zeros((len(folds), len(_padded(x)))),
-    )
-    for k, (rows, others) in enumerate(folds):
-        train[k, : len(rows)], held_out[k, others] = rows, weights[others]
-    counted = np.where(np.arange(train.shape[1]) < np.array(sizes)[:, None], weights[train], 0)
+    rows, held_out = _padded(x), np.zeros((len(folds), len(_padded(x))), bool)
+    sizes = np.array([len(train) for train, _ in folds])
+    train = np.zeros((len(folds), len(_padded(x[: sizes.max()]))), int)
+    for k, (kept, others) in enumerate(folds):
+        train[k, : len(kept)], held_out[k, others] = kept, True
+    # Indices that only fill up count for nothing.
+    counted = np.where(np.arange(train.shape[1]) < sizes[:, None], weights[train], 0)
     with float64_allowed():
         program, gates, largest = _gated_program(estimator, x, targets, weights, "squared")
         regs = largest * jnp.asarray(shares)
-        sums = _held_out_errors(
-            jnp.asarray(_padded(x)),
-            jnp.asarray(_padded(targets)),
-            program.masks,
-            train,
-            counted,
-            held_out,
-            regs,
-            max_steps,
-        )
-        errors = np.asarray(sums) / weights.sum() / targets.shape[1]
-        # The fewest steps, and the largest λ, where errors are equal.
+        splits = _Splits(jnp.asarray(train), jnp.asarray(counted), jnp.asarray(held_out))
+        problem = jnp.asarray(rows), jnp.asarray(_padded(targets)), program.masks
+        outputs = np.asarray(_held_out_outputs(*problem, splits, regs, max_steps))[:, :, : len(x)]
+        losses = np.array([[loss(of_step) for of_step in of_reg] for of_reg in outputs])
+        # The fewest steps, and the largest λ, where losses are equal.
         order = np.argsort(-np.array(shares), kind="stable")
-        first, steps = divmod(int(np.argmin(errors[order])), errors.shape[1])
+        first, steps = divmod(int(np.argmin(losses[order])), losses.shape[1])
         best = int(order[first])
         solution = _reweighted(program.with_reg(regs[best]), steps)
     _set_gated(estimator, solution, gates)
     estimator.reg_ = largest * shares[best]
     estimator.reg_share_, estimator.n_steps_ = shares[best], steps
-    estimator.path_ = errors
-    return x
+    estimator.path_ = losses
+    return x, outputs[best, steps]
 
 
 def _reweighted(program: ConvexProgram, steps: int) -> Solution:
@@ -232,45 +241,42 @@ def _reweighted(program: ConvexProgram, steps: int) -> Solution:
         return solve(program, method="irls", tol=_IRLS_TOL, max_iter=steps)
 
 
-@partial(jax.jit, static_argnames="max_steps")
-def _held_out_errors(
-    x: Array,
-    targets: Array,
-    masks: Array,
-    train: Array,
-    counted: Array,
-    held_out: Array,
-    regs: Array,
-    max_steps: int,
-) -> Array:
-    """(λ, steps) weighted sums of squared errors on held-out rows, over all folds, after 0, 1, … steps.
+class _Splits(NamedTuple):
+    """Of each fold the indices of its training rows, their weights, and which of all rows it holds out."""
 
-    Each fold has indices of its training rows, their weights, zero where the indices only fill up, and weights (n,) of
-    the rows held out.
-    """
+    train: Array
+    weights: Array
+    held_out: Array
+
+
+@partial(jax.jit, static_argnames="max_steps")
+def _held_out_outputs(x: Array, targets: Array, masks: Array, splits: _Splits, regs: Array, max_steps: int) -> Array:
+    """(λ, steps, n, c) outputs of each row without its fold, after 0, 1, … steps."""
     start = jnp.full(masks.shape[1], 1 / masks.shape[1], x.dtype)
 
-    def of_fold(fold: tuple[Array, Array, Array]) -> Array:
-        rows, weights, others = fold
-        given = x[rows], targets[rows], masks[rows], 1.0
-        program = ConvexProgram(*given, sample_weight=weights, intercept=True).canonical()
-        return lax.map(lambda reg: at_reg(program.with_reg(reg), others), regs)
+    def of_fold(fold: _Splits) -> Array:
+        given = x[fold.train], targets[fold.train], masks[fold.train], 1.0
+        program = ConvexProgram(*given, sample_weight=fold.weights, intercept=True).canonical()
+        outputs = lax.map(lambda reg: at_reg(program.with_reg(reg)), regs)
+        return jnp.where(fold.held_out[:, None], outputs, 0)
 
-    def at_reg(program: ConvexProgram, others: Array) -> Array:
-        def error(state: irls.IRLSState) -> Array:
+    def at_reg(program: ConvexProgram) -> Array:
+        def outputs(state: irls.IRLSState) -> Array:
             intercept = program.fit(program.fitted(state.weights)).intercept
-            residuals = targets - masked_apply(masks, x, state.weights) - intercept
-            return jnp.sum(others[:, None] * residuals**2)
+            return masked_apply(masks, x, state.weights) + intercept
 
         def step(state: irls.IRLSState, _: None) -> tuple[irls.IRLSState, Array]:
             state = irls.step(program, state)
-            return state, error(state)
+            return state, outputs(state)
 
         first = irls.init(program, start, irls.default_epsilon(program, _IRLS_TOL))
         _, following = lax.scan(step, first, length=max_steps)
-        return jnp.concatenate([error(first)[None], following])
+        return jnp.concatenate([outputs(first)[None], following])
 
-    return jnp.sum(lax.map(of_fold, (train, counted, held_out)), axis=0)
+    # Each row is held out once; folds one after another, for their memory.
+    shape = len(regs), max_steps + 1, *targets.shape
+    total, _ = lax.scan(lambda sofar, fold: (sofar + of_fold(fold), None), jnp.zeros(shape, x.dtype), splits)
+    return total
 
 
 def _gated_program(
@@ -456,10 +462,21 @@ def fit_temperature(
 ) -> float:
     """Factor of leave-one-out outputs that minimises their weighted log-loss."""
     scores, counted = left_out(kernel, reg, signs, weights, centre=centre)
+    return calibrated(scores, weights[counted], codes[counted])[0]
+
+
+def squared_loss(outputs: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> float:
+    """Weighted mean of squared errors."""
+    return float(np.average(np.mean((outputs - targets) ** 2, axis=1), weights=weights))
+
+
+def calibrated(scores: np.ndarray, weights: np.ndarray, codes: np.ndarray) -> tuple[float, float]:
+    """The factor of scores (n, c) that minimises their weighted log-loss, and this loss."""
     logits = np.column_stack([np.zeros_like(scores), scores]) if scores.shape[1] == 1 else scores
 
     def log_loss(log_factor: float) -> float:
-        chosen = log_softmax(np.exp(log_factor) * logits, axis=1)[np.arange(len(logits)), codes[counted]]
-        return float(-np.average(chosen, weights=weights[counted]))
+        chosen = log_softmax(np.exp(log_factor) * logits, axis=1)[np.arange(len(logits)), codes]
+        return float(-np.average(chosen, weights=weights))
 
-    return float(np.exp(minimize_scalar(log_loss, bounds=(-9, 9), method="bounded").x))
+    found = minimize_scalar(log_loss, bounds=(-9, 9), method="bounded")
+    return float(np.exp(found.x)), float(found.fun)

@@ -8,6 +8,7 @@ units of the kernel's mean diagonal.
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from fixntk.estimation import (
     as_scores,
     as_signs,
     as_targets,
+    calibrated,
     classified,
     deviations,
     distinct,
@@ -37,6 +39,7 @@ from fixntk.estimation import (
     ntk_outputs,
     ntk_process,
     regressed,
+    squared_loss,
     standardised_targets,
 )
 
@@ -232,7 +235,9 @@ class GatedReLURegressorCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
 
     Parameters
     ----------
-    num_gates, standardize, bias, random_state
+    num_gates : int
+        P; many, as what the sampled gates miss of the NTK costs more accuracy than reweighting wins.
+    standardize, bias, random_state
         As for :class:`GatedReLURegressor`.
     regs : sequence of float
         λ/λ_max to choose from.
@@ -253,11 +258,11 @@ class GatedReLURegressorCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
 
     def __init__(
         self,
-        num_gates: int = 512,
+        num_gates: int = 2048,
         *,
         regs: Any = DEFAULT_REG_SHARES,
         num_folds: int = 4,
-        max_steps: int = 12,
+        max_steps: int = 6,
         standardize: bool = True,
         bias: bool = True,
         random_state: Any = None,
@@ -282,7 +287,9 @@ class GatedReLURegressorCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
         X, y, weights = distinct(X, y, weights)
         targets = standardised_targets(self, y, weights)
         folds = KFold(self.num_folds, shuffle=True, random_state=0).split(X)
-        note_training(self, fit_gated_cv(self, X, targets, weights, list(folds)), targets, weights)
+        loss = partial(squared_loss, targets=targets, weights=weights)
+        x, _ = fit_gated_cv(self, X, targets, weights, list(folds), loss)
+        note_training(self, x, targets, weights)
         return self
 
     def predict(self, X: Any, return_std: bool = False) -> Any:
@@ -302,33 +309,38 @@ class GatedReLURegressorCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
 class GatedReLUClassifierCV(ClassifierMixin, BaseEstimator):
     """Classification with a fixed kernel: λ and the number of reweighting steps by cross-validation (M6).
 
-    The squared loss on ±1; after no step the kernel is the NTK of the sampled gates.
+    The squared loss on ±1, the log-loss to choose; after no step the kernel is the NTK of the sampled gates.
 
     Parameters
     ----------
-    num_gates, standardize, bias, random_state, class_weight
+    standardize, bias, random_state, class_weight
         As for :class:`GatedReLUClassifier`.
-    regs, num_folds, max_steps
+    num_gates, regs, num_folds, max_steps
         As for :class:`GatedReLURegressorCV`; folds are stratified.
 
     Attributes
     ----------
-    classes_, temperature_
+    classes_
         As for :class:`GatedReLUClassifier`.
-    reg_share_, n_steps_, path_
+    temperature_ : float
+        Probabilities are the softmax of temperature_ · outputs, the sigmoid for two classes; it minimises the log-loss
+        of held-out outputs.
+    reg_share_, n_steps_
         As for :class:`GatedReLURegressorCV`.
+    path_ : ndarray (regs, max_steps + 1)
+        Log-loss of held-out outputs, each at its best temperature.
     kernel_weights_, gap_, n_active_gates_, network_, solution_, gates_, n_features_in_, feature_names_in_
         As for :class:`GatedReLUClassifier`.
     """
 
     def __init__(
         self,
-        num_gates: int = 512,
+        num_gates: int = 2048,
         *,
         class_weight: Any = None,
         regs: Any = DEFAULT_REG_SHARES,
         num_folds: int = 4,
-        max_steps: int = 12,
+        max_steps: int = 6,
         standardize: bool = True,
         bias: bool = True,
         random_state: Any = None,
@@ -357,8 +369,8 @@ class GatedReLUClassifierCV(ClassifierMixin, BaseEstimator):
             # A class of fewer rows than folds is absent from some held-out parts.
             warnings.filterwarnings("ignore", "The least populated class", UserWarning)
             folds = list(splitter.split(X, codes))
-        x = fit_gated_cv(self, X, signs, weights, folds)
-        self.temperature_ = gated_temperature(self, x, signs, weights, codes)
+        _, outputs = fit_gated_cv(self, X, signs, weights, folds, lambda found: calibrated(found, weights, codes)[1])
+        self.temperature_, _ = calibrated(outputs, weights, codes)
         return self
 
     def decision_function(self, X: Any) -> np.ndarray:

@@ -16,7 +16,7 @@ from sklearn.datasets import load_diabetes, load_iris, make_moons
 from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import LinearRegression
 from sklearn.metrics import log_loss
-from sklearn.model_selection import GridSearchCV, KFold, cross_val_predict
+from sklearn.model_selection import GridSearchCV, KFold, StratifiedKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
@@ -163,6 +163,32 @@ def test_steps_and_reg_are_chosen_by_held_out_errors_of_refits():
                     found = fx.solve(program, method="irls", max_iter=steps, tol=1e-6)
                 expected[k, steps] += np.sum((found.predict(scaled[held], model.gates_) - targets[held]) ** 2) / 96
     np.testing.assert_allclose(model.path_, expected, rtol=1e-6)
+
+
+def test_steps_of_the_classifier_are_chosen_by_the_log_loss_of_refits():
+    x, y = make_moons(90, noise=0.3, random_state=0)
+    model = GatedReLUClassifierCV(64, regs=(0.1, 0.01), num_folds=3, max_steps=2, random_state=0).fit(x, y)
+    order = np.unique(np.column_stack([x, y]), axis=0, return_index=True)[1]
+    x, y = x[order], y[order]
+    rows = model._scaling(x)
+    masks = fx.activation_masks(rows, model.gates_)
+    signs = 2.0 * y - 1
+    largest = fx.ConvexProgram(rows, signs, masks, 1.0).max_reg()
+    factors = np.geomspace(0.1, 30, 2001)
+    for k, share in enumerate((0.1, 0.01)):
+        for steps in range(3):
+            outputs = np.zeros(90)
+            for train, held in StratifiedKFold(3, shuffle=True, random_state=0).split(x, y):
+                program = fx.ConvexProgram(rows[train], signs[train], masks[train], share * largest, intercept=True)
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", fx.ConvergenceWarning)
+                    found = fx.solve(program, method="irls", max_iter=steps, tol=1e-6)
+                outputs[held] = found.predict(rows[held], model.gates_)
+            losses = np.mean(np.logaddexp(0, -factors[:, None] * signs * outputs), axis=1)
+            np.testing.assert_allclose(model.path_[k, steps], losses.min(), rtol=1e-5)
+            if (share, steps) == (model.reg_share_, model.n_steps_):
+                np.testing.assert_allclose(model.temperature_, factors[losses.argmin()], rtol=5e-3)
+    assert model.path_.min() == model.path_[(0.1, 0.01).index(model.reg_share_), model.n_steps_]
 
 
 def test_the_ridge_chosen_is_that_of_leave_one_out_refits():
