@@ -2,10 +2,10 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-EXTRAS := estimators,parquet,conformal,experiments,verify,test
+EXTRAS := estimators,parquet,conformal,experiments,verify,docs,test
 UV := $(shell command -v uv 2>/dev/null)
 
-.PHONY: run quickstart verify test test-long lint benchmarks clean
+.PHONY: run quickstart verify test test-long lint docs benchmarks clean
 
 run: $(VENV)/.installed  ## the main job: fix the NTK on 40 real tables; the report is runs/uci/report.html
 	$(BIN)/fixntk run configs/uci.yaml --resume
@@ -27,11 +27,14 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(VENV)/.installed  ## the pages, in docs/_build/html; a warning is an error
+	$(BIN)/sphinx-build -q -W --keep-going -b html docs docs/_build/html
+
 benchmarks: $(VENV)/.installed
 	$(BIN)/python benchmarks/masked_gram.py
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
 # neural-tangents declares TensorFlow, which nothing here uses: hence --no-deps for it alone.
 $(VENV)/.installed: pyproject.toml

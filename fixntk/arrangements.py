@@ -90,6 +90,14 @@ def enumerate_arrangements(x: ArrayLike, *, max_cells: int = 200_000) -> Arrange
     Notes
     -----
     In general position there are 2 Σ_{k<r} C(n−1, k) cells (Cover 1965), and the time grows in proportion to them.
+
+    Examples
+    --------
+    >>> import jax, fixntk as fx
+    >>> x = jax.random.normal(jax.random.key(0), (5, 2))
+    >>> arrangements = fx.enumerate_arrangements(x)
+    >>> arrangements.masks.shape  # 2n in the plane
+    (5, 10)
     """
     array, max_cells = as_matrix("x", x), as_positive_int("max_cells", max_cells)
     points, planes = _points_in_cells(x, max_cells)

@@ -156,9 +156,9 @@ class GatedReLUClassifier(ClassifierMixin, BaseEstimator):
     classes_ : ndarray
         Labels in order.
     temperature_ : float
-        Probabilities with the squared loss are the softmax of temperature_ · outputs, the sigmoid for two classes; it
-        minimises the log-loss of leave-one-out outputs, which are closed forms where the learnt kernel is held fixed.
-        1 with the log-loss, whose outputs are logits already.
+        Probabilities with the squared loss are the softmax of ``temperature_`` · outputs, for two classes the sigmoid;
+        it minimises the log-loss of leave-one-out outputs, which have closed forms with the learnt kernel held fixed. 1
+        with the log-loss, whose outputs are logits already.
     kernel_weights_, gap_, n_active_gates_, network_, solution_, gates_, n_features_in_, feature_names_in_
         As for :class:`GatedReLURegressor`.
     """
@@ -323,8 +323,8 @@ class GatedReLUClassifierCV(ClassifierMixin, BaseEstimator):
     classes_
         As for :class:`GatedReLUClassifier`.
     temperature_ : float
-        Probabilities are the softmax of temperature_ · outputs, the sigmoid for two classes; it minimises the log-loss
-        of held-out outputs.
+        Probabilities are the softmax of ``temperature_`` · outputs, for two classes the sigmoid; it minimises the
+        log-loss of held-out outputs.
     reg_share_, n_steps_
         As for :class:`GatedReLURegressorCV`.
     path_ : ndarray (regs, max_steps + 1)

@@ -81,6 +81,14 @@ def activation_masks(x: ArrayLike, gates: ArrayLike) -> Bool[Array, "n P"]:
     ValueError
         If the numbers of columns differ, either argument is empty or not finite, or the masks would not fit into the
         device's memory.
+
+    Examples
+    --------
+    >>> import jax, fixntk as fx
+    >>> x = jax.random.normal(jax.random.key(0), (6, 2))
+    >>> masks = fx.activation_masks(x, fx.sample_gates(jax.random.key(1), 4, 2))
+    >>> masks.shape, masks.dtype
+    ((6, 4), dtype('bool'))
     """
     x, gates = as_matrix("x", x), as_matrix("gates", gates)
     check_same_columns("x", x, "gates", gates)

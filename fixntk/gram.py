@@ -60,6 +60,15 @@ def masked_gram(
     ValueError
         If shapes do not fit together, an argument is empty or not finite, only one of ``masks2`` and ``x2`` is given,
         or the result would not fit into the device's memory.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, fixntk as fx
+    >>> x = jnp.array([[1.0, 0.0], [1.0, 1.0]])
+    >>> masks = jnp.array([[True, True], [True, False]])
+    >>> fx.masked_gram(jnp.array([0.5, 0.25]), masks, x)
+    Array([[0.75, 0.5 ],
+           [0.5 , 1.  ]], dtype=float32)
     """
     weights, masks1, x1 = _as_operands(weights, masks1, x1, "1")
     if (masks2 is None) != (x2 is None):

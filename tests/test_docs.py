@@ -1,5 +1,7 @@
-"""Every Python block of the pages runs, and links between pages lead somewhere."""
+"""Every Python block of the pages and example of a docstring runs, and links between pages lead somewhere."""
 
+import doctest
+import importlib
 import re
 from pathlib import Path
 
@@ -8,7 +10,10 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "benchmarks/README.md")]
-PAGES += sorted((ROOT / "docs").glob("*.md"))
+PAGES += sorted(page for page in (ROOT / "docs").rglob("*.md") if "_build" not in page.parts)
+
+
+enable_x64 = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
 
 
 def blocks_of(page):
@@ -18,12 +23,26 @@ def blocks_of(page):
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks_of(page)], ids=lambda page: page.name)
 @pytest.mark.parametrize("x64", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_code_blocks_run(page, x64):
-    enable_x64 = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
     # From top to bottom, as they are read: later blocks use the names of earlier ones.
     names: dict = {}
     with enable_x64(x64):
         for block in blocks_of(page):
             exec(compile(block, str(page), "exec"), names)
+
+
+MODULES = [
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for path in sorted((ROOT / "fixntk").rglob("*.py"))
+    if ">>>" in path.read_text(encoding="utf-8")
+]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_examples_of_docstrings_give_what_they_show(module):
+    with enable_x64(False):
+        failed, tried = doctest.testmod(importlib.import_module(module), optionflags=doctest.NORMALIZE_WHITESPACE)
+    assert tried
+    assert failed == 0
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -72,7 +72,7 @@ _SQUARED = Loss(
 
 @cache
 def huber(delta: float = 1.0) -> Loss:
-    """½r² for |r| ≤ ``delta``, beyond it delta (|r| − delta/2), of each residual r.
+    r"""½r² for \|r\| ≤ ``delta``, beyond it delta (\|r\| − delta/2), of each residual r.
 
     Raises
     ------

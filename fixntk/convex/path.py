@@ -78,6 +78,15 @@ def solve_path(
     ----------
     Ndiaye, Fercoq, Gramfort and Salmon, "Gap Safe Screening Rules for Sparsity Enforcing Penalties", JMLR 2017;
     docs/mathematics.md, M9.
+
+    Examples
+    --------
+    >>> import jax, fixntk as fx
+    >>> x = jax.random.normal(jax.random.key(0), (50, 3))
+    >>> masks = fx.activation_masks(x, fx.sample_gates(jax.random.key(1), 20, 3))
+    >>> solutions = fx.solve_path(x, abs(x[:, 0]), masks, regs=[3.0, 1.0, 0.3], tol=1e-4)
+    >>> len(solutions)
+    3
     """
     if is_traced(x, y, masks, regs):
         raise ValueError("solve_path cannot be traced: jax.vmap solve over λ instead")

@@ -134,6 +134,16 @@ def solve(
     -----
     ConvergenceWarning
         If the relative gap is above ``tol`` at the end.
+
+    Examples
+    --------
+    >>> import jax, fixntk as fx
+    >>> x = jax.random.normal(jax.random.key(0), (50, 3))
+    >>> masks = fx.activation_masks(x, fx.sample_gates(jax.random.key(1), 20, 3))
+    >>> program = fx.ConvexProgram(x, abs(x[:, 0]), masks, reg=0.1)
+    >>> solution = fx.solve(program, tol=1e-4)
+    >>> bool(solution.converged), bool(solution.dual <= solution.primal)
+    (True, True)
     """
     if not isinstance(program, ConvexProgram):
         raise TypeError(f"program must be a ConvexProgram, got {type(program).__name__}")

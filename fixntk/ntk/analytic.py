@@ -82,6 +82,13 @@ def gated_relu_ntk(x1: ArrayLike, x2: ArrayLike | None = None) -> Float[Array, "
     References
     ----------
     Dwaraknath, Ergen and Pilanci, "Fixing the NTK", NeurIPS 2023; docs/mathematics.md, M3.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, fixntk as fx
+    >>> fx.gated_relu_ntk(jnp.eye(2))
+    Array([[0.5, 0. ],
+           [0. , 0.5]], dtype=float32)
     """
     x1 = as_matrix("x1", x1)
     x2 = None if x2 is None else as_matrix("x2", x2)
@@ -153,6 +160,13 @@ def mlp_kernel(
     References
     ----------
     Jacot, Gabriel and Hongler, "Neural Tangent Kernel", NeurIPS 2018; docs/mathematics.md, M13.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, fixntk as fx
+    >>> kernel = fx.mlp_kernel(jnp.eye(4), depth=2)
+    >>> kernel.nngp.shape, kernel.ntk.shape
+    ((4, 4), (4, 4))
     """
     network = mlp(depth, activation, w_std, b_std)
     return _checked(network, x1, x2, (2,), input_scale, batch_size, store_on_device)
@@ -179,7 +193,7 @@ def network_kernel(
     network
         A layer, usually ``Serial(...)``; it has to end without axes of positions.
     x1
-        (n1, d) inputs, or (n1, *positions, channels), such as images, with up to three axes of positions. No unit.
+        (n1, d) inputs, or (n1, …, channels), such as images, with up to three axes of positions. No unit.
     x2
         (n2, …) inputs; x1 when None; then only about half of the tiles, where there are several, is computed.
     input_scale

@@ -297,6 +297,13 @@ def gradient_flow(
     ----------
     Lee et al., "Wide neural networks of any depth evolve as linear models under gradient descent", NeurIPS 2019;
     docs/mathematics.md, M15.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, fixntk as fx
+    >>> flow = fx.gradient_flow(jnp.diag(jnp.array([1.0, 2.0])), jnp.array([1.0, 1.0]), learning_rate=0.1)
+    >>> flow.predict(jnp.inf)  # the targets
+    Array([1., 1.], dtype=float32)
     """
     y = as_float_array("y", y, (1, 2, 3, 4))
     kernel = _as_symmetric_kernel("kernel_train", kernel_train, y)

@@ -91,6 +91,14 @@ def empirical_ntk(
     ----------
     Novak, Sohl-Dickstein and Schoenholz, "Fast Finite Width Neural Tangent Kernel", ICML 2022, for the conventions and
     for the structure; docs/mathematics.md, M14.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, fixntk as fx
+    >>> x = jnp.array([[1.0, 2.0], [0.0, 1.0]])
+    >>> fx.empirical_ntk(lambda w, x: x @ w, jnp.zeros(2), x)
+    Array([[5., 2.],
+           [2., 1.]], dtype=float32)
     """
     params, x1, x2 = as_operands(f, params, x1, x2)
     groups = (0,) * len(jax.tree.leaves(params))
@@ -119,8 +127,8 @@ def layerwise_ntk(
     groups
         Pytree of labels, a prefix of ``params``: a label for each leaf or subtree, for instance
         ``{"backbone": "frozen", "head": "trained"}``. None makes each leaf a group of its own.
-
-    The other parameters, and what is raised, are those of :func:`empirical_ntk`.
+    f, params, x1, x2, outputs, trace_axes, diagonal_axes, method, batch_size, store_on_device
+        As for :func:`empirical_ntk`, and so is what is raised.
 
     Returns
     -------

@@ -36,7 +36,7 @@ Layer = Callable[["Covariances"], "Covariances"]
 class Pairs:
     """Pairs of inputs as they are after some layers: one hidden unit's two values, over the random weights.
 
-    The arrays broadcast to (n1, n2, *positions), where positions are none, those of an image that both inputs share
+    The arrays broadcast to (n1, n2, positions …), where positions are none, those of an image that both inputs share
     (each position of the first with the same one of the second), or all pairs of positions: first the first input's,
     then the second's.
 
