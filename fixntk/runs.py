@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import math
 import os
@@ -14,6 +15,7 @@ from collections.abc import Generator, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import jax
 import pandas as pd
 from pydantic import BaseModel
 from tqdm import tqdm
@@ -25,6 +27,7 @@ from fixntk.environment import environment
 __all__ = ["ConfigError", "Experiment", "Row", "execute", "load_config", "read_rows", "regenerate", "to_json"]
 
 INTERRUPTED = 130
+_MOST_MEMORY_MAPS = 30_000
 
 
 def execute(experiment: Experiment, config: BaseModel, directory: str | Path, *, resume: bool = False) -> int:
@@ -187,6 +190,21 @@ def _run_tasks(experiment: Experiment, config: BaseModel, pending: list[Row], fi
             while data:
                 data = data[file.write(data) :]
             os.fsync(file.fileno())
+            if _memory_maps() > _MOST_MEMORY_MAPS:
+                jax.clear_caches()
+                gc.collect()
+
+
+def _memory_maps() -> int:
+    """Memory maps of this process; 0 where the system does not say.
+
+    XLA makes several for each function that it compiles, and Linux ends a process that wants more than 65,530: a run over
+    many tables of different sizes gets there in a quarter of an hour.
+    """
+    try:
+        return Path("/proc/self/maps").read_bytes().count(b"\n")
+    except OSError:
+        return 0
 
 
 def _run_task(experiment: Experiment, config: BaseModel, task: Row) -> list[Row]:

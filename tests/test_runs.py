@@ -1,5 +1,6 @@
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -265,3 +266,12 @@ def test_regenerate_needs_a_run_with_results(project):
     results(project).write_text("")
     with pytest.raises(ConfigError, match="runs/toy: there are no results yet"):
         runs.regenerate(project.out)
+
+
+@pytest.mark.parametrize(("most", "cleared"), [(10**9, False), (-1, True)])
+def test_compiled_functions_are_dropped_before_memory_maps_run_out(project, monkeypatch, most, cleared):
+    monkeypatch.setattr(runs, "_MOST_MEMORY_MAPS", most)
+    function = jax.jit(lambda x: x + 1)
+    function(1.0)
+    assert execute(project) == 0
+    assert (function._cache_size() == 0) == cleared
