@@ -198,8 +198,8 @@ def _run_tasks(experiment: Experiment, config: BaseModel, pending: list[Row], fi
 def _memory_maps() -> int:
     """Memory maps of this process; 0 where the system does not say.
 
-    XLA makes several for each function that it compiles, and Linux ends a process that wants more than 65,530: a run over
-    many tables of different sizes gets there in a quarter of an hour.
+    XLA makes several for each function that it compiles, and Linux ends a process that wants more than 65,530: a run
+    over many tables of different sizes gets there in a quarter of an hour.
     """
     try:
         return Path("/proc/self/maps").read_bytes().count(b"\n")

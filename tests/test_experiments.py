@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import convex_vs_sgd, feature_learning, lazy_training, planted
+import fixntk as fx
+from experiments import consistency, convex_vs_sgd, feature_learning, lazy_training, planted, toy
 from fixntk import report
 from fixntk.configs import load_config
 from fixntk.runs import to_json
@@ -22,6 +23,8 @@ SMALL = {
         "irls_steps": 20,
     },
     lazy_training: {"widths": (32, 128, 512), "seeds": 8, "num_steps": 200, "num_looks": 2, "step_share": 0.1},
+    consistency: {"rows": (100, 400, 1600), "gates": (16, 64), "base_rows": 100, "base_gates": 16, "seeds": 4},
+    toy: {"num_networks": 4, "num_steps": 8000, "irls_steps": 60},
     feature_learning: {
         "problems": ("relu_teacher",),
         "seeds": 1,
@@ -60,6 +63,49 @@ def test_wide_networks_are_nearer_to_the_closed_form():
 
 
 @pytest.mark.long
+def test_the_toy_problem_is_solved_alike_by_all():
+    rows, summary = ran(toy)
+    objective = summary["objective"]
+    assert summary["relative_difference_from_cvxpy"] < 1e-8
+    assert objective["NTK"] > objective["1 step"] > objective["10 steps"] > objective["optimum"]
+    assert objective["optimal ReLU"] > objective["optimum"]
+    assert -1e-9 < summary["best_trained_gated_above_bound"] < 0.01 * objective["optimum"]
+    assert -1e-9 < summary["best_trained_relu_above_bound"] < 0.05 * objective["optimal ReLU"]
+    path = rows[0]["path"]
+    assert path[0] == pytest.approx(objective["NTK"], rel=1e-9)
+    assert np.all(np.diff(path) < 1e-9)
+    assert path[-1] == pytest.approx(objective["optimum"], rel=1e-5)
+    # The NTK's weights at their best scale: the solid angles of all cells, which any other scale makes worse.
+    best = next(row for row in rows if row["function"] == "optimum")
+    weights = np.array(best["ntk_weights"])
+    data = planted.make("toy", 0)
+    program = fx.ConvexProgram(data.x, data.y, data.masks, 1.0)
+    program = program.with_reg(0.01 * program.max_reg())
+    kernel, total = fx.masked_gram(weights, data.masks, data.x), weights.sum()
+    values = [toy._ridge_value(program, scale * kernel, scale * total) for scale in (0.9, 1, 1.1)]
+    assert values[1] == min(values)
+
+
+def test_prediction_errors_fall_with_rows_and_grow_with_gates():
+    rows, summary = ran(consistency)
+    assert summary["largest_relative_gap"] < 1e-5
+    assert -1.3 < summary["in_rows"]["low"] < summary["in_rows"]["high"] < -0.4
+    assert summary["in_log_gates"]["slope"] > 0
+    assert len(rows) == 4 * 4
+    # Almost without noise and penalty the planted outputs are found.
+    config = consistency.Config(**SMALL[consistency], noise=1e-6)
+    (row, *_) = consistency.run_task(config, {"rows": 100, "gates": 16})
+    assert row["squared_error"] < 1e-9
+    assert row["recovered"] == 4
+
+
+def test_slopes_are_those_of_powers():
+    sizes = np.array([10, 10, 100, 100, 1000])
+    found = consistency.slope(sizes, 3 * sizes**-0.7)
+    assert found["slope"] == pytest.approx(-0.7)
+    assert found["high"] - found["low"] < 1e-6
+
+
 def test_learnt_kernels_align_with_the_targets():
     _, summary = ran(feature_learning)
     aligned = summary["alignment"]["relu_teacher"]

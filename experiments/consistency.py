@@ -1,0 +1,161 @@
+"""How the prediction error of the group lasso falls with rows, and grows with gates, on planted sparse networks."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+from pydantic import BaseModel, ConfigDict, Field
+from scipy import stats
+
+from fixntk import ConvexProgram, activation_masks, sample_gates, solve
+from fixntk.report import Section, new_figure
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Config(BaseModel):
+    """Settings of the experiment.
+
+    Attributes
+    ----------
+    rows, gates
+        Numbers of rows n, and of gates P.
+    base_rows, base_gates
+        The n at which the gates vary, the P at which the rows do.
+    num_features, num_active
+        d, and the number s of gates of the planted network, which are among the P.
+    noise
+        Standard deviation σ of the noise; the planted outputs have 1.
+    reg_factor
+        λ in units of σ(sqrt(nd/2) + sqrt(n log P)), about the size of the largest correlation with noise.
+    seeds
+        Data sets of each size.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    rows: tuple[Positive, ...] = (100, 200, 400, 800, 1600)
+    gates: tuple[Positive, ...] = (32, 64, 128, 256, 512)
+    base_rows: Positive = 400
+    base_gates: Positive = 128
+    num_features: Positive = 5
+    num_active: Positive = 4
+    noise: Annotated[float, Field(gt=0)] = 0.5
+    reg_factor: Annotated[float, Field(gt=0)] = 0.3
+    seeds: Annotated[int, Field(ge=2)] = 10
+
+
+def tasks(config: Config) -> list[dict[str, Any]]:
+    """One task for each size, those of the rows first."""
+    sizes = [(n, config.base_gates) for n in config.rows] + [(config.base_rows, p) for p in config.gates]
+    return [{"rows": n, "gates": p} for n, p in dict.fromkeys(sizes)]
+
+
+def run_task(config: Config, task: dict[str, Any]) -> list[dict[str, Any]]:
+    """Plant networks, fit noisy outputs, and measure the error against the outputs without noise: a row a seed."""
+    jax.config.update("jax_enable_x64", True)
+    n, num_gates, d = task["rows"], task["gates"], config.num_features
+    unit = config.noise * (np.sqrt(n * d / 2) + np.sqrt(n * np.log(num_gates)))
+    found = []
+    for seed in range(config.seeds):
+        keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), n * 10_007 + num_gates), 4)
+        x, gates = jax.random.normal(keys[0], (n, d)), sample_gates(keys[1], num_gates, d)
+        masks = activation_masks(x, gates)
+        # The first gates are as random as any others.
+        planted = jax.random.normal(keys[2], (config.num_active, d))
+        truth = jnp.einsum("np,nd,pd->n", masks[:, : config.num_active], x, planted)
+        truth = truth / jnp.std(truth)
+        noise = config.noise * jax.random.normal(keys[3], (n,))
+        program = ConvexProgram(x, truth + noise, masks, config.reg_factor * unit)
+        solution = solve(program, tol=1e-6)
+        error = jnp.einsum("np,nd,pdc->nc", masks, x, solution.weights)[:, 0] - truth
+        active = np.asarray(solution.active)
+        found.append(
+            {
+                "seed": seed,
+                "squared_error": float(jnp.mean(error**2)),
+                "relative_gap": float(solution.relative_gap),
+                "active_gates": int(active.sum()),
+                "recovered": int(active[: config.num_active].sum()),
+            }
+        )
+    return found
+
+
+def slope(sizes: Any, errors: Any) -> dict[str, float]:
+    """Slope of log error in log size with a 95 % interval, a point for each size and seed."""
+    fitted = stats.linregress(np.log(np.asarray(sizes)), np.log(np.asarray(errors)))
+    margin = stats.t.ppf(0.975, len(sizes) - 2) * fitted.stderr
+    return {"slope": float(fitted.slope), "low": float(fitted.slope - margin), "high": float(fitted.slope + margin)}
+
+
+def _parts(config: Config, rows: list[dict[str, Any]]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    frame = pd.DataFrame(rows)
+    return frame[frame["gates"] == config.base_gates], frame[frame["rows"] == config.base_rows]
+
+
+def summarise(config: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Slopes in the number of rows and in log P."""
+    by_rows, by_gates = _parts(config, rows)
+    found: dict[str, Any] = {"largest_relative_gap": float(max(row["relative_gap"] for row in rows))}
+    if by_rows["rows"].nunique() > 1:
+        found["in_rows"] = slope(by_rows["rows"], by_rows["squared_error"])
+    if by_gates["gates"].nunique() > 1:
+        found["in_log_gates"] = slope(np.log(by_gates["gates"]), by_gates["squared_error"])
+    words = [
+        f"slope in {name} {part['slope']:+.2f} ({part['low']:+.2f} to {part['high']:+.2f})"
+        for key, name in (("in_rows", "n"), ("in_log_gates", "log P"))
+        if (part := found.get(key))
+    ]
+    return {"headline": f"Prediction error on log scales: {', '.join(words)}.", **found}
+
+
+def sections(config: Config, rows: list[dict[str, Any]], summary: dict[str, Any]) -> list[Section]:
+    """The report: the two slopes beside the theory's."""
+    by_rows, by_gates = _parts(config, rows)
+    text = (
+        f"**{summary['headline']}** The fast rate of the theory is −1 in n and at most 1 in log P, under a condition "
+        "that nearly equal masks strain; the slow rate, without it, −1/2 and 1/2.\n\n"
+        f"Gated networks of {config.num_active} neurons whose gates are among the P on offer, {config.num_features} "
+        f"features, noise of {config.noise:g} of the outputs' deviation; {config.seeds} data sets of each size."
+    )
+    figure = new_figure(9.6, 3.6)
+    left, right = figure.subplots(1, 2)
+    _draw(left, by_rows["rows"], by_rows["squared_error"], -1.0, "rows n")
+    _draw(right, by_gates["gates"], by_gates["squared_error"], None, "gates P")
+    caption = (
+        "Mean squared error against the outputs without noise, for each data set (points) and their geometric mean "
+        f"(line); left at P = {config.base_gates}, with the fast rate dashed, right at n = {config.base_rows}."
+    )
+    table = (
+        pd.DataFrame(rows)
+        .groupby(["rows", "gates"], as_index=False)[["squared_error", "active_gates", "recovered", "relative_gap"]]
+        .mean()
+        .rename(
+            columns={
+                "squared_error": "squared error",
+                "active_gates": "active gates",
+                "recovered": "of them planted",
+                "relative_gap": "relative gap",
+            }
+        )
+    )
+    return [Section("Prediction error", text, table=table, figures=(("consistency", figure, caption),))]
+
+
+def _draw(axes: Any, sizes: pd.Series, errors: pd.Series, rate: float | None, label: str) -> None:
+    means = np.exp(np.log(errors).groupby(sizes).mean())
+    axes.plot(sizes, errors, ".", color="C0", alpha=0.3)
+    axes.plot(means.index, means, "o-", color="C0", label="measured")
+    if rate is not None:
+        axes.plot(
+            means.index, means.iloc[0] * (means.index / means.index[0]) ** rate, "--", color="0.4", label="fast rate"
+        )
+    axes.set(xlabel=label, ylabel="mean squared error", xscale="log", yscale="log")
+    axes.set_xticks(means.index, [str(size) for size in means.index])
+    axes.set_xticks([], minor=True)
+    axes.legend()

@@ -1,0 +1,245 @@
+"""Five points on a line: from the NTK's weights to the optimum, and the functions that every stage fits."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+from typing import Annotated, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pandas as pd
+from matplotlib.figure import Figure
+from pydantic import BaseModel, ConfigDict, Field
+
+from experiments import planted
+from fixntk import (
+    ConvergenceWarning,
+    ConvexProgram,
+    GatedReLUNetwork,
+    ReLUNetwork,
+    activation_masks,
+    arrangement_weights,
+    enumerate_arrangements,
+    masked_gram,
+    solve,
+    solve_relu,
+    train,
+)
+from fixntk.report import Section, new_figure
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Config(BaseModel):
+    """Settings of the experiment.
+
+    Attributes
+    ----------
+    seed
+        Of the data.
+    reg_share
+        λ/λ_max.
+    irls_steps
+        Reweighting steps.
+    shown_steps
+        Steps whose functions are drawn.
+    width, num_networks, num_steps, learning_rate
+        Of the trained networks: neurons, networks of which the best is shown, steps and rate of Adam.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    seed: Annotated[int, Field(ge=0)] = 0
+    reg_share: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    irls_steps: Positive = 100
+    shown_steps: tuple[Positive, ...] = (1, 3, 10)
+    width: Positive = 40
+    num_networks: Positive = 8
+    num_steps: Positive = 20_000
+    learning_rate: Annotated[float, Field(gt=0)] = 0.003
+
+
+def tasks(_: Config) -> list[dict[str, Any]]:
+    """The convex side, and each kind of network trained."""
+    return [{"part": part} for part in ("program", "trained gated", "trained ReLU")]
+
+
+def run_task(config: Config, task: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row for each fitted function: its objective, and its outputs on a grid of the line."""
+    jax.config.update("jax_enable_x64", True)
+    data = planted.make("toy", config.seed)
+    program = ConvexProgram(data.x, data.y, data.masks, 1.0)
+    program = program.with_reg(config.reg_share * program.max_reg())
+    if task["part"] == "program":
+        return _program_rows(config, data, program)
+    optimizer, key = optax.adam(config.learning_rate), jax.random.key(config.seed)
+    keys = jax.random.split(key, config.num_networks)
+    if task["part"] == "trained gated":
+        # Gates of the arrangements, several neurons for each.
+        copies = jnp.tile(data.gates, (-(-config.width // len(data.gates)), 1))[: config.width]
+        start: Any = jax.vmap(lambda key: GatedReLUNetwork.sample(key, config.width, data.x.shape[1]))(keys)
+        start = replace(start, gates=jnp.tile(copies, (config.num_networks, 1, 1)))
+    else:
+        start = jax.vmap(lambda key: ReLUNetwork.sample(key, config.width, data.x.shape[1]))(keys)
+    trained = train(start, data.x, data.y, optimizer, reg=program.reg, num_steps=config.num_steps, record_every=1000)
+    objectives = np.asarray(trained.history.objective)[-1]
+    best = jax.tree.map(lambda leaf: leaf[int(np.argmin(objectives))], trained.network)
+    return [_row(data, task["part"], float(objectives.min()), best(data.x_test), objectives=objectives)]
+
+
+def _program_rows(config: Config, data: planted.Planted, program: ConvexProgram) -> list[dict[str, Any]]:
+    arrangements = enumerate_arrangements(data.x)
+    weights, _ = arrangement_weights(data.x, arrangements)
+    test_masks = activation_masks(data.x_test, data.gates)
+    # At its best scale: the ridge problem's value is a function of the kernel weights alone (M5).
+    scales = np.geomspace(1e-3, 1e5, 4001)
+    kernel = masked_gram(weights, data.masks, data.x)
+    scale = scales[np.argmin([_ridge_value(program, scale * kernel, scale) for scale in scales])]
+    start = scale * weights
+
+    def after(steps: int) -> Any:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            return solve(program, method="irls", init=start, max_iter=steps, tol=1e-12)
+
+    def outputs(solution: Any) -> jax.Array:
+        return jnp.einsum("np,nd,pdc->nc", test_masks, data.x_test, solution.weights)[:, 0]
+
+    whole = after(config.irls_steps)
+    done = int(whole.iterations) + 1
+    optimum = solve(program, tol=1e-10)
+    relu = solve_relu(program, data.gates)
+    ntk = after(0)
+    return [
+        _row(data, "NTK", float(ntk.primal), outputs(ntk), path=np.asarray(whole.history.primal)[:done]),
+        *(_row(data, _steps(k), float((s := after(k)).primal), outputs(s)) for k in config.shown_steps),
+        _row(
+            data,
+            "optimum",
+            float(optimum.primal),
+            outputs(optimum),
+            lower_bound=float(optimum.dual),
+            cvxpy=_by_cvxpy(program),
+            ntk_weights=np.asarray(start),
+            kernel_weights=np.asarray(optimum.kernel_weights),
+        ),
+        _row(data, "optimal ReLU", float(relu.primal), relu.to_network()(data.x_test), lower_bound=float(relu.dual)),
+    ]
+
+
+def _steps(number: int) -> str:
+    return f"{number} step{'s' * (number > 1)}"
+
+
+def _row(data: planted.Planted, function: str, objective: float, outputs: Any, **more: Any) -> dict[str, Any]:
+    points = {"x": data.x[:, 0], "y": data.y, "grid": data.x_test[:, 0]}
+    return {"function": function, "objective": objective, "outputs": outputs, **points, **more}
+
+
+def _ridge_value(program: ConvexProgram, kernel: jax.Array, scale: float) -> float:
+    """J(η) of M5 for kernel weights of sum ``scale``."""
+    matrix = np.asarray(kernel) + float(program.reg) * np.eye(len(kernel))
+    y = np.asarray(program.targets)[:, 0]
+    return float(0.5 * program.reg * (y @ np.linalg.solve(matrix, y) + scale))
+
+
+def _by_cvxpy(program: ConvexProgram) -> float | None:
+    """The optimum by CVXPY and Clarabel, where they are installed."""
+    try:
+        import cvxpy as cp
+    except ModuleNotFoundError:
+        return None
+    x, y, masks = (np.asarray(array, float) for array in (program.x, program.targets[:, 0], program.masks))
+    groups = [cp.Variable(x.shape[1]) for _ in range(masks.shape[1])]
+    fitted = sum((mask[:, None] * x) @ group for mask, group in zip(masks.T, groups, strict=True))
+    penalty = sum(cp.norm(group) for group in groups)
+    problem = cp.Problem(cp.Minimize(0.5 * cp.sum_squares(fitted - y) + float(program.reg) * penalty))
+    tolerances = {"tol_gap_abs": 1e-12, "tol_gap_rel": 1e-12, "tol_feas": 1e-12}
+    return float(problem.solve(solver=cp.CLARABEL, **tolerances))
+
+
+def summarise(_: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Objectives of all functions, and how the optimum compares with CVXPY and with training."""
+    objective = {row["function"]: row["objective"] for row in rows}
+    best = next(row for row in rows if row["function"] == "optimum")
+    ntk, optimum = objective["NTK"], objective["optimum"]
+    difference = None if best["cvxpy"] is None else abs(best["cvxpy"] - optimum) / optimum
+    agreement = "" if difference is None else f"; CVXPY's optimum differs by {difference:.0e} of it"
+    return {
+        "headline": (
+            f"On the toy problem the NTK leaves {1 - optimum / ntk:.1%} of the training objective{agreement}."
+        ),
+        "objective": objective,
+        "left_by_ntk": 1 - optimum / ntk,
+        "relative_difference_from_cvxpy": difference,
+        "best_trained_gated_above_bound": objective["trained gated"] - best["lower_bound"],
+        "best_trained_relu_above_bound": objective["trained ReLU"]
+        - next(row for row in rows if row["function"] == "optimal ReLU")["lower_bound"],
+    }
+
+
+def sections(config: Config, rows: list[dict[str, Any]], summary: dict[str, Any]) -> list[Section]:
+    """The report: the path, the functions, the objectives."""
+    difference = summary["relative_difference_from_cvxpy"]
+    checked = f" CVXPY finds the same optimum, to {difference:.0e} of it." if difference is not None else ""
+    text = (
+        f"**{summary['headline']}**\n\nAll arrangements of the points are enumerated, and the NTK's weights are their "
+        f"solid angles, at their best scale.{checked} The best of {config.num_networks} trained gated networks ends "
+        f"{summary['best_trained_gated_above_bound']:.1e} above the certified bound, the best ReLU network "
+        f"{summary['best_trained_relu_above_bound']:.1e} above its own."
+    )
+    path = (
+        "toy_path",
+        _path_figure(rows),
+        "The training objective above the optimum at each reweighting step (left), and the kernel weights of the NTK "
+        "and of the optimum, for each arrangement (right).",
+    )
+    functions = (
+        "toy_functions",
+        _function_figure(rows),
+        "The functions fitted: by the NTK, after some reweighting steps and at the optimum (left); by the convex "
+        "programs and by training (right). Between the points a gated network's function depends on which gates stand "
+        "for the arrangements, its values at the points do not.",
+    )
+    table = pd.DataFrame(
+        {"function": [row["function"] for row in rows], "objective": [row["objective"] for row in rows]}
+    )
+    return [Section("Five points on a line", text, table=table, figures=(path, functions))]
+
+
+def _path_figure(rows: list[dict[str, Any]]) -> Figure:
+    found = {row["function"]: row for row in rows}
+    figure = new_figure(9.6, 3.6)
+    path, weights = figure.subplots(1, 2)
+    above = np.asarray(found["NTK"]["path"]) - found["optimum"]["objective"]
+    path.plot(np.maximum(above, 1e-16), label="iterative reweighting")
+    path.plot(0, above[0], "o", color="C1", label="NTK")
+    path.set(xlabel="reweighting step", ylabel="objective − optimum", yscale="log")
+    path.legend()
+    places = np.arange(len(found["optimum"]["kernel_weights"]))
+    weights.bar(places - 0.2, found["optimum"]["ntk_weights"], 0.4, color="C1", label="NTK")
+    weights.bar(places + 0.2, found["optimum"]["kernel_weights"], 0.4, color="C0", label="optimal")
+    weights.set(xlabel="arrangement", ylabel="kernel weight η")
+    weights.legend()
+    return figure
+
+
+def _function_figure(rows: list[dict[str, Any]]) -> Figure:
+    figure = new_figure(9.6, 3.8)
+    kernels, networks = figure.subplots(1, 2, sharey=True)
+    for axes, wanted in (
+        (kernels, lambda name: "ReLU" not in name and "trained" not in name),
+        (networks, lambda name: "step" not in name and name != "NTK"),
+    ):
+        for row in rows:
+            if wanted(row["function"]):
+                style = "--" if "trained" in row["function"] else "-"
+                axes.plot(row["grid"], row["outputs"], style, label=row["function"])
+        axes.plot(rows[0]["x"], rows[0]["y"], "o", color="black", zorder=5)
+        axes.set(xlabel="x")
+        axes.legend()
+    kernels.set(ylabel="output")
+    return figure
