@@ -157,7 +157,7 @@ def _by_cvxpy(program: ConvexProgram) -> float | None:
     fitted = sum((mask[:, None] * x) @ group for mask, group in zip(masks.T, groups, strict=True))
     penalty = sum(cp.norm(group) for group in groups)
     problem = cp.Problem(cp.Minimize(0.5 * cp.sum_squares(fitted - y) + float(program.reg) * penalty))
-    tolerances = {"tol_gap_abs": 1e-12, "tol_gap_rel": 1e-12, "tol_feas": 1e-12}
+    tolerances = {"tol_gap_abs": 1e-11, "tol_gap_rel": 1e-11, "tol_feas": 1e-11}
     return float(problem.solve(solver=cp.CLARABEL, **tolerances))
 
 
