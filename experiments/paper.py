@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, create_model
 
-from experiments import consistency, convex_vs_sgd, feature_learning, lazy_training, toy, uci
+from experiments import consistency, convex_vs_sgd, feature_learning, lazy_training, teacher_student, toy, uci
 from fixntk.configs import Experiment
 from fixntk.report import Section
 
@@ -25,6 +25,10 @@ PARTS: Mapping[str, tuple[Any, str]] = MappingProxyType(
             uci,
             "No NTK beats the optimal weights on the training objective. On 26 of 33 UCI tables the fixed kernel's "
             "test accuracy is higher than or the same as the NTK's.",
+        ),
+        "teacher_student": (
+            teacher_student,
+            "Learning the kernel weights, as training does, is what the NTK misses on planted networks.",
         ),
         "convex_vs_sgd": (convex_vs_sgd, "Training the network itself cannot end below the convex optimum."),
         "consistency": (

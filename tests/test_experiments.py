@@ -7,7 +7,17 @@ import numpy as np
 import pytest
 
 import fixntk as fx
-from experiments import consistency, convex_vs_sgd, feature_learning, lazy_training, paper, planted, toy, uci
+from experiments import (
+    consistency,
+    convex_vs_sgd,
+    feature_learning,
+    lazy_training,
+    paper,
+    planted,
+    teacher_student,
+    toy,
+    uci,
+)
 from fixntk import report
 from fixntk.configs import ConfigError, load_config
 from fixntk.runs import to_json
@@ -24,6 +34,15 @@ SMALL = {
     },
     lazy_training: {"widths": (32, 128, 512), "seeds": 8, "num_steps": 200, "num_looks": 2, "step_share": 0.1},
     consistency: {"rows": (100, 400, 1600), "gates": (16, 64), "base_rows": 100, "base_gates": 16, "seeds": 4},
+    teacher_student: {
+        "num_features": (3,),
+        "rows": (60,),
+        "num_gates": 32,
+        "reg_shares": (0.1, 0.01),
+        "width": 40,
+        "num_steps": 500,
+        "seeds": 1,
+    },
     toy: {"num_networks": 4, "num_steps": 8000, "irls_steps": 60},
     feature_learning: {
         "problems": ("relu_teacher",),
@@ -100,7 +119,7 @@ def test_prediction_errors_fall_with_rows_and_grow_with_gates():
 
 
 def test_the_paper_is_its_parts():
-    left_out = dict.fromkeys(("convex_vs_sgd", "lazy_training", "feature_learning"))
+    left_out = dict.fromkeys(("teacher_student", "convex_vs_sgd", "lazy_training", "feature_learning"))
     parts = {
         "toy": toy.Config(**SMALL[toy] | {"num_steps": 500}),
         "uci": uci.Config(tables=("iris",), seeds=1, num_gates=64, path_steps=5),
@@ -121,6 +140,24 @@ def test_the_paper_is_its_parts():
     assert list(found[0].table["measured here"]) == [summary[name]["headline"] for name in parts]
     names = [name for section in found for name, _, _ in section.figures]
     assert len(set(names)) == len(names) >= 5
+
+
+@pytest.mark.long
+def test_discovered_gates_lower_the_objective_and_are_nearer_to_the_planted_ones():
+    rows, summary = ran(teacher_student)
+    assert len(rows) == 2 * len(teacher_student.METHODS)
+    found = {(row["teacher"], row["method"]): row for row in rows}
+    for teacher in ("gated", "relu"):
+        random, discovered = (found[teacher, f"fixed, {kind} gates"] for kind in ("random", "discovered"))
+        assert discovered["objective"] < random["objective"]
+        assert 0.5 <= random["recovered"] <= discovered["recovered"] + 0.05 <= 1.05
+        assert max(found[teacher, method]["squared_error"] for method in teacher_student.METHODS) < 1
+    assert summary["cases"] == 2
+    x = np.random.default_rng(0).standard_normal((50, 3))
+    masks = x @ np.eye(3) >= 0
+    assert teacher_student._recovered(x, np.eye(3), masks) == 1
+    assert teacher_student._recovered(x, np.eye(3), ~masks) == 1
+    assert teacher_student._recovered(x, np.eye(3)[:1], np.ones((50, 0), bool)) == 0.5
 
 
 def test_slopes_are_those_of_powers():
