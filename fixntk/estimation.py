@@ -37,6 +37,8 @@ _DEVIATION_ROWS = 512
 DEFAULT_REGS = tuple(10.0**k for k in range(-6, 3))
 # λ to choose from, in units of λ_max.
 DEFAULT_REG_SHARES = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
+# Quantities can be almost without noise.
+DEFAULT_REGRESSION_SHARES = (*DEFAULT_REG_SHARES, 0.0003, 0.0001, 0.00001)
 # Sets the smoothing of the reweighting, which stops by the number of its steps.
 _IRLS_TOL = 1e-6
 

@@ -17,6 +17,7 @@ from sklearn.model_selection import KFold, StratifiedKFold
 
 from fixntk.estimation import (
     DEFAULT_REG_SHARES,
+    DEFAULT_REGRESSION_SHARES,
     DEFAULT_REGS,
     as_codes,
     as_probabilities,
@@ -260,7 +261,7 @@ class GatedReLURegressorCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
         self,
         num_gates: int = 2048,
         *,
-        regs: Any = DEFAULT_REG_SHARES,
+        regs: Any = DEFAULT_REGRESSION_SHARES,
         num_folds: int = 4,
         max_steps: int = 6,
         standardize: bool = True,
