@@ -123,3 +123,11 @@ def test_bad_input_is_named():
         jax.jit(lambda reg: fx.solve_relu(program.with_reg(reg), gates).positive)(1.0)
     with pytest.warns(fx.ConvergenceWarning, match="stopped early"):
         fx.solve_relu(program, gates, max_iter=3)
+
+
+def test_a_gate_of_zeros_is_named():
+    x = np.random.default_rng(0).standard_normal((10, 2))
+    gates = np.array([[1.0, 0.0], [0.0, 0.0]])
+    program = fx.ConvexProgram(x, x[:, 0], fx.activation_masks(x, gates), 0.1)
+    with pytest.raises(ValueError, match="as gate 1 has"):
+        fx.solve_relu(program, gates)

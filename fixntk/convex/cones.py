@@ -119,7 +119,7 @@ def make_cones(x: Array, gates: Array, masks: Array) -> Cones:
         If a gate has a row of x on its boundary and no vector inside of its cone is found.
     """
     cones = _make_cones(x, gates, masks)
-    outside = np.flatnonzero(np.asarray(jnp.min(cones.margins, axis=0)) <= 0)
+    outside = np.flatnonzero(~(np.asarray(jnp.min(cones.margins, axis=0)) > 0))
     if outside.size:
         raise ValueError(
             f"gates must not have a row of x on their boundary, as gate {outside[0]} has "
