@@ -237,7 +237,7 @@ class GatedReLURegressorCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
     Parameters
     ----------
     num_gates : int
-        P; many, as what the sampled gates miss of the NTK costs more accuracy than reweighting wins.
+        P; many, as few of them cost accuracy (docs/comparison.md).
     standardize, bias, random_state
         As for :class:`GatedReLURegressor`.
     regs : sequence of float

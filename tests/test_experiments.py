@@ -105,6 +105,7 @@ def test_the_toy_problem_is_solved_alike_by_all():
     assert values[1] == min(values)
 
 
+@pytest.mark.long
 def test_prediction_errors_fall_with_rows_and_grow_with_gates():
     rows, summary = ran(consistency)
     assert summary["largest_relative_gap"] < 1e-5
@@ -118,6 +119,7 @@ def test_prediction_errors_fall_with_rows_and_grow_with_gates():
     assert row["recovered"] == 4
 
 
+@pytest.mark.long
 def test_the_paper_is_its_parts():
     left_out = dict.fromkeys(("teacher_student", "convex_vs_sgd", "lazy_training", "feature_learning"))
     parts = {
