@@ -72,7 +72,7 @@ def run_task(config: Config, task: dict[str, Any]) -> list[dict[str, Any]]:
         noise = config.noise * jax.random.normal(keys[3], (n,))
         program = ConvexProgram(x, truth + noise, masks, config.reg_factor * unit)
         solution = solve(program, tol=1e-6)
-        error = jnp.einsum("np,nd,pdc->nc", masks, x, solution.weights)[:, 0] - truth
+        error = solution.predict(x, gates) - truth
         active = np.asarray(solution.active)
         found.append(
             {

@@ -52,32 +52,17 @@ def _chosen(config: BaseModel) -> dict[str, tuple[Experiment, Any]]:
 
 def tasks(config: BaseModel) -> list[dict[str, Any]]:
     """The tasks of all parts, one part after another."""
-    return [
-        {"part": name, **task} for name, (module, part) in _chosen(config).items() for task in _renamed(module, part)
-    ]
-
-
-def _renamed(module: Experiment, part: Any) -> list[dict[str, Any]]:
-    # A part may have a key `part` of its own.
-    return [{_outer(key): value for key, value in task.items()} for task in module.tasks(part)]
-
-
-def _outer(key: str) -> str:
-    return "piece" if key == "part" else key
-
-
-def _inner(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {"part" if key == "piece" else key: value for key, value in row.items() if key != "part"}
+    return [{"part": name, **task} for name, (module, part) in _chosen(config).items() for task in module.tasks(part)]
 
 
 def run_task(config: BaseModel, task: dict[str, Any]) -> list[dict[str, Any]]:
     """The rows of a part's task."""
     module, part = _chosen(config)[task["part"]]
-    return [{_outer(key): value for key, value in row.items()} for row in module.run_task(part, _inner(task))]
+    return module.run_task(part, task)
 
 
 def _rows_of(name: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [_inner(row) for row in rows if row["part"] == name]
+    return [row for row in rows if row["part"] == name]
 
 
 def summarise(config: BaseModel, rows: list[dict[str, Any]]) -> dict[str, Any]:

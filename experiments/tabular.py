@@ -16,6 +16,7 @@ from scipy import stats
 from experiments.regression_tables import REGRESSION_TABLES, load_regression_table, split_regression_table
 from experiments.rivals import CLASSIFIERS, NUM_FOLDS, REGRESSORS, available
 from experiments.tables import TABLES, load_table, split_table
+from experiments.uci import compare
 from fixntk.report import Section, new_figure
 
 Positive = Annotated[int, Field(ge=1)]
@@ -139,20 +140,6 @@ def by_table(rows: list[dict[str, Any]]) -> dict[str, pd.DataFrame]:
     return {
         str(kind): part.pivot_table("score", "table", "method", sort=False).dropna()
         for kind, part in frame.groupby("kind", sort=False)
-    }
-
-
-def compare(score: pd.Series, other: pd.Series) -> dict[str, Any]:
-    """Paired comparison over tables: where the first is higher, the same or lower, and Wilcoxon's signed-rank p."""
-    difference = (score - other).round(12)
-    higher, lower = int((difference > 0).sum()), int((difference < 0).sum())
-    return {
-        "higher": higher,
-        "same": len(difference) - higher - lower,
-        "lower": lower,
-        "mean_difference": float(difference.mean()),
-        "median_difference": float(difference.median()),
-        "wilcoxon_p": float(stats.wilcoxon(difference).pvalue) if higher + lower else 1.0,
     }
 
 

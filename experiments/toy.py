@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import replace
 from typing import Annotated, Any
 
@@ -16,18 +15,17 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from experiments import planted
 from fixntk import (
-    ConvergenceWarning,
     ConvexProgram,
     GatedReLUNetwork,
     ReLUNetwork,
-    activation_masks,
+    Solution,
     arrangement_weights,
     enumerate_arrangements,
-    masked_gram,
     solve,
     solve_relu,
     train,
 )
+from fixntk.claims import optimum_by_cvxpy, solve_quietly
 from fixntk.report import Section, new_figure
 
 Positive = Annotated[int, Field(ge=1)]
@@ -64,7 +62,7 @@ class Config(BaseModel):
 
 def tasks(_: Config) -> list[dict[str, Any]]:
     """The convex side, and each kind of network trained."""
-    return [{"part": part} for part in ("program", "trained gated", "trained ReLU")]
+    return [{"side": side} for side in ("program", "trained gated", "trained ReLU")]
 
 
 def run_task(config: Config, task: dict[str, Any]) -> list[dict[str, Any]]:
@@ -73,11 +71,11 @@ def run_task(config: Config, task: dict[str, Any]) -> list[dict[str, Any]]:
     data = planted.make("toy", config.seed)
     program = ConvexProgram(data.x, data.y, data.masks, 1.0)
     program = program.with_reg(config.reg_share * program.max_reg())
-    if task["part"] == "program":
+    if task["side"] == "program":
         return _program_rows(config, data, program)
     optimizer, key = optax.adam(config.learning_rate), jax.random.key(config.seed)
     keys = jax.random.split(key, config.num_networks)
-    if task["part"] == "trained gated":
+    if task["side"] == "trained gated":
         # Gates of the arrangements, several neurons for each.
         copies = jnp.tile(data.gates, (-(-config.width // len(data.gates)), 1))[: config.width]
         start: Any = jax.vmap(lambda key: GatedReLUNetwork.sample(key, config.width, data.x.shape[1]))(keys)
@@ -87,26 +85,18 @@ def run_task(config: Config, task: dict[str, Any]) -> list[dict[str, Any]]:
     trained = train(start, data.x, data.y, optimizer, reg=program.reg, num_steps=config.num_steps, record_every=1000)
     objectives = np.asarray(trained.history.objective)[-1]
     best = jax.tree.map(lambda leaf: leaf[int(np.argmin(objectives))], trained.network)
-    return [_row(data, task["part"], float(objectives.min()), best(data.x_test), objectives=objectives)]
+    return [_row(data, task["side"], float(objectives.min()), best(data.x_test), objectives=objectives)]
 
 
 def _program_rows(config: Config, data: planted.Planted, program: ConvexProgram) -> list[dict[str, Any]]:
-    arrangements = enumerate_arrangements(data.x)
-    weights, _ = arrangement_weights(data.x, arrangements)
-    test_masks = activation_masks(data.x_test, data.gates)
-    # At its best scale: the ridge problem's value is a function of the kernel weights alone (M5).
-    scales = np.geomspace(1e-3, 1e5, 4001)
-    kernel = masked_gram(weights, data.masks, data.x)
-    scale = scales[np.argmin([_ridge_value(program, scale * kernel, scale) for scale in scales])]
-    start = scale * weights
+    weights, _ = arrangement_weights(data.x, enumerate_arrangements(data.x))
+    start = program.best_scale(weights).scale * weights
 
-    def after(steps: int) -> Any:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            return solve(program, method="irls", init=start, max_iter=steps, tol=1e-12)
+    def after(steps: int) -> Solution:
+        return solve_quietly(program, method="irls", init=start, max_iter=steps, tol=1e-12)
 
-    def outputs(solution: Any) -> jax.Array:
-        return jnp.einsum("np,nd,pdc->nc", test_masks, data.x_test, solution.weights)[:, 0]
+    def outputs(solution: Solution) -> jax.Array:
+        return solution.predict(data.x_test, data.gates)
 
     whole = after(config.irls_steps)
     done = int(whole.iterations) + 1
@@ -139,26 +129,12 @@ def _row(data: planted.Planted, function: str, objective: float, outputs: Any, *
     return {"function": function, "objective": objective, "outputs": outputs, **points, **more}
 
 
-def _ridge_value(program: ConvexProgram, kernel: jax.Array, scale: float) -> float:
-    """J(η) of M5 for kernel weights of sum ``scale``."""
-    matrix = np.asarray(kernel) + float(program.reg) * np.eye(len(kernel))
-    y = np.asarray(program.targets)[:, 0]
-    return float(0.5 * program.reg * (y @ np.linalg.solve(matrix, y) + scale))
-
-
 def _by_cvxpy(program: ConvexProgram) -> float | None:
     """The optimum by CVXPY and Clarabel, where they are installed."""
     try:
-        import cvxpy as cp
+        return optimum_by_cvxpy(program, tol=1e-11)
     except ModuleNotFoundError:
         return None
-    x, y, masks = (np.asarray(array, float) for array in (program.x, program.targets[:, 0], program.masks))
-    groups = [cp.Variable(x.shape[1]) for _ in range(masks.shape[1])]
-    fitted = sum((mask[:, None] * x) @ group for mask, group in zip(masks.T, groups, strict=True))
-    penalty = sum(cp.norm(group) for group in groups)
-    problem = cp.Problem(cp.Minimize(0.5 * cp.sum_squares(fitted - y) + float(program.reg) * penalty))
-    tolerances = {"tol_gap_abs": 1e-11, "tol_gap_rel": 1e-11, "tol_feas": 1e-11}
-    return float(problem.solve(solver=cp.CLARABEL, **tolerances))
 
 
 def summarise(_: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -184,8 +184,9 @@ def summarise(_: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def compare(accuracy: pd.Series, other: pd.Series) -> dict[str, Any]:
     """Paired comparison of two methods' accuracies over tables: counts, mean difference with interval, Wilcoxon's p."""
-    difference = (accuracy - other).to_numpy()
-    higher, lower = int(np.sum(difference > 1e-12)), int(np.sum(difference < -1e-12))
+    # Without rounding's share, which would be a difference where there is none.
+    difference = (accuracy - other).round(12).to_numpy()
+    higher, lower = int(np.sum(difference > 0)), int(np.sum(difference < 0))
     interval = None
     if len(difference) > 1 and higher + lower:
         interval = stats.t.interval(0.95, len(difference) - 1, difference.mean(), stats.sem(difference))
@@ -194,6 +195,7 @@ def compare(accuracy: pd.Series, other: pd.Series) -> dict[str, Any]:
         "same": len(difference) - higher - lower,
         "lower": lower,
         "mean_difference": float(difference.mean()),
+        "median_difference": float(np.median(difference)),
         "mean_difference_95": interval and [float(bound) for bound in interval],
         "wilcoxon_p": float(stats.wilcoxon(difference).pvalue) if higher + lower else 1.0,
     }
