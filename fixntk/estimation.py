@@ -33,6 +33,9 @@ _PREDICT_ROWS = 4096
 # With deviations, which need kernels of all these rows with each other and with those fitted.
 _DEVIATION_ROWS = 512
 
+# Of rows with each other, or with others.
+Kernel = Callable[..., Array]
+
 # Ridges to choose from, in units of the kernel's mean diagonal.
 DEFAULT_REGS = tuple(10.0**k for k in range(-6, 3))
 # λ to choose from, in units of λ_max.
@@ -210,7 +213,8 @@ def fit_gated_cv(
     shares = _check_regs(estimator.regs, 1.0)
     max_steps = as_positive_int("max_steps", estimator.max_steps)
     x = _scaled(estimator, X, weights)
-    rows, held_out = _padded(x), np.zeros((len(folds), len(_padded(x))), bool)
+    rows = _padded(x)
+    held_out = np.zeros((len(folds), len(rows)), bool)
     sizes = np.array([len(train) for train, _ in folds])
     train = np.zeros((len(folds), len(_padded(x[: sizes.max()]))), int)
     for k, (kept, others) in enumerate(folds):
@@ -337,7 +341,7 @@ def fit_ntk(
     shares = _check_regs(regs, np.inf)
     x = _scaled(estimator, X, weights)
     with float64_allowed():
-        kernel = np.asarray(gated_relu_ntk(jnp.asarray(_padded(x))))[: len(x), : len(x)]
+        kernel = _on(gated_relu_ntk, x)
     unit = float(weights @ np.diag(kernel)) / weights.sum() or 1.0
     root = np.sqrt(weights)
     eigenvalues, vectors = np.linalg.eigh(root[:, None] * kernel * root)
@@ -373,7 +377,7 @@ class Process(NamedTuple):
     """The Gaussian process of which a fitted regression is the mean, for standardised targets."""
 
     posterior: Posterior
-    kernel: Callable[[Array, Array], Array]
+    kernel: Kernel
 
 
 def note_training(estimator: Any, x: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> None:
@@ -388,11 +392,7 @@ def gated_process(estimator: Any) -> Process:
     if getattr(estimator, "loss", "squared") != "squared":
         raise ValueError(f"standard deviations and likelihoods need the squared loss, this is {estimator.loss}")
 
-    def kernel(rows: Array, others: Array) -> Array:
-        masks, other_masks = (activation_masks(x, estimator.gates_) for x in (rows, others))
-        return masked_gram(estimator.kernel_weights_, masks, rows, other_masks, others)
-
-    return _process(estimator, kernel, estimator.reg_, centre=True)
+    return _process(estimator, _gated_kernel(estimator), estimator.reg_, centre=True)
 
 
 def ntk_process(estimator: Any) -> Process:
@@ -401,20 +401,47 @@ def ntk_process(estimator: Any) -> Process:
     return _process(estimator, gated_relu_ntk, estimator._ridge, centre=False)
 
 
-def _process(estimator: Any, kernel: Callable[[Array, Array], Array], ridge: float, *, centre: bool) -> Process:
+def _process(estimator: Any, kernel: Kernel, ridge: float, *, centre: bool) -> Process:
     x, targets, weights = estimator._training
     with float64_allowed():
-        rows = jnp.asarray(_padded(x))
-        matrix = np.asarray(kernel(rows, rows))[: len(x), : len(x)]
+        matrix = _on(kernel, x)
     return Process(condition(matrix, targets, ridge, weights, centre=centre), kernel)
 
 
-def deviations(estimator: Any, X: Any, process: Process) -> np.ndarray:
+def _gated_kernel(estimator: Any) -> Kernel:
+    """The learnt kernel."""
+
+    def kernel(rows: Array, others: Array | None = None) -> Array:
+        masks = activation_masks(rows, estimator.gates_)
+        other_masks = None if others is None else activation_masks(others, estimator.gates_)
+        return masked_gram(estimator.kernel_weights_, masks, rows, other_masks, others)
+
+    return kernel
+
+
+def _on(kernel: Kernel, x: np.ndarray) -> np.ndarray:
+    """The kernel's matrix on padded rows, without the padding."""
+    return np.asarray(kernel(jnp.asarray(_padded(x))))[: len(x), : len(x)]
+
+
+def predicted(
+    estimator: Any,
+    X: Any,
+    outputs: Callable[[Any, Any], np.ndarray],
+    process: Callable[[Any], Process],
+    return_std: bool,
+) -> Any:
+    """Targets of new inputs, and where asked for their standard deviations, in the targets' unit and shape."""
+    targets = as_targets(estimator, outputs(estimator, X))
+    return (targets, _deviations(estimator, X, process(estimator))) if return_std else targets
+
+
+def _deviations(estimator: Any, X: Any, process: Process) -> np.ndarray:
     """Standard deviations of new observations, in the unit and the shape of the targets."""
     fitted = estimator._training[0]
 
     def of_rows(rows: Array) -> np.ndarray:
-        diagonal = np.diag(process.kernel(rows, rows))
+        diagonal = np.diag(process.kernel(rows))
         cross = np.asarray(process.kernel(rows, jnp.asarray(_padded(fitted))))[:, : len(fitted)]
         return process.posterior.predict(cross, diagonal)[1]
 
@@ -432,9 +459,7 @@ def gated_temperature(
 ) -> float:
     """:func:`fit_temperature` for the learnt kernel, held fixed."""
     with float64_allowed():
-        rows = jnp.asarray(_padded(x))
-        masks = activation_masks(rows, estimator.gates_)
-        kernel = np.asarray(masked_gram(estimator.solution_.kernel_weights, masks, rows))[: len(x), : len(x)]
+        kernel = _on(_gated_kernel(estimator), x)
     return fit_temperature(kernel, estimator.reg_, signs, weights, codes, centre=True)
 
 

@@ -23,10 +23,8 @@ from fixntk.estimation import (
     as_probabilities,
     as_scores,
     as_signs,
-    as_targets,
     calibrated,
     classified,
-    deviations,
     distinct,
     fit_gated,
     fit_gated_cv,
@@ -39,6 +37,7 @@ from fixntk.estimation import (
     note_training,
     ntk_outputs,
     ntk_process,
+    predicted,
     regressed,
     squared_loss,
     standardised_targets,
@@ -131,8 +130,7 @@ class GatedReLURegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         The deviations, noise included, are those of the Gaussian process with the learnt kernel, held fixed, and of
         most likely scale and noise for ``reg_`` (M5); they say too little of the kernel's having been learnt.
         """
-        targets = as_targets(self, gated_outputs(self, X))
-        return (targets, deviations(self, X, gated_process(self))) if return_std else targets
+        return predicted(self, X, gated_outputs, gated_process, return_std)
 
     def log_marginal_likelihood(self) -> float:
         """Log p(y) of the training targets under the Gaussian process of :meth:`predict`, summed over targets."""
@@ -294,13 +292,8 @@ class GatedReLURegressorCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
         return self
 
     def predict(self, X: Any, return_std: bool = False) -> Any:
-        """Targets (n,) or (n, c) of new inputs, and with ``return_std`` the standard deviations of new observations.
-
-        The deviations, noise included, are those of the Gaussian process with the learnt kernel, held fixed, and of
-        most likely scale and noise for ``reg_`` (M5); they say too little of the kernel's having been learnt.
-        """
-        targets = as_targets(self, gated_outputs(self, X))
-        return (targets, deviations(self, X, gated_process(self))) if return_std else targets
+        """Targets of new inputs, and with ``return_std`` deviations: see :meth:`GatedReLURegressor.predict`."""
+        return predicted(self, X, gated_outputs, gated_process, return_std)
 
     def log_marginal_likelihood(self) -> float:
         """Log p(y) of the training targets under the Gaussian process of :meth:`predict`, summed over targets."""
@@ -436,8 +429,7 @@ class NTKRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         The deviations, noise included, are those of the Gaussian process with the NTK as its covariance, whose mean
         this is, and of most likely scale and noise for ``reg_`` (M15).
         """
-        targets = as_targets(self, ntk_outputs(self, X))
-        return (targets, deviations(self, X, ntk_process(self))) if return_std else targets
+        return predicted(self, X, ntk_outputs, ntk_process, return_std)
 
     def log_marginal_likelihood(self) -> float:
         """Log p(y) of the training targets under the Gaussian process of :meth:`predict`, summed over targets."""
@@ -542,13 +534,8 @@ class NTKRegressorCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
         return self
 
     def predict(self, X: Any, return_std: bool = False) -> Any:
-        """Targets (n,) or (n, c) of new inputs, and with ``return_std`` the standard deviations of new observations.
-
-        The deviations, noise included, are those of the Gaussian process with the NTK as its covariance, whose mean
-        this is, and of most likely scale and noise for ``reg_`` (M15).
-        """
-        targets = as_targets(self, ntk_outputs(self, X))
-        return (targets, deviations(self, X, ntk_process(self))) if return_std else targets
+        """Targets of new inputs, and with ``return_std`` deviations: see :meth:`NTKRegressor.predict`."""
+        return predicted(self, X, ntk_outputs, ntk_process, return_std)
 
     def log_marginal_likelihood(self) -> float:
         """Log p(y) of the training targets under the Gaussian process of :meth:`predict`, summed over targets."""
