@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from importlib.util import find_spec
 from types import MappingProxyType
 from typing import Any
 
@@ -22,6 +21,7 @@ from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC, SVR
 
+from fixntk.configs import ConfigError
 from fixntk.estimators import GatedReLUClassifierCV, GatedReLURegressorCV, NTKClassifierCV, NTKRegressorCV
 
 NUM_FOLDS = 4
@@ -72,7 +72,10 @@ class _XRFM(BaseEstimator):
 
     def fit(self, X: np.ndarray, y: np.ndarray) -> _XRFM:
         """Fit all of the grid and keep the best."""
-        from xrfm import xRFM
+        try:
+            from xrfm import xRFM
+        except ModuleNotFoundError as error:
+            raise ConfigError("methods: xRFM is a package of its own: pip install xrfm") from error
 
         stratify = y if self.metric == "accuracy" and np.bincount(y).min() > 1 else None
         split = train_test_split(X, y, test_size=0.2, random_state=self.seed, stratify=stratify)
@@ -131,7 +134,5 @@ REGRESSORS: Mapping[str, Factory] = MappingProxyType(
     }
 )
 
-
-def available(methods: Mapping[str, Factory]) -> list[str]:
-    """Names of the methods that are installed: xRFM is a package of its own (`pip install xrfm`)."""
-    return [name for name in methods if name != "xRFM" or find_spec("xrfm") is not None]
+# Packages that the extras do not bring: their methods run only when they are named.
+ON_REQUEST = ("xRFM",)

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from scipy import stats
 
 from experiments.regression_tables import REGRESSION_TABLES, load_regression_table, split_regression_table
-from experiments.rivals import CLASSIFIERS, NUM_FOLDS, REGRESSORS, available
+from experiments.rivals import CLASSIFIERS, NUM_FOLDS, ON_REQUEST, REGRESSORS
 from experiments.tables import TABLES, load_table, split_table
 from experiments.uci import compare
 from fixntk.report import Section, new_figure
@@ -38,7 +38,7 @@ class Config(BaseModel):
     tables
         Names of tables of these kinds; all of them when empty.
     methods
-        Names of methods; all that are installed when empty.
+        Names of methods; when empty, all but xRFM, which is a package of its own.
     seeds
         Number of splits of each table, with the seeds first_seed, first_seed + 1, …
     first_seed
@@ -78,8 +78,8 @@ def tasks(config: Config) -> list[dict[str, Any]]:
         for table in _TABLES[kind]
         if not config.tables or table in config.tables
         for seed in range(config.first_seed, config.first_seed + config.seeds)
-        for method in available(_METHODS[kind])
-        if not config.methods or method in config.methods
+        for method in _METHODS[kind]
+        if (method in config.methods if config.methods else method not in ON_REQUEST)
     ]
 
 

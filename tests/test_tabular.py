@@ -1,5 +1,7 @@
 """The comparison on tables: its data, its statistics, and one small run."""
 
+import importlib.util
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,6 +10,7 @@ from experiments import tabular
 from experiments.regression_tables import REGRESSION_TABLES, load_regression_table, split_regression_table
 from experiments.rivals import CLASSIFIERS, REGRESSORS
 from experiments.tables import TableError
+from fixntk.configs import ConfigError
 from fixntk.report import use_style
 
 # Rows and columns as UCI, KEEL and scikit-learn state them.
@@ -73,6 +76,16 @@ def test_a_small_comparison_ranks_the_methods():
         titles = [section.title for section in tabular.sections(config, rows, summary)]
     assert titles[0] == "Classification: ranks"
     assert len(titles) == 6
+
+
+def test_tasks_do_not_depend_on_what_is_installed():
+    assert "xRFM" not in {task["method"] for task in tabular.tasks(tabular.Config())}
+    named = tabular.Config(kinds=("regression",), tables=("servo",), methods=("NTK", "xRFM"), seeds=1)
+    ntk, xrfm = tabular.tasks(named)
+    assert (ntk["method"], xrfm["method"]) == ("NTK", "xRFM")
+    if importlib.util.find_spec("xrfm") is None:
+        with pytest.raises(ConfigError, match="pip install xrfm"):
+            tabular.run_task(named, xrfm)
 
 
 @pytest.mark.long
