@@ -2,6 +2,7 @@
 
 from fixntk.convex.discovery import Discovery, discover
 from fixntk.convex.implicit import optimal_weights
+from fixntk.convex.multiple_kernels import KernelSolution, solve_kernels
 from fixntk.convex.path import gap_safe, solve_path
 from fixntk.convex.program import ConvexProgram
 from fixntk.convex.relu import ReLUSolution, solve_relu
@@ -13,6 +14,7 @@ __all__ = [
     "ConvexProgram",
     "Discovery",
     "History",
+    "KernelSolution",
     "Progress",
     "ReLUSolution",
     "Solution",
@@ -20,6 +22,7 @@ __all__ = [
     "gap_safe",
     "optimal_weights",
     "solve",
+    "solve_kernels",
     "solve_path",
     "solve_relu",
 ]

@@ -1,0 +1,118 @@
+"""Multiple kernel learning over given kernels: against the convex program, CVXPY, and its own certificate."""
+
+import cvxpy
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+
+import fixntk as fx
+
+
+@pytest.fixture
+def problem(rng):
+    x, y = rng.standard_normal((30, 4)), rng.standard_normal((30, 2))
+    masks = fx.activation_masks(x, rng.standard_normal((8, 4)))
+    kernels = jnp.einsum("np,nm,mp->pnm", 1.0 * masks, x @ x.T, 1.0 * masks)
+    return x, y, masks, kernels
+
+
+@pytest.mark.parametrize("share", [0.9, 0.1, 0.001])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_masked_grams_give_the_convex_program(problem, share, weighted):
+    x, y, masks, kernels = problem
+    weights = np.linspace(0.5, 2, 8) if weighted else None
+    program = fx.ConvexProgram(x, y, masks, 1.0, penalty_weights=weights)
+    program = program.with_reg(share * program.max_reg())
+    expected = fx.solve(program, tol=1e-11)
+    solution = fx.solve_kernels(kernels, y, program.reg, penalty_weights=weights, tol=1e-10)
+    assert_allclose(solution.primal, expected.primal, rtol=1e-10)
+    assert solution.dual <= expected.primal
+    assert solution.relative_gap < 1e-10
+    scale = 1 if weights is None else weights
+    assert_allclose(solution.kernel_weights, expected.kernel_weights / scale, atol=1e-4 * expected.kernel_weights.max())
+    assert_allclose(solution.predict(kernels), program.fitted(expected.weights), atol=1e-5)
+
+
+def test_the_optimum_is_that_of_cvxpy(rng):
+    n = 15
+    factors = [rng.standard_normal((n, rank)) for rank in (2, 5, n)]
+    y, reg = rng.standard_normal(n), 1.5
+    parts = [cvxpy.Variable(factor.shape[1]) for factor in factors]
+    fit = sum(factor @ part for factor, part in zip(factors, parts, strict=True)) - y
+    objective = 0.5 * cvxpy.sum_squares(fit) + reg * sum(cvxpy.norm(part) for part in parts)
+    expected = cvxpy.Problem(cvxpy.Minimize(objective)).solve(cvxpy.CLARABEL)
+    solution = fx.solve_kernels(np.stack([factor @ factor.T for factor in factors]), y, reg, tol=1e-10)
+    assert_allclose(solution.primal, expected, rtol=1e-7)
+    assert solution.predict(np.zeros((3, 7, n))).shape == (7,)
+
+
+def test_one_kernel_at_its_best_scale_is_the_scale_of_the_program(problem):
+    """The NTK of the masks: the sum of their kernels, dear by the sum of its weights."""
+    x, y, masks, kernels = problem
+    program = fx.ConvexProgram(x, y, masks, 2.0)
+    shares = np.random.default_rng(1).dirichlet(np.ones(8))
+    best = program.best_scale(shares)
+    alone = fx.solve_kernels(jnp.tensordot(shares, kernels, 1)[None], y, 2.0, tol=1e-12)
+    assert_allclose(alone.kernel_weights[0], best.scale, rtol=1e-5)
+    assert_allclose(alone.primal, best.objective, rtol=1e-10)
+    assert fx.solve_kernels(kernels, y, 2.0).primal < best.objective
+
+
+def test_penalties_from_traces_make_scales_irrelevant(problem):
+    _, y, _, kernels = problem
+    scales = jnp.geomspace(1e-4, 1e4, 8)
+    one, other = (
+        fx.solve_kernels(every, y, 3.0, penalty_weights=jnp.sqrt(jnp.trace(every, axis1=1, axis2=2)), tol=1e-10)
+        for every in (kernels / 50, scales[:, None, None] * kernels / 50)
+    )
+    assert other.converged
+    assert_allclose(other.primal, one.primal, rtol=1e-9)
+    assert_allclose(scales * other.kernel_weights, one.kernel_weights, atol=1e-4 * one.kernel_weights.max())
+
+
+def test_above_the_largest_reg_nothing_is_left(problem):
+    _, y, _, kernels = problem
+    largest = jnp.sqrt(jnp.max(jnp.einsum("ic,kij,jc->k", y, kernels, y)))
+    assert jnp.all(fx.solve_kernels(kernels, y, 1.001 * largest).kernel_weights == 0)
+    assert jnp.any(fx.solve_kernels(kernels, y, 0.99 * largest, tol=1e-12).kernel_weights > 0)
+
+
+def test_it_runs_under_jit_and_vmap_and_in_float32(problem):
+    _, y, _, kernels = problem
+    regs = jnp.array([0.5, 5.0])
+    both = jax.jit(jax.vmap(lambda reg: fx.solve_kernels(kernels, y, reg)))(regs)
+    single = [fx.solve_kernels(kernels, y, reg) for reg in regs]
+    assert_allclose(both.primal, [one.primal for one in single], rtol=1e-6)
+    coarse = fx.solve_kernels(kernels.astype(jnp.float32), y.astype(np.float32), jnp.float32(0.5))
+    assert coarse.primal.dtype == jnp.float32
+    assert coarse.converged
+    assert_allclose(coarse.primal, single[0].primal, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kernels": np.ones((2, 3, 4))}, r"\(m, n, n\)"),
+        ({"y": np.ones(4)}, r"\(m, n, n\)"),
+        ({"reg": 0.0}, "reg must be positive"),
+        ({"penalty_weights": [1.0]}, r"shape \(2,\)"),
+        ({"penalty_weights": [1.0, 0.0]}, "penalty_weights must be positive"),
+        ({"tol": 0.0}, "tol must be positive"),
+        ({"kernels": np.stack([np.eye(3), np.triu(np.ones((3, 3)))])}, r"kernels\[1\] must be symmetric"),
+        ({"y": [1.0, np.nan, 0.0]}, "NaN"),
+    ],
+)
+def test_what_does_not_fit_is_named(change, message):
+    good = {"kernels": np.stack([np.eye(3), np.ones((3, 3))]), "y": np.arange(3.0), "reg": 0.1}
+    with pytest.raises(ValueError, match=message):
+        fx.solve_kernels(**(good | change))
+
+
+def test_an_early_stop_warns(problem):
+    _, y, _, kernels = problem
+    with pytest.warns(fx.ConvergenceWarning, match="relative gap"):
+        assert not fx.solve_kernels(kernels, y, 0.1, max_iter=1, tol=1e-12).converged
+    with pytest.raises(ValueError, match="kernels must have shape"):
+        fx.solve_kernels(kernels, y, 1.0).predict(kernels[:2])
