@@ -1,0 +1,315 @@
+"""Beyond two layers: the fixed kernel on features of a deep network, and the NTK's layers reweighted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import MappingProxyType
+from typing import Annotated, Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pandas as pd
+from jax import Array, lax
+from matplotlib.figure import Figure
+from pydantic import BaseModel, ConfigDict, Field
+from scipy import stats
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+
+from fixntk import ConvexProgram, activation_masks, layerwise_ntk, sample_gates, solve, solve_kernels
+from fixntk.estimators import GatedReLUClassifierCV, NTKClassifierCV
+from fixntk.report import Section, new_figure
+
+Positive = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+Study = Literal["features", "layers"]
+Layers = list[dict[str, Array]]
+
+# Which kernels are weighed: a fixed sum at its best scale is the program of that one kernel (M5).
+_MIXES: Mapping[str, Callable[[Array], Array]] = MappingProxyType(
+    {"NTK": lambda kernels: jnp.sum(kernels, axis=0, keepdims=True), "fixed": lambda kernels: kernels}
+)
+_COLOURS: Mapping[str, str] = MappingProxyType({"NTK": "C1", "network": "C2", "fixed": "C0"})
+
+
+class Config(BaseModel):
+    """Settings of the experiment, on scikit-learn's 1,797 digits of 8 × 8 pixels.
+
+    Attributes
+    ----------
+    studies
+        ``"features"``: is a digit odd or even? The two-layer NTK and the fixed kernel on pixels, and on the last hidden
+        layer of networks, one of which has learnt the ten digits on other rows. ``"layers"``: which digit is it? The
+        empirical NTK of a network, its layers with equal and with learnt weights.
+    feature_rows
+        Rows on which the network of the features has learnt.
+    train_rows
+        Rows to train on; a third of them is held out to choose λ of the layers. All other rows are for testing.
+    width, depth
+        Of the hidden layers, and their number.
+    num_steps, learning_rate
+        Of Adam with the softmax loss, all rows at once.
+    num_gates
+        Sampled gates of the fixed kernel.
+    reg_shares
+        λ/λ_max to choose from for the layers.
+    left_reg_share
+        λ/λ_max at which is measured what the NTK of the sampled gates leaves on features.
+    seeds
+        Splits, each with networks of its own.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    studies: tuple[Study, ...] = ("features", "layers")
+    feature_rows: Annotated[int, Field(ge=100, le=1000)] = 800
+    train_rows: Annotated[int, Field(ge=60, le=700)] = 150
+    width: Positive = 128
+    depth: Annotated[int, Field(ge=2)] = 3
+    num_steps: Positive = 300
+    learning_rate: Annotated[float, Field(gt=0)] = 0.003
+    num_gates: Positive = 512
+    reg_shares: Annotated[tuple[Share, ...], Field(min_length=1)] = (0.1, 0.03, 0.01, 0.003, 0.001, 0.0003)
+    left_reg_share: Share = 0.01
+    seeds: Annotated[int, Field(ge=2)] = 5
+
+
+def tasks(config: Config) -> list[dict[str, Any]]:
+    """One task for each study and seed."""
+    return [{"study": study, "seed": seed} for study in config.studies for seed in range(config.seeds)]
+
+
+def run_task(config: Config, task: dict[str, Any]) -> list[dict[str, Any]]:
+    """Accuracies on test digits: a row for each kernel and its inputs, or for each kernel and state of the network."""
+    jax.config.update("jax_enable_x64", True)
+    pixels, labels = load_digits(return_X_y=True)
+    study = _on_features if task["study"] == "features" else _on_layers
+    return study(config, task["seed"], pixels / 8 - 1, labels)
+
+
+def _split(rows: int, seed: int, x: np.ndarray, labels: np.ndarray) -> list[np.ndarray]:
+    """Inputs of the first and of the second part, then their labels."""
+    return train_test_split(x, labels, train_size=rows, random_state=seed, stratify=labels)
+
+
+def _sample(config: Config, seed: int, num_pixels: int, num_classes: int) -> Layers:
+    sizes = [num_pixels, *[config.width] * config.depth, num_classes]
+    keys = jax.random.split(jax.random.key(seed), len(sizes) - 1)
+    return [
+        {"weights": jax.random.normal(key, (m, k)) * np.sqrt(2 / m), "bias": jnp.zeros(k)}
+        for key, m, k in zip(keys, sizes[:-1], sizes[1:], strict=True)
+    ]
+
+
+def _last_hidden(layers: Layers, x: Any) -> Any:
+    for layer in layers[:-1]:
+        x = jax.nn.relu(x @ layer["weights"] + layer["bias"])
+    return x
+
+
+def _apply(layers: Layers, x: Any) -> Array:
+    return _last_hidden(layers, x) @ layers[-1]["weights"] + layers[-1]["bias"]
+
+
+def _train(config: Config, layers: Layers, x: Any, labels: Any) -> Layers:
+    optimizer = optax.adam(config.learning_rate)
+
+    def loss(layers: Layers) -> Array:
+        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(_apply(layers, x), labels))
+
+    def step(state: Any, _: None) -> tuple[Any, None]:
+        layers, moments = state
+        updates, moments = optimizer.update(jax.grad(loss)(layers), moments)
+        return (optax.apply_updates(layers, updates), moments), None
+
+    start = (layers, optimizer.init(layers))
+    return jax.jit(lambda state: lax.scan(step, state, length=config.num_steps)[0][0])(start)
+
+
+def _accuracy(outputs: Any, labels: np.ndarray) -> float:
+    return float(np.mean(np.argmax(outputs, axis=1) == labels))
+
+
+def _on_features(config: Config, seed: int, x: np.ndarray, labels: np.ndarray) -> list[dict[str, Any]]:
+    x_features, x_rest, digits, digits_rest = _split(config.feature_rows, seed, x, labels)
+    x_train, x_test, odd, odd_test = _split(config.train_rows, seed, x_rest, digits_rest % 2)
+    untrained = _sample(config, seed, x.shape[1], 10)
+    maps: dict[str, Any] = {
+        "pixels": lambda x: x,
+        "untrained network": partial(_last_hidden, untrained),
+        "network that knows digits": partial(_last_hidden, _train(config, untrained, x_features, digits)),
+    }
+    alone = _train(config, _sample(config, seed, x.shape[1], 2), x_train, odd)
+    found = [{"inputs": "pixels", "kernel": "network", "accuracy": _accuracy(_apply(alone, x_test), odd_test)}]
+    for name, features in maps.items():
+        mean, scale = np.mean(features(x_train)), np.std(features(x_train))
+        inputs, inputs_test = ((np.asarray(features(part)) - mean) / scale for part in (x_train, x_test))
+        for kernel, model in (
+            ("NTK", NTKClassifierCV()),
+            ("fixed", GatedReLUClassifierCV(num_gates=config.num_gates, random_state=seed)),
+        ):
+            accuracy = model.fit(inputs, odd).score(inputs_test, odd_test)
+            found.append({"inputs": name, "kernel": kernel, "accuracy": accuracy})
+        found[-1]["left_by_ntk"] = _left_by_ntk(config, seed, inputs, odd)
+    return found
+
+
+def _left_by_ntk(config: Config, seed: int, inputs: np.ndarray, odd: np.ndarray) -> float:
+    gates = sample_gates(jax.random.key(seed), config.num_gates, inputs.shape[1])
+    program = ConvexProgram(inputs, 2.0 * odd - 1, activation_masks(inputs, gates), 1.0)
+    program = program.with_reg(config.left_reg_share * program.max_reg())
+    return float(
+        1 - solve(program).primal / program.best_scale(np.full(config.num_gates, 1 / config.num_gates)).objective
+    )
+
+
+def _on_layers(config: Config, seed: int, x: np.ndarray, labels: np.ndarray) -> list[dict[str, Any]]:
+    x_train, x_test, digits, digits_test = _split(config.train_rows, seed, x, labels)
+    untrained = _sample(config, seed, x.shape[1], 10)
+    networks = {"untrained network": untrained, "trained network": _train(config, untrained, x_train, digits)}
+    x_fit, x_held, digits_fit, digits_held = _split(config.train_rows * 2 // 3, seed, x_train, digits)
+    y = (np.arange(10) == digits_fit[:, None]) - 0.1
+    found = []
+    for name, network in networks.items():
+        train, on_held, on_test = (_by_layer(network, new, x_fit) for new in (x_fit, x_held, x_test))
+        traces = jnp.trace(train, axis1=1, axis2=2)
+        largest = jnp.sqrt(jnp.max(jnp.einsum("ic,kij,jc->k", y, train, y) / traces))
+        for kernel, mix in _MIXES.items():
+            solutions = [
+                solve_kernels(mix(train), y, share * largest, penalty_weights=jnp.sqrt(mix(traces)))
+                for share in config.reg_shares
+            ]
+            best = int(np.argmax([_accuracy(solution.predict(mix(on_held)), digits_held) for solution in solutions]))
+            found.append(
+                {
+                    "inputs": name,
+                    "kernel": kernel,
+                    "accuracy": _accuracy(solutions[best].predict(mix(on_test)), digits_test),
+                    "reg_share": config.reg_shares[best],
+                    "objectives": [solution.primal for solution in solutions],
+                    "lower_bounds": [solution.dual for solution in solutions],
+                    # Of the trace, which is what the penalty counts.
+                    "layer_shares": traces
+                    * solutions[best].kernel_weights
+                    / jnp.sum(traces * solutions[best].kernel_weights),
+                }
+            )
+    return found
+
+
+def _by_layer(network: Layers, x: np.ndarray, x_train: np.ndarray) -> Array:
+    groups = list(range(len(network)))
+    shares = layerwise_ntk(_apply, network, jnp.asarray(x), jnp.asarray(x_train), groups=groups, outputs="trace")
+    kernels = jnp.stack([shares[group] for group in groups])
+    return 0.5 * (kernels + kernels.mT) if x is x_train else kernels
+
+
+def summarise(_: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Mean accuracies of both studies with their intervals, and what equal weights of the layers leave."""
+    table = by_kernel(rows)
+    found: dict[str, Any] = {"headline": "", "accuracy": table.to_dict("records")}
+    words = []
+    for study, part in table.groupby("study"):
+        accuracy = part.set_index(["inputs", "kernel"])["accuracy"]
+        if study == "features":
+            deep = accuracy["network that knows digits"]
+            words.append(
+                f"Odd or even digit: on pixels NTK {accuracy['pixels', 'NTK']:.3f} and fixed kernel "
+                f"{accuracy['pixels', 'fixed']:.3f}, on features of a network that knows digits {deep['NTK']:.3f} and "
+                f"{deep['fixed']:.3f}."
+            )
+        else:
+            found["left_by_equal_weights"] = _left_by_equal_weights(rows)
+            left = found["left_by_equal_weights"]["untrained network"]
+            words.append(f"A deep NTK's layers with equal weights leave {left:.1%} of the training objective.")
+    return found | {"headline": " ".join(words)}
+
+
+def by_kernel(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """Mean accuracy and half the width of its 95 % interval, over the seeds."""
+    frame = pd.DataFrame(rows)
+    groups = frame.groupby(["study", "inputs", "kernel"], sort=False)["accuracy"]
+    table = groups.agg(accuracy="mean", seeds="count", margin="sem").reset_index()
+    table["margin"] *= stats.t.ppf(0.975, table.pop("seeds") - 1)
+    return table
+
+
+def _left_by_equal_weights(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Median over seeds and λ of the share of J that learnt weights of the layers save, for each state."""
+    frame = pd.DataFrame([row for row in rows if row["study"] == "layers"])
+    pairs = frame.pivot(index=["inputs", "seed"], columns="kernel", values="objectives")
+    left = [1 - np.divide(fixed, ntk) for fixed, ntk in zip(pairs["fixed"], pairs["NTK"], strict=True)]
+    return {
+        str(inputs): float(
+            np.median([part for part, (name, _) in zip(left, pairs.index, strict=True) if name == inputs])
+        )
+        for inputs in frame["inputs"].unique()
+    }
+
+
+def sections(config: Config, rows: list[dict[str, Any]], summary: dict[str, Any]) -> list[Section]:
+    """The report: the kernels on features, and on layers."""
+    table, frame = by_kernel(rows), pd.DataFrame(rows)
+    found = []
+    if "features" in config.studies:
+        part = table[table["study"] == "features"].drop(columns="study")
+        left = frame[frame["study"] == "features"].groupby("inputs", sort=False)["left_by_ntk"].mean()
+        shares = ", ".join(f"{name} {share:.1%}" for name, share in left.items())
+        text = (
+            f"Is a digit odd or even, from {config.train_rows} rows? A kernel composed with a frozen feature map is "
+            f"the kernel of a deeper network. The features are the last hidden layer, of {config.width} neurons, of an "
+            f"untrained network and of one trained on {config.feature_rows} other rows to tell the ten digits; the "
+            "network of the table learns from the kernels' own rows alone. Deep features and learnt kernel weights "
+            "are two different gains. Of the training objective the NTK of the "
+            f"sampled gates leaves, at λ = {config.left_reg_share:g} λ_max: {shares}."
+        )
+        caption = "Test accuracy by inputs, means and 95 % intervals over splits."
+        figures = (("beyond_features", _feature_figure(part), caption),)
+        found.append(Section("Deep kernels: the fixed kernel on features", text, table=part, figures=figures))
+    if "layers" in config.studies:
+        part = table[table["study"] == "layers"].drop(columns="study")
+        saved = ", ".join(f"{name} {share:.1%}" for name, share in summary["left_by_equal_weights"].items())
+        text = (
+            "The empirical NTK of a deep network is a sum of kernels, one for each layer: weights that ignore the "
+            "targets, once more. Multiple kernel learning over the layers, with penalties by their traces and a "
+            f"certificate (`fixntk.solve_kernels`), lowers the training objective in the median by: {saved}. All "
+            f"{config.depth + 1} layers of a network of {config.depth} hidden layers, ten digits, "
+            f"{config.train_rows * 2 // 3} rows, λ chosen on {config.train_rows - config.train_rows * 2 // 3} others."
+        )
+        caption = "Shares of the layers in the kernel's trace: in the NTK and as learnt, means over splits."
+        figures = (("beyond_layers", _layer_figure(frame), caption),)
+        found.append(Section("The NTK's layers reweighted", text, table=part, figures=figures))
+    return found
+
+
+def _feature_figure(table: pd.DataFrame) -> Figure:
+    figure = new_figure(7.2, 3.4)
+    axes = figure.add_subplot()
+    inputs = list(dict.fromkeys(table["inputs"]))
+    for offset, (kernel, colour) in zip((-0.1, 0, 0.1), _COLOURS.items(), strict=True):
+        part = table[table["kernel"] == kernel]
+        places = np.array([inputs.index(name) for name in part["inputs"]]) + offset
+        axes.errorbar(places, part["accuracy"], part["margin"], fmt="o", capsize=3, label=kernel, color=colour)
+    axes.set_xticks(range(len(inputs)), inputs)
+    axes.set(ylabel="test accuracy", xlim=(-0.5, len(inputs) - 0.5))
+    axes.legend()
+    return figure
+
+
+def _layer_figure(frame: pd.DataFrame) -> Figure:
+    layers = frame[frame["study"] == "layers"]
+    states = list(layers["inputs"].unique())
+    figure = new_figure(9.6, 3.0)
+    for axes, state in zip(np.atleast_1d(figure.subplots(1, len(states), sharey=True)), states, strict=True):
+        for offset, kernel in zip((-0.2, 0.2), _MIXES, strict=True):
+            rows = layers[(layers["inputs"] == state) & (layers["kernel"] == kernel)]["layer_shares"]
+            shares = np.mean(np.array(rows.tolist()), axis=0)
+            axes.bar(np.arange(1, shares.size + 1) + offset, shares, 0.38, label=kernel, color=_COLOURS[kernel])
+        axes.set(xlabel="layer", title=state)
+        axes.set_xticks(range(1, shares.size + 1))
+        axes.legend()
+    figure.axes[0].set_ylabel("share of the kernel's trace")
+    return figure
