@@ -167,11 +167,7 @@ def sections(config: Config, rows: list[dict[str, Any]], summary: dict[str, Any]
     found = []
     for kind, scores in by_table(rows).items():
         part = summary[kind]
-        others = "; ".join(
-            f"{other}: "
-            + "higher on {higher}, the same on {same}, lower on {lower}, p = {wilcoxon_p:.2g}".format(**paired)
-            for other, paired in part["fixed_kernel_against"].items()
-        )
+        others = "; ".join(f"{other}: {_in_words(paired)}" for other, paired in part["fixed_kernel_against"].items())
         text = f"**{_headline(kind, part)}**\n\nThe fixed kernel (Wilcoxon's signed-rank test) against {others}."
         ranks = pd.Series(part["average_rank"])
         figures = (
@@ -197,6 +193,15 @@ def sections(config: Config, rows: list[dict[str, Any]], summary: dict[str, Any]
             Section(f"{kind.capitalize()}: seconds", "Medians of tuning and fitting.", table=_seconds(rows, kind))
         )
     return found
+
+
+def _in_words(paired: Mapping[str, Any]) -> str:
+    words = "{mean_difference:+.4f} on average, higher on {higher}, the same on {same}, lower on {lower}".format(
+        **paired
+    )
+    if bounds := paired["mean_difference_95"]:
+        words += f", 95 % interval over tables {bounds[0]:+.4f} to {bounds[1]:+.4f}"
+    return f"{words}, p = {paired['wilcoxon_p']:.2g}"
 
 
 def _headline(kind: str, part: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ from sklearn.kernel_ridge import KernelRidge
 
 import fixntk as fx
 from experiments import selection, uci
+from fixntk import estimation
 from fixntk.cli import main
 
 FAST = ["seeds=1", "num_gates=32", "steps=3", "path_steps=5", "num_folds=2", "reg_shares=[0.1, 0.01]"]
@@ -108,8 +109,8 @@ def test_equal_methods_are_no_evidence():
 
 
 def test_two_classes_have_one_output_and_more_have_one_each():
-    np.testing.assert_array_equal(uci._targets(np.array([0, 1]), 2), [[-1], [1]])
-    np.testing.assert_array_equal(uci._targets(np.array([0, 2]), 3), [[1, -1, -1], [-1, -1, 1]])
+    np.testing.assert_array_equal(estimation.as_signs(np.array([0, 1]), 2), [[-1], [1]])
+    np.testing.assert_array_equal(estimation.as_signs(np.array([0, 2]), 3), [[1, -1, -1], [-1, -1, 1]])
 
 
 def test_the_command_runs_the_tables_and_reports(tmp_path, capsys):
