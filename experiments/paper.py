@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -40,10 +41,10 @@ PARTS: Mapping[str, tuple[Any, str]] = MappingProxyType(
         ),
         "tabular": (
             tabular,
-            "The paper has no estimator. This one has an intercept, chooses by held-out log-loss, and the number of "
+            "Beyond the paper: an estimator for tables, with an intercept, chosen by held-out log-loss, the number of "
             "steps too.",
         ),
-        "sensitivity": (sensitivity, "The paper fixes the number of gates, λ, ε and the steps."),
+        "sensitivity": (sensitivity, "Beyond the paper: what the settings of its algorithm do."),
         "teacher_student": (
             teacher_student,
             "Learning the kernel weights, as training does, is what the NTK misses on planted networks.",
@@ -55,7 +56,7 @@ PARTS: Mapping[str, tuple[Any, str]] = MappingProxyType(
         ),
         "lazy_training": (lazy_training, "Very wide networks follow their NTK and do not learn kernels of their own."),
         "feature_learning": (feature_learning, "What the NTK lacks are weights that depend on the targets."),
-        "beyond": (beyond, "Left to future work: deeper networks."),
+        "beyond": (beyond, "Beyond the paper: deep kernels, and the layers of a deep network's NTK."),
     }
 )
 
@@ -97,15 +98,13 @@ def summarise(config: BaseModel, rows: list[dict[str, Any]]) -> dict[str, Any]:
         for name, (module, part) in _chosen(config).items()
         if (of_part := _rows_of(name, rows))
     }
-    return {"headline": " ".join(part["headline"] for part in found.values()), **found}
+    return {"headline": "\n".join(part["headline"] for part in found.values()), **found}
 
 
 def sections(config: BaseModel, rows: list[dict[str, Any]], summary: dict[str, Any]) -> list[Section]:
     """The story: what the paper says beside what was measured, then each part's own report."""
     measured = {name: summary[name]["headline"] for name in PARTS if name in summary}
-    commands = [f"fixntk run configs/{name}.yaml" for name in measured]
     table = pd.DataFrame({"the paper": [PARTS[name][1] for name in measured], "measured here": list(measured.values())})
-    table["alone"] = commands
     text = (
         "Each claim beside its measurement; the parts follow with their figures. Every number on this page comes from "
         "the results of this run."
@@ -113,5 +112,7 @@ def sections(config: BaseModel, rows: list[dict[str, Any]], summary: dict[str, A
     found = [Section("What the paper says, and what was measured", text, table=table)]
     for name, (module, part) in _chosen(config).items():
         if name in summary:
-            found += module.sections(part, _rows_of(name, rows), summary[name])
+            first, *others = module.sections(part, _rows_of(name, rows), summary[name])
+            alone = f"`fixntk run configs/{name}.yaml` runs this part alone."
+            found += [replace(first, text=f"{first.text}\n\n{alone}"), *others]
     return found

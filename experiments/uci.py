@@ -191,6 +191,7 @@ def summarise(_: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
     frame = pd.DataFrame(rows)
     splits = frame.pivot(index=["table", "seed"], columns="method", values="objective")
     bounds = frame[frame["method"] == "optimum"].set_index(["table", "seed"])["lower_bound"].reindex(splits.index)
+    left = 1 - splits["optimum"] / splits["sampled_ntk"]
     comparison = compare(table["fixed"], table["NTK"])
     correlated = len(table) > 2 and table["left by NTK"].nunique() > 1 and table["difference"].nunique() > 1
     related = stats.spearmanr(table["left by NTK"], table["difference"]) if correlated else None
@@ -198,7 +199,8 @@ def summarise(_: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
         "headline": (
             f"The fixed kernel's test accuracy is higher than or the same as the NTK's on "
             f"{comparison['higher'] + comparison['same']} of {len(table)} tables ({comparison['higher']} higher); "
-            f"Wilcoxon signed-rank p = {comparison['wilcoxon_p']:.2g}."
+            f"Wilcoxon signed-rank p = {comparison['wilcoxon_p']:.2g}. On the training objective the NTK leaves "
+            f"{left.median():.1%} in the median split."
         ),
         "tables": len(table),
         "splits": len(splits),
@@ -207,7 +209,7 @@ def summarise(_: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
         "fixed_against_sampled_ntk": compare(table["fixed"], table["sampled NTK"]),
         "optimum_against_ntk": compare(table["optimum"], table["NTK"]),
         "splits_where_the_ntk_beats_the_bound": int(np.sum(splits["sampled_ntk"] < bounds * (1 - _ROUNDING))),
-        "median_left_by_ntk": float(np.median(1 - splits["optimum"] / splits["sampled_ntk"])),
+        "median_left_by_ntk": float(left.median()),
         "least_and_most_left_by_ntk": [float(table["left by NTK"].min()), float(table["left by NTK"].max())],
         "left_against_difference": related and {"spearman": float(related.statistic), "p": float(related.pvalue)},
         "largest_relative_gap": float(frame.loc[frame["method"] == "fixed", "relative_gap"].max()),

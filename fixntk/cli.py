@@ -94,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
 
     report = commands.add_parser("report", help="make the report of a run again from its results")
     report.add_argument("directory", metavar="DIR", type=Path, help="folder of the run")
+    report.add_argument("--markdown", metavar="FILE.md", type=Path, help="write it as a Markdown page too")
     report.set_defaults(function=_report, extra="experiments")
 
     verify = commands.add_parser("verify", help="check the mathematics on this machine")
@@ -147,7 +148,7 @@ def _report(arguments: argparse.Namespace) -> int:
     from fixntk import runs
 
     try:
-        print(f"The report is {runs.regenerate(arguments.directory)}")
+        print(f"The report is {runs.regenerate(arguments.directory, arguments.markdown)}")
     except runs.ConfigError as error:
         raise _InputError(error) from error
     return 0

@@ -137,6 +137,57 @@ def render(
     return path
 
 
+def render_markdown(
+    path: str | Path, title: str, sections: Sequence[Section], environment: Mapping[str, Any], command: str
+) -> Path:
+    """Write the same content as a Markdown page, with its figures in ``figures/`` and the page's name beside it.
+
+    Parameters
+    ----------
+    path
+        The page, ending in ``.md``, in a folder that exists.
+    title, sections, environment
+        As for :func:`render`.
+    command
+        What makes the page, which it says in its first lines.
+
+    Raises
+    ------
+    ValueError
+        If the path does not end in ``.md`` or its folder does not exist.
+    """
+    path = Path(path)
+    if path.suffix != ".md" or not path.parent.is_dir():
+        raise ValueError(f"{path}: must be a name that ends in .md, in a folder that exists")
+    folder = path.parent / "figures" / path.stem
+    origin = ", ".join(
+        f"{name} {environment[key]}" if name else str(environment[key])
+        for key, name in (("cores", "cores:"), ("device", ""), ("jax", "JAX"), ("fixntk", "fixntk"), ("started", ""))
+        if key in environment
+    )
+    parts = [f"# {title}", f"*Made by `{command}` from the results of a run ({origin}); not written by hand.*"]
+    for section in sections:
+        parts.append(f"## {section.title}")
+        if section.text:
+            parts.append(section.text)
+        if section.table is not None:
+            parts.append(_markdown_table(_columns(section.table)))
+        for stem, figure, caption in section.figures:
+            _save(figure, folder / f"{stem}.png")
+            parts += [f"![{caption.replace('`', '')}](figures/{path.stem}/{stem}.png)", f"*{caption}*"]
+    path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    return path
+
+
+def _markdown_table(columns: list[_Column]) -> str:
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    rows = zip(*([text for text, _ in column.cells] for column in columns), strict=True)
+    rule = ["--:" if column.numeric else "---" for column in columns]
+    return "\n".join([line([column.heading for column in columns]), line(rule), *map(line, rows)])
+
+
 def _shown(section: Section, folder: Path) -> dict[str, Any]:
     figures = [
         {

@@ -77,20 +77,39 @@ def execute(experiment: Experiment, config: BaseModel, directory: str | Path, *,
     return 1 if failed else 0
 
 
-def regenerate(directory: str | Path) -> Path:
+def regenerate(directory: str | Path, markdown: str | Path | None = None) -> Path:
     """Make summary, figures and report anew from the rows of a run, and return the report's path.
+
+    Parameters
+    ----------
+    directory
+        Of the run.
+    markdown
+        A file ending in ``.md`` that gets the report too, with its figures in a folder beside it.
 
     Raises
     ------
     ConfigError
-        If the directory does not hold a run with results, or its experiment is not found.
+        If the directory does not hold a run with results, its experiment is not found, or the Markdown file cannot be
+        written.
     """
     directory = Path(directory)
     if not (directory / "config.json").is_file():
         raise ConfigError(f"{directory}: is not the folder of a run: it has no config.json")
     if not read_rows(directory):
         raise ConfigError(f"{directory}: there are no results yet")
-    _finish(*load_config(directory / "config.json"), directory)  # JSON is YAML
+    experiment, config = load_config(directory / "config.json")  # JSON is YAML
+    _finish(experiment, config, directory)
+    if markdown is not None:
+        rows = [row for row in read_rows(directory) if "error" not in row]
+        with report.use_style():
+            sections = experiment.sections(config, rows, _read_json(directory / "summary.json"))
+        command = f"fixntk run configs/{_name(experiment)}.yaml"
+        try:
+            computed_with = _read_json(directory / "environment.json")
+            report.render_markdown(markdown, _title(experiment), sections, computed_with, command)
+        except (ValueError, OSError) as error:
+            raise ConfigError(str(error)) from error
     return directory / "report.html"
 
 
@@ -247,9 +266,8 @@ def _finish(experiment: Experiment, config: BaseModel, directory: Path) -> list[
     with report.use_style():
         sections = experiment.sections(config, good, summary) if good else []
     sections = [*_open_ends(tasks, failed, of_task.count([])), *sections]
-    title = (experiment.__doc__ or _name(experiment)).strip().splitlines()[0].rstrip(".")
     computed_with = _read_json(directory / "environment.json")
-    report.render(directory, title, sections, computed_with, _describe(experiment, config))
+    report.render(directory, _title(experiment), sections, computed_with, _describe(experiment, config))
     return failed
 
 
@@ -320,6 +338,10 @@ def _terminate_as_interrupt() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, earlier)
+
+
+def _title(experiment: Experiment) -> str:
+    return (experiment.__doc__ or _name(experiment)).strip().splitlines()[0].rstrip(".")
 
 
 def _name(experiment: Experiment) -> str:

@@ -9,29 +9,19 @@ import pytest
 import fixntk as fx
 from experiments import (
     consistency,
-    convex_vs_sgd,
     feature_learning,
     lazy_training,
     paper,
     planted,
     teacher_student,
     toy,
-    uci,
 )
-from fixntk import report
+from fixntk import report, runs
+from fixntk.cli import main
 from fixntk.configs import ConfigError, load_config
 from fixntk.runs import to_json
 
 SMALL = {
-    convex_vs_sgd: {
-        "problems": ("toy",),
-        "optimizers": ("adam",),
-        "width_shares": (0.5, 2.0),
-        "learning_rates": (0.01,),
-        "inits": 4,
-        "num_steps": 2000,
-        "irls_steps": 20,
-    },
     lazy_training: {"widths": (32, 128, 512), "seeds": 8, "num_steps": 200, "num_looks": 2, "step_share": 0.1},
     consistency: {"rows": (100, 400, 1600), "gates": (16, 64), "base_rows": 100, "base_gates": 16, "seeds": 4},
     teacher_student: {
@@ -44,14 +34,6 @@ SMALL = {
         "seeds": 1,
     },
     toy: {"num_networks": 4, "num_steps": 8000, "irls_steps": 60},
-    feature_learning: {
-        "problems": ("relu_teacher",),
-        "seeds": 1,
-        "irls_steps": 3,
-        "width": 50,
-        "num_steps": 300,
-        "num_looks": 2,
-    },
 }
 
 
@@ -67,12 +49,71 @@ def ran(experiment):
     return rows, summary
 
 
-def test_training_never_ends_below_the_bound_and_wide_networks_reach_it():
-    rows, summary = ran(convex_vs_sgd)
-    assert summary["trained"] == 2
-    assert summary["below_the_bound"] == 0
-    assert summary["largest_excess_when_wide"] < 0.01 < summary["largest_excess_when_narrow"]
-    assert {row["method"] for row in rows} == {"newton", "irls", "adam"}
+def test_the_fast_paper_bears_out_what_no_noise_can_hide(tmp_path, capsys):
+    """The page of all parts at a size of minutes, as a user runs it."""
+    out = tmp_path / "paper"
+    assert main(["run", "configs/paper_fast.yaml", "--out", str(out)]) == 0
+    rows = runs.read_rows(out)
+    summary = json.loads((out / "summary.json").read_text())
+    assert {row["part"] for row in rows} == set(paper.PARTS) == summary.keys() - {"headline"}
+    assert summary["headline"] in capsys.readouterr().out
+
+    assert summary["toy"]["relative_difference_from_cvxpy"] < 1e-8
+    assert summary["toy"]["best_trained_gated_above_bound"] > -1e-9
+    assert summary["uci"]["splits_where_the_ntk_beats_the_bound"] == 0
+    for table in by_method(rows, "uci").values():
+        assert (
+            table["optimum"]["lower_bound"] <= table["optimum"]["objective"] <= table["fixed"]["objective"] * (1 + 2e-4)
+        )
+        assert table["optimum"]["objective"] <= table["sampled_ntk"]["objective"]
+    assert summary["uci"]["median_left_by_ntk"] > 0.05
+    steps = [row for row in rows if row["part"] == "sensitivity" and row["sweep"] == "steps"]
+    assert [row["value"] for row in steps] == [0, 1, 2, 4, 8, 16]
+    assert steps[0]["accuracy"] == steps[0]["ntk"]
+    assert steps[-1]["relative_gap"] < 0.5 * steps[0]["relative_gap"]
+    trained = [row for row in rows if row["part"] == "convex_vs_sgd"]
+    assert {row["method"] for row in trained} == {"newton", "irls", "adam"}
+    assert summary["convex_vs_sgd"]["below_the_bound"] == 0
+    assert summary["convex_vs_sgd"]["largest_excess_when_wide"] < 0.01
+    assert summary["convex_vs_sgd"]["largest_excess_when_narrow"] > 0.01
+    for row in rows:
+        if row["part"] == "teacher_student" and row["method"] == "fixed, discovered gates":
+            random = next(
+                other
+                for other in rows
+                if other.get("method") == "fixed, random gates" and other["teacher"] == row["teacher"]
+            )
+            assert row["objective"] < random["objective"]
+    assert summary["consistency"]["in_rows"]["high"] < 0
+    assert -1 < summary["lazy_training"]["slopes"]["test"]["slope"] < 0
+    aligned = summary["feature_learning"]["alignment"]["relu_teacher"]
+    assert aligned["NTK"]["training"] < aligned["optimum"]["training"]
+    assert aligned["NTK"]["test"] < aligned["trained ReLU"]["test"]
+    layers = by_method([row | {"method": row["kernel"]} for row in rows if row.get("study") == "layers"], "beyond")
+    for kernels in layers.values():
+        assert np.all(np.array(kernels["NTK"]["objectives"]) >= np.array(kernels["fixed"]["lower_bounds"]))
+        np.testing.assert_allclose(np.sum(kernels["fixed"]["layer_shares"]), 1)
+    deep = {row["inputs"]: row["accuracy"] for row in summary["beyond"]["accuracy"] if row["study"] == "features"}
+    assert deep["network that knows digits"] > deep["untrained network"]
+
+    page = (out / "report.html").read_text()
+    assert all(f"configs/{part}.yaml" in page for part in paper.PARTS)
+    # Each part sees the rows that it would have made alone, and float64 of one part does not leak into the next.
+    config = consistency.Config(rows=(100, 200, 400), gates=(32, 128), base_rows=200, base_gates=32, seeds=4)
+    task = consistency.tasks(config)[0]
+    alone = consistency.run_task(config, task)
+    found = [row for row in rows if row["part"] == "consistency" and row["rows"] == task["rows"]]
+    np.testing.assert_allclose([row["squared_error"] for row in found], [row["squared_error"] for row in alone])
+
+
+def by_method(rows, part):
+    """Rows of a part by method, for each of its cases."""
+    found = {}
+    for row in rows:
+        if row["part"] == part:
+            case = tuple(row.get(key) for key in ("table", "seed", "inputs"))
+            found.setdefault(case, {})[row["method"]] = row
+    return found
 
 
 @pytest.mark.long
@@ -123,31 +164,6 @@ def test_prediction_errors_fall_with_rows_and_grow_with_gates():
 
 
 @pytest.mark.long
-def test_the_paper_is_its_parts():
-    left_out = dict.fromkeys(("teacher_student", "convex_vs_sgd", "lazy_training", "feature_learning"))
-    parts = {
-        "toy": toy.Config(**SMALL[toy] | {"num_steps": 500}),
-        "uci": uci.Config(tables=("iris",), seeds=1, num_gates=64, path_steps=5),
-        "consistency": consistency.Config(rows=(50, 100), gates=(8,), base_gates=8, seeds=2),
-    }
-    config = paper.Config(**parts, **left_out)
-    tasks = paper.tasks(config)
-    assert {task["part"] for task in tasks} == {"toy", "uci", "consistency"}
-    rows = [{**task, **row} for task in tasks for row in paper.run_task(config, task)]
-    rows = json.loads(json.dumps(to_json(rows)))
-    summary = paper.summarise(config, rows)
-    # Each part sees the rows that it would have made alone.
-    alone = [{**task, **row} for task in toy.tasks(parts["toy"]) for row in toy.run_task(parts["toy"], task)]
-    expected = json.loads(json.dumps(to_json(toy.summarise(parts["toy"], alone))))
-    assert json.loads(json.dumps(to_json(summary["toy"]))) == expected
-    with report.use_style():
-        found = paper.sections(config, rows, summary)
-    assert list(found[0].table["measured here"]) == [summary[name]["headline"] for name in parts]
-    names = [name for section in found for name, _, _ in section.figures]
-    assert len(set(names)) == len(names) >= 5
-
-
-@pytest.mark.long
 def test_discovered_gates_lower_the_objective_and_are_nearer_to_the_planted_ones():
     rows, summary = ran(teacher_student)
     assert len(rows) == 2 * len(teacher_student.METHODS)
@@ -172,13 +188,6 @@ def test_slopes_are_those_of_powers():
     assert found["high"] - found["low"] < 1e-6
 
 
-def test_learnt_kernels_align_with_the_targets():
-    _, summary = ran(feature_learning)
-    aligned = summary["alignment"]["relu_teacher"]
-    assert aligned["NTK"]["training"] < aligned["reweighted"]["training"]
-    assert aligned["NTK"]["test"] < aligned["trained ReLU"]["test"]
-
-
 def test_alignment_is_one_for_the_targets_and_blind_to_shifts():
     y = jax.numpy.asarray(np.random.default_rng(0).standard_normal(20))
     kernel = (y[:, None] - 1) * (y - 1)
@@ -192,11 +201,11 @@ def test_planted_gates_are_those_of_the_masks():
         np.testing.assert_array_equal(data.x @ data.gates.T >= 0, data.masks)
 
 
-@pytest.mark.parametrize("experiment", list(SMALL))
-def test_configs_are_valid(experiment):
-    name = experiment.__name__.rpartition(".")[2]
-    found, _ = load_config(f"configs/{name}.yaml")
-    assert found.__name__ == experiment.__name__
+@pytest.mark.parametrize("name", paper.PARTS)
+def test_configs_are_valid(name):
+    found, config = load_config(f"configs/{name}.yaml")
+    assert found.__name__ == f"experiments.{name}"
+    assert config == found.Config()
 
 
 @pytest.mark.parametrize("name", ["paper", "paper_fast"])

@@ -179,3 +179,28 @@ def test_figures_do_not_touch_pyplot():
 
     figure()
     assert plt.get_fignums() == []
+
+
+def test_the_same_content_as_a_markdown_page(tmp_path):
+    table = pd.DataFrame({"name": ["a|b", "c"], "value": [0.12345, -1.5]})
+    sections = [
+        Section("First", "**Bold** and `code`.\n\nMore.", table=table, figures=(("plot", figure(), "A caption"),)),
+        Section("Second"),
+    ]
+    written = report.render_markdown(tmp_path / "page.md", "Title", sections, ENVIRONMENT, "fixntk run x.yaml")
+    blocks = written.read_text(encoding="utf-8").split("\n\n")
+    assert blocks[0] == "# Title"
+    assert "`fixntk run x.yaml`" in blocks[1]
+    assert blocks[2:5] == ["## First", "**Bold** and `code`.", "More."]
+    assert blocks[5].splitlines() == [
+        "| name | value |",
+        "| --- | --: |",
+        "| a\\|b | 0.123 |",
+        "| c | −1.500 |",
+    ]
+    assert blocks[6] == "![A caption](figures/page/plot.png)"
+    assert (tmp_path / "figures" / "page" / "plot.png").read_bytes().startswith(b"\x89PNG")
+    assert blocks[8].strip() == "## Second"
+    for wrong in (tmp_path / "page.html", tmp_path / "none" / "page.md"):
+        with pytest.raises(ValueError, match=r"ends in \.md"):
+            report.render_markdown(wrong, "Title", sections, ENVIRONMENT, "")

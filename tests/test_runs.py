@@ -252,6 +252,14 @@ def test_regenerate_gives_the_same_files(project):
     assert [path.read_bytes() for path in files] == before
 
 
+def test_regenerate_writes_a_markdown_page_too(project):
+    execute(project)
+    runs.regenerate(project.out, project.out / "page.md")
+    assert (project.out / "page.md").read_text().startswith("# ")
+    with pytest.raises(ConfigError, match=r"ends in \.md"):
+        runs.regenerate(project.out, project.out / "none" / "page.md")
+
+
 def test_regenerate_of_an_unfinished_run_says_so(project):
     project.control(terminate="wine")
     execute(project)

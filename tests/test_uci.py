@@ -16,6 +16,8 @@ from fixntk.cli import main
 
 FAST = ["seeds=1", "num_gates=32", "steps=3", "path_steps=5", "num_folds=2", "reg_shares=[0.1, 0.01]"]
 
+FIGURES = {"accuracy.png", "fixed.png"}
+
 
 @pytest.fixture
 def data(rng):
@@ -118,17 +120,19 @@ def test_the_command_runs_the_tables_and_reports(tmp_path, capsys):
     assert main(["run", "configs/quickstart.yaml", "tables=[iris, haberman]", *FAST, "--out", str(out)]) == 0
     rows = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
     assert [(row["table"], row["method"]) for row in rows] == [
-        (table, method) for table in ("iris", "haberman") for method in ("ntk", "sampled_ntk", "fixed")
+        (table, method) for table in ("iris", "haberman") for method in ("ntk", "sampled_ntk", "fixed", "optimum")
     ]
     summary = json.loads((out / "summary.json").read_text())
     assert summary["tables"] == 2
     assert summary["splits_where_the_ntk_beats_the_bound"] == 0
     assert summary["headline"] in capsys.readouterr().out
-    assert {path.name for path in (out / "figures").iterdir()} == {"accuracy.png", "fixed.png"}
+    assert {path.name for path in (out / "figures").iterdir()} == FIGURES
     for row in rows:
         assert 0 <= row["accuracy"] <= 1
-        if row["method"] == "fixed":
+        if row["method"] in ("fixed", "optimum"):
             assert row["lower_bound"] <= row["objective"]
+        if row["method"] == "optimum":
+            assert row["relative_gap"] <= 1e-4
     assert 'src="data:image/png;base64,' in (out / "report.html").read_text()
 
 
@@ -156,8 +160,48 @@ def test_unusable_tables_are_named_and_skipped_and_the_rest_goes_on(tmp_path, ca
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["tables"] == 1
     # The path is shown on the first table that can be used.
-    assert {path.name for path in (tmp_path / "run" / "figures").iterdir()} == {"accuracy.png", "fixed.png"}
+    assert {path.name for path in (tmp_path / "run" / "figures").iterdir()} == FIGURES
     assert "On haberman: the training objective" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_an_ntk_below_the_bound_is_an_error_and_no_result(monkeypatch):
+    original = uci.solve_quietly
+
+    def overestimated(*arguments, **options):
+        solution = original(*arguments, **options)
+        return dataclasses.replace(solution, dual=10 * solution.dual)
+
+    monkeypatch.setattr(uci, "solve_quietly", overestimated)
+    config = uci.Config(tables=("iris",), seeds=1, num_gates=16, steps=2, reg_shares=(0.1,))
+    with pytest.raises(ArithmeticError, match="below the bound"):
+        uci.run_task(config, {"table": "iris", "seed": 0})
+
+
+def test_what_is_left_is_set_against_the_difference():
+    """Three made-up tables: what the NTK leaves and what fixing gains in opposite orders."""
+    rows = []
+    for table, left, gain in (("a", 0.1, 0.03), ("b", 0.2, 0.02), ("c", 0.3, -0.01)):
+        for seed in (0, 1):
+            common = {"table": table, "seed": seed, "train_rows": 10, "columns": 2, "classes": 2, "seconds": 1.0}
+            common |= {"relative_gap": 0.0, "active_gates": 1}
+            noise = 0.01 * seed
+            for method, accuracy, objective in (
+                ("ntk", 0.8, None),
+                ("sampled_ntk", 0.8, 1.0),
+                ("fixed", 0.8 + gain + noise, 1.02 - left),
+                ("optimum", 0.8, 1 - left),
+            ):
+                row = {"method": method, "accuracy": accuracy, "objective": objective, "lower_bound": 1 - left}
+                rows.append(common | row)
+    summary = uci.summarise(uci.Config(tables=("iris",)), rows)
+    assert summary["left_against_difference"]["spearman"] == pytest.approx(-1)
+    assert summary["least_and_most_left_by_ntk"] == pytest.approx([0.1, 0.3])
+    assert summary["median_left_by_ntk"] == pytest.approx(0.2)
+    assert summary["splits_where_the_ntk_beats_the_bound"] == 0
+    table = uci.by_table(rows)
+    # Of two values the interval is the mean ± t(0.975, 1) times half their distance.
+    np.testing.assert_allclose(table["±"], stats.t.ppf(0.975, 1) * 0.005)
+    np.testing.assert_allclose(table["difference"], [0.035, 0.025, -0.005])
 
 
 @pytest.mark.parametrize(
@@ -176,6 +220,7 @@ def test_the_path_is_of_iris_or_else_of_the_first_usable_table(tables, chosen):
         ("seeds=many", "seeds"),
         ("reg_shares=[2]", "reg_shares"),
         ("tol=0", "tol"),
+        ("optimum_tol=2", "optimum_tol"),
         ("path_table=irsi", "path_table"),
     ],
 )
