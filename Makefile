@@ -5,13 +5,17 @@ BIN := $(VENV)/bin
 EXTRAS := estimators,parquet,conformal,experiments,verify,docs,test
 UV := $(shell command -v uv 2>/dev/null)
 
-.PHONY: run quickstart verify test test-long lint docs benchmarks clean
+.PHONY: run quickstart paper verify test test-long lint docs benchmarks clean
 
 run: $(VENV)/.installed  ## the main job: fix the NTK on 40 real tables; the report is runs/uci/report.html
 	$(BIN)/fixntk run configs/uci.yaml --resume
 
 quickstart: $(VENV)/.installed  ## three tables, under a minute
 	$(BIN)/fixntk run configs/quickstart.yaml --resume
+
+paper: $(VENV)/.installed  ## every claim of the paper, measured: runs/paper/report.html and the page docs/paper.md
+	$(BIN)/fixntk run configs/paper.yaml --resume
+	$(BIN)/fixntk report runs/paper --markdown docs/paper.md
 
 verify: $(VENV)/.installed  ## the claims of the mathematics, checked on this machine
 	$(BIN)/fixntk verify

@@ -15,10 +15,10 @@ import pandas as pd
 from jax import Array, lax
 from matplotlib.figure import Figure
 from pydantic import BaseModel, ConfigDict, Field
-from scipy import stats
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
+from experiments.statistics import t_quantile
 from fixntk import ConvexProgram, activation_masks, layerwise_ntk, sample_gates, solve, solve_kernels
 from fixntk.estimators import GatedReLUClassifierCV, NTKClassifierCV
 from fixntk.report import Section, new_figure
@@ -233,7 +233,7 @@ def by_kernel(rows: list[dict[str, Any]]) -> pd.DataFrame:
     frame = pd.DataFrame(rows)
     groups = frame.groupby(["study", "inputs", "kernel"], sort=False)["accuracy"]
     table = groups.agg(accuracy="mean", seeds="count", margin="sem").reset_index()
-    table["margin"] *= stats.t.ppf(0.975, table.pop("seeds") - 1)
+    table["margin"] *= t_quantile(table.pop("seeds"))
     return table
 
 

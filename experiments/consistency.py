@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field
-from scipy import stats
 
+from experiments.statistics import slope, slope_in_words
 from fixntk import ConvexProgram, activation_masks, sample_gates, solve
 from fixntk.report import Section, new_figure
 
@@ -86,13 +86,6 @@ def run_task(config: Config, task: dict[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
-def slope(sizes: Any, errors: Any) -> dict[str, float]:
-    """Slope of log error in log size with a 95 % interval, a point for each size and seed."""
-    fitted = stats.linregress(np.log(np.asarray(sizes)), np.log(np.asarray(errors)))
-    margin = stats.t.ppf(0.975, len(sizes) - 2) * fitted.stderr
-    return {"slope": float(fitted.slope), "low": float(fitted.slope - margin), "high": float(fitted.slope + margin)}
-
-
 def _parts(config: Config, rows: list[dict[str, Any]]) -> tuple[pd.DataFrame, pd.DataFrame]:
     frame = pd.DataFrame(rows)
     return frame[frame["gates"] == config.base_gates], frame[frame["rows"] == config.base_rows]
@@ -107,7 +100,7 @@ def summarise(config: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
     if by_gates["gates"].nunique() > 1:
         found["in_log_gates"] = slope(np.log(by_gates["gates"]), by_gates["squared_error"])
     words = [
-        f"slope in {name} {part['slope']:+.2f} ({part['low']:+.2f} to {part['high']:+.2f})"
+        f"slope in {name} {slope_in_words(part)}"
         for key, name in (("in_rows", "n"), ("in_log_gates", "log P"))
         if (part := found.get(key))
     ]

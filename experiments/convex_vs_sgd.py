@@ -16,7 +16,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from experiments import planted
 from fixntk import (
-    ConvergenceWarning,
     ConvexProgram,
     DivergedError,
     GatedReLUNetwork,
@@ -25,6 +24,7 @@ from fixntk import (
     solve,
     train,
 )
+from fixntk.claims import solve_quietly
 from fixntk.report import Section, new_figure
 
 Positive = Annotated[int, Field(ge=1)]
@@ -105,13 +105,9 @@ def run_task(config: Config, task: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _solved(config: Config, program: ConvexProgram, data: planted.Planted, method: str) -> dict[str, Any]:
+    options: dict[str, Any] = {"max_iter": config.irls_steps, "tol": 1e-12} if method == "irls" else {"tol": config.tol}
     # The second run does not compile.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        options: dict[str, Any] = {"tol": config.tol}
-        if method == "irls":
-            options |= {"max_iter": config.irls_steps, "tol": 1e-12}
-        solution = [solve(program, method=method, **options) for _ in range(2)][1]
+    solution = [solve_quietly(program, method=method, **options) for _ in range(2)][1]
     return {
         "objective": solution.primal,
         "test_error": _error(solution.predict(data.x_test, data.gates), data.y_test),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from functools import partial
 from typing import Annotated, Any, Literal
@@ -16,7 +15,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from experiments import planted
 from fixntk import (
-    ConvergenceWarning,
     ConvexProgram,
     GatedReLUNetwork,
     ReLUNetwork,
@@ -26,6 +24,7 @@ from fixntk import (
     solve,
     train,
 )
+from fixntk.claims import solve_quietly
 from fixntk.report import Section, new_figure
 
 Positive = Annotated[int, Field(ge=1)]
@@ -98,9 +97,7 @@ def run_task(config: Config, task: dict[str, Any]) -> list[dict[str, Any]]:
     weights = jnp.full(program.num_gates, 1 / program.num_gates)
     rows.append(of_weights("reweighted", 0, weights))
     for step in range(1, config.irls_steps + 1):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            weights = solve(program, method="irls", init=weights, max_iter=1, tol=1e-10).kernel_weights
+        weights = solve_quietly(program, method="irls", init=weights, max_iter=1, tol=1e-10).kernel_weights
         rows.append(of_weights("reweighted", step, weights))
     rows.append(of_weights("optimum", config.irls_steps, solve(program).kernel_weights))
 

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from pydantic import BaseModel, ConfigDict, Field
 
 from experiments import planted
+from experiments.statistics import slope, slope_in_words
 from fixntk import GatedReLUNetwork, gated_relu_ntk, gradient_flow, max_learning_rate, sample_gates, train
 from fixntk.report import Section, new_figure
 
@@ -107,16 +108,15 @@ def _sampled(key: jax.Array, width: int, num_features: int) -> GatedReLUNetwork:
 
 
 def summarise(_: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The slope of the log sup-norm distance over the log width, with its standard error over widths."""
+    """The slope of the log sup-norm distance over the log width, with its interval over widths."""
     frame = _by_width(rows)
-    slopes = {name: _slope(frame.index.to_numpy(), frame[name].to_numpy()) for name in ("training", "test")}
-    slope, error = slopes["test"]
+    slopes = {name: slope(frame.index, frame[name]) for name in ("training", "test")}
     return {
         "headline": (
-            f"The largest distance from the closed form, over times and test points, falls as width^{slope:.2f} "
-            f"(standard error {error:.2f}; theory: −0.5)."
+            f"The largest distance from the closed form, over times and test points, falls with the width "
+            f"with a slope of {slope_in_words(slopes['test'])} on log scales (theory: −0.5)."
         ),
-        "slopes": {name: {"slope": value, "standard_error": error} for name, (value, error) in slopes.items()},
+        "slopes": slopes,
     }
 
 
@@ -130,13 +130,6 @@ def _by_width(rows: list[dict[str, Any]]) -> pd.DataFrame:
         }
     )
     return frame.groupby("width").mean() ** 0.5
-
-
-def _slope(widths: np.ndarray, distances: np.ndarray) -> tuple[float, float | None]:
-    if len(widths) < 3:
-        return float(np.polyfit(np.log(widths), np.log(distances), 1)[0]) if len(widths) == 2 else float("nan"), None
-    coefficients, covariance = np.polyfit(np.log(widths), np.log(distances), 1, cov=True)
-    return float(coefficients[0]), float(np.sqrt(covariance[0, 0]))
 
 
 def sections(config: Config, rows: list[dict[str, Any]], summary: dict[str, Any]) -> list[Section]:

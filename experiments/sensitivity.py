@@ -7,13 +7,12 @@ from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pandas as pd
 from jax import Array, lax
 from matplotlib.figure import Figure
 from pydantic import BaseModel, ConfigDict, Field
-from scipy import stats
 
+from experiments.statistics import t_quantile
 from experiments.tables import load_table, split_table
 from experiments.uci import padded, share_correct
 from fixntk import ConvexProgram, activation_masks, sample_gates
@@ -166,8 +165,7 @@ def by_value(rows: list[dict[str, Any]]) -> pd.DataFrame:
     ].mean()
     groups = of_tables.groupby(["sweep", "value"], sort=False)
     table = groups.mean()
-    counts = groups["difference"].count()
-    table["±"] = groups["difference"].sem() * stats.t.ppf(0.975, np.maximum(counts - 1, 1))
+    table["±"] = groups["difference"].sem() * t_quantile(groups["difference"].count())
     return table.reset_index()
 
 

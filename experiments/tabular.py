@@ -15,8 +15,8 @@ from scipy import stats
 
 from experiments.regression_tables import REGRESSION_TABLES, load_regression_table, split_regression_table
 from experiments.rivals import CLASSIFIERS, NUM_FOLDS, ON_REQUEST, REGRESSORS
+from experiments.statistics import LEVEL, compare, in_words
 from experiments.tables import TABLES, load_table, split_table
-from experiments.uci import compare
 from fixntk.report import Section, new_figure
 
 Positive = Annotated[int, Field(ge=1)]
@@ -25,7 +25,7 @@ Kind = Literal["classification", "regression"]
 _METHODS: Mapping[str, Mapping[str, Any]] = {"classification": CLASSIFIERS, "regression": REGRESSORS}
 _TABLES: Mapping[str, Mapping[str, Any]] = {"classification": TABLES, "regression": REGRESSION_TABLES}
 _SCORES = {"classification": "accuracy", "regression": "R²"}
-_OURS, _LEVEL = "fixed kernel", 0.05
+_OURS = "fixed kernel"
 
 
 class Config(BaseModel):
@@ -147,7 +147,7 @@ def critical_difference(num_tables: int, num_methods: int) -> float:
     """Average ranks further apart than this differ significantly: Nemenyi's test at 5 % (Demšar, JMLR 7, 2006)."""
     if num_methods < 2:
         return float("nan")
-    quantile = stats.studentized_range.ppf(1 - _LEVEL, num_methods, np.inf) / np.sqrt(2)
+    quantile = stats.studentized_range.ppf(1 - LEVEL, num_methods, np.inf) / np.sqrt(2)
     return float(quantile * np.sqrt(num_methods * (num_methods + 1) / (6 * num_tables)))
 
 
@@ -167,7 +167,7 @@ def sections(config: Config, rows: list[dict[str, Any]], summary: dict[str, Any]
     found = []
     for kind, scores in by_table(rows).items():
         part = summary[kind]
-        others = "; ".join(f"{other}: {_in_words(paired)}" for other, paired in part["fixed_kernel_against"].items())
+        others = "; ".join(f"{other}: {in_words(paired)}" for other, paired in part["fixed_kernel_against"].items())
         text = f"**{_headline(kind, part)}**\n\nThe fixed kernel (Wilcoxon's signed-rank test) against {others}."
         ranks = pd.Series(part["average_rank"])
         figures = (
@@ -193,15 +193,6 @@ def sections(config: Config, rows: list[dict[str, Any]], summary: dict[str, Any]
             Section(f"{kind.capitalize()}: seconds", "Medians of tuning and fitting.", table=_seconds(rows, kind))
         )
     return found
-
-
-def _in_words(paired: Mapping[str, Any]) -> str:
-    words = "{mean_difference:+.4f} on average, higher on {higher}, the same on {same}, lower on {lower}".format(
-        **paired
-    )
-    if bounds := paired["mean_difference_95"]:
-        words += f", 95 % interval over tables {bounds[0]:+.4f} to {bounds[1]:+.4f}"
-    return f"{words}, p = {paired['wilcoxon_p']:.2g}"
 
 
 def _headline(kind: str, part: Mapping[str, Any]) -> str:

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from scipy import stats
 
 from experiments.selection import fit_fixed, fit_ridge, fold_masks
+from experiments.statistics import compare, in_words, t_quantile
 from experiments.tables import TABLES, TableError, load_table, split_table
 from fixntk import ConvexProgram, activation_masks, gated_relu_ntk, masked_gram, sample_gates, solve
 from fixntk.claims import solve_quietly
@@ -218,31 +219,12 @@ def summarise(_: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def compare(accuracy: pd.Series, other: pd.Series) -> dict[str, Any]:
-    """Paired comparison of two methods' accuracies over tables: counts, mean difference with interval, Wilcoxon's p."""
-    # Without rounding's share, which would be a difference where there is none.
-    difference = (accuracy - other).round(12).to_numpy()
-    higher, lower = int(np.sum(difference > 0)), int(np.sum(difference < 0))
-    interval = None
-    if len(difference) > 1 and higher + lower:
-        interval = stats.t.interval(0.95, len(difference) - 1, difference.mean(), stats.sem(difference))
-    return {
-        "higher": higher,
-        "same": len(difference) - higher - lower,
-        "lower": lower,
-        "mean_difference": float(difference.mean()),
-        "median_difference": float(np.median(difference)),
-        "mean_difference_95": interval and [float(bound) for bound in interval],
-        "wilcoxon_p": float(stats.wilcoxon(difference).pvalue) if higher + lower else 1.0,
-    }
-
-
 def sections(config: Config, rows: list[dict[str, Any]], summary: dict[str, Any]) -> list[Section]:
     """The report: the comparison, what the NTK leaves, and every table."""
     table = by_table(rows)
     means = summary["mean_accuracy"]
     against = " ".join(
-        _in_words(words, summary[key])
+        f"{words} is {in_words(summary[key])}."
         for words, key in (
             ("Against the NTK the fixed kernel's", "fixed_against_ntk"),
             ("Against the NTK of its own gates the fixed kernel's", "fixed_against_sampled_ntk"),
@@ -312,15 +294,6 @@ def _left(config: Config, table: pd.DataFrame, summary: dict[str, Any]) -> Secti
     return Section("What the NTK leaves", text, figures=(("left", figure, caption),))
 
 
-def _in_words(words: str, comparison: dict[str, Any]) -> str:
-    counts = "higher on {higher}, the same on {same}, lower on {lower}".format(**comparison)
-    words = f"{words} is {comparison['mean_difference']:+.4f} on average"
-    if comparison["mean_difference_95"]:
-        low, high = comparison["mean_difference_95"]
-        words += f" (95 % interval over tables {low:+.4f} to {high:+.4f}, Wilcoxon p = {comparison['wilcoxon_p']:.2g})"
-    return f"{words}: {counts}."
-
-
 def by_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
     """One row for each table, with means over its splits."""
     frame = pd.DataFrame(rows)
@@ -340,7 +313,7 @@ def by_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
             "fixed": means["accuracy", "fixed"],
             "optimum": means["accuracy", "optimum"],
             "difference": means["accuracy", "fixed"] - means["accuracy", "ntk"],
-            "±": differences.sem() * stats.t.ppf(0.975, np.maximum(differences.count() - 1, 1)),
+            "±": differences.sem() * t_quantile(differences.count()),
             "NTK objective": means["objective", "sampled_ntk"],
             "fixed objective": means["objective", "fixed"],
             "optimal objective": means["objective", "optimum"],

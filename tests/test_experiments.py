@@ -13,6 +13,7 @@ from experiments import (
     lazy_training,
     paper,
     planted,
+    statistics,
     teacher_student,
     toy,
 )
@@ -37,9 +38,9 @@ SMALL = {
 }
 
 
-def ran(experiment):
+def ran(experiment, **settings):
     """Rows, summary and sections of a small run."""
-    config = experiment.Config(**SMALL[experiment])
+    config = experiment.Config(**SMALL[experiment] | settings)
     rows = [{**task, **row} for task in experiment.tasks(config) for row in experiment.run_task(config, task)]
     rows = json.loads(json.dumps(to_json(rows)))
     summary = experiment.summarise(config, rows)
@@ -120,6 +121,7 @@ def by_method(rows, part):
 def test_wide_networks_are_nearer_to_the_closed_form():
     _, summary = ran(lazy_training)
     assert -0.8 < summary["slopes"]["test"]["slope"] < -0.25
+    assert summary["slopes"]["test"]["low"] < -0.25
 
 
 @pytest.mark.long
@@ -183,7 +185,7 @@ def test_discovered_gates_lower_the_objective_and_are_nearer_to_the_planted_ones
 
 def test_slopes_are_those_of_powers():
     sizes = np.array([10, 10, 100, 100, 1000])
-    found = consistency.slope(sizes, 3 * sizes**-0.7)
+    found = statistics.slope(sizes, 3 * sizes**-0.7)
     assert found["slope"] == pytest.approx(-0.7)
     assert found["high"] - found["low"] < 1e-6
 
@@ -215,3 +217,12 @@ def test_the_configs_of_the_paper_are_valid(name):
     assert len(found.tasks(config)) > 20
     with pytest.raises(ConfigError, match="tabels"):
         load_config(f"configs/{name}.yaml", ["uci.tabels=[iris]"])
+
+
+def test_slopes_of_too_few_sizes_have_no_interval():
+    assert np.isnan(statistics.slope([3, 3], [1, 2])["slope"])
+    two = statistics.slope([1, 10], [1, 0.1])
+    assert two["slope"] == pytest.approx(-1)
+    assert statistics.slope_in_words(two) == "-1.00"
+    _, summary = ran(lazy_training, widths=(16, 32), seeds=2, num_steps=20)
+    assert "a slope of" in summary["headline"]

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments import tabular
+from experiments import statistics, tabular
 from experiments.regression_tables import REGRESSION_TABLES, load_regression_table, split_regression_table
 from experiments.rivals import CLASSIFIERS, REGRESSORS
 from experiments.tables import TableError
@@ -56,7 +56,7 @@ def test_critical_differences_are_those_of_the_literature():
 
 
 def test_paired_comparisons_count_tables():
-    paired = tabular.compare(pd.Series([0.9, 0.8, 0.7]), pd.Series([0.8, 0.8, 0.75]))
+    paired = statistics.compare(pd.Series([0.9, 0.8, 0.7]), pd.Series([0.8, 0.8, 0.75]))
     assert (paired["higher"], paired["same"], paired["lower"]) == (1, 1, 1)
     assert paired["mean_difference"] == pytest.approx(0.05 / 3)
 

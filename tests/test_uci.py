@@ -10,7 +10,7 @@ from scipy import stats
 from sklearn.kernel_ridge import KernelRidge
 
 import fixntk as fx
-from experiments import selection, uci
+from experiments import selection, statistics, uci
 from fixntk import estimation
 from fixntk.cli import main
 
@@ -99,7 +99,7 @@ def test_the_test_part_is_never_seen_in_fitting(monkeypatch):
 
 def test_comparison_counts_and_tests_the_pairs():
     fixed, ntk = pd.Series([0.9, 0.8, 0.7, 0.6]), pd.Series([0.8, 0.8, 0.72, 0.5])
-    comparison = uci.compare(fixed, ntk)
+    comparison = statistics.compare(fixed, ntk)
     assert (comparison["higher"], comparison["same"], comparison["lower"]) == (2, 1, 1)
     np.testing.assert_allclose(comparison["wilcoxon_p"], stats.wilcoxon(fixed - ntk).pvalue)
     np.testing.assert_allclose(np.mean(comparison["mean_difference_95"]), (fixed - ntk).mean())
@@ -107,7 +107,7 @@ def test_comparison_counts_and_tests_the_pairs():
 
 def test_equal_methods_are_no_evidence():
     same = pd.Series([0.9, 0.8])
-    assert uci.compare(same, same)["wilcoxon_p"] == 1.0
+    assert statistics.compare(same, same)["wilcoxon_p"] == 1.0
 
 
 def test_two_classes_have_one_output_and_more_have_one_each():

@@ -1,0 +1,62 @@
+"""What the experiments say of numbers: paired comparisons over tables, intervals, slopes on log scales."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+LEVEL = 0.05
+
+
+def compare(score: pd.Series, other: pd.Series) -> dict[str, Any]:
+    """Paired comparison of two methods over tables: counts, mean difference with interval, Wilcoxon's signed-rank p."""
+    # Without rounding's share, which would be a difference where there is none.
+    difference = (score - other).round(12).to_numpy()
+    higher, lower = int(np.sum(difference > 0)), int(np.sum(difference < 0))
+    interval = None
+    if len(difference) > 1 and higher + lower:
+        margin = stats.sem(difference) * t_quantile(len(difference))
+        interval = [float(difference.mean() - margin), float(difference.mean() + margin)]
+    return {
+        "higher": higher,
+        "same": len(difference) - higher - lower,
+        "lower": lower,
+        "mean_difference": float(difference.mean()),
+        "median_difference": float(np.median(difference)),
+        "mean_difference_95": interval,
+        "wilcoxon_p": float(stats.wilcoxon(difference).pvalue) if higher + lower else 1.0,
+    }
+
+
+def in_words(comparison: dict[str, Any]) -> str:
+    """A comparison in one line."""
+    words = "{mean_difference:+.4f} on average".format(**comparison)
+    if bounds := comparison["mean_difference_95"]:
+        words += f" (95 % interval over tables {bounds[0]:+.4f} to {bounds[1]:+.4f})"
+    return words + ", higher on {higher}, the same on {same}, lower on {lower}, Wilcoxon p = {wilcoxon_p:.2g}".format(
+        **comparison
+    )
+
+
+def t_quantile(count: Any) -> Any:
+    """Half the width of a 95 % interval in standard errors of the mean of ``count`` values; NaN of fewer than two."""
+    return stats.t.ppf(1 - LEVEL / 2, np.asarray(count) - 1)
+
+
+def slope(sizes: Any, errors: Any) -> dict[str, float]:
+    """Slope of log error in log size with a 95 % interval, which takes three sizes; NaN where there are too few."""
+    sizes, errors = np.log(np.asarray(sizes, float)), np.log(np.asarray(errors, float))
+    if np.unique(sizes).size < 2:
+        return dict.fromkeys(("slope", "low", "high"), float("nan"))
+    fitted = stats.linregress(sizes, errors)
+    margin = stats.t.ppf(1 - LEVEL / 2, len(sizes) - 2) * fitted.stderr
+    return {"slope": float(fitted.slope), "low": float(fitted.slope - margin), "high": float(fitted.slope + margin)}
+
+
+def slope_in_words(fitted: dict[str, float]) -> str:
+    """A slope with its interval, where it has one."""
+    interval = f" ({fitted['low']:+.2f} to {fitted['high']:+.2f})" if np.isfinite(fitted["low"]) else ""
+    return f"{fitted['slope']:+.2f}{interval}"
