@@ -198,7 +198,10 @@ def sections(config: Config, rows: list[dict[str, Any]], summary: dict[str, Any]
 def _headline(kind: str, part: Mapping[str, Any]) -> str:
     ranks = ", ".join(f"{name} {rank:.2f}" for name, rank in part["average_rank"].items())
     difference = part["critical_difference"]
-    return f"Average ranks on {part['tables']} {kind} tables: {ranks} (critical difference {difference:.2f})."
+    words = f"Average ranks on {part['tables']} {kind} tables: {ranks} (critical difference {difference:.2f})."
+    if against := part["fixed_kernel_against"].get("NTK"):
+        words += f" The fixed kernel is higher than or the same as the NTK on {against['higher'] + against['same']}."
+    return words
 
 
 def _seconds(rows: list[dict[str, Any]], kind: str) -> pd.DataFrame:

@@ -72,6 +72,23 @@ def test_penalties_from_traces_make_scales_irrelevant(problem):
     assert_allclose(scales * other.kernel_weights, one.kernel_weights, atol=1e-4 * one.kernel_weights.max())
 
 
+def test_units_duplicates_and_nothing_to_learn(rng):
+    factor, y = rng.standard_normal((10, 3)), rng.standard_normal(10)
+    kernel = factor @ factor.T
+    apart = fx.solve_kernels(np.stack([1e12 * kernel, 1e-12 * np.eye(10)]), y, 1e4, tol=1e-9)
+    alone = fx.solve_kernels(1e12 * kernel[None], y, 1e4, tol=1e-9)
+    assert_allclose(apart.primal, alone.primal, rtol=1e-8)
+    single, several = (fx.solve_kernels(np.stack([kernel] * k), y, 0.1, tol=1e-9) for k in (1, 3))
+    assert_allclose(several.primal, single.primal, rtol=1e-8)
+    assert_allclose(several.kernel_weights.sum(), single.kernel_weights.sum(), rtol=1e-3)
+    with_zero = fx.solve_kernels(np.stack([kernel, np.zeros((10, 10))]), y, 0.1, tol=1e-9)
+    assert_allclose(with_zero.primal, single.primal, rtol=1e-8)
+    assert with_zero.kernel_weights[1] == 0
+    nothing = fx.solve_kernels(kernel[None], np.zeros(10), 0.1)
+    assert nothing.primal == 0
+    assert nothing.converged
+
+
 def test_above_the_largest_reg_nothing_is_left(problem):
     _, y, _, kernels = problem
     largest = jnp.sqrt(jnp.max(jnp.einsum("ic,kij,jc->k", y, kernels, y)))

@@ -232,10 +232,10 @@ def _solve(
         gap = (1 - scale) ** 2 * square + jnp.sum(jnp.maximum(shares, 0)) + excess
         return square + reg * jnp.sum(tau * norms) + excess, gap, images
 
-    def state_at(eta: Array, iterations: Array, stuck: Array) -> _State:
+    def state_at(eta: Array, iterations: Array) -> _State:
         value, solved, factor = value_at(eta)
         _, gap, images = certified(eta, solved)
-        return _State(eta, solved, images, factor, value, gap, iterations, stuck)
+        return _State(eta, solved, images, factor, value, gap, iterations, jnp.asarray(False))
 
     def step(state: _State) -> _State:
         eta = state.kernel_weights
@@ -265,17 +265,20 @@ def _solve(
 
         one = jnp.ones_like(reg)
         halvings, length, _ = lax.while_loop(too_long, halved, (jnp.asarray(0), one, value_at(moved(one))[0]))
-        following = state_at(moved(length), state.iterations + 1, halvings >= _HALVINGS)
-        # The gap decides what is better where rounding hides the change of J.
-        worse = following.stuck & ~(following.gap < state.gap)
-        kept = state._replace(iterations=following.iterations, stuck=following.stuck)
-        return jax.tree.map(lambda old, new: jnp.where(worse, old, new), kept, following)
+        failed = halvings >= _HALVINGS
+        # Where rounding hides how J changes, the whole step may still lower the gap.
+        following = state_at(moved(jnp.where(failed, one, length)), state.iterations + 1)
+        stuck = failed & ~(following.gap < state.gap)
+        return jax.tree.map(partial(jnp.where, stuck), state._replace(stuck=stuck), following)
 
     def unfinished(state: _State) -> Array:
         return (state.gap > tol * half_square) & (state.iterations < max_iter) & ~state.stuck
 
-    start = jnp.full(kernels.shape[0], 1.0, targets.dtype) / (kernels.shape[0] * tau**2)
-    state = lax.while_loop(unfinished, step, state_at(start, jnp.asarray(0), jnp.asarray(False)))
+    # Optimal for a single kernel that is a multiple of the identity, whatever the units of kernels and targets.
+    sizes = jnp.trace(kernels, axis1=1, axis2=2) / targets.shape[0]
+    scales = jnp.maximum(jnp.sqrt(2 * half_square * jnp.maximum(sizes, 0)) / tau, reg) / kernels.shape[0]
+    start = jnp.where(sizes > 0, scales / jnp.where(sizes > 0, sizes, 1.0), 0.0)
+    state = lax.while_loop(unfinished, step, state_at(start, jnp.asarray(0)))
     primal, gap, _ = certified(state.kernel_weights, state.dual_weights)
     relative_gap = gap / jnp.where(half_square > 0, half_square, 1.0)
     return KernelSolution(
