@@ -21,29 +21,32 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import jax.scipy.linalg as jsl
 from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
-from fixntk.convex import fista
+from fixntk._numerics import with_dtype
+from fixntk.convex import fista, newton_system
 from fixntk.convex.penalties import group_norms, shares_kept
 from fixntk.convex.program import ConvexProgram
-from fixntk.gram import as_numbers, masked_adjoint, masked_apply, select_masks
+from fixntk.gram import as_numbers, select_masks
 
 # First-order steps on all groups before anything else.
 _WARM_UP_STEPS = 20
 # First-order steps on a working set cost at most so many Newton steps before the next look at all groups.
 _ROUND_COST = 3.0
-# What an iteration and a Newton step cost beside their products, in operations.
-_STEP_OVERHEAD, _NEWTON_OVERHEAD = 4e6, 3e7
+# What a Newton step costs beside its products, in operations, and how much dearer those of its system are than those
+# of first-order steps: factorisations use the machine less well.
+_NEWTON_OVERHEAD, _SLOWNESS = 3e7, 2.0
 # A Newton step is expected to lower the logarithm of the gap by this much; first-order steps that do worse for their
 # cost give way.
-_NEWTON_PROGRESS = 0.35
-# Conjugate gradients in a Newton step: what they usually need, and where they stop.
-_USUAL_PRODUCTS, _MOST_PRODUCTS = 80, 400
+_NEWTON_PROGRESS = 0.28
+# Share of the active groups that may come or go in a round after which Newton follows.
+_SETTLED = 0.3
 # σ starts at this multiple of ‖W_p‖ / λ, which is what makes W_p and σ Z_p alike in size, and grows by the second.
-_FIRST_SIGMA, _GROWTH = 30.0, 5.0
-_SMALLEST_BUCKET = 16
+_FIRST_SIGMA, _GROWTH = 300.0, 5.0
+_SMALLEST_BUCKET = 8
+# Masks of so many entries are turned into numbers once a step.
+_MOST_NUMBERS = 2**25
 # Newton steps without a smaller gap after which rounding must be the reason: first-order steps bear it better.
 _PATIENCE = 15
 
@@ -64,6 +67,8 @@ class NewtonState(NamedTuple):
         (P, d, c) W of the augmented Lagrangian.
     theta, correlations
         (n, c) A and (P, d, c) Z.
+    residual
+        (n, c) that of prox(U).
     sigma
         σ.
     phase
@@ -71,6 +76,8 @@ class NewtonState(NamedTuple):
         as a last resort where rounding has stopped Newton.
     stalled
         Newton steps since the gap was last lowered.
+    fresh
+        Whether W has just changed, and A has not yet followed.
     """
 
     weights: Float[Array, "P d c"]
@@ -80,10 +87,12 @@ class NewtonState(NamedTuple):
     failed: Bool[Array, ""]
     multiplier: Float[Array, "P d c"]
     theta: Float[Array, "n c"]
+    residual: Float[Array, "n c"]
     correlations: Float[Array, "P d c"]
     sigma: Float[Array, ""]
     phase: Int[Array, ""]
     stalled: Int[Array, ""]
+    fresh: Bool[Array, ""]
 
     @property
     def kernel_weights(self) -> Float[Array, " P"]:
@@ -104,11 +113,14 @@ class _Prox(NamedTuple):
 
 
 def init(program: ConvexProgram, weights: Array) -> NewtonState:
-    """Start at rest from the given group weights, with the residual for A; with a Newton step unless they are zero."""
+    """Start at rest from the given group weights; with a Newton step unless they are zero.
+
+    A is the residual, scaled to be dual feasible (M7), so that no group that is zero is taken for active at once.
+    """
     fit = program.fit(program.fitted(weights))
     correlations = program.correlations(fit.residual)
     primal = program.primal_of(weights, fit)
-    gap = program.certificate(weights, fit, correlations).gap
+    gap, scale = program.certificate(weights, fit, correlations)
     norms = group_norms(weights)
     typical = jnp.sum(norms) / jnp.maximum(jnp.sum(norms > 0), 1)
     largest = jnp.maximum(jnp.max(group_norms(correlations)), jnp.finfo(program.x.dtype).tiny)
@@ -119,11 +131,13 @@ def init(program: ConvexProgram, weights: Array) -> NewtonState:
         objective=primal,
         failed=~jnp.isfinite(primal),
         multiplier=weights,
-        theta=fit.residual,
-        correlations=correlations,
+        theta=scale * fit.residual,
+        residual=fit.residual,
+        correlations=scale * correlations,
         sigma=jnp.where(typical > 0, _FIRST_SIGMA * typical / jnp.mean(program.thresholds), 1 / largest),
         phase=jnp.where(jnp.any(weights != 0), _NEWTON, _WARM_UP).astype(jnp.int32),
         stalled=jnp.zeros((), jnp.int32),
+        fresh=jnp.ones((), bool),
     )
 
 
@@ -133,20 +147,32 @@ def step(program: ConvexProgram, state: NewtonState) -> NewtonState:
 
 
 def _warm_up(program: ConvexProgram, state: NewtonState) -> NewtonState:
-    dense = program.with_masks(as_numbers(program.masks, program.num_gates, program.x.dtype))
-    first_order = lax.fori_loop(0, _WARM_UP_STEPS, lambda _, s: fista.step(dense, s), fista.init(dense, state.weights))
-    return init(program, first_order.weights)._replace(phase=jnp.full_like(state.phase, _WORKING_SETS))
+    single, weights = with_dtype((_with_numbers(program), state.weights), jnp.float32)
+    start = fista.init(single, weights)
+    first_order = lax.fori_loop(0, _WARM_UP_STEPS, lambda _, inner: fista.step(single, inner), start)
+    return _moved_to(program, state, first_order.weights)._replace(phase=jnp.full_like(state.phase, _WORKING_SETS))
+
+
+def _moved_to(program: ConvexProgram, state: NewtonState, weights: Array) -> NewtonState:
+    """At rest at weights found in single precision, unless its range did not suffice."""
+    moved = init(program, weights.astype(program.x.dtype))
+    is_lower = moved.primal < state.primal
+    return jax.tree.map(lambda new, old: jnp.where(is_lower, new, old), moved, state)
 
 
 def _round(program: ConvexProgram, state: NewtonState) -> NewtonState:
-    """A round on a working set. Newton's turn next if it made too little progress for what it cost.
+    """A round on a working set. Newton's turn next if that made too little progress for its cost, or has settled.
 
+    Settled is where few groups have come or gone: near the solution Newton is fast.
     After Newton the last resort: the end where the gap is no smaller.
     """
     moved, cost = _working_set_round(program, state)
     progress = jnp.log(state.gap / jnp.maximum(moved.gap, jnp.finfo(program.x.dtype).tiny))
     is_last, better = state.phase == _LAST, moved.gap < state.gap
-    phase = jnp.where(progress < _NEWTON_PROGRESS * cost, _NEWTON, _WORKING_SETS).astype(jnp.int32)
+    were, are = group_norms(state.weights) > 0, group_norms(moved.weights) > 0
+    settled = jnp.sum(were != are) < _SETTLED * jnp.sum(were)
+    newton_next = settled | (progress < _NEWTON_PROGRESS * cost)
+    phase = jnp.where(newton_next, _NEWTON, _WORKING_SETS).astype(jnp.int32)
     moved = moved._replace(phase=jnp.where(is_last, _LAST, phase), failed=is_last & ~better)
     kept = state._replace(failed=moved.failed)
     return jax.tree.map(lambda new, old: jnp.where(is_last & ~better, old, new), moved, kept)
@@ -162,8 +188,8 @@ def _working_set_round(program: ConvexProgram, state: NewtonState) -> tuple[Newt
 
     def run(bucket: int) -> tuple[Array, Array]:
         _, chosen = lax.top_k(nearness, bucket)
-        part = program.with_masks(select_masks(program.masks, chosen).astype(program.x.dtype), chosen)
-        each = _pass_flops(program, bucket)
+        part = program.with_masks(select_masks(program.masks, chosen).astype(jnp.float32), chosen)
+        each = newton_system.pass_flops(program, bucket)
         newton = _newton_flops(program, bucket // 2)
         most = max(50, int(_ROUND_COST * newton / each))
 
@@ -171,24 +197,39 @@ def _working_set_round(program: ConvexProgram, state: NewtonState) -> tuple[Newt
             made, inner = carry
             return (made < most) & (inner.gap > 0.1 * state.gap)
 
-        start = (jnp.asarray(0), fista.init(part, state.weights[chosen]))
+        part, weights = with_dtype((part, state.weights[chosen]), jnp.float32)
+        start = (jnp.asarray(0), fista.init(part, weights))
         made, inner = lax.while_loop(unfinished, lambda c: (c[0] + 1, fista.step(part, c[1])), start)
-        return jnp.zeros_like(state.weights).at[chosen].set(inner.weights), made * (each / newton)
+        return jnp.zeros(program.group_shape, jnp.float32).at[chosen].set(inner.weights), made * (each / newton)
 
     weights, cost = _in_bucket(jnp.minimum(2 * jnp.sum(norms > 0), program.num_gates), program.num_gates, run)
-    return init(program, weights), cost
+    return _moved_to(program, state, weights), cost
+
+
+def _with_numbers(program: ConvexProgram) -> ConvexProgram:
+    """The program with masks as numbers, so that they are not turned into such for each product, if these are few."""
+    if program.x.shape[0] * program.num_gates > _MOST_NUMBERS:
+        return program
+    return program.with_masks(as_numbers(program.masks, program.num_gates, program.x.dtype))
 
 
 def _newton_step(program: ConvexProgram, state: NewtonState) -> NewtonState:
-    shifted = state.multiplier + state.sigma * state.correlations
+    program = _with_numbers(program)
+    expected = jnp.where(state.fresh, _subgradients(program, state), state.correlations)
+    shifted = state.multiplier + state.sigma * expected
     prox = _shrunk(program, shifted, state.sigma)
-    slope = state.theta - program.fit(program.fitted(prox.weights)).residual
+
+    def residual_ahead() -> Array:
+        change = state.sigma * _derivative(shifted, prox, state.correlations - expected)
+        return program.fit(program.fitted(prox.weights + change)).residual
+
+    slope = state.theta - lax.cond(state.fresh, residual_ahead, lambda: state.residual)
     direction = _direction(program, state.sigma, shifted, prox, slope)
     # Where I + σ K(c) is indefinite by rounding, a smaller σ makes it definite again.
     broken = ~jnp.all(jnp.isfinite(direction))
     direction = jnp.where(broken, 0.0, direction)
     along = program.correlations(direction)
-    length = _step_length(program, state, shifted, slope, direction, along)
+    length = _step_length(program, state, slope, direction, along)
 
     theta = state.theta + length * direction
     correlations = state.correlations + length * along
@@ -205,7 +246,11 @@ def _newton_step(program: ConvexProgram, state: NewtonState) -> NewtonState:
     better = gap < state.gap
     stalled = jnp.where(better, 0, state.stalled + 1)
     change = jnp.clip(moved / rounding, 1 / _GROWTH, _GROWTH)
-    grown = jnp.where(solved & ~broken, jnp.minimum(change * state.sigma, _largest_sigma(program, prox)), state.sigma)
+    grown = jnp.where(
+        solved & ~broken,
+        jnp.minimum(change * state.sigma, newton_system.largest_sigma(program, prox.kept)),
+        state.sigma,
+    )
     return NewtonState(
         weights=jnp.where(better, prox.weights, state.weights),
         primal=jnp.where(better, primal, state.primal),
@@ -214,11 +259,28 @@ def _newton_step(program: ConvexProgram, state: NewtonState) -> NewtonState:
         failed=state.failed,
         multiplier=jnp.where(solved, prox.weights, state.multiplier),
         theta=theta,
+        residual=fit.residual,
         correlations=correlations,
         sigma=jnp.where(broken, state.sigma / _GROWTH, grown),
         phase=jnp.where(stalled > _PATIENCE, _LAST, state.phase),
         stalled=stalled,
+        fresh=solved & ~broken,
     )
+
+
+def _subgradients(program: ConvexProgram, state: NewtonState) -> Array:
+    """What Z would be if W were the solution: the penalty's gradient where W_p is not zero, Z where it is."""
+    norms = group_norms(state.multiplier)
+    ridge = 0.0 if program.ridge is None else program.ridge
+    factors = program.thresholds / jnp.where(norms > 0, norms, 1.0) + ridge
+    return jnp.where((norms > 0)[:, None, None], factors[:, None, None] * state.multiplier, state.correlations)
+
+
+def _derivative(shifted: Array, prox: _Prox, change: Array) -> Array:
+    """Derivative of prox at U along a change of it."""
+    units = shifted / jnp.where(prox.norms > 0, prox.norms, 1.0)[:, None, None]
+    along = jnp.sum(units * change, axis=(1, 2), keepdims=True)
+    return prox.kept[:, None, None] * change + (prox.along - prox.kept)[:, None, None] * along * units
 
 
 def _shrunk(program: ConvexProgram, shifted: Array, sigma: Array) -> _Prox:
@@ -233,17 +295,10 @@ def _rounding(program: ConvexProgram) -> Array:
     return jnp.finfo(program.x.dtype).eps * jnp.mean(program.thresholds) * jnp.sqrt(jnp.sum(program.x**2))
 
 
-def _largest_sigma(program: ConvexProgram, prox: _Prox) -> Array:
-    """σ beyond which I + σ K(c) cannot be factorised in this dtype."""
-    largest = jnp.sum(program.x**2) * jnp.sum(prox.kept) / program.x.shape[0]
-    return 0.01 / (jnp.finfo(program.x.dtype).eps * jnp.maximum(largest, jnp.finfo(program.x.dtype).tiny))
-
-
-def _step_length(
-    program: ConvexProgram, state: NewtonState, shifted: Array, slope: Array, direction: Array, along: Array
-) -> Array:
+def _step_length(program: ConvexProgram, state: NewtonState, slope: Array, direction: Array, along: Array) -> Array:
     """Armijo's rule by halving. φ along the direction needs inner products of groups alone, no product with masks."""
     sigma, threshold = state.sigma, state.sigma * program.thresholds
+    shifted = state.multiplier + sigma * state.correlations
     share = program.ridge_share(sigma)
     quadratic = 0.5 * jnp.sum(direction**2)
     linear = jnp.sum((state.theta - program.targets) * direction)
@@ -281,130 +336,21 @@ def _direction(program: ConvexProgram, sigma: Array, shifted: Array, prox: _Prox
         chosen = jnp.nonzero(active, size=bucket, fill_value=0)[0]
         present = (jnp.arange(bucket) < count).astype(program.x.dtype)
         masks = present * select_masks(program.masks, chosen)
-        kept, along = prox.kept[chosen], prox.along[chosen]
+        kept, along = present * prox.kept[chosen], present * prox.along[chosen]
         norms = prox.norms[chosen]
         units = shifted[chosen] / jnp.where(norms > 0, norms, 1.0)[:, None, None]
         rays = _einsum("nd,pdc->npc", program.x, units) * masks[:, :, None]
-        solver, _ = min(_SOLVERS, key=lambda entry: entry[1](program, bucket))
-        return -solver(program, sigma, _Active(masks, kept, along, units, rays), slope) / sigma
+        groups = newton_system.Active(masks, kept, along, units, rays)
+        return -newton_system.inverse(program, sigma, groups)(slope) / sigma
 
     return _in_bucket(count, program.num_gates, solve)
-
-
-class _Active(NamedTuple):
-    """The active groups, padded to a bucket: masks (n, B) as numbers, shares, units u_p, and rays D_p X u_p."""
-
-    masks: Array
-    kept: Array
-    along: Array
-    units: Array
-    rays: Array
-
-
-def _by_rows(program: ConvexProgram, sigma: Array, active: _Active, slope: Array) -> Array:
-    """(H/σ)⁻¹∇φ by a Cholesky factorisation of its n c rows."""
-    num_rows, num_outputs = slope.shape
-    masks, kept = active.masks, active.kept
-    kernel = _einsum("np,mp->nm", masks * kept, masks) * _einsum("nd,md->nm", program.x, program.x)
-    matrix = jnp.kron(kernel, jnp.eye(num_outputs, dtype=kernel.dtype)) if num_outputs > 1 else kernel
-    rays = active.rays.swapaxes(1, 2).reshape(num_rows * num_outputs, -1)
-    matrix += _einsum("ip,jp->ij", rays * (active.along - kept), rays)
-
-    def centred(matrix: Array) -> Array:
-        return program.centred(matrix.reshape(num_rows, -1)).reshape(matrix.shape)
-
-    if program.column is not None:
-        matrix = centred(centred(matrix).T)
-    return _solve_shifted(matrix, 1 / sigma, slope.reshape(-1)).reshape(slope.shape)
-
-
-def _by_features(program: ConvexProgram, sigma: Array, active: _Active, slope: Array) -> Array:
-    """(H/σ)⁻¹∇φ by a Cholesky factorisation of as many rows as the active groups have features (Woodbury).
-
-    H/σ = I/σ + V Vᵀ, where V has the blocks D_p X (√c_p I + (√a_p − √c_p) u_p u_pᵀ), a_p the derivative along
-    u_p = U_p / ‖U_p‖.
-    """
-    num_rows, num_outputs = slope.shape
-    root, rest = jnp.sqrt(active.kept), jnp.sqrt(active.along) - jnp.sqrt(active.kept)
-    features = _einsum("np,nd,ck->ncpdk", active.masks * root, program.x, jnp.eye(num_outputs, dtype=slope.dtype))
-    features += _einsum("npc,pdk->ncpdk", active.rays * rest[:, None], active.units)
-    features = program.centred(features).reshape(num_rows * num_outputs, -1)
-    inner = _einsum("if,ig->fg", features, features)
-
-    def solve(right: Array) -> Array:
-        return sigma * (
-            right - _einsum("if,f->i", features, _solve_shifted(inner, 1 / sigma, _einsum("if,i->f", features, right)))
-        )
-
-    right = slope.reshape(-1)
-    first = solve(right)
-    remainder = right - first / sigma - _einsum("if,jf,j->i", features, features, first)
-    return (first + solve(remainder)).reshape(slope.shape)
-
-
-def _by_products(program: ConvexProgram, sigma: Array, active: _Active, slope: Array) -> Array:
-    """(H/σ)⁻¹∇φ by conjugate gradients, to a tenth of a per cent.
-
-    Half of every mask is common to all: Σ_p c_p D_p X Xᵀ D_p is near a X Xᵀ, with a the sum of c_p times the squared
-    share of ones. That part, which has the largest eigenvalues, and a multiple of I precondition.
-    """
-    masks, kept, units = active.masks, active.kept, active.units
-    shares = jnp.mean(masks, axis=0)
-    common = jnp.sum(kept * shares**2)
-    rest = jnp.sum(kept * shares * (1 - shares)) * jnp.sum(program.x**2) / program.x.shape[0] ** 2
-    shift = 1 / sigma + rest * program.x.shape[1]
-    inner = _einsum("nd,ne->de", program.x, program.x) + jnp.eye(program.x.shape[1]) * (shift / common)
-    factor = jsl.cho_factor(inner)
-
-    def precondition(right: Array) -> Array:
-        return program.centred(right - program.x @ jsl.cho_solve(factor, program.x.T @ right)) / shift
-
-    def product(vector: Array) -> Array:
-        correlations = masked_adjoint(masks, program.x, vector, masks.shape[1])
-        along = jnp.sum(units * correlations, axis=(1, 2), keepdims=True)
-        groups = kept[:, None, None] * correlations + (active.along - kept)[:, None, None] * along * units
-        return vector / sigma + program.centred(masked_apply(masks, program.x, groups))
-
-    return jax.scipy.sparse.linalg.cg(product, slope, tol=1e-3, maxiter=_MOST_PRODUCTS, M=precondition)[0]
-
-
-def _solve_shifted(matrix: Array, shift: Array, right: Array) -> Array:
-    """(matrix + shift I)⁻¹ right; NaN where rounding has made that indefinite."""
-    diagonal = jnp.arange(matrix.shape[0])
-    lower = jnp.linalg.cholesky(matrix.at[diagonal, diagonal].add(shift), symmetrize_input=False)
-    return jsl.cho_solve((lower, True), right)
-
-
-def _row_flops(program: ConvexProgram, bucket: int) -> float:
-    """Operations of :func:`_by_rows`; an entry of the matrix is passed over some thirty times."""
-    rows = float(program.targets.size)
-    return rows**3 / 3 + rows**2 * (4 * bucket + 30)
-
-
-def _feature_flops(program: ConvexProgram, bucket: int) -> float:
-    """Operations of :func:`_by_features`."""
-    rows, features = float(program.targets.size), float(bucket * program.group_shape[1] * program.group_shape[2])
-    return 2 * rows * features**2 + features**3 / 3 + 30 * rows * features
-
-
-def _pass_flops(program: ConvexProgram, bucket: int) -> float:
-    """Operations of a product with the masks of so many groups, forth and back, and what goes with it."""
-    return 4.0 * program.targets.size * bucket * program.x.shape[1] + _STEP_OVERHEAD
-
-
-def _product_flops(program: ConvexProgram, bucket: int) -> float:
-    """Operations of :func:`_by_products` with as many products as it takes in the middle of a solution."""
-    return _USUAL_PRODUCTS * _pass_flops(program, bucket)
-
-
-_SOLVERS = ((_by_rows, _row_flops), (_by_features, _feature_flops), (_by_products, _product_flops))
 
 
 def _newton_flops(program: ConvexProgram, bucket: int) -> float:
     """Operations of a Newton step with so many active groups: the direction, and four products with all masks."""
     num_gates, num_features, _ = program.group_shape
     products = 8.0 * program.targets.size * num_gates * num_features
-    return min(flops(program, bucket) for _, flops in _SOLVERS) + products + _NEWTON_OVERHEAD
+    return _SLOWNESS * newton_system.flops(program, bucket) + products + _NEWTON_OVERHEAD
 
 
 def _in_bucket(count: Array, num_gates: int, run: Callable[[int], Any]) -> Any:

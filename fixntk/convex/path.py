@@ -195,9 +195,10 @@ def _solve_at(program: ConvexProgram, start: Array, sizes: Array | None, method:
 
 @jax.jit
 def _continued(weights: Array, before: Array, share: Array) -> Array:
-    """Where groups that were active twice go if they go on in λ as they did; a third fewer Newton steps from there."""
+    """Where groups that were active twice go if they go on in λ as they did; zero where that is past zero."""
     were_active = (group_norms(weights) > 0) & (group_norms(before) > 0)
-    return weights + share * were_active[:, None, None] * (weights - before)
+    ahead = weights + share * were_active[:, None, None] * (weights - before)
+    return jnp.where(jnp.sum(ahead * weights, axis=(1, 2), keepdims=True) > 0, ahead, 0.0)
 
 
 @jax.jit

@@ -222,6 +222,10 @@ class ConvexProgram:
             weights = weights[chosen]
         return self._replaced(masks=masks, num_gates=masks.shape[1], penalty_weights=weights)
 
+    def with_inputs(self, x: Array) -> ConvexProgram:
+        """The program of other inputs of the same shape, unchecked."""
+        return self._replaced(x=x)
+
     def with_reg(self, reg: ArrayLike) -> ConvexProgram:
         """The program at another λ, unchecked."""
         return self._replaced(reg=jnp.asarray(reg, self.x.dtype))
