@@ -129,21 +129,33 @@ def _outputs(network: Any, parameters: Any, x: jax.Array) -> jax.Array:
 
 
 def summarise(_: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Mean alignments at the end of each kernel's path."""
+    """Mean alignments at the end of each kernel's path, and at the best step of the reweighting."""
     frame = _ends(rows)
     means = {
         problem: frame.loc[problem].to_dict("index") for problem in frame.index.get_level_values("problem").unique()
     }
+    best = {problem: _best_step(rows, problem) for problem in means}
     first = next(iter(means))
+    ends = {kernel: means[first][kernel]["test"] for kernel in ("NTK", "optimum", "trained ReLU")}
     return {
         "headline": (
-            f"On the {first.replace('_', ' ')} the optimum's kernel has an alignment of "
-            f"{means[first]['optimum']['test']:.2f} with the targets on fresh data, the NTK of "
-            f"{means[first]['NTK']['test']:.2f}, the trained ReLU network's NTK of "
-            f"{means[first]['trained ReLU']['test']:.2f}."
+            f"Alignment with the targets on fresh data, {first.replace('_', ' ')}: NTK {ends['NTK']:.2f}, reweighted "
+            f"{best[first]['test']:.2f} after {best[first]['step']} steps and {ends['optimum']:.2f} at the optimum, "
+            f"NTK of the trained ReLU network {ends['trained ReLU']:.2f}."
         ),
         "alignment": means,
+        "best_of_reweighting": best,
     }
+
+
+def _best_step(rows: list[dict[str, Any]], problem: str) -> dict[str, Any]:
+    """The reweighting step whose mean alignment on fresh data is largest."""
+    frame = pd.DataFrame(rows)
+    part = frame[(frame["problem"] == problem) & (frame["kernel"] == "reweighted")]
+    path = part.groupby("step")[["training", "test"]].mean()
+    position = int(path["test"].to_numpy().argmax())
+    at = {side: float(path[side].to_numpy()[position]) for side in ("training", "test")}
+    return {"step": int(path.index.to_numpy()[position]), **at}
 
 
 def _ends(rows: list[dict[str, Any]]) -> pd.DataFrame:

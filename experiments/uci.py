@@ -25,6 +25,9 @@ from fixntk.report import Section, new_figure
 
 Positive = Annotated[int, Field(ge=1)]
 
+# The methods whose accuracies are drawn for each table.
+_SHOWN = {"ntk": "NTK", "sampled_ntk": "NTK of the sampled gates", "fixed": "fixed kernel", "optimum": "optimum"}
+
 # What float32 may take from a bound.
 _ROUNDING = 1e-5
 
@@ -262,7 +265,8 @@ def sections(config: Config, rows: list[dict[str, Any]], summary: dict[str, Any]
         f"{config.tol:g}; the optimum is that of the same program, to a relative gap of {config.optimum_tol:g}. "
         "Seconds are medians; the first split of a shape also compiles."
     )
-    found.append(Section("Every table", note, table=table))
+    caption = "Test accuracy on every split (points) and its mean (bars), each table with an axis of its own."
+    found.append(Section("Every table", note, table=table, figures=(("tables", _every_table(rows), caption),)))
     return found
 
 
@@ -428,6 +432,30 @@ def _differences(table: pd.DataFrame) -> Figure:
     axes.set_yticks(places, ordered.index, fontsize=8)
     axes.set(xlabel="test accuracy, fixed − NTK", ylim=(-1, len(ordered)))
     axes.grid(axis="y", visible=False)
+    return figure
+
+
+def _every_table(rows: list[dict[str, Any]]) -> Figure:
+    frame = pd.DataFrame(rows)
+    tables = list(frame["table"].unique())
+    columns = min(6, len(tables))
+    height = -(-len(tables) // columns)
+    figure = new_figure(1.6 * columns + 0.4, 1.35 * height + 0.3)
+    grid = np.ravel(figure.subplots(height, columns, squeeze=False))
+    for axes, table in zip(grid, tables, strict=False):
+        part = frame[frame["table"] == table]
+        for place, method in enumerate(_SHOWN):
+            accuracy = part.loc[part["method"] == method, "accuracy"].to_numpy()
+            spread = np.linspace(-0.22, 0.22, accuracy.size) if accuracy.size > 1 else np.zeros(1)
+            axes.plot(place + spread, accuracy, ".", markersize=3, alpha=0.5, color=f"C{place}")
+            ends, mean = [place - 0.35, place + 0.35], accuracy.mean()
+            axes.plot(ends, [mean, mean], color=f"C{place}", linewidth=2, label=_SHOWN[method])
+        axes.set_title(table, fontsize=8, pad=2)
+        axes.tick_params(labelsize=6)
+        axes.set_xticks([])
+    for axes in grid[len(tables) :]:
+        axes.set_visible(False)
+    figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(_SHOWN), fontsize=8)
     return figure
 
 
