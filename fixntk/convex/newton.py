@@ -42,13 +42,14 @@ _NEWTON_OVERHEAD, _SLOWNESS = 3e7, 2.0
 _NEWTON_PROGRESS = 0.28
 # Share of the active groups that may come or go in a round after which Newton follows.
 _SETTLED = 0.3
-# σ starts at this multiple of ‖W_p‖ / λ, which is what makes W_p and σ Z_p alike in size, and grows by the second.
-_FIRST_SIGMA, _GROWTH = 300.0, 5.0
+# σ starts at this multiple of ‖W_p‖ / λ, which is what makes W_p and σ Z_p alike in size, at up to the second one where
+# the start is good, with a gap of a few per cent of the objective or less, and grows by the third.
+_FIRST_SIGMA, _LARGER_SIGMA, _GROWTH = 100.0, 300.0, 5.0
 _SMALLEST_BUCKET = 8
 # Masks of so many entries are turned into numbers once a step.
 _MOST_NUMBERS = 2**25
 # Newton steps without a smaller gap after which rounding must be the reason: first-order steps bear it better.
-_PATIENCE = 15
+_PATIENCE = 25
 
 # Phases, in the order of the branches in `step`.
 _WARM_UP, _NEWTON, _WORKING_SETS, _LAST = range(4)
@@ -123,7 +124,9 @@ def init(program: ConvexProgram, weights: Array) -> NewtonState:
     gap, scale = program.certificate(weights, fit, correlations)
     norms = group_norms(weights)
     typical = jnp.sum(norms) / jnp.maximum(jnp.sum(norms > 0), 1)
-    largest = jnp.maximum(jnp.max(group_norms(correlations)), jnp.finfo(program.x.dtype).tiny)
+    tiny = jnp.finfo(program.x.dtype).tiny
+    largest = jnp.maximum(jnp.max(group_norms(correlations)), tiny)
+    multiple = jnp.clip(3 * primal / jnp.maximum(gap, tiny), _FIRST_SIGMA, _LARGER_SIGMA)
     return NewtonState(
         weights=weights,
         primal=primal,
@@ -134,7 +137,7 @@ def init(program: ConvexProgram, weights: Array) -> NewtonState:
         theta=scale * fit.residual,
         residual=fit.residual,
         correlations=scale * correlations,
-        sigma=jnp.where(typical > 0, _FIRST_SIGMA * typical / jnp.mean(program.thresholds), 1 / largest),
+        sigma=jnp.where(typical > 0, multiple * typical / jnp.mean(program.thresholds), 1 / largest),
         phase=jnp.where(jnp.any(weights != 0), _NEWTON, _WARM_UP).astype(jnp.int32),
         stalled=jnp.zeros((), jnp.int32),
         fresh=jnp.ones((), bool),
@@ -360,8 +363,11 @@ def _in_bucket(count: Array, num_gates: int, run: Callable[[int], Any]) -> Any:
 
 
 def _buckets(num_gates: int) -> list[int]:
-    """Sizes to which active groups are padded: each twice the one before, the last all gates."""
-    sizes, size = [], _SMALLEST_BUCKET
+    """Sizes to which active groups are padded: each twice the one before, the last all gates.
+
+    Each is compiled; few gates have one alone.
+    """
+    sizes, size = [], _SMALLEST_BUCKET if num_gates > 4 * _SMALLEST_BUCKET else num_gates
     while size < num_gates:
         sizes.append(size)
         size *= 2
