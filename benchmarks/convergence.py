@@ -97,6 +97,8 @@ def scaling() -> None:
             slope = np.polyfit(np.log(sizes), np.log(seconds), 1)[0]
             axis.plot(sizes, seconds, "o-", label=f"{method}, slope {slope:.2f}")
             print(f"{method} by {symbol}: {dict(zip(sizes, np.round(seconds, 4), strict=True))}, slope {slope:.2f}")
+        flops = seconds[0] * np.asarray(sizes) / sizes[0]
+        axis.plot(sizes, flops, "--", color="0.5", label="operations of a product, slope 1")
         axis.set(xscale="log", yscale="log", xlabel=symbol, xticks=sizes, xticklabels=sizes)
         axis.minorticks_off()
         axis.legend()

@@ -12,12 +12,13 @@ NUM_NEURONS = 5
 
 
 class Problem(NamedTuple):
-    """Inputs (n, d), targets (n,), masks (n, P) and λ."""
+    """Inputs (n, d), targets (n,), masks (n, P), λ, and the gates (P, d) of the masks."""
 
     x: np.ndarray
     y: np.ndarray
     masks: np.ndarray
     reg: float
+    gates: np.ndarray
 
 
 def make(kind: str, size: str, share: float) -> Problem:
@@ -30,15 +31,17 @@ def make(kind: str, size: str, share: float) -> Problem:
     rng = np.random.default_rng(0)
     x = rng.standard_normal((num_rows, num_features))
     if kind == "planted":
-        masks = x @ rng.standard_normal((num_features, num_gates)) >= 0
+        gates = rng.standard_normal((num_features, num_gates)).T
+        masks = x @ gates.T >= 0
         outputs = np.sum(masks[:, :NUM_NEURONS] * (x @ rng.standard_normal((num_features, NUM_NEURONS))), axis=1)
         y = outputs / outputs.std() + 0.1 * rng.standard_normal(num_rows)
     else:
         neurons = rng.standard_normal((NUM_NEURONS, num_features)), rng.standard_normal((NUM_NEURONS, num_features))
         y = np.sum((x @ neurons[0].T >= 0) * (x @ neurons[1].T), axis=1) + 0.1 * rng.standard_normal(num_rows)
-        masks = x @ rng.standard_normal((num_gates, num_features)).T >= 0
+        gates = rng.standard_normal((num_gates, num_features))
+        masks = x @ gates.T >= 0
     y = (y - y.mean()) / y.std()
-    return Problem(x, y, masks, share * largest_correlation(x, y, masks))
+    return Problem(x, y, masks, share * largest_correlation(x, y, masks), gates)
 
 
 def largest_correlation(x: np.ndarray, residual: np.ndarray, masks: np.ndarray) -> float:
@@ -48,7 +51,7 @@ def largest_correlation(x: np.ndarray, residual: np.ndarray, masks: np.ndarray) 
 
 def relative_gap(problem: Problem, weights: np.ndarray) -> float:
     """Duality gap of (P, d) weights over ½‖Y‖², from nothing but the weights."""
-    x, y, masks, reg = problem
+    x, y, masks, reg, _ = problem
     residual = y - np.sum((masks.astype(float) @ weights) * x, axis=1)
     primal = 0.5 * residual @ residual + reg * np.linalg.norm(weights, axis=1).sum()
     theta = residual * min(1.0, reg / largest_correlation(x, residual, masks))

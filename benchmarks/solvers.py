@@ -1,11 +1,13 @@
 """Solvers of the convex program side by side: seconds to a relative gap of 1e-4, 1e-6 and 1e-8, and peak memory.
 
-Contestants: fixntk's Newton and FISTA, celer, skglm, and CVXPY with Clarabel on the small problems. One certificate,
+Contestants: fixntk's Newton and FISTA, celer, skglm, CVXPY with Clarabel on the small problems, and scnn's R-FISTA
+where ``--scnn`` names a Python that has it (`pip install torch linalg_backends tqdm cvxpy scikit-learn`, then `pip
+install --no-deps pyscnn`, in an environment of its own). One certificate,
 `problems.relative_gap`, judges the weights that each returns. A solver that stops by a rule of its own is run with a
 ladder of tolerances, and the fastest run within the gap counts. Each contestant has a process of its own for each
 problem; the dense design that peers need is built before the clock starts. float64.
 
-Run with `python benchmarks/solvers.py [--problems teacher-M ...] [--limit SECONDS]`.
+Run with `python benchmarks/solvers.py [--problems teacher-M ...] [--limit SECONDS] [--scnn PYTHON]`.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ def main() -> None:
     parser.add_argument("--problems", nargs="+", default=list(PROBLEMS), choices=list(PROBLEMS))
     parser.add_argument("--solvers", nargs="+", default=list(SOLVERS), choices=list(SOLVERS))
     parser.add_argument("--limit", type=float, default=60.0, help="seconds that a solver has for all of its runs")
+    parser.add_argument("--scnn", metavar="PYTHON", help="a Python that has scnn")
     parser.add_argument("--worker", nargs=3, metavar=("SOLVER", "PROBLEM", "SHARE"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
@@ -47,7 +50,10 @@ def main() -> None:
             for solver in arguments.solvers:
                 if solver.startswith("CVXPY") and not problem.endswith("S"):
                     continue
-                result = run(solver, problem, share, arguments.limit)
+                if solver.startswith("scnn") and arguments.scnn is None:
+                    continue
+                python = arguments.scnn if solver.startswith("scnn") else sys.executable
+                result = run(python, solver, problem, share, arguments.limit)
                 best[solver] = result["seconds"]
                 times = "  ".join(
                     f"{s:8.3f}" if s < np.inf else f"  >{arguments.limit:5.0f}" for s in result["seconds"]
@@ -61,9 +67,9 @@ def main() -> None:
                 print(f"  best peer / fixntk newton at 1e-6: {more}{ratio:.2f}", flush=True)
 
 
-def run(solver: str, problem: str, share: float, limit: float) -> dict:
+def run(python: str, solver: str, problem: str, share: float, limit: float) -> dict:
     """Run a contestant in a process of its own, as far as it gets in ``limit`` seconds after its first run."""
-    command = [sys.executable, __file__, "--worker", solver, problem, str(share)]
+    command = [python, __file__, "--worker", solver, problem, str(share)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     seconds, cold, peak = [np.inf] * len(GAPS), np.inf, 0.0
     try:
@@ -125,7 +131,7 @@ def fixntk(method: str) -> Callable:
         import fixntk as fx
 
         warnings.simplefilter("ignore", fx.ConvergenceWarning)
-        program = fx.ConvexProgram(*problem)
+        program = fx.ConvexProgram(*problem[:4])
 
         def attempt(tolerance: float) -> np.ndarray:
             solution = fx.solve(program, method=method, tol=tolerance)
@@ -184,6 +190,32 @@ def skglm(problem: Problem) -> tuple[Callable, list[float]]:
     return attempt, [problem.reg / n * factor for factor in (1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 1e-4, 1e-5, 1e-6)]
 
 
+def scnn(problem: Problem) -> tuple[Callable, list[float]]:
+    from scnn.metrics import Metrics
+    from scnn.models import ConvexGatedReLU
+    from scnn.optimize import optimize_model
+    from scnn.regularizers import NeuronGL1
+    from scnn.solvers import RFISTA
+
+    n = problem.x.shape[0]
+
+    def attempt(tolerance: float) -> np.ndarray:
+        model = ConvexGatedReLU(problem.gates.T.copy())
+        solver = RFISTA(model, max_iters=20_000, tol=tolerance)
+        penalty = NeuronGL1(problem.reg / n)
+        options = {"regularizer": penalty, "return_convex": True, "unitize_data": False, "dtype": "float64"}
+        fitted, _ = optimize_model(model, solver, Metrics(), problem.x, problem.y[:, None], **options)
+        # It sorts the gates by their masks.
+        order = {column.tobytes(): p for p, column in enumerate(problem.masks.T)}
+        weights = np.zeros((problem.masks.shape[1], problem.x.shape[1]))
+        places = [order[column.tobytes()] for column in (problem.x @ fitted.G >= 0).T]
+        weights[places] = fitted.parameters[0][0]
+        return weights
+
+    # Squared lengths of a subgradient.
+    return attempt, [1e-6, 1e-7, 1e-8, 1e-9, 1e-10, 1e-11, 1e-12, 1e-13, 1e-14]
+
+
 def clarabel(problem: Problem) -> tuple[Callable, list[float]]:
     import cvxpy
 
@@ -205,6 +237,7 @@ SOLVERS: dict[str, Callable] = {
     "fixntk fista": fixntk("fista"),
     "celer": celer,
     "skglm": skglm,
+    "scnn R-FISTA": scnn,
     "CVXPY + Clarabel": clarabel,
 }
 
