@@ -113,6 +113,9 @@ def sections(config: BaseModel, rows: list[dict[str, Any]], summary: dict[str, A
     for name, (module, part) in _chosen(config).items():
         if name in summary:
             first, *others = module.sections(part, _rows_of(name, rows), summary[name])
-            alone = f"`fixntk run configs/{name}.yaml` runs this part alone, with the settings in that file."
+            alone = (
+                f"Made by `fixntk run configs/paper.yaml`; `fixntk run configs/{name}.yaml` runs this part alone, with "
+                "the settings in that file."
+            )
             found += [replace(first, text=f"{first.text}\n\n{alone}"), *others]
     return found

@@ -53,7 +53,7 @@ class Config(BaseModel):
     seed: Annotated[int, Field(ge=0)] = 0
     reg_share: Annotated[float, Field(gt=0, lt=1)] = 0.01
     irls_steps: Positive = 100
-    shown_steps: tuple[Positive, ...] = (1, 3, 10)
+    shown_steps: tuple[Positive, ...] = (1, 2, 3, 5, 10, 30, 100)
     width: Positive = 40
     num_networks: Positive = 8
     num_steps: Positive = 20_000
@@ -180,9 +180,11 @@ def sections(config: Config, rows: list[dict[str, Any]], summary: dict[str, Any]
         "programs and by training (right). Between the points a gated network's function depends on which gates stand "
         "for the arrangements, its values at the points do not.",
     )
-    table = pd.DataFrame(
-        {"function": [row["function"] for row in rows], "objective": [row["objective"] for row in rows]}
-    )
+    objectives = {row["function"]: row["objective"] for row in rows}
+    best = next(row for row in rows if row["function"] == "optimum")
+    if best["cvxpy"] is not None:
+        objectives["optimum by CVXPY"] = best["cvxpy"]
+    table = pd.DataFrame({"function": list(objectives), "objective": list(objectives.values())})
     return [Section("Five points on a line", text, table=table, figures=(path, functions))]
 
 
@@ -210,10 +212,15 @@ def _function_figure(rows: list[dict[str, Any]]) -> Figure:
         (kernels, lambda name: "ReLU" not in name and "trained" not in name),
         (networks, lambda name: "step" not in name and name != "NTK"),
     ):
+        steps = [row["function"] for row in rows if "step" in row["function"]]
         for row in rows:
-            if wanted(row["function"]):
-                style = "--" if "trained" in row["function"] else "-"
-                axes.plot(row["grid"], row["outputs"], style, label=row["function"])
+            name = row["function"]
+            if wanted(name):
+                style: dict[str, Any] = {"linestyle": "--" if "trained" in name else "-"}
+                if name in steps:
+                    # From light to dark, so that the order shows.
+                    style |= {"color": str(0.8 - 0.6 * (steps.index(name) + 1) / len(steps)), "linewidth": 1}
+                axes.plot(row["grid"], row["outputs"], label=name, **style)
         axes.plot(rows[0]["x"], rows[0]["y"], "o", color="black", zorder=5)
         axes.set(xlabel="x")
         axes.legend()

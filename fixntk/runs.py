@@ -104,7 +104,7 @@ def regenerate(directory: str | Path, markdown: str | Path | None = None) -> Pat
         rows = [row for row in read_rows(directory) if "error" not in row]
         with report.use_style():
             sections = experiment.sections(config, rows, _read_json(directory / "summary.json"))
-        command = f"fixntk run configs/{_name(experiment)}.yaml"
+        command = f"fixntk run configs/{_name(experiment)}.yaml` and `fixntk report --markdown"
         try:
             computed_with = _read_json(directory / "environment.json")
             report.render_markdown(markdown, _title(experiment), sections, computed_with, command)

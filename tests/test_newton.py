@@ -101,6 +101,16 @@ def test_float32_converges_or_says_that_it_broke_off(share):
         assert float(solution.primal - exact.primal) <= float(solution.gap) + 1e-5 * float(wide.primal_at_zero())
 
 
+@pytest.mark.parametrize("scales", [(1e9, 1.0), (1e-9, 1e9), (1e30, 1e10), (1.0, 1e-25)])
+def test_the_scales_of_inputs_and_targets_change_nothing(scales):
+    program = random_problem(6, share=0.01)
+    x_scale, y_scale = scales
+    scaled = fx.ConvexProgram(program.x * x_scale, program.y * y_scale, program.masks, program.reg * x_scale * y_scale)
+    one, two = (fx.solve(p, method="newton", tol=1e-9) for p in (program, scaled))
+    assert bool(two.converged)
+    np.testing.assert_allclose(two.primal, one.primal * y_scale**2, rtol=1e-7)
+
+
 def test_float32_converges_where_the_problem_is_well_posed():
     wide = random_problem(5, 60, 4, 30, share=0.5)
     narrow = fx.ConvexProgram(wide.x.astype("float32"), wide.y.astype("float32"), wide.masks, wide.reg)

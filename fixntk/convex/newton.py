@@ -7,8 +7,8 @@ With A the dual variable, W the multiplier, Z_p = Xᵀ D_p A and U_p = W_p + σ 
 by Newton steps with Armijo's rule, then W ← prox(U) and σ grows. The Newton system has the active groups alone,
 gathered into the smallest of a few fixed sizes that holds them. It is solved, whichever takes fewest operations, by a
 Cholesky factorisation of n·c rows (a masked Gram kernel), of as many rows as the active groups have features, or by
-conjugate gradients. Where few groups are active, first-order steps on them are cheaper than any of these: they go first
-as long as they lower the gap by more than Newton would for the same cost.
+conjugate gradients. First-order steps in single precision go first, on all groups, then on working sets as long as they
+lower the gap by more than Newton would for the same cost.
 
 Li, Sun and Toh (2018) for the lasso, Zhang, Zhang, Sun and Toh (2020) for the group lasso.
 """
@@ -50,6 +50,7 @@ _SMALLEST_BUCKET = 8
 _MOST_NUMBERS = 2**25
 # Newton steps without a smaller gap after which rounding must be the reason: first-order steps bear it better.
 _PATIENCE = 25
+_LAST_STEPS = 500
 
 # Phases, in the order of the branches in `step`.
 _WARM_UP, _NEWTON, _WORKING_SETS, _LAST = range(4)
@@ -61,7 +62,7 @@ class NewtonState(NamedTuple):
     Attributes
     ----------
     weights
-        (P, d, c) prox(U), the primal iterate with the smallest gap so far.
+        (P, d, c) prox(U), the primal iterate with the smallest gap since the first-order steps.
     primal, gap, objective, failed
         As for every method; the objective is the primal.
     multiplier
@@ -113,11 +114,55 @@ class _Prox(NamedTuple):
     along: Float[Array, " P"]
 
 
-def init(program: ConvexProgram, weights: Array) -> NewtonState:
-    """Start at rest from the given group weights; with a Newton step unless they are zero.
+class _Units(NamedTuple):
+    """Of x and y: powers of two near their root mean squares, so that dividing by them does not round."""
 
-    A is the residual, scaled to be dual feasible (M7), so that no group that is zero is taken for active at once.
-    """
+    x: Float[Array, ""]
+    y: Float[Array, ""]
+
+
+def _units(program: ConvexProgram) -> _Units:
+    def unit(array: Array) -> Array:
+        largest = jnp.max(jnp.abs(array))
+        largest = jnp.where(largest > 0, largest, 1.0)
+        mean_square = jnp.mean((array / largest) ** 2)
+        exponent = jnp.log2(largest) + 0.5 * jnp.log2(jnp.where(mean_square > 0, mean_square, 1.0))
+        return jnp.ldexp(jnp.ones((), array.dtype), jnp.round(exponent).astype(jnp.int32))
+
+    return _Units(unit(program.x), unit(program.targets))
+
+
+def _rescaled(state: NewtonState, units: _Units) -> NewtonState:
+    """A state found in units, in those of the program."""
+    return state._replace(
+        weights=state.weights * (units.y / units.x),
+        primal=state.primal * units.y**2,
+        gap=state.gap * units.y**2,
+        objective=state.objective * units.y**2,
+        multiplier=state.multiplier * (units.y / units.x),
+        theta=state.theta * units.y,
+        residual=state.residual * units.y,
+        correlations=state.correlations * units.x * units.y,
+        sigma=state.sigma / units.x**2,
+    )
+
+
+def init(program: ConvexProgram, weights: Array) -> NewtonState:
+    """Start at rest from the given group weights; with a Newton step unless they are zero."""
+    units = _units(program)
+    return _rescaled(_init(program.in_units(*units), weights * (units.x / units.y)), units)
+
+
+def step(program: ConvexProgram, state: NewtonState) -> NewtonState:
+    """First-order steps as long as they are worth more than a Newton step, then Newton steps."""
+    units = _units(program)
+    scaled = _rescaled(state, _Units(1 / units.x, 1 / units.y))
+    steps = (_warm_up, _newton_step, _round, _last_resort)
+    return _rescaled(lax.switch(state.phase, steps, program.in_units(*units), scaled), units)
+
+
+def _init(program: ConvexProgram, weights: Array) -> NewtonState:
+    """A is the residual, scaled to be dual feasible (M7), so that no group that is zero is taken for active at once."""
     fit = program.fit(program.fitted(weights))
     correlations = program.correlations(fit.residual)
     primal = program.primal_of(weights, fit)
@@ -144,11 +189,6 @@ def init(program: ConvexProgram, weights: Array) -> NewtonState:
     )
 
 
-def step(program: ConvexProgram, state: NewtonState) -> NewtonState:
-    """First-order steps as long as they are worth more than a Newton step, then Newton steps."""
-    return lax.switch(jnp.minimum(state.phase, _WORKING_SETS), (_warm_up, _newton_step, _round), program, state)
-
-
 def _warm_up(program: ConvexProgram, state: NewtonState) -> NewtonState:
     single, weights = with_dtype((_with_numbers(program), state.weights), jnp.float32)
     start = fista.init(single, weights)
@@ -157,8 +197,8 @@ def _warm_up(program: ConvexProgram, state: NewtonState) -> NewtonState:
 
 
 def _moved_to(program: ConvexProgram, state: NewtonState, weights: Array) -> NewtonState:
-    """At rest at weights found in single precision, unless its range did not suffice."""
-    moved = init(program, weights.astype(program.x.dtype))
+    """At rest at weights found in single precision, if that lowered the objective."""
+    moved = _init(program, weights.astype(program.x.dtype))
     is_lower = moved.primal < state.primal
     return jax.tree.map(lambda new, old: jnp.where(is_lower, new, old), moved, state)
 
@@ -167,18 +207,29 @@ def _round(program: ConvexProgram, state: NewtonState) -> NewtonState:
     """A round on a working set. Newton's turn next if that made too little progress for its cost, or has settled.
 
     Settled is where few groups have come or gone: near the solution Newton is fast.
-    After Newton the last resort: the end where the gap is no smaller.
     """
     moved, cost = _working_set_round(program, state)
     progress = jnp.log(state.gap / jnp.maximum(moved.gap, jnp.finfo(program.x.dtype).tiny))
-    is_last, better = state.phase == _LAST, moved.gap < state.gap
     were, are = group_norms(state.weights) > 0, group_norms(moved.weights) > 0
     settled = jnp.sum(were != are) < _SETTLED * jnp.sum(were)
     newton_next = settled | (progress < _NEWTON_PROGRESS * cost)
-    phase = jnp.where(newton_next, _NEWTON, _WORKING_SETS).astype(jnp.int32)
-    moved = moved._replace(phase=jnp.where(is_last, _LAST, phase), failed=is_last & ~better)
-    kept = state._replace(failed=moved.failed)
-    return jax.tree.map(lambda new, old: jnp.where(is_last & ~better, old, new), moved, kept)
+    return moved._replace(phase=jnp.where(newton_next, _NEWTON, _WORKING_SETS).astype(jnp.int32))
+
+
+def _last_resort(program: ConvexProgram, state: NewtonState) -> NewtonState:
+    """First-order steps on all groups, in the program's precision; the end where the gap is no smaller."""
+    dense = _with_numbers(program)
+
+    def unfinished(carry: tuple[Array, fista.FISTAState]) -> Array:
+        made, inner = carry
+        return (made < _LAST_STEPS) & (inner.gap > 0.1 * state.gap)
+
+    start = (jnp.asarray(0), fista.init(dense, state.weights))
+    _, inner = lax.while_loop(unfinished, lambda c: (c[0] + 1, fista.step(dense, c[1])), start)
+    moved = _init(program, inner.weights)._replace(phase=state.phase)
+    better = moved.gap < state.gap
+    kept = state._replace(failed=jnp.ones((), bool))
+    return jax.tree.map(lambda new, old: jnp.where(better, new, old), moved, kept)
 
 
 def _working_set_round(program: ConvexProgram, state: NewtonState) -> tuple[NewtonState, Array]:
@@ -267,7 +318,7 @@ def _newton_step(program: ConvexProgram, state: NewtonState) -> NewtonState:
         sigma=jnp.where(broken, state.sigma / _GROWTH, grown),
         phase=jnp.where(stalled > _PATIENCE, _LAST, state.phase),
         stalled=stalled,
-        fresh=solved & ~broken,
+        fresh=solved | (broken & state.fresh),
     )
 
 

@@ -1,8 +1,8 @@
 """The linear system of a Newton step: (H/σ)⁻¹ by whichever way takes fewest operations (M8).
 
 H/σ = I/σ + K(c) + Σ_p s_p q_p q_pᵀ over the active groups, a masked Gram kernel of n·c rows. In double precision a
-factorisation in single, which takes half the time and the memory, is made exact by conjugate gradients whose products
-need no matrix.
+factorisation in single, which takes half the time and the memory, preconditions conjugate gradients whose products
+need no matrix. Inputs and targets are expected to be of size one, as :mod:`fixntk.convex.newton` makes them.
 """
 
 from __future__ import annotations
@@ -93,10 +93,7 @@ def _by_rows(program: ConvexProgram, sigma: Array, active: Active) -> Inverse:
 
 def _by_single_rows(program: ConvexProgram, sigma: Array, active: Active) -> Inverse:
     """The same in single precision, refined."""
-    # Scaled, as squares of x may be out of the range of single precision.
-    scale = 1 / jnp.maximum(jnp.max(jnp.abs(program.x)), jnp.finfo(program.x.dtype).tiny)
-    scaled = program.with_inputs(scale * program.x), active._replace(rays=scale * active.rays)
-    precondition = _factorised_in_single(_matrix(*with_dtype(scaled, jnp.float32)), scale**2 / sigma)
+    precondition = _factorised_in_single(_matrix(*with_dtype((program, active), jnp.float32)), 1 / sigma)
     product = partial(_product, program, sigma, active)
     return lambda right: jax.scipy.sparse.linalg.cg(
         product, right, precondition(right), tol=_REFINED_TO, maxiter=_MOST_REFINEMENTS, M=precondition
@@ -175,7 +172,8 @@ def _by_products(program: ConvexProgram, sigma: Array, active: Active) -> Invers
     common = jnp.sum(kept * shares**2)
     rest = jnp.sum(kept * shares * (1 - shares)) * jnp.sum(program.x**2) / program.x.shape[0] ** 2
     shift = 1 / sigma + rest * program.x.shape[1]
-    inner = _einsum("nd,ne->de", program.x, program.x) + jnp.eye(program.x.shape[1]) * (shift / common)
+    ridge = shift / jnp.where(common > 0, common, 1.0)
+    inner = _einsum("nd,ne->de", program.x, program.x) + jnp.eye(program.x.shape[1]) * ridge
     factor = jsl.cho_factor(inner)
 
     def precondition(right: Array) -> Array:

@@ -19,8 +19,10 @@ from fixntk.convex.solution import Solution
 from fixntk.convex.solve import REWEIGHTING, certified, solve
 from fixntk.gram import masked_adjoint, select_masks
 
-# The spectral norms of the groups need P·d² numbers; above so many, Frobenius norms stand in for them.
+# The spectral norms of the groups need (n + P)·d² numbers; above so many, Frobenius norms stand in for them.
 _MOST_NUMBERS = 2**25
+# A path is continued in λ by at most so many of its last steps.
+_FARTHEST = 2.0
 # A product with all masks takes n·P·d multiplications; below so many a smaller program is not worth its compilation.
 _WORTH_SCREENING = 1e7
 
@@ -114,7 +116,8 @@ def solve_path(
     for position in np.argsort(-values, kind="stable"):
         reg = float(values[position])
         if len(known) == 2 and known[0][0] > known[1][0]:
-            start = _continued(start, known[0][1], (known[1][0] - reg) / (known[0][0] - known[1][0]))
+            share = (known[1][0] - reg) / (known[0][0] - known[1][0])
+            start = _continued(start, known[0][1], min(share, _FARTHEST))
         solution = _solve_at(program.with_reg(reg), start, sizes, method, tol)
         solutions[int(position)] = solution
         start = solution.weights
@@ -143,9 +146,9 @@ def gap_safe(program: ConvexProgram, weights: ArrayLike, sizes: Array | None = N
 
 
 def group_sizes(program: ConvexProgram) -> Float[Array, " P"]:
-    """‖D_p X‖₂ of every group, or an upper bound on it, ‖D_p X‖_F, where P·d² numbers would be too many (M9)."""
+    """‖D_p X‖₂ of every group, or an upper bound on it, ‖D_p X‖_F, where (n + P)·d² numbers would be too many (M9)."""
     num_gates, num_features, _ = program.group_shape
-    if num_gates * num_features**2 > _MOST_NUMBERS:
+    if (program.x.shape[0] + num_gates) * num_features**2 > _MOST_NUMBERS:
         squares = jnp.sum(program.x**2, axis=1, keepdims=True)
         return jnp.sqrt(_sums(program, squares)[:, 0])
     products = (program.x[:, :, None] * program.x[:, None, :]).reshape(-1, num_features**2)

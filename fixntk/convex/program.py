@@ -222,9 +222,14 @@ class ConvexProgram:
             weights = weights[chosen]
         return self._replaced(masks=masks, num_gates=masks.shape[1], penalty_weights=weights)
 
-    def with_inputs(self, x: Array) -> ConvexProgram:
-        """The program of other inputs of the same shape, unchecked."""
-        return self._replaced(x=x)
+    def in_units(self, x_unit: Array, y_unit: Array) -> ConvexProgram:
+        """The program of x and y divided by their units, whose solution is W x_unit / y_unit; squared loss only."""
+        return self._replaced(
+            x=self.x / x_unit,
+            y=self.y / y_unit,
+            reg=self.reg / x_unit / y_unit,
+            ridge=None if self.ridge is None else self.ridge / x_unit**2,
+        )
 
     def with_reg(self, reg: ArrayLike) -> ConvexProgram:
         """The program at another λ, unchecked."""
