@@ -208,7 +208,7 @@ def sections(config: Config, rows: list[dict[str, Any]], summary: dict[str, Any]
         f"planted one on {recovered['fixed, random gates']:.0%} of the training rows with random gates, on "
         f"{recovered['fixed, discovered gates']:.0%} with discovered ones (a gate and its opposite count alike; the "
         "best for each planted gate).\n\nλ is chosen on as many fresh rows as there are for training; discovery takes "
-        "that of the random gates, and networks are kept as they were best on those rows. The "
+        "that of the random gates. The "
         f"planted networks have {config.num_neurons} neurons, the noise is {config.noise:g} of their deviation."
     )
     table = by_size(rows).join(recovered_by_size(rows)).reset_index()
