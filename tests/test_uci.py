@@ -16,7 +16,7 @@ from fixntk.cli import main
 
 FAST = ["seeds=1", "num_gates=32", "steps=3", "path_steps=5", "num_folds=2", "reg_shares=[0.1, 0.01]"]
 
-FIGURES = {"accuracy.png", "fixed.png"}
+FIGURES = {"accuracy.png", "fixed.png", "tables.png"}
 
 
 @pytest.fixture
