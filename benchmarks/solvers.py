@@ -198,6 +198,8 @@ def scnn(problem: Problem) -> tuple[Callable, list[float]]:
     from scnn.solvers import RFISTA
 
     n = problem.x.shape[0]
+    # It sorts the gates by their masks.
+    order = {column.tobytes(): p for p, column in enumerate(problem.masks.T)}
 
     def attempt(tolerance: float) -> np.ndarray:
         model = ConvexGatedReLU(problem.gates.T.copy())
@@ -205,8 +207,6 @@ def scnn(problem: Problem) -> tuple[Callable, list[float]]:
         penalty = NeuronGL1(problem.reg / n)
         options = {"regularizer": penalty, "return_convex": True, "unitize_data": False, "dtype": "float64"}
         fitted, _ = optimize_model(model, solver, Metrics(), problem.x, problem.y[:, None], **options)
-        # It sorts the gates by their masks.
-        order = {column.tobytes(): p for p, column in enumerate(problem.masks.T)}
         weights = np.zeros((problem.masks.shape[1], problem.x.shape[1]))
         places = [order[column.tobytes()] for column in (problem.x @ fitted.G >= 0).T]
         weights[places] = fitted.parameters[0][0]

@@ -103,12 +103,12 @@ class NewtonState(NamedTuple):
 
 
 class _Prox(NamedTuple):
-    """prox of U, group by group: norms of U, shares c_p kept, c_p U_p, and the derivative along U_p (1 if active).
+    """prox of U, group by group: U_p / ‖U_p‖, shares c_p kept, c_p U_p, and the derivative along U_p (1 if active).
 
     Across U_p the derivative is c_p. A ridge divides both by 1 + σα.
     """
 
-    norms: Float[Array, " P"]
+    units: Float[Array, "P d c"]
     kept: Float[Array, " P"]
     weights: Float[Array, "P d c"]
     along: Float[Array, " P"]
@@ -218,18 +218,23 @@ def _round(program: ConvexProgram, state: NewtonState) -> NewtonState:
 
 def _last_resort(program: ConvexProgram, state: NewtonState) -> NewtonState:
     """First-order steps on all groups, in the program's precision; the end where the gap is no smaller."""
-    dense = _with_numbers(program)
-
-    def unfinished(carry: tuple[Array, fista.FISTAState]) -> Array:
-        made, inner = carry
-        return (made < _LAST_STEPS) & (inner.gap > 0.1 * state.gap)
-
-    start = (jnp.asarray(0), fista.init(dense, state.weights))
-    _, inner = lax.while_loop(unfinished, lambda c: (c[0] + 1, fista.step(dense, c[1])), start)
-    moved = _init(program, inner.weights)._replace(phase=state.phase)
+    weights, _ = _first_order(_with_numbers(program), state.weights, 0.1 * state.gap, _LAST_STEPS)
+    moved = _init(program, weights)._replace(phase=state.phase)
     better = moved.gap < state.gap
     kept = state._replace(failed=jnp.ones((), bool))
     return jax.tree.map(lambda new, old: jnp.where(better, new, old), moved, kept)
+
+
+def _first_order(program: ConvexProgram, weights: Array, gap: Array, most: int) -> tuple[Array, Array]:
+    """First-order steps down to a gap, but at most so many; the weights there, and how many were made."""
+
+    def unfinished(carry: tuple[Array, fista.FISTAState]) -> Array:
+        made, inner = carry
+        return (made < most) & (inner.gap > gap)
+
+    start = (jnp.asarray(0), fista.init(program, weights))
+    made, inner = lax.while_loop(unfinished, lambda c: (c[0] + 1, fista.step(program, c[1])), start)
+    return inner.weights, made
 
 
 def _working_set_round(program: ConvexProgram, state: NewtonState) -> tuple[NewtonState, Array]:
@@ -246,15 +251,9 @@ def _working_set_round(program: ConvexProgram, state: NewtonState) -> tuple[Newt
         each = newton_system.pass_flops(program, bucket)
         newton = _newton_flops(program, bucket // 2)
         most = max(50, int(_ROUND_COST * newton / each))
-
-        def unfinished(carry: tuple[Array, fista.FISTAState]) -> Array:
-            made, inner = carry
-            return (made < most) & (inner.gap > 0.1 * state.gap)
-
         part, weights = with_dtype((part, state.weights[chosen]), jnp.float32)
-        start = (jnp.asarray(0), fista.init(part, weights))
-        made, inner = lax.while_loop(unfinished, lambda c: (c[0] + 1, fista.step(part, c[1])), start)
-        return jnp.zeros(program.group_shape, jnp.float32).at[chosen].set(inner.weights), made * (each / newton)
+        weights, made = _first_order(part, weights, 0.1 * state.gap, most)
+        return jnp.zeros(program.group_shape, jnp.float32).at[chosen].set(weights), made * (each / newton)
 
     weights, cost = _in_bucket(jnp.minimum(2 * jnp.sum(norms > 0), program.num_gates), program.num_gates, run)
     return _moved_to(program, state, weights), cost
@@ -274,11 +273,12 @@ def _newton_step(program: ConvexProgram, state: NewtonState) -> NewtonState:
     prox = _shrunk(program, shifted, state.sigma)
 
     def residual_ahead() -> Array:
-        change = state.sigma * _derivative(shifted, prox, state.correlations - expected)
+        ahead = newton_system.derivative(prox.kept, prox.along, prox.units, state.correlations - expected)
+        change = state.sigma * ahead
         return program.fit(program.fitted(prox.weights + change)).residual
 
     slope = state.theta - lax.cond(state.fresh, residual_ahead, lambda: state.residual)
-    direction = _direction(program, state.sigma, shifted, prox, slope)
+    direction = _direction(program, state.sigma, prox, slope)
     # Where I + σ K(c) is indefinite by rounding, a smaller σ makes it definite again.
     broken = ~jnp.all(jnp.isfinite(direction))
     direction = jnp.where(broken, 0.0, direction)
@@ -330,18 +330,12 @@ def _subgradients(program: ConvexProgram, state: NewtonState) -> Array:
     return jnp.where((norms > 0)[:, None, None], factors[:, None, None] * state.multiplier, state.correlations)
 
 
-def _derivative(shifted: Array, prox: _Prox, change: Array) -> Array:
-    """Derivative of prox at U along a change of it."""
-    units = shifted / jnp.where(prox.norms > 0, prox.norms, 1.0)[:, None, None]
-    along = jnp.sum(units * change, axis=(1, 2), keepdims=True)
-    return prox.kept[:, None, None] * change + (prox.along - prox.kept)[:, None, None] * along * units
-
-
 def _shrunk(program: ConvexProgram, shifted: Array, sigma: Array) -> _Prox:
     norms = group_norms(shifted)
     share = program.ridge_share(sigma)
     kept = share * shares_kept(norms, sigma * program.thresholds)
-    return _Prox(norms, kept, kept[:, None, None] * shifted, jnp.where(kept > 0, share, 0.0))
+    units = shifted / jnp.where(norms > 0, norms, 1.0)[:, None, None]
+    return _Prox(units, kept, kept[:, None, None] * shifted, jnp.where(kept > 0, share, 0.0))
 
 
 def _rounding(program: ConvexProgram) -> Array:
@@ -378,7 +372,7 @@ def _step_length(program: ConvexProgram, state: NewtonState, slope: Array, direc
     return lax.while_loop(too_long, lambda length: 0.5 * length, jnp.ones((), program.x.dtype))
 
 
-def _direction(program: ConvexProgram, sigma: Array, shifted: Array, prox: _Prox, slope: Array) -> Array:
+def _direction(program: ConvexProgram, sigma: Array, prox: _Prox, slope: Array) -> Array:
     """−H⁻¹∇φ with H/σ = I/σ + K(c) + Σ_p s_p q_p q_pᵀ over the active groups, s_p = 1 − c_p (M8).
 
     With an intercept on what is orthogonal to its column, where A and ∇φ are.
@@ -390,9 +384,7 @@ def _direction(program: ConvexProgram, sigma: Array, shifted: Array, prox: _Prox
         chosen = jnp.nonzero(active, size=bucket, fill_value=0)[0]
         present = (jnp.arange(bucket) < count).astype(program.x.dtype)
         masks = present * select_masks(program.masks, chosen)
-        kept, along = present * prox.kept[chosen], present * prox.along[chosen]
-        norms = prox.norms[chosen]
-        units = shifted[chosen] / jnp.where(norms > 0, norms, 1.0)[:, None, None]
+        kept, along, units = present * prox.kept[chosen], present * prox.along[chosen], prox.units[chosen]
         rays = _einsum("nd,pdc->npc", program.x, units) * masks[:, :, None]
         groups = newton_system.Active(masks, kept, along, units, rays)
         return -newton_system.inverse(program, sigma, groups)(slope) / sigma

@@ -71,6 +71,12 @@ def flops(program: ConvexProgram, bucket: int) -> float:
     return min(count(program, bucket) for _, count in SOLVERS)
 
 
+def derivative(kept: Array, along: Array, units: Array, change: Array) -> Array:
+    """Derivative of prox at U, (P,) across U_p and along it, with U_p's (P, d, c) units, along a change of U."""
+    projected = jnp.sum(units * change, axis=(1, 2), keepdims=True) * units
+    return kept[:, None, None] * change + (along - kept)[:, None, None] * projected
+
+
 def pass_flops(program: ConvexProgram, bucket: int) -> float:
     """Operations of a product with the masks of so many groups, forth and back, and what goes with it."""
     return 4.0 * program.targets.size * bucket * (program.x.shape[1] + _PER_ENTRY) + _OVERHEAD
@@ -185,10 +191,9 @@ def _by_products(program: ConvexProgram, sigma: Array, active: Active) -> Invers
 
 def _product(program: ConvexProgram, sigma: Array, active: Active, vector: Array) -> Array:
     """(H/σ) v without the matrix."""
-    masks, kept, units = active.masks, active.kept, active.units
+    masks = active.masks
     correlations = masked_adjoint(masks, program.x, vector, masks.shape[1])
-    along = jnp.sum(units * correlations, axis=(1, 2), keepdims=True)
-    groups = kept[:, None, None] * correlations + (active.along - kept)[:, None, None] * along * units
+    groups = derivative(active.kept, active.along, active.units, correlations)
     return vector / sigma + program.centred(masked_apply(masks, program.x, groups))
 
 
