@@ -105,8 +105,7 @@ def test_it_runs_under_jit_and_vmap_and_in_float32(problem):
     coarse = fx.solve_kernels(kernels.astype(jnp.float32), y.astype(np.float32), jnp.float32(0.5))
     assert coarse.primal.dtype == jnp.float32
     assert coarse.converged
-    # What rounding leaves of the gap in float32 differs from one processor to another.
-    assert_allclose(coarse.primal, single[0].primal, atol=2e-3 * 0.5 * float(np.sum(np.asarray(y) ** 2)), rtol=0)
+    assert_allclose(coarse.primal, single[0].primal, rtol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -123,7 +123,7 @@ def solve_kernels(
         (m,) τ > 0; ones when None. (tr K_k)^½ makes kernels of different scales comparable.
     tol
         Relative gap to reach, as a share of ½‖Y‖². None is 1e-6 in float64, and 2e-3 in float32, whose certificate
-        has rounding errors of 1e-5 to 1e-4.
+        has rounding errors of up to 1e-3, as the processor has it.
     max_iter
         Largest number of Newton steps.
 
