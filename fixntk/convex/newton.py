@@ -45,6 +45,8 @@ _SETTLED = 0.3
 # σ starts at this multiple of ‖W_p‖ / λ, which is what makes W_p and σ Z_p alike in size, at up to the second one where
 # the start is good, with a gap of a few per cent of the objective or less, and grows by the third.
 _FIRST_SIGMA, _LARGER_SIGMA, _GROWTH = 100.0, 300.0, 5.0
+# The inner problem counts as solved where its gradient is shorter than so many times the multiplier's own step.
+_LOOSENESS = 3.0
 _SMALLEST_BUCKET = 8
 # Masks of so many entries are turned into numbers once a step.
 _MOST_NUMBERS = 2**25
@@ -157,8 +159,20 @@ def step(program: ConvexProgram, state: NewtonState) -> NewtonState:
     """First-order steps as long as they are worth more than a Newton step, then Newton steps."""
     units = _units(program)
     scaled = _rescaled(state, _Units(1 / units.x, 1 / units.y))
-    steps = (_warm_up, _newton_step, _round, _last_resort)
+    newton_step = partial(_newton_step, buckets=_buckets(program.num_gates))
+    steps = (_warm_up, newton_step, _round, _last_resort)
     return _rescaled(lax.switch(state.phase, steps, program.in_units(*units), scaled), units)
+
+
+def refine(program: ConvexProgram, state: NewtonState) -> NewtonState:
+    """A Newton step where most groups are active: on all of them, so that one size is compiled."""
+    units = _units(program)
+    scaled, program = _rescaled(state, _Units(1 / units.x, 1 / units.y)), program.in_units(*units)
+
+    def newton_step() -> NewtonState:
+        return _newton_step(program, scaled, [program.num_gates])
+
+    return _rescaled(lax.cond(state.phase == _LAST, lambda: _last_resort(program, scaled), newton_step), units)
 
 
 def _init(program: ConvexProgram, weights: Array) -> NewtonState:
@@ -255,7 +269,7 @@ def _working_set_round(program: ConvexProgram, state: NewtonState) -> tuple[Newt
         weights, made = _first_order(part, weights, 0.1 * state.gap, most)
         return jnp.zeros(program.group_shape, jnp.float32).at[chosen].set(weights), made * (each / newton)
 
-    weights, cost = _in_bucket(jnp.minimum(2 * jnp.sum(norms > 0), program.num_gates), program.num_gates, run)
+    weights, cost = _in_bucket(jnp.minimum(2 * jnp.sum(norms > 0), program.num_gates), _buckets(program.num_gates), run)
     return _moved_to(program, state, weights), cost
 
 
@@ -266,7 +280,7 @@ def _with_numbers(program: ConvexProgram) -> ConvexProgram:
     return program.with_masks(as_numbers(program.masks, program.num_gates, program.x.dtype))
 
 
-def _newton_step(program: ConvexProgram, state: NewtonState) -> NewtonState:
+def _newton_step(program: ConvexProgram, state: NewtonState, buckets: list[int]) -> NewtonState:
     program = _with_numbers(program)
     expected = jnp.where(state.fresh, _subgradients(program, state), state.correlations)
     shifted = state.multiplier + state.sigma * expected
@@ -278,7 +292,7 @@ def _newton_step(program: ConvexProgram, state: NewtonState) -> NewtonState:
         return program.fit(program.fitted(prox.weights + change)).residual
 
     slope = state.theta - lax.cond(state.fresh, residual_ahead, lambda: state.residual)
-    direction = _direction(program, state.sigma, prox, slope)
+    direction = _direction(program, state.sigma, prox, slope, buckets)
     # Where I + σ K(c) is indefinite by rounding, a smaller σ makes it definite again.
     broken = ~jnp.all(jnp.isfinite(direction))
     direction = jnp.where(broken, 0.0, direction)
@@ -292,11 +306,11 @@ def _newton_step(program: ConvexProgram, state: NewtonState) -> NewtonState:
     primal = program.primal_of(prox.weights, fit)
     gap = program.certificate(prox.weights, fit, program.correlations(fit.residual)).gap
 
-    # A gradient shorter than the multiplier's own step, or than rounding leaves it: the inner problem is solved as well
-    # as it needs to be. Where rounding is what stops it, a smaller σ has less of it.
+    # A gradient about as short as the multiplier's own step, or than rounding leaves it: the inner problem is solved as
+    # well as it needs to be. Where rounding is what stops it, a smaller σ has less of it.
     moved = jnp.sqrt(jnp.sum((prox.weights - state.multiplier) ** 2)) / state.sigma
     rounding = _rounding(program) * state.sigma
-    solved = jnp.sqrt(jnp.sum((theta - fit.residual) ** 2)) <= jnp.maximum(moved, rounding)
+    solved = jnp.sqrt(jnp.sum((theta - fit.residual) ** 2)) <= jnp.maximum(_LOOSENESS * moved, rounding)
     better = gap < state.gap
     stalled = jnp.where(better, 0, state.stalled + 1)
     change = jnp.clip(moved / rounding, 1 / _GROWTH, _GROWTH)
@@ -372,7 +386,7 @@ def _step_length(program: ConvexProgram, state: NewtonState, slope: Array, direc
     return lax.while_loop(too_long, lambda length: 0.5 * length, jnp.ones((), program.x.dtype))
 
 
-def _direction(program: ConvexProgram, sigma: Array, prox: _Prox, slope: Array) -> Array:
+def _direction(program: ConvexProgram, sigma: Array, prox: _Prox, slope: Array, buckets: list[int]) -> Array:
     """−H⁻¹∇φ with H/σ = I/σ + K(c) + Σ_p s_p q_p q_pᵀ over the active groups, s_p = 1 − c_p (M8).
 
     With an intercept on what is orthogonal to its column, where A and ∇φ are.
@@ -389,7 +403,7 @@ def _direction(program: ConvexProgram, sigma: Array, prox: _Prox, slope: Array) 
         groups = newton_system.Active(masks, kept, along, units, rays)
         return -newton_system.inverse(program, sigma, groups)(slope) / sigma
 
-    return _in_bucket(count, program.num_gates, solve)
+    return _in_bucket(count, buckets, solve)
 
 
 def _newton_flops(program: ConvexProgram, bucket: int) -> float:
@@ -399,9 +413,8 @@ def _newton_flops(program: ConvexProgram, bucket: int) -> float:
     return _SLOWNESS * newton_system.flops(program, bucket) + products + _NEWTON_OVERHEAD
 
 
-def _in_bucket(count: Array, num_gates: int, run: Callable[[int], Any]) -> Any:
+def _in_bucket(count: Array, buckets: list[int], run: Callable[[int], Any]) -> Any:
     """``run(bucket)`` with the smallest bucket that holds so many."""
-    buckets = _buckets(num_gates)
     return lax.switch(jnp.searchsorted(jnp.asarray(buckets), count), [partial(run, bucket) for bucket in buckets])
 
 

@@ -16,7 +16,7 @@ from fixntk.convex.losses import Loss
 from fixntk.convex.penalties import group_norms
 from fixntk.convex.program import ConvexProgram
 from fixntk.convex.solution import Solution
-from fixntk.convex.solve import REWEIGHTING, certified, solve
+from fixntk.convex.solve import REWEIGHTING, certified, solve, solve_working_set
 from fixntk.gram import masked_adjoint, select_masks
 
 # The spectral norms of the groups need (n + P)·d² numbers; above so many, Frobenius norms stand in for them.
@@ -25,6 +25,9 @@ _MOST_NUMBERS = 2**25
 _FARTHEST = 2.0
 # A product with all masks takes n·P·d multiplications; below so many a smaller program is not worth its compilation.
 _WORTH_SCREENING = 1e7
+# A working set has room for this many times the active groups and a few more; it is made anew at most so many times, and
+# not at all where it would hold nearly all groups.
+_ROOM, _SMALLEST_SET, _MOST_WORKING_SETS, _LARGEST_SHARE = 1.3, 16, 4, 0.7
 
 
 def solve_path(
@@ -179,21 +182,20 @@ def _as_regs(
 
 
 def _solve_at(program: ConvexProgram, start: Array, sizes: Array | None, method: str, tol: float) -> Solution:
-    """Solve from a start, on the groups that screening leaves, if they are half or fewer."""
-    if sizes is None:
-        return solve(program, method=method, tol=tol, init=start)
-    left = np.flatnonzero(~np.asarray(_gap_safe(program, start, sizes)))
-    # Powers of two, so that few shapes are compiled; what fills up is a group that no row belongs to.
-    size = 1 << max(4, int(left.size - 1).bit_length())
-    if 2 * size > program.num_gates:
-        return solve(program, method=method, tol=tol, init=start)
-    chosen = jnp.asarray(np.resize(left if left.size else [0], size))
-    present = jnp.arange(size) < left.size
-    part = program.with_masks(select_masks(program.masks, chosen) & present, chosen)
-    solution = solve(part, method=method, tol=tol, init=start[chosen] * present[:, None, None])
-    whole = certified(program, _spread(start, chosen, present, solution.weights), solution)
-    # A group that is zero at the optimum can still be the one that bounds the dual of what is not quite it.
-    return whole if bool(whole.converged) else solve(program, method=method, tol=tol, init=whole)
+    """Solve from a start, on the groups that are active there or nearest to it, until the certificate holds on all."""
+    for _ in range(0 if sizes is None else _MOST_WORKING_SETS):
+        nearest, num_active, num_left = _nearest(program, start, sizes)
+        wanted = min(int(num_left), int(_ROOM * num_active) + _SMALLEST_SET)
+        size = _set_size(wanted)
+        if size > _LARGEST_SHARE * program.num_gates:
+            break
+        part, weights = _part(program, start, nearest[:size], num_left)
+        solution = solve_working_set(part, method, tol, weights)
+        whole = certified(program, _spread(start, nearest[:size], solution.weights), solution)
+        if bool(whole.converged):
+            return whole
+        start = whole.weights
+    return solve(program, method=method, tol=tol, init=start)
 
 
 @jax.jit
@@ -204,9 +206,33 @@ def _continued(weights: Array, before: Array, share: Array) -> Array:
     return jnp.where(jnp.sum(ahead * weights, axis=(1, 2), keepdims=True) > 0, ahead, 0.0)
 
 
+def _set_size(wanted: int) -> int:
+    """2ᵏ or 3·2ᵏ, so that few shapes are compiled; what fills up is a group that no row belongs to."""
+    size = 1 << max(_SMALLEST_SET - 1, wanted - 1).bit_length()
+    return 3 * size // 4 if size > _SMALLEST_SET and wanted <= 3 * size // 4 else size
+
+
 @jax.jit
-def _spread(like: Array, chosen: Array, present: Array, weights: Array) -> Array:
-    return jnp.zeros_like(like).at[chosen].add(weights * present[:, None, None])
+def _nearest(program: ConvexProgram, weights: Array, sizes: Array) -> tuple[Array, Array, Array]:
+    """Groups in the order in which to look at them, how many are active, and how many are not proved to be zero."""
+    zero = _gap_safe(program, weights, sizes)
+    correlations = program.correlations(program.fit(program.fitted(weights)).residual)
+    active = group_norms(weights) > 0
+    nearness = jnp.where(active, jnp.inf, program.norm.duals(correlations) / program.thresholds)
+    return jnp.argsort(jnp.where(zero, -1.0, nearness), descending=True), jnp.sum(active & ~zero), jnp.sum(~zero)
+
+
+@jax.jit
+def _part(program: ConvexProgram, weights: Array, chosen: Array, num_left: Array) -> tuple[ConvexProgram, Array]:
+    """The program of some groups, of which the first few count."""
+    present = jnp.arange(chosen.size) < num_left
+    part = program.with_masks(select_masks(program.masks, chosen) & present, chosen)
+    return part, weights[chosen] * present[:, None, None]
+
+
+@jax.jit
+def _spread(like: Array, chosen: Array, weights: Array) -> Array:
+    return jnp.zeros_like(like).at[chosen].set(weights)
 
 
 @jax.jit

@@ -18,6 +18,7 @@ from jax.typing import ArrayLike
 
 from fixntk._checks import is_traced
 from fixntk.convex import anderson, fista, irls, newton, prox_newton
+from fixntk.convex.penalties import group_norms
 from fixntk.convex.program import ConvexProgram
 from fixntk.convex.solution import ConvergenceWarning, History, Solution, is_active
 
@@ -45,6 +46,9 @@ REWEIGHTING = ("irls", "anderson")
 
 # What "newton" is for losses other than the squared one.
 _PROX_NEWTON = Method(prox_newton.init, prox_newton.step, 200)
+
+# What "newton" is on a working set.
+_REFINEMENT = "refinement"
 
 # Steps made between two looks at the clock.
 _STEPS_PER_LOOK = 25
@@ -175,16 +179,36 @@ def solve(
     return solution
 
 
+def solve_working_set(part: ConvexProgram, method: str, tol: float, start: Array) -> Solution:
+    """:func:`solve` for the program of groups most of which are active, without a warning (compiles much less)."""
+    if method not in ("auto", "newton") or not part.is_quadratic or part.norm.name != "frobenius":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            return solve(part, method=method, tol=tol, init=start)
+    max_iter = METHODS["newton"].max_iter
+    state, history = _start(part, start, (), _REFINEMENT, max_iter)
+    run = partial(_advance, name=_REFINEMENT, tol=tol)
+    iterations, state, history = _drive(run, part, state, history, max_iter, tol, None)
+    return _trimmed(_certify(part, state, iterations, history, "newton", tol))
+
+
 def certified(program: ConvexProgram, weights: Array, solution: Solution) -> Solution:
     """What ``solution`` found on a part of the program, as a Solution of the whole with its own certificate."""
-    state = _at_rest(program, weights)
+    state = _Found(weights, group_norms(weights), solution.failed)
     return _certify(program, state, solution.iterations, solution.history, solution.method, solution.tol)
 
 
-_at_rest = jax.jit(newton.init)
+class _Found(NamedTuple):
+    """What a certificate needs of a state."""
+
+    weights: Array
+    kernel_weights: Array
+    failed: Array
 
 
 def _method(program: ConvexProgram, name: str) -> Method:
+    if name == _REFINEMENT:
+        return Method(newton.init, newton.refine, METHODS["newton"].max_iter)
     return _PROX_NEWTON if name == "newton" and not program.is_quadratic else METHODS[name]
 
 
