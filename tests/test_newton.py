@@ -7,7 +7,7 @@ import pytest
 from problems import cvxpy_optimum, random_problem
 
 import fixntk as fx
-from fixntk.convex import newton, newton_system
+from fixntk.convex import newton, newton_system, working_sets
 from fixntk.convex.penalties import group_norms
 
 # Of a direction, where it is not that of a factorisation in double precision.
@@ -63,7 +63,7 @@ def test_each_direction_solves_the_derivative_of_the_gradient(monkeypatch, rng, 
     shifted = multiplier + sigma * program.correlations(theta)
     prox, slope = newton._shrunk(program, shifted, sigma), gradient(theta)
     assert int(jnp.sum(prox.kept > 0)) == 20
-    direction = newton._direction(program, sigma, prox, slope, newton._buckets(program.num_gates))
+    direction = newton._direction(program, sigma, prox, slope, working_sets.buckets(program.num_gates))
     _, change = jax.jvp(gradient, (theta,), (direction,))
     tolerance = _ACCURACY.get(solver, 1e-10)
     assert float(jnp.linalg.norm(change + slope)) <= tolerance * float(jnp.linalg.norm(slope))

@@ -7,36 +7,27 @@ With A the dual variable, W the multiplier, Z_p = Xᵀ D_p A and U_p = W_p + σ 
 by Newton steps with Armijo's rule, then W ← prox(U) and σ grows. The Newton system has the active groups alone,
 gathered into the smallest of a few fixed sizes that holds them. It is solved, whichever takes fewest operations, by a
 Cholesky factorisation of n·c rows (a masked Gram kernel), of as many rows as the active groups have features, or by
-conjugate gradients. First-order steps in single precision go first, on all groups, then on working sets as long as they
-lower the gap by more than Newton would for the same cost.
+conjugate gradients. First-order steps in single precision go first, on working sets of the groups nearest to being
+active, as long as these grow, or lower the gap by more than Newton would for the same cost.
 
 Li, Sun and Toh (2018) for the lasso, Zhang, Zhang, Sun and Toh (2020) for the group lasso.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
-from fixntk._numerics import with_dtype
-from fixntk.convex import fista, newton_system
+from fixntk.convex import newton_system, working_sets
 from fixntk.convex.penalties import group_norms, shares_kept
 from fixntk.convex.program import ConvexProgram
 from fixntk.gram import as_numbers, select_masks
 
-# First-order steps on all groups before anything else.
-_WARM_UP_STEPS = 20
-# First-order steps on a working set cost at most so many Newton steps before the next look at all groups.
-_ROUND_COST = 3.0
-# What a Newton step costs beside its products, in operations, and how much dearer those of its system are than those
-# of first-order steps: factorisations use the machine less well.
-_NEWTON_OVERHEAD, _SLOWNESS = 3e7, 2.0
 # A Newton step is expected to lower the logarithm of the gap by this much; first-order steps that do worse for their
 # cost give way.
 _NEWTON_PROGRESS = 0.28
@@ -44,10 +35,9 @@ _NEWTON_PROGRESS = 0.28
 _SETTLED = 0.3
 # σ starts at this multiple of ‖W_p‖ / λ, which is what makes W_p and σ Z_p alike in size, at up to the second one where
 # the start is good, with a gap of a few per cent of the objective or less, and grows by the third.
-_FIRST_SIGMA, _LARGER_SIGMA, _GROWTH = 100.0, 300.0, 5.0
+_FIRST_SIGMA, _LARGER_SIGMA, _GROWTH = 10.0, 100.0, 5.0
 # The inner problem counts as solved where its gradient is shorter than so many times the multiplier's own step.
 _LOOSENESS = 3.0
-_SMALLEST_BUCKET = 8
 # Masks of so many entries are turned into numbers once a step.
 _MOST_NUMBERS = 2**25
 # Newton steps without a smaller gap after which rounding must be the reason: first-order steps bear it better.
@@ -55,7 +45,7 @@ _PATIENCE = 25
 _LAST_STEPS = 500
 
 # Phases, in the order of the branches in `step`.
-_WARM_UP, _NEWTON, _WORKING_SETS, _LAST = range(4)
+_NEWTON, _WORKING_SETS, _LAST = range(3)
 
 
 class NewtonState(NamedTuple):
@@ -76,8 +66,8 @@ class NewtonState(NamedTuple):
     sigma
         σ.
     phase
-        What the next step is: first-order steps on all groups, Newton, first-order steps on working sets, or the same
-        as a last resort where rounding has stopped Newton.
+        What the next step is: Newton, first-order steps on a working set, or on all groups as a last resort where
+        rounding has stopped Newton.
     stalled
         Newton steps since the gap was last lowered.
     fresh
@@ -159,8 +149,8 @@ def step(program: ConvexProgram, state: NewtonState) -> NewtonState:
     """First-order steps as long as they are worth more than a Newton step, then Newton steps."""
     units = _units(program)
     scaled = _rescaled(state, _Units(1 / units.x, 1 / units.y))
-    newton_step = partial(_newton_step, buckets=_buckets(program.num_gates))
-    steps = (_warm_up, newton_step, _round, _last_resort)
+    newton_step = partial(_newton_step, buckets=working_sets.buckets(program.num_gates))
+    steps = (newton_step, _round, _last_resort)
     return _rescaled(lax.switch(state.phase, steps, program.in_units(*units), scaled), units)
 
 
@@ -197,17 +187,10 @@ def _init(program: ConvexProgram, weights: Array) -> NewtonState:
         residual=fit.residual,
         correlations=scale * correlations,
         sigma=jnp.where(typical > 0, multiple * typical / jnp.mean(program.thresholds), 1 / largest),
-        phase=jnp.where(jnp.any(weights != 0), _NEWTON, _WARM_UP).astype(jnp.int32),
+        phase=jnp.where(jnp.any(weights != 0), _NEWTON, _WORKING_SETS).astype(jnp.int32),
         stalled=jnp.zeros((), jnp.int32),
         fresh=jnp.ones((), bool),
     )
-
-
-def _warm_up(program: ConvexProgram, state: NewtonState) -> NewtonState:
-    single, weights = with_dtype((_with_numbers(program), state.weights), jnp.float32)
-    start = fista.init(single, weights)
-    first_order = lax.fori_loop(0, _WARM_UP_STEPS, lambda _, inner: fista.step(single, inner), start)
-    return _moved_to(program, state, first_order.weights)._replace(phase=jnp.full_like(state.phase, _WORKING_SETS))
 
 
 def _moved_to(program: ConvexProgram, state: NewtonState, weights: Array) -> NewtonState:
@@ -218,59 +201,28 @@ def _moved_to(program: ConvexProgram, state: NewtonState, weights: Array) -> New
 
 
 def _round(program: ConvexProgram, state: NewtonState) -> NewtonState:
-    """A round on a working set. Newton's turn next if that made too little progress for its cost, or has settled.
+    """A round on a working set, and what follows: a larger one as long as they grow, then Newton.
 
-    Settled is where few groups have come or gone: near the solution Newton is fast.
+    Newton's turn is when a round made too little progress for its cost, or where few groups have come or gone: near the
+    solution Newton is fast.
     """
-    moved, cost = _working_set_round(program, state)
+    weights, cost = working_sets.improved(program, state.weights, state.correlations, state.gap)
+    moved = _moved_to(program, state, weights)
+    were, are = (group_norms(weights) > 0 for weights in (state.weights, moved.weights))
     progress = jnp.log(state.gap / jnp.maximum(moved.gap, jnp.finfo(program.x.dtype).tiny))
-    were, are = group_norms(state.weights) > 0, group_norms(moved.weights) > 0
     settled = jnp.sum(were != are) < _SETTLED * jnp.sum(were)
-    newton_next = settled | (progress < _NEWTON_PROGRESS * cost)
+    grows = working_sets.size(program, are) > working_sets.size(program, were)
+    newton_next = ~grows & (settled | (progress < _NEWTON_PROGRESS * cost))
     return moved._replace(phase=jnp.where(newton_next, _NEWTON, _WORKING_SETS).astype(jnp.int32))
 
 
 def _last_resort(program: ConvexProgram, state: NewtonState) -> NewtonState:
     """First-order steps on all groups, in the program's precision; the end where the gap is no smaller."""
-    weights, _ = _first_order(_with_numbers(program), state.weights, 0.1 * state.gap, _LAST_STEPS)
+    weights, _ = working_sets.first_order(_with_numbers(program), state.weights, 0.1 * state.gap, _LAST_STEPS)
     moved = _init(program, weights)._replace(phase=state.phase)
     better = moved.gap < state.gap
     kept = state._replace(failed=jnp.ones((), bool))
     return jax.tree.map(lambda new, old: jnp.where(better, new, old), moved, kept)
-
-
-def _first_order(program: ConvexProgram, weights: Array, gap: Array, most: int) -> tuple[Array, Array]:
-    """First-order steps down to a gap, but at most so many; the weights there, and how many were made."""
-
-    def unfinished(carry: tuple[Array, fista.FISTAState]) -> Array:
-        made, inner = carry
-        return (made < most) & (inner.gap > gap)
-
-    start = (jnp.asarray(0), fista.init(program, weights))
-    made, inner = lax.while_loop(unfinished, lambda c: (c[0] + 1, fista.step(program, c[1])), start)
-    return inner.weights, made
-
-
-def _working_set_round(program: ConvexProgram, state: NewtonState) -> tuple[NewtonState, Array]:
-    """First-order steps on the groups that are active or nearest to it, then a look at all groups.
-
-    Returns the state at the new weights, and what that cost in Newton steps.
-    """
-    norms = group_norms(state.weights)
-    nearness = jnp.where(norms > 0, jnp.inf, group_norms(state.correlations) / program.thresholds)
-
-    def run(bucket: int) -> tuple[Array, Array]:
-        _, chosen = lax.top_k(nearness, bucket)
-        part = program.with_masks(select_masks(program.masks, chosen).astype(jnp.float32), chosen)
-        each = newton_system.pass_flops(program, bucket)
-        newton = _newton_flops(program, bucket // 2)
-        most = max(50, int(_ROUND_COST * newton / each))
-        part, weights = with_dtype((part, state.weights[chosen]), jnp.float32)
-        weights, made = _first_order(part, weights, 0.1 * state.gap, most)
-        return jnp.zeros(program.group_shape, jnp.float32).at[chosen].set(weights), made * (each / newton)
-
-    weights, cost = _in_bucket(jnp.minimum(2 * jnp.sum(norms > 0), program.num_gates), _buckets(program.num_gates), run)
-    return _moved_to(program, state, weights), cost
 
 
 def _with_numbers(program: ConvexProgram) -> ConvexProgram:
@@ -403,31 +355,7 @@ def _direction(program: ConvexProgram, sigma: Array, prox: _Prox, slope: Array, 
         groups = newton_system.Active(masks, kept, along, units, rays)
         return -newton_system.inverse(program, sigma, groups)(slope) / sigma
 
-    return _in_bucket(count, buckets, solve)
-
-
-def _newton_flops(program: ConvexProgram, bucket: int) -> float:
-    """Operations of a Newton step with so many active groups: the direction, and four products with all masks."""
-    num_gates, num_features, _ = program.group_shape
-    products = 8.0 * program.targets.size * num_gates * num_features
-    return _SLOWNESS * newton_system.flops(program, bucket) + products + _NEWTON_OVERHEAD
-
-
-def _in_bucket(count: Array, buckets: list[int], run: Callable[[int], Any]) -> Any:
-    """``run(bucket)`` with the smallest bucket that holds so many."""
-    return lax.switch(jnp.searchsorted(jnp.asarray(buckets), count), [partial(run, bucket) for bucket in buckets])
-
-
-def _buckets(num_gates: int) -> list[int]:
-    """Sizes to which active groups are padded: each twice the one before, the last all gates.
-
-    Each is compiled; few gates have one alone.
-    """
-    sizes, size = [], _SMALLEST_BUCKET if num_gates > 4 * _SMALLEST_BUCKET else num_gates
-    while size < num_gates:
-        sizes.append(size)
-        size *= 2
-    return [*sizes, num_gates]
+    return working_sets.in_bucket(count, buckets, solve)
 
 
 _einsum = partial(jnp.einsum, precision=lax.Precision.HIGHEST)

@@ -28,8 +28,10 @@ from fixntk.gram import masked_adjoint, masked_apply
 _OVERHEAD, _PER_ENTRY, _SLIM = 4e6, 15, 2.0
 # The matrix of more rows than the second is made in as many blocks.
 _BLOCKS, _LEAST_ROWS = 4, 500
+# A matrix of more entries is not made.
+_MOST_ENTRIES = 2**26
 # Conjugate gradients: what they usually need, and where they stop.
-_USUAL_PRODUCTS, _MOST_PRODUCTS = 80, 400
+_USUAL_PRODUCTS, _MOST_PRODUCTS = 50, 400
 # The same where a factorisation in single precision preconditions them.
 _USUAL_REFINEMENTS, _MOST_REFINEMENTS, _REFINED_TO = 4, 50, 1e-3
 
@@ -221,12 +223,14 @@ def _factorised_in_single(matrix: Array, shift: Array) -> Inverse:
 def _row_flops(program: ConvexProgram, bucket: int) -> float:
     """Operations of :func:`_by_rows`; an entry of the matrix is passed over some thirty times."""
     rows = float(program.targets.size)
-    return rows**3 / 3 + rows**2 * (4 * bucket + 30)
+    return rows**3 / 3 + rows**2 * (4 * bucket + 30) if rows**2 <= _MOST_ENTRIES else float("inf")
 
 
 def _feature_flops(program: ConvexProgram, bucket: int) -> float:
     """Operations of :func:`_by_features`."""
     rows, features = float(program.targets.size), float(bucket * program.group_shape[1] * program.group_shape[2])
+    if max(rows, features) * features > _MOST_ENTRIES:
+        return float("inf")
     return 2 * rows * features**2 + features**3 / 3 + 30 * rows * features
 
 

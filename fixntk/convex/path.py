@@ -25,8 +25,8 @@ _MOST_NUMBERS = 2**25
 _FARTHEST = 2.0
 # A product with all masks takes n·P·d multiplications; below so many a smaller program is not worth its compilation.
 _WORTH_SCREENING = 1e7
-# A working set has room for this many times the active groups and a few more; it is made anew at most so many times, and
-# not at all where it would hold nearly all groups.
+# A working set has room for so many times the active groups, and for the smallest set more; it is made anew at most so
+# many times, and not at all where it would hold more than this share of all groups.
 _ROOM, _SMALLEST_SET, _MOST_WORKING_SETS, _LARGEST_SHARE = 1.3, 16, 4, 0.7
 
 
