@@ -23,7 +23,7 @@ from fixntk._checks import (
     check_same_columns,
     check_same_rows,
 )
-from fixntk._numerics import matmul
+from fixntk._numerics import einsum, matmul
 from fixntk.gates import as_masks, in_row_tiles
 
 # Largest temporary, in bytes, that a product makes of the masks before it goes through them in tiles.
@@ -165,7 +165,7 @@ def masked_apply(masks: Array, x: Array, weights: Array) -> Float[Array, "n c"]:
     flat = weights.reshape(num_gates, num_features * num_outputs)
     summed = _over_rows(lambda tile: matmul(tile, flat), masks, num_gates, x.dtype)
     summed = summed.reshape(x.shape[0], num_features, num_outputs)
-    return jnp.einsum("nd,ndc->nc", x, summed, precision=lax.Precision.HIGHEST)
+    return einsum("nd,ndc->nc", x, summed)
 
 
 def masked_adjoint(masks: Array, x: Array, residual: Array, num_gates: int) -> Float[Array, "P d c"]:

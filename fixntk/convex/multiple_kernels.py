@@ -16,7 +16,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int
 
 from fixntk._checks import as_float_array, as_positive_int, is_traced
-from fixntk._numerics import matmul, safe_sqrt
+from fixntk._numerics import einsum, matmul, safe_sqrt
 from fixntk.convex.solution import ConvergenceWarning
 
 # Of the line search: each step is halved at most so often, and lowers J by this share of what its slope promises.
@@ -215,12 +215,12 @@ def _solve(
 
     def certified(eta: Array, solved: Array) -> tuple[Array, Array, Array]:
         """J(η), its gap, and K_k A, by the functions η_k K_k A, whatever A is."""
-        images = jnp.einsum("kij,jc->kic", kernels, solved, precision=lax.Precision.HIGHEST)
+        images = einsum("kij,jc->kic", kernels, solved)
         parts = eta[:, None, None] * images
         residual = targets - jnp.sum(parts, axis=0)
         slopes = safe_sqrt(jnp.einsum("ic,kic->k", solved, images))  # ‖f_k‖ / η_k
         norms = eta * slopes
-        of_residual = jnp.einsum("kij,jc->kic", kernels, residual, precision=lax.Precision.HIGHEST)
+        of_residual = einsum("kij,jc->kic", kernels, residual)
         correlations = safe_sqrt(jnp.einsum("ic,kic->k", residual, of_residual))
         worst = jnp.max(correlations / (reg * tau))
         scale = jnp.where(worst > 1, 1 / worst, 1.0)
@@ -243,7 +243,7 @@ def _solve(
         gradient = 0.5 * reg * (tau**2 - jnp.einsum("ic,kic->k", state.dual_weights, state.images))
         flat = jnp.moveaxis(state.images, 0, 1).reshape(targets.shape[0], -1)
         solved = jsl.cho_solve((state.factor, True), flat).reshape(targets.shape[0], m, -1)
-        hessian = reg * jnp.einsum("kic,ilc->kl", state.images, solved, precision=lax.Precision.HIGHEST)
+        hessian = reg * einsum("kic,ilc->kl", state.images, solved)
         # In units in which the diagonal is one; the kernels' scales may differ by orders.
         unit = 1 / jnp.sqrt(jnp.maximum(jnp.diagonal(hessian), jnp.finfo(eta.dtype).tiny))
         fixed = (eta <= 0) & (gradient > 0)

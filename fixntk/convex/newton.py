@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
+from fixntk._numerics import einsum
 from fixntk.convex import newton_system, working_sets
 from fixntk.convex.penalties import group_norms, shares_kept
 from fixntk.convex.program import ConvexProgram
@@ -351,11 +352,8 @@ def _direction(program: ConvexProgram, sigma: Array, prox: _Prox, slope: Array, 
         present = (jnp.arange(bucket) < count).astype(program.x.dtype)
         masks = present * select_masks(program.masks, chosen)
         kept, along, units = present * prox.kept[chosen], present * prox.along[chosen], prox.units[chosen]
-        rays = _einsum("nd,pdc->npc", program.x, units) * masks[:, :, None]
+        rays = einsum("nd,pdc->npc", program.x, units) * masks[:, :, None]
         groups = newton_system.Active(masks, kept, along, units, rays)
         return -newton_system.inverse(program, sigma, groups)(slope) / sigma
 
     return working_sets.in_bucket(count, buckets, solve)
-
-
-_einsum = partial(jnp.einsum, precision=lax.Precision.HIGHEST)

@@ -16,10 +16,10 @@ import jax
 import jax.numpy as jnp
 import jax.scipy.linalg as jsl
 import numpy as np
-from jax import Array, lax
+from jax import Array
 from jaxtyping import Float
 
-from fixntk._numerics import with_dtype
+from fixntk._numerics import einsum, with_dtype
 from fixntk.convex.program import ConvexProgram
 from fixntk.gram import masked_adjoint, masked_apply
 
@@ -135,9 +135,9 @@ def _matrix_block(program: ConvexProgram, active: Active, rows: slice) -> Array:
     def flat(rays: Array) -> Array:
         return rays.swapaxes(1, 2).reshape(rays.shape[0] * num_outputs, -1)
 
-    kernel = _einsum("np,mp->nm", masks[rows] * active.kept, masks) * _einsum("nd,md->nm", x[rows], x)
+    kernel = einsum("np,mp->nm", masks[rows] * active.kept, masks) * einsum("nd,md->nm", x[rows], x)
     block = jnp.kron(kernel, jnp.eye(num_outputs, dtype=kernel.dtype)) if num_outputs > 1 else kernel
-    return block + _einsum("ip,jp->ij", flat(rays[rows]) * (active.along - active.kept), flat(rays))
+    return block + einsum("ip,jp->ij", flat(rays[rows]) * (active.along - active.kept), flat(rays))
 
 
 def _by_features(program: ConvexProgram, sigma: Array, active: Active) -> Inverse:
@@ -146,15 +146,15 @@ def _by_features(program: ConvexProgram, sigma: Array, active: Active) -> Invers
     Refined once, as what cancels takes digits.
     """
     features = _features(program, active)
-    inner = _factorised(_einsum("if,ig->fg", features, features), 1 / sigma)
+    inner = _factorised(einsum("if,ig->fg", features, features), 1 / sigma)
 
     def solve(right: Array) -> Array:
-        return sigma * (right - _einsum("if,f->i", features, inner(_einsum("if,i->f", features, right))))
+        return sigma * (right - einsum("if,f->i", features, inner(einsum("if,i->f", features, right))))
 
     def apply(right: Array) -> Array:
         flat = right.reshape(-1)
         first = solve(flat)
-        remainder = flat - first / sigma - _einsum("if,jf,j->i", features, features, first)
+        remainder = flat - first / sigma - einsum("if,jf,j->i", features, features, first)
         return (first + solve(remainder)).reshape(right.shape)
 
     return apply
@@ -164,8 +164,8 @@ def _features(program: ConvexProgram, active: Active) -> Array:
     """V with H/σ = I/σ + V Vᵀ: the blocks D_p X (√c_p I + (√a_p − √c_p) u_p u_pᵀ)."""
     num_rows, num_outputs = program.targets.shape
     root, rest = jnp.sqrt(active.kept), jnp.sqrt(active.along) - jnp.sqrt(active.kept)
-    features = _einsum("np,nd,ck->ncpdk", active.masks * root, program.x, jnp.eye(num_outputs, dtype=root.dtype))
-    features += _einsum("npc,pdk->ncpdk", active.rays * rest[:, None], active.units)
+    features = einsum("np,nd,ck->ncpdk", active.masks * root, program.x, jnp.eye(num_outputs, dtype=root.dtype))
+    features += einsum("npc,pdk->ncpdk", active.rays * rest[:, None], active.units)
     return program.centred(features).reshape(num_rows * num_outputs, -1)
 
 
@@ -181,7 +181,7 @@ def _by_products(program: ConvexProgram, sigma: Array, active: Active) -> Invers
     rest = jnp.sum(kept * shares * (1 - shares)) * jnp.sum(program.x**2) / program.x.shape[0] ** 2
     shift = 1 / sigma + rest * program.x.shape[1]
     ridge = shift / jnp.where(common > 0, common, 1.0)
-    inner = _einsum("nd,ne->de", program.x, program.x) + jnp.eye(program.x.shape[1]) * ridge
+    inner = einsum("nd,ne->de", program.x, program.x) + jnp.eye(program.x.shape[1]) * ridge
     factor = jsl.cho_factor(inner)
 
     def precondition(right: Array) -> Array:
@@ -252,5 +252,3 @@ SOLVERS: tuple[tuple[Callable[..., Inverse], Callable[[ConvexProgram, int], floa
     (_by_features, _feature_flops),
     (_by_products, _product_flops),
 )
-
-_einsum = partial(jnp.einsum, precision=lax.Precision.HIGHEST)

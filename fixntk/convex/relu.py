@@ -25,7 +25,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Float
 
 from fixntk._checks import as_positive_int, is_traced
-from fixntk._numerics import float64_allowed, matmul, with_dtype
+from fixntk._numerics import einsum, float64_allowed, matmul, with_dtype
 from fixntk.convex.cones import (
     Cones,
     cone_barrier,
@@ -301,7 +301,7 @@ def _direction(program: ConvexProgram, hessian: Array, gradient: Array) -> Float
         return start - apply_inverse(_signed_correlations(program, program.centred(outputs)))
 
     def apply(direction: Array) -> Array:
-        own = jnp.einsum("spde,spe->spd", hessian, direction, precision=lax.Precision.HIGHEST)
+        own = einsum("spde,spe->spd", hessian, direction)
         return own + _signed_correlations(program, program.centred(_fitted(program, direction)))
 
     direction = -solve(gradient)
