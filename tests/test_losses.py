@@ -7,6 +7,7 @@ from scipy.optimize import minimize
 
 import fixntk as fx
 from fixntk.convex.losses import LOSSES, huber
+from fixntk.convex.solve import solve_part
 
 NAMES = pytest.mark.parametrize("name", LOSSES)
 # What CVXPY is compared on: each loss, each option, and all options together.
@@ -232,9 +233,12 @@ def test_predictions_are_the_outputs_at_the_optimum(key, case):
     assert outputs.shape == base.y.shape
 
 
-@pytest.mark.parametrize("case", ["logistic_all", "nuclear"])
+@pytest.mark.parametrize("case", ["squared_all", "logistic_all", "nuclear"])
 def test_paths_with_screening_are_single_solutions(monkeypatch, case):
     monkeypatch.setattr("fixntk.convex.path._WORTH_SCREENING", 0)
+    monkeypatch.setattr("fixntk.convex.path._SMALLEST_SET", 2)
+    parts = []
+    monkeypatch.setattr("fixntk.convex.path.solve_part", lambda *a: parts.append(a[0].num_gates) or solve_part(*a))
     program = program_of(PROGRAMS[case])
     options = {
         "loss": program.loss,
@@ -251,6 +255,7 @@ def test_paths_with_screening_are_single_solutions(monkeypatch, case):
         np.testing.assert_allclose(solution.primal, alone.primal, rtol=1e-8)
         screened = fx.convex.path.gap_safe(program.with_reg(reg), solution.weights)
         assert not np.any(np.asarray(screened) & np.asarray(jnp.linalg.norm(alone.weights, axis=(1, 2)) > 1e-4))
+    assert min(parts) < program.num_gates
 
 
 def test_float32_converges_to_what_it_can():

@@ -45,6 +45,35 @@ def test_a_large_sigma_does_not_end_in_rounding(seed, num_outputs, share):
     assert bool(solution.converged), solution.message
 
 
+def test_working_sets_grow_from_the_nearest_groups():
+    program = random_problem(3, 120, 5, 300, share=0.02)
+    state = newton.init(program, jnp.zeros(program.group_shape))
+    sizes, active = working_sets._sizes(program), []
+    while int(state.phase) == newton._WORKING_SETS:
+        nearest = np.argsort(-np.asarray(group_norms(state.correlations)))[: sizes[0]]
+        state = newton.step(program, state)
+        active.append(np.flatnonzero(group_norms(state.weights)))
+        if len(active) == 1:
+            assert set(active[0]) <= set(nearest)
+    counts = [len(groups) for groups in active]
+    assert 0 < counts[0] <= sizes[0] < counts[1] < counts[-1] < 300
+    assert sizes == [32, 128, 300]
+    assert working_sets.buckets(300) == [16, 32, 64, 128, 256, 300]
+    assert working_sets.buckets(20) == [20]
+    optimum = fx.solve(program, method="fista", tol=1e-10)
+    np.testing.assert_allclose(fx.solve(program, method="newton", tol=1e-10).primal, optimum.primal, rtol=1e-9)
+
+
+def test_a_step_on_all_groups_is_the_step_on_those_that_are_active():
+    program = random_problem(4, 60, 4, 100, share=0.1)
+    start = fx.solve(program, method="fista", tol=1e-2).weights
+    state = newton.init(program, start)
+    assert 0 < int(jnp.sum(group_norms(start) > 0)) <= 64
+    whole, active = newton.refine(program, state), newton.step(program, state)
+    np.testing.assert_allclose(whole.theta, active.theta, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(whole.gap, active.gap, rtol=1e-2)
+
+
 @pytest.mark.parametrize("num_outputs", [1, 2])
 @pytest.mark.parametrize("solver", [entry[0] for entry in newton_system.SOLVERS])
 def test_each_direction_solves_the_derivative_of_the_gradient(monkeypatch, rng, solver, num_outputs):

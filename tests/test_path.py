@@ -10,7 +10,7 @@ from problems import random_problem
 
 import fixntk as fx
 from fixntk.convex.path import group_sizes
-from fixntk.convex.solve import certified
+from fixntk.convex.solve import certified, solve_part
 
 
 @pytest.mark.parametrize("method", ["fista", "newton"])
@@ -29,6 +29,29 @@ def test_a_path_is_single_solves_from_max_reg_down(monkeypatch, method):
         whole = program.with_reg(reg)
         np.testing.assert_allclose(solution.gap, whole.gap(solution.weights), rtol=1e-6, atol=1e-14)
         alone = fx.solve(whole, method="fista", tol=1e-8)
+        np.testing.assert_allclose(solution.primal, alone.primal, rtol=1e-7)
+
+
+@pytest.mark.parametrize("loss", ["squared", "logistic"])
+def test_a_working_set_that_is_too_small_grows(monkeypatch, loss):
+    monkeypatch.setattr("fixntk.convex.path._WORTH_SCREENING", 0)
+    monkeypatch.setattr("fixntk.convex.path._ROOM", 1.0)
+    monkeypatch.setattr("fixntk.convex.path._SMALLEST_SET", 2)
+    sizes = []
+
+    def recorded(part, *arguments):
+        sizes.append(part.num_gates)
+        return solve_part(part, *arguments)
+
+    monkeypatch.setattr("fixntk.convex.path.solve_part", recorded)
+    program = random_problem(5, num_rows=60, num_gates=60, loss=loss)
+    regs = float(program.max_reg()) * np.array([0.5, 0.05])
+    solutions = fx.solve_path(program.x, program.y, program.masks, regs, loss=loss, tol=1e-8)
+    assert sizes[0] == 2
+    assert len(set(sizes)) > 2
+    for solution, reg in zip(solutions, regs, strict=True):
+        assert bool(solution.converged)
+        alone = fx.solve(program.with_reg(reg), method="fista", tol=1e-8)
         np.testing.assert_allclose(solution.primal, alone.primal, rtol=1e-7)
 
 
@@ -77,10 +100,13 @@ def test_group_sizes_are_spectral_norms_or_above(monkeypatch):
         ({"num_regs": 0}, "num_regs must be a positive integer"),
         ({"min_share": 2.0}, "min_share between 0 and 1"),
         ({"method": "irls"}, "method 'irls' starts at kernel weights"),
+        ({"tol": np.inf}, "tol=inf is not finite"),
+        ({"tol": 1e-20}, "tol=1e-20 is not finite or below what float64 can reach"),
     ],
 )
-def test_bad_paths_are_named(options, message):
-    program = random_problem(4)
+def test_bad_paths_are_named(monkeypatch, options, message):
+    monkeypatch.setattr("fixntk.convex.path._WORTH_SCREENING", 0)
+    program = random_problem(4, num_gates=40)
     with pytest.raises(ValueError, match=message):
         fx.solve_path(program.x, program.y, program.masks, **options)
     with pytest.raises(ValueError, match="cannot be traced"):

@@ -68,7 +68,7 @@ class NewtonState(NamedTuple):
         σ.
     phase
         What the next step is: Newton, first-order steps on a working set, or on all groups as a last resort where
-        rounding has stopped Newton.
+        rounding has stopped Newton. `refine` makes a Newton step instead of the second.
     stalled
         Newton steps since the gap was last lowered.
     fresh
@@ -202,18 +202,18 @@ def _moved_to(program: ConvexProgram, state: NewtonState, weights: Array) -> New
 
 
 def _round(program: ConvexProgram, state: NewtonState) -> NewtonState:
-    """A round on a working set, and what follows: a larger one as long as they grow, then Newton.
+    """A round on a working set.
 
-    Newton's turn is when a round made too little progress for its cost, or where few groups have come or gone: near the
-    solution Newton is fast.
+    Another follows while the sets grow, or while groups come and go and the gap falls by enough for the cost; then
+    Newton, which is fast near the solution.
     """
     weights, cost = working_sets.improved(program, state.weights, state.correlations, state.gap)
     moved = _moved_to(program, state, weights)
-    were, are = (group_norms(weights) > 0 for weights in (state.weights, moved.weights))
+    were, are = group_norms(state.weights) > 0, group_norms(moved.weights) > 0
     progress = jnp.log(state.gap / jnp.maximum(moved.gap, jnp.finfo(program.x.dtype).tiny))
     settled = jnp.sum(were != are) < _SETTLED * jnp.sum(were)
     grows = working_sets.size(program, are) > working_sets.size(program, were)
-    newton_next = ~grows & (settled | (progress < _NEWTON_PROGRESS * cost))
+    newton_next = ~grows & (settled | (progress <= _NEWTON_PROGRESS * cost))
     return moved._replace(phase=jnp.where(newton_next, _NEWTON, _WORKING_SETS).astype(jnp.int32))
 
 

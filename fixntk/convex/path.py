@@ -1,4 +1,4 @@
-"""Solutions along a path of λ, from λ_max down, with warm starts and gap-safe screening (M9)."""
+"""Solutions along a path of λ, from λ_max down, with warm starts, gap-safe screening and working sets (M9)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fixntk.convex.losses import Loss
 from fixntk.convex.penalties import group_norms
 from fixntk.convex.program import ConvexProgram
 from fixntk.convex.solution import Solution
-from fixntk.convex.solve import REWEIGHTING, certified, solve, solve_working_set
+from fixntk.convex.solve import REWEIGHTING, certified, solve, solve_part
 from fixntk.gram import masked_adjoint, select_masks
 
 # The spectral norms of the groups need (n + P)·d² numbers; above so many, Frobenius norms stand in for them.
@@ -25,8 +25,8 @@ _MOST_NUMBERS = 2**25
 _FARTHEST = 2.0
 # A product with all masks takes n·P·d multiplications; below so many a smaller program is not worth its compilation.
 _WORTH_SCREENING = 1e7
-# A working set has room for so many times the active groups, and for the smallest set more; it is made anew at most so
-# many times, and not at all where it would hold more than this share of all groups.
+# A working set has room for so many times the active groups and so many more, which is also the size of the smallest.
+# At most so many are made for one λ, and none that would hold more than this share of all groups.
 _ROOM, _SMALLEST_SET, _MOST_WORKING_SETS, _LARGEST_SHARE = 1.3, 16, 4, 0.7
 
 
@@ -64,14 +64,16 @@ def solve_path(
     method, tol
         As for :func:`fixntk.solve`; IRLS and Anderson, whose weights are never zero, cannot go along a path.
     screen
-        Leave out the groups that the gap-safe rule proves to be zero, for each λ anew, where the problem is large
-        enough for that to pay. It never changes a solution.
+        Solve for each λ on the groups that are active at its start or nearest to it, without those that the gap-safe
+        rule proves to be zero, until the certificate holds on all groups; where the problem is large enough for that to
+        pay.
     callback
         Called with each Solution as it is finished; a true answer stops the path there.
 
     Returns
     -------
-    Solutions in the order of ``regs``, as far as the path went.
+    Solutions in the order of ``regs``, as far as the path went, each certified on all groups. Iterations and history
+    are those on the groups that were solved for last.
 
     Raises
     ------
@@ -145,7 +147,7 @@ def gap_safe(program: ConvexProgram, weights: ArrayLike, sizes: Array | None = N
         (P,) from :func:`group_sizes`, computed when None.
     """
     sizes = group_sizes(program) if sizes is None else sizes
-    return _gap_safe(program, program.as_group_weights(weights), sizes)
+    return _screened(program, program.as_group_weights(weights), sizes)[0]
 
 
 def group_sizes(program: ConvexProgram) -> Float[Array, " P"]:
@@ -190,11 +192,13 @@ def _solve_at(program: ConvexProgram, start: Array, sizes: Array | None, method:
         if size > _LARGEST_SHARE * program.num_gates:
             break
         part, weights = _part(program, start, nearest[:size], num_left)
-        solution = solve_working_set(part, method, tol, weights)
+        solution = solve_part(part, method, tol, weights)
         whole = certified(program, _spread(start, nearest[:size], solution.weights), solution)
         if bool(whole.converged):
             return whole
         start = whole.weights
+        if bool(solution.failed):  # By rounding: other groups do not help.
+            break
     return solve(program, method=method, tol=tol, init=start)
 
 
@@ -207,7 +211,7 @@ def _continued(weights: Array, before: Array, share: Array) -> Array:
 
 
 def _set_size(wanted: int) -> int:
-    """2ᵏ or 3·2ᵏ, so that few shapes are compiled; what fills up is a group that no row belongs to."""
+    """2ᵏ or 3·2ᵏ, so that few shapes are compiled; the next nearest groups fill up, empty ones where none are left."""
     size = 1 << max(_SMALLEST_SET - 1, wanted - 1).bit_length()
     return 3 * size // 4 if size > _SMALLEST_SET and wanted <= 3 * size // 4 else size
 
@@ -215,16 +219,15 @@ def _set_size(wanted: int) -> int:
 @jax.jit
 def _nearest(program: ConvexProgram, weights: Array, sizes: Array) -> tuple[Array, Array, Array]:
     """Groups in the order in which to look at them, how many are active, and how many are not proved to be zero."""
-    zero = _gap_safe(program, weights, sizes)
-    correlations = program.correlations(program.fit(program.fitted(weights)).residual)
+    zero, duals = _screened(program, weights, sizes)
     active = group_norms(weights) > 0
-    nearness = jnp.where(active, jnp.inf, program.norm.duals(correlations) / program.thresholds)
+    nearness = jnp.where(active, jnp.inf, duals / program.thresholds)
     return jnp.argsort(jnp.where(zero, -1.0, nearness), descending=True), jnp.sum(active & ~zero), jnp.sum(~zero)
 
 
 @jax.jit
 def _part(program: ConvexProgram, weights: Array, chosen: Array, num_left: Array) -> tuple[ConvexProgram, Array]:
-    """The program of some groups, of which the first few count."""
+    """The program of some groups, of which the first ``num_left`` count; the others get empty masks."""
     present = jnp.arange(chosen.size) < num_left
     part = program.with_masks(select_masks(program.masks, chosen) & present, chosen)
     return part, weights[chosen] * present[:, None, None]
@@ -236,7 +239,8 @@ def _spread(like: Array, chosen: Array, weights: Array) -> Array:
 
 
 @jax.jit
-def _gap_safe(program: ConvexProgram, weights: Array, sizes: Array) -> Array:
+def _screened(program: ConvexProgram, weights: Array, sizes: Array) -> tuple[Array, Array]:
+    """Which groups are proved to be zero, and the dual norms of all groups' correlations."""
     fit = program.fit(program.fitted(weights))
     correlations = program.correlations(fit.residual)
     gap, scale = program.certificate(weights, fit, correlations)
@@ -244,4 +248,4 @@ def _gap_safe(program: ConvexProgram, weights: Array, sizes: Array) -> Array:
     heaviest = 1.0 if program.sample_weight is None else jnp.max(program.sample_weight)
     radius = jnp.sqrt(2 * program.loss.steepest * heaviest * gap)
     slack = 10 * jnp.finfo(duals.dtype).eps
-    return scale * duals + radius * sizes < program.thresholds * (1 - slack)
+    return scale * duals + radius * sizes < program.thresholds * (1 - slack), duals

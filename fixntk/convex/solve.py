@@ -47,7 +47,7 @@ REWEIGHTING = ("irls", "anderson")
 # What "newton" is for losses other than the squared one.
 _PROX_NEWTON = Method(prox_newton.init, prox_newton.step, 200)
 
-# What "newton" is on a working set.
+# What "newton" is on the part of a program that a path works on: no first-order steps, and one size.
 _REFINEMENT = "refinement"
 
 # Steps made between two looks at the clock.
@@ -179,13 +179,16 @@ def solve(
     return solution
 
 
-def solve_working_set(part: ConvexProgram, method: str, tol: float, start: Array) -> Solution:
-    """:func:`solve` for the program of groups most of which are active, without a warning (compiles much less)."""
+def solve_part(part: ConvexProgram, method: str, tol: float, start: Array) -> Solution:
+    """:func:`solve` for a program of groups most of which are active, without a warning.
+
+    With the squared loss it compiles much less.
+    """
     if method not in ("auto", "newton") or not part.is_quadratic or part.norm.name != "frobenius":
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
             return solve(part, method=method, tol=tol, init=start)
-    max_iter = METHODS["newton"].max_iter
+    tol, max_iter = _as_options(part, "newton", tol, None, None)
     state, history = _start(part, start, (), _REFINEMENT, max_iter)
     run = partial(_advance, name=_REFINEMENT, tol=tol)
     iterations, state, history = _drive(run, part, state, history, max_iter, tol, None)

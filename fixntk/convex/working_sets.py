@@ -1,4 +1,4 @@
-"""First-order steps in single precision on working sets of groups, and the sizes to which sets are padded (M8)."""
+"""First-order steps on working sets of groups, and the sizes to which Newton's active groups are padded (M8)."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ _NEWTON_OVERHEAD, _SLOWNESS = 3e7, 2.0
 
 def improved(program: ConvexProgram, weights: Array, correlations: Array, gap: Array) -> tuple[Array, Array]:
     """Weights after first-order steps on the groups that are active or nearest to it; what they cost in Newton steps.
+
+    In single precision.
 
     Parameters
     ----------
@@ -71,7 +73,9 @@ def size(program: ConvexProgram, active: Array) -> Array:
 
 
 def _sizes(program: ConvexProgram) -> list[int]:
-    return buckets(program.num_gates)[::-2][::-1]
+    """Every second bucket, the last all gates: each compiles a solver."""
+    sizes = buckets(program.num_gates)
+    return sizes[(len(sizes) - 1) % 2 :: 2]
 
 
 def in_bucket(count: Array, sizes: list[int], run: Callable[[int], Any]) -> Any:
