@@ -82,7 +82,7 @@ def random_program(num_rows: int, num_gates: int, num_features: int) -> fx.Conve
 
 
 def scaling() -> None:
-    figure, axes = plt.subplots(1, 3, figsize=(9, 3), sharey=True)
+    figure, axes = plt.subplots(1, 3, figsize=(9, 3.6), sharey=True)
     for axis, (name, symbol) in zip(axes, zip(BASE, ("n", "P", "d"), strict=True), strict=True):
         sizes = [BASE[name] * 2**k for k in range(DOUBLINGS)]
         if name == "num_features":
@@ -101,7 +101,7 @@ def scaling() -> None:
         axis.plot(sizes, flops, "--", color="0.5", label="operations of a product, slope 1")
         axis.set(xscale="log", yscale="log", xlabel=symbol, xticks=sizes, xticklabels=sizes)
         axis.minorticks_off()
-        axis.legend()
+        axis.legend(loc="lower left", bbox_to_anchor=(0, 1))
     axes[0].set_ylabel("seconds to 1e-6")
     figure.savefig(FIGURES / "scaling.png")
 
