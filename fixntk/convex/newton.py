@@ -68,7 +68,7 @@ class NewtonState(NamedTuple):
         σ.
     phase
         What the next step is: Newton, first-order steps on a working set, or on all groups as a last resort where
-        rounding has stopped Newton. `refine` makes a Newton step instead of the second.
+        rounding has stopped Newton. ``refine`` makes a Newton step instead of the second.
     stalled
         Newton steps since the gap was last lowered.
     fresh
