@@ -47,11 +47,11 @@ def test_a_large_sigma_does_not_end_in_rounding(seed, num_outputs, share):
 
 def test_working_sets_grow_from_the_nearest_groups():
     program = random_problem(3, 120, 5, 300, share=0.02)
-    state = newton.init(program, jnp.zeros(program.group_shape))
+    state, step = newton.init(program, jnp.zeros(program.group_shape)), jax.jit(newton.step)
     sizes, active = working_sets._sizes(program), []
     while int(state.phase) == newton._WORKING_SETS:
         nearest = np.argsort(-np.asarray(group_norms(state.correlations)))[: sizes[0]]
-        state = newton.step(program, state)
+        state = step(program, state)
         active.append(np.flatnonzero(group_norms(state.weights)))
         if len(active) == 1:
             assert set(active[0]) <= set(nearest)
