@@ -15,6 +15,7 @@ Li, Sun and Toh (2018) for the lasso, Zhang, Zhang, Sun and Toh (2020) for the g
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -148,22 +149,22 @@ def init(program: ConvexProgram, weights: Array) -> NewtonState:
 
 def step(program: ConvexProgram, state: NewtonState) -> NewtonState:
     """First-order steps as long as they are worth more than a Newton step, then Newton steps."""
-    units = _units(program)
-    scaled = _rescaled(state, _Units(1 / units.x, 1 / units.y))
     newton_step = partial(_newton_step, buckets=working_sets.buckets(program.num_gates))
-    steps = (newton_step, _round, _last_resort)
-    return _rescaled(lax.switch(state.phase, steps, program.in_units(*units), scaled), units)
+    return _in_units(program, state, lambda *at: lax.switch(state.phase, (newton_step, _round, _last_resort), *at))
 
 
 def refine(program: ConvexProgram, state: NewtonState) -> NewtonState:
     """A Newton step where most groups are active: on all of them, so that one size is compiled."""
+    newton_step = partial(_newton_step, buckets=[program.num_gates])
+    return _in_units(program, state, lambda *at: lax.cond(state.phase == _LAST, _last_resort, newton_step, *at))
+
+
+def _in_units(
+    program: ConvexProgram, state: NewtonState, run: Callable[[ConvexProgram, NewtonState], NewtonState]
+) -> NewtonState:
     units = _units(program)
-    scaled, program = _rescaled(state, _Units(1 / units.x, 1 / units.y)), program.in_units(*units)
-
-    def newton_step() -> NewtonState:
-        return _newton_step(program, scaled, [program.num_gates])
-
-    return _rescaled(lax.cond(state.phase == _LAST, lambda: _last_resort(program, scaled), newton_step), units)
+    scaled = _rescaled(state, _Units(1 / units.x, 1 / units.y))
+    return _rescaled(run(program.in_units(*units), scaled), units)
 
 
 def _init(program: ConvexProgram, weights: Array) -> NewtonState:

@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float
 
 from fixntk._checks import is_traced
+from fixntk.convex import working_sets
 from fixntk.convex.losses import Loss
 from fixntk.convex.penalties import group_norms
 from fixntk.convex.program import ConvexProgram
@@ -187,8 +188,7 @@ def _solve_at(program: ConvexProgram, start: Array, sizes: Array | None, method:
     """Solve from a start, on the groups that are active there or nearest to it, until the certificate holds on all."""
     for _ in range(0 if sizes is None else _MOST_WORKING_SETS):
         nearest, num_active, num_left = _nearest(program, start, sizes)
-        wanted = min(int(num_left), int(_ROOM * num_active) + _SMALLEST_SET)
-        size = _set_size(wanted)
+        size = _set_size(min(int(num_left), int(_ROOM * num_active) + _SMALLEST_SET))
         if size > _LARGEST_SHARE * program.num_gates:
             break
         part, weights = _part(program, start, nearest[:size], num_left)
@@ -220,9 +220,8 @@ def _set_size(wanted: int) -> int:
 def _nearest(program: ConvexProgram, weights: Array, sizes: Array) -> tuple[Array, Array, Array]:
     """Groups in the order in which to look at them, how many are active, and how many are not proved to be zero."""
     zero, duals = _screened(program, weights, sizes)
-    active = group_norms(weights) > 0
-    nearness = jnp.where(active, jnp.inf, duals / program.thresholds)
-    return jnp.argsort(jnp.where(zero, -1.0, nearness), descending=True), jnp.sum(active & ~zero), jnp.sum(~zero)
+    near = jnp.where(zero, -1.0, working_sets.nearness(program, weights, duals))
+    return jnp.argsort(near, descending=True), jnp.sum(jnp.isinf(near)), jnp.sum(~zero)
 
 
 @jax.jit

@@ -39,10 +39,10 @@ def improved(program: ConvexProgram, weights: Array, correlations: Array, gap: A
         That of the weights.
     """
     norms = group_norms(weights)
-    nearness = jnp.where(norms > 0, jnp.inf, group_norms(correlations) / program.thresholds)
+    near = nearness(program, weights, group_norms(correlations))
 
     def run(bucket: int) -> tuple[Array, Array]:
-        _, chosen = lax.top_k(nearness, bucket)
+        _, chosen = lax.top_k(near, bucket)
         part = program.with_masks(select_masks(program.masks, chosen).astype(jnp.float32), chosen)
         each = newton_system.pass_flops(program, bucket)
         newton = _newton_flops(program, bucket // 2)
@@ -52,6 +52,11 @@ def improved(program: ConvexProgram, weights: Array, correlations: Array, gap: A
         return jnp.zeros(program.group_shape, jnp.float32).at[chosen].set(found), made * (each / newton)
 
     return in_bucket(size(program, norms > 0), _sizes(program), run)
+
+
+def nearness(program: ConvexProgram, weights: Array, duals: Array) -> Array:
+    """How near each group is to being active, infinite where it is, from the dual norms (P,) of its correlations."""
+    return jnp.where(group_norms(weights) > 0, jnp.inf, duals / program.thresholds)
 
 
 def first_order(program: ConvexProgram, weights: Array, gap: Array, most: int) -> tuple[Array, Array]:
