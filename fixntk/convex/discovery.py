@@ -118,23 +118,30 @@ def discover(
             raise ValueError(f"{name} must be a positive integer, got {value!r}")
     x = as_matrix("x", x)
     key, first = jax.random.split(key)
-    chosen = sample_gates(first, num_gates, x.shape[1], dtype=x.dtype) if gates is None else as_matrix("gates", gates)
-    program = ConvexProgram(x, y, activation_masks(x, chosen), reg)
+    start = sample_gates(first, num_gates, x.shape[1], dtype=x.dtype) if gates is None else as_matrix("gates", gates)
+    program = ConvexProgram(x, y, activation_masks(x, start), reg)
+    # Gates come and go on the host: a device would compile each number of them.
+    chosen = np.asarray(start)
     planes = distinct_hyperplanes(np.asarray(x, np.float64))
     num_planes, rank = planes.normals.shape
     exact = rank <= 3 and cover_count(num_planes, rank) <= max_cells
     cells = enumerate_arrangements(x, max_cells=max_cells) if exact else None
-    weights = jnp.zeros(program.group_shape, program.x.dtype)
+    weights = np.zeros(program.group_shape, program.x.dtype)
+    size = 32
     for number in range(1, max_rounds + 1):
-        program = _padded(program, activation_masks(x, chosen))
-        solution = solve(program, method=method, tol=tol, init=_grown(weights, program.num_gates))
+        # Doubled when too small and never halved: few sizes are compiled, and none costs more than the largest needs.
+        while size < len(chosen):
+            size *= 2
+        program = _of_gates(program, chosen, size)
+        init = np.pad(weights, ((0, size - len(weights)), (0, 0), (0, 0)))
+        solution = solve(program, method=method, tol=tol, init=init)
         residual = program.targets - program.fitted(solution.weights)
         if cells is not None:
             candidates, masks = cells.gates, cells.masks
         else:
             key, search = jax.random.split(key)
             starts = sample_gates(search, num_candidates, x.shape[1], dtype=x.dtype)
-            candidates = _searched(x, residual, jnp.concatenate([starts, chosen]))
+            candidates = _searched(x, residual, jnp.concatenate([starts, _repeated(chosen, size)]))
             masks = activation_masks(x, candidates)
         scores = np.asarray(_scores(x, residual, masks)) / float(program.reg)
         found = _found(program, solution, chosen, scores, residual, cells is not None, number)
@@ -144,38 +151,47 @@ def discover(
         fresh = _worst(scores, masks, program.masks, per_round)
         if close or fresh.size == 0 or number == max_rounds:
             break
-        weights = solution.weights[: chosen.shape[0]]
-        keep = np.asarray(group_norms(weights)) > 0
+        weights = np.asarray(solution.weights)[: len(chosen)]
+        keep = np.any(weights != 0, axis=(1, 2))
         # Gates that the solution does not use make room; the first round's are kept no longer than others.
-        chosen, weights = jnp.concatenate([chosen[keep], candidates[fresh]]), weights[keep]
+        chosen, weights = np.concatenate([chosen[keep], np.asarray(candidates)[fresh]]), weights[keep]
     return found
 
 
 def _found(
     program: ConvexProgram,
     solution: Solution,
-    gates: Array,
+    gates: np.ndarray,
     scores: np.ndarray,
     residual: Array,
     exact: bool,
     rounds: int,
 ) -> Discovery:
-    count = gates.shape[0]
+    count = len(gates)
     largest = float(np.max(scores, initial=0.0))
     theta = residual / max(1.0, largest)
     bound = float(jnp.sum(program.targets * theta) - 0.5 * jnp.sum(theta**2)) if exact else -np.inf
-    trimmed = replace(solution, weights=solution.weights[:count], kernel_weights=solution.kernel_weights[:count])
-    return Discovery(trimmed, gates, program.masks[:, :count], largest - 1, exact, bound, rounds)
+    # Cut by NumPy: JAX would compile a slice for each number of gates.
+    weights, kernel_weights, masks = (
+        jnp.asarray(array)
+        for array in (
+            np.asarray(solution.weights)[:count],
+            np.asarray(solution.kernel_weights)[:count],
+            np.asarray(program.masks)[:, :count],
+        )
+    )
+    trimmed = replace(solution, weights=weights, kernel_weights=kernel_weights)
+    return Discovery(trimmed, jnp.asarray(gates), masks, largest - 1, exact, bound, rounds)
 
 
-def _padded(program: ConvexProgram, masks: Array) -> ConvexProgram:
-    """The program of these masks and as many empty ones as make a power of two: few sizes are compiled."""
-    size = 1 << max(5, int(masks.shape[1] - 1).bit_length())
-    return program.with_masks(jnp.pad(masks, ((0, 0), (0, size - masks.shape[1]))))
+def _of_gates(program: ConvexProgram, gates: np.ndarray, size: int) -> ConvexProgram:
+    """The program of these gates' masks and of empty ones, ``size`` in all."""
+    masks = activation_masks(program.x, _repeated(gates, size))
+    return program.with_masks(masks & (np.arange(size) < len(gates)))
 
 
-def _grown(weights: Array, size: int) -> Array:
-    return jnp.pad(weights, ((0, size - weights.shape[0]), (0, 0), (0, 0)))
+def _repeated(gates: np.ndarray, size: int) -> np.ndarray:
+    return np.resize(gates, (size, gates.shape[1]))
 
 
 def _worst(scores: np.ndarray, masks: Array, known: Array, most: int) -> Any:
