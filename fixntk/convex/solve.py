@@ -162,7 +162,7 @@ def solve(
         raise ValueError("callback cannot be called under jit or vmap")
     start = _starting_point(program, name, init)
     extra = (_epsilon(program, epsilon, tol),) if name in REWEIGHTING else ()
-    state, history = _start(program, start, extra, name, max_iter)
+    state, history = _start(program, start, extra, name, max_iter if traced else _room(max_iter))
     run = partial(_advance, name=name, tol=tol)
     if traced:
         iterations, state, history = run(program, jnp.asarray(0), state, history, max_iter)
@@ -189,7 +189,7 @@ def solve_part(part: ConvexProgram, method: str, tol: float, start: Array) -> So
             warnings.simplefilter("ignore", ConvergenceWarning)
             return solve(part, method=method, tol=tol, init=start)
     tol, max_iter = _as_options(part, "newton", tol, None, None)
-    state, history = _start(part, start, (), _REFINEMENT, max_iter)
+    state, history = _start(part, start, (), _REFINEMENT, _room(max_iter))
     run = partial(_advance, name=_REFINEMENT, tol=tol)
     iterations, state, history = _drive(run, part, state, history, max_iter, tol, None)
     return _trimmed(_certify(part, state, iterations, history, "newton", tol))
@@ -266,12 +266,15 @@ def _starting_point(program: ConvexProgram, name: str, init: ArrayLike | Solutio
     return program.as_group_weights(init.weights if isinstance(init, Solution) else init)
 
 
-@partial(jax.jit, static_argnames=("name", "max_iter"))
-def _start(
-    program: ConvexProgram, start: Array, extra: tuple[Array, ...], name: str, max_iter: int
-) -> tuple[Any, History]:
+def _room(max_iter: int) -> int:
+    """Iterations that the history has room for: a power of two, so that few lengths are compiled."""
+    return max(64, 1 << (max_iter - 1).bit_length())
+
+
+@partial(jax.jit, static_argnames=("name", "room"))
+def _start(program: ConvexProgram, start: Array, extra: tuple[Array, ...], name: str, room: int) -> tuple[Any, History]:
     state = _method(program, name).init(program, start, *extra)
-    empty = jnp.full(max_iter + 1, jnp.nan, program.x.dtype)
+    empty = jnp.full(room + 1, jnp.nan, program.x.dtype)
     return state, _record(History(empty, empty, empty, empty, empty), state, jnp.asarray(0))
 
 
