@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any
 
 import jax
@@ -99,6 +101,7 @@ def summarise(config: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
         found["in_rows"] = slope(by_rows["rows"], by_rows["squared_error"])
     if by_gates["gates"].nunique() > 1:
         found["in_log_gates"] = slope(np.log(by_gates["gates"]), by_gates["squared_error"])
+        found["theory_in_log_gates"] = slope(np.log(by_gates["gates"]), _in_gates(config, by_gates["gates"]))["slope"]
     words = [
         f"slope in {name} {slope_in_words(part)}"
         for key, name in (("in_rows", "n"), ("in_log_gates", "log P"))
@@ -110,19 +113,22 @@ def summarise(config: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
 def sections(config: Config, rows: list[dict[str, Any]], summary: dict[str, Any]) -> list[Section]:
     """The report: the two slopes beside the theory's."""
     by_rows, by_gates = _parts(config, rows)
+    theory = summary.get("theory_in_log_gates")
+    in_gates = "" if theory is None else f" and {theory:+.2f} in log P at these sizes (+1 where log P is far above d)"
     text = (
-        f"**{summary['headline']}** The fast rate of the theory is −1 in n and at most 1 in log P, under a condition "
-        "that nearly equal masks strain; the slow rate, without it, −1/2 and 1/2.\n\n"
+        f"**{summary['headline']}** The fast rate of the theory, (d + log P)/n, is −1 in n{in_gates}, under a "
+        "condition that nearly equal masks strain; the slow rate, without it, −1/2.\n\n"
         f"Gated networks of {config.num_active} neurons whose gates are among the P on offer, {config.num_features} "
         f"features, noise of {config.noise:g} of the outputs' deviation; {config.seeds} data sets of each size."
     )
     figure = new_figure(9.6, 3.6)
     left, right = figure.subplots(1, 2)
-    _draw(left, by_rows["rows"], by_rows["squared_error"], -1.0, "rows n")
-    _draw(right, by_gates["gates"], by_gates["squared_error"], None, "gates P")
+    _draw(left, by_rows["rows"], by_rows["squared_error"], lambda n: 1 / n, "rows n")
+    _draw(right, by_gates["gates"], by_gates["squared_error"], partial(_in_gates, config), "gates P")
     caption = (
         "Mean squared error against the outputs without noise, for each data set (points) and their geometric mean "
-        f"(line); left at P = {config.base_gates}, with the fast rate dashed, right at n = {config.base_rows}."
+        f"(line), with the fast rate dashed from the first of them; left at P = {config.base_gates}, right at "
+        f"n = {config.base_rows}."
     )
     table = (
         pd.DataFrame(rows)
@@ -140,14 +146,17 @@ def sections(config: Config, rows: list[dict[str, Any]], summary: dict[str, Any]
     return [Section("Prediction error", text, table=table, figures=(("consistency", figure, caption),))]
 
 
-def _draw(axes: Any, sizes: pd.Series, errors: pd.Series, rate: float | None, label: str) -> None:
+def _in_gates(config: Config, gates: Any) -> Any:
+    """What the fast rate makes of the number of gates."""
+    return config.num_features + np.log(gates)
+
+
+def _draw(axes: Any, sizes: pd.Series, errors: pd.Series, rate: Callable[[Any], Any], label: str) -> None:
     means = np.exp(np.log(errors).groupby(sizes).mean())
     axes.plot(sizes, errors, ".", color="C0", alpha=0.3)
     axes.plot(means.index, means, "o-", color="C0", label="measured")
-    if rate is not None:
-        axes.plot(
-            means.index, means.iloc[0] * (means.index / means.index[0]) ** rate, "--", color="0.4", label="fast rate"
-        )
+    fast = rate(np.asarray(means.index, float))
+    axes.plot(means.index, means.iloc[0] * fast / fast[0], "--", color="0.4", label="fast rate")
     axes.set(xlabel=label, ylabel="mean squared error", xscale="log", yscale="log")
     axes.set_xticks(means.index, [str(size) for size in means.index])
     axes.set_xticks([], minor=True)

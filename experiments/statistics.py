@@ -46,6 +46,17 @@ def t_quantile(count: Any) -> Any:
     return stats.t.ppf(1 - LEVEL / 2, np.asarray(count) - 1)
 
 
+def geometric_mean(values: Any) -> dict[str, float]:
+    """Geometric mean of positive values with a 95 % interval, NaN of fewer than two."""
+    logs = np.log(np.asarray(values, float))
+    margin = stats.sem(logs) * t_quantile(len(logs)) if len(logs) > 1 else float("nan")
+    return {
+        "mean": float(np.exp(logs.mean())),
+        "low": float(np.exp(logs.mean() - margin)),
+        "high": float(np.exp(logs.mean() + margin)),
+    }
+
+
 def slope(sizes: Any, errors: Any) -> dict[str, float]:
     """Slope of log error in log size with a 95 % interval, which takes three sizes; NaN where there are too few."""
     sizes, errors = np.log(np.asarray(sizes, float)), np.log(np.asarray(errors, float))

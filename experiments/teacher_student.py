@@ -13,6 +13,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from pydantic import BaseModel, ConfigDict, Field
 
+from experiments.statistics import geometric_mean
 from fixntk import (
     ConvergenceWarning,
     ConvexProgram,
@@ -178,8 +179,8 @@ def summarise(_: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
     errors = frame.pivot_table("squared_error", ["teacher", "features", "rows", "seed"], "method")
     ratios = errors.div(errors["NTK"], axis=0)
     better = {method: float(np.mean(ratios[method] < 1)) for method in METHODS[1:]}
-    medians = {
-        str(teacher): {method: float(part[method].median()) for method in METHODS[1:]}
+    means = {
+        str(teacher): {method: geometric_mean(part[method]) for method in METHODS[1:]}
         for teacher, part in ratios.groupby("teacher")
     }
     return {
@@ -187,11 +188,11 @@ def summarise(_: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
             f"On planted networks the fixed kernel's test error is below the NTK's in "
             f"{better['fixed, random gates']:.0%} of the cases with random gates and in "
             f"{better['fixed, discovered gates']:.0%} with discovered ones, the trained ReLU network's in "
-            f"{better['trained ReLU']:.0%}."
+            f"{better['trained ReLU']:.0%} of {len(errors)}."
         ),
         "cases": len(errors),
         "share_better_than_ntk": better,
-        "median_error_over_ntk": medians,
+        "error_over_ntk": means,
         "mean_recovered": frame.groupby("method")["recovered"].mean().dropna().to_dict(),
     }
 
@@ -199,12 +200,13 @@ def summarise(_: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
 def sections(config: Config, rows: list[dict[str, Any]], summary: dict[str, Any]) -> list[Section]:
     """The report: errors against rows, what was recovered, every size."""
     recovered = summary["mean_recovered"]
-    medians = "; ".join(
-        f"{teacher} teacher: " + ", ".join(f"{method} {ratio:.2f}" for method, ratio in part.items())
-        for teacher, part in summary["median_error_over_ntk"].items()
+    means = "; ".join(
+        f"{teacher} teacher: " + ", ".join(f"{method} {_in_words(ratio)}" for method, ratio in part.items())
+        for teacher, part in summary["error_over_ntk"].items()
     )
     text = (
-        f"**{summary['headline']}**\n\nMedian test error over the NTK's: {medians}.\n\nAn active gate agrees with a "
+        f"**{summary['headline']}**\n\nTest error over the NTK's, geometric mean of the cases (95 % "
+        f"interval): {means}.\n\nAn active gate agrees with a "
         f"planted one on {recovered['fixed, random gates']:.0%} of the training rows with random gates, on "
         f"{recovered['fixed, discovered gates']:.0%} with discovered ones (a gate and its opposite count alike; the "
         "best for each planted gate).\n\nλ is chosen on as many fresh rows as there are for training; discovery takes "
@@ -212,28 +214,38 @@ def sections(config: Config, rows: list[dict[str, Any]], summary: dict[str, Any]
         f"planted networks have {config.num_neurons} neurons, the noise is {config.noise:g} of their deviation."
     )
     table = by_size(rows).join(recovered_by_size(rows)).reset_index()
-    caption = "Mean squared error against the planted outputs on fresh rows, by training rows and number of features d."
+    caption = (
+        "Mean squared error against the planted outputs on fresh rows, by training rows and number of features d: each "
+        "data set (dots) and their mean (lines)."
+    )
     return [
         Section("Planted networks", text, table=table, figures=(("teacher_student", _figure(config, rows), caption),))
     ]
 
 
+def _in_words(ratio: dict[str, float]) -> str:
+    interval = f" ({ratio['low']:.2f} to {ratio['high']:.2f})" if np.isfinite(ratio["low"]) else ""
+    return f"{ratio['mean']:.2f}{interval}"
+
+
 def _figure(config: Config, rows: list[dict[str, Any]]) -> Figure:
-    errors = by_size(rows)
+    errors, cases = by_size(rows), pd.DataFrame(rows)
     figure = new_figure(2.6 * len(config.num_features) + 1, 2.6 * len(config.teachers) + 0.4)
     grid = figure.subplots(len(config.teachers), len(config.num_features), squeeze=False, sharex=True)
-    for line, teacher in zip(grid, config.teachers, strict=True):
-        for axes, d in zip(line, config.num_features, strict=True):
+    for row, teacher in zip(grid, config.teachers, strict=True):
+        for axes, d in zip(row, config.num_features, strict=True):
             part: Any = errors.loc[(teacher, d)]
             for method, marker in zip(METHODS, "osD^v", strict=True):
-                axes.plot(part.index, part[method], marker=marker, label=method)
+                (line,) = axes.plot(part.index, part[method], marker=marker, label=method)
+                of = cases[(cases["teacher"] == teacher) & (cases["features"] == d) & (cases["method"] == method)]
+                axes.plot(of["rows"], of["squared_error"], ".", color=line.get_color(), alpha=0.4, markersize=3)
             axes.set(xscale="log", yscale="log", title=f"{teacher} teacher, d = {d}")
             axes.set_xticks(part.index, [str(size) for size in part.index])
             axes.set_xticks([], minor=True)
     for axes in grid[-1]:
         axes.set_xlabel("training rows")
-    for line in grid:
-        line[0].set_ylabel("test error")
+    for row in grid:
+        row[0].set_ylabel("test error")
     figure.legend(
         *grid[0][0].get_legend_handles_labels(),
         loc="outside lower center",

@@ -194,6 +194,15 @@ def test_slopes_are_those_of_powers():
     assert found["high"] - found["low"] < 1e-6
 
 
+def test_a_geometric_mean_has_the_interval_of_the_logarithms():
+    found = statistics.geometric_mean([1.0, 100.0])
+    assert found["mean"] == pytest.approx(10)
+    # t of one degree of freedom is 12.706, the standard error of log10 is 1.
+    assert np.log10(found["high"] / found["mean"]) == pytest.approx(12.706, rel=1e-4)
+    assert found["low"] * found["high"] == pytest.approx(100)
+    assert np.isnan(statistics.geometric_mean([2.0])["low"])
+
+
 def test_alignment_is_one_for_the_targets_and_blind_to_shifts():
     y = jax.numpy.asarray(np.random.default_rng(0).standard_normal(20))
     kernel = (y[:, None] - 1) * (y - 1)
