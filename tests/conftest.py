@@ -1,6 +1,8 @@
 """Fixtures shared by all tests; float64 is on, and tests of float32 ask for it."""
 
 import itertools
+import os
+from importlib.metadata import version
 from pathlib import Path
 
 import jax
@@ -8,6 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import settings
+
+# Most of the tests' time is XLA compiling programs that then run for milliseconds: it need not optimise them. With
+# XLA_FLAGS set, to nothing if need be, they run as it says. XLA dies of flags that it does not know, and the second one
+# is internal to it.
+_FLAGS = "--xla_backend_optimization_level=0"
+if version("jaxlib").startswith("0.10."):
+    _FLAGS += " --xla_cpu_use_fusion_emitters=false"
+os.environ.setdefault("XLA_FLAGS", _FLAGS)
 
 # The same examples in every run; `--hypothesis-profile=default` looks for new ones.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
