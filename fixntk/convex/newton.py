@@ -46,7 +46,7 @@ _MOST_NUMBERS = 2**25
 _PATIENCE = 25
 _LAST_STEPS = 500
 
-# Phases, in the order of the branches in `step`.
+# Phases, in the order of `PHASES`.
 _NEWTON, _WORKING_SETS, _LAST = range(3)
 
 
@@ -69,7 +69,7 @@ class NewtonState(NamedTuple):
         σ.
     phase
         What the next step is: Newton, first-order steps on a working set, or on all groups as a last resort where
-        rounding has stopped Newton. ``refine`` makes a Newton step instead of the second.
+        rounding has stopped Newton.
     stalled
         Newton steps since the gap was last lowered.
     fresh
@@ -149,18 +149,20 @@ def init(program: ConvexProgram, weights: Array) -> NewtonState:
 
 def step(program: ConvexProgram, state: NewtonState) -> NewtonState:
     """First-order steps as long as they are worth more than a Newton step, then Newton steps."""
-    newton_step = partial(_newton_step, buckets=working_sets.buckets(program.num_gates))
-    return _in_units(program, state, lambda *at: lax.switch(state.phase, (newton_step, _round, _last_resort), *at))
+    return lax.switch(state.phase, PHASES, program, state)
 
 
 def refine(program: ConvexProgram, state: NewtonState) -> NewtonState:
     """A Newton step where most groups are active: on all of them, so that one size is compiled."""
-    newton_step = partial(_newton_step, buckets=[program.num_gates])
-    return _in_units(program, state, lambda *at: lax.cond(state.phase == _LAST, _last_resort, newton_step, *at))
+    return _in_units(partial(_newton_step, buckets=[program.num_gates]), program, state)
+
+
+def _on_active_groups(program: ConvexProgram, state: NewtonState) -> NewtonState:
+    return _newton_step(program, state, working_sets.buckets(program.num_gates))
 
 
 def _in_units(
-    program: ConvexProgram, state: NewtonState, run: Callable[[ConvexProgram, NewtonState], NewtonState]
+    run: Callable[[ConvexProgram, NewtonState], NewtonState], program: ConvexProgram, state: NewtonState
 ) -> NewtonState:
     units = _units(program)
     scaled = _rescaled(state, _Units(1 / units.x, 1 / units.y))
@@ -358,3 +360,8 @@ def _direction(program: ConvexProgram, sigma: Array, prox: _Prox, slope: Array, 
         return -newton_system.inverse(program, sigma, groups)(slope) / sigma
 
     return working_sets.in_bucket(count, buckets, solve)
+
+
+# What a step is in each phase, in general and where most groups are active.
+PHASES = tuple(partial(_in_units, run) for run in (_on_active_groups, _round, _last_resort))
+REFINEMENT = (refine, refine, PHASES[_LAST])

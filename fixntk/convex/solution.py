@@ -41,8 +41,8 @@ class History(NamedTuple):
     num_active
         Number of active groups.
     seconds
-        Time since the start, compilation not included; measured at checkpoints some iterations apart and spread evenly
-        between them. NaN under ``jit`` and ``vmap``.
+        Time since the start, compilation and callbacks not included; measured at checkpoints some iterations apart and
+        spread evenly between them. NaN under ``jit`` and ``vmap``.
     objective
         What the method itself lowers: the ε-smoothed objective for IRLS, the primal for FISTA.
     """

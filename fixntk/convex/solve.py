@@ -26,19 +26,21 @@ from fixntk.convex.solution import ConvergenceWarning, History, Solution, is_act
 class Method(NamedTuple):
     """A solver: ``init(program, start, …) -> state``, ``step(program, state) -> state``, the default number of steps.
 
-    A state is a pytree with ``weights``, ``kernel_weights``, ``primal``, ``gap``, ``objective`` and ``failed``.
+    A state is a pytree with ``weights``, ``kernel_weights``, ``primal``, ``gap``, ``objective`` and ``failed``. Where
+    there are phases, ``state.phase`` says which of them the next step is; each is compiled when it comes.
     """
 
     init: Callable[..., Any]
     step: Callable[[ConvexProgram, Any], Any]
     max_iter: int
+    phases: tuple[Callable[[ConvexProgram, Any], Any], ...] = ()
 
 
 METHODS = {
     "irls": Method(irls.init, irls.step, 300),
     "anderson": Method(anderson.init, anderson.step, 300),
     "fista": Method(fista.init, fista.step, 20_000),
-    "newton": Method(newton.init, newton.step, 200),
+    "newton": Method(newton.init, newton.step, 200, newton.PHASES),
 }
 
 # Methods that start at kernel weights.
@@ -66,7 +68,7 @@ class Progress(NamedTuple):
     num_active
         Number of active groups.
     seconds
-        Time since the start, compilation not included.
+        Time since the start, compilation and callbacks not included.
     """
 
     iteration: int
@@ -163,16 +165,15 @@ def solve(
     start = _starting_point(program, name, init)
     extra = (_epsilon(program, epsilon, tol),) if name in REWEIGHTING else ()
     state, history = _start(program, start, extra, name, max_iter if traced else _room(max_iter))
-    run = partial(_advance, name=name, tol=tol)
     if traced:
-        iterations, state, history = run(program, jnp.asarray(0), state, history, max_iter)
+        iterations, state, history = _advance(program, jnp.asarray(0), state, history, max_iter, name=name, tol=tol)
         return _certify(program, state, iterations, history, name, tol)
     if bool(state.failed) and name in REWEIGHTING:
         raise np.linalg.LinAlgError(
             f"the kernel matrix of the start is not positive definite in {program.x.dtype} even with jitter: "
             f"raise reg (λ = {float(program.reg):.3g}), rescale x, or use float64"
         )
-    iterations, state, history = _drive(run, program, state, history, max_iter, tol, callback)
+    iterations, state, history = _drive(program, state, history, name, max_iter, tol, callback)
     solution = _trimmed(_certify(program, state, iterations, history, name, tol))
     if not bool(solution.converged):
         warnings.warn(solution.message, ConvergenceWarning, stacklevel=2)
@@ -190,8 +191,7 @@ def solve_part(part: ConvexProgram, method: str, tol: float, start: Array) -> So
             return solve(part, method=method, tol=tol, init=start)
     tol, max_iter = _as_options(part, "newton", tol, None, None)
     state, history = _start(part, start, (), _REFINEMENT, _room(max_iter))
-    run = partial(_advance, name=_REFINEMENT, tol=tol)
-    iterations, state, history = _drive(run, part, state, history, max_iter, tol, None)
+    iterations, state, history = _drive(part, state, history, _REFINEMENT, max_iter, tol)
     return _trimmed(_certify(part, state, iterations, history, "newton", tol))
 
 
@@ -211,7 +211,7 @@ class _Found(NamedTuple):
 
 def _method(program: ConvexProgram, name: str) -> Method:
     if name == _REFINEMENT:
-        return Method(newton.init, newton.refine, METHODS["newton"].max_iter)
+        return METHODS["newton"]._replace(step=newton.refine, phases=newton.REFINEMENT)
     return _PROX_NEWTON if name == "newton" and not program.is_quadratic else METHODS[name]
 
 
@@ -292,7 +292,7 @@ def _reached(program: ConvexProgram, gap: Array, tol: float) -> Array:
     return gap <= 0.99 * tol * program.primal_at_zero()
 
 
-@partial(jax.jit, static_argnames="name")
+@partial(jax.jit, static_argnames=("name", "phase"))
 def _advance(
     program: ConvexProgram,
     iteration: Array,
@@ -302,46 +302,56 @@ def _advance(
     *,
     name: str,
     tol: float,
+    phase: int | None = None,
 ) -> tuple[Array, Any, History]:
-    """Step until the gap is reached, arithmetic fails, or ``until`` iterations are made in all."""
+    """Step until the gap is reached, arithmetic fails, ``until`` iterations are made in all, or the phase ends."""
+    method = _method(program, name)
+    step = method.step if phase is None else method.phases[phase]
 
     def unfinished(carry: tuple[Array, Any, History]) -> Array:
         iteration, state, _ = carry
-        return (iteration < until) & ~state.failed & ~_reached(program, state.gap, tol)
+        going_on = (iteration < until) & ~state.failed & ~_reached(program, state.gap, tol)
+        return going_on if phase is None else going_on & (state.phase == phase)
 
-    def step(carry: tuple[Array, Any, History]) -> tuple[Array, Any, History]:
+    def stepped(carry: tuple[Array, Any, History]) -> tuple[Array, Any, History]:
         iteration, state, history = carry
-        state = _method(program, name).step(program, state)
+        state = step(program, state)
         return iteration + 1, state, _record(history, state, iteration + 1)
 
-    return lax.while_loop(unfinished, step, (iteration, state, history))
+    return lax.while_loop(unfinished, stepped, (iteration, state, history))
 
 
 def _drive(
-    run: Callable[..., tuple[Array, Any, History]],
     program: ConvexProgram,
     state: Any,
     history: History,
+    name: str,
     max_iter: int,
     tol: float,
-    callback: Callable[[Progress], bool | None] | None,
+    callback: Callable[[Progress], bool | None] | None = None,
 ) -> tuple[Array, Any, History]:
     """Run the loop in pieces, from the host, to see the clock and to call back."""
+    has_phases = bool(_method(program, name).phases)
     iteration = jnp.asarray(0)
-    run(program, iteration, state, history, 0)  # compiles
-    began = time.perf_counter()
     seconds = [0.0]
+    compiled: set[int | None] = set()
     while True:
         done = int(iteration)
         if callback is not None and callback(_progress(program, done, history, seconds[done])):
             break
         if done >= max_iter or bool(state.failed) or bool(_reached(program, state.gap, tol)):
             break
+        phase = int(state.phase) if has_phases else None
+        run = partial(_advance, name=name, tol=tol, phase=phase)
+        if phase not in compiled:
+            run(program, iteration, state, history, 0)
+            compiled.add(phase)
+        began = time.perf_counter()
         until = min(max_iter, done + (1 if callback is not None else _STEPS_PER_LOOK))
         iteration, state, history = run(program, iteration, state, history, until)
         made = int(iteration) - done
         elapsed = time.perf_counter() - began
-        seconds.extend(np.linspace(seconds[-1], elapsed, made + 1)[1:])
+        seconds.extend(seconds[-1] + np.linspace(0, elapsed, made + 1)[1:])
     times = np.full(history.seconds.shape, np.nan, history.seconds.dtype)
     times[: len(seconds)] = seconds
     return iteration, state, history._replace(seconds=jnp.asarray(times))
