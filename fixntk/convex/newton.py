@@ -27,8 +27,8 @@ from jaxtyping import Bool, Float, Int
 from fixntk._numerics import einsum
 from fixntk.convex import newton_system, working_sets
 from fixntk.convex.penalties import group_norms, shares_kept
-from fixntk.convex.program import ConvexProgram
-from fixntk.gram import as_numbers, select_masks
+from fixntk.convex.program import ConvexProgram, Fit
+from fixntk.gram import as_numbers, masked_apply, select_masks
 
 # A Newton step is expected to lower the logarithm of the gap by this much; first-order steps that do worse for their
 # cost give way.
@@ -56,7 +56,8 @@ class NewtonState(NamedTuple):
     Attributes
     ----------
     weights
-        (P, d, c) prox(U), the primal iterate with the smallest gap since the first-order steps.
+        (P, d, c) prox(U) to first order in the last step, where that has had the smallest gap since the first-order
+        steps.
     primal, gap, objective, failed
         As for every method; the objective is the primal.
     multiplier
@@ -243,8 +244,7 @@ def _newton_step(program: ConvexProgram, state: NewtonState, buckets: list[int])
     prox = _shrunk(program, shifted, state.sigma)
 
     def residual_ahead() -> Array:
-        ahead = newton_system.derivative(prox.kept, prox.along, prox.units, state.correlations - expected)
-        change = state.sigma * ahead
+        change = _moved_by(prox, state.sigma, state.correlations - expected)
         return program.fit(program.fitted(prox.weights + change)).residual
 
     slope = state.theta - lax.cond(state.fresh, residual_ahead, lambda: state.residual)
@@ -257,10 +257,13 @@ def _newton_step(program: ConvexProgram, state: NewtonState, buckets: list[int])
 
     theta = state.theta + length * direction
     correlations = state.correlations + length * along
+    linear = prox.weights + _moved_by(prox, state.sigma, correlations - expected)
     prox = _shrunk(program, state.multiplier + state.sigma * correlations, state.sigma)
-    fit = program.fit(program.fitted(prox.weights))
-    primal = program.primal_of(prox.weights, fit)
-    gap = program.certificate(prox.weights, fit, program.correlations(fit.residual)).gap
+    # σ multiplies what A is away from the solution in prox(U), but not in what the step expected of it.
+    linear = jnp.where((prox.kept > 0)[:, None, None], linear, 0.0)
+    fit, ahead = _fits(program, prox.weights, linear)
+    primal = program.primal_of(linear, ahead)
+    gap = program.certificate(linear, ahead, program.correlations(ahead.residual)).gap
 
     # A gradient about as short as the multiplier's own step, or than rounding leaves it: the inner problem is solved as
     # well as it needs to be. Where rounding is what stops it, a smaller σ has less of it.
@@ -276,7 +279,7 @@ def _newton_step(program: ConvexProgram, state: NewtonState, buckets: list[int])
         state.sigma,
     )
     return NewtonState(
-        weights=jnp.where(better, prox.weights, state.weights),
+        weights=jnp.where(better, linear, state.weights),
         primal=jnp.where(better, primal, state.primal),
         gap=jnp.where(better, gap, state.gap),
         objective=jnp.where(better, primal, state.objective),
@@ -290,6 +293,17 @@ def _newton_step(program: ConvexProgram, state: NewtonState, buckets: list[int])
         stalled=stalled,
         fresh=solved | (broken & state.fresh),
     )
+
+
+def _moved_by(prox: _Prox, sigma: Array, change: Array) -> Array:
+    """What a change of Z moves prox by, to first order."""
+    return sigma * newton_system.derivative(prox.kept, prox.along, prox.units, change)
+
+
+def _fits(program: ConvexProgram, *weights: Array) -> list[Fit]:
+    """Those of several weights, in one product with the masks."""
+    fitted = masked_apply(program.masks, program.x, jnp.concatenate(weights, axis=2))
+    return [program.fit(part) for part in jnp.split(fitted, len(weights), axis=1)]
 
 
 def _subgradients(program: ConvexProgram, state: NewtonState) -> Array:
