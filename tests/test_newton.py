@@ -144,3 +144,22 @@ def test_float32_converges_where_the_problem_is_well_posed():
     wide = random_problem(5, 60, 4, 30, share=0.5)
     narrow = fx.ConvexProgram(wide.x.astype("float32"), wide.y.astype("float32"), wide.masks, wide.reg)
     assert bool(fx.solve(narrow, method="newton", tol=1e-5).converged)
+
+
+def test_the_iterate_is_what_the_step_expected_and_better_than_prox():
+    program = random_problem(5, 80, 4, 60, share=0.1)
+    near = fx.solve(program.with_reg(1.02 * program.reg), method="newton", tol=1e-10)
+    state, step = newton.init(program, near.weights), jax.jit(newton.step)
+    ahead = []
+    for _ in range(3):
+        before, state = state, step(program, state)
+        shrunk = newton._shrunk(program, before.multiplier + before.sigma * state.correlations, before.sigma).weights
+        fit = program.fit(program.fitted(shrunk))
+        gap_of_prox = program.certificate(shrunk, fit, program.correlations(fit.residual)).gap
+        ahead.append(float(gap_of_prox / state.gap))
+    assert float(state.gap / program.primal_at_zero()) < 1e-5
+    assert min(ahead) >= 1
+    assert max(ahead) > 10
+    # A full step on groups none of which comes or goes: its residual is the dual variable.
+    residual = program.targets - program.fitted(state.weights)
+    assert float(jnp.linalg.norm(residual - state.theta)) < 1e-2 * float(jnp.linalg.norm(state.theta - before.theta))

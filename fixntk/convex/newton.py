@@ -40,6 +40,8 @@ _SETTLED = 0.3
 _FIRST_SIGMA, _LARGER_SIGMA, _GROWTH = 10.0, 100.0, 5.0
 # The inner problem counts as solved where its gradient is shorter than so many times the multiplier's own step.
 _LOOSENESS = 3.0
+# A step has served if it lowers the gap to this share.
+_SERVED = 0.5
 # Masks of so many entries are turned into numbers once a step.
 _MOST_NUMBERS = 2**25
 # Newton steps without a smaller gap after which rounding must be the reason: first-order steps bear it better.
@@ -258,6 +260,7 @@ def _newton_step(program: ConvexProgram, state: NewtonState, buckets: list[int])
     theta = state.theta + length * direction
     correlations = state.correlations + length * along
     linear = prox.weights + _moved_by(prox, state.sigma, correlations - expected)
+    were_active = prox.kept > 0
     prox = _shrunk(program, state.multiplier + state.sigma * correlations, state.sigma)
     # σ multiplies what A is away from the solution in prox(U), but not in what the step expected of it.
     linear = jnp.where((prox.kept > 0)[:, None, None], linear, 0.0)
@@ -271,6 +274,11 @@ def _newton_step(program: ConvexProgram, state: NewtonState, buckets: list[int])
     rounding = _rounding(program) * state.sigma
     solved = jnp.sqrt(jnp.sum((theta - fit.residual) ** 2)) <= jnp.maximum(_LOOSENESS * moved, rounding)
     better = gap < state.gap
+    # Where no group enters, the step was one of a proximal Newton method on W: if it served, the next may follow from
+    # there without a nearer minimum of φ.
+    served = (gap < _SERVED * state.gap) & jnp.all(were_active | (prox.kept == 0))
+    multiplier = jnp.where(solved, prox.weights, jnp.where(served, linear, state.multiplier))
+    solved = solved | served
     stalled = jnp.where(better, 0, state.stalled + 1)
     change = jnp.clip(moved / rounding, 1 / _GROWTH, _GROWTH)
     grown = jnp.where(
@@ -284,7 +292,7 @@ def _newton_step(program: ConvexProgram, state: NewtonState, buckets: list[int])
         gap=jnp.where(better, gap, state.gap),
         objective=jnp.where(better, primal, state.objective),
         failed=state.failed,
-        multiplier=jnp.where(solved, prox.weights, state.multiplier),
+        multiplier=multiplier,
         theta=theta,
         residual=fit.residual,
         correlations=correlations,
