@@ -28,7 +28,7 @@ from fixntk._numerics import einsum
 from fixntk.convex import newton_system, working_sets
 from fixntk.convex.penalties import group_norms, shares_kept
 from fixntk.convex.program import ConvexProgram, Fit
-from fixntk.gram import as_numbers, masked_apply, select_masks
+from fixntk.gram import masked_apply, select_masks
 
 # A Newton step is expected to lower the logarithm of the gap by this much; first-order steps that do worse for their
 # cost give way.
@@ -42,8 +42,6 @@ _FIRST_SIGMA, _LARGER_SIGMA, _GROWTH = 10.0, 100.0, 5.0
 _LOOSENESS = 3.0
 # A step has served if it lowers the gap to this share.
 _SERVED = 0.5
-# Masks of so many entries are turned into numbers once a step.
-_MOST_NUMBERS = 2**25
 # Newton steps without a smaller gap after which rounding must be the reason: first-order steps bear it better.
 _PATIENCE = 25
 _LAST_STEPS = 500
@@ -225,22 +223,15 @@ def _round(program: ConvexProgram, state: NewtonState) -> NewtonState:
 
 def _last_resort(program: ConvexProgram, state: NewtonState) -> NewtonState:
     """First-order steps on all groups, in the program's precision; the end where the gap is no smaller."""
-    weights, _ = working_sets.first_order(_with_numbers(program), state.weights, 0.1 * state.gap, _LAST_STEPS)
+    weights, _ = working_sets.first_order(program.with_numbers(), state.weights, 0.1 * state.gap, _LAST_STEPS)
     moved = _init(program, weights)._replace(phase=state.phase)
     better = moved.gap < state.gap
     kept = state._replace(failed=jnp.ones((), bool))
     return jax.tree.map(lambda new, old: jnp.where(better, new, old), moved, kept)
 
 
-def _with_numbers(program: ConvexProgram) -> ConvexProgram:
-    """The program with masks as numbers, so that they are not turned into such for each product, if these are few."""
-    if program.x.shape[0] * program.num_gates > _MOST_NUMBERS:
-        return program
-    return program.with_masks(as_numbers(program.masks, program.num_gates, program.x.dtype))
-
-
 def _newton_step(program: ConvexProgram, state: NewtonState, buckets: list[int]) -> NewtonState:
-    program = _with_numbers(program)
+    program = program.with_numbers()
     expected = jnp.where(state.fresh, _subgradients(program, state), state.correlations)
     shifted = state.multiplier + state.sigma * expected
     prox = _shrunk(program, shifted, state.sigma)

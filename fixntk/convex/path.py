@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from fixntk.convex.losses import Loss
 from fixntk.convex.penalties import group_norms
 from fixntk.convex.program import ConvexProgram
 from fixntk.convex.solution import Solution
-from fixntk.convex.solve import REWEIGHTING, certified, solve, solve_part
+from fixntk.convex.solve import REWEIGHTING, solve, solve_part
 from fixntk.gram import masked_adjoint, select_masks
 
 # The spectral norms of the groups need (n + P)·d² numbers; above so many, Frobenius norms stand in for them.
@@ -74,7 +75,7 @@ def solve_path(
     Returns
     -------
     Solutions in the order of ``regs``, as far as the path went, each certified on all groups. Iterations and history
-    are those on the groups that were solved for last.
+    are those on the groups that were solved for last, where they are part of all without seconds.
 
     Raises
     ------
@@ -116,6 +117,8 @@ def solve_path(
     values = _as_regs(program, regs, num_regs, min_share)
     worth = program.x.size * program.num_gates >= _WORTH_SCREENING
     sizes = group_sizes(program) if screen and worth else None
+    if sizes is not None:
+        program = program.with_numbers()
     solutions: dict[int, Solution] = {}
     start = jnp.zeros(program.group_shape, program.x.dtype)
     known: list[tuple[float, Array]] = []
@@ -191,12 +194,11 @@ def _solve_at(program: ConvexProgram, start: Array, sizes: Array | None, method:
         size = _set_size(min(int(num_left), int(_ROOM * num_active) + _SMALLEST_SET))
         if size > _LARGEST_SHARE * program.num_gates:
             break
-        part, weights = _part(program, start, nearest[:size], num_left)
-        solution = solve_part(part, method, tol, weights)
-        whole = certified(program, _spread(start, nearest[:size], solution.weights), solution)
-        if bool(whole.converged):
-            return whole
-        start = whole.weights
+        part, weights, chosen = _part(program, start, nearest, num_left, size)
+        solution = solve_part(program, part, partial(_spread, start, chosen), method, tol, weights)
+        if bool(solution.converged):
+            return solution
+        start = solution.weights
         if bool(solution.failed):  # By rounding: other groups do not help.
             break
     return solve(program, method=method, tol=tol, init=start)
@@ -224,12 +226,15 @@ def _nearest(program: ConvexProgram, weights: Array, sizes: Array) -> tuple[Arra
     return jnp.argsort(near, descending=True), jnp.sum(jnp.isinf(near)), jnp.sum(~zero)
 
 
-@jax.jit
-def _part(program: ConvexProgram, weights: Array, chosen: Array, num_left: Array) -> tuple[ConvexProgram, Array]:
-    """The program of some groups, of which the first ``num_left`` count; the others get empty masks."""
-    present = jnp.arange(chosen.size) < num_left
-    part = program.with_masks(select_masks(program.masks, chosen) & present, chosen)
-    return part, weights[chosen] * present[:, None, None]
+@partial(jax.jit, static_argnames="size")
+def _part(
+    program: ConvexProgram, weights: Array, nearest: Array, num_left: Array, size: int
+) -> tuple[ConvexProgram, Array, Array]:
+    """The program of the nearest groups, their weights, and which they are; those past ``num_left`` get empty masks."""
+    chosen = nearest[:size]
+    present = jnp.arange(size) < num_left
+    part = program.with_masks(jnp.where(present, select_masks(program.masks, chosen), 0), chosen)
+    return part, weights[chosen] * present[:, None, None], chosen
 
 
 @jax.jit

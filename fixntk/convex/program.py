@@ -18,10 +18,13 @@ from fixntk._numerics import matmul
 from fixntk.convex.losses import LOSSES, Loss, as_loss
 from fixntk.convex.penalties import NORMS, Norm
 from fixntk.gates import activation_masks, as_masks
-from fixntk.gram import masked_adjoint, masked_apply, masked_gram, select_masks
+from fixntk.gram import as_numbers, masked_adjoint, masked_apply, masked_gram, select_masks
 
 # Newton steps for an intercept, each halved at most so many times.
 _INTERCEPT_STEPS, _HALVINGS = 50, 30
+
+# Masks of so many entries at most are kept as numbers by solvers.
+_MOST_NUMBERS = 2**25
 
 
 class BestScale(NamedTuple):
@@ -221,6 +224,15 @@ class ConvexProgram:
         if weights is not None and chosen is not None:
             weights = weights[chosen]
         return self._replaced(masks=masks, num_gates=masks.shape[1], penalty_weights=weights)
+
+    def with_numbers(self) -> ConvexProgram:
+        """The program with masks as numbers, so that they are not turned into such for each product, if these are few.
+
+        Meant for the inside of solvers: such masks are no longer bools.
+        """
+        if self.x.shape[0] * self.num_gates > _MOST_NUMBERS:
+            return self
+        return self._replaced(masks=as_numbers(self.masks, self.num_gates, self.x.dtype))
 
     def in_units(self, x_unit: Array, y_unit: Array) -> ConvexProgram:
         """The program of x and y divided by their units, whose solution is W x_unit / y_unit; squared loss only."""

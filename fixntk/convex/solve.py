@@ -180,25 +180,25 @@ def solve(
     return solution
 
 
-def solve_part(part: ConvexProgram, method: str, tol: float, start: Array) -> Solution:
-    """:func:`solve` for a program of groups most of which are active, without a warning.
+def solve_part(
+    program: ConvexProgram, part: ConvexProgram, whole: Callable[[Array], Array], method: str, tol: float, start: Array
+) -> Solution:
+    """:func:`solve` on a part of a program's groups most of which are active, certified on all; it does not warn.
 
-    With the squared loss it compiles much less.
+    ``whole`` makes weights of the program from those of the part. With the squared loss it compiles much less.
     """
     if method not in ("auto", "newton") or not part.is_quadratic or part.norm.name != "frobenius":
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
-            return solve(part, method=method, tol=tol, init=start)
-    tol, max_iter = _as_options(part, "newton", tol, None, None)
-    state, history = _start(part, start, (), _REFINEMENT, _room(max_iter))
-    iterations, state, history = _drive(part, state, history, _REFINEMENT, max_iter, tol)
-    return _trimmed(_certify(part, state, iterations, history, "newton", tol))
-
-
-def certified(program: ConvexProgram, weights: Array, solution: Solution) -> Solution:
-    """What ``solution`` found on a part of the program, as a Solution of the whole with its own certificate."""
-    state = _Found(weights, group_norms(weights), solution.failed)
-    return _certify(program, state, solution.iterations, solution.history, solution.method, solution.tol)
+            solution = solve(part, method=method, tol=tol, init=start)
+        iterations, state, history, method = solution.iterations, solution, solution.history, solution.method
+    else:
+        method = "newton"
+        tol, max_iter = _as_options(part, method, tol, None, None)
+        state, history = _start(part, start, (), _REFINEMENT, _room(max_iter))
+        iterations, state, history = _drive(part, state, history, _REFINEMENT, max_iter, tol, is_timed=False)
+    found = _found(whole(state.weights), state.failed)
+    return _trimmed(_certify(program, found, iterations, history, method, tol))
 
 
 class _Found(NamedTuple):
@@ -207,6 +207,11 @@ class _Found(NamedTuple):
     weights: Array
     kernel_weights: Array
     failed: Array
+
+
+@jax.jit
+def _found(weights: Array, failed: Array) -> _Found:
+    return _Found(weights, group_norms(weights), failed)
 
 
 def _method(program: ConvexProgram, name: str) -> Method:
@@ -287,9 +292,10 @@ def _record(history: History, state: Any, iteration: Array) -> History:
     )
 
 
-def _reached(program: ConvexProgram, gap: Array, tol: float) -> Array:
+@jax.jit
+def _goal(program: ConvexProgram, tol: float) -> Array:
     # A little below the tolerance, as the certificate is computed anew from the weights at the end.
-    return gap <= 0.99 * tol * program.primal_at_zero()
+    return 0.99 * tol * program.primal_at_zero()
 
 
 @partial(jax.jit, static_argnames=("name", "phase"))
@@ -310,7 +316,7 @@ def _advance(
 
     def unfinished(carry: tuple[Array, Any, History]) -> Array:
         iteration, state, _ = carry
-        going_on = (iteration < until) & ~state.failed & ~_reached(program, state.gap, tol)
+        going_on = (iteration < until) & ~state.failed & ~(state.gap <= _goal(program, tol))
         return going_on if phase is None else going_on & (state.phase == phase)
 
     def stepped(carry: tuple[Array, Any, History]) -> tuple[Array, Any, History]:
@@ -329,9 +335,15 @@ def _drive(
     max_iter: int,
     tol: float,
     callback: Callable[[Progress], bool | None] | None = None,
+    *,
+    is_timed: bool = True,
 ) -> tuple[Array, Any, History]:
-    """Run the loop in pieces, from the host, to see the clock and to call back."""
+    """Run the loop in pieces, from the host, to see the clock and to call back.
+
+    Seconds without compilation take a run of no steps first, which small programs feel.
+    """
     has_phases = bool(_method(program, name).phases)
+    goal = float(_goal(program, tol))
     iteration = jnp.asarray(0)
     seconds = [0.0]
     compiled: set[int | None] = set()
@@ -339,11 +351,11 @@ def _drive(
         done = int(iteration)
         if callback is not None and callback(_progress(program, done, history, seconds[done])):
             break
-        if done >= max_iter or bool(state.failed) or bool(_reached(program, state.gap, tol)):
+        if done >= max_iter or bool(state.failed) or float(state.gap) <= goal:
             break
         phase = int(state.phase) if has_phases else None
         run = partial(_advance, name=name, tol=tol, phase=phase)
-        if phase not in compiled:
+        if is_timed and phase not in compiled:
             run(program, iteration, state, history, 0)
             compiled.add(phase)
         began = time.perf_counter()
@@ -352,6 +364,8 @@ def _drive(
         made = int(iteration) - done
         elapsed = time.perf_counter() - began
         seconds.extend(seconds[-1] + np.linspace(0, elapsed, made + 1)[1:])
+    if not is_timed:
+        return iteration, state, history
     times = np.full(history.seconds.shape, np.nan, history.seconds.dtype)
     times[: len(seconds)] = seconds
     return iteration, state, history._replace(seconds=jnp.asarray(times))
