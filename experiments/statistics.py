@@ -69,5 +69,5 @@ def slope(sizes: Any, errors: Any) -> dict[str, float]:
 
 def slope_in_words(fitted: dict[str, float]) -> str:
     """A slope with its interval, where it has one."""
-    interval = f" ({fitted['low']:+.2f} to {fitted['high']:+.2f})" if np.isfinite(fitted["low"]) else ""
+    interval = f" ({fitted['low']:+.2f} to {fitted['high']:+.2f})" if pd.notna(fitted["low"]) else ""
     return f"{fitted['slope']:+.2f}{interval}"

@@ -224,7 +224,7 @@ def sections(config: Config, rows: list[dict[str, Any]], summary: dict[str, Any]
 
 
 def _in_words(ratio: dict[str, float]) -> str:
-    interval = f" ({ratio['low']:.2f} to {ratio['high']:.2f})" if np.isfinite(ratio["low"]) else ""
+    interval = f" ({ratio['low']:.2f} to {ratio['high']:.2f})" if pd.notna(ratio["low"]) else ""
     return f"{ratio['mean']:.2f}{interval}"
 
 

@@ -435,7 +435,7 @@ def test_linearisation_is_the_tangent_by_finite_differences(rng):
     found = jax.jit(f_lin, static_argnames="scale")(other, x, scale=2.0)
     for key in expected:
         np.testing.assert_allclose(found[key], expected[key], atol=1e-8)
-    np.testing.assert_array_equal(f_lin(params0, x, scale=2.0)["out"], f(params0, x, scale=2.0)["out"])
+    np.testing.assert_allclose(f_lin(params0, x, scale=2.0)["out"], f(params0, x, scale=2.0)["out"], rtol=1e-14)
 
 
 def test_linearisation_has_the_same_empirical_ntk_everywhere(rng):

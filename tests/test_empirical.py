@@ -54,11 +54,13 @@ def test_jacobians_of_a_few_leaves_at_a_time_add_up(monkeypatch):
     monkeypatch.setattr(empirical, "parts_of", lambda *a: num_parts.append(len(parts := right(*a))) or parts)
     monkeypatch.setattr(tiles, "_TILE_BYTES", 8 * 6 * 30)
     tiles._known_plan.cache_clear()
-    np.testing.assert_allclose(fx.empirical_ntk(network, PARAMS, X1, X2, method="jacobian"), whole, rtol=1e-13)
+    np.testing.assert_allclose(
+        fx.empirical_ntk(network, PARAMS, X1, X2, method="jacobian"), whole, rtol=1e-13, atol=1e-16
+    )
     for name, share in fx.layerwise_ntk(network, PARAMS, X1, X2, method="jacobian").items():
-        np.testing.assert_allclose(share, shares[name], rtol=1e-13)
+        np.testing.assert_allclose(share, shares[name], rtol=1e-13, atol=1e-16)
     on_host = fx.empirical_ntk(network, PARAMS, X1, X2, method="jacobian", store_on_device=False)
-    np.testing.assert_allclose(on_host, whole, rtol=1e-13)
+    np.testing.assert_allclose(on_host, whole, rtol=1e-13, atol=1e-16)
     assert num_parts == [3, 3, 3]
 
 

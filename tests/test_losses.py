@@ -238,7 +238,7 @@ def test_paths_with_screening_are_single_solutions(monkeypatch, case):
     monkeypatch.setattr("fixntk.convex.path._WORTH_SCREENING", 0)
     monkeypatch.setattr("fixntk.convex.path._SMALLEST_SET", 8)
     parts = []
-    monkeypatch.setattr("fixntk.convex.path.solve_part", lambda *a: parts.append(a[0].num_gates) or solve_part(*a))
+    monkeypatch.setattr("fixntk.convex.path.solve_part", lambda *a: parts.append(a[1].num_gates) or solve_part(*a))
     program = program_of(PROGRAMS[case])
     options = {
         "loss": program.loss,

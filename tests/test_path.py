@@ -10,18 +10,18 @@ from problems import random_problem
 
 import fixntk as fx
 from fixntk.convex.path import group_sizes
-from fixntk.convex.solve import certified, solve_part
+from fixntk.convex.solve import solve_part
 
 
 @pytest.mark.parametrize("method", ["fista", "newton"])
 def test_a_path_is_single_solves_from_max_reg_down(monkeypatch, method):
     monkeypatch.setattr("fixntk.convex.path._WORTH_SCREENING", 0)
-    screened = []
-    monkeypatch.setattr("fixntk.convex.path.certified", lambda *a: screened.append(a) or certified(*a))
+    parts = []
+    monkeypatch.setattr("fixntk.convex.path.solve_part", lambda *a: parts.append(a[1]) or solve_part(*a))
     program = random_problem(0, num_rows=40, num_gates=40)
     arguments = (program.x, program.y, program.masks)
     solutions = fx.solve_path(*arguments, num_regs=6, min_share=0.01, tol=1e-8, method=method)
-    assert screened
+    assert parts
     largest = float(program.max_reg())
     assert float(jnp.max(jnp.abs(solutions[0].weights))) <= 1e-6
     for solution, reg in zip(solutions, largest * np.logspace(0, -2, 6), strict=True):
@@ -38,9 +38,9 @@ def test_a_working_set_that_is_too_small_grows(monkeypatch):
     monkeypatch.setattr("fixntk.convex.path._SMALLEST_SET", 4)
     sizes = []
 
-    def recorded(part, *arguments):
+    def recorded(program, part, *arguments):
         sizes.append(part.num_gates)
-        return solve_part(part, *arguments)
+        return solve_part(program, part, *arguments)
 
     monkeypatch.setattr("fixntk.convex.path.solve_part", recorded)
     program = random_problem(5, num_rows=60, num_gates=60)
