@@ -40,6 +40,8 @@ _SETTLED = 0.3
 _FIRST_SIGMA, _LARGER_SIGMA, _GROWTH = 10.0, 100.0, 5.0
 # The inner problem counts as solved where its gradient is shorter than so many times the multiplier's own step.
 _LOOSENESS = 3.0
+# Cosine of the angle between W_p and Z_p from which on they count as pointing the same way.
+_ALIGNED = 0.98
 # A step has served if it lowers the gap to this share.
 _SERVED = 0.5
 # Newton steps without a smaller gap after which rounding must be the reason: first-order steps bear it better.
@@ -306,11 +308,18 @@ def _fits(program: ConvexProgram, *weights: Array) -> list[Fit]:
 
 
 def _subgradients(program: ConvexProgram, state: NewtonState) -> Array:
-    """What Z would be if W were the solution: the penalty's gradient where W_p is not zero, Z where it is."""
-    norms = group_norms(state.multiplier)
+    """What Z would be if W were the solution: the penalty's gradient where W_p is not zero, Z where it is.
+
+    Along Z_p instead of W_p where these point different ways, as for a group that has just entered: its direction is
+    not known from W.
+    """
+    norms, duals = group_norms(state.multiplier), group_norms(state.correlations)
     ridge = 0.0 if program.ridge is None else program.ridge
-    factors = program.thresholds / jnp.where(norms > 0, norms, 1.0) + ridge
-    return jnp.where((norms > 0)[:, None, None], factors[:, None, None] * state.multiplier, state.correlations)
+    aligned = jnp.sum(state.multiplier * state.correlations, axis=(1, 2)) >= _ALIGNED * norms * duals
+    towards = jnp.where(aligned[:, None, None], state.multiplier, state.correlations)
+    lengths = jnp.where(aligned, norms, duals)
+    factors = (program.thresholds + ridge * norms) / jnp.where(lengths > 0, lengths, 1.0)
+    return jnp.where((norms > 0)[:, None, None], factors[:, None, None] * towards, state.correlations)
 
 
 def _shrunk(program: ConvexProgram, shifted: Array, sigma: Array) -> _Prox:
