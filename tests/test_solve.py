@@ -64,7 +64,8 @@ def test_history_has_an_entry_for_the_start_and_each_iteration(method):
     assert float(solution.history.seconds[0]) == 0
     assert np.all(np.diff(solution.history.seconds) >= 0)
     np.testing.assert_allclose(solution.history.primal[-1], solution.primal, rtol=1e-10)
-    np.testing.assert_allclose(solution.history.gap[-1], solution.gap, rtol=1e-6)
+    rounding = 1e-14 * float(solution.primal)
+    np.testing.assert_allclose(solution.history.gap[-1], solution.gap, rtol=1e-6, atol=rounding)
     assert int(solution.history.num_active[-1]) == int(solution.active.sum())
 
 
