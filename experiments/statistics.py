@@ -69,5 +69,10 @@ def slope(sizes: Any, errors: Any) -> dict[str, float]:
 
 def slope_in_words(fitted: dict[str, float]) -> str:
     """A slope with its interval, where it has one."""
-    interval = f" ({fitted['low']:+.2f} to {fitted['high']:+.2f})" if pd.notna(fitted["low"]) else ""
-    return f"{fitted['slope']:+.2f}{interval}"
+    return with_interval(fitted["slope"], fitted, "+.2f")
+
+
+def with_interval(value: float, interval: dict[str, Any], spec: str) -> str:
+    """A number and, where it has one, its interval from ``low`` to ``high``, each in a format."""
+    words = f" ({interval['low']:{spec}} to {interval['high']:{spec}})" if pd.notna(interval["low"]) else ""
+    return f"{value:{spec}}{words}"

@@ -13,7 +13,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from pydantic import BaseModel, ConfigDict, Field
 
-from experiments.statistics import geometric_mean
+from experiments.statistics import geometric_mean, with_interval
 from fixntk import (
     ConvergenceWarning,
     ConvexProgram,
@@ -201,7 +201,8 @@ def sections(config: Config, rows: list[dict[str, Any]], summary: dict[str, Any]
     """The report: errors against rows, what was recovered, every size."""
     recovered = summary["mean_recovered"]
     means = "; ".join(
-        f"{teacher} teacher: " + ", ".join(f"{method} {_in_words(ratio)}" for method, ratio in part.items())
+        f"{teacher} teacher: "
+        + ", ".join(f"{method} {with_interval(ratio['mean'], ratio, '.2f')}" for method, ratio in part.items())
         for teacher, part in summary["error_over_ntk"].items()
     )
     text = (
@@ -221,11 +222,6 @@ def sections(config: Config, rows: list[dict[str, Any]], summary: dict[str, Any]
     return [
         Section("Planted networks", text, table=table, figures=(("teacher_student", _figure(config, rows), caption),))
     ]
-
-
-def _in_words(ratio: dict[str, float]) -> str:
-    interval = f" ({ratio['low']:.2f} to {ratio['high']:.2f})" if pd.notna(ratio["low"]) else ""
-    return f"{ratio['mean']:.2f}{interval}"
 
 
 def _figure(config: Config, rows: list[dict[str, Any]]) -> Figure:

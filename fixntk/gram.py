@@ -190,7 +190,7 @@ def masked_adjoint(masks: Array, x: Array, residual: Array, num_gates: int) -> F
 
 
 def select_masks(masks: Array, chosen: Array) -> Array:
-    """Bool masks (n, B) of the chosen gates, from bool or packed ones."""
+    """Masks (n, B) of the chosen gates: bool from bool or packed ones, numbers from numbers."""
     if masks.dtype == jnp.uint8:
         return (masks[:, chosen // 8] >> (7 - chosen % 8).astype(jnp.uint8)) & 1 > 0
     return masks[:, chosen]

@@ -172,16 +172,10 @@ def _found(
     theta = residual / max(1.0, largest)
     bound = float(jnp.sum(program.targets * theta) - 0.5 * jnp.sum(theta**2)) if exact else -np.inf
     # Cut by NumPy: JAX would compile a slice for each number of gates.
-    weights, kernel_weights, masks = (
-        jnp.asarray(array)
-        for array in (
-            np.asarray(solution.weights)[:count],
-            np.asarray(solution.kernel_weights)[:count],
-            np.asarray(program.masks)[:, :count],
-        )
-    )
-    trimmed = replace(solution, weights=weights, kernel_weights=kernel_weights)
-    return Discovery(trimmed, jnp.asarray(gates), masks, largest - 1, exact, bound, rounds)
+    weights, kernel_weights = np.asarray(solution.weights)[:count], np.asarray(solution.kernel_weights)[:count]
+    masks = np.asarray(program.masks)[:, :count]
+    trimmed = replace(solution, weights=jnp.asarray(weights), kernel_weights=jnp.asarray(kernel_weights))
+    return Discovery(trimmed, jnp.asarray(gates), jnp.asarray(masks), largest - 1, exact, bound, rounds)
 
 
 def _of_gates(program: ConvexProgram, gates: np.ndarray, size: int) -> ConvexProgram:

@@ -116,9 +116,10 @@ def solve_path(
     ).canonical()
     values = _as_regs(program, regs, num_regs, min_share)
     worth = program.x.size * program.num_gates >= _WORTH_SCREENING
-    sizes = group_sizes(program) if screen and worth else None
-    if sizes is not None:
+    sizes = None
+    if screen and worth:
         program = program.with_numbers()
+        sizes = group_sizes(program)
     solutions: dict[int, Solution] = {}
     start = jnp.zeros(program.group_shape, program.x.dtype)
     known: list[tuple[float, Array]] = []

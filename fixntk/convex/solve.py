@@ -216,7 +216,7 @@ def _found(weights: Array, failed: Array) -> _Found:
 
 def _method(program: ConvexProgram, name: str) -> Method:
     if name == _REFINEMENT:
-        return METHODS["newton"]._replace(step=newton.refine, phases=newton.REFINEMENT)
+        return METHODS["newton"]._replace(phases=newton.REFINEMENT)
     return _PROX_NEWTON if name == "newton" and not program.is_quadratic else METHODS[name]
 
 
