@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Annotated, Any
 
 import jax
@@ -13,7 +15,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from pydantic import BaseModel, ConfigDict, Field
 
-from experiments import planted
+from experiments import colours, planted
 from fixntk import (
     ConvexProgram,
     GatedReLUNetwork,
@@ -90,7 +92,8 @@ def run_task(config: Config, task: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _program_rows(config: Config, data: planted.Planted, program: ConvexProgram) -> list[dict[str, Any]]:
     weights, _ = arrangement_weights(data.x, enumerate_arrangements(data.x))
-    start = program.best_scale(weights).scale * weights
+    best = program.best_scale(weights)
+    start = best.scale * weights
 
     def after(steps: int) -> Solution:
         return solve_quietly(program, method="irls", init=start, max_iter=steps, tol=1e-12)
@@ -104,7 +107,14 @@ def _program_rows(config: Config, data: planted.Planted, program: ConvexProgram)
     relu = solve_relu(program, data.gates)
     ntk = after(0)
     return [
-        _row(data, "NTK", float(ntk.primal), outputs(ntk), path=np.asarray(whole.history.primal)[:done]),
+        _row(
+            data,
+            "NTK",
+            float(best.objective),
+            outputs(ntk),
+            of_solution=float(ntk.primal),
+            path=np.asarray(whole.history.primal)[:done],
+        ),
         *(_row(data, _steps(k), float((s := after(k)).primal), outputs(s)) for k in config.shown_steps),
         _row(
             data,
@@ -138,10 +148,10 @@ def _by_cvxpy(program: ConvexProgram) -> float | None:
 
 
 def summarise(_: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Objectives of all functions, and how the optimum compares with CVXPY and with training."""
-    objective = {row["function"]: row["objective"] for row in rows}
-    best = next(row for row in rows if row["function"] == "optimum")
-    ntk, optimum = objective["NTK"], objective["optimum"]
+    """Objectives of all functions, and how the optimum compares with CVXPY, with reweighting and with training."""
+    row_of = {row["function"]: row for row in rows}
+    objective = {name: row["objective"] for name, row in row_of.items()}
+    best, ntk, optimum = row_of["optimum"], objective["NTK"], objective["optimum"]
     difference = None if best["cvxpy"] is None else abs(best["cvxpy"] - optimum) / optimum
     agreement = "" if difference is None else f"; CVXPY's optimum differs by {difference:.0e} of it"
     return {
@@ -149,11 +159,12 @@ def summarise(_: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
             f"On the toy problem the NTK leaves {1 - optimum / ntk:.1%} of the training objective{agreement}."
         ),
         "objective": objective,
+        "objective_of_the_ntk_solution": row_of["NTK"]["of_solution"],
         "left_by_ntk": 1 - optimum / ntk,
+        "left_by_reweighting": 1 - optimum / row_of["NTK"]["path"][-1],
         "relative_difference_from_cvxpy": difference,
         "best_trained_gated_above_bound": objective["trained gated"] - best["lower_bound"],
-        "best_trained_relu_above_bound": objective["trained ReLU"]
-        - next(row for row in rows if row["function"] == "optimal ReLU")["lower_bound"],
+        "best_trained_relu_above_bound": objective["trained ReLU"] - row_of["optimal ReLU"]["lower_bound"],
     }
 
 
@@ -162,8 +173,11 @@ def sections(config: Config, rows: list[dict[str, Any]], summary: dict[str, Any]
     difference = summary["relative_difference_from_cvxpy"]
     checked = f" CVXPY finds the same optimum, to {difference:.0e} of it." if difference is not None else ""
     text = (
-        f"**{summary['headline']}**\n\nAll arrangements of the points are enumerated, and the NTK's weights are their "
-        f"solid angles, at their best scale.{checked} The best of {config.num_networks} trained gated networks ends "
+        f"**{summary['headline']}**\n\nAll arrangements of the points are enumerated, and the NTK's weights η are "
+        "their solid angles at the best scale. What they leave is 1 − optimum/J(η). J charges for the kernel weights "
+        "as they are; the objective P(W) of the NTK's solution W, where the reweighting starts, charges for those that "
+        f"W needs. {config.irls_steps} steps leave {summary['left_by_reweighting']:.1e}.{checked} "
+        f"The best of {config.num_networks} trained gated networks ends "
         f"{summary['best_trained_gated_above_bound']:.1e} above the certified bound, the best ReLU network "
         f"{summary['best_trained_relu_above_bound']:.1e} above its own."
     )
@@ -176,51 +190,72 @@ def sections(config: Config, rows: list[dict[str, Any]], summary: dict[str, Any]
     functions = (
         "toy_functions",
         _function_figure(rows),
-        "The functions fitted: by the NTK, after some reweighting steps and at the optimum (left); by the convex "
-        "programs and by training (right). Between the points a gated network's function depends on which gates stand "
-        "for the arrangements, its values at the points do not.",
+        "The functions fitted: by the NTK, after some reweighting steps (the darker, the later) and at the optimum "
+        "(left); by the convex programs and by training (right). Between the points a gated network's function depends "
+        "on which gates stand for the arrangements, its values at the points do not.",
     )
+    return [Section("Five points on a line", text, table=_objectives(rows), figures=(path, functions))]
+
+
+def _objectives(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """The objective of each function, and how far above the optimum of its own program, gated or ReLU, it is."""
     objectives = {row["function"]: row["objective"] for row in rows}
-    best = next(row for row in rows if row["function"] == "optimum")
+    ntk, best = rows[0], next(row for row in rows if row["function"] == "optimum")
+    named = {"NTK, J(η) at its best scale": objectives.pop("NTK"), "NTK, P(W) of its solution": ntk["of_solution"]}
+    named |= objectives
     if best["cvxpy"] is not None:
-        objectives["optimum by CVXPY"] = best["cvxpy"]
-    table = pd.DataFrame({"function": list(objectives), "objective": list(objectives.values())})
-    return [Section("Five points on a line", text, table=table, figures=(path, functions))]
+        named["optimum by CVXPY"] = best["cvxpy"]
+    optima = [objectives["optimal ReLU" if "ReLU" in name else "optimum"] for name in named]
+    table = pd.DataFrame({"function": list(named), "objective": list(named.values())})
+    return table.assign(**{"above the optimum": table["objective"] - optima})
 
 
 def _path_figure(rows: list[dict[str, Any]]) -> Figure:
     found = {row["function"]: row for row in rows}
     figure = new_figure(9.6, 3.6)
     path, weights = figure.subplots(1, 2)
-    above = np.asarray(found["NTK"]["path"]) - found["optimum"]["objective"]
-    path.plot(np.maximum(above, 1e-16), label="iterative reweighting")
-    path.plot(0, above[0], "o", color="C1", label="NTK")
+    optimum = found["optimum"]["objective"]
+    above = np.asarray(found["NTK"]["path"]) - optimum
+    path.axhline(found["NTK"]["objective"] - optimum, color=colours.NTK, linestyle="--", label="J(η) of the NTK")
+    path.plot(np.maximum(above, 1e-16), color=colours.FIXED, label="iterative reweighting")
+    path.plot(0, above[0], "o", color=colours.NTK, label="the NTK's solution")
     path.set(xlabel="reweighting step", ylabel="objective − optimum", yscale="log")
     path.legend()
     places = np.arange(len(found["optimum"]["kernel_weights"]))
-    weights.bar(places - 0.2, found["optimum"]["ntk_weights"], 0.4, color="C1", label="NTK")
-    weights.bar(places + 0.2, found["optimum"]["kernel_weights"], 0.4, color="C0", label="optimal")
+    weights.bar(places - 0.2, found["optimum"]["ntk_weights"], 0.4, color=colours.NTK, label="NTK")
+    weights.bar(places + 0.2, found["optimum"]["kernel_weights"], 0.4, color=colours.OPTIMUM, label="optimum")
     weights.set(xlabel="arrangement", ylabel="kernel weight η")
     weights.legend()
     return figure
 
 
+_FUNCTION_STYLES: Mapping[str, dict[str, Any]] = MappingProxyType(
+    {
+        "NTK": {"color": colours.NTK},
+        "optimum": {"color": colours.OPTIMUM},
+        "optimal ReLU": {"color": colours.OPTIMAL_RELU},
+        "trained gated": {"color": colours.TRAINED_GATED, "linestyle": "--"},
+        "trained ReLU": {"color": colours.TRAINED_RELU, "linestyle": "--"},
+    }
+)
+
+
 def _function_figure(rows: list[dict[str, Any]]) -> Figure:
     figure = new_figure(9.6, 3.8)
     kernels, networks = figure.subplots(1, 2, sharey=True)
-    for axes, wanted in (
-        (kernels, lambda name: "ReLU" not in name and "trained" not in name),
-        (networks, lambda name: "step" not in name and name != "NTK"),
+    steps = [row["function"] for row in rows if row["function"] not in _FUNCTION_STYLES]
+    # From light to dark, so that the order shows.
+    styles = {
+        **{name: {"color": str(0.8 - 0.6 * k / len(steps)), "linewidth": 1} for k, name in enumerate(steps, 1)},
+        **_FUNCTION_STYLES,
+    }
+    for axes, shown in (
+        (kernels, ["NTK", *steps, "optimum"]),
+        (networks, ["optimum", "trained gated", "optimal ReLU", "trained ReLU"]),
     ):
-        steps = [row["function"] for row in rows if "step" in row["function"]]
         for row in rows:
-            name = row["function"]
-            if wanted(name):
-                style: dict[str, Any] = {"linestyle": "--" if "trained" in name else "-"}
-                if name in steps:
-                    # From light to dark, so that the order shows.
-                    style |= {"color": str(0.8 - 0.6 * (steps.index(name) + 1) / len(steps)), "linewidth": 1}
-                axes.plot(row["grid"], row["outputs"], label=name, **style)
+            if row["function"] in shown:
+                axes.plot(row["grid"], row["outputs"], label=row["function"], **styles[row["function"]])
         axes.plot(rows[0]["x"], rows[0]["y"], "o", color="black", zorder=5)
         axes.set(xlabel="x")
         axes.legend()
