@@ -110,6 +110,27 @@ def test_the_fast_paper_bears_out_what_no_noise_can_hide(tmp_path, capsys):
     found = [row for row in rows if row["part"] == "consistency" and row["rows"] == task["rows"]]
     np.testing.assert_allclose([row["squared_error"] for row in found], [row["squared_error"] for row in alone])
 
+    # Interrupted within two parts, the run goes on to the same rows.
+    lines = (out / "results.jsonl").read_bytes().splitlines(keepends=True)
+    lost = [line for line in lines if is_of(line, "uci", "seed", 1) or is_of(line, "consistency", "rows", 200)]
+    assert 0 < len(lost) < len(lines)
+    (out / "results.jsonl").write_bytes(b"".join(line for line in lines if line not in lost))
+    (out / "report.html").unlink()
+    assert main(["run", "configs/paper_fast.yaml", "--out", str(out), "--resume"]) == 0
+    assert untimed(runs.read_rows(out)) == untimed(rows)
+    assert (out / "report.html").is_file()
+
+
+def is_of(line, part, key, value):
+    """Whether a line of results is of a part's tasks with this value."""
+    row = json.loads(line)
+    return row["part"] == part and row[key] == value
+
+
+def untimed(rows):
+    """The rows without their seconds, in an order of their own."""
+    return sorted(json.dumps({key: row[key] for key in row if key != "seconds"}) for row in rows)
+
 
 def by_method(rows, part):
     """Rows of a part by method, for each of its cases."""
@@ -138,7 +159,10 @@ def test_the_toy_problem_is_solved_alike_by_all():
     assert -1e-9 < summary["best_trained_gated_above_bound"] < 0.01 * objective["optimum"]
     assert -1e-9 < summary["best_trained_relu_above_bound"] < 0.05 * objective["optimal ReLU"]
     path = rows[0]["path"]
-    assert path[0] == pytest.approx(objective["NTK"], rel=1e-9)
+    # The NTK's solution needs less weight than the NTK spends.
+    assert path[0] == pytest.approx(summary["objective_of_the_ntk_solution"], rel=1e-9)
+    assert objective["NTK"] > path[0]
+    assert summary["left_by_reweighting"] < 1e-5
     assert np.all(np.diff(path) < 1e-9)
     assert path[-1] == pytest.approx(objective["optimum"], rel=1e-5)
     # The NTK's weights at their best scale: the solid angles of all cells, which any other scale makes worse.
@@ -153,6 +177,7 @@ def test_the_toy_problem_is_solved_alike_by_all():
         for scale in (0.9, 1, 1.1)
     ]
     assert values[1] == min(values)
+    assert 0.5 * program.reg * values[1] == pytest.approx(objective["NTK"], rel=1e-9)
 
 
 @pytest.mark.long
