@@ -18,7 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from experiments.statistics import t_quantile
+from experiments import colours
+from experiments.statistics import mean, t_quantile, with_interval
 from fixntk import ConvexProgram, activation_masks, layerwise_ntk, sample_gates, solve, solve_kernels
 from fixntk.estimators import GatedReLUClassifierCV, NTKClassifierCV
 from fixntk.report import Section, new_figure
@@ -32,7 +33,11 @@ Layers = list[dict[str, Array]]
 _MIXES: Mapping[str, Callable[[Array], Array]] = MappingProxyType(
     {"NTK": lambda kernels: jnp.sum(kernels, axis=0, keepdims=True), "fixed": lambda kernels: kernels}
 )
-_COLOURS: Mapping[str, str] = MappingProxyType({"NTK": "C1", "network": "C2", "fixed": "C0"})
+_COLOURS: Mapping[str, str] = MappingProxyType(
+    {"NTK": colours.NTK, "network": colours.TRAINED_RELU, "fixed": colours.FIXED}
+)
+# A layer with no more of the kernel's trace than this is not kept.
+_KEPT = 0.01
 
 
 class Config(BaseModel):
@@ -208,24 +213,56 @@ def _by_layer(network: Layers, x: np.ndarray, x_train: np.ndarray) -> Array:
 
 
 def summarise(_: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Mean accuracies of both studies with their intervals, and what equal weights of the layers leave."""
+    """Mean accuracies of both studies, paired differences with their intervals, and what equal weights leave."""
     table = by_kernel(rows)
     found: dict[str, Any] = {"headline": "", "accuracy": table.to_dict("records")}
     words = []
     for study, part in table.groupby("study"):
         accuracy = part.set_index(["inputs", "kernel"])["accuracy"]
+        pairs = pd.DataFrame([row for row in rows if row["study"] == study]).pivot(
+            index="seed", columns=["inputs", "kernel"], values="accuracy"
+        )
+        found[f"fixed_minus_ntk_on_{study}"] = {
+            str(inputs): _paired(pairs[inputs, "fixed"], pairs[inputs, "NTK"]) for inputs in part["inputs"].unique()
+        }
         if study == "features":
-            deep = accuracy["network that knows digits"]
+            deep = "network that knows digits"
+            found["deep_minus_pixels"] = {
+                kernel: _paired(pairs[deep, kernel], pairs["pixels", kernel]) for kernel in _MIXES
+            }
             words.append(
                 f"Odd or even digit: on pixels NTK {accuracy['pixels', 'NTK']:.3f} and fixed kernel "
-                f"{accuracy['pixels', 'fixed']:.3f}, on features of a network that knows digits {deep['NTK']:.3f} and "
-                f"{deep['fixed']:.3f}."
+                f"{accuracy['pixels', 'fixed']:.3f}, on features of a network that knows digits "
+                f"{accuracy[deep, 'NTK']:.3f} and {accuracy[deep, 'fixed']:.3f}."
             )
         else:
             found["left_by_equal_weights"] = _left_by_equal_weights(rows)
-            left = found["left_by_equal_weights"]["untrained network"]
-            words.append(f"A deep NTK's layers with equal weights leave {left:.1%} of the training objective.")
+            found["kept_layers"] = _kept_layers(rows)
+            left = " and ".join(f"{share:.1%} ({name})" for name, share in found["left_by_equal_weights"].items())
+            words.append(
+                f"A deep NTK's layers with equal weights leave {left} of the training objective, medians over seeds "
+                "and values of λ."
+            )
     return found | {"headline": " ".join(words)}
+
+
+def _paired(score: pd.Series, other: pd.Series) -> dict[str, float]:
+    # Without rounding's share.
+    return mean((score - other).round(12))
+
+
+def _kept_layers(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """For each state of the network its layers, first to last: mean share of the trace, and in how many seeds kept."""
+    learnt = [row for row in rows if row["study"] == "layers" and row["kernel"] == "fixed"]
+    found = {}
+    for inputs in dict.fromkeys(row["inputs"] for row in learnt):
+        shares = np.array([row["layer_shares"] for row in learnt if row["inputs"] == inputs])
+        kept = np.sum(shares > _KEPT, axis=0)
+        found[inputs] = [
+            {"share": share, "kept": int(count), "seeds": len(shares)}
+            for share, count in zip(shares.mean(axis=0).tolist(), kept, strict=True)
+        ]
+    return found
 
 
 def by_kernel(rows: list[dict[str, Any]]) -> pd.DataFrame:
@@ -234,7 +271,7 @@ def by_kernel(rows: list[dict[str, Any]]) -> pd.DataFrame:
     groups = frame.groupby(["study", "inputs", "kernel"], sort=False)["accuracy"]
     table = groups.agg(accuracy="mean", seeds="count", margin="sem").reset_index()
     table["margin"] *= t_quantile(table.pop("seeds"))
-    return table
+    return table.rename(columns={"margin": "±"})
 
 
 def _left_by_equal_weights(rows: list[dict[str, Any]]) -> dict[str, float]:
@@ -255,34 +292,61 @@ def sections(config: Config, rows: list[dict[str, Any]], summary: dict[str, Any]
     table, frame = by_kernel(rows), pd.DataFrame(rows)
     found = []
     if "features" in config.studies:
-        part = table[table["study"] == "features"].drop(columns="study")
+        part = table[table["study"] == "features"].drop(columns="study").reset_index(drop=True)
         left = frame[frame["study"] == "features"].groupby("inputs", sort=False)["left_by_ntk"].mean()
         shares = ", ".join(f"{name} {share:.1%}" for name, share in left.items())
+        deep = summary["deep_minus_pixels"]
         text = (
             f"Is a digit odd or even, from {config.train_rows} rows? A kernel composed with a frozen feature map is "
             f"the kernel of a deeper network. The features are the last hidden layer, of {config.width} neurons, of an "
             f"untrained network and of one trained on {config.feature_rows} other rows to tell the ten digits; the "
-            "network of the table learns from the kernels' own rows alone. Deep features and learnt kernel weights "
-            "are two different gains. Of the training objective the NTK of the "
-            f"sampled gates leaves, at λ = {config.left_reg_share:g} λ_max: {shares}."
+            "network of the table learns from the kernels' own rows alone.\n\n"
+            f"{_changes(summary['fixed_minus_ntk_on_features'])} The features of the network that knows digits, in "
+            f"place of pixels, change the NTK's by {_signed(deep['NTK'])} and the fixed kernel's by "
+            f"{_signed(deep['fixed'])}. Of the training objective the NTK of the sampled gates leaves, at λ = "
+            f"{config.left_reg_share:g} λ_max: {shares}."
         )
         caption = "Test accuracy by inputs, means and 95 % intervals over splits."
         figures = (("beyond_features", _feature_figure(part), caption),)
         found.append(Section("Deep kernels: the fixed kernel on features", text, table=part, figures=figures))
     if "layers" in config.studies:
-        part = table[table["study"] == "layers"].drop(columns="study")
+        part = table[table["study"] == "layers"].drop(columns="study").reset_index(drop=True)
         saved = ", ".join(f"{name} {share:.1%}" for name, share in summary["left_by_equal_weights"].items())
+        kept = "; ".join(
+            f"{name}: "
+            + ", ".join(
+                f"layer {number} in {layer['kept']} of {layer['seeds']} splits ({layer['share']:.0%} on average)"
+                for number, layer in enumerate(layers, 1)
+            )
+            for name, layers in summary["kept_layers"].items()
+        )
         text = (
             "The empirical NTK of a deep network is a sum of kernels, one for each layer: weights that ignore the "
             "targets, once more. Multiple kernel learning over the layers, with penalties by their traces and a "
-            f"certificate (`fixntk.solve_kernels`), lowers the training objective in the median by: {saved}. All "
-            f"{config.depth + 1} layers of a network of {config.depth} hidden layers, ten digits, "
+            f"certificate (`fixntk.solve_kernels`), lowers the training objective by: {saved}, medians over seeds and "
+            f"values of λ. All {config.depth + 1} layers of a network of {config.depth} hidden layers, ten digits, "
             f"{config.train_rows * 2 // 3} rows, λ chosen on {config.train_rows - config.train_rows * 2 // 3} others."
+            f"\n\nLayers kept at this λ, with more than {_KEPT:.0%} of the kernel's trace: {kept}. "
+            f"{_changes(summary['fixed_minus_ntk_on_layers'])}"
         )
         caption = "Shares of the layers in the kernel's trace: in the NTK and as learnt, means over splits."
         figures = (("beyond_layers", _layer_figure(frame), caption),)
-        found.append(Section("The NTK's layers reweighted", text, table=part, figures=figures))
+        found.append(Section("Deep kernels: the NTK's layers reweighted", text, table=part, figures=figures))
     return found
+
+
+def _changes(differences: dict[str, dict[str, Any]]) -> str:
+    """What learning the kernel weights does to the accuracy, and on how many inputs more than chance."""
+    each = ", ".join(f"{inputs} {_signed(difference)}" for inputs, difference in differences.items())
+    clear = [inputs for inputs, part in differences.items() if part["low"] > 0 or part["high"] < 0]
+    return (
+        "Learnt kernel weights change the test accuracy, fixed − NTK with the 95 % interval of the paired difference "
+        f"over splits, by: {each}. The interval excludes zero on {', '.join(clear) or 'none of them'}."
+    )
+
+
+def _signed(difference: dict[str, Any]) -> str:
+    return with_interval(difference["mean"], difference, "+.3f")
 
 
 def _feature_figure(table: pd.DataFrame) -> Figure:
@@ -292,7 +356,7 @@ def _feature_figure(table: pd.DataFrame) -> Figure:
     for offset, (kernel, colour) in zip((-0.1, 0, 0.1), _COLOURS.items(), strict=True):
         part = table[table["kernel"] == kernel]
         places = np.array([inputs.index(name) for name in part["inputs"]]) + offset
-        axes.errorbar(places, part["accuracy"], part["margin"], fmt="o", capsize=3, label=kernel, color=colour)
+        axes.errorbar(places, part["accuracy"], part["±"], fmt="o", capsize=3, label=kernel, color=colour)
     axes.set_xticks(range(len(inputs)), inputs)
     axes.set(ylabel="test accuracy", xlim=(-0.5, len(inputs) - 0.5))
     axes.legend()

@@ -16,17 +16,14 @@ def compare(score: pd.Series, other: pd.Series) -> dict[str, Any]:
     # Without rounding's share, which would be a difference where there is none.
     difference = (score - other).round(12).to_numpy()
     higher, lower = int(np.sum(difference > 0)), int(np.sum(difference < 0))
-    interval = None
-    if len(difference) > 1 and higher + lower:
-        margin = stats.sem(difference) * t_quantile(len(difference))
-        interval = [float(difference.mean() - margin), float(difference.mean() + margin)]
+    found = mean(difference)
     return {
         "higher": higher,
         "same": len(difference) - higher - lower,
         "lower": lower,
-        "mean_difference": float(difference.mean()),
+        "mean_difference": found["mean"],
         "median_difference": float(np.median(difference)),
-        "mean_difference_95": interval,
+        "mean_difference_95": [found["low"], found["high"]] if len(difference) > 1 and higher + lower else None,
         "wilcoxon_p": float(stats.wilcoxon(difference).pvalue) if higher + lower else 1.0,
     }
 
@@ -46,15 +43,20 @@ def t_quantile(count: Any) -> Any:
     return stats.t.ppf(1 - LEVEL / 2, np.asarray(count) - 1)
 
 
+def mean(values: Any) -> dict[str, float]:
+    """Mean with a 95 % interval, NaN of fewer than two."""
+    values = np.asarray(values, float)
+    margin = stats.sem(values) * t_quantile(len(values)) if len(values) > 1 else float("nan")
+    return {
+        "mean": float(values.mean()),
+        "low": float(values.mean() - margin),
+        "high": float(values.mean() + margin),
+    }
+
+
 def geometric_mean(values: Any) -> dict[str, float]:
     """Geometric mean of positive values with a 95 % interval, NaN of fewer than two."""
-    logs = np.log(np.asarray(values, float))
-    margin = stats.sem(logs) * t_quantile(len(logs)) if len(logs) > 1 else float("nan")
-    return {
-        "mean": float(np.exp(logs.mean())),
-        "low": float(np.exp(logs.mean() - margin)),
-        "high": float(np.exp(logs.mean() + margin)),
-    }
+    return {key: float(np.exp(value)) for key, value in mean(np.log(np.asarray(values, float))).items()}
 
 
 def slope(sizes: Any, errors: Any) -> dict[str, float]:
