@@ -331,7 +331,7 @@ def sections(config: Config, rows: list[dict[str, Any]], summary: dict[str, Any]
         )
         caption = "Shares of the layers in the kernel's trace: in the NTK and as learnt, means over splits."
         figures = (("beyond_layers", _layer_figure(frame), caption),)
-        found.append(Section("Deep kernels: the NTK's layers reweighted", text, table=part, figures=figures))
+        found.append(Section("The NTK's layers reweighted", text, table=part, figures=figures))
     return found
 
 

@@ -1,4 +1,4 @@
-"""The methods that the comparison on tables runs: each a scikit-learn estimator that tunes itself by the same folds."""
+"""The methods that the comparison on tables runs: each a scikit-learn estimator that tunes itself on its rows."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""The estimators against what people use on tables: the same splits, folds of the same number, every method tuned."""
+"""The estimators against what people use on tables: the same splits, every method tuned on its training rows."""
 
 from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -13,10 +13,12 @@ from matplotlib.figure import Figure
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from scipy import stats
 
+from experiments import colours
 from experiments.regression_tables import REGRESSION_TABLES, load_regression_table, split_regression_table
 from experiments.rivals import CLASSIFIERS, NUM_FOLDS, ON_REQUEST, REGRESSORS
-from experiments.statistics import LEVEL, compare, in_words
+from experiments.statistics import LEVEL, compare, in_words, t_quantile
 from experiments.tables import TABLES, load_table, split_table
+from experiments.uci import differences_figure
 from fixntk.report import Section, new_figure
 
 Positive = Annotated[int, Field(ge=1)]
@@ -26,6 +28,11 @@ _METHODS: Mapping[str, Mapping[str, Any]] = {"classification": CLASSIFIERS, "reg
 _TABLES: Mapping[str, Mapping[str, Any]] = {"classification": TABLES, "regression": REGRESSION_TABLES}
 _SCORES = {"classification": "accuracy", "regression": "R²"}
 _OURS = "fixed kernel"
+# What chooses the settings of methods that do not take the folds.
+_TUNED_OTHERWISE = {
+    "NTK": "whose ridge has the least leave-one-out error, in closed form",
+    "xRFM": "for which a fifth of the rows is set aside",
+}
 
 
 class Config(BaseModel):
@@ -169,30 +176,57 @@ def sections(config: Config, rows: list[dict[str, Any]], summary: dict[str, Any]
         part = summary[kind]
         others = "; ".join(f"{other}: {in_words(paired)}" for other, paired in part["fixed_kernel_against"].items())
         text = f"**{_headline(kind, part)}**\n\nThe fixed kernel (Wilcoxon's signed-rank test) against {others}."
-        ranks = pd.Series(part["average_rank"])
-        figures = (
-            (
-                f"ranks_{kind}",
-                _rank_figure(ranks, part["critical_difference"]),
-                f"Average ranks over {part['tables']} tables, 1 the best. Methods under one bar do not differ "
-                "significantly (Nemenyi's test at 5 %).",
-            ),
-            (
-                f"time_{kind}",
-                _time_figure(ranks, pd.Series(part["median_fit_seconds"])),
-                "Average rank against the median time of tuning and fitting.",
-            ),
-        )
+        figures = _comparison_figures(config, rows, kind, part)
         found.append(Section(f"{kind.capitalize()}: ranks", text, figures=figures))
         note = (
             f"Mean {_SCORES[kind]} on the test part over the splits with the seeds {config.first_seed} to "
-            f"{config.first_seed + config.seeds - 1}; {NUM_FOLDS} folds for all but xRFM, which sets a fifth aside."
+            f"{config.first_seed + config.seeds - 1}. {_tuning(scores.columns)}"
         )
         found.append(Section(f"{kind.capitalize()}: every table", note, table=scores))
         found.append(
             Section(f"{kind.capitalize()}: seconds", "Medians of tuning and fitting.", table=_seconds(rows, kind))
         )
     return found
+
+
+def _tuning(methods: Collection[Any]) -> str:
+    """What chooses the settings of these methods."""
+    others = " and ".join(f"the {name}, {how}" for name, how in _TUNED_OTHERWISE.items() if name in methods)
+    return f"{NUM_FOLDS} folds choose the settings{f' of all but {others}' if others else ''}."
+
+
+def _comparison_figures(
+    config: Config, rows: list[dict[str, Any]], kind: str, part: Mapping[str, Any]
+) -> tuple[tuple[str, Figure, str], ...]:
+    """Ranks and times of three methods or more, the difference on each table of two."""
+    ranks = pd.Series(part["average_rank"])
+    if len(ranks) < 2:
+        return ()
+    if len(ranks) == 2:
+        ours, other = sorted(ranks.index, key=lambda method: method != _OURS)
+        caption = (
+            f"Difference in {_SCORES[kind]} on the test part, {ours} − {other}, by table: means and 95 % intervals "
+            f"over {config.seeds} splits, which share rows: the intervals are too narrow for new data."
+        )
+        figure = differences_figure(_differences(rows, kind, ours, other), f"{_SCORES[kind]}, {ours} − {other}")
+        return ((f"differences_{kind}", figure, caption),)
+    rank_caption = (
+        f"Average ranks over {part['tables']} tables, 1 the best. Methods under one bar do not differ significantly "
+        "(Nemenyi's test at 5 %)."
+    )
+    times = _time_figure(ranks, pd.Series(part["median_fit_seconds"]))
+    return (
+        (f"ranks_{kind}", _rank_figure(ranks, part["critical_difference"]), rank_caption),
+        (f"time_{kind}", times, "Average rank against the median time of tuning and fitting."),
+    )
+
+
+def _differences(rows: list[dict[str, Any]], kind: str, ours: str, other: str) -> pd.DataFrame:
+    """Mean difference of two methods on each table, with half the width of its 95 % interval over the splits."""
+    frame = pd.DataFrame([row for row in rows if row["kind"] == kind])
+    splits = frame.pivot(index=["table", "seed"], columns="method", values="score").dropna()
+    differences = (splits[ours] - splits[other]).groupby("table")
+    return pd.DataFrame({"difference": differences.mean(), "±": differences.sem() * t_quantile(differences.count())})
 
 
 def _headline(kind: str, part: Mapping[str, Any]) -> str:
@@ -215,14 +249,17 @@ def _friedman(scores: pd.DataFrame) -> float | None:
     return float(stats.friedmanchisquare(*scores.to_numpy().T).pvalue)
 
 
+def _colour(method: str) -> str:
+    return {_OURS: colours.FIXED, "NTK": colours.NTK}.get(method, "0.5")
+
+
 def _rank_figure(ranks: pd.Series, difference: float) -> Figure:
     figure = new_figure(7.2, 0.32 * len(ranks) + 1.3)
     axes = figure.add_subplot()
     ordered = ranks.sort_values()
     heights = -np.arange(len(ordered))
-    colours = ["C1" if name == _OURS else "C0" for name in ordered.index]
     axes.hlines(heights, 1, ordered, color="0.85", zorder=1)
-    axes.scatter(ordered, heights, color=colours, zorder=3)
+    axes.scatter(ordered, heights, color=[_colour(name) for name in ordered.index], zorder=3)
     for k, (low, high) in enumerate(groups(ranks, difference)):
         axes.plot([low - 0.03, high + 0.03], [0.6 + 0.25 * k] * 2, color="0.3", linewidth=3, solid_capstyle="butt")
     axes.set_yticks(heights, [f"{name}  {rank:.2f}" for name, rank in ordered.items()])
@@ -235,7 +272,7 @@ def _time_figure(ranks: pd.Series, seconds: pd.Series) -> Figure:
     figure = new_figure(6.0, 3.8)
     axes = figure.add_subplot()
     for name in ranks.index:
-        axes.scatter(seconds[name], ranks[name], color="C1" if name == _OURS else "C0")
+        axes.scatter(seconds[name], ranks[name], color=_colour(name))
         axes.annotate(name, (seconds[name], ranks[name]), xytext=(5, 3), textcoords="offset points", fontsize=9)
     axes.set(xscale="log", xlabel="seconds to tune and fit, median table", ylabel="average rank")
     axes.invert_yaxis()
