@@ -6,6 +6,7 @@ import argparse
 import importlib.metadata
 import json
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -133,7 +134,8 @@ def _run(arguments: argparse.Namespace) -> int:
     directory = arguments.out or Path("runs") / arguments.config.stem
     try:
         experiment, config = runs.load_config(arguments.config, arguments.overrides)
-        status = runs.execute(experiment, config, directory, resume=arguments.resume)
+        command = shlex.join(["fixntk", "run", str(arguments.config), *arguments.overrides])
+        status = runs.execute(experiment, config, directory, resume=arguments.resume, command=command)
     except runs.ConfigError as error:
         raise _InputError(error) from error
     if status != _INTERRUPTED:

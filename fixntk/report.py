@@ -108,8 +108,8 @@ def render(
     title, sections
         The content.
     environment, config
-        What :func:`fixntk.environment.environment` says, and the config; both close the report. Earlier parts
-        of a resumed run are in the environment's list ``earlier``.
+        What :func:`fixntk.environment.environment` says and, if it is known, the run's ``command``; and the config.
+        Both close the report. Earlier parts of a resumed run are in the environment's list ``earlier``.
 
     Raises
     ------
@@ -127,6 +127,7 @@ def render(
     html = page.render(
         title=title,
         sections=[_shown(section, directory / "figures") for section in sections],
+        command=environment.get("command"),
         computed=" · ".join(str(environment[key]) for key in ("device", "started") if key in environment),
         resumed=bool(environment.get("earlier")),
         origin=_origin(environment, config),
@@ -137,9 +138,7 @@ def render(
     return path
 
 
-def render_markdown(
-    path: str | Path, title: str, sections: Sequence[Section], environment: Mapping[str, Any], command: str
-) -> Path:
+def render_markdown(path: str | Path, title: str, sections: Sequence[Section], environment: Mapping[str, Any]) -> Path:
     """Write the same content as a Markdown page, with its figures in ``figures/`` and the page's name beside it.
 
     Parameters
@@ -148,8 +147,6 @@ def render_markdown(
         The page, ending in ``.md``, in a folder that exists.
     title, sections, environment
         As for :func:`render`.
-    command
-        What makes the page, which it says in its first lines.
 
     Raises
     ------
@@ -165,7 +162,8 @@ def render_markdown(
         for key, name in (("cores", "cores:"), ("device", ""), ("jax", "JAX"), ("fixntk", "fixntk"), ("started", ""))
         if key in environment
     )
-    parts = [f"# {title}", f"*Made by `{command}` from the results of a run ({origin}); not written by hand.*"]
+    made = f"Made by `{environment['command']}` and `fixntk report --markdown`" if "command" in environment else "Made"
+    parts = [f"# {title}", f"*{made} from the results of a run ({origin}); not written by hand.*"]
     for section in sections:
         parts.append(f"## {section.title}")
         if section.text:

@@ -30,7 +30,14 @@ INTERRUPTED = 130
 _MOST_MEMORY_MAPS = 30_000
 
 
-def execute(experiment: Experiment, config: BaseModel, directory: str | Path, *, resume: bool = False) -> int:
+def execute(
+    experiment: Experiment,
+    config: BaseModel,
+    directory: str | Path,
+    *,
+    resume: bool = False,
+    command: str | None = None,
+) -> int:
     """Run an experiment's tasks and write rows, summary, figures and report into a directory.
 
     Parameters
@@ -43,6 +50,8 @@ def execute(experiment: Experiment, config: BaseModel, directory: str | Path, *,
     resume
         Keep the finished tasks of an earlier, interrupted run and do the rest; tasks that failed are run
         again. A directory without results just starts.
+    command
+        What started the run, for ``environment.json`` and the report.
 
     Returns
     -------
@@ -61,10 +70,10 @@ def execute(experiment: Experiment, config: BaseModel, directory: str | Path, *,
     try:
         with _terminate_as_interrupt():
             if pending:
-                _record_environment(directory, _source(experiment), resumed=bool(kept))
+                _record_environment(directory, _source(experiment), command, resumed=bool(kept))
                 with (directory / "results.jsonl").open("ab", buffering=0) as file:
                     _run_tasks(experiment, config, pending, file, len(tasks))
-            failed = _finish(experiment, config, directory)
+            failed, _ = _finish(experiment, config, directory)
     except KeyboardInterrupt:
         finished = sum(map(bool, _rows_by_task(tasks, read_rows(directory))))
         _say(
@@ -99,15 +108,11 @@ def regenerate(directory: str | Path, markdown: str | Path | None = None) -> Pat
     if not read_rows(directory):
         raise ConfigError(f"{directory}: there are no results yet")
     experiment, config = load_config(directory / "config.json")  # JSON is YAML
-    _finish(experiment, config, directory)
+    _, sections = _finish(experiment, config, directory)
     if markdown is not None:
-        rows = [row for row in read_rows(directory) if "error" not in row]
-        with report.use_style():
-            sections = experiment.sections(config, rows, _read_json(directory / "summary.json"))
-        command = f"fixntk run configs/{_name(experiment)}.yaml` and `fixntk report --markdown"
         try:
-            computed_with = _read_json(directory / "environment.json")
-            report.render_markdown(markdown, _title(experiment), sections, computed_with, command)
+            computed_with = _read_environment(experiment, directory)
+            report.render_markdown(markdown, _title(experiment), sections, computed_with)
         except (ValueError, OSError) as error:
             raise ConfigError(str(error)) from error
     return directory / "report.html"
@@ -254,8 +259,8 @@ def _track(pending: list[Row], total: int) -> Generator[Row, None, None]:
             _say(f"{count} of {total} tasks, {time.monotonic() - began:.0f} s, last {_label(task)}")
 
 
-def _finish(experiment: Experiment, config: BaseModel, directory: Path) -> list[Row]:
-    """Write summary and report from the rows on disk and return the error rows."""
+def _finish(experiment: Experiment, config: BaseModel, directory: Path) -> tuple[list[Row], list[report.Section]]:
+    """Write summary and report from the rows on disk and return the error rows and the report's sections."""
     tasks = _tasks(experiment, config)
     of_task = _rows_by_task(tasks, read_rows(directory))
     rows = [row for rows in of_task for row in rows]
@@ -266,9 +271,9 @@ def _finish(experiment: Experiment, config: BaseModel, directory: Path) -> list[
     with report.use_style():
         sections = experiment.sections(config, good, summary) if good else []
     sections = [*_open_ends(tasks, failed, of_task.count([])), *sections]
-    computed_with = _read_json(directory / "environment.json")
+    computed_with = _read_environment(experiment, directory)
     report.render(directory, _title(experiment), sections, computed_with, _describe(experiment, config))
-    return failed
+    return failed, sections
 
 
 def _open_ends(tasks: list[Row], failed: list[Row], unfinished: int) -> list[report.Section]:
@@ -313,18 +318,24 @@ def _identity(row: Row, keys: Iterable[str]) -> str:
     return _dumps({key: row.get(key) for key in keys})
 
 
-def _record_environment(directory: Path, source: Path | None, *, resumed: bool) -> None:
+def _record_environment(directory: Path, source: Path | None, command: str | None, *, resumed: bool) -> None:
     """Write environment.json; what earlier parts of a resumed run were computed with is kept if it differs."""
     path = directory / "environment.json"
-    now: Row = environment(source)
+    now: Row = {**environment(source), "command": command}
     if resumed and path.is_file():
         before = _read_json(path)
         earlier = before.pop("earlier", [])
-        differs = any(before.get(key) != now[key] for key in now if key != "started")
+        differs = any(before.get(key) != now[key] for key in now if key not in ("started", "command"))
         if differs:
             earlier = [*earlier, before]
         now |= {"earlier": earlier} if earlier else {}
     _write_json(path, now)
+
+
+def _read_environment(experiment: Experiment, directory: Path) -> Row:
+    """What the run was computed with; a run that does not know its command has that of the experiment's own config."""
+    read = _read_json(directory / "environment.json")
+    return {**read, "command": read.get("command") or f"fixntk run configs/{_name(experiment)}.yaml"}
 
 
 @contextlib.contextmanager

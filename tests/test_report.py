@@ -187,7 +187,8 @@ def test_the_same_content_as_a_markdown_page(tmp_path):
         Section("First", "**Bold** and `code`.\n\nMore.", table=table, figures=(("plot", figure(), "A caption"),)),
         Section("Second"),
     ]
-    written = report.render_markdown(tmp_path / "page.md", "Title", sections, ENVIRONMENT, "fixntk run x.yaml")
+    environment = ENVIRONMENT | {"command": "fixntk run x.yaml"}
+    written = report.render_markdown(tmp_path / "page.md", "Title", sections, environment)
     blocks = written.read_text(encoding="utf-8").split("\n\n")
     assert blocks[0] == "# Title"
     assert "`fixntk run x.yaml`" in blocks[1]
@@ -203,4 +204,4 @@ def test_the_same_content_as_a_markdown_page(tmp_path):
     assert blocks[8].strip() == "## Second"
     for wrong in (tmp_path / "page.html", tmp_path / "none" / "page.md"):
         with pytest.raises(ValueError, match=r"ends in \.md"):
-            report.render_markdown(wrong, "Title", sections, ENVIRONMENT, "")
+            report.render_markdown(wrong, "Title", sections, ENVIRONMENT)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from fixntk import runs
+from fixntk.cli import main
 from fixntk.runs import ConfigError
 
 pytest_plugins = ("toy_experiment",)
@@ -260,11 +261,43 @@ def test_regenerate_writes_a_markdown_page_too(project):
         runs.regenerate(project.out, project.out / "none" / "page.md")
 
 
-def test_regenerate_of_an_unfinished_run_says_so(project):
-    project.control(terminate="wine")
+def test_regenerate_of_an_unfinished_run_says_so_on_both_pages(project):
+    project.control(terminate="wine", broken={"iris": "too few rows"})
     execute(project)
-    runs.regenerate(project.out)
-    assert "2 of 4 tasks are not finished" in (project.out / "report.html").read_text()
+    runs.regenerate(project.out, project.out / "page.md")
+    for name in ("report.html", "page.md"):
+        page = (project.out / name).read_text()
+        assert "2 of 4 tasks are not finished" in page
+        assert "too few rows" in page
+
+
+def test_both_pages_have_the_rows_in_the_order_of_the_tasks(project):
+    execute(project)
+    runs.regenerate(project.out, project.out / "page.md")
+    page = (project.out / "page.md").read_text()
+    lines = results(project).read_text().splitlines(keepends=True)
+    results(project).write_text("".join(lines[2:] + lines[:2]))
+    runs.regenerate(project.out, project.out / "page.md")
+    assert (project.out / "page.md").read_text() == page
+
+
+def test_both_pages_name_the_command_that_began_the_run(project):
+    pages = [project.out / name for name in ("report.html", "page.md")]
+    config = ["configs/toy.yaml", "tables=[iris, wine]"]
+    assert main(["run", *config, "seeds=[3]"]) == 0
+    runs.regenerate(project.out, pages[1])
+    for page in pages:
+        assert "fixntk run configs/toy.yaml" in page.read_text()
+        assert "tables=[iris, wine]" in page.read_text()
+        assert "seeds=[3]" in page.read_text().partition("The config")[0]
+    # A run without its command has that of the experiment's config.
+    environment = json.loads((project.out / "environment.json").read_text())
+    assert environment.pop("command").startswith("fixntk run configs/toy.yaml")
+    (project.out / "environment.json").write_text(json.dumps(environment))
+    runs.regenerate(project.out, pages[1])
+    for page in pages:
+        assert "fixntk run configs/toy.yaml" in page.read_text()
+        assert "tables=[iris, wine]" not in page.read_text()
 
 
 def test_regenerate_needs_a_run_with_results(project):
