@@ -146,7 +146,10 @@ def sections(config: Config, rows: list[dict[str, Any]], summary: dict[str, Any]
     )
     frame = _by_width(rows)
     figure = (("distance", _figure(rows, frame), caption),)
-    return [Section("Lazy training", text, figures=figure), Section("Every width", table=frame.reset_index())]
+    return [
+        Section("Distance from the closed form", text, figures=figure),
+        Section("Every width", table=frame.reset_index()),
+    ]
 
 
 def _figure(rows: list[dict[str, Any]], frame: pd.DataFrame) -> Figure:

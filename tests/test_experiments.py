@@ -1,6 +1,7 @@
 """The experiments on networks, at a size of seconds: rows, summary and report."""
 
 import json
+import shlex
 
 import jax
 import numpy as np
@@ -103,6 +104,8 @@ def test_the_fast_paper_bears_out_what_no_noise_can_hide(tmp_path, capsys):
 
     page = (out / "report.html").read_text()
     assert all(f"configs/{part}.yaml" in page for part in paper.PARTS)
+    assert "<button" in page
+    assert '<button type="button"></button>' not in page  # a heading of a table
     # Each part sees the rows that it would have made alone, and float64 of one part does not leak into the next.
     config = consistency.Config(rows=(100, 200, 400), gates=(32, 128), base_rows=200, base_gates=32, seeds=4)
     task = consistency.tasks(config)[0]
@@ -119,6 +122,14 @@ def test_the_fast_paper_bears_out_what_no_noise_can_hide(tmp_path, capsys):
     assert main(["run", "configs/paper_fast.yaml", "--out", str(out), "--resume"]) == 0
     assert untimed(runs.read_rows(out)) == untimed(rows)
     assert (out / "report.html").is_file()
+
+    # A report can be had of what is there: the parts that are finished, and how far the others are.
+    (out / "results.jsonl").write_bytes(b"".join(line for line in lines if line not in lost))
+    assert main(["report", str(out)]) == 0
+    page = (out / "report.html").read_text()
+    assert "2 of 4 tasks" in page  # two tables of two seeds
+    assert "UCI: every table" not in page
+    assert "Toy: five points on a line" in page
 
 
 def is_of(line, part, key, value):
@@ -239,6 +250,45 @@ def test_planted_gates_are_those_of_the_masks():
     for problem in planted.PROBLEMS:
         data = planted.make(problem, 1)
         np.testing.assert_array_equal(data.x @ data.gates.T >= 0, data.masks)
+
+
+def test_a_part_of_the_paper_that_is_not_finished_is_one_line():
+    _, config = load_config("configs/paper_fast.yaml")
+    tasks = paper.tasks(config)
+    last = {task["part"]: task for task in tasks}
+    rows = [task for task in tasks if task != last[task["part"]]]
+    summary = paper.summarise(config, rows)
+    assert summary == {"headline": ""}
+    (section,) = paper.sections(config, rows, summary)
+    counts = {name: sum(task["part"] == name for task in tasks) for name in paper.PARTS}
+    assert list(section.table["measured here"]) == [f"{count - 1} of {count} tasks" for count in counts.values()]
+    assert set(section.table["verdict"]) == {"not finished"}
+
+
+def test_a_claim_holds_where_all_that_is_checked_is_so():
+    def verdict(part, **summary):
+        return paper._verdict(paper.PARTS[part].checks(summary))
+
+    for below, same, expected in ((0, 14, "holds"), (0, 13, "partly"), (1, 14, "partly"), (1, 13, "not here")):
+        against = {"higher": 12, "same": same, "lower": 21 - same}
+        beaten = {"splits_where_the_ntk_beats_the_bound": below}
+        assert verdict("uci", tables=33, fixed_against_ntk=against, **beaten) == expected
+    slow, fast = {"low": -0.86}, {"low": -1.1}
+    in_gates = {"in_log_gates": {"low": 0.3}, "theory_in_log_gates": 0.48, "theory_in_rows": -1}
+    assert verdict("consistency", in_rows=fast, **in_gates) == "holds"
+    assert verdict("consistency", in_rows=slow, **in_gates) == "partly"
+    # Too few data sets for an interval bear nothing out.
+    unknown = {"mean": 0.5, "low": None, "high": None}
+    assert verdict("teacher_student", error_over_ntk={"gated": {"fixed, random gates": unknown}}) == "not here"
+
+
+@pytest.mark.parametrize("name", paper.PARTS)
+def test_a_part_of_the_paper_has_a_command_of_its_own(name):
+    _, config = load_config("configs/paper.yaml")
+    settings = getattr(config, name)
+    fixntk, run, path, *overrides = shlex.split(paper._command(name, settings))
+    assert (fixntk, run) == ("fixntk", "run")
+    assert load_config(path, overrides)[1] == settings
 
 
 @pytest.mark.parametrize("name", paper.PARTS)
