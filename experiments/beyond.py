@@ -69,7 +69,7 @@ class Config(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    studies: tuple[Study, ...] = ("features", "layers")
+    studies: Annotated[tuple[Study, ...], Field(min_length=1)] = ("features", "layers")
     feature_rows: Annotated[int, Field(ge=100, le=1000)] = 800
     train_rows: Annotated[int, Field(ge=60, le=700)] = 150
     width: Positive = 128

@@ -10,13 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from experiments.statistics import slope, slope_in_words
 from fixntk import ConvexProgram, activation_masks, sample_gates, solve
 from fixntk.report import Section, new_figure
 
 Positive = Annotated[int, Field(ge=1)]
+TwoOrMore = Annotated[int, Field(ge=2)]
 
 
 class Config(BaseModel):
@@ -40,15 +41,22 @@ class Config(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    rows: tuple[Positive, ...] = (100, 200, 400, 800, 1600)
-    gates: tuple[Positive, ...] = (32, 64, 128, 256, 512)
-    base_rows: Positive = 400
-    base_gates: Positive = 128
+    rows: Annotated[tuple[TwoOrMore, ...], Field(min_length=1)] = (100, 200, 400, 800, 1600)
+    gates: Annotated[tuple[TwoOrMore, ...], Field(min_length=1)] = (32, 64, 128, 256, 512)
+    base_rows: TwoOrMore = 400
+    base_gates: TwoOrMore = 128
     num_features: Positive = 5
     num_active: Positive = 4
     noise: Annotated[float, Field(gt=0)] = 0.5
     reg_factor: Annotated[float, Field(gt=0)] = 0.3
-    seeds: Annotated[int, Field(ge=2)] = 10
+    seeds: TwoOrMore = 10
+
+    @model_validator(mode="after")
+    def _planted_gates_are_on_offer(self) -> Config:
+        fewest = min(*self.gates, self.base_gates)
+        if self.num_active > fewest:
+            raise ValueError(f"num_active: {self.num_active} planted gates cannot be among {fewest}")
+        return self
 
 
 def tasks(config: Config) -> list[dict[str, Any]]:

@@ -28,6 +28,9 @@ from fixntk.claims import solve_quietly
 from fixntk.report import Section, new_figure
 
 Positive = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+Problem = Literal["toy", "teacher", "relu_teacher"]
+Optimizer = Literal["sgd", "adam", "adamw"]
 _SOLVERS = ("newton", "irls")
 # Below these a difference from the optimum is not shown.
 _FLOOR = 1e-7
@@ -62,12 +65,12 @@ class Config(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    problems: tuple[Literal["toy", "teacher", "relu_teacher"], ...] = ("toy", "teacher", "relu_teacher")
+    problems: Annotated[tuple[Problem, ...], Field(min_length=1)] = ("toy", "teacher", "relu_teacher")
     seeds: Positive = 1
     reg_share: Annotated[float, Field(gt=0, lt=1)] = 0.05
-    optimizers: tuple[Literal["sgd", "adam", "adamw"], ...] = ("sgd", "adam", "adamw")
-    width_shares: tuple[Annotated[float, Field(gt=0)], ...] = (0.5, 1.0, 2.0)
-    learning_rates: tuple[Annotated[float, Field(gt=0)], ...] = (0.0003, 0.001, 0.003, 0.01, 0.03)
+    optimizers: Annotated[tuple[Optimizer, ...], Field(min_length=1)] = ("sgd", "adam", "adamw")
+    width_shares: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (0.5, 1.0, 2.0)
+    learning_rates: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (0.0003, 0.001, 0.003, 0.01, 0.03)
     inits: Positive = 16
     num_steps: Positive = 20000
     tol: Annotated[float, Field(ge=1e-12, lt=1)] = 1e-8

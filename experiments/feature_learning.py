@@ -28,6 +28,7 @@ from fixntk.claims import solve_quietly
 from fixntk.report import Section, new_figure
 
 Positive = Annotated[int, Field(ge=1)]
+Problem = Literal["teacher", "relu_teacher"]
 
 
 class Config(BaseModel):
@@ -55,7 +56,10 @@ class Config(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    problems: tuple[Literal["teacher", "relu_teacher"], ...] = ("teacher", "relu_teacher")
+    problems: Annotated[tuple[Problem, ...], Field(min_length=1)] = (
+        "teacher",
+        "relu_teacher",
+    )
     seeds: Positive = 5
     reg_share: Annotated[float, Field(gt=0, lt=1)] = 0.05
     irls_steps: Positive = 30

@@ -31,7 +31,7 @@ class Config(BaseModel):
     seeds
         Networks of each width.
     num_rows, num_test
-        Training and test points, of the teacher's problem.
+        Training and test points, of the 200 and 1,000 of the teacher's problem.
     step_share
         Learning rate as a share of the largest stable one.
     num_steps
@@ -42,10 +42,10 @@ class Config(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    widths: tuple[Positive, ...] = (64, 128, 256, 512, 1024, 2048, 4096)
+    widths: Annotated[tuple[Positive, ...], Field(min_length=1)] = (64, 128, 256, 512, 1024, 2048, 4096)
     seeds: Annotated[int, Field(ge=2)] = 8
-    num_rows: Positive = 40
-    num_test: Positive = 40
+    num_rows: Annotated[int, Field(ge=1, le=200)] = 40
+    num_test: Annotated[int, Field(ge=1, le=1000)] = 40
     step_share: Annotated[float, Field(gt=0, lt=1)] = 0.02
     num_steps: Positive = 2000
     num_looks: Positive = 8

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from pydantic import BaseModel, ConfigDict, Field
 
 from experiments.statistics import t_quantile
-from experiments.tables import load_table, split_table
+from experiments.tables import TableNames, load_table, split_table
 from experiments.uci import padded, share_correct
 from fixntk import ConvexProgram, activation_masks, sample_gates
 from fixntk.claims import solve_quietly
@@ -47,7 +47,7 @@ class Config(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    tables: Annotated[tuple[str, ...], Field(min_length=1)] = (
+    tables: Annotated[TableNames, Field(min_length=1)] = (
         "glass",
         "haberman",
         "hepatitis",
@@ -60,10 +60,10 @@ class Config(BaseModel):
     reg_share: Share = 0.01
     steps: Positive = 12
     epsilon_gap: Share = 1e-4
-    gates: tuple[Positive, ...] = (16, 64, 256, 512, 1024, 2048)
-    reg_shares: tuple[Share, ...] = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003)
+    gates: Annotated[tuple[Positive, ...], Field(min_length=1)] = (16, 64, 256, 512, 1024, 2048)
+    reg_shares: Annotated[tuple[Share, ...], Field(min_length=1)] = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003)
     max_steps: Positive = 128
-    epsilon_gaps: tuple[Share, ...] = (1.0, 0.1, 0.01, 1e-3, 1e-4)
+    epsilon_gaps: Annotated[tuple[Share, ...], Field(min_length=1)] = (1.0, 0.1, 0.01, 1e-3, 1e-4)
     optimum_tol: Annotated[float, Field(ge=1e-5, lt=1)] = 1e-4
 
 

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
+from pydantic import AfterValidator
 from sklearn import datasets
 from sklearn.compose import ColumnTransformer
 from sklearn.feature_selection import VarianceThreshold
@@ -242,9 +243,23 @@ def load_table(name: str) -> Table:
     if name.lower().endswith(".csv"):
         return _checked_table(name, _read_user_csv(name), f"CSV file: {name}")
     if name not in TABLES:
-        hint = name_hint(name, TABLES)
-        raise TableError(f"there is no table '{name}': {hint} (a path to your own has to end in .csv)")
+        raise TableError(_no_table(name))
     return _listed_table(name)[0]
+
+
+def _no_table(name: str) -> str:
+    return f"there is no table '{name}': {name_hint(name, TABLES)} (a path to your own has to end in .csv)"
+
+
+def _known(names: tuple[str, ...]) -> tuple[str, ...]:
+    for name in names:
+        if name not in TABLES and not name.lower().endswith(".csv"):
+            raise ValueError(_no_table(name))
+    return names
+
+
+TableNames = Annotated[tuple[str, ...], AfterValidator(_known)]
+"""Of listed tables and CSV files, in a config."""
 
 
 def name_hint(name: str, tables: Iterable[str]) -> str:

@@ -30,6 +30,7 @@ from fixntk import (
 from fixntk.report import Section, new_figure
 
 Positive = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(gt=0, lt=1)]
 METHODS = ("NTK", "fixed, random gates", "fixed, discovered gates", "trained gated", "trained ReLU")
 
 
@@ -58,13 +59,13 @@ class Config(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    teachers: tuple[Literal["gated", "relu"], ...] = ("gated", "relu")
-    num_features: tuple[Positive, ...] = (2, 5, 10, 20)
-    rows: tuple[Positive, ...] = (100, 200, 400)
+    teachers: Annotated[tuple[Literal["gated", "relu"], ...], Field(min_length=1)] = ("gated", "relu")
+    num_features: Annotated[tuple[Positive, ...], Field(min_length=1)] = (2, 5, 10, 20)
+    rows: Annotated[tuple[Positive, ...], Field(min_length=1)] = (100, 200, 400)
     num_neurons: Positive = 3
     noise: Annotated[float, Field(ge=0)] = 0.2
     num_gates: Positive = 256
-    reg_shares: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.3, 0.1, 0.03, 0.01, 0.003)
+    reg_shares: Annotated[tuple[Share, ...], Field(min_length=1)] = (0.3, 0.1, 0.03, 0.01, 0.003)
     width: Positive = 200
     num_steps: Positive = 3000
     learning_rate: Annotated[float, Field(gt=0)] = 0.01

@@ -298,6 +298,42 @@ def test_configs_are_valid(name):
     assert config == found.Config()
 
 
+@pytest.mark.parametrize(
+    ("name", "override", "expected"),
+    [
+        ("uci", "reg_shares=[]", "reg_shares"),
+        ("sensitivity", "tables=[]", "tables"),
+        ("sensitivity", "tables=[irsi]", "did you mean iris"),
+        ("sensitivity", "gates=[]", "gates"),
+        ("sensitivity", "reg_shares=[]", "reg_shares"),
+        ("sensitivity", "epsilon_gaps=[]", "epsilon_gaps"),
+        ("convex_vs_sgd", "problems=[]", "problems"),
+        ("convex_vs_sgd", "optimizers=[]", "optimizers"),
+        ("convex_vs_sgd", "width_shares=[]", "width_shares"),
+        ("convex_vs_sgd", "learning_rates=[]", "learning_rates"),
+        ("teacher_student", "teachers=[]", "teachers"),
+        ("teacher_student", "num_features=[]", "num_features"),
+        ("teacher_student", "rows=[]", "rows"),
+        ("teacher_student", "reg_shares=[]", "reg_shares"),
+        ("consistency", "rows=[]", "rows"),
+        ("consistency", "gates=[1, 32]", "gates"),
+        ("consistency", "gates=[3, 32]", "num_active: 4 planted gates cannot be among 3"),
+        ("consistency", "num_active=200", "num_active: 200 planted gates cannot be among 32"),
+        ("lazy_training", "widths=[]", "widths"),
+        ("lazy_training", "num_rows=500", "num_rows"),
+        ("feature_learning", "problems=[]", "problems"),
+        ("beyond", "studies=[]", "studies"),
+        ("paper", "beyond.studies=[]", "beyond.studies"),
+    ],
+)
+def test_settings_that_cannot_be_are_one_line_and_two(name, override, expected, tmp_path, capsys):
+    assert main(["run", f"configs/{name}.yaml", override, "--out", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert expected in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("name", ["paper", "paper_fast"])
 def test_the_configs_of_the_paper_are_valid(name):
     found, config = load_config(f"configs/{name}.yaml")
