@@ -12,6 +12,7 @@ from jax import Array, lax
 from matplotlib.figure import Figure
 from pydantic import BaseModel, ConfigDict, Field
 
+from experiments import colours
 from experiments.statistics import t_quantile
 from experiments.tables import TableNames, load_table, split_table
 from experiments.uci import padded, share_correct
@@ -157,16 +158,37 @@ def summarise(_: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def by_value(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    """Means over splits and tables for each value of each setting, with half the 95 % interval of fixed − NTK."""
+    """Means over splits and tables for each value of each setting.
+
+    ± is half the 95 % interval, over the tables, of what precedes it: Algorithm 1's difference from the NTK, then the
+    optimum's.
+    """
     frame = pd.DataFrame(rows)
     frame["difference"] = frame["accuracy"] - frame["ntk"]
-    of_tables = frame.groupby(["sweep", "value", "table"], sort=False)[
-        ["accuracy", "ntk", "optimum", "relative_gap", "difference"]
-    ].mean()
+    frame["optimum − NTK"] = frame["optimum"] - frame["ntk"]
+    measured = ["accuracy", "ntk", "optimum", "relative_gap", "difference", "optimum − NTK"]
+    of_tables = frame.groupby(["sweep", "value", "table"], sort=False)[measured].mean()
     groups = of_tables.groupby(["sweep", "value"], sort=False)
-    table = groups.mean()
-    table["±"] = groups["difference"].sem() * t_quantile(groups["difference"].count())
-    return table.reset_index()
+    margins = groups.sem() * t_quantile(groups.count())
+    table = groups.mean().assign(**{"±": margins["difference"], "± of that": margins["optimum − NTK"]})
+    return table[[*measured[:-1], "±", measured[-1], "± of that"]].reset_index()
+
+
+def _clear_differences(table: pd.DataFrame) -> str:
+    """Where Algorithm 1 differs from the NTK of the same setting by more than half the interval."""
+    clear = table[table["difference"].abs() > table["±"]]
+    listed = ", ".join(
+        f"{SWEEPS[sweep]} = {value:g} ({difference:+.4f} ± {margin:.4f})"
+        for sweep, value, difference, margin in clear[["sweep", "value", "difference", "±"]].itertuples(index=False)
+    )
+    # No steps are the NTK itself.
+    compared = int((table["±"] > 0).sum())
+    if not compared:
+        return ""
+    return (
+        f" The difference from the NTK exceeds half its 95 % interval at {len(clear)} of {compared} settings"
+        f"{f': {listed}' if listed else ''}."
+    )
 
 
 def sections(config: Config, rows: list[dict[str, Any]], summary: dict[str, Any]) -> list[Section]:
@@ -177,10 +199,12 @@ def sections(config: Config, rows: list[dict[str, Any]], summary: dict[str, Any]
         f"{config.seeds} splits of each. Each setting in turn is varied, the others stay at {config.num_gates} gates, "
         f"λ = {config.reg_share:g} λ_max, {config.steps} steps and an ε that may cost a tenth of a relative gap of "
         f"{config.epsilon_gap:g}. No steps is ridge regression with the NTK of the sampled gates."
+        f"{_clear_differences(table)}"
     )
     caption = (
         "Mean test accuracy by setting; dotted where the other settings were held. At each λ also the certified "
-        "optimum of the same program."
+        "optimum of the same program. Bars are 95 % intervals, over the tables with their splits averaged, of the "
+        "difference from the NTK at the same setting."
     )
     figures = (("sensitivity", _figure(config, table), caption),)
     shown = table.rename(columns={"ntk": "NTK", "relative_gap": "relative gap"})
@@ -193,10 +217,15 @@ def _figure(config: Config, table: pd.DataFrame) -> Figure:
     for axes, (sweep, label) in zip(figure.subplots(2, 2, sharey=True).flat, SWEEPS.items(), strict=True):
         part = table[table["sweep"] == sweep]
         axes.axvline(held[sweep], color="0.6", linestyle=":")
-        axes.plot(part["value"], part["ntk"], "s--", color="C1", label="NTK")
-        axes.plot(part["value"], part["accuracy"], "o-", color="C0", label="Algorithm 1")
+        axes.plot(part["value"], part["ntk"], "s--", color=colours.NTK, label="NTK")
+        style: dict[str, Any] = {"capsize": 2, "elinewidth": 1}
+        axes.errorbar(
+            part["value"], part["accuracy"], part["±"], fmt="o-", color=colours.FIXED, label="Algorithm 1", **style
+        )
         if part["optimum"].notna().any():
-            axes.plot(part["value"], part["optimum"], "^-", color="C2", label="certified optimum")
+            # A little to the right, so that the bars do not hide each other.
+            style |= {"fmt": "^-", "color": colours.OPTIMUM, "label": "certified optimum"}
+            axes.errorbar(1.06 * part["value"], part["optimum"], part["± of that"], **style)
         if sweep == "steps":
             axes.set_xscale("symlog", linthresh=1)
         else:
