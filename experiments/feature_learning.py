@@ -13,7 +13,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from pydantic import BaseModel, ConfigDict, Field
 
-from experiments import planted
+from experiments import colours, planted
 from fixntk import (
     ConvexProgram,
     GatedReLUNetwork,
@@ -143,7 +143,7 @@ def summarise(_: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
     ends = {kernel: means[first][kernel]["test"] for kernel in ("NTK", "optimum", "trained ReLU")}
     return {
         "headline": (
-            f"Alignment with the targets on fresh data, {first.replace('_', ' ')}: NTK {ends['NTK']:.2f}, reweighted "
+            f"Alignment with the targets on fresh data, {planted.label(first)}: NTK {ends['NTK']:.2f}, reweighted "
             f"{best[first]['test']:.2f} after {best[first]['step']} steps and {ends['optimum']:.2f} at the optimum, "
             f"NTK of the trained ReLU network {ends['trained ReLU']:.2f}."
         ),
@@ -178,6 +178,7 @@ def sections(config: Config, rows: list[dict[str, Any]], summary: dict[str, Any]
     caption = "Alignment with the targets on fresh data along the reweighting (left) and along training (right)."
     figures = (("alignment", _figure(config, rows), caption),)
     table = _ends(rows).reset_index()
+    table["problem"] = table["problem"].map(planted.label)
     return [Section("What the kernels learn", text, figures=figures), Section("At the end", table=table)]
 
 
@@ -187,14 +188,14 @@ def _figure(config: Config, rows: list[dict[str, Any]]) -> Figure:
     grid = figure.subplots(len(config.problems), 2, squeeze=False, sharey="row")
     for (reweighting, training), problem in zip(grid, config.problems, strict=True):
         path, found = frame[problem, "reweighted"], frame[problem]
-        reweighting.plot(path.index, path, marker=".", label="reweighted kernel")
-        reweighting.axhline(found["optimum"].iloc[-1], color="C2", linestyle=":", label="optimum")
-        for name, colour in (("trained gated", "C3"), ("trained ReLU", "C4")):
+        reweighting.plot(path.index, path, marker=".", color=colours.FIXED, label="reweighted kernel")
+        reweighting.axhline(found["optimum"].iloc[-1], color=colours.OPTIMUM, linestyle=":", label="optimum")
+        for name, colour in (("trained gated", colours.TRAINED_GATED), ("trained ReLU", colours.TRAINED_RELU)):
             training.plot(frame[problem, name].index, frame[problem, name], marker=".", color=colour, label=name)
         for axes in (reweighting, training):
-            axes.axhline(found["NTK"].iloc[-1], color="C1", linestyle="--", label="NTK")
+            axes.axhline(found["NTK"].iloc[-1], color=colours.NTK, linestyle="--", label="NTK")
             axes.legend()
-        title = problem.replace("_", " ")
+        title = planted.label(problem)
         reweighting.set(xlabel="reweighting step", ylabel="alignment on fresh data", title=title)
         training.set(xlabel="gradient step", title=title)
     return figure

@@ -39,6 +39,11 @@ PROBLEMS = ("toy", *SIZES)
 _NUM_NEURONS, _NUM_TEST, _NOISE = 4, 1000, 0.1
 
 
+def label(kind: str) -> str:
+    """A problem, or the kind of a planted network, in words."""
+    return kind.replace("_", " ").replace("relu", "ReLU")
+
+
 def make(problem: str, seed: int) -> Planted:
     """Data of a seed, in JAX's default floating-point type.
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 import jax
@@ -13,6 +15,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from pydantic import BaseModel, ConfigDict, Field
 
+from experiments import colours, planted
 from experiments.statistics import geometric_mean, with_interval
 from fixntk import (
     ConvergenceWarning,
@@ -31,7 +34,16 @@ from fixntk.report import Section, new_figure
 
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, lt=1)]
-METHODS = ("NTK", "fixed, random gates", "fixed, discovered gates", "trained gated", "trained ReLU")
+METHODS: Mapping[str, str] = MappingProxyType(
+    {
+        "NTK": colours.NTK,
+        "fixed, random gates": colours.FIXED,
+        "fixed, discovered gates": colours.DISCOVERED,
+        "trained gated": colours.TRAINED_GATED,
+        "trained ReLU": colours.TRAINED_RELU,
+    }
+)
+"""With their colours."""
 
 
 class Config(BaseModel):
@@ -179,9 +191,10 @@ def summarise(_: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
     frame = pd.DataFrame(rows)
     errors = frame.pivot_table("squared_error", ["teacher", "features", "rows", "seed"], "method")
     ratios = errors.div(errors["NTK"], axis=0)
-    better = {method: float(np.mean(ratios[method] < 1)) for method in METHODS[1:]}
+    others = [method for method in METHODS if method != "NTK"]
+    better = {method: float(np.mean(ratios[method] < 1)) for method in others}
     means = {
-        str(teacher): {method: geometric_mean(part[method]) for method in METHODS[1:]}
+        str(teacher): {method: geometric_mean(part[method]) for method in others}
         for teacher, part in ratios.groupby("teacher")
     }
     return {
@@ -202,7 +215,7 @@ def sections(config: Config, rows: list[dict[str, Any]], summary: dict[str, Any]
     """The report: errors against rows, what was recovered, every size."""
     recovered = summary["mean_recovered"]
     means = "; ".join(
-        f"{teacher} teacher: "
+        f"{planted.label(teacher)} teacher: "
         + ", ".join(f"{method} {with_interval(ratio['mean'], ratio, '.2f')}" for method, ratio in part.items())
         for teacher, part in summary["error_over_ntk"].items()
     )
@@ -216,6 +229,7 @@ def sections(config: Config, rows: list[dict[str, Any]], summary: dict[str, Any]
         f"planted networks have {config.num_neurons} neurons, the noise is {config.noise:g} of their deviation."
     )
     table = by_size(rows).join(recovered_by_size(rows)).reset_index()
+    table["teacher"] = table["teacher"].map(planted.label)
     caption = (
         "Mean squared error against the planted outputs on fresh rows, by training rows and number of features d: each "
         "data set (dots) and their mean (lines)."
@@ -232,11 +246,11 @@ def _figure(config: Config, rows: list[dict[str, Any]]) -> Figure:
     for row, teacher in zip(grid, config.teachers, strict=True):
         for axes, d in zip(row, config.num_features, strict=True):
             part: Any = errors.loc[(teacher, d)]
-            for method, marker in zip(METHODS, "osD^v", strict=True):
-                (line,) = axes.plot(part.index, part[method], marker=marker, label=method)
+            for (method, colour), marker in zip(METHODS.items(), "osD^v", strict=True):
+                axes.plot(part.index, part[method], marker=marker, color=colour, label=method)
                 of = cases[(cases["teacher"] == teacher) & (cases["features"] == d) & (cases["method"] == method)]
-                axes.plot(of["rows"], of["squared_error"], ".", color=line.get_color(), alpha=0.4, markersize=3)
-            axes.set(xscale="log", yscale="log", title=f"{teacher} teacher, d = {d}")
+                axes.plot(of["rows"], of["squared_error"], ".", color=colour, alpha=0.4, markersize=3)
+            axes.set(xscale="log", yscale="log", title=f"{planted.label(teacher)} teacher, d = {d}")
             axes.set_xticks(part.index, [str(size) for size in part.index])
             axes.set_xticks([], minor=True)
     for axes in grid[-1]:
