@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import pandas as pd
+import yaml
 from pydantic import BaseModel, ConfigDict, create_model
 
 from experiments import (
@@ -255,5 +256,10 @@ def _under_heading(heading: str, command: str, section: Section) -> Section:
 def _command(name: str, settings: BaseModel) -> str:
     """What runs a part alone: its own config, which has the defaults, with the settings that differ from them."""
     own, defaults = settings.model_dump(mode="json"), type(settings)().model_dump(mode="json")
-    overrides = [f"{key}={json.dumps(value)}" for key, value in own.items() if value != defaults[key]]
+    overrides = [f"{key}={_on_one_line(value)}" for key, value in own.items() if value != defaults[key]]
     return shlex.join(["fixntk", "run", f"configs/{name}.yaml", *overrides])
+
+
+def _on_one_line(value: Any) -> str:
+    """A value as YAML."""
+    return yaml.safe_dump(value, default_flow_style=True, width=math.inf).partition("\n")[0]

@@ -180,7 +180,7 @@ def _clear_differences(table: pd.DataFrame) -> str:
     listed = ", ".join(
         f"{SWEEPS[sweep]} = {value:g} ({difference:+.4f} ± {margin:.4f})"
         for sweep, value, difference, margin in clear[["sweep", "value", "difference", "±"]].itertuples(index=False)
-    )
+    ).replace("-", "−")
     # No steps are the NTK itself.
     compared = int((table["±"] > 0).sum())
     if not compared:

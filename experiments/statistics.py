@@ -33,9 +33,10 @@ def in_words(comparison: dict[str, Any]) -> str:
     words = "{mean_difference:+.4f} on average".format(**comparison)
     if bounds := comparison["mean_difference_95"]:
         words += f" (95 % interval over tables {bounds[0]:+.4f} to {bounds[1]:+.4f})"
-    return words + ", higher on {higher}, the same on {same}, lower on {lower}, Wilcoxon p = {wilcoxon_p:.2g}".format(
+    words += ", higher on {higher}, the same on {same}, lower on {lower}, Wilcoxon p = {wilcoxon_p:.2g}".format(
         **comparison
     )
+    return words.replace("-", "−")
 
 
 def t_quantile(count: Any) -> Any:
@@ -77,4 +78,4 @@ def slope_in_words(fitted: dict[str, float]) -> str:
 def with_interval(value: float, interval: dict[str, Any], spec: str) -> str:
     """A number and, where it has one, its interval from ``low`` to ``high``, each in a format."""
     words = f" ({interval['low']:{spec}} to {interval['high']:{spec}})" if pd.notna(interval["low"]) else ""
-    return f"{value:{spec}}{words}"
+    return f"{value:{spec}}{words}".replace("-", "−")
