@@ -107,7 +107,6 @@ def summarise(config: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {"largest_relative_gap": float(max(row["relative_gap"] for row in rows))}
     if by_rows["rows"].nunique() > 1:
         found["in_rows"] = slope(by_rows["rows"], by_rows["squared_error"])
-        found["theory_in_rows"] = -1.0
     if by_gates["gates"].nunique() > 1:
         found["in_log_gates"] = slope(np.log(by_gates["gates"]), by_gates["squared_error"])
         found["theory_in_log_gates"] = slope(np.log(by_gates["gates"]), _in_gates(config, by_gates["gates"]))["slope"]

@@ -80,10 +80,11 @@ def _of_teacher_student(summary: Mapping[str, Any]) -> list[bool]:
 
 
 def _of_consistency(summary: Mapping[str, Any]) -> list[bool]:
+    in_rows, in_gates = summary.get("in_rows", {}), summary.get("in_log_gates", {})
     return [
-        _is_below(summary[key]["low"], summary[f"theory_{key}"])
-        for key in ("in_rows", "in_log_gates")
-        if key in summary
+        _is_below(in_rows.get("high"), -0.5),
+        _is_below(in_rows.get("low"), -1),
+        _is_below(in_gates.get("low"), summary.get("theory_in_log_gates", 0)),
     ]
 
 
@@ -147,7 +148,8 @@ PARTS: Mapping[str, Part] = MappingProxyType(
             consistency,
             "Consistency",
             "The prediction error of the fixed kernel is, for planted sparse networks, at most about s(d + log P)/n.",
-            "The interval of the slope in n, and that of the slope in log P, reach down to the fast rate's.",
+            "The interval of the slope in n is below the slow rate's −0.5; it reaches down to the fast rate's −1; that "
+            "in log P reaches down to the fast rate's.",
             _of_consistency,
         ),
         "lazy_training": Part(

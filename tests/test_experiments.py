@@ -273,8 +273,8 @@ def test_a_claim_holds_where_all_that_is_checked_is_so():
         against = {"higher": 12, "same": same, "lower": 21 - same}
         beaten = {"splits_where_the_ntk_beats_the_bound": below}
         assert verdict("uci", tables=33, fixed_against_ntk=against, **beaten) == expected
-    slow, fast = {"low": -0.86}, {"low": -1.1}
-    in_gates = {"in_log_gates": {"low": 0.3}, "theory_in_log_gates": 0.48, "theory_in_rows": -1}
+    slow, fast = {"low": -0.86, "high": -0.71}, {"low": -1.1, "high": -0.9}
+    in_gates = {"in_log_gates": {"low": 0.3}, "theory_in_log_gates": 0.48}
     assert verdict("consistency", in_rows=fast, **in_gates) == "holds"
     assert verdict("consistency", in_rows=slow, **in_gates) == "partly"
     # Too few data sets for an interval bear nothing out.
