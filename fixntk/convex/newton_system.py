@@ -19,7 +19,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float
 
-from fixntk._numerics import einsum, with_dtype
+from fixntk._numerics import einsum, matmul, with_dtype
 from fixntk.convex.program import ConvexProgram
 from fixntk.gram import masked_adjoint, masked_apply
 
@@ -181,11 +181,11 @@ def _by_products(program: ConvexProgram, sigma: Array, active: Active) -> Invers
     rest = jnp.sum(kept * shares * (1 - shares)) * jnp.sum(program.x**2) / program.x.shape[0] ** 2
     shift = 1 / sigma + rest * program.x.shape[1]
     ridge = shift / jnp.where(common > 0, common, 1.0)
-    inner = einsum("nd,ne->de", program.x, program.x) + jnp.eye(program.x.shape[1]) * ridge
+    inner = einsum("nd,ne->de", program.x, program.x) + jnp.eye(program.x.shape[1], dtype=ridge.dtype) * ridge
     factor = jsl.cho_factor(inner)
 
     def precondition(right: Array) -> Array:
-        return program.centred(right - program.x @ jsl.cho_solve(factor, program.x.T @ right)) / shift
+        return program.centred(right - matmul(program.x, jsl.cho_solve(factor, matmul(program.x.T, right)))) / shift
 
     product = partial(_product, program, sigma, active)
     return lambda right: jax.scipy.sparse.linalg.cg(product, right, tol=1e-3, maxiter=_MOST_PRODUCTS, M=precondition)[0]
