@@ -27,13 +27,35 @@ def test_where_cells_are_enumerated_the_result_is_the_optimum_over_all_of_them(r
     scale = 0.5 * np.sum(y**2)
     assert abs(float(found.solution.primal - whole.primal)) <= 1e-6 * scale
     assert found.lower_bound <= float(whole.primal) * (1 + 1e-9)
-    assert float(found.solution.primal) - found.lower_bound <= 2e-6 * scale
+    assert float(found.solution.primal) - found.lower_bound == found.gap <= 2e-6 * scale
+    assert found.converged
+    assert f"within {found.gap:.1e} of the optimum over all gates" in found.message
     # What it returns fits together: gates, masks, weights, predictions.
     np.testing.assert_array_equal(found.masks, fx.activation_masks(x, found.gates))
     program = fx.ConvexProgram(x, y, found.masks, 0.02 * largest)
     np.testing.assert_allclose(program.primal(found.solution.weights), found.solution.primal, rtol=1e-10)
     outputs = found.solution.predict(x, found.gates)
     np.testing.assert_allclose(outputs.reshape(program.targets.shape), program.fitted(found.solution.weights))
+
+
+def test_a_discovery_that_stops_early_warns_and_says_so(rng):
+    x, y = plane(rng)
+    options = {"key": jax.random.key(0), "num_gates": 4, "per_round": 2}
+    with pytest.warns(fx.ConvergenceWarning, match="discovery stopped early with 4 gates after 1 rounds: .*max_rounds"):
+        found = fx.discover(x, y, 0.1, max_rounds=1, **options)
+    assert not found.converged
+    with pytest.warns(fx.ConvergenceWarning):
+        local = fx.discover(x, y, 0.1, max_rounds=1, max_cells=1, **options)
+    assert local.gap == np.inf
+
+
+def test_discovery_in_float32_ends(rng):
+    x, y = plane(rng)
+    found = fx.discover(
+        x.astype("float32"), y.astype("float32"), 0.1, key=jax.random.key(0), num_gates=4, per_round=16, tol=1e-4
+    )
+    assert found.converged, found.message
+    assert found.solution.weights.dtype == jnp.float32
 
 
 @pytest.mark.long
@@ -70,7 +92,9 @@ def test_a_callback_sees_every_round_and_can_stop(rng):
 
 def test_bad_numbers_and_tracing_are_refused(rng):
     x, y = plane(rng)
-    with pytest.raises(ValueError, match="per_round must be a positive integer, got 0"):
+    with pytest.raises(ValueError, match="per_round must be at least 1, got 0"):
         fx.discover(x, y, 0.1, key=jax.random.key(0), per_round=0)
+    with pytest.raises(ValueError, match="max_rounds must be at least 1, got 0"):
+        fx.discover(x, y, 0.1, key=jax.random.key(0), max_rounds=0)
     with pytest.raises(ValueError, match="discover cannot be traced"):
         jax.jit(lambda reg: fx.discover(x, y, reg, key=jax.random.key(0)).gates)(0.1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,18 +15,18 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 from jaxtyping import Bool, Float
 
-from fixntk._checks import as_matrix, is_traced
+from fixntk._checks import as_matrix, as_positive_int, is_traced
 from fixntk._numerics import matmul
 from fixntk.arrangements import cover_count, distinct_hyperplanes, enumerate_arrangements
 from fixntk.convex.penalties import group_norms
 from fixntk.convex.program import ConvexProgram
-from fixntk.convex.solution import Solution
+from fixntk.convex.solution import ConvergenceWarning, Solution
 from fixntk.convex.solve import solve
 from fixntk.gates import activation_masks, sample_gates
 from fixntk.gram import masked_adjoint
 
-# Gates that rounding alone makes violate the dual are not worth another round.
-_SLACK = 1e-9
+# Gates that rounding alone makes violate the dual, by so many times the dtype's resolution, are not worth a round.
+_SLACK = 1e3
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +50,8 @@ class Discovery:
         Lower bound on the optimum over all gates when ``exact``, −∞ otherwise.
     rounds
         Number of rounds made.
+    converged
+        Whether the last search found no further gate that violates the dual, or the bound is within ``tol``.
     """
 
     solution: Solution
@@ -58,6 +61,22 @@ class Discovery:
     exact: bool
     lower_bound: float
     rounds: int
+    converged: bool
+
+    @property
+    def gap(self) -> float:
+        """How far the objective can be above the optimum over all gates; infinite where the search was not exact."""
+        return float(self.solution.primal) - self.lower_bound
+
+    @property
+    def message(self) -> str:
+        """One sentence that says what has been reached, and what is proved."""
+        found = f"{self.gates.shape[0]} gates after {self.rounds} rounds"
+        if not self.converged:
+            return f"discovery stopped early with {found}: a gate violates the dual by {self.violation:.1e}"
+        if self.exact:
+            return f"{found}: within {self.gap:.1e} of the optimum over all gates"
+        return f"{found}: a search from random gates found no other that violates the dual; nothing is proved"
 
 
 def discover(
@@ -96,7 +115,7 @@ def discover(
     num_candidates
         Random gates from which each search starts.
     max_rounds, max_cells
-        See above.
+        The most rounds; for the cells see above.
     tol, method
         Of each solution, as for :func:`fixntk.solve`; also the share of ½‖Y‖² at which an exact bound is close enough.
     callback
@@ -110,12 +129,17 @@ def discover(
     ------
     ValueError
         As :class:`fixntk.ConvexProgram`; also if a number is not positive, or under ``jit`` and ``vmap``.
+
+    Warns
+    -----
+    ConvergenceWarning
+        If ``max_rounds`` are made and a gate violates the dual still.
     """
     if is_traced(x, y, reg, gates):
         raise ValueError("discover cannot be traced: the number of gates it finds depends on the data")
-    for name, value in (("num_gates", num_gates), ("per_round", per_round), ("num_candidates", num_candidates)):
-        if not hasattr(value, "__index__") or value < 1:
-            raise ValueError(f"{name} must be a positive integer, got {value!r}")
+    numbers = {"num_gates": num_gates, "per_round": per_round, "num_candidates": num_candidates}
+    for name, value in {**numbers, "max_rounds": max_rounds, "max_cells": max_cells}.items():
+        as_positive_int(name, value)
     x = as_matrix("x", x)
     key, first = jax.random.split(key)
     start = sample_gates(first, num_gates, x.shape[1], dtype=x.dtype) if gates is None else as_matrix("gates", gates)
@@ -145,16 +169,19 @@ def discover(
             masks = activation_masks(x, candidates)
         scores = np.asarray(_scores(x, residual, masks)) / float(program.reg)
         found = _found(program, solution, chosen, scores, residual, cells is not None, number)
-        if callback is not None and callback(found):
-            break
-        close = found.exact and float(solution.primal) - found.lower_bound <= tol * float(program.primal_at_zero())
         fresh = _worst(scores, masks, program.masks, per_round)
-        if close or fresh.size == 0 or number == max_rounds:
+        close = found.gap <= tol * float(program.primal_at_zero())
+        found = replace(found, converged=close or fresh.size == 0)
+        if callback is not None and callback(found):
+            return found
+        if found.converged or number == max_rounds:
             break
         weights = np.asarray(solution.weights)[: len(chosen)]
         keep = np.any(weights != 0, axis=(1, 2))
         # Gates that the solution does not use make room; the first round's are kept no longer than others.
         chosen, weights = np.concatenate([chosen[keep], np.asarray(candidates)[fresh]]), weights[keep]
+    if not found.converged:
+        warnings.warn(f"{found.message}; raise max_rounds", ConvergenceWarning, stacklevel=2)
     return found
 
 
@@ -175,7 +202,9 @@ def _found(
     weights, kernel_weights = np.asarray(solution.weights)[:count], np.asarray(solution.kernel_weights)[:count]
     masks = np.asarray(program.masks)[:, :count]
     trimmed = replace(solution, weights=jnp.asarray(weights), kernel_weights=jnp.asarray(kernel_weights))
-    return Discovery(trimmed, jnp.asarray(gates), jnp.asarray(masks), largest - 1, exact, bound, rounds)
+    return Discovery(
+        trimmed, jnp.asarray(gates), jnp.asarray(masks), largest - 1, exact, bound, rounds, converged=False
+    )
 
 
 def _of_gates(program: ConvexProgram, gates: np.ndarray, size: int) -> ConvexProgram:
@@ -191,7 +220,7 @@ def _repeated(gates: np.ndarray, size: int) -> np.ndarray:
 def _worst(scores: np.ndarray, masks: Array, known: Array, most: int) -> Any:
     """The candidates that violate the dual most, each mask once and none that is known."""
     order = np.argsort(-scores, kind="stable")[: 8 * most]
-    order = order[scores[order] > 1 + _SLACK]
+    order = order[scores[order] > 1 + _SLACK * np.finfo(scores.dtype).eps]
     columns = np.packbits(np.asarray(masks)[:, order], axis=0)
     seen = {column.tobytes() for column in np.packbits(np.asarray(known), axis=0).T}
     fresh = []
@@ -224,8 +253,8 @@ def _searched(x: Array, residual: Array, starts: Array, steps: int = 20) -> Arra
         groups = masked_adjoint(activation_masks(x, gates), x, residual, gates.shape[0])
         # What row i would add to ⟨Xᵀ D R, V⟩ at the present direction V: the half-space should hold the positive ones.
         gains = matmul(outer, groups.reshape(gates.shape[0], -1).T)
-        targets = jax.scipy.linalg.cho_solve(factor, x.T @ jnp.sign(gains)).T
-        weighted = jax.scipy.linalg.cho_solve(factor, x.T @ gains).T
+        targets = jax.scipy.linalg.cho_solve(factor, matmul(x.T, jnp.sign(gains))).T
+        weighted = jax.scipy.linalg.cho_solve(factor, matmul(x.T, gains)).T
         tried = jnp.stack([targets, weighted])
         scores = jax.vmap(score)(tried)
         better = jnp.argmax(scores, axis=0)
