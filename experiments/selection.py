@@ -1,7 +1,7 @@
 """Choose λ by cross-validation and fit, the NTK and the fixed kernel in the same way, each in one compiled call.
 
-A fold's held-out rows are set to zero in the inputs and the targets, which takes them out of the program exactly (M2),
-so all folds have one shape, and the grid folds × λ is one batch.
+Each fold's training rows are gathered, and filled up to one size by rows of zeros, which change nothing (M2), so that
+the grid folds × λ is one batch.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ from fixntk import ConvexProgram, Solution, solve
 from fixntk.convex.irls import solve_kernel_ridge
 from fixntk.convex.program import BestScale
 from fixntk.gram import masked_apply
+
+# The sizes of folds are rounded up to a multiple of this.
+_ROWS = 16
 
 
 class RidgeFit(NamedTuple):
@@ -73,35 +76,44 @@ def fold_masks(labels: np.ndarray, num_folds: int, seed: int) -> np.ndarray:
     return keep
 
 
-@jax.jit
-def fit_ridge(kernel: Array, test_kernel: Array, y: Array, keep: Array, regs: Array) -> RidgeFit:
+def fit_ridge(kernel: Array, test_kernel: Array, y: Array, keep: np.ndarray, regs: Array) -> RidgeFit:
     """Fit kernel ridge regression with the λ of ``regs`` that has the least squared error on held-out rows.
 
     kernel is (n, n), test_kernel (n_test, n), y (n, c), keep (folds, n), regs (R,).
     """
+    return _fit_ridge(kernel, test_kernel, y, keep, _training_rows(keep), regs)
 
+
+@jax.jit
+def _fit_ridge(kernel: Array, test_kernel: Array, y: Array, keep: Array, training: Array, regs: Array) -> RidgeFit:
     def outputs(rows: Array, reg: Array) -> Array:
-        return kernel @ solve_kernel_ridge(kernel * rows[:, None] * rows, reg, y * rows[:, None])
+        columns = kernel.at[:, rows].get(mode="fill", fill_value=0)
+        return columns @ solve_kernel_ridge(_taken(columns, rows), reg, _taken(y, rows))
 
-    errors = _held_out_errors(outputs, y, keep, regs)
+    errors = _held_out_errors(outputs, y, keep, training, regs)
     chosen = jnp.argmin(errors)
     return RidgeFit(test_kernel @ solve_kernel_ridge(kernel, regs[chosen], y), chosen, errors)
 
 
-@partial(jax.jit, static_argnames=("steps", "tol"))
-def fit_fixed(x: Array, y: Array, masks: Array, keep: Array, regs: Array, *, steps: int, tol: float) -> FixedFit:
+def fit_fixed(x: Array, y: Array, masks: Array, keep: np.ndarray, regs: Array, *, steps: int, tol: float) -> FixedFit:
     """Fit the fixed kernel by iterative reweighting, at the λ that has the least squared error on held-out rows.
 
     The reweighting takes at most ``steps`` steps, in each fold as in the final fit: fewer in the folds would choose a λ
     that is too small for the final fit, since the NTK at the start is smoother than the optimum.
     """
+    return _fit_fixed(x, y, masks, keep, _training_rows(keep), regs, steps=steps, tol=tol)
 
+
+@partial(jax.jit, static_argnames=("steps", "tol"))
+def _fit_fixed(
+    x: Array, y: Array, masks: Array, keep: Array, training: Array, regs: Array, *, steps: int, tol: float
+) -> FixedFit:
     def outputs(rows: Array, reg: Array) -> Array:
-        program = ConvexProgram(x * rows[:, None], y * rows[:, None], masks, reg)
+        program = ConvexProgram(_taken(x, rows), _taken(y, rows), _taken(masks, rows), reg)
         fold = solve(program, method="irls", max_iter=steps, tol=tol)
         return masked_apply(masks, x, fold.weights)
 
-    errors = _held_out_errors(outputs, y, keep, regs)
+    errors = _held_out_errors(outputs, y, keep, training, regs)
     chosen = jnp.argmin(errors)
     program = ConvexProgram(x, y, masks, regs[chosen])
     num_gates = masks.shape[1]
@@ -109,11 +121,22 @@ def fit_fixed(x: Array, y: Array, masks: Array, keep: Array, regs: Array, *, ste
     return FixedFit(solve(program, method="irls", max_iter=steps, tol=tol), ntk, chosen, errors)
 
 
+def _training_rows(keep: np.ndarray) -> np.ndarray:
+    """(folds, m) indices of the rows that each fold keeps, n where there are no more; few m, as each is compiled."""
+    kept = [np.flatnonzero(rows) for rows in keep]
+    size = -(-max(map(len, kept)) // _ROWS) * _ROWS
+    return np.stack([np.pad(rows, (0, size - len(rows)), constant_values=keep.shape[1]) for rows in kept])
+
+
+def _taken(array: Array, rows: Array) -> Array:
+    return array.at[rows].get(mode="fill", fill_value=0)
+
+
 def _held_out_errors(
-    outputs: Callable[[Array, Array], Array], y: Array, keep: Array, regs: Array
+    outputs: Callable[[Array, Array], Array], y: Array, keep: Array, training: Array, regs: Array
 ) -> Float[Array, " R"]:
     """Mean squared error over all held-out rows, for each λ."""
-    every_fold = jax.vmap(lambda rows: jax.vmap(lambda reg: outputs(rows, reg))(regs))(keep)
+    every_fold = jax.vmap(lambda rows: jax.vmap(lambda reg: outputs(rows, reg))(regs))(training)
     squares = jnp.sum((every_fold - y) ** 2, axis=-1)
     held_out = 1 - keep
     return jnp.einsum("frn,fn->r", squares, held_out) / jnp.sum(held_out)

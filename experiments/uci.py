@@ -118,7 +118,7 @@ def run_task(config: Config, task: dict[str, Any]) -> list[dict[str, Any]]:
     masks = activation_masks(x, gates)
     max_reg = ConvexProgram(x, y, masks, 1.0).max_reg()
     regs = max_reg * jnp.asarray(config.reg_shares, x.dtype)
-    keep = jnp.asarray(fold_masks(split.y_train, config.num_folds, seed))
+    keep = fold_masks(split.y_train, config.num_folds, seed)
 
     ntk, ntk_seconds = _timed(lambda: fit_ridge(gated_relu_ntk(x), gated_relu_ntk(x_test, x), y, keep, regs))
     shares, test_masks = jnp.full(config.num_gates, 1 / config.num_gates, x.dtype), activation_masks(x_test, gates)

@@ -49,7 +49,7 @@ def test_ridge_selection_is_that_of_scikit_learn(data):
     x, y, labels = data
     kernel = np.asarray(fx.gated_relu_ntk(x))
     keep, regs = selection.fold_masks(labels, 4, seed=1), jnp.asarray([10.0, 1.0, 0.1, 0.01])
-    fit = selection.fit_ridge(kernel, kernel[:5], y, jnp.asarray(keep), regs)
+    fit = selection.fit_ridge(kernel, kernel[:5], y, keep, regs)
     squares = np.zeros(4)
     for train, held_out in folds_of(keep):
         for i, reg in enumerate(regs):
@@ -66,7 +66,7 @@ def test_fixed_selection_is_that_of_fitting_each_fold_alone(data, key):
     x, y, labels = data
     masks = fx.activation_masks(x, gates := fx.sample_gates(key, 20, 4))
     keep, regs = selection.fold_masks(labels, 3, seed=1), jnp.asarray([3.0, 0.3])
-    fit = selection.fit_fixed(x, y, masks, jnp.asarray(keep), regs, steps=5, tol=1e-6)
+    fit = selection.fit_fixed(x, y, masks, keep, regs, steps=5, tol=1e-6)
     squares = np.zeros(2)
     for train, held_out in folds_of(keep):
         for i, reg in enumerate(regs):
