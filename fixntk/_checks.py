@@ -45,7 +45,7 @@ def check_scalar(name: str, value: Any) -> None:
     TypeError
         If it is text, a container or a complex number.
     ValueError
-        If it is negative, infinite or NaN, or an array of more than one number.
+        If it is negative, infinite or NaN.
     """
     is_array = isinstance(value, Array | np.ndarray)
     if isinstance(value, str | list | tuple | dict | complex) or (is_array and jnp.iscomplexobj(value)):

@@ -19,7 +19,7 @@ def moved(program, step):
     directions = {"x": rng.standard_normal(program.x.shape), "reg": float(program.reg)}
     if program.is_quadratic:
         directions["y"] = rng.standard_normal(program.y.shape)
-    for name in ("sample_weight", "penalty_weights"):
+    for name in ("sample_weight", "penalty_weights", "ridge"):
         if getattr(program, name) is not None:
             directions[name] = rng.random(getattr(program, name).shape)
     return program._replaced(**{name: getattr(program, name) + step * d for name, d in directions.items()})
@@ -52,6 +52,23 @@ def test_conjugate_gradients_and_jit_give_the_same(monkeypatch):
     np.testing.assert_allclose(traced, expected, rtol=1e-6)
     monkeypatch.setattr("fixntk.convex.implicit._MOST_UNKNOWNS", 0)
     np.testing.assert_allclose(jax.grad(loss_of(program, tol=1e-11))(0.0), expected, rtol=1e-8)
+
+
+def test_derivative_by_a_ridge_of_zero():
+    program = random_problem(1, share=0.2)
+
+    def loss(ridge):
+        whole = fx.ConvexProgram(program.x, program.y, program.masks, program.reg, ridge=ridge)
+        return validation_loss(fx.optimal_weights(whole, tol=1e-13))
+
+    expected = (loss(2e-5) - loss(0.0)) / 2e-5
+    np.testing.assert_allclose(jax.grad(loss)(0.0), expected, rtol=1e-2)
+
+
+def test_float32_needs_no_tolerance():
+    wide = random_problem(3, share=0.3)
+    narrow = fx.ConvexProgram(wide.x.astype("float32"), wide.y.astype("float32"), wide.masks, wide.reg)
+    assert float(narrow.gap(fx.optimal_weights(narrow))) <= 1e-5 * float(narrow.primal_at_zero())
 
 
 def test_above_max_reg_nothing_moves():

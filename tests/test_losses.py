@@ -1,3 +1,6 @@
+import copy
+import pickle
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,9 +12,11 @@ import fixntk as fx
 from fixntk.convex.losses import LOSSES, huber
 from fixntk.convex.solve import solve_part
 
+EARLY = pytest.mark.filterwarnings("ignore::fixntk.ConvergenceWarning")
 NAMES = pytest.mark.parametrize("name", LOSSES)
 # What CVXPY is compared on: each loss, each option, and all options together.
 PROGRAMS = {
+    "squared": {},
     "logistic": {"loss": "logistic"},
     "softmax": {"loss": "softmax", "num_outputs": 3},
     "squared_hinge": {"loss": "squared_hinge"},
@@ -141,7 +146,7 @@ def test_steepest_bounds_the_second_derivatives(rng, name):
 
 
 # Options one by one take a minute more than all together.
-SHORT = ("nuclear", "squared_all", "logistic_all", "softmax_all", "hinge_all", "huber_all")
+SHORT = ("squared", "nuclear", "squared_all", "logistic_all", "softmax_all", "hinge_all", "huber_all")
 
 
 @pytest.mark.parametrize(
@@ -158,7 +163,7 @@ def test_optimum_of_cvxpy(case):
         assert float(solution.dual) <= optimum * (1 + 1e-7)
 
 
-@pytest.mark.filterwarnings("ignore::fixntk.ConvergenceWarning")
+@EARLY
 @pytest.mark.parametrize("case", ["sample_weight", "squared_all"])
 def test_reweighting_reaches_the_same(case):
     program = program_of(PROGRAMS[case])
@@ -258,6 +263,42 @@ def test_paths_with_screening_are_single_solutions(monkeypatch, case):
     assert min(parts) < program.num_gates
 
 
+# n < d, n ≫ P, one gate; columns that are copies or zero.
+SHAPES = {"wide": (12, 30, 5), "tall": (150, 2, 3), "one gate": (30, 4, 1), "copies": (30, 4, 20)}
+
+
+@EARLY
+@pytest.mark.parametrize(
+    ("name", "shape", "digits"),
+    [
+        ("squared", "copies", "float32"),
+        ("squared", "wide", "float32"),
+        ("logistic", "wide", "float32"),
+        ("logistic", "copies", "float64"),
+        ("squared_hinge", "tall", "float32"),
+        ("squared_hinge", "wide", "float64"),
+        ("huber", "one gate", "float32"),
+        ("huber", "wide", "float64"),
+        ("softmax", "copies", "float32"),
+    ],
+)
+def test_from_above_max_reg_to_almost_nothing_it_converges_or_says_why(name, shape, digits):
+    program = random_problem(7, *SHAPES[shape], num_outputs=3 if name == "softmax" else None, loss=name)
+    x = program.x
+    if shape == "copies":
+        x = jnp.concatenate([x, x[:, :1], 0 * x[:, :1]], axis=1)
+    y = program.y.astype(digits)
+    program = fx.ConvexProgram(x.astype(digits), y, program.masks, 1.0, name)
+    tol = 1e-4 if digits == "float32" else 1e-8
+    for share in (1.1, 0.9, 1e-2, 1e-4, 1e-6):
+        solution = fx.solve(program.with_reg(share * program.max_reg()), tol=tol)
+        assert np.all(np.isfinite(solution.weights))
+        assert 0 <= float(solution.gap) < np.inf
+        assert bool(solution.converged) or "stopped early" in solution.message
+        assert bool(solution.converged) or share <= 1e-4, solution.message
+        assert share < 1 or not np.any(solution.weights)
+
+
 def test_float32_converges_to_what_it_can():
     program = program_of(PROGRAMS["logistic"], share=0.05)
     narrow = jax.tree.map(lambda leaf: leaf.astype(jnp.float32) if leaf.dtype == jnp.float64 else leaf, program)
@@ -299,17 +340,23 @@ GOOD = {"x": np.ones((3, 2)), "y": np.array([0, 1, 2]), "masks": np.ones((3, 5),
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"loss": "logistic"}, "y must hold the labels -1 and 1, or 0 and 1, for this loss, got labels 0, 1, 2"),
+        ({"loss": "logistic"}, "y must hold both labels -1 and 1, or 0 and 1, for this loss, got labels 0, 1, 2"),
         ({"loss": "squared_hinge", "y": [3, 4, 4]}, "got labels 3, 4"),
         ({"loss": "softmax", "y": [0, 2, 2]}, r"y must hold classes 0, 1, …, c − 1, .* got labels 0, 2"),
         ({"loss": "softmax", "y": np.full((3, 2), 0.5)}, "y must have a single 1 in each row"),
-        ({"loss": "logistic", "y": [1, 1, 1], "intercept": True}, "y must have rows of every class for an intercept"),
+        ({"loss": "softmax", "y": np.ones((3, 1))}, "y must have a column for each of two classes"),
+        ({"loss": "logistic", "y": [1, 1, 1]}, "y must hold both labels -1 and 1, or 0 and 1, .* got labels 1$"),
+        (
+            {"loss": "logistic", "y": [0, 1, 1], "intercept": True, "sample_weight": [0.0, 1.0, 1.0]},
+            "y must have rows of every class for an intercept",
+        ),
         ({"sample_weight": [1.0, -1.0, 1.0]}, "sample_weight must not be negative"),
         ({"sample_weight": np.zeros(3)}, "sample_weight must not be negative and not all zero"),
         ({"sample_weight": np.ones(4)}, "x and sample_weight must have the same number of rows"),
         ({"penalty_weights": np.zeros(5)}, "penalty_weights must be positive"),
         ({"penalty_weights": np.ones(4)}, r"penalty_weights must have shape \(5,\), got \(4,\)"),
         ({"ridge": -1.0}, "ridge must be a finite number that is not negative"),
+        ({"ridge": np.array([1.0])}, "ridge must be a finite number that is not negative"),
         ({"ridge": 1.0, "norm": "nuclear"}, "ridge must be 0 with norm 'nuclear'"),
         ({"norm": "spectral"}, "norm must be one of frobenius, nuclear"),
     ],
@@ -317,6 +364,44 @@ GOOD = {"x": np.ones((3, 2)), "y": np.array([0, 1, 2]), "masks": np.ones((3, 5),
 def test_bad_options_are_named(change, message):
     with pytest.raises(ValueError, match=message):
         fx.ConvexProgram(**{**GOOD, **change})
+
+
+@pytest.mark.parametrize("loss", ["logistic", "softmax", "squared_hinge"])
+def test_labels_that_are_text_are_named(loss):
+    with pytest.raises(TypeError, match="y must hold numbers for this loss, got labels 'no', 'yes': encode"):
+        fx.ConvexProgram(**{**GOOD, "y": ["yes", "no", "yes"], "loss": loss})
+
+
+@pytest.mark.parametrize("loss", ["squared", "logistic", huber(0.4)])
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda program: pickle.loads(pickle.dumps(program))])
+def test_copies_are_the_same_program(loss, copied):
+    program = random_problem(3, loss=loss)
+    again = copied(program)
+    assert again.loss == program.loss
+    assert again.is_quadratic == program.is_quadratic
+    np.testing.assert_array_equal(fx.solve(again, tol=1e-4).weights, fx.solve(program, tol=1e-4).weights)
+
+
+def test_a_ridge_of_zero_under_vmap_is_none():
+    program = random_problem(4)
+
+    def solved(ridge):
+        whole = fx.ConvexProgram(program.x, program.y, program.masks, program.reg, ridge=ridge)
+        solution = fx.solve(whole, tol=1e-8)
+        return solution.primal, solution.converged, whole.dual(whole.dual_point(solution.weights))
+
+    primals, converged, duals = jax.vmap(solved)(jnp.array([0.0, 0.5]))
+    alone = [fx.solve(random_problem(4, ridge=ridge), tol=1e-8) for ridge in (0.0, 0.5)]
+    assert np.all(converged)
+    np.testing.assert_allclose(primals, [solution.primal for solution in alone], rtol=1e-7)
+    np.testing.assert_allclose(duals, primals, rtol=1e-7)
+
+
+def test_newton_on_the_softmax_reaches_the_same():
+    program = random_problem(5, loss="softmax", num_outputs=3)
+    one, two = (fx.solve(program, method=method, tol=1e-7) for method in ("newton", "fista"))
+    assert bool(one.converged)
+    np.testing.assert_allclose(one.primal, two.primal, rtol=1e-6)
 
 
 def test_methods_say_what_they_are_not_for():

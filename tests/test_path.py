@@ -54,6 +54,26 @@ def test_a_working_set_that_is_too_small_grows(monkeypatch):
         np.testing.assert_allclose(solution.primal, alone.primal, rtol=1e-7)
 
 
+def test_a_path_of_targets_without_a_residual_is_refused():
+    program = random_problem(1)
+    for y, options in ((np.zeros(30), {}), (np.full(30, 0.1), {"intercept": True})):
+        with pytest.raises(ValueError, match="W = 0 is the solution for every reg"):
+            fx.solve_path(program.x, y, program.masks, **options)
+    zero = fx.solve_path(program.x, np.zeros(30), program.masks, regs=[1.0])
+    assert float(zero[0].gap) == 0
+
+
+@pytest.mark.parametrize("screening", [0, np.inf])
+def test_a_path_stops_after_max_iter(monkeypatch, screening):
+    monkeypatch.setattr("fixntk.convex.path._WORTH_SCREENING", screening)
+    program = random_problem(1, num_gates=40)
+    with pytest.warns(fx.ConvergenceWarning, match="raise max_iter"):
+        (solution,) = fx.solve_path(
+            program.x, program.y, program.masks, [0.01 * float(program.max_reg())], tol=1e-12, max_iter=1
+        )
+    assert int(solution.iterations) == 1
+
+
 def test_regs_are_answered_in_their_own_order():
     program = random_problem(1)
     regs = program.reg * np.array([1.0, 5.0, 0.5])
@@ -73,6 +93,16 @@ def test_screening_never_drops_an_active_group(seed, share, closeness):
     early = np.asarray(optimum.weights) * (1 + closeness * np.random.default_rng(seed).standard_normal((20, 1, 1)))
     for weights in (np.zeros(program.group_shape), early):
         assert not np.any(np.asarray(fx.gap_safe(program, weights)) & active)
+
+
+def test_screening_in_float32_drops_no_active_group():
+    for seed in range(10):
+        wide = random_problem(seed, share=0.3)
+        narrow = fx.ConvexProgram(wide.x.astype("float32"), wide.y.astype("float32"), wide.masks, wide.reg)
+        optimum = fx.solve(wide, tol=1e-13)
+        screened = np.asarray(fx.gap_safe(narrow, optimum.weights))
+        assert not np.any(screened & (np.asarray(optimum.kernel_weights) > 0))
+        assert np.any(screened)
 
 
 def test_screening_drops_most_groups_near_the_optimum():

@@ -172,6 +172,8 @@ def test_float32_stays_float32(rng):
         ({"reg": 0.0}, "reg must be positive and finite"),
         ({"reg": np.nan}, "reg holds 1 NaN"),
         ({"reg": np.ones(2)}, r"reg must be a number \(vmap over several\), got shape \(2,\)"),
+        ({"x": np.full((3, 2), 1e-90), "y": np.full(3, 1e-90)}, "products of x, with entries up to 1.0e-90, and y"),
+        ({"x": np.full((3, 2), 1e90), "y": np.full(3, 1e90)}, "have squares out of float64's range: divide x by 1.0e"),
         ({"loss": "hinge"}, "loss must be one of squared, logistic, .*got 'hinge'"),
     ],
 )
@@ -196,3 +198,15 @@ def test_bad_kernel_weights_are_named(weights, message):
 def test_bad_group_weights_are_named():
     with pytest.raises(ValueError, match=r"weights must have shape \(20, 4, 1\), got \(20, 5\)"):
         random_problem(14).primal(np.ones((20, 5)))
+
+
+def test_a_program_that_is_made_under_jit_is_the_same():
+    program = random_problem(15)
+
+    @jax.jit
+    def made(y):
+        inner = fx.ConvexProgram(program.x, y, program.masks, program.reg)
+        assert inner.ridge is None
+        return inner.kernel_objective(jnp.ones(20))
+
+    np.testing.assert_allclose(made(program.y), program.kernel_objective(np.ones(20)), rtol=1e-12)

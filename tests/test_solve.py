@@ -6,10 +6,10 @@ from problems import cvxpy_optimum, random_problem
 
 import fixntk as fx
 from fixntk.convex import fista
-from fixntk.convex.penalties import group_norms
 
 EARLY = pytest.mark.filterwarnings("ignore::fixntk.ConvergenceWarning")
-METHODS = pytest.mark.parametrize("method", ["irls", "fista", "newton"])
+ALL = ["irls", "anderson", "fista", "newton"]
+METHODS = pytest.mark.parametrize("method", ALL)
 
 
 @pytest.mark.parametrize("num_outputs", [None, 1, 3])
@@ -32,13 +32,17 @@ def test_fista_on_unusual_shapes(shape):
     np.testing.assert_allclose(solution.primal, cvxpy_optimum(program)[0], rtol=1e-6)
 
 
-@EARLY
-@METHODS
-def test_above_max_reg_the_solution_is_zero(method):
+@pytest.mark.parametrize("method", ALL)
+def test_above_max_reg_the_solution_is_zero_and_says_so(method):
     program = random_problem(2, share=1.1)
-    solution = fx.solve(program, method=method, tol=1e-6, max_iter=3000)
-    assert bool(solution.converged)
-    np.testing.assert_allclose(solution.primal, program.primal_at_zero(), rtol=1e-5)
+    seen = []
+    solution = fx.solve(program, method=method, callback=seen.append)
+    assert solution.message == f"{method}: reg is at or above max_reg, so W = 0 is the solution"
+    assert float(solution.gap) == 0
+    assert not np.any(solution.weights)
+    assert not np.any(solution.kernel_weights)
+    assert [progress.gap for progress in seen] == [0.0]
+    assert "max_reg" not in fx.solve(program.with_reg(0.5 * program.reg), method=method, tol=1e-2).message
 
 
 @EARLY
@@ -117,6 +121,18 @@ def test_solving_under_jit_is_solving(method):
     assert traced.history.primal.shape == (41,)
 
 
+@pytest.mark.parametrize("method", ["fista", "irls"])
+def test_the_derivative_of_the_optimum_is_that_of_the_envelope(method):
+    program = random_problem(9)
+
+    def optimum(reg):
+        return fx.solve(program.with_reg(reg), method=method, tol=1e-8, max_iter=2000).primal
+
+    value, slope = jax.jvp(optimum, (program.reg,), (jnp.ones(()),))
+    assert float(value) > 0
+    np.testing.assert_allclose(slope, jnp.sum(fx.solve(program, tol=1e-10).kernel_weights), rtol=1e-3)
+
+
 def test_fista_refuses_a_step_that_its_curvature_bound_does_not_cover():
     program = random_problem(10)
     start = fista.init(program, jnp.zeros(program.group_shape))
@@ -140,13 +156,15 @@ def test_fista_vmaps_over_programs_that_need_different_numbers_of_steps():
 
 @EARLY
 @METHODS
-def test_kernel_weights_make_the_same_outputs_as_the_group_weights_at_the_optimum(method):
-    program = random_problem(11)
+@pytest.mark.parametrize("options", [{}, {"penalty_weights": np.linspace(0.5, 2, 20)}])
+def test_kernel_weights_make_the_same_outputs_as_the_group_weights_at_the_optimum(method, options):
+    program = random_problem(11, **options)
     solution = fx.solve(program, method=method, tol=1e-9, max_iter=20_000 if method == "fista" else 4000)
     kernel = np.asarray(fx.masked_gram(solution.kernel_weights, program.masks, program.x))
     outputs = kernel @ np.linalg.solve(kernel + float(program.reg) * np.eye(30), program.y)
     np.testing.assert_allclose(outputs, program.fitted(solution.weights)[:, 0], atol=1e-3)
-    np.testing.assert_allclose(solution.kernel_weights, group_norms(solution.weights), atol=1e-4)
+    np.testing.assert_allclose(solution.kernel_weights, program.kernel_weights_of(solution.weights), atol=1e-4)
+    np.testing.assert_allclose(program.kernel_objective(solution.kernel_weights), solution.primal, rtol=1e-3)
 
 
 @pytest.mark.parametrize("num_outputs", [None, 2])
@@ -215,6 +233,12 @@ def test_float32_refuses_a_tolerance_that_only_float64_can_reach():
     narrow = fx.ConvexProgram(np.asarray(program.x, np.float32), np.asarray(program.y, np.float32), program.masks, 1.0)
     with pytest.raises(ValueError, match="tol=1e-08 is not finite or below what float32 can reach"):
         fx.solve(narrow, tol=1e-8)
+
+
+def test_kernels_over_memory_are_refused_with_a_remedy(monkeypatch):
+    monkeypatch.setattr("fixntk._checks._device_memory", lambda: 20_000)
+    with pytest.raises(ValueError, match=r"method 'irls' with its 30×30 matrices needs .* use 'newton' or"):
+        fx.solve(random_problem(7), method="irls")
 
 
 def test_only_programs_are_solved():

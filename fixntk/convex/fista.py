@@ -14,7 +14,6 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Bool, Float
 
-from fixntk.convex.penalties import group_norms
 from fixntk.convex.program import ConvexProgram, Fit
 from fixntk.gram import MaskedGram
 
@@ -55,11 +54,6 @@ class FISTAState(NamedTuple):
     def weights(self) -> Float[Array, "P d c"]:
         """The iterate's group weights."""
         return self.point.weights
-
-    @property
-    def kernel_weights(self) -> Float[Array, " P"]:
-        """η_p = ‖W_p‖, which minimises λ/2 (‖W_p‖²/η_p + η_p) (M5)."""
-        return group_norms(self.point.weights)
 
 
 def init(program: ConvexProgram, weights: Array) -> FISTAState:

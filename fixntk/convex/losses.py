@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any
 
@@ -48,6 +49,15 @@ class Loss:
     divergences: Callable[[Array, Array, Array], Array]
     conjugates: Callable[[Array, Array], Array]
     curvatures: Callable[[Array, Array], Array]
+
+    def __reduce__(self) -> tuple[Callable[..., Loss], tuple[Any, ...]]:
+        # By name where there is one: functions that are written in place cannot be pickled.
+        if self.name in LOSSES or _HUBER.fullmatch(self.name):
+            return as_loss, (self.name,)
+        return Loss, tuple(getattr(self, field.name) for field in fields(self))
+
+
+_HUBER = re.compile(r"huber\((.+)\)")
 
 
 def _as_numbers(y: Any) -> Array:
@@ -100,7 +110,7 @@ def huber(delta: float = 1.0) -> Loss:
         return (smallest < delta).astype(outputs.dtype)
 
     return Loss(
-        name=f"huber({delta:g})",
+        name=f"huber({delta!r})",
         steepest=1.0,
         encode=_as_numbers,
         values=lambda outputs, targets: _half_squares(residuals(outputs, targets)) + excess(outputs, targets),
@@ -115,25 +125,32 @@ def huber(delta: float = 1.0) -> Loss:
 
 def _as_signs(y: Any) -> Array:
     """Labels of two classes as ±1: given so, as 0 and 1, or as bools."""
+    _refuse_text(y)
     given = as_real_array("y", y)
     signs = as_float_array("y", given, (1,))
     if is_traced(signs):
         return signs
     labels = np.unique(np.asarray(given))
-    if set(labels.tolist()) <= {-1, 1}:
+    if set(labels.tolist()) == {-1, 1}:
         return signs
-    if set(labels.tolist()) <= {0, 1}:
+    if set(labels.tolist()) == {0, 1}:
         return 2 * signs - 1
-    raise ValueError(f"y must hold the labels -1 and 1, or 0 and 1, for this loss, got {_listed(labels)}")
+    raise ValueError(f"y must hold both labels -1 and 1, or 0 and 1, for this loss, got {_listed(labels)}")
 
 
 def _as_one_hot(y: Any) -> Array:
     """Classes as rows of zeros with a one: given so, or as integers from 0."""
+    _refuse_text(y)
     given = as_real_array("y", y)
     values = as_float_array("y", given, (1, 2))
     if values.ndim == 2:
+        if values.shape[1] < 2:
+            raise ValueError("y must have a column for each of two classes or more, or be (n,) classes, for softmax")
         if not is_traced(values) and not bool(jnp.all((values == 0) | (values == 1)) & jnp.all(values.sum(1) == 1)):
-            raise ValueError("y must have a single 1 in each row and zeros elsewhere, or be (n,) classes, for softmax")
+            raise ValueError(
+                "y must have a single 1 in each row and zeros elsewhere, or be (n,) classes, for softmax, got "
+                f"{_listed(np.unique(np.asarray(values)))}"
+            )
         return values
     if is_traced(values):
         raise ValueError("y must be one-hot, (n, c), where it is traced: the number of classes is not known")
@@ -143,8 +160,16 @@ def _as_one_hot(y: Any) -> Array:
     return jax.nn.one_hot(values.astype(int), labels.size, dtype=values.dtype)
 
 
+def _refuse_text(y: Any) -> None:
+    if not isinstance(y, Array) and (labels := np.asarray(y)).dtype.kind in "OSU":
+        raise TypeError(
+            f"y must hold numbers for this loss, got {_listed(np.unique(labels.astype(str)))}: encode the classes as "
+            "0, 1, …, or use an estimator"
+        )
+
+
 def _listed(labels: np.ndarray) -> str:
-    shown = ", ".join(f"{label:g}" for label in labels[:10])
+    shown = ", ".join(repr(str(label)) if labels.dtype.kind == "U" else f"{label:g}" for label in labels[:10])
     return f"labels {shown}{', …' if labels.size > 10 else ''}"
 
 
@@ -264,7 +289,7 @@ LOSSES: dict[str, Loss] = {
 
 
 def as_loss(loss: str | Loss) -> Loss:
-    """A loss from its name, or itself.
+    """A loss from its name, ``"huber(0.5)"`` being :func:`huber` of 0.5, or itself.
 
     Raises
     ------
@@ -273,6 +298,8 @@ def as_loss(loss: str | Loss) -> Loss:
     """
     if isinstance(loss, Loss):
         return loss
+    if isinstance(loss, str) and (made := _HUBER.fullmatch(loss)):
+        return huber(float(made[1]))
     if not isinstance(loss, str) or loss not in LOSSES:
         raise ValueError(f"loss must be one of {', '.join(LOSSES)}, or a Loss, got {loss!r}")
     return LOSSES[loss]

@@ -93,11 +93,6 @@ class NewtonState(NamedTuple):
     stalled: Int[Array, ""]
     fresh: Bool[Array, ""]
 
-    @property
-    def kernel_weights(self) -> Float[Array, " P"]:
-        """η_p = ‖W_p‖ (M5)."""
-        return group_norms(self.weights)
-
 
 class _Prox(NamedTuple):
     """prox of U, group by group: U_p / ‖U_p‖, shares c_p kept, c_p U_p, and the derivative along U_p (1 if active).

@@ -16,7 +16,7 @@ from fixntk._checks import is_traced
 from fixntk.convex import working_sets
 from fixntk.convex.losses import Loss
 from fixntk.convex.penalties import group_norms
-from fixntk.convex.program import ConvexProgram
+from fixntk.convex.program import ConvexProgram, Point
 from fixntk.convex.solution import Solution
 from fixntk.convex.solve import REWEIGHTING, solve, solve_part
 from fixntk.gram import masked_adjoint, select_masks
@@ -49,6 +49,7 @@ def solve_path(
     norm: str = "frobenius",
     method: str = "auto",
     tol: float = 1e-6,
+    max_iter: int | None = None,
     screen: bool = True,
     callback: Callable[[Solution], bool | None] | None = None,
 ) -> list[Solution]:
@@ -63,8 +64,9 @@ def solve_path(
         λ_max to ``min_share`` λ_max.
     num_regs, min_share
         See ``regs``.
-    method, tol
-        As for :func:`fixntk.solve`; IRLS and Anderson, whose weights are never zero, cannot go along a path.
+    method, tol, max_iter
+        As for :func:`fixntk.solve`, for each λ. IRLS and Anderson, whose weights are never zero, cannot go along a
+        path.
     screen
         Solve for each λ on the groups that are active at its start or nearest to it, without those that the gap-safe
         rule proves to be zero, until the certificate holds on all groups; where the problem is large enough for that to
@@ -80,8 +82,8 @@ def solve_path(
     Raises
     ------
     ValueError
-        As :class:`fixntk.ConvexProgram` and :func:`fixntk.solve`; also if ``regs`` is empty or not positive, or under
-        ``jit`` and ``vmap`` (where a ``vmap`` of ``solve`` over λ does it).
+        As :class:`fixntk.ConvexProgram` and :func:`fixntk.solve`; also if ``regs`` is empty or not positive, if it is
+        None and λ_max is zero, or under ``jit`` and ``vmap`` (where a ``vmap`` of ``solve`` over λ does it).
 
     References
     ----------
@@ -97,7 +99,7 @@ def solve_path(
     >>> len(solutions)
     3
     """
-    if is_traced(x, y, masks, regs):
+    if is_traced(x, y, masks, regs, sample_weight, penalty_weights, ridge):
         raise ValueError("solve_path cannot be traced: jax.vmap solve over λ instead")
     if method in REWEIGHTING:
         raise ValueError(f"method {method!r} starts at kernel weights, not at a solution: use 'newton' or 'fista'")
@@ -120,6 +122,7 @@ def solve_path(
     if screen and worth:
         program = program.with_numbers()
         sizes = group_sizes(program)
+        last = _point(program, jnp.zeros(program.group_shape, program.x.dtype))
     solutions: dict[int, Solution] = {}
     start = jnp.zeros(program.group_shape, program.x.dtype)
     known: list[tuple[float, Array]] = []
@@ -128,7 +131,10 @@ def solve_path(
         if len(known) == 2 and known[0][0] > known[1][0]:
             share = (known[1][0] - reg) / (known[0][0] - known[1][0])
             start = _continued(start, known[0][1], min(share, _FARTHEST))
-        solution = _solve_at(program.with_reg(reg), start, sizes, method, tol)
+        if sizes is None:
+            solution = solve(program.with_reg(reg), method=method, tol=tol, max_iter=max_iter, init=start)
+        else:
+            solution, last = _solve_on_sets(program.with_reg(reg), start, last, sizes, method, tol, max_iter)
         solutions[int(position)] = solution
         start = solution.weights
         known = [*known[-1:], (reg, start)]
@@ -152,7 +158,7 @@ def gap_safe(program: ConvexProgram, weights: ArrayLike, sizes: Array | None = N
         (P,) from :func:`group_sizes`, computed when None.
     """
     sizes = group_sizes(program) if sizes is None else sizes
-    return _screened(program, program.as_group_weights(weights), sizes)[0]
+    return _screened(program, _point(program, program.as_group_weights(weights)), sizes)
 
 
 def group_sizes(program: ConvexProgram) -> Float[Array, " P"]:
@@ -181,28 +187,44 @@ def _as_regs(
             raise ValueError(
                 f"num_regs must be a positive integer and min_share between 0 and 1, got {num_regs!r} and {share!r}"
             )
-        return float(program.max_reg()) * np.logspace(0, np.log10(share), num_regs)
+        largest = float(program.max_reg())
+        scale = float(jnp.linalg.norm(program.x) * jnp.linalg.norm(program.targets))
+        if largest <= 10 * float(jnp.finfo(program.x.dtype).eps) * scale:
+            raise ValueError("W = 0 is the solution for every reg, so there is no path: is y zero or constant?")
+        return largest * np.logspace(0, np.log10(share), num_regs)
     values = np.asarray(regs, float)
     if values.ndim != 1 or values.size == 0 or not np.all((values > 0) & np.isfinite(values)):
         raise ValueError(f"regs must be a non-empty list of positive finite numbers, got {regs!r}")
     return values
 
 
-def _solve_at(program: ConvexProgram, start: Array, sizes: Array | None, method: str, tol: float) -> Solution:
-    """Solve from a start, on the groups that are active there or nearest to it, until the certificate holds on all."""
-    for _ in range(0 if sizes is None else _MOST_WORKING_SETS):
-        nearest, num_active, num_left = _nearest(program, start, sizes)
+def _solve_on_sets(
+    program: ConvexProgram,
+    start: Array,
+    last: Point,
+    sizes: Array,
+    method: str,
+    tol: float,
+    max_iter: int | None,
+) -> tuple[Solution, Point]:
+    """Solve from a start, on the groups that are active there or nearest to it, until the certificate holds on all.
+
+    Which are near, and which are zero, is what the last point says, the solution of the last λ.
+    """
+    for _ in range(_MOST_WORKING_SETS):
+        nearest, num_active, num_left = _nearest(program, start, last, sizes)
         size = _set_size(min(int(num_left), int(_ROOM * num_active) + _SMALLEST_SET))
         if size > _LARGEST_SHARE * program.num_gates:
             break
         part, weights, chosen = _part(program, start, nearest, num_left, size)
-        solution = solve_part(program, part, partial(_spread, start, chosen), method, tol, weights)
+        solution, last = solve_part(program, part, partial(_spread, start, chosen), method, tol, max_iter, weights)
         if bool(solution.converged):
-            return solution
+            return solution, last
         start = solution.weights
         if bool(solution.failed):  # By rounding: other groups do not help.
             break
-    return solve(program, method=method, tol=tol, init=start)
+    solution = solve(program, method=method, tol=tol, max_iter=max_iter, init=start)
+    return solution, _point(program, solution.weights)
 
 
 @jax.jit
@@ -220,10 +242,10 @@ def _set_size(wanted: int) -> int:
 
 
 @jax.jit
-def _nearest(program: ConvexProgram, weights: Array, sizes: Array) -> tuple[Array, Array, Array]:
+def _nearest(program: ConvexProgram, start: Array, last: Point, sizes: Array) -> tuple[Array, Array, Array]:
     """Groups in the order in which to look at them, how many are active, and how many are not proved to be zero."""
-    zero, duals = _screened(program, weights, sizes)
-    near = jnp.where(zero, -1.0, working_sets.nearness(program, weights, duals))
+    zero = _screened(program, last, sizes)
+    near = jnp.where(zero, -1.0, working_sets.nearness(program, start, program.norm.duals(last.correlations)))
     return jnp.argsort(near, descending=True), jnp.sum(jnp.isinf(near)), jnp.sum(~zero)
 
 
@@ -234,7 +256,8 @@ def _part(
     """The program of the nearest groups, their weights, and which they are; those past ``num_left`` get empty masks."""
     chosen = nearest[:size]
     present = jnp.arange(size) < num_left
-    part = program.with_masks(jnp.where(present, select_masks(program.masks, chosen), 0), chosen)
+    masks = select_masks(program.masks, chosen)
+    part = program.with_masks(jnp.where(present, masks, jnp.zeros_like(masks)), chosen)
     return part, weights[chosen] * present[:, None, None], chosen
 
 
@@ -244,13 +267,19 @@ def _spread(like: Array, chosen: Array, weights: Array) -> Array:
 
 
 @jax.jit
-def _screened(program: ConvexProgram, weights: Array, sizes: Array) -> tuple[Array, Array]:
-    """Which groups are proved to be zero, and the dual norms of all groups' correlations."""
-    fit = program.fit(program.fitted(weights))
-    correlations = program.correlations(fit.residual)
-    gap, scale = program.certificate(weights, fit, correlations)
-    duals = program.norm.duals(correlations)
+def _point(program: ConvexProgram, weights: Array) -> Point:
+    return program.point(weights)
+
+
+@jax.jit
+def _screened(program: ConvexProgram, point: Point, sizes: Array) -> Array:
+    """Which groups are proved to be zero, from a point of this λ or another."""
+    gap, scale = program.certificate(*point)
+    residual = jnp.sqrt(jnp.sum(point.fit.residual**2))
+    eps = 10 * jnp.finfo(sizes.dtype).eps
+    # What rounding may have taken from the gap, and from the correlations.
+    gap += eps * program.primal_of(point.weights, point.fit)
     heaviest = 1.0 if program.sample_weight is None else jnp.max(program.sample_weight)
-    radius = jnp.sqrt(2 * program.loss.steepest * heaviest * gap)
-    slack = 10 * jnp.finfo(duals.dtype).eps
-    return scale * duals + radius * sizes < program.thresholds * (1 - slack), duals
+    radius = jnp.sqrt(2 * program.loss.steepest * heaviest * gap) + eps * residual
+    duals = program.norm.duals(point.correlations)
+    return scale * duals + radius * sizes < program.thresholds * (1 - eps)

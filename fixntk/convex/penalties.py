@@ -52,6 +52,14 @@ def _singular_values(groups: Array) -> Array:
     return jnp.linalg.svd(groups, compute_uv=False)
 
 
+def _nuclear_norms(groups: Array) -> Array:
+    return jnp.sum(_singular_values(groups), axis=1)
+
+
+def _spectral_norms(groups: Array) -> Array:
+    return _singular_values(groups)[:, 0]
+
+
 def _singular_values_shrunk(groups: Array, thresholds: Array) -> Array:
     left, values, right = jnp.linalg.svd(groups, full_matrices=False)
     shrunk = jnp.maximum(values - jnp.reshape(thresholds, (-1, 1)), 0)
@@ -60,10 +68,5 @@ def _singular_values_shrunk(groups: Array, thresholds: Array) -> Array:
 
 NORMS: dict[str, Norm] = {
     "frobenius": Norm("frobenius", group_norms, group_norms, _shrunk),
-    "nuclear": Norm(
-        "nuclear",
-        lambda groups: jnp.sum(_singular_values(groups), axis=1),
-        lambda groups: _singular_values(groups)[:, 0],
-        _singular_values_shrunk,
-    ),
+    "nuclear": Norm("nuclear", _nuclear_norms, _spectral_norms, _singular_values_shrunk),
 }

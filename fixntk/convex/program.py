@@ -13,10 +13,10 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 from jaxtyping import Float
 
-from fixntk._checks import as_float_array, as_matrix, check_same_rows, check_scalar, is_traced
+from fixntk._checks import as_float_array, as_matrix, check_same_rows, is_traced
 from fixntk._numerics import matmul
 from fixntk.convex.losses import LOSSES, Loss, as_loss
-from fixntk.convex.penalties import NORMS, Norm
+from fixntk.convex.penalties import NORMS, Norm, group_norms
 from fixntk.gates import activation_masks, as_masks
 from fixntk.gram import as_numbers, masked_adjoint, masked_apply, masked_gram, select_masks
 
@@ -61,6 +61,24 @@ class Fit(NamedTuple):
     intercept: Float[Array, " c"]
     residual: Float[Array, "n c"]
     loss: Float[Array, ""]
+
+
+class Point(NamedTuple):
+    """Weights with what a certificate is made of.
+
+    Attributes
+    ----------
+    weights
+        (P, d, c) W.
+    fit
+        That of W.
+    correlations
+        (P, d, c) Xᵀ D_p R.
+    """
+
+    weights: Float[Array, "P d c"]
+    fit: Fit
+    correlations: Float[Array, "P d c"]
 
 
 class Certificate(NamedTuple):
@@ -155,7 +173,7 @@ class ConvexProgram:
         check_same_rows("x", x, "masks", masks)
         dtype = jnp.result_type(x.dtype, y.dtype) if is_floating else x.dtype
         y = y.astype(dtype)
-        _check_scale(y)
+        _check_scale(x, y)
         reg = as_float_array("reg", reg, (0, 1)).astype(dtype)
         if reg.ndim != 0:
             raise ValueError(f"reg must be a number (vmap over several), got shape {reg.shape}")
@@ -164,8 +182,11 @@ class ConvexProgram:
         num_gates = masks.shape[1] if num_gates is None else num_gates
         if norm not in NORMS:
             raise ValueError(f"norm must be one of {', '.join(NORMS)}, got {norm!r}")
-        check_scalar("ridge", ridge)
-        has_ridge = is_traced(ridge) or float(np.asarray(ridge)) > 0
+        with jax.ensure_compile_time_eval():  # so that a number stays one under jit
+            ridge = as_float_array("ridge", ridge, (0, 1)).astype(dtype)
+        if ridge.ndim != 0 or (not is_traced(ridge) and float(ridge) < 0):
+            raise ValueError(f"ridge must be a finite number that is not negative, got {ridge}")
+        has_ridge = is_traced(ridge) or float(ridge) > 0
         if has_ridge and norm == "nuclear":
             raise ValueError("ridge must be 0 with norm 'nuclear'")
         sample_weight = _as_sample_weight(sample_weight, x, dtype)
@@ -179,7 +200,7 @@ class ConvexProgram:
             sample_weight,
             jnp.ones(x.shape[0], dtype) if intercept else None,
             _as_penalty_weights(penalty_weights, num_gates, dtype),
-            jnp.asarray(ridge, dtype) if has_ridge else None,
+            ridge if has_ridge else None,
             loss,
             NORMS[norm],
             num_gates,
@@ -250,7 +271,7 @@ class ConvexProgram:
     @property
     def is_quadratic(self) -> bool:
         """Whether the loss is the squared one, whose residual is linear in the outputs."""
-        return self.loss is LOSSES["squared"]
+        return self.loss == LOSSES["squared"]
 
     def canonical(self) -> ConvexProgram:
         """The same program without sample weights under the squared loss: rows are multiplied by √ω."""
@@ -334,7 +355,8 @@ class ConvexProgram:
         if self.column is None:
             return array
         unit = self.column / jnp.linalg.norm(self.column)
-        return array - jnp.tensordot(unit, jnp.tensordot(unit, array, 1), 0)
+        along = matmul(unit, array.reshape(unit.size, -1))
+        return array - (unit[:, None] * along).reshape(array.shape)
 
     def _weighted(self, rows: Array) -> Array:
         if self.sample_weight is None:
@@ -346,7 +368,7 @@ class ConvexProgram:
         """Intercept b that minimises the loss of fitted + column bᵀ."""
         if self.is_quadratic:
             rest = self._weighted(self.targets - fitted)
-            return column @ rest / jnp.sum(self._weighted(column**2))
+            return matmul(column, rest) / jnp.sum(self._weighted(column**2))
         frozen, outputs = lax.stop_gradient((self, fitted))
         found = lax.stop_gradient(frozen._intercept_by_newton(outputs))
         # A Newton step from the minimum, which changes nothing but has its derivative.
@@ -437,13 +459,13 @@ class ConvexProgram:
         value = -self._conjugate(theta)
         excess = jnp.maximum(self.norm.duals(self.correlations(theta)) - self.thresholds, 0)
         slack = 100 * jnp.finfo(self.x.dtype).eps
-        if self.ridge is None:
-            feasible = jnp.all(excess <= self.thresholds * slack)
-        else:
-            value, feasible = value - jnp.sum(excess**2) / (2 * self.ridge), jnp.asarray(True)
+        feasible = jnp.all(excess <= self.thresholds * slack)
+        if self.ridge is not None:
+            cost = jnp.sum(excess**2) / (2 * jnp.where(self.ridge > 0, self.ridge, 1.0))
+            value, feasible = jnp.where(self.ridge > 0, value - cost, value), feasible | (self.ridge > 0)
         if self.column is not None:
-            sums = jnp.abs(self.column @ theta)
-            feasible &= jnp.all(sums <= slack * (jnp.abs(self.column) @ jnp.abs(theta)))
+            sums = jnp.abs(matmul(self.column, theta))
+            feasible &= jnp.all(sums <= slack * matmul(jnp.abs(self.column), jnp.abs(theta)))
         return jnp.where(feasible, value, -jnp.inf)
 
     def _conjugate(self, theta: Array) -> Array:
@@ -459,15 +481,17 @@ class ConvexProgram:
 
         With a ridge R itself, if that bounds the optimum better.
         """
-        weights = self.as_group_weights(weights)
-        fit = self.fit(self.fitted(weights))
-        return fit.residual * self.certificate(weights, fit, self.correlations(fit.residual)).scale
+        point = self.point(self.as_group_weights(weights))
+        return point.fit.residual * self.certificate(*point).scale
 
     def gap(self, weights: ArrayLike) -> Float[Array, ""]:
         """Duality gap of W at the scaled residual: how far its objective can be above the optimum (M7)."""
-        weights = self.as_group_weights(weights)
+        return self.certificate(*self.point(self.as_group_weights(weights))).gap
+
+    def point(self, weights: Array) -> Point:
+        """The fit of (P, d, c) group weights and its correlations."""
         fit = self.fit(self.fitted(weights))
-        return self.certificate(weights, fit, self.correlations(fit.residual)).gap
+        return Point(weights, fit, self.correlations(fit.residual))
 
     def certificate(self, weights: Array, fit: Fit, correlations: Array) -> Certificate:
         """Duality gap from a fit and its correlations that are known already (M7).
@@ -479,23 +503,19 @@ class ConvexProgram:
         alignments = jnp.sum(weights * correlations, axis=(1, 2))
         thresholds = self.thresholds
 
-        def at(scale: Array) -> Array:
-            divergence = jnp.sum(self._weighted(self.loss.divergences(fit.outputs, self.targets, scale)))
-            if self.ridge is None:
-                excess = jnp.sum(thresholds * norms - scale * alignments)
-            else:
-                over = jnp.maximum(scale * duals - thresholds, 0)
-                under = jnp.maximum(thresholds - scale * duals, 0)
-                unaligned = scale * (norms * duals - alignments)
-                excess = jnp.sum(unaligned + norms * under + 0.5 * self.ridge * (norms - over / self.ridge) ** 2)
-            return jnp.maximum(divergence + excess, 0.0)
-
-        feasible = 1 / jnp.maximum(1.0, jnp.max(duals / thresholds))
+        scale = 1 / jnp.maximum(1.0, jnp.max(duals / thresholds))
+        divergence = jnp.sum(self._weighted(self.loss.divergences(fit.outputs, self.targets, scale)))
+        excess = jnp.sum(thresholds * norms - scale * alignments)
         if self.ridge is None:
-            return Certificate(at(feasible), feasible)
-        gaps, scales = jnp.stack([at(feasible), at(jnp.ones_like(feasible))]), jnp.stack([feasible, 1.0])
+            return Certificate(jnp.maximum(divergence + excess, 0.0), scale)
+        feasible = jnp.maximum(divergence + excess + 0.5 * self.ridge * jnp.sum(weights**2), 0.0)
+        # R itself, the dual point of a divergence of zero. A ridge that is traced may be zero, which allows no excess.
+        ridge = jnp.where(self.ridge > 0, self.ridge, 1.0)
+        over, under = jnp.maximum(duals - thresholds, 0), jnp.maximum(thresholds - duals, 0)
+        unscaled = jnp.sum(norms * duals - alignments + norms * under + 0.5 * ridge * (norms - over / ridge) ** 2)
+        gaps = jnp.stack([feasible, jnp.where(self.ridge > 0, jnp.maximum(unscaled, 0.0), jnp.inf)])
         best = jnp.argmin(gaps)
-        return Certificate(gaps[best], scales[best])
+        return Certificate(gaps[best], jnp.stack([scale, jnp.ones_like(scale)])[best])
 
     def max_reg(self) -> Float[Array, ""]:
         """λ_max: from this λ on, the solution is W = 0; max_p ‖Xᵀ D_p Y‖_F for the squared loss (M7)."""
@@ -555,6 +575,11 @@ class ConvexProgram:
         """K(η), less what the intercept takes (M2)."""
         return self.centred(self.centred(masked_gram(kernel_weights, self.masks, self.x)).T)
 
+    def kernel_weights_of(self, weights: Array) -> Float[Array, " P"]:
+        """η_p = ‖W_p‖ / τ_p, the minimisers of (λ/2) Σ_p (‖W_p‖²/η_p + τ_p² η_p): the optimal η at the optimum (M5)."""
+        norms = group_norms(weights)
+        return norms if self.penalty_weights is None else norms / self.penalty_weights
+
     def as_kernel_weights(self, kernel_weights: ArrayLike) -> Float[Array, " P"]:
         """Kernel weights as a (P,) array of the program's dtype, checked to be non-negative."""
         kernel_weights = as_float_array("kernel_weights", kernel_weights, (1,)).astype(self.x.dtype)
@@ -568,15 +593,23 @@ class ConvexProgram:
         return kernel_weights
 
 
-def _check_scale(y: Array) -> None:
-    """Raise ValueError if ½‖Y‖², by which gaps are measured, under- or overflows."""
-    if is_traced(y):
+def _check_scale(x: Array, y: Array) -> None:
+    """Raise ValueError if ½‖Y‖², by which gaps are measured, or squares of Xᵀ D_p Y under- or overflow."""
+    if is_traced(x, y):
         return
     with jax.ensure_compile_time_eval():
         largest, square = float(jnp.max(jnp.abs(y))), float(jnp.sum(y**2))
-    if largest > 0 and not 0 < square < float("inf"):
+        largest_x = float(jnp.max(jnp.abs(x)))
+    if largest > 0 and not 0 < square < math.inf:
         raise ValueError(
             f"y has entries up to {largest:.1e}, whose squares are out of {y.dtype}'s range: divide y by {largest:.1e}"
+        )
+    limits = jnp.finfo(y.dtype)
+    product, most = largest_x * largest, math.sqrt(float(limits.max)) / max(x.size, y.size)
+    if product > 0 and not math.sqrt(float(limits.tiny) / float(limits.eps)) <= product <= most:
+        raise ValueError(
+            f"products of x, with entries up to {largest_x:.1e}, and y, up to {largest:.1e}, have squares out of "
+            f"{y.dtype}'s range: divide x by {largest_x:.1e} and y by {largest:.1e}"
         )
 
 

@@ -16,7 +16,6 @@ from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
 from fixntk.convex import newton
-from fixntk.convex.penalties import group_norms
 from fixntk.convex.program import ConvexProgram, Fit
 
 # The least share of the loss's steepest curvature that a row is given.
@@ -50,11 +49,6 @@ class ProxNewtonState(NamedTuple):
     objective: Float[Array, ""]
     failed: Bool[Array, ""]
     stalled: Int[Array, ""]
-
-    @property
-    def kernel_weights(self) -> Float[Array, " P"]:
-        """η_p = ‖W_p‖ (M5)."""
-        return group_norms(self.weights)
 
 
 def init(program: ConvexProgram, weights: Array) -> ProxNewtonState:

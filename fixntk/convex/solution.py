@@ -82,8 +82,8 @@ class Solution:
     intercept
         (c,) b; None for a program without one.
     kernel_weights
-        (P,) kernel weights η: W is the kernel ridge solution of K(η) for IRLS, η_p = ‖W_p‖ for the others; the two
-        agree at the optimum.
+        (P,) kernel weights η: W is the kernel ridge solution of K(η) for IRLS and Anderson, η_p = ‖W_p‖/τ_p for the
+        others; the two agree at the optimum, where the program is multiple kernel learning (M5).
     primal, dual
         Objective of W, and the lower bound on the optimum that comes with it.
     gap, relative_gap
@@ -126,14 +126,16 @@ class Solution:
     def message(self) -> str:
         """One sentence that says why the solver stopped; not under ``jit`` and ``vmap``."""
         state = f"relative gap {float(self.relative_gap):.2e} after {int(self.iterations)} iterations"
+        if bool(self.converged) and float(self.gap) == 0 and not bool(jnp.any(self.weights)):
+            return f"{self.method}: reg is at or above max_reg, so W = 0 is the solution"
         if bool(self.converged):
             return f"{self.method} converged: {state}, within tol={self.tol:.1e}"
+        wider = "" if self.weights.dtype == jnp.float64 else ", or use float64"
         if bool(self.failed):
-            return f"{self.method} broke down in {self.weights.dtype}: {state}, above tol={self.tol:.1e}"
-        remedy = (
-            "raise max_iter or tol" if self.weights.dtype == jnp.float64 else "raise max_iter or tol, or use float64"
-        )
-        return f"{self.method} stopped early: {state}, above tol={self.tol:.1e}; {remedy}"
+            end = f"rounding in {self.weights.dtype} lets it go no further; raise tol or reg{wider}"
+        else:
+            end = f"raise max_iter or tol{wider}"
+        return f"{self.method} stopped early: {state}, above tol={self.tol:.1e}; {end}"
 
     def predict(self, x: ArrayLike, gates: ArrayLike) -> Array:
         """Outputs b + Σ_p 1{x·g_p ≥ 0} x·W_p on new inputs (M1); for classification their signs or largest decide.

@@ -16,18 +16,18 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from fixntk._checks import is_traced
+from fixntk._checks import check_memory, is_traced
 from fixntk.convex import anderson, fista, irls, newton, prox_newton
-from fixntk.convex.penalties import group_norms
-from fixntk.convex.program import ConvexProgram
+from fixntk.convex.program import ConvexProgram, Point
 from fixntk.convex.solution import ConvergenceWarning, History, Solution, is_active
 
 
 class Method(NamedTuple):
     """A solver: ``init(program, start, …) -> state``, ``step(program, state) -> state``, the default number of steps.
 
-    A state is a pytree with ``weights``, ``kernel_weights``, ``primal``, ``gap``, ``objective`` and ``failed``. Where
-    there are phases, ``state.phase`` says which of them the next step is; each is compiled when it comes.
+    A state is a pytree with ``weights``, ``primal``, ``gap``, ``objective`` and ``failed``; for methods that work on
+    kernel weights also with ``kernel_weights``. Where there are phases, ``state.phase`` says which of them the next
+    step is; each is compiled when it comes.
     """
 
     init: Callable[..., Any]
@@ -111,8 +111,8 @@ def solve(
         the nuclear norm and the softmax, and under ``jit`` and ``vmap``, where Newton's sizes cannot follow the number
         of active groups.
     tol
-        Relative gap to reach, as a share of the objective of W = 0, ½‖Y‖². In float32, rounding of the certificate
-        itself is 1e-6 to 1e-5.
+        Relative gap to reach, as a share of the objective of W = 0, ½‖Y‖² for the squared loss. In float32, rounding of
+        the certificate itself is 1e-6 to 1e-5.
     max_iter
         Largest number of iterations; 300 for IRLS and Anderson, 20,000 for FISTA, 200 for Newton when None.
     init
@@ -127,14 +127,15 @@ def solve(
     Returns
     -------
     Solution
-        With the certificate, computed anew from its weights.
+        With the certificate, computed anew from its weights. Where λ is at or above λ_max, W = 0 at once from any
+        method's own start; the message says so.
 
     Raises
     ------
     ValueError
         If the method is unknown or not for this loss or norm, ``tol`` is below what the dtype can reach, ``init`` does
-        not fit, or an option does not belong to the method. LinAlgError, a ValueError, if the first kernel matrix
-        cannot be factorised.
+        not fit, an option does not belong to the method, or IRLS's matrices not into memory. LinAlgError, a ValueError,
+        if the first kernel matrix cannot be factorised.
 
     Warns
     -----
@@ -163,55 +164,79 @@ def solve(
     if traced and callback is not None:
         raise ValueError("callback cannot be called under jit or vmap")
     start = _starting_point(program, name, init)
+    # The others start at W = 0 and see it there.
+    if name in REWEIGHTING and not traced and bool(_is_zero_optimal(program)):
+        return _zero(program, name, tol, callback)
     extra = (_epsilon(program, epsilon, tol),) if name in REWEIGHTING else ()
     state, history = _start(program, start, extra, name, max_iter if traced else _room(max_iter))
     if traced:
         iterations, state, history = _advance(program, jnp.asarray(0), state, history, max_iter, name=name, tol=tol)
-        return _certify(program, state, iterations, history, name, tol)
+        return _certify(program, state, iterations, history, name, tol)[0]
     if bool(state.failed) and name in REWEIGHTING:
         raise np.linalg.LinAlgError(
             f"the kernel matrix of the start is not positive definite in {program.x.dtype} even with jitter: "
             f"raise reg (λ = {float(program.reg):.3g}), rescale x, or use float64"
         )
     iterations, state, history = _drive(program, state, history, name, max_iter, tol, callback)
-    solution = _trimmed(_certify(program, state, iterations, history, name, tol))
+    solution = _trimmed(_certify(program, state, iterations, history, name, tol)[0])
     if not bool(solution.converged):
         warnings.warn(solution.message, ConvergenceWarning, stacklevel=2)
     return solution
 
 
 def solve_part(
-    program: ConvexProgram, part: ConvexProgram, whole: Callable[[Array], Array], method: str, tol: float, start: Array
-) -> Solution:
+    program: ConvexProgram,
+    part: ConvexProgram,
+    whole: Callable[[Array], Array],
+    method: str,
+    tol: float,
+    max_iter: int | None,
+    start: Array,
+) -> tuple[Solution, Point]:
     """:func:`solve` on a part of a program's groups most of which are active, certified on all; it does not warn.
 
-    ``whole`` makes weights of the program from those of the part. With the squared loss it compiles much less.
+    ``whole`` makes weights of the program from those of the part. With the squared loss it compiles much less. Also
+    the point that the certificate is of.
     """
     if method not in ("auto", "newton") or not part.is_quadratic or part.norm.name != "frobenius":
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
-            solution = solve(part, method=method, tol=tol, init=start)
+            solution = solve(part, method=method, tol=tol, max_iter=max_iter, init=start)
         iterations, state, history, method = solution.iterations, solution, solution.history, solution.method
     else:
         method = "newton"
-        tol, max_iter = _as_options(part, method, tol, None, None)
+        tol, max_iter = _as_options(part, method, tol, max_iter, None)
         state, history = _start(part, start, (), _REFINEMENT, _room(max_iter))
         iterations, state, history = _drive(part, state, history, _REFINEMENT, max_iter, tol, is_timed=False)
-    found = _found(whole(state.weights), state.failed)
-    return _trimmed(_certify(program, found, iterations, history, method, tol))
+    found = _Found(whole(state.weights), None, state.failed)
+    solution, point = _certify(program, found, iterations, history, method, tol)
+    return _trimmed(solution), point
+
+
+@jax.jit
+def _is_zero_optimal(program: ConvexProgram) -> Array:
+    return program.reg >= program.max_reg()
+
+
+def _zero(
+    program: ConvexProgram, name: str, tol: float, callback: Callable[[Progress], bool | None] | None
+) -> Solution:
+    """W = 0, after no iterations."""
+    state = fista.init(program, jnp.zeros(program.group_shape, program.x.dtype))
+    none = jnp.zeros(1, program.x.dtype)
+    history = _record(History(none, none, none, none, none), state, jnp.asarray(0))
+    if callback is not None:
+        callback(_progress(program, 0, history, 0.0))
+    found = _Found(state.weights, kernel_weights=jnp.zeros(program.num_gates, program.x.dtype), failed=state.failed)
+    return _certify(program, found, jnp.asarray(0), history, name, tol)[0]
 
 
 class _Found(NamedTuple):
     """What a certificate needs of a state."""
 
     weights: Array
-    kernel_weights: Array
+    kernel_weights: Array | None
     failed: Array
-
-
-@jax.jit
-def _found(weights: Array, failed: Array) -> _Found:
-    return _Found(weights, group_norms(weights), failed)
 
 
 def _method(program: ConvexProgram, name: str) -> Method:
@@ -227,6 +252,11 @@ def _check_supported(program: ConvexProgram, name: str) -> None:
         )
     if name != "fista" and program.norm.name != "frobenius":
         raise ValueError(f"method {name!r} is for norm 'frobenius', not for {program.norm.name!r}: use 'fista'")
+    if name in REWEIGHTING:
+        rows = program.x.shape[0]
+        # The kernel, shifted, and its factor.
+        needed = 3 * rows**2 * program.x.dtype.itemsize
+        check_memory(f"method {name!r} with its {rows}×{rows} matrices needs", needed, "use 'newton' or 'fista'")
 
 
 def _as_options(program: ConvexProgram, name: str, tol: Any, max_iter: Any, epsilon: Any) -> tuple[float, int]:
@@ -385,30 +415,31 @@ def _progress(program: ConvexProgram, iteration: int, history: History, seconds:
 
 def _certify(
     program: ConvexProgram, state: Any, iterations: Array, history: History, name: str, tol: float
-) -> Solution:
+) -> tuple[Solution, Point]:
+    solution, point = _certified_at(program, state, iterations, history, name, tol)
     # The tolerance is part of a Solution's structure, so that inside it would compile anew for each.
-    return replace(_certified_at(program, state, iterations, history, name, tol), tol=tol)
+    return replace(solution, tol=tol), point
 
 
 @partial(jax.jit, static_argnames="name")
 def _certified_at(
     program: ConvexProgram, state: Any, iterations: Array, history: History, name: str, tol: float
-) -> Solution:
+) -> tuple[Solution, Point]:
     """The Solution of a state, its certificate from the weights alone, whatever the solver believed.
 
     A λ ≤ 0 that came in traced, where it could not be refused, has no certificate.
     """
-    weights = state.weights
-    fit = program.fit(program.fitted(weights))
-    gap = program.certificate(weights, fit, program.correlations(fit.residual)).gap
+    point = program.point(state.weights)
+    weights, fit, _ = point
+    gap = program.certificate(*point).gap
     gap = jnp.where(program.reg > 0, gap, jnp.nan)
     primal = program.primal_of(weights, fit)
     at_zero = program.primal_at_zero()
     relative_gap = gap / jnp.where(at_zero > 0, at_zero, 1.0)
-    return Solution(
+    solution = Solution(
         weights=weights,
         intercept=None if program.column is None else fit.intercept,
-        kernel_weights=state.kernel_weights,
+        kernel_weights=state.kernel_weights if name in REWEIGHTING else program.kernel_weights_of(weights),
         primal=primal,
         dual=primal - gap,
         gap=gap,
@@ -421,6 +452,7 @@ def _certified_at(
         tol=float("nan"),
         squeeze=program.y.ndim == 1,
     )
+    return solution, point
 
 
 def _trimmed(solution: Solution) -> Solution:
