@@ -29,7 +29,7 @@ _FARTHEST = 2.0
 _WORTH_SCREENING = 1e7
 # A working set has room for so many times the active groups and so many more, which is also the size of the smallest.
 # At most so many are made for one λ, and none that would hold more than this share of all groups.
-_ROOM, _SMALLEST_SET, _MOST_WORKING_SETS, _LARGEST_SHARE = 1.3, 16, 4, 0.7
+_ROOM, _SMALLEST_SET, _MOST_WORKING_SETS, _LARGEST_SHARE = 1.02, 16, 4, 0.7
 
 
 def solve_path(
