@@ -58,6 +58,16 @@ def test_discovery_in_float32_ends(rng):
     assert found.solution.weights.dtype == jnp.float32
 
 
+def test_on_a_plane_discovered_gates_beat_ten_times_as_many_random_ones(rng):
+    x = rng.standard_normal((60, 2))
+    y = np.sin(3 * x[:, 0]) * x[:, 1]
+    found = fx.discover(x, y, 0.1, key=jax.random.key(0), num_gates=4, tol=1e-4)
+    assert found.exact
+    many = fx.sample_gates(jax.random.key(2), 10 * found.gates.shape[0], 2, dtype=jnp.float64)
+    random = fx.solve(fx.ConvexProgram(x, y, fx.activation_masks(x, many), 0.1), tol=1e-4)
+    assert float(found.solution.primal) < float(random.dual)
+
+
 @pytest.mark.long
 def test_discovered_gates_beat_ten_times_as_many_random_ones(rng):
     x = rng.standard_normal((80, 5))
