@@ -168,7 +168,7 @@ def test_one_of_a_stack_may_diverge():
         ({"y": Y[:3]}, "x and y must have the same number of rows"),
         ({"x": X[:, :2]}, "x and hidden must have the same number of columns"),
         ({"y": np.stack([Y, Y], 1)}, r"y has 2 output\(s\), the network 1"),
-        ({"loss": "logistic"}, "y must hold the labels"),
+        ({"loss": "logistic"}, "y must hold both labels"),
         ({"batch_size": 5}, "key must be given with batch_size"),
         ({"batch_size": 50, "key": jax.random.key(0)}, "batch_size must be at most the number of rows, 24"),
         ({"parameters": ["gates"]}, "parameters must be some of hidden, output"),
