@@ -19,7 +19,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from experiments import colours
-from experiments.statistics import mean, t_quantile, with_interval
+from experiments.statistics import mean, paired_difference, t_quantile, with_interval
 from fixntk import ConvexProgram, activation_masks, layerwise_ntk, sample_gates, solve, solve_kernels
 from fixntk.estimators import GatedReLUClassifierCV, NTKClassifierCV
 from fixntk.report import Section, new_figure
@@ -223,12 +223,13 @@ def summarise(_: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
             index="seed", columns=["inputs", "kernel"], values="accuracy"
         )
         found[f"fixed_minus_ntk_on_{study}"] = {
-            str(inputs): _paired(pairs[inputs, "fixed"], pairs[inputs, "NTK"]) for inputs in part["inputs"].unique()
+            str(inputs): mean(paired_difference(pairs[inputs, "fixed"], pairs[inputs, "NTK"]))
+            for inputs in part["inputs"].unique()
         }
         if study == "features":
             deep = "network that knows digits"
             found["deep_minus_pixels"] = {
-                kernel: _paired(pairs[deep, kernel], pairs["pixels", kernel]) for kernel in _MIXES
+                kernel: mean(paired_difference(pairs[deep, kernel], pairs["pixels", kernel])) for kernel in _MIXES
             }
             words.append(
                 f"Odd or even digit: on pixels NTK {accuracy['pixels', 'NTK']:.3f} and fixed kernel "
@@ -244,11 +245,6 @@ def summarise(_: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
                 "and values of λ."
             )
     return found | {"headline": " ".join(words)}
-
-
-def _paired(score: pd.Series, other: pd.Series) -> dict[str, float]:
-    # Without rounding's share.
-    return mean((score - other).round(12))
 
 
 def _kept_layers(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:

@@ -56,10 +56,7 @@ class Config(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    problems: Annotated[tuple[Problem, ...], Field(min_length=1)] = (
-        "teacher",
-        "relu_teacher",
-    )
+    problems: Annotated[tuple[Problem, ...], Field(min_length=1)] = ("teacher", "relu_teacher")
     seeds: Positive = 5
     reg_share: Annotated[float, Field(gt=0, lt=1)] = 0.05
     irls_steps: Positive = 30

@@ -28,6 +28,7 @@ from experiments import (
 )
 from fixntk.configs import Experiment
 from fixntk.report import Section
+from fixntk.runs import rows_by_task
 
 
 class Part(NamedTuple):
@@ -216,8 +217,7 @@ def summarise(config: BaseModel, rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _finished(name: str, module: Experiment, part: Any, rows: list[dict[str, Any]]) -> list[bool]:
     """Whether each task of a part has rows."""
-    of_part = _rows_of(name, rows)
-    return [any(task.items() <= row.items() for row in of_part) for task in module.tasks(part)]
+    return [bool(of_task) for of_task in rows_by_task(module.tasks(part), _rows_of(name, rows))]
 
 
 def sections(config: BaseModel, rows: list[dict[str, Any]], summary: dict[str, Any]) -> list[Section]:

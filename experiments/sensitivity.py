@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from pydantic import BaseModel, ConfigDict, Field
 
 from experiments import colours
-from experiments.statistics import t_quantile
+from experiments.statistics import margin
 from experiments.tables import TableNames, load_table, split_table
 from experiments.uci import padded, share_correct
 from fixntk import ConvexProgram, activation_masks, sample_gates
@@ -169,7 +169,7 @@ def by_value(rows: list[dict[str, Any]]) -> pd.DataFrame:
     measured = ["accuracy", "ntk", "optimum", "relative_gap", "difference", "optimum − NTK"]
     of_tables = frame.groupby(["sweep", "value", "table"], sort=False)[measured].mean()
     groups = of_tables.groupby(["sweep", "value"], sort=False)
-    margins = groups.sem() * t_quantile(groups.count())
+    margins = margin(groups)
     table = groups.mean().assign(**{"±": margins["difference"], "± of that": margins["optimum − NTK"]})
     return table[[*measured[:-1], "±", measured[-1], "± of that"]].reset_index()
 
@@ -178,8 +178,8 @@ def _clear_differences(table: pd.DataFrame) -> str:
     """Where Algorithm 1 differs from the NTK of the same setting by more than half the interval."""
     clear = table[table["difference"].abs() > table["±"]]
     listed = ", ".join(
-        f"{SWEEPS[sweep]} = {value:g} ({difference:+.4f} ± {margin:.4f})"
-        for sweep, value, difference, margin in clear[["sweep", "value", "difference", "±"]].itertuples(index=False)
+        f"{SWEEPS[sweep]} = {value:g} ({difference:+.4f} ± {half:.4f})"
+        for sweep, value, difference, half in clear[["sweep", "value", "difference", "±"]].itertuples(index=False)
     ).replace("-", "−")
     # No steps are the NTK itself.
     compared = int((table["±"] > 0).sum())

@@ -13,8 +13,7 @@ LEVEL = 0.05
 
 def compare(score: pd.Series, other: pd.Series) -> dict[str, Any]:
     """Paired comparison of two methods over tables: counts, mean difference with interval, Wilcoxon's signed-rank p."""
-    # Without rounding's share, which would be a difference where there is none.
-    difference = (score - other).round(12).to_numpy()
+    difference = paired_difference(score, other).to_numpy()
     higher, lower = int(np.sum(difference > 0)), int(np.sum(difference < 0))
     found = mean(difference)
     return {
@@ -26,6 +25,11 @@ def compare(score: pd.Series, other: pd.Series) -> dict[str, Any]:
         "mean_difference_95": [found["low"], found["high"]] if len(difference) > 1 and higher + lower else None,
         "wilcoxon_p": float(stats.wilcoxon(difference).pvalue) if higher + lower else 1.0,
     }
+
+
+def paired_difference(score: pd.Series, other: pd.Series) -> pd.Series:
+    """Differences of two scores without rounding's share, which would be a difference where there is none."""
+    return (score - other).round(12)
 
 
 def in_words(comparison: dict[str, Any]) -> str:
@@ -44,14 +48,19 @@ def t_quantile(count: Any) -> Any:
     return stats.t.ppf(1 - LEVEL / 2, np.asarray(count) - 1)
 
 
+def margin(groups: Any) -> Any:
+    """Half the width of the 95 % interval of the mean of each of pandas's groups."""
+    return groups.sem() * t_quantile(groups.count())
+
+
 def mean(values: Any) -> dict[str, float]:
     """Mean with a 95 % interval, NaN of fewer than two."""
     values = np.asarray(values, float)
-    margin = stats.sem(values) * t_quantile(len(values)) if len(values) > 1 else float("nan")
+    half = stats.sem(values) * t_quantile(len(values)) if len(values) > 1 else float("nan")
     return {
         "mean": float(values.mean()),
-        "low": float(values.mean() - margin),
-        "high": float(values.mean() + margin),
+        "low": float(values.mean() - half),
+        "high": float(values.mean() + half),
     }
 
 

@@ -16,7 +16,7 @@ from scipy import stats
 from experiments import colours
 from experiments.regression_tables import REGRESSION_TABLES, load_regression_table, split_regression_table
 from experiments.rivals import CLASSIFIERS, NUM_FOLDS, ON_REQUEST, REGRESSORS
-from experiments.statistics import LEVEL, compare, in_words, t_quantile
+from experiments.statistics import LEVEL, compare, in_words, margin
 from experiments.tables import TABLES, load_table, split_table
 from experiments.uci import differences_figure
 from fixntk.report import Section, new_figure
@@ -226,7 +226,7 @@ def _differences(rows: list[dict[str, Any]], kind: str, ours: str, other: str) -
     frame = pd.DataFrame([row for row in rows if row["kind"] == kind])
     splits = frame.pivot(index=["table", "seed"], columns="method", values="score").dropna()
     differences = (splits[ours] - splits[other]).groupby("table")
-    return pd.DataFrame({"difference": differences.mean(), "±": differences.sem() * t_quantile(differences.count())})
+    return pd.DataFrame({"difference": differences.mean(), "±": margin(differences)})
 
 
 def _headline(kind: str, part: Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ from scipy import stats
 
 from experiments import colours
 from experiments.selection import fit_fixed, fit_ridge, fold_masks
-from experiments.statistics import compare, in_words, t_quantile
+from experiments.statistics import compare, in_words, margin
 from experiments.tables import TABLES, TableError, TableNames, load_table, split_table
 from fixntk import ConvexProgram, activation_masks, gated_relu_ntk, masked_gram, sample_gates, solve
 from fixntk.claims import solve_quietly
@@ -309,9 +309,9 @@ def by_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
             "fixed": means["accuracy", "fixed"],
             "optimum": means["accuracy", "optimum"],
             "difference": means["accuracy", "fixed"] - means["accuracy", "ntk"],
-            "±": differences.sem() * t_quantile(differences.count()),
+            "±": margin(differences),
             "optimum − NTK": means["accuracy", "optimum"] - means["accuracy", "ntk"],
-            "± of that": optimum_differences.sem() * t_quantile(optimum_differences.count()),
+            "± of that": margin(optimum_differences),
             "NTK objective": means["objective", "sampled_ntk"],
             "fixed objective": means["objective", "fixed"],
             "optimal objective": means["objective", "optimum"],

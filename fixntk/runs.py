@@ -66,7 +66,7 @@ def execute(
     directory = Path(directory)
     tasks = _tasks(experiment, config)
     kept = _start(directory, _describe(experiment, config), tasks, resume=resume)
-    pending = [task for task, rows in zip(tasks, _rows_by_task(tasks, kept), strict=True) if not rows]
+    pending = [task for task, rows in zip(tasks, rows_by_task(tasks, kept), strict=True) if not rows]
     try:
         with _terminate_as_interrupt():
             if pending:
@@ -75,7 +75,7 @@ def execute(
                     _run_tasks(experiment, config, pending, file, len(tasks))
             failed, _ = _finish(experiment, config, directory)
     except KeyboardInterrupt:
-        finished = sum(map(bool, _rows_by_task(tasks, read_rows(directory))))
+        finished = sum(map(bool, rows_by_task(tasks, read_rows(directory))))
         _say(
             f"interrupted: {finished} of {len(tasks)} tasks are finished and kept in {directory}; "
             "the same command with --resume does the rest"
@@ -199,7 +199,7 @@ def _keep_finished(results: Path, tasks: list[Row]) -> list[Row]:
 
 def _without_torn_task(rows: list[Row], torn: bytes, tasks: list[Row]) -> list[Row]:
     """Drop the last row's task if the torn line may be of the same task, which is then incomplete."""
-    for task, of_task in zip(tasks, _rows_by_task(tasks, rows), strict=True):
+    for task, of_task in zip(tasks, rows_by_task(tasks, rows), strict=True):
         start = _dumps(task)[:-1].encode()  # what each of the task's lines begins with
         if of_task and of_task[-1] is rows[-1] and start[: len(torn)] == torn[: len(start)]:
             return [row for row in rows if all(row is not one for one in of_task)]
@@ -262,7 +262,7 @@ def _track(pending: list[Row], total: int) -> Generator[Row, None, None]:
 def _finish(experiment: Experiment, config: BaseModel, directory: Path) -> tuple[list[Row], list[report.Section]]:
     """Write summary and report from the rows on disk and return the error rows and the report's sections."""
     tasks = _tasks(experiment, config)
-    of_task = _rows_by_task(tasks, read_rows(directory))
+    of_task = rows_by_task(tasks, read_rows(directory))
     rows = [row for rows in of_task for row in rows]
     failed = [row for row in rows if "error" in row]
     good = [row for row in rows if "error" not in row]
@@ -293,7 +293,7 @@ def _open_ends(tasks: list[Row], failed: list[Row], unfinished: int) -> list[rep
 def _failures(tasks: list[Row], failed: list[Row]) -> dict[str, list[str]]:
     """Return for each reason the tables it struck, or the tasks where they have no key ``table``."""
     failures: dict[str, list[str]] = {}
-    for task, rows in zip(tasks, _rows_by_task(tasks, failed), strict=True):
+    for task, rows in zip(tasks, rows_by_task(tasks, failed), strict=True):
         for row in rows:
             labels = failures.setdefault(row["error"], [])
             label = str(task["table"]) if "table" in task else _label(task)
@@ -302,7 +302,7 @@ def _failures(tasks: list[Row], failed: list[Row]) -> dict[str, list[str]]:
     return failures
 
 
-def _rows_by_task(tasks: list[Row], rows: list[Row]) -> list[list[Row]]:
+def rows_by_task(tasks: list[Row], rows: list[Row]) -> list[list[Row]]:
     """Return each task's rows, in the order of the tasks; rows of no task are left out."""
     # Tasks may differ in what keys they have; the most telling set of keys is tried first.
     key_sets = sorted({tuple(sorted(task)) for task in tasks}, key=len, reverse=True)

@@ -224,7 +224,7 @@ def test_tasks_that_cannot_be_are_an_error_of_the_config(project, override, expe
 def test_tasks_may_differ_in_their_keys():
     tasks = [{"part": "a", "n": 1}, {"part": "a", "n": 2}, {"part": "b"}]
     rows = [{"part": "b", "n": 7}, {"part": "a", "n": 2}, {"part": "a", "n": 2, "x": 0}, {"part": "c"}]
-    assert runs._rows_by_task(tasks, rows) == [[], rows[1:3], rows[:1]]
+    assert runs.rows_by_task(tasks, rows) == [[], rows[1:3], rows[:1]]
 
 
 def test_termination_is_like_an_interrupt(project, capsys):
