@@ -138,7 +138,8 @@ def discover(
     if is_traced(x, y, reg, gates):
         raise ValueError("discover cannot be traced: the number of gates it finds depends on the data")
     numbers = {"num_gates": num_gates, "per_round": per_round, "num_candidates": num_candidates}
-    for name, value in {**numbers, "max_rounds": max_rounds, "max_cells": max_cells}.items():
+    numbers |= {"max_rounds": max_rounds, "max_cells": max_cells}
+    for name, value in numbers.items():
         as_positive_int(name, value)
     x = as_matrix("x", x)
     key, first = jax.random.split(key)

@@ -49,7 +49,7 @@ def init(program: ConvexProgram, kernel_weights: Array, epsilon: Array) -> IRLSS
 
 def step(program: ConvexProgram, state: IRLSState) -> IRLSState:
     """Reweight η_p = sqrt(‖W_p‖² + ε) / τ_p, then solve the kernel ridge problem: one masked Gram, one Cholesky."""
-    kernel_weights = _smoothed_norms(state.weights, state.epsilon) * program.reg / program.thresholds
+    kernel_weights = program.kernel_weights_of(_smoothed_norms(state.weights, state.epsilon))
     following = _solve_ridge(program, kernel_weights, state.epsilon)
     kept = state._replace(failed=jnp.ones_like(state.failed))
     return IRLSState(*(jnp.where(following.failed, old, new) for old, new in zip(kept, following, strict=True)))

@@ -169,10 +169,10 @@ def _in_units(
 
 def _init(program: ConvexProgram, weights: Array) -> NewtonState:
     """A is the residual, scaled to be dual feasible (M7), so that no group that is zero is taken for active at once."""
-    fit = program.fit(program.fitted(weights))
-    correlations = program.correlations(fit.residual)
+    point = program.point(weights)
+    _, fit, correlations = point
     primal = program.primal_of(weights, fit)
-    gap, scale = program.certificate(weights, fit, correlations)
+    gap, scale = program.certificate(*point)
     norms = group_norms(weights)
     typical = jnp.sum(norms) / jnp.maximum(jnp.sum(norms > 0), 1)
     tiny = jnp.finfo(program.x.dtype).tiny

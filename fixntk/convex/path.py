@@ -118,13 +118,13 @@ def solve_path(
     ).canonical()
     values = _as_regs(program, regs, num_regs, min_share)
     worth = program.x.size * program.num_gates >= _WORTH_SCREENING
+    start = jnp.zeros(program.group_shape, program.x.dtype)
     sizes = None
     if screen and worth:
         program = program.with_numbers()
         sizes = group_sizes(program)
-        last = _point(program, jnp.zeros(program.group_shape, program.x.dtype))
+        last = _point(program, start)
     solutions: dict[int, Solution] = {}
-    start = jnp.zeros(program.group_shape, program.x.dtype)
     known: list[tuple[float, Array]] = []
     for position in np.argsort(-values, kind="stable"):
         reg = float(values[position])

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from fixntk._checks import as_float_array, as_matrix, check_same_rows, is_traced
 from fixntk._numerics import matmul
 from fixntk.convex.losses import LOSSES, Loss, as_loss
-from fixntk.convex.penalties import NORMS, Norm, group_norms
+from fixntk.convex.penalties import NORMS, Norm
 from fixntk.gates import activation_masks, as_masks
 from fixntk.gram import as_numbers, masked_adjoint, masked_apply, masked_gram, select_masks
 
@@ -575,9 +575,8 @@ class ConvexProgram:
         """K(η), less what the intercept takes (M2)."""
         return self.centred(self.centred(masked_gram(kernel_weights, self.masks, self.x)).T)
 
-    def kernel_weights_of(self, weights: Array) -> Float[Array, " P"]:
+    def kernel_weights_of(self, norms: Array) -> Float[Array, " P"]:
         """η_p = ‖W_p‖ / τ_p, the minimisers of (λ/2) Σ_p (‖W_p‖²/η_p + τ_p² η_p): the optimal η at the optimum (M5)."""
-        norms = group_norms(weights)
         return norms if self.penalty_weights is None else norms / self.penalty_weights
 
     def as_kernel_weights(self, kernel_weights: ArrayLike) -> Float[Array, " P"]:

@@ -18,6 +18,7 @@ from jax.typing import ArrayLike
 
 from fixntk._checks import check_memory, is_traced
 from fixntk.convex import anderson, fista, irls, newton, prox_newton
+from fixntk.convex.penalties import group_norms
 from fixntk.convex.program import ConvexProgram, Point
 from fixntk.convex.solution import ConvergenceWarning, History, Solution, is_active
 
@@ -164,9 +165,9 @@ def solve(
     if traced and callback is not None:
         raise ValueError("callback cannot be called under jit or vmap")
     start = _starting_point(program, name, init)
-    # The others start at W = 0 and see it there.
     if name in REWEIGHTING and not traced and bool(_is_zero_optimal(program)):
-        return _zero(program, name, tol, callback)
+        # FISTA starts at W = 0 and sees it there.
+        return replace(solve(program, method="fista", tol=tol, callback=callback), method=name)
     extra = (_epsilon(program, epsilon, tol),) if name in REWEIGHTING else ()
     state, history = _start(program, start, extra, name, max_iter if traced else _room(max_iter))
     if traced:
@@ -208,7 +209,7 @@ def solve_part(
         tol, max_iter = _as_options(part, method, tol, max_iter, None)
         state, history = _start(part, start, (), _REFINEMENT, _room(max_iter))
         iterations, state, history = _drive(part, state, history, _REFINEMENT, max_iter, tol, is_timed=False)
-    found = _Found(whole(state.weights), None, state.failed)
+    found = _Found(whole(state.weights), state.failed)
     solution, point = _certify(program, found, iterations, history, method, tol)
     return _trimmed(solution), point
 
@@ -218,24 +219,10 @@ def _is_zero_optimal(program: ConvexProgram) -> Array:
     return program.reg >= program.max_reg()
 
 
-def _zero(
-    program: ConvexProgram, name: str, tol: float, callback: Callable[[Progress], bool | None] | None
-) -> Solution:
-    """W = 0, after no iterations."""
-    state = fista.init(program, jnp.zeros(program.group_shape, program.x.dtype))
-    none = jnp.zeros(1, program.x.dtype)
-    history = _record(History(none, none, none, none, none), state, jnp.asarray(0))
-    if callback is not None:
-        callback(_progress(program, 0, history, 0.0))
-    found = _Found(state.weights, kernel_weights=jnp.zeros(program.num_gates, program.x.dtype), failed=state.failed)
-    return _certify(program, found, jnp.asarray(0), history, name, tol)[0]
-
-
 class _Found(NamedTuple):
     """What a certificate needs of a state."""
 
     weights: Array
-    kernel_weights: Array | None
     failed: Array
 
 
@@ -439,7 +426,7 @@ def _certified_at(
     solution = Solution(
         weights=weights,
         intercept=None if program.column is None else fit.intercept,
-        kernel_weights=state.kernel_weights if name in REWEIGHTING else program.kernel_weights_of(weights),
+        kernel_weights=state.kernel_weights if name in REWEIGHTING else program.kernel_weights_of(group_norms(weights)),
         primal=primal,
         dual=primal - gap,
         gap=gap,
