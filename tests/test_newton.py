@@ -57,7 +57,7 @@ def test_working_sets_grow_from_the_nearest_groups():
             assert set(active[0]) <= set(nearest)
     counts = [len(groups) for groups in active]
     assert 0 < counts[0] <= sizes[0] < counts[1] < counts[-1] < 300
-    assert sizes == [32, 128, 300]
+    assert sizes == [32, 64, 128, 256, 300]
     assert working_sets.buckets(300) == [16, 32, 64, 128, 256, 300]
     assert working_sets.buckets(20) == [20]
     optimum = fx.solve(program, method="fista", tol=1e-10)

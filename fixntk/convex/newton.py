@@ -33,11 +33,9 @@ from fixntk.gram import masked_apply, select_masks
 # A Newton step is expected to lower the logarithm of the gap by this much; first-order steps that do worse for their
 # cost give way.
 _NEWTON_PROGRESS = 0.28
-# Share of the active groups that may come or go in a round after which Newton follows.
-_SETTLED = 0.3
 # σ starts at this multiple of ‖W_p‖ / λ, which is what makes W_p and σ Z_p alike in size, at up to the second one where
 # the start is good, with a gap of a few per cent of the objective or less, and grows by the third.
-_FIRST_SIGMA, _LARGER_SIGMA, _GROWTH = 10.0, 100.0, 5.0
+_FIRST_SIGMA, _LARGER_SIGMA, _GROWTH = 10.0, 300.0, 5.0
 # The inner problem counts as solved where its gradient is shorter than so many times the multiplier's own step.
 _LOOSENESS = 3.0
 # Cosine of the angle between W_p and Z_p from which on they count as pointing the same way.
@@ -177,7 +175,7 @@ def _init(program: ConvexProgram, weights: Array) -> NewtonState:
     typical = jnp.sum(norms) / jnp.maximum(jnp.sum(norms > 0), 1)
     tiny = jnp.finfo(program.x.dtype).tiny
     largest = jnp.maximum(jnp.max(group_norms(correlations)), tiny)
-    multiple = jnp.clip(3 * primal / jnp.maximum(gap, tiny), _FIRST_SIGMA, _LARGER_SIGMA)
+    multiple = jnp.clip(10 * primal / jnp.maximum(gap, tiny), _FIRST_SIGMA, _LARGER_SIGMA)
     return NewtonState(
         weights=weights,
         primal=primal,
@@ -205,16 +203,15 @@ def _moved_to(program: ConvexProgram, state: NewtonState, weights: Array) -> New
 def _round(program: ConvexProgram, state: NewtonState) -> NewtonState:
     """A round on a working set.
 
-    Another follows while the sets grow, or while groups come and go and the gap falls by enough for the cost; then
-    Newton, which is fast near the solution.
+    Another follows while the sets grow, or while the gap falls by enough for the cost; then Newton, which is fast near
+    the solution and not bound to single precision.
     """
     weights, cost = working_sets.improved(program, state.weights, state.correlations, state.gap)
     moved = _moved_to(program, state, weights)
     were, are = group_norms(state.weights) > 0, group_norms(moved.weights) > 0
     progress = jnp.log(state.gap / jnp.maximum(moved.gap, jnp.finfo(program.x.dtype).tiny))
-    settled = jnp.sum(were != are) < _SETTLED * jnp.sum(were)
     grows = working_sets.size(program, are) > working_sets.size(program, were)
-    newton_next = ~grows & (settled | (progress <= _NEWTON_PROGRESS * cost))
+    newton_next = ~grows & (progress <= _NEWTON_PROGRESS * cost)
     return moved._replace(phase=jnp.where(newton_next, _NEWTON, _WORKING_SETS).astype(jnp.int32))
 
 

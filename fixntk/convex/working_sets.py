@@ -19,6 +19,8 @@ _SMALLEST_BUCKET = 16
 # Steps on a working set cost at most so many Newton steps before the next look at all groups, and end at this share of
 # the gap.
 _ROUND_COST, _ROUND_GAP = 3.0, 0.1
+# Working sets have room for so many times the groups that are active before the round.
+_ROOM = 1.2
 # What a Newton step costs beside its products, in operations, and how much dearer those of its system are than those
 # of first-order steps: factorisations use the machine less well.
 _NEWTON_OVERHEAD, _SLOWNESS = 3e7, 2.0
@@ -72,15 +74,15 @@ def first_order(program: ConvexProgram, weights: Array, gap: Array, most: int) -
 
 
 def size(program: ConvexProgram, active: Array) -> Array:
-    """The size of the working set: the smallest with room for twice the active groups, of (P,) whether active."""
+    """The size of the working set: the smallest with room for more than the active groups; (P,), whether active."""
     sizes = jnp.asarray(_sizes(program))
-    return sizes[jnp.minimum(jnp.searchsorted(sizes, 2 * jnp.sum(active)), sizes.size - 1)]
+    return sizes[jnp.minimum(jnp.searchsorted(sizes, _ROOM * jnp.sum(active)), sizes.size - 1)]
 
 
 def _sizes(program: ConvexProgram) -> list[int]:
-    """Every second bucket, the last all gates: each compiles a solver."""
+    """The buckets without the smallest, each of which compiles a solver."""
     sizes = buckets(program.num_gates)
-    return sizes[(len(sizes) - 1) % 2 :: 2]
+    return sizes[1:] or sizes
 
 
 def in_bucket(count: Array, sizes: list[int], run: Callable[[int], Any]) -> Any:
