@@ -18,7 +18,7 @@ from fixntk.gram import select_masks
 _SMALLEST_BUCKET = 16
 # Steps on a working set cost at most so many Newton steps before the next look at all groups, and end at this share of
 # the gap.
-_ROUND_COST, _ROUND_GAP = 3.0, 0.1
+_ROUND_COST, _ROUND_GAP = 3.0, 0.05
 # Working sets have room for so many times the groups that are active before the round.
 _ROOM = 1.2
 # What a Newton step costs beside its products, in operations, and how much dearer those of its system are than those
