@@ -178,7 +178,7 @@ def run_task(config: Config, task: dict[str, Any]) -> list[dict[str, Any]]:
     return [ntk_row, sampled_row, fixed_row, optimum_row]
 
 
-def summarise(_: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def summarise(config: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Compare the kernels over the tables: wins, paired tests, and what the NTK leaves on the training objective."""
     table = by_table(rows)
     frame = pd.DataFrame(rows)
@@ -207,8 +207,16 @@ def summarise(_: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
         "left_against_difference": related and {"spearman": float(related.statistic), "p": float(related.pvalue)},
         "largest_relative_gap": float(frame.loc[frame["method"] == "fixed", "relative_gap"].max()),
         "largest_relative_gap_of_an_optimum": float(frame.loc[frame["method"] == "optimum", "relative_gap"].max()),
+        "splits_at_the_ends_of_the_grid": _at_the_ends(config, frame),
         "seconds": float(frame["seconds"].sum()),
     }
+
+
+def _at_the_ends(config: Config, frame: pd.DataFrame) -> dict[str, dict[str, int]]:
+    """For each kernel, in how many splits the λ chosen is the largest or the smallest on offer."""
+    chosen = frame[frame["method"].isin(["ntk", "fixed"])].groupby("method")["reg_share"]
+    ends = {"largest": max(config.reg_shares), "smallest": min(config.reg_shares)}
+    return {str(method): {end: int((part == share).sum()) for end, share in ends.items()} for method, part in chosen}
 
 
 def sections(config: Config, rows: list[dict[str, Any]], summary: dict[str, Any]) -> list[Section]:
@@ -252,11 +260,20 @@ def sections(config: Config, rows: list[dict[str, Any]], summary: dict[str, Any]
         f"closed form; its objective is that of the {config.num_gates} sampled gates at their best scale, in the "
         f"fixed kernel's program. The reweighting stops at {config.steps} steps, or earlier at a relative gap of "
         f"{config.tol:g}; the optimum is that of the same program, to a relative gap of {config.optimum_tol:g}. "
-        "Seconds are medians; the first split of a shape also compiles."
+        "Seconds are medians; the first split of a shape also compiles. " + _ends_in_words(summary)
     )
     caption = "Test accuracy on every split (points) and its mean (bars), each table with an axis of its own."
     found.append(Section("Every table", note, table=table, figures=(("tables", _every_table(rows), caption),)))
     return found
+
+
+def _ends_in_words(summary: dict[str, Any]) -> str:
+    ends = summary["splits_at_the_ends_of_the_grid"]
+    words = " and ".join(
+        f"{label} in {ends[method]['largest']} and {ends[method]['smallest']}"
+        for method, label in (("ntk", "for the NTK"), ("fixed", "for the fixed kernel"))
+    )
+    return f"Of {summary['splits']} splits the largest and the smallest λ on offer were chosen {words}."
 
 
 def _left(config: Config, table: pd.DataFrame, summary: dict[str, Any]) -> Section:
@@ -273,9 +290,10 @@ def _left(config: Config, table: pd.DataFrame, summary: dict[str, Any]) -> Secti
     if related is None:
         return Section("What the NTK leaves", text)
     if len(table) >= _ENOUGH_TABLES:
+        correlation = f"{related['spearman']:+.2f}".replace("-", "−")
         text += (
             " Over the tables the rank correlation of what is left in training with what is gained on the test part is "
-            f"{related['spearman']:+.2f} (Spearman, p = {related['p']:.2g})."
+            f"{correlation} (Spearman, p = {related['p']:.2g})."
         )
     figure = new_figure(6.4, 3.8)
     axes = figure.add_subplot()

@@ -192,12 +192,14 @@ def test_what_is_left_is_set_against_the_difference():
                 ("optimum", 0.8, 1 - left),
             ):
                 row = {"method": method, "accuracy": accuracy, "objective": objective, "lower_bound": 1 - left}
-                rows.append(common | row)
+                rows.append(common | row | {"reg_share": 0.3 if table == "a" else 0.1 if seed else 1e-4})
     summary = uci.summarise(uci.Config(tables=("iris",)), rows)
     assert summary["left_against_difference"]["spearman"] == pytest.approx(-1)
     assert summary["least_and_most_left_by_ntk"] == pytest.approx([0.1, 0.3])
     assert summary["median_left_by_ntk"] == pytest.approx(0.2)
     assert summary["splits_where_the_ntk_beats_the_bound"] == 0
+    ends = {"largest": 2, "smallest": 2}
+    assert summary["splits_at_the_ends_of_the_grid"] == {"ntk": ends, "fixed": ends}
     table = uci.by_table(rows)
     # Of two values the interval is the mean ± t(0.975, 1) times half their distance.
     np.testing.assert_allclose(table["±"], stats.t.ppf(0.975, 1) * 0.005)
