@@ -231,8 +231,10 @@ def _differences(rows: list[dict[str, Any]], kind: str, ours: str, other: str) -
 
 def _headline(kind: str, part: Mapping[str, Any]) -> str:
     ranks = ", ".join(f"{name} {rank:.2f}" for name, rank in part["average_rank"].items())
+    words = f"Average ranks on {part['tables']} {kind} tables: {ranks}"
+    # None of a single method, as in a run that has just begun.
     difference = part["critical_difference"]
-    words = f"Average ranks on {part['tables']} {kind} tables: {ranks} (critical difference {difference:.2f})."
+    words += "." if difference is None else f" (critical difference {difference:.2f})."
     if against := part["fixed_kernel_against"].get("NTK"):
         words += f" The fixed kernel is higher than or the same as the NTK on {against['higher'] + against['same']}."
     return words

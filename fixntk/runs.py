@@ -266,26 +266,31 @@ def _finish(experiment: Experiment, config: BaseModel, directory: Path) -> tuple
     rows = [row for rows in of_task for row in rows]
     failed = [row for row in rows if "error" in row]
     good = [row for row in rows if "error" not in row]
-    summary = to_json(experiment.summarise(config, good)) if good else {}
+    unfinished = of_task.count([])
+    needs_more = getattr(experiment, "NEEDS_EVERY_TASK", False) and bool(failed or unfinished)
+    summary, sections = {}, []
+    if good and not needs_more:
+        summary = to_json(experiment.summarise(config, good))
+        with report.use_style():
+            sections = experiment.sections(config, good, summary)
     _write_json(directory / "summary.json", summary)
-    with report.use_style():
-        sections = experiment.sections(config, good, summary) if good else []
-    sections = [*_open_ends(tasks, failed, of_task.count([])), *sections]
+    sections = [*_open_ends(tasks, failed, unfinished, needs_more=needs_more), *sections]
     computed_with = _read_environment(experiment, directory)
     report.render(directory, _title(experiment), sections, computed_with, _describe(experiment, config))
     return failed, sections
 
 
-def _open_ends(tasks: list[Row], failed: list[Row], unfinished: int) -> list[report.Section]:
+def _open_ends(tasks: list[Row], failed: list[Row], unfinished: int, *, needs_more: bool) -> list[report.Section]:
     """Say first in the report what is not in it."""
     sections = []
+    without = "this report needs every task and is empty without them" if needs_more else "what follows is without them"
     if unfinished:
-        text = f"**{unfinished} of {len(tasks)} tasks are not finished**, what follows is without them."
+        text = f"**{unfinished} of {len(tasks)} tasks are not finished**; {without}."
         sections.append(report.Section("Unfinished", text))
     if failed:
         failures = _failures(tasks, failed)
         table = pd.DataFrame({"skipped": map(", ".join, failures.values()), "reason": failures.keys()})
-        text = f"**{len(failed)} of {len(tasks)} tasks could not use their data**; what follows is without them."
+        text = f"**{len(failed)} of {len(tasks)} tasks could not use their data**; {without}."
         sections.append(report.Section("Skipped", text, table))
     return sections
 

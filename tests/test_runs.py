@@ -271,6 +271,22 @@ def test_regenerate_of_an_unfinished_run_says_so_on_both_pages(project):
         assert "too few rows" in page
 
 
+def test_an_experiment_that_needs_every_task_is_not_summarised_before(project):
+    module = project.root / "experiments" / "toy.py"
+    module.write_text(module.read_text() + "\nNEEDS_EVERY_TASK = True\n")
+    project.control(terminate="wine")
+    assert execute(project) == 130
+    runs.regenerate(project.out, project.out / "page.md")
+    for name in ("report.html", "page.md"):
+        page = (project.out / name).read_text()
+        assert "2 of 4 tasks are not finished" in page
+        assert "Scores" not in page
+    assert json.loads((project.out / "summary.json").read_text()) == {}
+    project.control()
+    assert execute(project, resume=True) == 0
+    assert "Scores" in (project.out / "report.html").read_text()
+
+
 def test_both_pages_have_the_rows_in_the_order_of_the_tasks(project):
     execute(project)
     runs.regenerate(project.out, project.out / "page.md")
