@@ -38,6 +38,36 @@ def test_where_cells_are_enumerated_the_result_is_the_optimum_over_all_of_them(r
     np.testing.assert_allclose(outputs.reshape(program.targets.shape), program.fitted(found.solution.weights))
 
 
+@pytest.mark.parametrize(
+    ("loss", "options"),
+    [
+        ("logistic", {"intercept": True}),
+        ("squared", {"intercept": True, "sample_weight": np.linspace(0, 2, 16)}),
+        ("huber", {}),
+        ("squared_hinge", {"sample_weight": np.linspace(0.5, 1.5, 16)}),
+        ("softmax", {"norm": "nuclear"}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_the_bound_over_all_cells_holds_for_every_loss(rng, loss, options):
+    x, y = plane(rng)
+    if loss in ("logistic", "squared_hinge", "softmax"):
+        y = (y > np.median(y)).astype(int)
+    cells = fx.enumerate_arrangements(x)
+    program = fx.ConvexProgram(x, y, cells.masks, 1.0, loss, **options)
+    reg = 0.05 * float(program.max_reg())
+    whole = fx.solve(program.with_reg(reg), tol=1e-8, max_iter=20_000)
+    found = fx.discover(
+        x, y, reg, loss, **options, key=jax.random.key(0), num_gates=4, per_round=16, tol=1e-6, max_cells=10_000
+    )
+    assert found.exact
+    assert found.converged, found.message
+    scale = float(program.primal_at_zero())
+    assert abs(float(found.solution.primal - whole.primal)) <= 2e-6 * scale
+    assert found.lower_bound <= float(whole.primal) + 1e-9 * scale
+    assert found.gap <= 2e-6 * scale
+
+
 def test_a_discovery_that_stops_early_warns_and_says_so(rng):
     x, y = plane(rng)
     options = {"key": jax.random.key(0), "num_gates": 4, "per_round": 2}

@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float
 from fixntk._checks import as_matrix, as_positive_int, is_traced
 from fixntk._numerics import matmul
 from fixntk.arrangements import cover_count, distinct_hyperplanes, enumerate_arrangements
+from fixntk.convex.losses import Loss
 from fixntk.convex.penalties import group_norms
 from fixntk.convex.program import ConvexProgram
 from fixntk.convex.solution import ConvergenceWarning, Solution
@@ -40,8 +41,8 @@ class Discovery:
     gates, masks
         (P, d) and (n, P).
     violation
-        Largest ‖Xᵀ D(g) R‖ / λ − 1 of any gate that the last search found, R the solution's residual; at most about 0
-        when none violates the dual.
+        Largest ‖Xᵀ D(g) R‖ / λ − 1 of any gate that the last search found, R the solution's residual and the norm the
+        penalty's dual one; at most about 0 when none violates the dual.
     exact
         Whether that search went through every mask that a gate on no row's hyperplane can make. Then no gated network
         with such gates (which random ones and those of ReLU networks are) gets below ``lower_bound``, whatever its
@@ -83,8 +84,12 @@ def discover(
     x: ArrayLike,
     y: ArrayLike,
     reg: ArrayLike,
+    loss: str | Loss = "squared",
     *,
     key: Array,
+    sample_weight: ArrayLike | None = None,
+    intercept: bool = False,
+    norm: str = "frobenius",
     gates: ArrayLike | None = None,
     num_gates: int = 64,
     per_round: int = 32,
@@ -104,8 +109,9 @@ def discover(
 
     Parameters
     ----------
-    x, y, reg
-        (n, d) inputs, (n,) or (n, c) targets, λ > 0, as for :class:`fixntk.ConvexProgram`.
+    x, y, reg, loss, sample_weight, intercept, norm
+        The program's data and penalty, as for :class:`fixntk.ConvexProgram`: (n, d) inputs, (n,) or (n, c) targets or
+        labels, λ > 0.
     key
         Random key.
     gates
@@ -117,7 +123,8 @@ def discover(
     max_rounds, max_cells
         The most rounds; for the cells see above.
     tol, method
-        Of each solution, as for :func:`fixntk.solve`; also the share of ½‖Y‖² at which an exact bound is close enough.
+        Of each solution, as for :func:`fixntk.solve`; also the share of the objective of W = 0 at which an exact bound
+        is close enough.
     callback
         Called with what is known after each round; a true answer stops.
 
@@ -144,7 +151,8 @@ def discover(
     x = as_matrix("x", x)
     key, first = jax.random.split(key)
     start = sample_gates(first, num_gates, x.shape[1], dtype=x.dtype) if gates is None else as_matrix("gates", gates)
-    program = ConvexProgram(x, y, activation_masks(x, start), reg)
+    masks = activation_masks(x, start)
+    program = ConvexProgram(x, y, masks, reg, loss, sample_weight=sample_weight, intercept=intercept, norm=norm)
     # Gates come and go on the host: a device would compile each number of them.
     chosen = np.asarray(start)
     planes = distinct_hyperplanes(np.asarray(x, np.float64))
@@ -160,7 +168,7 @@ def discover(
         program = _of_gates(program, chosen, size)
         init = np.pad(weights, ((0, size - len(weights)), (0, 0), (0, 0)))
         solution = solve(program, method=method, tol=tol, init=init)
-        residual = program.targets - program.fitted(solution.weights)
+        residual = program.point(solution.weights).fit.residual
         if cells is not None:
             candidates, masks = cells.gates, cells.masks
         else:
@@ -168,8 +176,8 @@ def discover(
             starts = sample_gates(search, num_candidates, x.shape[1], dtype=x.dtype)
             candidates = _searched(x, residual, jnp.concatenate([starts, _repeated(chosen, size)]))
             masks = activation_masks(x, candidates)
-        scores = np.asarray(_scores(x, residual, masks)) / float(program.reg)
-        found = _found(program, solution, chosen, scores, residual, cells is not None, number)
+        gap, scores = map(np.asarray, _priced(program, solution.weights, masks))
+        found = _found(program, solution, chosen, float(gap), scores, exact, number)
         fresh = _worst(scores, masks, program.masks, per_round)
         close = found.gap <= tol * float(program.primal_at_zero())
         found = replace(found, converged=close or fresh.size == 0)
@@ -190,22 +198,19 @@ def _found(
     program: ConvexProgram,
     solution: Solution,
     gates: np.ndarray,
+    gap: float,
     scores: np.ndarray,
-    residual: Array,
     exact: bool,
     rounds: int,
 ) -> Discovery:
     count = len(gates)
-    largest = float(np.max(scores, initial=0.0))
-    theta = residual / max(1.0, largest)
-    bound = float(jnp.sum(program.targets * theta) - 0.5 * jnp.sum(theta**2)) if exact else -np.inf
+    violation = float(np.max(scores, initial=0.0)) - 1
     # Cut by NumPy: JAX would compile a slice for each number of gates.
     weights, kernel_weights = np.asarray(solution.weights)[:count], np.asarray(solution.kernel_weights)[:count]
     masks = np.asarray(program.masks)[:, :count]
     trimmed = replace(solution, weights=jnp.asarray(weights), kernel_weights=jnp.asarray(kernel_weights))
-    return Discovery(
-        trimmed, jnp.asarray(gates), jnp.asarray(masks), largest - 1, exact, bound, rounds, converged=False
-    )
+    bound = float(solution.primal) - gap if exact else -np.inf
+    return Discovery(trimmed, jnp.asarray(gates), jnp.asarray(masks), violation, exact, bound, rounds, converged=False)
 
 
 def _of_gates(program: ConvexProgram, gates: np.ndarray, size: int) -> ConvexProgram:
@@ -233,9 +238,14 @@ def _worst(scores: np.ndarray, masks: Array, known: Array, most: int) -> Any:
 
 
 @jax.jit
-def _scores(x: Array, residual: Array, masks: Array) -> Array:
-    """‖Xᵀ D_p R‖ for each mask."""
-    return group_norms(masked_adjoint(masks, x, residual, masks.shape[1]))
+def _priced(program: ConvexProgram, weights: Array, masks: Array) -> tuple[Array, Array]:
+    """Gap of the weights if the program had these masks too, and ‖Xᵀ D_p R‖ / λ for each of them (M7, M11)."""
+    weights, fit, correlations = program.point(weights)
+    further = masked_adjoint(masks, program.x, fit.residual, masks.shape[1])
+    both = ((weights, jnp.zeros_like(further)), (correlations, further))
+    of_both, correlations_of_both = map(jnp.concatenate, both)
+    gap = program.certificate(of_both, fit, correlations_of_both).gap
+    return gap, program.norm.duals(further) / program.reg
 
 
 @partial(jax.jit, static_argnames="steps")
@@ -247,7 +257,7 @@ def _searched(x: Array, residual: Array, starts: Array, steps: int = 20) -> Arra
     outer = (x[:, :, None] * residual[:, None, :]).reshape(x.shape[0], -1)
 
     def score(gates: Array) -> Array:
-        return _scores(x, residual, activation_masks(x, gates))
+        return group_norms(masked_adjoint(activation_masks(x, gates), x, residual, gates.shape[0]))
 
     def climb(carry: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
         gates, values = carry
