@@ -53,6 +53,64 @@ def test_local_links_lead_to_files(page):
             assert (page.parent / target).exists(), target
 
 
+# What pages quote from that of the paper's claims: the page, its words, where the numbers stand ("…" is anything).
+QUOTES = [
+    (
+        "README.md",
+        "leaves {median} on the table in the median of {splits} splits of 33 UCI and KEEL tables, {least} to {most} by "
+        "table, and never gets below the certified bound.",
+        "leaves {median} on the table in the median split, on single tables from {least} to {most}; it is below the "
+        "certified bound in 0 of {splits} splits",
+    ),
+    (
+        "README.md",
+        "the same as the NTK on {not_lower} of 33 tables ({higher} higher, {lower} lower; the paper reports 26 of 33)",
+        "the same as the NTK's on {not_lower} of 33 tables ({higher} higher)…lower on {lower}, Wilcoxon",
+    ),
+    (
+        "README.md",
+        "the mean difference is {mean}, 95 % interval {low} to {high}, Wilcoxon p = {p}: no evidence",
+        "Against the NTK the fixed kernel's is {mean} on average (95 % interval over tables {low} to {high}), "
+        "higher…Wilcoxon p = {p}. Against",
+    ),
+    ("README.md", "(rank correlation {rho})", "what is gained on the test part is {rho} (Spearman"),
+    (
+        "README.md",
+        "the same on {not_lower} of 33 tables, ten splits each ({higher} higher, {lower} lower; mean difference "
+        "{mean}, p = {p};",
+        "the same as the NTK on {not_lower}.**…against NTK: {mean} on average…higher on {higher},…lower on {lower}, "
+        "Wilcoxon p = {p}. ",
+    ),
+    (
+        "docs/comparison.md",
+        "the NTK in {random} % of {cases} cases, discovered gates (`fx.discover`) in {found} %.",
+        "the NTK's in {random}% of the cases with random gates and in {found}% with discovered…of {cases}.",
+    ),
+    (
+        "docs/gallery.md",
+        "the test error is {found} of the NTK's with gates that the targets ask for (geometric mean, 95 % interval "
+        "{a} to {b}) and {random} with random ones ({c} to {d}).",
+        "gated teacher: fixed, random gates {random} ({c} to {d}), fixed, discovered gates {found} ({a} to {b})",
+    ),
+    (
+        "docs/networks.md",
+        "In {cases} cases, three problems, none ends below the bound;",
+        "Training ends below the certified bound in 0 of {cases} cases",
+    ),
+]
+
+
+@pytest.mark.parametrize(("page", "quoted", "measured"), QUOTES)
+def test_numbers_quoted_from_the_page_of_the_claims_are_those_on_it(page, quoted, measured):
+    def words_of(name):
+        return " ".join((ROOT / name).read_text(encoding="utf-8").split())
+
+    pattern = re.sub(r"\\{(\w+)\\}", r"(?P<\1>\\S+?)", re.escape(measured)).replace("…", ".*?")
+    numbers = re.search(pattern, words_of("docs/paper.md"))
+    assert numbers, pattern
+    assert quoted.format(**numbers.groupdict()) in words_of(page)
+
+
 def test_every_m_number_of_a_docstring_is_a_section():
     sections = set(re.findall(r"^## (M\d+) ", (ROOT / "docs/mathematics.md").read_text(encoding="utf-8"), re.MULTILINE))
     used = set()
