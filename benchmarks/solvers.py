@@ -7,7 +7,7 @@ install --no-deps pyscnn`, in an environment of its own). One certificate,
 ladder of tolerances, and the fastest run within the gap counts. Each contestant has a process of its own for each
 problem; the dense design that peers need is built before the clock starts. float64.
 
-Run with `python benchmarks/solvers.py [--problems teacher-M ...] [--limit SECONDS] [--scnn PYTHON]`.
+Run with `python benchmarks/solvers.py [--problems teacher-M ...] [--shares 0.1 ...] [--limit SECONDS] [--scnn PYTHON]`.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ PROBLEMS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--problems", nargs="+", default=list(PROBLEMS), choices=list(PROBLEMS))
+    parser.add_argument("--shares", nargs="+", type=float, help="only these λ, as shares of λ_max")
     parser.add_argument("--solvers", nargs="+", default=list(SOLVERS), choices=list(SOLVERS))
     parser.add_argument("--limit", type=float, default=60.0, help="seconds that a solver has for all of its runs")
     parser.add_argument("--scnn", metavar="PYTHON", help="a Python that has scnn")
@@ -45,6 +46,8 @@ def main() -> None:
     print(f"{multiprocessing.cpu_count()} cores; seconds to a relative gap of {', '.join(f'{gap:g}' for gap in GAPS)}")
     for problem in arguments.problems:
         for share in PROBLEMS[problem]:
+            if arguments.shares and share not in arguments.shares:
+                continue
             print(f"\n{problem}, λ = {share} λ_max", flush=True)
             best = {}
             for solver in arguments.solvers:
