@@ -234,7 +234,7 @@ def _headline(kind: str, part: Mapping[str, Any]) -> str:
     words = f"Average ranks on {part['tables']} {kind} tables: {ranks}"
     # None of a single method, as in a run that has just begun.
     difference = part["critical_difference"]
-    words += "." if difference is None else f" (critical difference {difference:.2f})."
+    words += "." if difference is None or np.isnan(difference) else f" (critical difference {difference:.2f})."
     if against := part["fixed_kernel_against"].get("NTK"):
         words += f" The fixed kernel is higher than or the same as the NTK on {against['higher'] + against['same']}."
     return words

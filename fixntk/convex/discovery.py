@@ -142,7 +142,7 @@ def discover(
     ConvergenceWarning
         If ``max_rounds`` are made and a gate violates the dual still.
     """
-    if is_traced(x, y, reg, gates):
+    if is_traced(x, y, reg, sample_weight, gates):
         raise ValueError("discover cannot be traced: the number of gates it finds depends on the data")
     numbers = {"num_gates": num_gates, "per_round": per_round, "num_candidates": num_candidates}
     numbers |= {"max_rounds": max_rounds, "max_cells": max_cells}
@@ -168,11 +168,11 @@ def discover(
         program = _of_gates(program, chosen, size)
         init = np.pad(weights, ((0, size - len(weights)), (0, 0), (0, 0)))
         solution = solve(program, method=method, tol=tol, init=init)
-        residual = program.point(solution.weights).fit.residual
         if cells is not None:
             candidates, masks = cells.gates, cells.masks
         else:
             key, search = jax.random.split(key)
+            residual = program.fit(program.fitted(solution.weights)).residual
             starts = sample_gates(search, num_candidates, x.shape[1], dtype=x.dtype)
             candidates = _searched(x, residual, jnp.concatenate([starts, _repeated(chosen, size)]))
             masks = activation_masks(x, candidates)
