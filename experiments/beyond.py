@@ -39,7 +39,6 @@ _COLOURS: Mapping[str, str] = MappingProxyType(
 # A layer with no more of the kernel's trace than this is not kept.
 _KEPT = 0.01
 
-# Its figures and its headline compare what comes from different tasks.
 NEEDS_EVERY_TASK = True
 
 

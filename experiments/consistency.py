@@ -19,7 +19,6 @@ from fixntk.report import Section, new_figure
 Positive = Annotated[int, Field(ge=1)]
 TwoOrMore = Annotated[int, Field(ge=2)]
 
-# Its figures and its headline compare what comes from different tasks.
 NEEDS_EVERY_TASK = True
 
 

@@ -35,7 +35,6 @@ _SOLVERS = ("newton", "irls")
 # Smaller excesses over the optimum and times are drawn as these.
 _FLOOR, _LEAST_SECONDS = 1e-7, 1e-4
 
-# Its figures and its headline compare what comes from different tasks.
 NEEDS_EVERY_TASK = True
 
 

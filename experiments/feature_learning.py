@@ -30,7 +30,6 @@ from fixntk.report import Section, new_figure
 Positive = Annotated[int, Field(ge=1)]
 Problem = Literal["teacher", "relu_teacher"]
 
-# Its figures and its headline compare what comes from different tasks.
 NEEDS_EVERY_TASK = True
 
 

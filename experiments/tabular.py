@@ -150,10 +150,13 @@ def by_table(rows: list[dict[str, Any]]) -> dict[str, pd.DataFrame]:
     }
 
 
-def critical_difference(num_tables: int, num_methods: int) -> float:
-    """Average ranks further apart than this differ significantly: Nemenyi's test at 5 % (Demšar, JMLR 7, 2006)."""
+def critical_difference(num_tables: int, num_methods: int) -> float | None:
+    """Average ranks further apart than this differ significantly: Nemenyi's test at 5 % (Demšar, JMLR 7, 2006).
+
+    None of a single method, as in a run that has just begun.
+    """
     if num_methods < 2:
-        return float("nan")
+        return None
     quantile = stats.studentized_range.ppf(1 - LEVEL, num_methods, np.inf) / np.sqrt(2)
     return float(quantile * np.sqrt(num_methods * (num_methods + 1) / (6 * num_tables)))
 
@@ -232,9 +235,8 @@ def _differences(rows: list[dict[str, Any]], kind: str, ours: str, other: str) -
 def _headline(kind: str, part: Mapping[str, Any]) -> str:
     ranks = ", ".join(f"{name} {rank:.2f}" for name, rank in part["average_rank"].items())
     words = f"Average ranks on {part['tables']} {kind} tables: {ranks}"
-    # None of a single method, as in a run that has just begun.
     difference = part["critical_difference"]
-    words += "." if difference is None or np.isnan(difference) else f" (critical difference {difference:.2f})."
+    words += "." if difference is None else f" (critical difference {difference:.2f})."
     if against := part["fixed_kernel_against"].get("NTK"):
         words += f" The fixed kernel is higher than or the same as the NTK on {against['higher'] + against['same']}."
     return words

@@ -45,7 +45,6 @@ METHODS: Mapping[str, str] = MappingProxyType(
 )
 """With their colours."""
 
-# Its figures and its headline compare what comes from different tasks.
 NEEDS_EVERY_TASK = True
 
 

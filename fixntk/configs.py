@@ -50,7 +50,8 @@ class Experiment(Protocol):
         """Return what ``summary.json`` shall hold; ``fixntk run`` prints its ``headline`` if it has one.
 
         ``rows`` are in the order of ``tasks``, as read back from JSON (NaN is None), without the error rows; those of
-        at least one task, or of all of them where the module has a constant ``NEEDS_EVERY_TASK = True``.
+        at least one task, or of all of them where the module has a constant ``NEEDS_EVERY_TASK = True``, as one has
+        whose figures and headline compare what comes from different tasks.
         """
 
     def sections(self, config: Any, rows: list[Row], summary: Row) -> list[Section]:

@@ -20,7 +20,7 @@ from fixntk._numerics import matmul
 from fixntk.arrangements import cover_count, distinct_hyperplanes, enumerate_arrangements
 from fixntk.convex.losses import Loss
 from fixntk.convex.penalties import group_norms
-from fixntk.convex.program import ConvexProgram
+from fixntk.convex.program import ConvexProgram, Point
 from fixntk.convex.solution import ConvergenceWarning, Solution
 from fixntk.convex.solve import solve
 from fixntk.gates import activation_masks, sample_gates
@@ -168,15 +168,15 @@ def discover(
         program = _of_gates(program, chosen, size)
         init = np.pad(weights, ((0, size - len(weights)), (0, 0), (0, 0)))
         solution = solve(program, method=method, tol=tol, init=init)
+        point = program.point(solution.weights)
         if cells is not None:
             candidates, masks = cells.gates, cells.masks
         else:
             key, search = jax.random.split(key)
-            residual = program.fit(program.fitted(solution.weights)).residual
             starts = sample_gates(search, num_candidates, x.shape[1], dtype=x.dtype)
-            candidates = _searched(x, residual, jnp.concatenate([starts, _repeated(chosen, size)]))
+            candidates = _searched(x, point.fit.residual, jnp.concatenate([starts, _repeated(chosen, size)]))
             masks = activation_masks(x, candidates)
-        gap, scores = map(np.asarray, _priced(program, solution.weights, masks))
+        gap, scores = map(np.asarray, _priced(program, point, masks))
         found = _found(program, solution, chosen, float(gap), scores, exact, number)
         fresh = _worst(scores, masks, program.masks, per_round)
         close = found.gap <= tol * float(program.primal_at_zero())
@@ -238,9 +238,9 @@ def _worst(scores: np.ndarray, masks: Array, known: Array, most: int) -> Any:
 
 
 @jax.jit
-def _priced(program: ConvexProgram, weights: Array, masks: Array) -> tuple[Array, Array]:
-    """Gap of the weights if the program had these masks too, and ‖Xᵀ D_p R‖ / λ for each of them (M7, M11)."""
-    weights, fit, correlations = program.point(weights)
+def _priced(program: ConvexProgram, point: Point, masks: Array) -> tuple[Array, Array]:
+    """Gap of the point if the program had these masks too, and ‖Xᵀ D_p R‖ / λ for each of them (M7, M11)."""
+    weights, fit, correlations = point
     further = masked_adjoint(masks, program.x, fit.residual, masks.shape[1])
     both = ((weights, jnp.zeros_like(further)), (correlations, further))
     of_both, correlations_of_both = map(jnp.concatenate, both)
