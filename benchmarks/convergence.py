@@ -21,7 +21,7 @@ import numpy as np
 from problems import make
 
 import fixntk as fx
-from fixntk.report import STYLE
+from fixntk.runner.report import STYLE
 
 FIGURES = Path(__file__).parent.parent / "docs" / "figures"
 METHODS = {"irls": 400, "anderson": 200, "fista": 20_000, "newton": 200}

@@ -18,11 +18,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from experiments import colours
-from experiments.statistics import mean, paired_difference, t_quantile, with_interval
+from experiments.shared import colours
+from experiments.shared.statistics import mean, paired_difference, t_quantile, with_interval
 from fixntk import ConvexProgram, activation_masks, layerwise_ntk, sample_gates, solve, solve_kernels
 from fixntk.estimators import GatedReLUClassifierCV, NTKClassifierCV
-from fixntk.report import Section, new_figure
+from fixntk.runner.report import Section, new_figure
 
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, lt=1)]

@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from experiments.statistics import slope, slope_in_words
+from experiments.shared.statistics import slope, slope_in_words
 from fixntk import ConvexProgram, activation_masks, sample_gates, solve
-from fixntk.report import Section, new_figure
+from fixntk.runner.report import Section, new_figure
 
 Positive = Annotated[int, Field(ge=1)]
 TwoOrMore = Annotated[int, Field(ge=2)]

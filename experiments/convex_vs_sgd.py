@@ -14,7 +14,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from pydantic import BaseModel, ConfigDict, Field
 
-from experiments import colours, planted
+from experiments.data import planted
+from experiments.shared import colours
 from fixntk import (
     ConvexProgram,
     DivergedError,
@@ -24,8 +25,8 @@ from fixntk import (
     solve,
     train,
 )
-from fixntk.claims import solve_quietly
-from fixntk.report import Section, new_figure
+from fixntk.runner.report import Section, new_figure
+from fixntk.verify.check import solve_quietly
 
 Positive = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]

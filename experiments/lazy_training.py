@@ -13,10 +13,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 from pydantic import BaseModel, ConfigDict, Field
 
-from experiments import planted
-from experiments.statistics import slope, slope_in_words
+from experiments.data import planted
+from experiments.shared.statistics import slope, slope_in_words
 from fixntk import GatedReLUNetwork, gated_relu_ntk, gradient_flow, max_learning_rate, sample_gates, train
-from fixntk.report import Section, new_figure
+from fixntk.runner.report import Section, new_figure
 
 Positive = Annotated[int, Field(ge=1)]
 

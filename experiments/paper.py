@@ -26,9 +26,9 @@ from experiments import (
     toy,
     uci,
 )
-from fixntk.configs import Experiment
-from fixntk.report import Section
-from fixntk.runs import rows_by_task
+from fixntk.runner.config import Experiment
+from fixntk.runner.report import Section
+from fixntk.runner.run import rows_by_task
 
 
 class Part(NamedTuple):

@@ -12,16 +12,16 @@ from jax import Array, lax
 from matplotlib.figure import Figure
 from pydantic import BaseModel, ConfigDict, Field
 
-from experiments import colours
-from experiments.statistics import margin
-from experiments.tables import TableNames, load_table, split_table
+from experiments.data.tables import TableNames, load_table, split_table
+from experiments.shared import colours
+from experiments.shared.statistics import margin
 from experiments.uci import padded, share_correct
 from fixntk import ConvexProgram, activation_masks, sample_gates
-from fixntk.claims import solve_quietly
-from fixntk.convex import irls
-from fixntk.estimation import as_signs
+from fixntk.convex.solvers import irls
+from fixntk.estimators.fitting import as_signs
 from fixntk.gram import masked_apply
-from fixntk.report import Section, new_figure
+from fixntk.runner.report import Section, new_figure
+from fixntk.verify.check import solve_quietly
 
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, le=1)]

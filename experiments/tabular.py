@@ -13,13 +13,13 @@ from matplotlib.figure import Figure
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from scipy import stats
 
-from experiments import colours
-from experiments.regression_tables import REGRESSION_TABLES, load_regression_table, split_regression_table
-from experiments.rivals import CLASSIFIERS, NUM_FOLDS, ON_REQUEST, REGRESSORS
-from experiments.statistics import LEVEL, compare, in_words, margin
-from experiments.tables import TABLES, load_table, split_table
+from experiments.data.regression_tables import REGRESSION_TABLES, load_regression_table, split_regression_table
+from experiments.data.tables import TABLES, load_table, split_table
+from experiments.shared import colours
+from experiments.shared.baselines import CLASSIFIERS, NUM_FOLDS, ON_REQUEST, REGRESSORS
+from experiments.shared.statistics import LEVEL, compare, in_words, margin
 from experiments.uci import differences_figure
-from fixntk.report import Section, new_figure
+from fixntk.runner.report import Section, new_figure
 
 Positive = Annotated[int, Field(ge=1)]
 Kind = Literal["classification", "regression"]

@@ -15,8 +15,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from pydantic import BaseModel, ConfigDict, Field
 
-from experiments import colours, planted
-from experiments.statistics import geometric_mean, with_interval
+from experiments.data import planted
+from experiments.shared import colours
+from experiments.shared.statistics import geometric_mean, with_interval
 from fixntk import (
     ConvergenceWarning,
     ConvexProgram,
@@ -30,7 +31,7 @@ from fixntk import (
     solve,
     train,
 )
-from fixntk.report import Section, new_figure
+from fixntk.runner.report import Section, new_figure
 
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, lt=1)]

@@ -15,7 +15,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from pydantic import BaseModel, ConfigDict, Field
 
-from experiments import colours, planted
+from experiments.data import planted
+from experiments.shared import colours
 from fixntk import (
     ConvexProgram,
     GatedReLUNetwork,
@@ -27,8 +28,8 @@ from fixntk import (
     solve_relu,
     train,
 )
-from fixntk.claims import optimum_by_cvxpy, solve_quietly
-from fixntk.report import Section, new_figure
+from fixntk.runner.report import Section, new_figure
+from fixntk.verify.check import optimum_by_cvxpy, solve_quietly
 
 Positive = Annotated[int, Field(ge=1)]
 

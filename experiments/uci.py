@@ -14,14 +14,14 @@ from matplotlib.figure import Figure
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from scipy import stats
 
-from experiments import colours
-from experiments.selection import fit_fixed, fit_ridge, fold_masks
-from experiments.statistics import compare, in_words, margin
-from experiments.tables import TABLES, TableError, TableNames, load_table, split_table
+from experiments.data.tables import TABLES, TableError, TableNames, load_table, split_table
+from experiments.shared import colours
+from experiments.shared.selection import fit_fixed, fit_ridge, fold_masks
+from experiments.shared.statistics import compare, in_words, margin
 from fixntk import ConvexProgram, activation_masks, gated_relu_ntk, masked_gram, sample_gates, solve
-from fixntk.claims import solve_quietly
-from fixntk.estimation import as_signs
-from fixntk.report import Section, new_figure
+from fixntk.estimators.fitting import as_signs
+from fixntk.runner.report import Section, new_figure
+from fixntk.verify.check import solve_quietly
 
 Positive = Annotated[int, Field(ge=1)]
 Shares = Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(min_length=1)]

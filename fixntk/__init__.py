@@ -2,7 +2,6 @@
 
 from importlib.metadata import version
 
-from fixntk.arrangements import cover_count, enumerate_arrangements
 from fixntk.convex import (
     ConvergenceWarning,
     ConvexProgram,
@@ -20,10 +19,12 @@ from fixntk.convex import (
     solve_path,
     solve_relu,
 )
-from fixntk.export import from_dict, load_network, save_network, to_dict, to_equinox, to_flax
-from fixntk.gates import Arrangements, activation_masks, merge_duplicate_masks, pack_masks, sample_gates
+from fixntk.gates.arrangements import cover_count, enumerate_arrangements
+from fixntk.gates.masks import Arrangements, activation_masks, merge_duplicate_masks, pack_masks, sample_gates
+from fixntk.gates.solid_angles import arrangement_weights
 from fixntk.gram import MaskedGram, masked_gram
-from fixntk.networks import GatedReLUNetwork, ReLUNetwork, from_group_weights
+from fixntk.networks.export import from_dict, load_network, save_network, to_dict, to_equinox, to_flax
+from fixntk.networks.models import GatedReLUNetwork, ReLUNetwork, from_group_weights
 from fixntk.ntk import (
     Kernel,
     empirical_ntk,
@@ -38,8 +39,7 @@ from fixntk.ntk import (
     network_kernel,
     ntk_vector_product,
 )
-from fixntk.solid_angles import arrangement_weights
-from fixntk.training import (
+from fixntk.training.train import (
     DivergedError,
     Training,
     TrainingHistory,

@@ -129,7 +129,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from fixntk import runs
+    from fixntk.runner import run as runs
 
     directory = arguments.out or Path("runs") / arguments.config.stem
     try:
@@ -147,7 +147,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from fixntk import runs
+    from fixntk.runner import run as runs
 
     try:
         print(f"The report is {runs.regenerate(arguments.directory, arguments.markdown)}")
@@ -157,7 +157,7 @@ def _report(arguments: argparse.Namespace) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from fixntk.verify import main as verify
+    from fixntk.verify.command import main as verify
 
     try:
         return verify(arguments.data, arguments.json_file)
@@ -169,7 +169,7 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _fit(arguments: argparse.Namespace) -> int:
-    from fixntk import table_models
+    from fixntk.tables import model as table_models
 
     if not arguments.out.parent.is_dir():
         raise _InputError(f"--out {arguments.out}: there is no folder {arguments.out.parent}")
@@ -183,7 +183,7 @@ def _fit(arguments: argparse.Namespace) -> int:
 
 
 def _predict(arguments: argparse.Namespace) -> int:
-    from fixntk import table_models
+    from fixntk.tables import model as table_models
 
     try:
         predictions = table_models.predict(arguments.model, arguments.table)
@@ -197,7 +197,7 @@ def _predict(arguments: argparse.Namespace) -> int:
 
 
 def _info(_: argparse.Namespace) -> int:
-    from fixntk.environment import environment, optional_packages
+    from fixntk.runner.environment import environment, optional_packages
 
     facts = {key: value for key, value in environment().items() if not key.startswith(("git", "started"))}
     packages = {name: version or "not installed" for name, version in optional_packages().items()}

@@ -24,7 +24,8 @@ from fixntk._checks import (
     check_same_rows,
 )
 from fixntk._numerics import einsum, matmul
-from fixntk.gates import as_masks, in_row_tiles
+from fixntk._tiling import in_row_tiles
+from fixntk.gates.masks import as_masks
 
 # Largest temporary, in bytes, that a product makes of the masks before it goes through them in tiles.
 _TILE_BYTES = 2**28

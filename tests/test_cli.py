@@ -6,8 +6,8 @@ import types
 
 import pytest
 
-from fixntk import runs
 from fixntk.cli import main
+from fixntk.runner import run as runs
 
 pytest_plugins = ("toy_experiment",)
 
@@ -152,17 +152,17 @@ def test_verify_reports_wrong_data_but_not_bugs(monkeypatch, capsys):
 
 
 def test_run_without_the_extra_says_what_to_install(project, monkeypatch, capsys):
-    blocked(monkeypatch, "pydantic", "fixntk.runs")
-    monkeypatch.delitem(sys.modules, "fixntk.runs")
-    for name in ("fixntk.configs", "fixntk.report"):
+    blocked(monkeypatch, "pydantic", "fixntk.runner.run")
+    monkeypatch.delitem(sys.modules, "fixntk.runner.run")
+    for name in ("fixntk.runner.config", "fixntk.runner.report"):
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.delattr("fixntk.runs")
+    monkeypatch.delattr("fixntk.runner.run")
     assert main(["run", str(project.config)]) == 2
     assert error_line(capsys) == "this needs pydantic, which is not installed: pip install 'fixntk[experiments]'"
 
 
 def test_info_shows_versions_devices_and_optional_packages(monkeypatch, capsys):
-    monkeypatch.setattr("fixntk.environment.optional_packages", lambda: {"celer": None, "pydantic": "2.0"})
+    monkeypatch.setattr("fixntk.runner.environment.optional_packages", lambda: {"celer": None, "pydantic": "2.0"})
     assert main(["info"]) == 0
     lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert {"fixntk", "jax", "python", "device", "x64"} <= set(lines)

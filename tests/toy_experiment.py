@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from fixntk import report
+from fixntk.runner import report
 
 
 class Solver(BaseModel):

@@ -1,12 +1,13 @@
 """The exact convex program of the gated-ReLU network and its solvers."""
 
+from fixntk._warnings import ConvergenceWarning
 from fixntk.convex.discovery import Discovery, discover
 from fixntk.convex.implicit import optimal_weights
 from fixntk.convex.multiple_kernels import KernelSolution, solve_kernels
 from fixntk.convex.path import gap_safe, solve_path
 from fixntk.convex.program import ConvexProgram
 from fixntk.convex.relu import ReLUSolution, solve_relu
-from fixntk.convex.solution import ConvergenceWarning, History, Solution
+from fixntk.convex.solution import History, Solution
 from fixntk.convex.solve import Progress, solve
 
 __all__ = [

@@ -17,13 +17,14 @@ from jaxtyping import Bool, Float
 
 from fixntk._checks import as_matrix, as_positive_int, is_traced
 from fixntk._numerics import matmul
-from fixntk.arrangements import cover_count, distinct_hyperplanes, enumerate_arrangements
+from fixntk._warnings import ConvergenceWarning
 from fixntk.convex.losses import Loss
 from fixntk.convex.penalties import group_norms
 from fixntk.convex.program import ConvexProgram, Point
-from fixntk.convex.solution import ConvergenceWarning, Solution
+from fixntk.convex.solution import Solution
 from fixntk.convex.solve import solve
-from fixntk.gates import activation_masks, sample_gates
+from fixntk.gates.arrangements import cover_count, distinct_hyperplanes, enumerate_arrangements
+from fixntk.gates.masks import activation_masks, sample_gates
 from fixntk.gram import masked_adjoint
 
 # Gates that rounding alone makes violate the dual, by so many times the dtype's resolution, are not worth a round.

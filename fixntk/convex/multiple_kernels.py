@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 
 from fixntk._checks import as_float_array, as_positive_int, is_traced
 from fixntk._numerics import einsum, matmul, safe_sqrt
-from fixntk.convex.solution import ConvergenceWarning
+from fixntk._warnings import ConvergenceWarning
 
 # Of the line search: each step is halved at most so often, and lowers J by this share of what its slope promises.
 _HALVINGS, _SHARE = 30, 1e-4

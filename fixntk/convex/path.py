@@ -13,12 +13,12 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float
 
 from fixntk._checks import is_traced
-from fixntk.convex import working_sets
 from fixntk.convex.losses import Loss
 from fixntk.convex.penalties import group_norms
 from fixntk.convex.program import ConvexProgram, Point
 from fixntk.convex.solution import Solution
 from fixntk.convex.solve import REWEIGHTING, solve, solve_part
+from fixntk.convex.solvers import working_sets
 from fixntk.gram import masked_adjoint, select_masks
 
 # The spectral norms of the groups need (n + P)·d² numbers; above so many, Frobenius norms stand in for them.

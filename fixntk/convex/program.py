@@ -17,7 +17,7 @@ from fixntk._checks import as_float_array, as_matrix, check_same_rows, is_traced
 from fixntk._numerics import matmul
 from fixntk.convex.losses import LOSSES, Loss, as_loss
 from fixntk.convex.penalties import NORMS, Norm
-from fixntk.gates import activation_masks, as_masks
+from fixntk.gates.masks import activation_masks, as_masks
 from fixntk.gram import as_numbers, masked_adjoint, masked_apply, masked_gram, select_masks
 
 # Newton steps for an intercept, each halved at most so many times.

@@ -14,7 +14,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,11 @@ from jaxtyping import Float
 
 from fixntk._checks import as_positive_int, is_traced
 from fixntk._numerics import einsum, float64_allowed, matmul, with_dtype
-from fixntk.convex.cones import (
+from fixntk._warnings import ConvergenceWarning
+from fixntk.convex.program import ConvexProgram
+from fixntk.convex.solve import Progress
+from fixntk.gates.masks import activation_masks
+from fixntk.networks.cones import (
     Cones,
     cone_barrier,
     grown,
@@ -36,13 +40,7 @@ from fixntk.convex.cones import (
     moved_prices,
     smoothed_norms,
 )
-from fixntk.convex.program import ConvexProgram
-from fixntk.convex.solution import ConvergenceWarning
-from fixntk.convex.solve import Progress
-from fixntk.gates import activation_masks
-
-if TYPE_CHECKING:
-    from fixntk.networks import ReLUNetwork
+from fixntk.networks.models import ReLUNetwork, from_signed_cones
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,8 +92,6 @@ class ReLUSolution:
 
     def to_network(self) -> ReLUNetwork:
         """The ReLU network with this objective; it needs no gates."""
-        from fixntk.networks import from_signed_cones  # which are built on the convex program
-
         return from_signed_cones(self.positive, self.negative, self.intercept, squeeze=self.squeeze)
 
 

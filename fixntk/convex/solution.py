@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,19 +14,13 @@ from jaxtyping import Bool, Float, Int
 
 from fixntk._checks import as_matrix
 from fixntk.convex.penalties import group_norms
-from fixntk.gates import activation_masks
+from fixntk.convex.program import ConvexProgram
+from fixntk.gates.masks import activation_masks
 from fixntk.gram import masked_apply
-
-if TYPE_CHECKING:
-    from fixntk.convex.program import ConvexProgram
-    from fixntk.networks import GatedReLUNetwork
+from fixntk.networks.models import GatedReLUNetwork, from_group_weights
 
 # A group counts as active if its norm is above this share of the largest; iterative reweighting has no exact zeros.
 ACTIVE_SHARE = 1e-4
-
-
-class ConvergenceWarning(UserWarning):
-    """A solver stopped before the relative gap reached the tolerance; the Solution says where and why."""
 
 
 class History(NamedTuple):
@@ -183,8 +177,6 @@ class Solution:
         ValueError
             If the shape of gates does not fit the weights, or they do not give the program's masks.
         """
-        from fixntk.networks import from_group_weights  # which are built on the convex program
-
         if program is not None:
             gates = program.check_gates(gates)
         return from_group_weights(gates, self.weights, self.intercept, squeeze=self.squeeze)

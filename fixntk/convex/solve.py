@@ -17,10 +17,11 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from fixntk._checks import check_memory, is_traced
-from fixntk.convex import anderson, fista, irls, newton, prox_newton
+from fixntk._warnings import ConvergenceWarning
 from fixntk.convex.penalties import group_norms
 from fixntk.convex.program import ConvexProgram, Point
-from fixntk.convex.solution import ConvergenceWarning, History, Solution, is_active
+from fixntk.convex.solution import History, Solution, is_active
+from fixntk.convex.solvers import anderson, fista, irls, newton, prox_newton
 
 
 class Method(NamedTuple):

@@ -20,7 +20,7 @@ from jaxtyping import Float
 
 from fixntk._checks import as_float_array, is_traced
 from fixntk._numerics import matmul
-from fixntk.ntk.spectral import apply_function
+from fixntk.ntk.spectrum import apply_function
 
 
 class Gaussian(NamedTuple):

@@ -1,0 +1,1 @@
+"""What several experiments share: settings, statistics, colours and baselines."""

@@ -1,0 +1,138 @@
+"""The methods that the comparison on tables runs: each a scikit-learn estimator that tunes itself on its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+from sklearn.ensemble import (
+    HistGradientBoostingClassifier,
+    HistGradientBoostingRegressor,
+    RandomForestClassifier,
+    RandomForestRegressor,
+)
+from sklearn.kernel_ridge import KernelRidge
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.model_selection import GridSearchCV, KFold, StratifiedKFold, train_test_split
+from sklearn.neural_network import MLPClassifier, MLPRegressor
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVC, SVR
+
+from fixntk.estimators import GatedReLUClassifierCV, GatedReLURegressorCV, NTKClassifierCV, NTKRegressorCV
+from fixntk.runner.config import ConfigError
+
+NUM_FOLDS = 4
+_GAMMAS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)  # of standardised columns
+_BOOSTING = {"learning_rate": (0.03, 0.1), "max_leaf_nodes": (4, 16)}
+_FOREST = {"max_features": ("sqrt", 0.33, 1.0)}
+_MLP = {"alpha": (1e-4, 1e-2, 1.0)}
+
+Factory = Callable[[int], Any]
+
+
+def _searched(estimator: Any, grid: Mapping[str, Any], scoring: str) -> Any:
+    kind = StratifiedKFold if scoring == "accuracy" else KFold
+    return GridSearchCV(estimator, dict(grid), cv=kind(NUM_FOLDS, shuffle=True, random_state=0), scoring=scoring)
+
+
+def _classifier(estimator: Any, grid: Mapping[str, Any]) -> Any:
+    return _searched(estimator, grid, "accuracy")
+
+
+def _regressor(estimator: Any, grid: Mapping[str, Any]) -> Any:
+    return _searched(_StandardisedTarget(estimator), {f"regressor__{key}": grid[key] for key in grid}, "r2")
+
+
+class _StandardisedTarget(RegressorMixin, BaseEstimator):
+    """A regressor of targets of mean 0 and deviation 1, so that one grid serves all tables."""
+
+    def __init__(self, regressor: Any) -> None:
+        self.regressor = regressor
+
+    def fit(self, X: np.ndarray, y: np.ndarray) -> _StandardisedTarget:
+        """Fit."""
+        self.scaler_ = StandardScaler().fit(y[:, None])
+        self.regressor.fit(X, self.scaler_.transform(y[:, None])[:, 0])
+        return self
+
+    def predict(self, X: np.ndarray) -> np.ndarray:
+        """Predict."""
+        return self.scaler_.inverse_transform(self.regressor.predict(X)[:, None])[:, 0]
+
+
+class _XRFM(BaseEstimator):
+    """xRFM (recursive feature machines); bandwidth and ridge chosen, as its authors advise, on a fifth set aside."""
+
+    def __init__(self, metric: str, seed: int) -> None:
+        self.metric = metric
+        self.seed = seed
+
+    def fit(self, X: np.ndarray, y: np.ndarray) -> _XRFM:
+        """Fit all of the grid and keep the best."""
+        try:
+            from xrfm import xRFM
+        except ModuleNotFoundError as error:
+            raise ConfigError("methods: xRFM is a package of its own: pip install xrfm") from error
+
+        stratify = y if self.metric == "accuracy" and np.bincount(y).min() > 1 else None
+        split = train_test_split(X, y, test_size=0.2, random_state=self.seed, stratify=stratify)
+        x, x_held, y, y_held = (part.astype(np.float32 if part.ndim == 2 else part.dtype) for part in split)
+        best = -np.inf
+        for bandwidth in (2.0, 5.0, 10.0, 20.0):
+            for reg in (1e-4, 1e-3, 1e-2, 1e-1, 1.0):
+                options = {
+                    "model": {"kernel": "l2", "bandwidth": bandwidth, "exponent": 1.0, "diag": False},
+                    "fit": {"reg": reg, "iters": 5, "verbose": False, "early_stop_rfm": True},
+                }
+                model = xRFM(rfm_params=options, device="cpu", tuning_metric=self.metric, verbose=False)
+                model.fit(x, y, x_held, y_held)
+                predicted = np.asarray(model.predict(x_held)).reshape(-1)
+                score = (
+                    np.mean(predicted == y_held) if self.metric == "accuracy" else -np.mean((predicted - y_held) ** 2)
+                )
+                if score > best:
+                    best, self.model_ = score, model
+        return self
+
+    def predict(self, X: np.ndarray) -> np.ndarray:
+        """Predict."""
+        return np.asarray(self.model_.predict(X.astype(np.float32))).reshape(-1)
+
+
+class _XRFMClassifier(ClassifierMixin, _XRFM):
+    pass
+
+
+CLASSIFIERS: Mapping[str, Factory] = MappingProxyType(
+    {
+        "fixed kernel": lambda seed: GatedReLUClassifierCV(num_folds=NUM_FOLDS, random_state=seed),
+        "NTK": lambda _: NTKClassifierCV(),
+        "RBF SVM": lambda _: _classifier(SVC(), {"C": (0.1, 1, 10, 100, 1000), "gamma": _GAMMAS}),
+        "logistic": lambda _: _classifier(LogisticRegression(max_iter=2000), {"C": np.geomspace(1e-3, 1e3, 13)}),
+        "random forest": lambda seed: _classifier(RandomForestClassifier(random_state=seed), _FOREST),
+        "gradient boosting": lambda seed: _classifier(HistGradientBoostingClassifier(random_state=seed), _BOOSTING),
+        "MLP": lambda seed: _classifier(MLPClassifier(max_iter=400, random_state=seed), _MLP),
+        "xRFM": lambda seed: _XRFMClassifier("accuracy", seed),
+    }
+)
+REGRESSORS: Mapping[str, Factory] = MappingProxyType(
+    {
+        "fixed kernel": lambda seed: GatedReLURegressorCV(num_folds=NUM_FOLDS, random_state=seed),
+        "NTK": lambda _: NTKRegressorCV(),
+        "RBF SVM": lambda _: _regressor(SVR(), {"C": (0.1, 1, 10, 100), "gamma": _GAMMAS, "epsilon": (0.01, 0.1)}),
+        "kernel ridge": lambda _: _regressor(
+            KernelRidge(kernel="rbf"), {"alpha": (1e-4, 1e-3, 1e-2, 1e-1, 1), "gamma": _GAMMAS}
+        ),
+        "ridge": lambda _: _regressor(Ridge(), {"alpha": np.geomspace(1e-3, 1e3, 13)}),
+        "random forest": lambda seed: _regressor(RandomForestRegressor(random_state=seed), _FOREST),
+        "gradient boosting": lambda seed: _regressor(HistGradientBoostingRegressor(random_state=seed), _BOOSTING),
+        "MLP": lambda seed: _regressor(MLPRegressor(max_iter=400, random_state=seed), _MLP),
+        "xRFM": lambda seed: _StandardisedTarget(_XRFM("mse", seed)),
+    }
+)
+
+# Packages that the extras do not bring: their methods run only when they are named.
+ON_REQUEST = ("xRFM",)

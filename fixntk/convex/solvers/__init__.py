@@ -1,0 +1,1 @@
+"""Solvers of the convex program, each an initial state and a step."""

@@ -1,0 +1,254 @@
+"""The linear system of a Newton step: (H/σ)⁻¹ by whichever way takes fewest operations (M8).
+
+H/σ = I/σ + K(c) + Σ_p s_p q_p q_pᵀ over the active groups, a masked Gram kernel of n·c rows. In double precision a
+factorisation in single, which takes half the time and the memory, preconditions conjugate gradients whose products
+need no matrix. Inputs and targets are expected to be of size one, as :mod:`fixntk.convex.solvers.newton` makes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import jax.scipy.linalg as jsl
+import numpy as np
+from jax import Array
+from jaxtyping import Float
+
+from fixntk._numerics import einsum, matmul, with_dtype
+from fixntk.convex.program import ConvexProgram
+from fixntk.gram import masked_adjoint, masked_apply
+
+# What a product with masks costs beside its arithmetic, in operations: at all, and for each entry of the masks, as many
+# as of so many features. In double precision that product is so much dearer than those of square matrices.
+_OVERHEAD, _PER_ENTRY, _SLIM = 4e6, 15, 2.0
+# The matrix of more rows than the second is made in as many blocks.
+_BLOCKS, _LEAST_ROWS = 4, 500
+# A matrix of more entries is not made.
+_MOST_ENTRIES = 2**26
+# Conjugate gradients: what they usually need, and where they stop.
+_USUAL_PRODUCTS, _MOST_PRODUCTS = 50, 400
+# The same where a factorisation in single precision preconditions them.
+_USUAL_REFINEMENTS, _MOST_REFINEMENTS, _REFINED_TO = 4, 50, 1e-3
+
+# Applies an inverse to an array of right sides' shape.
+Inverse = Callable[[Array], Array]
+
+
+class Active(NamedTuple):
+    """The active groups, padded with nothing to a fixed number B.
+
+    Attributes
+    ----------
+    masks
+        (n, B) as numbers.
+    kept, along
+        (B,) derivatives of prox across U_p and along it: c_p and a_p.
+    units
+        (B, d, c) u_p = U_p / ‖U_p‖.
+    rays
+        (n, B, c) D_p X u_p.
+    """
+
+    masks: Float[Array, "n B"]
+    kept: Float[Array, " B"]
+    along: Float[Array, " B"]
+    units: Float[Array, "B d c"]
+    rays: Float[Array, "n B c"]
+
+
+def inverse(program: ConvexProgram, sigma: Array, active: Active) -> Inverse:
+    """(H/σ)⁻¹ for (n, c) arrays, the cheapest way; NaN where rounding has made H indefinite."""
+    bucket = active.kept.shape[0]
+    solver, _ = min(SOLVERS, key=lambda entry: entry[1](program, bucket))
+    return solver(program, sigma, active)
+
+
+def flops(program: ConvexProgram, bucket: int) -> float:
+    """Operations of :func:`inverse`, once applied, in double precision where the program is."""
+    return min(count(program, bucket) for _, count in SOLVERS)
+
+
+def derivative(kept: Array, along: Array, units: Array, change: Array) -> Array:
+    """Derivative of prox at U, (P,) across U_p and along it, with U_p's (P, d, c) units, along a change of U."""
+    projected = jnp.sum(units * change, axis=(1, 2), keepdims=True) * units
+    return kept[:, None, None] * change + (along - kept)[:, None, None] * projected
+
+
+def pass_flops(program: ConvexProgram, bucket: int) -> float:
+    """Operations of a product with the masks of so many groups, forth and back, and what goes with it."""
+    return 4.0 * program.targets.size * bucket * (program.x.shape[1] + _PER_ENTRY) + _OVERHEAD
+
+
+def largest_sigma(program: ConvexProgram, kept: Array) -> Array:
+    """σ beyond which I + σ K(c) cannot be factorised in this dtype."""
+    return 1 / _least_shift(jnp.sum(program.x**2) * jnp.sum(kept) / program.x.shape[0])
+
+
+def _least_shift(diagonal: Array) -> Array:
+    """The least multiple of I that makes a matrix of so large a diagonal definite in its dtype."""
+    return 100 * jnp.finfo(diagonal.dtype).eps * jnp.maximum(diagonal, jnp.finfo(diagonal.dtype).tiny)
+
+
+def _by_rows(program: ConvexProgram, sigma: Array, active: Active) -> Inverse:
+    """A Cholesky factorisation of n c rows."""
+    return _factorised(_matrix(program, active), 1 / sigma)
+
+
+def _by_single_rows(program: ConvexProgram, sigma: Array, active: Active) -> Inverse:
+    """The same in single precision, refined."""
+    precondition = _factorised_in_single(_matrix(*with_dtype((program, active), jnp.float32)), 1 / sigma)
+    product = partial(_product, program, sigma, active)
+    return lambda right: jax.scipy.sparse.linalg.cg(
+        product, right, precondition(right), tol=_REFINED_TO, maxiter=_MOST_REFINEMENTS, M=precondition
+    )[0]
+
+
+def _matrix(program: ConvexProgram, active: Active) -> Array:
+    """H/σ − I/σ, of which only the lower triangle counts.
+
+    In blocks of rows up to the diagonal, so that little is computed twice and what goes into an entry stays near.
+    """
+    num_rows, num_outputs = program.targets.shape
+    if program.column is not None:
+        matrix = _matrix_block(program, active, slice(0, num_rows))
+
+        def centred(matrix: Array) -> Array:
+            return program.centred(matrix.reshape(num_rows, -1)).reshape(matrix.shape)
+
+        return centred(centred(matrix).T)
+    edges = np.linspace(0, num_rows, 1 + (_BLOCKS if num_rows > _LEAST_ROWS else 1)).astype(int)
+    blocks = [_matrix_block(program, active, slice(start, end)) for start, end in pairwise(edges.tolist())]
+    size = num_rows * num_outputs
+    return jnp.concatenate([jnp.pad(block, ((0, 0), (0, size - block.shape[1]))) for block in blocks])
+
+
+def _matrix_block(program: ConvexProgram, active: Active, rows: slice) -> Array:
+    """Some rows of the matrix, up to its diagonal."""
+    masks, x, rays = active.masks[: rows.stop], program.x[: rows.stop], active.rays[: rows.stop]
+    num_outputs = rays.shape[2]
+
+    def flat(rays: Array) -> Array:
+        return rays.swapaxes(1, 2).reshape(rays.shape[0] * num_outputs, -1)
+
+    kernel = einsum("np,mp->nm", masks[rows] * active.kept, masks) * einsum("nd,md->nm", x[rows], x)
+    block = jnp.kron(kernel, jnp.eye(num_outputs, dtype=kernel.dtype)) if num_outputs > 1 else kernel
+    return block + einsum("ip,jp->ij", flat(rays[rows]) * (active.along - active.kept), flat(rays))
+
+
+def _by_features(program: ConvexProgram, sigma: Array, active: Active) -> Inverse:
+    """A Cholesky factorisation of as many rows as the active groups have features (Woodbury).
+
+    Refined once, as what cancels takes digits.
+    """
+    features = _features(program, active)
+    inner = _factorised(einsum("if,ig->fg", features, features), 1 / sigma)
+
+    def solve(right: Array) -> Array:
+        return sigma * (right - einsum("if,f->i", features, inner(einsum("if,i->f", features, right))))
+
+    def apply(right: Array) -> Array:
+        flat = right.reshape(-1)
+        first = solve(flat)
+        remainder = flat - first / sigma - einsum("if,jf,j->i", features, features, first)
+        return (first + solve(remainder)).reshape(right.shape)
+
+    return apply
+
+
+def _features(program: ConvexProgram, active: Active) -> Array:
+    """V with H/σ = I/σ + V Vᵀ: the blocks D_p X (√c_p I + (√a_p − √c_p) u_p u_pᵀ)."""
+    num_rows, num_outputs = program.targets.shape
+    root, rest = jnp.sqrt(active.kept), jnp.sqrt(active.along) - jnp.sqrt(active.kept)
+    features = einsum("np,nd,ck->ncpdk", active.masks * root, program.x, jnp.eye(num_outputs, dtype=root.dtype))
+    features += einsum("npc,pdk->ncpdk", active.rays * rest[:, None], active.units)
+    return program.centred(features).reshape(num_rows * num_outputs, -1)
+
+
+def _by_products(program: ConvexProgram, sigma: Array, active: Active) -> Inverse:
+    """Conjugate gradients, to a tenth of a per cent.
+
+    Half of every mask is common to all: Σ_p c_p D_p X Xᵀ D_p is near a X Xᵀ, with a the sum of c_p times the squared
+    share of ones. That part, which has the largest eigenvalues, and a multiple of I precondition.
+    """
+    kept = active.kept
+    shares = jnp.mean(active.masks, axis=0)
+    common = jnp.sum(kept * shares**2)
+    rest = jnp.sum(kept * shares * (1 - shares)) * jnp.sum(program.x**2) / program.x.shape[0] ** 2
+    shift = 1 / sigma + rest * program.x.shape[1]
+    ridge = shift / jnp.where(common > 0, common, 1.0)
+    inner = einsum("nd,ne->de", program.x, program.x) + jnp.eye(program.x.shape[1], dtype=ridge.dtype) * ridge
+    factor = jsl.cho_factor(inner)
+
+    def precondition(right: Array) -> Array:
+        return program.centred(right - matmul(program.x, jsl.cho_solve(factor, matmul(program.x.T, right)))) / shift
+
+    product = partial(_product, program, sigma, active)
+    return lambda right: jax.scipy.sparse.linalg.cg(product, right, tol=1e-3, maxiter=_MOST_PRODUCTS, M=precondition)[0]
+
+
+def _product(program: ConvexProgram, sigma: Array, active: Active, vector: Array) -> Array:
+    """(H/σ) v without the matrix."""
+    masks = active.masks
+    correlations = masked_adjoint(masks, program.x, vector, masks.shape[1])
+    groups = derivative(active.kept, active.along, active.units, correlations)
+    return vector / sigma + program.centred(masked_apply(masks, program.x, groups))
+
+
+def _factorised(matrix: Array, shift: Array) -> Inverse:
+    """(matrix + shift I)⁻¹ for arrays of as many numbers, by Cholesky; NaN where that is indefinite by rounding."""
+    diagonal = jnp.arange(matrix.shape[0])
+    lower = jnp.linalg.cholesky(matrix.at[diagonal, diagonal].add(shift), symmetrize_input=False)
+    return lambda right: jsl.cho_solve((lower, True), right.reshape(-1)).reshape(right.shape)
+
+
+def _factorised_in_single(matrix: Array, shift: Array) -> Inverse:
+    """About (matrix + shift I)⁻¹ for arrays in double precision, from a matrix in single.
+
+    Where the shift is small with a larger one, the least that single precision bears.
+    """
+    solve = _factorised(matrix, jnp.maximum(shift.astype(matrix.dtype), _least_shift(jnp.max(jnp.diagonal(matrix)))))
+
+    def apply(right: Array) -> Array:
+        scale = jnp.maximum(jnp.max(jnp.abs(right)), jnp.finfo(right.dtype).tiny)
+        return scale * solve((right / scale).astype(matrix.dtype)).astype(right.dtype)
+
+    return apply
+
+
+def _row_flops(program: ConvexProgram, bucket: int) -> float:
+    """Operations of :func:`_by_rows`; an entry of the matrix is passed over some thirty times."""
+    rows = float(program.targets.size)
+    return rows**3 / 3 + rows**2 * (4 * bucket + 30) if rows**2 <= _MOST_ENTRIES else float("inf")
+
+
+def _feature_flops(program: ConvexProgram, bucket: int) -> float:
+    """Operations of :func:`_by_features`."""
+    rows, features = float(program.targets.size), float(bucket * program.group_shape[1] * program.group_shape[2])
+    if max(rows, features) * features > _MOST_ENTRIES:
+        return float("inf")
+    return 2 * rows * features**2 + features**3 / 3 + 30 * rows * features
+
+
+def _product_flops(program: ConvexProgram, bucket: int) -> float:
+    """Operations of :func:`_by_products` with as many products as it takes in the middle of a solution."""
+    return _SLIM * _USUAL_PRODUCTS * pass_flops(program, bucket)
+
+
+def _single_row_flops(program: ConvexProgram, bucket: int) -> float:
+    """Operations of :func:`_by_single_rows`, of which two count as one, and of its refinement."""
+    if program.x.dtype != jnp.float64:
+        return float("inf")
+    return 0.5 * _row_flops(program, bucket) + _SLIM * _USUAL_REFINEMENTS * pass_flops(program, bucket)
+
+
+SOLVERS: tuple[tuple[Callable[..., Inverse], Callable[[ConvexProgram, int], float]], ...] = (
+    (_by_rows, _row_flops),
+    (_by_single_rows, _single_row_flops),
+    (_by_features, _feature_flops),
+    (_by_products, _product_flops),
+)

@@ -1,0 +1,1 @@
+"""Runs of experiments: configs in, rows, figures and a report out."""

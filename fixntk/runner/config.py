@@ -1,0 +1,231 @@
+"""Config files: YAML, with overrides, checked against what the experiment they name declares."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import json
+import re
+import reprlib
+import sys
+from collections.abc import Hashable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol, cast
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from fixntk.runner.report import Section
+
+Row = dict[str, Any]
+
+
+class ConfigError(ValueError):
+    """A config, an override or a run's folder is wrong: one line that names the file and the key."""
+
+
+class Experiment(Protocol):
+    """What a module ``experiments/NAME.py`` offers. The first line of its docstring is the report's title."""
+
+    __name__: str
+    __doc__: str | None
+    Config: type[BaseModel]
+    """The config's keys, with ``model_config = ConfigDict(extra="forbid", frozen=True)``."""
+
+    def tasks(self, config: Any) -> list[Row]:
+        """Return the keys of each unit of work, for example ``{"table": "iris", "seed": 0}``.
+
+        Quick, the same at each call, JSON-able, no two alike. A ValueError means that the config is wrong.
+        """
+
+    def run_task(self, config: Any, task: Row) -> list[Row]:
+        """Return one or more JSON-able rows for a task; the task's keys are added where a row lacks them.
+
+        A ValueError means that the task's data is unusable: it is recorded as the row
+        ``{**task, "error": message}`` and the other tasks go on. Anything else is a bug and ends the run.
+        """
+
+    def summarise(self, config: Any, rows: list[Row]) -> Row:
+        """Return what ``summary.json`` shall hold; ``fixntk run`` prints its ``headline`` if it has one.
+
+        ``rows`` are in the order of ``tasks``, as read back from JSON (NaN is None), without the error rows; those of
+        at least one task, or of all of them where the module has a constant ``NEEDS_EVERY_TASK = True``, as one has
+        whose figures and headline compare what comes from different tasks.
+        """
+
+    def sections(self, config: Any, rows: list[Row], summary: Row) -> list[Section]:
+        """Return the report's content. It is called with the report's plot style switched on."""
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Experiment, BaseModel]:
+    """Read a YAML config, apply ``key=value`` overrides and validate it with its experiment's ``Config``.
+
+    Parameters
+    ----------
+    path
+        The file. Its key ``experiment`` names the module, ``experiments/NAME.py`` in the folder above the
+        file's own, in the one above that, or in the current one.
+    overrides
+        Values are parsed as YAML, dots in a key reach into nested mappings: ``solver.tol=1e-8``.
+
+    Raises
+    ------
+    ConfigError
+        If the file is missing or not YAML, an override has no ``=``, the experiment is not given or not
+        found, or a key is unknown, missing or of the wrong type.
+    """
+    path = Path(path)
+    data = _read_yaml(path)
+    for override in overrides:
+        _apply_override(data, override, path)
+    if "experiment" not in data:
+        raise ConfigError(f"{path}: the key 'experiment' is missing; it names a module of experiments/")
+    experiment = _import_experiment(data.pop("experiment"), path)
+    # JSON mode, so that a strict Config still takes a list for a tuple and a string for a path.
+    text = json.dumps(data, default=str)
+    try:
+        return experiment, experiment.Config.model_validate_json(text)
+    except ValidationError as error:
+        overridden = {override.partition("=")[0] for override in overrides}
+        reasons = _explain(error, experiment.Config, json.loads(text), overridden)
+        raise ConfigError(f"{path}: {reasons}") from error
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 as PyYAML reads it, but 1e-6 is a number, as in YAML 1.2, and a key given twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                problem = f"the key {key.value!r} is given twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            if isinstance(key, yaml.ScalarNode):
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: there is no such file") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is not UTF-8 text") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}{_yaml_problem(error)}") from error
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: expected 'key: value' lines, got a {type(data).__name__}")
+    return data
+
+
+def _yaml_problem(error: yaml.YAMLError) -> str:
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return f", line {mark.line + 1}, column {mark.column + 1}: {error.problem or error.context}"
+    return ": " + str(error).splitlines()[0]
+
+
+def _apply_override(data: dict[str, Any], override: str, path: Path) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"{path}: the override {override!r} is not of the form key=value")
+    try:
+        value = yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: the override {override!r} is not YAML{_yaml_problem(error)}") from error
+    *parents, last = key.split(".")
+    for parent in parents:
+        data = data.setdefault(parent, {})
+        if not isinstance(data, dict):
+            raise ConfigError(f"{path}: the override {override!r} reaches into {parent!r}, not a mapping")
+    data[last] = value
+
+
+def _import_experiment(name: Any, path: Path) -> Experiment:
+    """Import ``experiments.<name>`` from beside the config's folder or from the current one."""
+    if not isinstance(name, str) or not name.isidentifier():
+        raise ConfigError(f"{path}: key 'experiment' is {name!r}, expected the name of a module")
+    # Two folders up for configs/NAME.yaml, three for runs/NAME/config.json.
+    roots = [*path.resolve().parents[1:3], Path.cwd()]
+    found = [root for root in roots if (root / "experiments" / f"{name}.py").is_file()]
+    if not found:
+        known = {file.stem for root in roots for file in (root / "experiments").glob("[a-z]*.py")}
+        hint = f"; there are {', '.join(sorted(known))}" if known else "; run it from the project's folder"
+        raise ConfigError(f"{path}: there is no experiments/{name}.py for 'experiment: {name}'{hint}")
+    if str(found[0]) not in sys.path:
+        sys.path.insert(0, str(found[0]))
+    try:
+        module = importlib.import_module(f"experiments.{name}")
+    except ModuleNotFoundError as error:
+        if error.name not in ("experiments", f"experiments.{name}"):
+            raise
+        raise ConfigError(f"{path}: another package named 'experiments' hides {found[0] / 'experiments'}") from error
+    _check_experiment(module)
+    return cast("Experiment", module)
+
+
+def _check_experiment(module: ModuleType) -> None:
+    needed = ("Config", "tasks", "run_task", "summarise", "sections")
+    if lacking := [name for name in needed if not hasattr(module, name)]:
+        raise ConfigError(f"{module.__name__} is not an experiment: it lacks {', '.join(lacking)}")
+
+
+def _explain(error: ValidationError, model: type[BaseModel], data: Any, overridden: set[str]) -> str:
+    """Say in one line what is wrong with each key."""
+    reasons: dict[str, list[str]] = {}
+    for item in error.errors(include_url=False):
+        location = _location(item["loc"], data, missing=item["type"] == "missing")
+        key = ".".join(map(str, location))
+        origin = " (from the command line)" if key in overridden else ""
+        is_value = f"key {key!r} is {reprlib.repr(item['input'])}{origin}"
+        expected = item["msg"].removeprefix("Input should be ")
+        if item["type"] == "missing":
+            start, reason = f"key {key!r} is missing", ""
+        elif item["type"] == "extra_forbidden":
+            start, reason = f"unknown key {key!r}{origin},", _suggestion(location, model)
+        elif expected != item["msg"]:
+            start, reason = f"{is_value}, expected", expected
+        else:
+            start, reason = f"{is_value}:" if key else "", expected.removeprefix("Value error, ")
+        reasons.setdefault(start, []).append(reason)
+    # Each alternative of a union is an error of its own, with the same start.
+    return "; ".join(f"{start} {' or '.join(parts)}".strip(" ,") for start, parts in reasons.items())
+
+
+def _location(location: Sequence[int | str], data: Any, *, missing: bool) -> list[int | str]:
+    """Keep of pydantic's location what is in the data: it also names the alternatives of unions."""
+    path: list[int | str] = []
+    for part in location:
+        if isinstance(data, dict) and part in data:
+            data = data[cast("str", part)]
+        elif isinstance(data, list) and isinstance(part, int) and part < len(data):
+            data = data[part]
+        else:
+            continue
+        path.append(part)
+    return [*path, location[-1]] if missing else path
+
+
+def _suggestion(location: Sequence[int | str], model: type[BaseModel]) -> str:
+    *parents, key = location
+    for part in parents:
+        field = model.model_fields.get(str(part))
+        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+            return ""
+        model = field.annotation
+    names = list(model.model_fields)
+    close = difflib.get_close_matches(str(key), names, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"the keys are {', '.join(names)}"

@@ -1,0 +1,317 @@
+"""Reports: one self-contained HTML file of text, sortable tables and figures, and the plots' common look."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import io
+import math
+import numbers
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import yaml
+from cycler import cycler
+from markupsafe import Markup, escape
+from matplotlib.figure import Figure
+
+# Okabe and Ito's colours for colour-blind readers, the ones with most contrast on white first.
+OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+
+STYLE: Any = {
+    "axes.axisbelow": True,
+    "axes.edgecolor": "#444444",
+    "axes.grid": True,
+    "axes.labelsize": 10,
+    "axes.linewidth": 0.8,
+    "axes.prop_cycle": cycler(color=OKABE_ITO),
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlesize": 11,
+    "figure.constrained_layout.use": True,
+    "figure.titlesize": 12,
+    "font.size": 10,
+    "grid.color": "#DDDDDD",
+    "grid.linewidth": 0.6,
+    "legend.fontsize": 9,
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 5,
+    "savefig.dpi": 150,
+    "savefig.facecolor": "white",
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+}
+
+_MISSING = "–"
+_LONG = 40  # characters
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a report.
+
+    Attributes
+    ----------
+    title
+        The heading.
+    text
+        Paragraphs separated by blank lines; ``**bold**`` and ```code``` are marked up, all else is literal.
+    table
+        Shown with sensible digits and sortable by each column; an index other than 0, 1, 2 … is shown too.
+    figures
+        File name without ``.png``, figure, and the caption, which is also what a screen reader reads.
+    """
+
+    title: str
+    text: str = ""
+    table: pd.DataFrame | None = None
+    figures: tuple[tuple[str, Figure, str], ...] = ()
+
+
+@contextlib.contextmanager
+def use_style() -> Iterator[None]:
+    """Draw in the reports' common look while the context is open."""
+    with mpl.rc_context(STYLE):
+        yield
+
+
+def new_figure(width: float = 6.4, height: float = 4.0) -> Figure:
+    """Return an empty figure, in inches, that belongs to no GUI and no global list.
+
+    Axes take the common look if they are added under :func:`use_style`, which is on when an experiment's
+    ``sections`` is called.
+    """
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def render(
+    directory: str | Path,
+    title: str,
+    sections: Sequence[Section],
+    environment: Mapping[str, Any],
+    config: Mapping[str, Any],
+) -> Path:
+    """Write ``figures/*.png`` and ``report.html`` into a directory and return the report's path.
+
+    Parameters
+    ----------
+    directory
+        Made if it does not exist.
+    title, sections
+        The content.
+    environment, config
+        What :func:`fixntk.runner.environment.environment` says and, if it is known, the run's ``command``; and the
+        config. Both close the report. Earlier parts of a resumed run are in the environment's list ``earlier``.
+
+    Raises
+    ------
+    ValueError
+        If two figures have the same file name, or one is not a plain name.
+    """
+    directory = Path(directory)
+    stems = [stem for section in sections for stem, _, _ in section.figures]
+    for stem in stems:
+        if not re.fullmatch(r"\w[\w.-]*", stem) or stems.count(stem) > 1:
+            raise ValueError(f"figures need different, plain file names, got {stem!r} in {stems}")
+    directory.mkdir(parents=True, exist_ok=True)
+    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    page = template.from_string(Path(__file__).with_name("report.html.jinja").read_text(encoding="utf-8"))
+    html = page.render(
+        title=title,
+        sections=[_shown(section, directory / "figures") for section in sections],
+        command=environment.get("command"),
+        computed=" · ".join(str(environment[key]) for key in ("device", "started") if key in environment),
+        resumed=bool(environment.get("earlier")),
+        origin=_origin(environment, config),
+        config=yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True, default_flow_style=None),
+    )
+    path = directory / "report.html"
+    path.write_text(html, encoding="utf-8")
+    return path
+
+
+def render_markdown(path: str | Path, title: str, sections: Sequence[Section], environment: Mapping[str, Any]) -> Path:
+    """Write the same content as a Markdown page, with its figures in ``figures/`` and the page's name beside it.
+
+    Parameters
+    ----------
+    path
+        The page, ending in ``.md``, in a folder that exists.
+    title, sections, environment
+        As for :func:`render`.
+
+    Raises
+    ------
+    ValueError
+        If the path does not end in ``.md`` or its folder does not exist.
+    """
+    path = Path(path)
+    if path.suffix != ".md" or not path.parent.is_dir():
+        raise ValueError(f"{path}: must be a name that ends in .md, in a folder that exists")
+    folder = path.parent / "figures" / path.stem
+    origin = ", ".join(
+        f"{name} {environment[key]}" if name else str(environment[key])
+        for key, name in (("cores", "cores:"), ("device", ""), ("jax", "JAX"), ("fixntk", "fixntk"), ("started", ""))
+        if key in environment
+    )
+    made = f"Made by `{environment['command']}` and `fixntk report --markdown`" if "command" in environment else "Made"
+    parts = [f"# {title}", f"*{made} from the results of a run ({origin}); not written by hand.*"]
+    for section in sections:
+        parts.append(f"## {section.title}")
+        if section.text:
+            parts.append(section.text)
+        if section.table is not None:
+            parts.append(_markdown_table(_columns(section.table)))
+        for stem, figure, caption in section.figures:
+            _save(figure, folder / f"{stem}.png")
+            parts += [f"![{caption.replace('`', '')}](figures/{path.stem}/{stem}.png)", f"*{caption}*"]
+    path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    return path
+
+
+def _markdown_table(columns: list[_Column]) -> str:
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    rows = zip(*([text for text, _ in column.cells] for column in columns), strict=True)
+    rule = ["--:" if column.numeric else "---" for column in columns]
+    return "\n".join([line([column.heading for column in columns]), line(rule), *map(line, rows)])
+
+
+def _shown(section: Section, folder: Path) -> dict[str, Any]:
+    figures = [
+        {
+            "caption": caption,
+            "data": _save(figure, folder / f"{stem}.png"),
+            "size": [round(110 * inches) for inches in figure.get_size_inches()],
+        }
+        for stem, figure, caption in section.figures
+    ]
+    columns = None if section.table is None else _columns(section.table)
+    return {"title": section.title, "text": _markup(section.text), "columns": columns, "figures": figures}
+
+
+def _save(figure: Figure, path: Path) -> str:
+    """Save a figure and return the same bytes in base64."""
+    buffer = io.BytesIO()
+    with use_style():
+        figure.savefig(buffer, format="png")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(buffer.getvalue())
+    return base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _markup(text: str) -> Markup:
+    paragraphs = [part.strip() for part in re.split(r"\n\s*\n", text) if part.strip()]
+    return Markup("\n").join(Markup("<p>{}</p>").format(_inline(part)) for part in paragraphs)
+
+
+def _inline(text: str) -> Markup:
+    """Escape everything, then mark up code and, outside of code, bold."""
+    pieces = re.split(r"`([^`]+)`", str(escape(text)))
+    marked = (
+        f"<code>{piece}</code>" if k % 2 else re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", piece, flags=re.S)
+        for k, piece in enumerate(pieces)
+    )
+    return Markup("".join(marked))  # escaped in the first line
+
+
+# ------------------------------------------------------------------------------------------------ tables
+
+
+@dataclass(frozen=True)
+class _Column:
+    heading: str
+    numeric: bool
+    long: bool  # has texts that need several lines
+    cells: tuple[tuple[str, str], ...]  # what is shown, what is sorted by ("" for a missing value)
+
+
+def _columns(table: pd.DataFrame) -> list[_Column]:
+    columns = [(_heading(name), table.iloc[:, k].tolist()) for k, name in enumerate(table.columns)]
+    if not table.index.equals(pd.RangeIndex(len(table))):
+        levels = range(table.index.nlevels)
+        names = ["" if name is None else str(name) for name in table.index.names]
+        columns = [(names[k], table.index.get_level_values(k).tolist()) for k in levels] + columns
+    return [_column(heading, values) for heading, values in columns]
+
+
+def _heading(name: Any) -> str:
+    return " ".join(str(part) for part in name if part != "") if isinstance(name, tuple) else str(name)
+
+
+def _column(heading: str, values: Sequence[Any]) -> _Column:
+    present = [value for value in values if not _is_missing(value)]
+    numeric = bool(present) and all(_is_number(value) for value in present)
+    if numeric:
+        shown = iter(format_numbers(present))
+        keys = iter([repr(float(value)) for value in present])
+    else:
+        shown = iter([_text(value) for value in present])
+        keys = iter([_text(value) for value in present])
+    cells = tuple((_MISSING, "") if _is_missing(value) else (next(shown), next(keys)) for value in values)
+    return _Column(heading, numeric, any(len(text) > _LONG for text, _ in cells), cells)
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or value is pd.NaT or value is pd.NA or (_is_number(value) and math.isnan(value))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)  # NumPy's scalars are Real too
+
+
+def _text(value: Any) -> str:
+    return ("yes" if value else "no") if isinstance(value, bool | np.bool_) else str(value)
+
+
+def format_numbers(values: Sequence[float]) -> list[str]:
+    """Format a column's numbers with about four significant digits, aligned where their sizes allow it.
+
+    Whole numbers are shown whole. Else all get the decimals that the largest one needs, unless a smaller one
+    would keep fewer than two digits: then each has its own.
+    """
+    finite = [value for value in values if math.isfinite(value)]
+    largest = max((abs(value) for value in finite), default=0.0)
+    if all(float(value).is_integer() for value in finite) and largest < 1e15:
+        return [_signed(f"{value:.0f}") for value in values]
+    decimals = max(0, 3 - math.floor(math.log10(largest)))
+    smallest = min(abs(value) for value in finite if value)
+    if largest < 1e6 and decimals <= 6 and smallest >= 9.5 * 10.0**-decimals:
+        return [_signed(f"{value:.{decimals}f}") for value in values]
+    return [_signed(_own_digits(value)) for value in values]
+
+
+def _own_digits(value: float) -> str:
+    text = f"{value:.0f}" if 100 <= abs(value) < 1e6 else f"{value:.3g}"
+    return re.sub(r"e([+-])0*", r"e\1", text).replace("e+", "e")
+
+
+def _signed(text: str) -> str:
+    """Use a real minus sign and infinity, and no sign for what rounds to zero."""
+    if re.fullmatch(r"-0(\.0*)?", text):
+        return text[1:]
+    return text.replace("-", "−").replace("inf", "∞")
+
+
+def _origin(environment: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return what each part of the run was computed with, the last one first, by what it is."""
+    earlier = environment.get("earlier", [])
+    keys = [key for key in environment if key != "earlier"]
+    origin = {key.replace("_", " "): [_value(part.get(key)) for part in (environment, *earlier)] for key in keys}
+    seeds = {key: config[key] for key in ("seed", "seeds") if key in config}
+    return origin | {key: [_value(value)] * (1 + len(earlier)) for key, value in seeds.items()}
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
+    return _MISSING if value is None else _text(value)

@@ -1,0 +1,423 @@
+"""Running an experiment: one row per result, written as soon as it is finished, resumable, then a report."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import math
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import jax
+import pandas as pd
+from pydantic import BaseModel
+from tqdm import tqdm
+
+from fixntk.runner import report
+from fixntk.runner.config import ConfigError, Experiment, Row, load_config
+from fixntk.runner.environment import environment
+
+__all__ = ["ConfigError", "Experiment", "Row", "execute", "load_config", "read_rows", "regenerate", "to_json"]
+
+INTERRUPTED = 130
+_MOST_MEMORY_MAPS = 30_000
+
+
+def execute(
+    experiment: Experiment,
+    config: BaseModel,
+    directory: str | Path,
+    *,
+    resume: bool = False,
+    command: str | None = None,
+) -> int:
+    """Run an experiment's tasks and write rows, summary, figures and report into a directory.
+
+    Parameters
+    ----------
+    experiment, config
+        As :func:`load_config` returns them.
+    directory
+        Gets ``config.json``, ``environment.json``, ``results.jsonl``, ``summary.json``, ``figures/*.png``
+        and ``report.html``.
+    resume
+        Keep the finished tasks of an earlier, interrupted run and do the rest; tasks that failed are run
+        again. A directory without results just starts.
+    command
+        What started the run, for ``environment.json`` and the report.
+
+    Returns
+    -------
+    int
+        0; 1 if a task's data was unusable; 130 if interrupted (SIGINT, SIGTERM), with the finished rows kept.
+
+    Raises
+    ------
+    ConfigError
+        If the directory has results and ``resume`` is false, or it has those of another config.
+    """
+    directory = Path(directory)
+    tasks = _tasks(experiment, config)
+    kept = _start(directory, _describe(experiment, config), tasks, resume=resume)
+    pending = [task for task, rows in zip(tasks, rows_by_task(tasks, kept), strict=True) if not rows]
+    try:
+        with _terminate_as_interrupt():
+            if pending:
+                _record_environment(directory, _source(experiment), command, resumed=bool(kept))
+                with (directory / "results.jsonl").open("ab", buffering=0) as file:
+                    _run_tasks(experiment, config, pending, file, len(tasks))
+            failed, _ = _finish(experiment, config, directory)
+    except KeyboardInterrupt:
+        finished = sum(map(bool, rows_by_task(tasks, read_rows(directory))))
+        _say(
+            f"interrupted: {finished} of {len(tasks)} tasks are finished and kept in {directory}; "
+            "the same command with --resume does the rest"
+        )
+        return INTERRUPTED
+    for reason, labels in _failures(tasks, failed).items():
+        _say(f"skipped {', '.join(labels)}: {reason}")
+    return 1 if failed else 0
+
+
+def regenerate(directory: str | Path, markdown: str | Path | None = None) -> Path:
+    """Make summary, figures and report anew from the rows of a run, and return the report's path.
+
+    Parameters
+    ----------
+    directory
+        Of the run.
+    markdown
+        A file ending in ``.md`` that gets the report too, with its figures in a folder beside it.
+
+    Raises
+    ------
+    ConfigError
+        If the directory does not hold a run with results, its experiment is not found, or the Markdown file cannot be
+        written.
+    """
+    directory = Path(directory)
+    if not (directory / "config.json").is_file():
+        raise ConfigError(f"{directory}: is not the folder of a run: it has no config.json")
+    if not read_rows(directory):
+        raise ConfigError(f"{directory}: there are no results yet")
+    experiment, config = load_config(directory / "config.json")  # JSON is YAML
+    _, sections = _finish(experiment, config, directory)
+    if markdown is not None:
+        try:
+            computed_with = _read_environment(experiment, directory)
+            report.render_markdown(markdown, _title(experiment), sections, computed_with)
+        except (ValueError, OSError) as error:
+            raise ConfigError(str(error)) from error
+    return directory / "report.html"
+
+
+def read_rows(directory: str | Path) -> list[Row]:
+    """Return the rows of ``results.jsonl``, error rows among them, without a line torn by a kill.
+
+    Raises
+    ------
+    ConfigError
+        If a whole line is not a JSON object.
+    """
+    return _read_results(Path(directory) / "results.jsonl")[0]
+
+
+def to_json(value: Any) -> Any:
+    """Return plain JSON values: NumPy and JAX scalars and arrays converted, NaN and infinity as None."""
+    if isinstance(value, Mapping):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [to_json(item) for item in value]
+    if hasattr(value, "tolist"):
+        return to_json(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value
+
+
+def _tasks(experiment: Experiment, config: BaseModel) -> list[Row]:
+    try:
+        tasks = [to_json(task) for task in experiment.tasks(config)]
+    except ValueError as error:
+        raise ConfigError(f"experiment {_name(experiment)}: {error}") from error
+    if not tasks:
+        raise ConfigError(f"experiment {_name(experiment)}: this config leaves nothing to run")
+    if twice := next((task for k, task in enumerate(tasks) if task in tasks[:k]), None):
+        raise ConfigError(f"experiment {_name(experiment)}: this config asks twice for {_label(twice)!r}")
+    return tasks
+
+
+def _start(directory: Path, described: Row, tasks: list[Row], *, resume: bool) -> list[Row]:
+    """Prepare the directory and return the rows to keep from an earlier run."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{directory}: cannot be made: {error.strerror}") from error
+    results = directory / "results.jsonl"
+    if results.is_file() and results.stat().st_size:
+        if not resume:
+            raise ConfigError(f"{directory} already has results: pass --resume to go on, or another --out")
+        _check_same_config(directory / "config.json", described)
+        return _keep_finished(results, tasks)
+    _write_json(directory / "config.json", described)
+    return []
+
+
+def _check_same_config(path: Path, described: Row) -> None:
+    earlier, now = _flat(_read_json(path)), _flat(described)
+    differing = [key for key in {**earlier, **now} if earlier.get(key) != now.get(key)]
+    if differing:
+        pairs = "; ".join(f"{key} was {earlier.get(key)!r}, now {now.get(key)!r}" for key in differing)
+        raise ConfigError(f"{path} is of another config, so --resume cannot go on: {pairs}")
+
+
+def _flat(value: Row, prefix: str = "") -> Row:
+    flat: Row = {}
+    for key, item in value.items():
+        flat |= _flat(item, f"{prefix}{key}.") if isinstance(item, dict) else {prefix + key: item}
+    return flat
+
+
+def _keep_finished(results: Path, tasks: list[Row]) -> list[Row]:
+    """Drop a torn line, the other rows of its task, and error rows; rewrite the file if there were any."""
+    rows, torn = _read_results(results)
+    kept = [row for row in rows if "error" not in row]
+    if torn:
+        _say(f"{results}: dropped a torn last line, its task is run again")
+        kept = _without_torn_task(kept, torn, tasks)
+    if torn or len(kept) < len(rows):
+        _replace(results, b"".join(map(_line, kept)))
+    return kept
+
+
+def _without_torn_task(rows: list[Row], torn: bytes, tasks: list[Row]) -> list[Row]:
+    """Drop the last row's task if the torn line may be of the same task, which is then incomplete."""
+    for task, of_task in zip(tasks, rows_by_task(tasks, rows), strict=True):
+        start = _dumps(task)[:-1].encode()  # what each of the task's lines begins with
+        if of_task and of_task[-1] is rows[-1] and start[: len(torn)] == torn[: len(start)]:
+            return [row for row in rows if all(row is not one for one in of_task)]
+    return rows
+
+
+def _run_tasks(experiment: Experiment, config: BaseModel, pending: list[Row], file: BinaryIO, total: int) -> None:
+    with contextlib.closing(_track(pending, total)) as tracked:
+        for task in tracked:
+            # A task's rows go out together, in one system call where the system takes them whole.
+            data = b"".join(map(_line, _run_task(experiment, config, task)))
+            while data:
+                data = data[file.write(data) :]
+            os.fsync(file.fileno())
+            if _memory_maps() > _MOST_MEMORY_MAPS:
+                jax.clear_caches()
+                gc.collect()
+
+
+def _memory_maps() -> int:
+    """Memory maps of this process; 0 where the system does not say.
+
+    XLA makes several for each function that it compiles, and Linux ends a process that wants more than 65,530: a run
+    over many tables of different sizes gets there in a quarter of an hour.
+    """
+    try:
+        return Path("/proc/self/maps").read_bytes().count(b"\n")
+    except OSError:
+        return 0
+
+
+def _run_task(experiment: Experiment, config: BaseModel, task: Row) -> list[Row]:
+    try:
+        rows = experiment.run_task(config, dict(task))
+    except ValueError as error:
+        return [{**task, "error": str(error) or type(error).__name__}]
+    rows = [to_json(row) for row in rows]
+    if not rows or any(row.get(key, task[key]) != task[key] for row in rows for key in task):
+        raise RuntimeError(f"run_task gave no row, or one of another task, for {task}")
+    # The task's keys first: each line then begins with the same text (see _without_torn_task).
+    return [{**task, **row, **task} for row in rows]
+
+
+def _track(pending: list[Row], total: int) -> Generator[Row, None, None]:
+    """Yield the tasks and show on stderr how far they are: a bar on a terminal, else about ten lines."""
+    finished = total - len(pending)
+    if sys.stderr.isatty():
+        with tqdm(pending, initial=finished, total=total, unit="task", file=sys.stderr) as bar:
+            for task in bar:
+                bar.set_postfix_str(_label(task))
+                yield task
+        return
+    began = time.monotonic()
+    for count, task in enumerate(pending, finished + 1):
+        yield task
+        if count * 10 // total > (count - 1) * 10 // total:
+            _say(f"{count} of {total} tasks, {time.monotonic() - began:.0f} s, last {_label(task)}")
+
+
+def _finish(experiment: Experiment, config: BaseModel, directory: Path) -> tuple[list[Row], list[report.Section]]:
+    """Write summary and report from the rows on disk and return the error rows and the report's sections."""
+    tasks = _tasks(experiment, config)
+    of_task = rows_by_task(tasks, read_rows(directory))
+    rows = [row for rows in of_task for row in rows]
+    failed = [row for row in rows if "error" in row]
+    good = [row for row in rows if "error" not in row]
+    unfinished = of_task.count([])
+    needs_more = getattr(experiment, "NEEDS_EVERY_TASK", False) and bool(failed or unfinished)
+    summary, sections = {}, []
+    if good and not needs_more:
+        summary = to_json(experiment.summarise(config, good))
+        with report.use_style():
+            sections = experiment.sections(config, good, summary)
+    _write_json(directory / "summary.json", summary)
+    sections = [*_open_ends(tasks, failed, unfinished, needs_more=needs_more), *sections]
+    computed_with = _read_environment(experiment, directory)
+    report.render(directory, _title(experiment), sections, computed_with, _describe(experiment, config))
+    return failed, sections
+
+
+def _open_ends(tasks: list[Row], failed: list[Row], unfinished: int, *, needs_more: bool) -> list[report.Section]:
+    """Say first in the report what is not in it."""
+    sections = []
+    without = "this report needs every task and is empty without them" if needs_more else "what follows is without them"
+    if unfinished:
+        text = f"**{unfinished} of {len(tasks)} tasks are not finished**; {without}."
+        sections.append(report.Section("Unfinished", text))
+    if failed:
+        failures = _failures(tasks, failed)
+        table = pd.DataFrame({"skipped": map(", ".join, failures.values()), "reason": failures.keys()})
+        text = f"**{len(failed)} of {len(tasks)} tasks could not use their data**; {without}."
+        sections.append(report.Section("Skipped", text, table))
+    return sections
+
+
+def _failures(tasks: list[Row], failed: list[Row]) -> dict[str, list[str]]:
+    """Return for each reason the tables it struck, or the tasks where they have no key ``table``."""
+    failures: dict[str, list[str]] = {}
+    for task, rows in zip(tasks, rows_by_task(tasks, failed), strict=True):
+        for row in rows:
+            labels = failures.setdefault(row["error"], [])
+            label = str(task["table"]) if "table" in task else _label(task)
+            if label not in labels:
+                labels.append(label)
+    return failures
+
+
+def rows_by_task(tasks: list[Row], rows: list[Row]) -> list[list[Row]]:
+    """Return each task's rows, in the order of the tasks; rows of no task are left out."""
+    # Tasks may differ in what keys they have; the most telling set of keys is tried first.
+    key_sets = sorted({tuple(sorted(task)) for task in tasks}, key=len, reverse=True)
+    found: dict[str, list[Row]] = {_identity(task, sorted(task)): [] for task in tasks}
+    for row in rows:
+        identities = (_identity(row, keys) for keys in key_sets)
+        if identity := next((one for one in identities if one in found), None):
+            found[identity].append(row)
+    return list(found.values())
+
+
+def _identity(row: Row, keys: Iterable[str]) -> str:
+    return _dumps({key: row.get(key) for key in keys})
+
+
+def _record_environment(directory: Path, source: Path | None, command: str | None, *, resumed: bool) -> None:
+    """Write environment.json; what earlier parts of a resumed run were computed with is kept if it differs."""
+    path = directory / "environment.json"
+    now: Row = {**environment(source), "command": command}
+    if resumed and path.is_file():
+        before = _read_json(path)
+        earlier = before.pop("earlier", [])
+        differs = any(before.get(key) != now[key] for key in now if key not in ("started", "command"))
+        if differs:
+            earlier = [*earlier, before]
+        now |= {"earlier": earlier} if earlier else {}
+    _write_json(path, now)
+
+
+def _read_environment(experiment: Experiment, directory: Path) -> Row:
+    """What the run was computed with; a run that does not know its command has that of the experiment's own config."""
+    read = _read_json(directory / "environment.json")
+    return {**read, "command": read.get("command") or f"fixntk run configs/{_name(experiment)}.yaml"}
+
+
+@contextlib.contextmanager
+def _terminate_as_interrupt() -> Iterator[None]:
+    """Let SIGTERM end a run as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
+        yield
+        return
+    earlier = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, earlier)
+
+
+def _title(experiment: Experiment) -> str:
+    return (experiment.__doc__ or _name(experiment)).strip().splitlines()[0].rstrip(".")
+
+
+def _name(experiment: Experiment) -> str:
+    return experiment.__name__.rpartition(".")[2]
+
+
+def _source(experiment: Experiment) -> Path | None:
+    file = getattr(experiment, "__file__", None)
+    return Path(file).parent if file else None
+
+
+def _describe(experiment: Experiment, config: BaseModel) -> Row:
+    return {"experiment": _name(experiment), **to_json(config.model_dump(mode="json"))}
+
+
+def _label(task: Row) -> str:
+    return " ".join(map(str, task.values()))
+
+
+def _say(message: str) -> None:
+    print(f"fixntk: {message}", file=sys.stderr, flush=True)
+
+
+def _dumps(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
+def _line(row: Row) -> bytes:
+    return (_dumps(row) + "\n").encode()
+
+
+def _read_results(path: Path) -> tuple[list[Row], bytes]:
+    """Return the rows and what is left after the last line's end."""
+    *lines, torn = path.read_bytes().split(b"\n") if path.is_file() else [b""]
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict):
+            raise ConfigError(f"{path}, line {number}: is not a JSON object")
+        rows.append(row)
+    return rows, torn
+
+
+def _read_json(path: Path) -> Row:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: is missing or not JSON: {error}") from error
+
+
+def _write_json(path: Path, value: Row) -> None:
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    _replace(path, (text + "\n").encode())
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Write a file so that it is never seen half written."""
+    part = path.with_name(path.name + ".part")
+    part.write_bytes(data)
+    part.replace(path)

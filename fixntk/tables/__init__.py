@@ -1,0 +1,1 @@
+"""Tables as people have them: reading, encoding, and the models that ``fixntk fit`` saves."""

@@ -1,0 +1,1 @@
+"""``fixntk verify``: the claims of docs/mathematics.md, checked numerically."""

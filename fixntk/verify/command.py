@@ -1,0 +1,102 @@
+"""What ``fixntk verify`` does: read the data, check the claims on them, print a table and write the figures."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+
+from fixntk._numerics import float64_allowed
+from fixntk.verify.check import Check, Data, run_checks
+
+_MAX_ROWS = 200
+
+
+def main(data: Path | None = None, json_file: Path | None = None) -> int:
+    """Run every check, print the table, and return the exit code: 1 if a claim fails, 0 otherwise.
+
+    Parameters
+    ----------
+    data
+        A CSV file with a header to check on, instead of the built-in data. Its target is the column called class,
+        target or label, otherwise the last one.
+    json_file
+        Where to write the rows as JSON as well.
+
+    Raises
+    ------
+    ValueError
+        If the CSV cannot be used, or the JSON file cannot be written.
+    """
+    if json_file is not None:
+        _check_writable(json_file)
+    with float64_allowed():
+        data_sets = built_in_data() if data is None else [read_data(data)]
+        checks = []
+        for check in run_checks(data_sets):
+            checks.append(check)
+            print(_line(check), flush=True)
+    counts = [sum(check.holds is state for check in checks) for state in (True, False, None)]
+    print(f"{counts[0]} claims hold, {counts[1]} fail, {counts[2]} not checked")
+    if json_file is not None:
+        json_file.write_text(json.dumps([asdict(check) for check in checks], indent=1) + "\n", encoding="utf-8")
+    return 1 if counts[1] else 0
+
+
+def _check_writable(path: Path) -> None:
+    """Raise ValueError, before the minutes that the checks take, if the file cannot be written after them."""
+    if path.is_dir():
+        raise ValueError(f"--json {path}: is a folder")
+    if not path.parent.is_dir():
+        raise ValueError(f"--json {path}: there is no folder {path.parent}")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ValueError(f"--json {path}: no permission to write there")
+
+
+def built_in_data() -> list[Data]:
+    """A line, a plane and a table in five dimensions, each with noisy targets and, but the last, a bias column."""
+    sets = []
+    for name, num_rows, num_features, bias in (("line", 12, 1, 1), ("plane", 20, 2, 1), ("table", 60, 5, 0)):
+        rng = np.random.default_rng(num_rows)
+        x = np.column_stack([rng.standard_normal((num_rows, num_features)), np.ones((num_rows, bias))])
+        y = np.sin(2 * x[:, 0]) + 0.1 * rng.standard_normal(num_rows)
+        sets.append(Data(name, jnp.asarray(x), jnp.asarray(y)))
+    return sets
+
+
+def read_data(path: Path) -> Data:
+    """A CSV as data to check on: encoded and standardised, a bias column appended, at most 200 rows of it.
+
+    Raises
+    ------
+    ValueError
+        If it is not a table of at least two rows, or a value is missing, or a column is constant.
+    """
+    if importlib.util.find_spec("pandas") is None:
+        raise ValueError("--data needs pandas: pip install 'fixntk[verify]'")
+    from fixntk.tables import read as tabular
+
+    features, target = tabular.read_table(path)
+    tabular.check_complete(path, features, target)
+    if len(features) > _MAX_ROWS:
+        chosen = np.random.default_rng(0).permutation(len(features))[:_MAX_ROWS]
+        features, target = features.iloc[chosen], target.iloc[chosen]
+        features = features.loc[:, features.nunique() > 1]
+    return Data(path.name, jnp.asarray(tabular.standardised(features)), jnp.asarray(tabular.targets(target)))
+
+
+def _line(check: Check) -> str:
+    state = {True: "holds", False: "FAILS", None: "not checked"}[check.holds]
+    figure = "" if check.figure is None else f"{check.figure:.3g}"
+    note = f"  ({check.note})" if check.note else ""
+    return f"{state:<11}  {check.number:<3} {check.data:<8} {check.claim:<78}  {figure:>10} {check.tolerance}{note}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

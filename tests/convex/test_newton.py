@@ -1,0 +1,179 @@
+"""Newton against CVXPY, FISTA, and the definition of its matrix (float64 unless said)."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from problems import cvxpy_optimum, random_problem
+
+import fixntk as fx
+from fixntk.convex.penalties import group_norms
+from fixntk.convex.solvers import newton, newton_system, working_sets
+
+# Of a direction, where it is not that of a factorisation in double precision.
+_ACCURACY = {newton_system._by_single_rows: 2e-3, newton_system._by_products: 2e-3}
+EARLY = pytest.mark.filterwarnings("ignore::fixntk.ConvergenceWarning")
+
+
+@pytest.mark.parametrize("num_outputs", [None, 3])
+@pytest.mark.parametrize("share", [0.5, 0.05, 0.001])
+def test_newton_reaches_the_optimum_of_cvxpy(num_outputs, share):
+    program = random_problem(0, num_outputs=num_outputs, share=share)
+    solution = fx.solve(program, method="newton", tol=1e-10)
+    assert bool(solution.converged)
+    assert int(solution.iterations) <= 60
+    np.testing.assert_allclose(solution.primal, cvxpy_optimum(program)[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "shape", [(10, 30, 5), (200, 2, 3), (30, 4, 1), (12, 1, 2), (5, 3, 300), (60, 5, 40), (300, 3, 20)]
+)
+@pytest.mark.parametrize("share", [0.9, 0.1, 1e-4, 1e-6])
+def test_newton_on_unusual_shapes(shape, share):
+    num_rows, num_features, num_gates = shape
+    program = random_problem(1, num_rows, num_features, num_gates, share=share)
+    solution = fx.solve(program, method="newton", tol=1e-9)
+    assert bool(solution.converged), solution.message
+
+
+@pytest.mark.parametrize(
+    ("seed", "num_outputs", "share"),
+    [(1024, None, 0.0546875), (283, None, 1.1e-4), (6231, None, 7.9e-4)],
+)
+def test_a_large_sigma_does_not_end_in_rounding(seed, num_outputs, share):
+    solution = fx.solve(random_problem(seed, num_outputs=num_outputs, share=share), method="newton", tol=1e-12)
+    assert bool(solution.converged), solution.message
+
+
+def test_working_sets_grow_from_the_nearest_groups():
+    program = random_problem(3, 120, 5, 300, share=0.02)
+    state, step = newton.init(program, jnp.zeros(program.group_shape)), jax.jit(newton.step)
+    sizes, active = working_sets._sizes(program), []
+    while int(state.phase) == newton._WORKING_SETS:
+        nearest = np.argsort(-np.asarray(group_norms(state.correlations)))[: sizes[0]]
+        state = step(program, state)
+        active.append(np.flatnonzero(group_norms(state.weights)))
+        if len(active) == 1:
+            assert set(active[0]) <= set(nearest)
+    counts = [len(groups) for groups in active]
+    assert 0 < counts[0] <= sizes[0] < counts[1] < counts[-1] < 300
+    assert sizes == [32, 64, 128, 256, 300]
+    assert working_sets.buckets(300) == [16, 32, 64, 128, 256, 300]
+    assert working_sets.buckets(20) == [20]
+    optimum = fx.solve(program, method="fista", tol=1e-10)
+    np.testing.assert_allclose(fx.solve(program, method="newton", tol=1e-10).primal, optimum.primal, rtol=1e-9)
+
+
+def test_a_step_on_all_groups_is_the_step_on_those_that_are_active():
+    program = random_problem(4, 60, 4, 100, share=0.1)
+    start = fx.solve(program, method="fista", tol=1e-2).weights
+    state = newton.init(program, start)
+    assert 0 < int(jnp.sum(group_norms(start) > 0)) <= 64
+    whole, active = newton.refine(program, state), newton.step(program, state)
+    np.testing.assert_allclose(whole.theta, active.theta, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(whole.gap, active.gap, rtol=1e-2)
+
+
+@pytest.mark.parametrize("num_outputs", [1, 2])
+@pytest.mark.parametrize("solver", [entry[0] for entry in newton_system.SOLVERS])
+@pytest.mark.parametrize("options", [{}, {"intercept": True, "ridge": 0.7}])
+def test_each_direction_solves_the_derivative_of_the_gradient(monkeypatch, rng, solver, num_outputs, options):
+    monkeypatch.setattr(newton_system, "SOLVERS", ((solver, lambda *_: 0.0),))
+    monkeypatch.setattr(newton_system, "_LEAST_ROWS", 10)
+    program = random_problem(2, 25, 4, 40, num_outputs)
+    program = fx.ConvexProgram(program.x, program.y, program.masks, 1.0, **options)
+    theta, multiplier = rng.standard_normal((25, num_outputs)), rng.standard_normal(program.group_shape)
+    theta = program.centred(theta)
+    # Half of the groups are active at this λ.
+    sigma = jnp.asarray(0.3)
+    reg = jnp.median(group_norms(multiplier + sigma * program.correlations(theta))) / sigma
+    program = program.with_reg(reg)
+
+    def gradient(theta):
+        shrunk = newton._shrunk(program, multiplier + sigma * program.correlations(theta), sigma)
+        return program.centred(theta - program.targets + program.fitted(shrunk.weights))
+
+    shifted = multiplier + sigma * program.correlations(theta)
+    prox, slope = newton._shrunk(program, shifted, sigma), gradient(theta)
+    assert int(jnp.sum(prox.kept > 0)) == 20
+    direction = newton._direction(program, sigma, prox, slope, working_sets.buckets(program.num_gates))
+    _, change = jax.jvp(gradient, (theta,), (direction,))
+    tolerance = _ACCURACY.get(solver, 1e-10)
+    assert float(jnp.linalg.norm(change + slope)) <= tolerance * float(jnp.linalg.norm(slope))
+
+
+@pytest.mark.parametrize("solver", [entry[0] for entry in newton_system.SOLVERS])
+def test_each_direction_keeps_the_dtype(monkeypatch, solver):
+    monkeypatch.setattr(newton_system, "SOLVERS", ((solver, lambda *_: 0.0),))
+    wide = random_problem(2, 25, 4, 20, share=0.5)
+    narrow = fx.ConvexProgram(wide.x.astype("float32"), wide.y.astype("float32"), wide.masks, wide.reg)
+    solution = fx.solve(narrow, tol=1e-3)
+    assert solution.weights.dtype == jnp.float32
+    assert bool(solution.converged)
+
+
+def test_packed_masks_give_the_same_solution():
+    program = random_problem(3)
+    packed = fx.ConvexProgram(program.x, program.y, fx.pack_masks(program.masks), program.reg, num_gates=20)
+    one, two = (fx.solve(p, method="newton", tol=1e-9) for p in (program, packed))
+    np.testing.assert_allclose(one.weights, two.weights, atol=1e-9)
+
+
+def test_duplicated_columns_and_rows_converge():
+    program = random_problem(4, 40, 3, 15, share=0.01)
+    x = jnp.concatenate([program.x, program.x[:, :1], jnp.zeros((40, 1))], axis=1)
+    masks = jnp.concatenate([program.masks, program.masks[:, :5], jnp.zeros((40, 2), bool)], axis=1)
+    x, masks, y = (jnp.concatenate([a, a]) for a in (x, masks, program.y))
+    solution = fx.solve(fx.ConvexProgram(x, y, masks, program.reg), method="newton", tol=1e-9)
+    assert bool(solution.converged), solution.message
+
+
+@EARLY
+@pytest.mark.parametrize("share", [0.5, 0.01, 1e-5])
+def test_float32_converges_or_says_that_it_broke_off(share):
+    wide = random_problem(5, 60, 4, 30, share=share)
+    for scales in ([1.0, 1.0, 1.0, 1.0], [1.0, 1e-3, 1.0, 10.0]):
+        x = wide.x * jnp.asarray(scales)
+        narrow = fx.ConvexProgram(x.astype("float32"), wide.y.astype("float32"), wide.masks, wide.reg)
+        solution = fx.solve(narrow, method="newton", tol=1e-5)
+        assert np.all(np.isfinite(solution.weights))
+        assert bool(solution.converged) or "rounding in float32 lets it go no further" in solution.message
+        assert float(solution.relative_gap) < 1e-2
+        # The certificate holds of the float64 problem.
+        exact = fx.solve(fx.ConvexProgram(x, wide.y, wide.masks, wide.reg), method="newton", tol=1e-9)
+        assert float(solution.primal - exact.primal) <= float(solution.gap) + 1e-5 * float(wide.primal_at_zero())
+
+
+@pytest.mark.parametrize("scales", [(1e9, 1.0), (1e-9, 1e9), (1e30, 1e10), (1.0, 1e-25)])
+def test_the_scales_of_inputs_and_targets_change_nothing(scales):
+    program = random_problem(6, share=0.01)
+    x_scale, y_scale = scales
+    scaled = fx.ConvexProgram(program.x * x_scale, program.y * y_scale, program.masks, program.reg * x_scale * y_scale)
+    one, two = (fx.solve(p, method="newton", tol=1e-9) for p in (program, scaled))
+    assert bool(two.converged)
+    np.testing.assert_allclose(two.primal, one.primal * y_scale**2, rtol=1e-7)
+
+
+def test_float32_converges_where_the_problem_is_well_posed():
+    wide = random_problem(5, 60, 4, 30, share=0.5)
+    narrow = fx.ConvexProgram(wide.x.astype("float32"), wide.y.astype("float32"), wide.masks, wide.reg)
+    assert bool(fx.solve(narrow, method="newton", tol=1e-5).converged)
+
+
+def test_the_iterate_is_what_the_step_expected_and_better_than_prox():
+    program = random_problem(5, 80, 4, 60, share=0.1)
+    near = fx.solve(program.with_reg(1.02 * program.reg), method="newton", tol=1e-10)
+    state, step = newton.init(program, near.weights), jax.jit(newton.step)
+    ahead = []
+    for _ in range(3):
+        before, state = state, step(program, state)
+        shrunk = newton._shrunk(program, before.multiplier + before.sigma * state.correlations, before.sigma).weights
+        fit = program.fit(program.fitted(shrunk))
+        gap_of_prox = program.certificate(shrunk, fit, program.correlations(fit.residual)).gap
+        ahead.append(float(gap_of_prox / state.gap))
+    assert float(state.gap / program.primal_at_zero()) < 1e-5
+    assert min(ahead) >= 1
+    assert max(ahead) > 10
+    # A full step on groups none of which comes or goes: its residual is the dual variable.
+    residual = program.targets - program.fitted(state.weights)
+    assert float(jnp.linalg.norm(residual - state.theta)) < 1e-2 * float(jnp.linalg.norm(state.theta - before.theta))

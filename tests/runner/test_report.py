@@ -1,0 +1,207 @@
+import base64
+import re
+from html.parser import HTMLParser
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+
+from fixntk.runner import report
+from fixntk.runner.report import Section
+
+ENVIRONMENT = {"fixntk": "0.1", "device": "cpu <x>", "started": "2024-01-01T00:00:00+00:00", "git_revision": None}
+CONFIG = {"experiment": "toy", "seeds": [3, 4], "solver": {"tol": 1e-3}}
+
+
+class Page(HTMLParser):
+    """Collects the tags with their attributes, and the text of cells and headings."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.texts, self._open = [], [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self._open = tag
+
+    def handle_data(self, data):
+        self.texts.append((self._open, data))
+
+    def named(self, name):
+        return [attributes for tag, attributes in self.tags if tag == name]
+
+    def text(self, name):
+        return [text for tag, text in self.texts if tag == name and text.strip()]
+
+
+def page(tmp_path, *sections, environment=ENVIRONMENT):
+    return Page(report.render(tmp_path, "Title", sections, environment, CONFIG).read_text(encoding="utf-8"))
+
+
+def figure():
+    with report.use_style():
+        new = report.new_figure()
+        new.subplots().plot([1, 2, 3])
+    return new
+
+
+def test_page_fetches_nothing(tmp_path):
+    shown = page(tmp_path, Section("A", figures=(("plot", figure(), "Caption"),)))
+    addresses = [
+        attributes[key] for _, attributes in shown.tags for key in ("src", "href", "srcset") if key in attributes
+    ]
+    assert all(address.startswith(("data:", "#")) for address in addresses)
+    assert not shown.named("link")
+    policy = next(meta["content"] for meta in shown.named("meta") if "http-equiv" in meta)
+    assert policy.startswith("default-src 'none';")
+    assert not re.search(r"url\(|@import|https?://", (tmp_path / "report.html").read_text())
+
+
+def test_figures_are_files_and_embedded_with_their_caption_as_alt_text(tmp_path):
+    shown = page(tmp_path, Section("A", figures=(("plot", figure(), 'A "caption" & more'),)))
+    (image,) = shown.named("img")
+    saved = (tmp_path / "figures" / "plot.png").read_bytes()
+    assert base64.b64decode(image["src"].removeprefix("data:image/png;base64,")) == saved
+    assert image["alt"] == 'A "caption" & more'
+    assert np.array_equal(np.frombuffer(saved[16:24], ">u4"), [960, 600])  # 6.4 x 4 inches at 150 dpi
+
+
+@pytest.mark.parametrize("stems", [("a", "a"), ("../a",), (".a",), ("a/b",)])
+def test_figure_names_must_be_plain_and_different(tmp_path, stems):
+    with pytest.raises(ValueError, match="figures need different, plain file names"):
+        page(tmp_path, Section("A", figures=tuple((stem, figure(), "") for stem in stems)))
+
+
+def test_everything_is_escaped(tmp_path):
+    evil = "<script>alert(1)</script>"
+    table = pd.DataFrame({evil: [evil]}, index=pd.Index([evil], name=evil))
+    shown = page(tmp_path, Section(evil, f"{evil} **{evil}** `{evil}`", table, (("plot", figure(), evil),)))
+    assert len(shown.named("script")) == 1  # the page's own
+    assert shown.text("h2")[0] == evil
+    assert shown.text("td")[:2] == [evil, evil]
+    assert shown.text("strong") == shown.text("code") == [evil]
+
+
+def test_text_has_paragraphs_bold_and_code(tmp_path):
+    page(tmp_path, Section("A", "One **two\nthree** `a**b**c`.\n\n \nFour * five ** six."))
+    text = (tmp_path / "report.html").read_text()
+    assert "<p>One <strong>two\nthree</strong> <code>a**b**c</code>.</p>\n<p>Four * five ** six.</p>" in text
+
+
+def test_tables_are_sortable_by_button_with_full_precision(tmp_path):
+    table = pd.DataFrame({"name": ["b", None], "score": [0.123456789, np.nan], "n": [1, 2]})
+    shown = page(tmp_path, Section("A", table=table))
+    assert shown.text("button") == ["name", "score", "n"]
+    assert [heading["aria-sort"] for heading in shown.named("th")[:3]] == ["none"] * 3
+    assert [cell.get("data-value") for cell in shown.named("td")[:6]] == [None, "0.123456789", "1.0", None, "", "2.0"]
+    assert [cell.get("class") for cell in shown.named("td")[:3]] == [None, "number", "number"]
+    assert shown.text("td")[:6] == ["b", "0.1235", "1", "–", "–", "2"]
+    box = shown.named("div")[0]
+    assert (box["class"], box["tabindex"], box["aria-label"]) == ("box", "0", "Table: A")
+
+
+def test_index_is_shown_unless_it_only_counts(tmp_path):
+    table = pd.DataFrame(
+        {("a", "x"): [1], ("a", "y"): [2]}, index=pd.MultiIndex.from_tuples([("p", 3)], names=["k", "m"])
+    )
+    assert page(tmp_path, Section("A", table=table)).text("button") == ["k", "m", "a x", "a y"]
+    assert page(tmp_path, Section("A", table=table.reset_index(drop=True))).text("button") == ["a x", "a y"]
+
+
+@pytest.mark.parametrize("table", [pd.DataFrame(), pd.DataFrame({"a": []})])
+def test_empty_table_says_so(tmp_path, table):
+    assert "no rows" in page(tmp_path, Section("A", table=table)).text("td")
+
+
+def test_bools_and_mixed_columns_are_text(tmp_path):
+    table = pd.DataFrame({"a": [True, False], "b": [np.bool_(True), "x"], "c": [np.int64(5), None]}, dtype=object)
+    shown = page(tmp_path, Section("A", table=table))
+    assert shown.text("td")[:6] == ["yes", "yes", "5", "no", "x", "–"]
+    assert [cell.get("class") for cell in shown.named("td")[:3]] == [None, None, "number"]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([1, 20, -3], ["1", "20", "−3"]),
+        ([1.0, 2.0], ["1", "2"]),
+        ([0.9123456, 0.9, 0.0512], ["0.9123", "0.9000", "0.0512"]),
+        ([99.123456, 1.5], ["99.12", "1.50"]),
+        ([0.3, 1.234567e-7], ["0.3", "1.23e−7"]),
+        ([1.5e9, 2.25], ["1.5e9", "2.25"]),
+        ([-0.00001, 12.5], ["−1e−5", "12.5"]),
+        ([1234.5, 0.001], ["1234", "0.001"]),
+        ([0.5, 0.0, -0.25], ["0.5000", "0.0000", "−0.2500"]),
+        ([0.5, np.inf], ["0.5000", "∞"]),
+        ([np.inf, -np.inf], ["∞", "−∞"]),
+        ([10**20], ["1e20"]),
+        ([0.1 + 0.2], ["0.3000"]),
+    ],
+)
+def test_numbers_have_sensible_digits(values, expected):
+    assert report.format_numbers(values) == expected
+
+
+def test_sections_are_listed_when_there_are_more_than_three(tmp_path):
+    assert not page(tmp_path, *map(Section, "ABC")).named("nav")
+    shown = page(tmp_path, *map(Section, "ABCD"))
+    targets = [link["href"] for link in shown.named("a")]
+    assert targets == ["#section-1", "#section-2", "#section-3", "#section-4", "#origin"]
+    assert {section["id"] for section in shown.named("section")} == {target[1:] for target in targets}
+
+
+def test_report_ends_with_config_versions_device_and_seeds(tmp_path):
+    shown = page(tmp_path)
+    assert shown.text("pre") == ["experiment: toy\nseeds: [3, 4]\nsolver: {tol: 0.001}\n"]
+    facts = dict(zip(shown.text("th"), shown.text("td"), strict=True))
+    assert facts["device"] == "cpu <x>"
+    assert facts["git revision"] == "–"
+    assert facts["seeds"] == "3, 4"
+
+
+def test_earlier_parts_of_a_resumed_run_are_shown_beside(tmp_path):
+    shown = page(tmp_path, environment=ENVIRONMENT | {"earlier": [ENVIRONMENT | {"device": "gpu"}]})
+    assert {"cpu <x>", "gpu"} <= set(shown.text("td"))
+
+
+def test_style_is_only_on_inside_the_context():
+    before = dict(mpl.rcParams)
+    with report.use_style():
+        assert mpl.rcParams["axes.spines.top"] is False
+        assert min(mpl.rcParams[key] for key in ("font.size", "legend.fontsize")) >= 9
+    assert dict(mpl.rcParams) == before
+
+
+def test_figures_do_not_touch_pyplot():
+    import matplotlib.pyplot as plt
+
+    figure()
+    assert plt.get_fignums() == []
+
+
+def test_the_same_content_as_a_markdown_page(tmp_path):
+    table = pd.DataFrame({"name": ["a|b", "c"], "value": [0.12345, -1.5]})
+    sections = [
+        Section("First", "**Bold** and `code`.\n\nMore.", table=table, figures=(("plot", figure(), "A caption"),)),
+        Section("Second"),
+    ]
+    environment = ENVIRONMENT | {"command": "fixntk run x.yaml"}
+    written = report.render_markdown(tmp_path / "page.md", "Title", sections, environment)
+    blocks = written.read_text(encoding="utf-8").split("\n\n")
+    assert blocks[0] == "# Title"
+    assert "`fixntk run x.yaml`" in blocks[1]
+    assert blocks[2:5] == ["## First", "**Bold** and `code`.", "More."]
+    assert blocks[5].splitlines() == [
+        "| name | value |",
+        "| --- | --: |",
+        "| a\\|b | 0.123 |",
+        "| c | −1.500 |",
+    ]
+    assert blocks[6] == "![A caption](figures/page/plot.png)"
+    assert (tmp_path / "figures" / "page" / "plot.png").read_bytes().startswith(b"\x89PNG")
+    assert blocks[8].strip() == "## Second"
+    for wrong in (tmp_path / "page.html", tmp_path / "none" / "page.md"):
+        with pytest.raises(ValueError, match=r"ends in \.md"):
+            report.render_markdown(wrong, "Title", sections, ENVIRONMENT)
