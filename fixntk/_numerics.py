@@ -8,7 +8,12 @@ from typing import Any
 import jax
 import jax.experimental
 import jax.numpy as jnp
+import jax.scipy.linalg as jsl
 from jax import Array, lax
+from jaxtyping import Float
+
+# Jitters tried, each ten times the one before, until a kernel matrix can be factorised.
+_MAX_JITTERS = 6
 
 
 def matmul(a: Array, b: Array) -> Array:
@@ -40,3 +45,30 @@ def with_dtype(tree: Any, dtype: Any) -> Any:
         return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
     return jax.tree.map(converted, tree)
+
+
+def solve_kernel_ridge(kernel: Array, reg: Array, targets: Array) -> Float[Array, "n c"]:
+    """Solve (K + λI) A = Y by Cholesky, with growing jitter where rounding leaves K + λI indefinite.
+
+    One step of refinement against the matrix without jitter takes most of the jitter's effect back. NaN where no jitter
+    helps; the caller tells.
+    """
+    shifted = kernel + reg * jnp.eye(kernel.shape[0], dtype=kernel.dtype)
+    scale = jnp.mean(jnp.diagonal(shifted))
+    smallest = 10 * jnp.finfo(kernel.dtype).eps * scale
+
+    def factor(jitter: Array) -> Array:
+        return jnp.linalg.cholesky(shifted + jitter * jnp.eye(kernel.shape[0], dtype=kernel.dtype))
+
+    def broken(state: tuple[Array, Array, Array]) -> Array:
+        tries, _, lower = state
+        return (tries < _MAX_JITTERS) & ~jnp.all(jnp.isfinite(lower))
+
+    def retry(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        tries, jitter, _ = state
+        return tries + 1, 10 * jitter, factor(jitter)
+
+    _, _, lower = lax.while_loop(broken, retry, (jnp.asarray(0), smallest, factor(jnp.zeros_like(smallest))))
+    solution = jsl.cho_solve((lower, True), targets)
+    remainder = targets - matmul(shifted, solution)
+    return solution + jsl.cho_solve((lower, True), remainder)

@@ -19,8 +19,8 @@ from jaxtyping import Float, Int
 from sklearn.model_selection import StratifiedKFold
 
 from fixntk import ConvexProgram, Solution, solve
+from fixntk._numerics import solve_kernel_ridge
 from fixntk.convex.program import BestScale
-from fixntk.convex.solvers.irls import solve_kernel_ridge
 from fixntk.gram import masked_apply
 
 # The sizes of folds are rounded up to a multiple of this.

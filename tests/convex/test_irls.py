@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from problems import cvxpy_optimum, random_problem
 
 import fixntk as fx
-from fixntk.convex.solvers.irls import solve_kernel_ridge
+from fixntk._numerics import solve_kernel_ridge
 
 EARLY = pytest.mark.filterwarnings("ignore::fixntk.ConvergenceWarning")
 

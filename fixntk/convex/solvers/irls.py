@@ -5,15 +5,12 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import jax.numpy as jnp
-import jax.scipy.linalg as jsl
-from jax import Array, lax
+from jax import Array
 from jaxtyping import Bool, Float
 
-from fixntk._numerics import matmul
+from fixntk._numerics import solve_kernel_ridge
 from fixntk.convex.penalties import group_norms
 from fixntk.convex.program import ConvexProgram
-
-_MAX_JITTERS = 6
 
 
 class IRLSState(NamedTuple):
@@ -85,30 +82,3 @@ def _solve_ridge(program: ConvexProgram, kernel_weights: Array, epsilon: Array) 
         failed=~jnp.all(jnp.isfinite(dual_weights)),
         epsilon=epsilon,
     )
-
-
-def solve_kernel_ridge(kernel: Array, reg: Array, targets: Array) -> Float[Array, "n c"]:
-    """Solve (K + λI) A = Y by Cholesky, with growing jitter where rounding leaves K + λI indefinite.
-
-    One step of refinement against the matrix without jitter takes most of the jitter's effect back. NaN where no jitter
-    helps; the caller tells.
-    """
-    shifted = kernel + reg * jnp.eye(kernel.shape[0], dtype=kernel.dtype)
-    scale = jnp.mean(jnp.diagonal(shifted))
-    smallest = 10 * jnp.finfo(kernel.dtype).eps * scale
-
-    def factor(jitter: Array) -> Array:
-        return jnp.linalg.cholesky(shifted + jitter * jnp.eye(kernel.shape[0], dtype=kernel.dtype))
-
-    def broken(state: tuple[Array, Array, Array]) -> Array:
-        tries, _, lower = state
-        return (tries < _MAX_JITTERS) & ~jnp.all(jnp.isfinite(lower))
-
-    def retry(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        tries, jitter, _ = state
-        return tries + 1, 10 * jitter, factor(jitter)
-
-    _, _, lower = lax.while_loop(broken, retry, (jnp.asarray(0), smallest, factor(jnp.zeros_like(smallest))))
-    solution = jsl.cho_solve((lower, True), targets)
-    remainder = targets - matmul(shifted, solution)
-    return solution + jsl.cho_solve((lower, True), remainder)
