@@ -122,7 +122,9 @@ def scaling() -> None:
 def path() -> None:
     made = make("teacher", "M", 0.001)
     _, single = warm(lambda: fx.solve(fx.ConvexProgram(made.x, made.y, made.masks, made.reg)))
-    solutions, whole = warm(lambda: fx.solve_path(made.x, made.y, made.masks, num_regs=100, min_share=1e-3))
+    solutions, whole = warm(
+        lambda: fx.solve_path(fx.ConvexProgram(made.x, made.y, made.masks, 1.0), num_regs=100, min_share=1e-3)
+    )
     gaps = max(float(solution.relative_gap) for solution in solutions)
     iterations = sum(int(solution.iterations) for solution in solutions)
     ratio = f"{whole / single:.1f} × the last alone, {single:.2f} s"

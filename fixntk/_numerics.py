@@ -72,3 +72,8 @@ def solve_kernel_ridge(kernel: Array, reg: Array, targets: Array) -> Float[Array
     solution = jsl.cho_solve((lower, True), targets)
     remainder = targets - matmul(shifted, solution)
     return solution + jsl.cho_solve((lower, True), remainder)
+
+
+def default_tol(dtype: Any) -> float:
+    """The relative gap to reach where none is asked for: what the dtype can certify."""
+    return 1e-6 if jnp.dtype(dtype) == jnp.float64 else 1e-4

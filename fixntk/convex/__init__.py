@@ -2,13 +2,15 @@
 
 from fixntk._warnings import ConvergenceWarning
 from fixntk.convex.discovery import Discovery, discover
+from fixntk.convex.driver import Progress
 from fixntk.convex.implicit import optimal_weights
 from fixntk.convex.multiple_kernels import KernelSolution, solve_kernels
-from fixntk.convex.path import gap_safe, solve_path
+from fixntk.convex.path import Path, solve_path
 from fixntk.convex.program import ConvexProgram
 from fixntk.convex.relu import ReLUSolution, solve_relu
+from fixntk.convex.screening import gap_safe
 from fixntk.convex.solution import History, Solution
-from fixntk.convex.solve import Progress, solve
+from fixntk.convex.solve import solve, solve_quietly
 
 __all__ = [
     "ConvergenceWarning",
@@ -16,6 +18,7 @@ __all__ = [
     "Discovery",
     "History",
     "KernelSolution",
+    "Path",
     "Progress",
     "ReLUSolution",
     "Solution",
@@ -25,5 +28,6 @@ __all__ = [
     "solve",
     "solve_kernels",
     "solve_path",
+    "solve_quietly",
     "solve_relu",
 ]

@@ -18,9 +18,11 @@ from jaxtyping import Bool, Float
 from fixntk._checks import as_matrix, as_positive_int, is_traced
 from fixntk._numerics import matmul
 from fixntk._warnings import ConvergenceWarning
+from fixntk.convex import duality
+from fixntk.convex.duality import Evaluation
 from fixntk.convex.losses import Loss
 from fixntk.convex.penalties import group_norms
-from fixntk.convex.program import ConvexProgram, Point
+from fixntk.convex.program import ConvexProgram, with_masks
 from fixntk.convex.solution import Solution
 from fixntk.convex.solve import solve
 from fixntk.gates.arrangements import cover_count, distinct_hyperplanes, enumerate_arrangements
@@ -169,13 +171,13 @@ def discover(
         program = _of_gates(program, chosen, size)
         init = np.pad(weights, ((0, size - len(weights)), (0, 0), (0, 0)))
         solution = solve(program, method=method, tol=tol, init=init)
-        point = program.point(solution.weights)
+        point = program.evaluate(solution.weights)
         if cells is not None:
             candidates, masks = cells.gates, cells.masks
         else:
             key, search = jax.random.split(key)
             starts = sample_gates(search, num_candidates, x.shape[1], dtype=x.dtype)
-            candidates = _searched(x, point.fit.residual, jnp.concatenate([starts, _repeated(chosen, size)]))
+            candidates = _searched(x, point.residual, jnp.concatenate([starts, _repeated(chosen, size)]))
             masks = activation_masks(x, candidates)
         gap, scores = map(np.asarray, _priced(program, point, masks))
         found = _found(program, solution, chosen, float(gap), scores, exact, number)
@@ -217,7 +219,7 @@ def _found(
 def _of_gates(program: ConvexProgram, gates: np.ndarray, size: int) -> ConvexProgram:
     """The program of these gates' masks and of empty ones, ``size`` in all."""
     masks = activation_masks(program.x, _repeated(gates, size))
-    return program.with_masks(masks & (np.arange(size) < len(gates)))
+    return with_masks(program, masks & (np.arange(size) < len(gates)))
 
 
 def _repeated(gates: np.ndarray, size: int) -> np.ndarray:
@@ -239,13 +241,12 @@ def _worst(scores: np.ndarray, masks: Array, known: Array, most: int) -> Any:
 
 
 @jax.jit
-def _priced(program: ConvexProgram, point: Point, masks: Array) -> tuple[Array, Array]:
+def _priced(program: ConvexProgram, point: Evaluation, masks: Array) -> tuple[Array, Array]:
     """Gap of the point if the program had these masks too, and ‖Xᵀ D_p R‖ / λ for each of them (M7, M11)."""
-    weights, fit, correlations = point
-    further = masked_adjoint(masks, program.x, fit.residual, masks.shape[1])
-    both = ((weights, jnp.zeros_like(further)), (correlations, further))
+    further = masked_adjoint(masks, program.x, point.residual, masks.shape[1])
+    both = ((point.weights, jnp.zeros_like(further)), (point.correlations, further))
     of_both, correlations_of_both = map(jnp.concatenate, both)
-    gap = program.certificate(of_both, fit, correlations_of_both).gap
+    gap = duality.certify(program.datafit, program.penalty, of_both, point.outputs, correlations_of_both).gap
     return gap, program.norm.duals(further) / program.reg
 
 

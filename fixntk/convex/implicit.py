@@ -14,7 +14,7 @@ from jaxtyping import Float
 from fixntk._checks import is_traced
 from fixntk._numerics import matmul
 from fixntk.convex.penalties import group_norms
-from fixntk.convex.program import ConvexProgram
+from fixntk.convex.program import ConvexProgram, with_masks
 from fixntk.convex.solution import is_active
 from fixntk.convex.solve import solve
 from fixntk.gram import select_masks
@@ -89,7 +89,7 @@ def _optimal_weights_jvp(
         return weights, jnp.zeros_like(weights)
 
     def part(program: ConvexProgram) -> ConvexProgram:
-        return program.with_masks(select_masks(program.masks, chosen).astype(program.x.dtype), chosen)
+        return with_masks(program, select_masks(program.masks, chosen).astype(program.x.dtype), chosen)
 
     _, forced = jax.jvp(lambda program: _slope(part(program), weights[chosen]), (program,), (change,))
     if forced.size <= _MOST_UNKNOWNS:
@@ -101,7 +101,7 @@ def _optimal_weights_jvp(
 
 def _slope(program: ConvexProgram, weights: Array) -> Array:
     """Gradient of the objective by weights that are not zero (of zero groups, without the norm's)."""
-    fit = program.fit(program.fitted(weights))
+    fit = program.datafit.fit(program.fitted(weights))
     norms = group_norms(weights)
     units = weights / jnp.where(norms > 0, norms, 1.0)[:, None, None]
     pulls = jnp.broadcast_to(program.thresholds, norms.shape)[:, None, None] * units

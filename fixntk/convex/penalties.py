@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
@@ -70,3 +71,36 @@ NORMS: dict[str, Norm] = {
     "frobenius": Norm("frobenius", group_norms, group_norms, _shrunk),
     "nuclear": Norm("nuclear", _nuclear_norms, _spectral_norms, _singular_values_shrunk),
 }
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class Penalty:
+    r"""The penalty :math:`\sum_p t_p \|W_p\| + \tfrac{α}{2} \sum_p \|W_p\|_F^2` of group weights.
+
+    Attributes
+    ----------
+    norm
+        The norm of a group.
+    thresholds
+        t = λτ, (P,), or λ alone where all τ are one.
+    ridge
+        α; None for none.
+    """
+
+    norm: Norm = field(metadata={"static": True})
+    thresholds: Float[Array, " P"] | Float[Array, ""]
+    ridge: Float[Array, ""] | None
+
+    def value(self, weights: Float[Array, "P d c"]) -> Float[Array, ""]:
+        """The penalty of weights."""
+        total = jnp.sum(self.thresholds * self.norm.values(weights))
+        return total if self.ridge is None else total + 0.5 * self.ridge * jnp.sum(weights**2)
+
+    def prox(self, groups: Float[Array, "P d c"], step: Float[Array, ""]) -> Float[Array, "P d c"]:
+        """Proximal operator of step · penalty."""
+        return self.norm.prox(groups, step * self.thresholds) * self.ridge_share(step)
+
+    def ridge_share(self, step: Array) -> Array:
+        """The factor 1 / (1 + step · α) by which the proximal operator of the ridge shrinks."""
+        return jnp.ones_like(step) if self.ridge is None else 1 / (1 + step * self.ridge)

@@ -27,8 +27,8 @@ from jaxtyping import Float
 from fixntk._checks import as_positive_int, is_traced
 from fixntk._numerics import einsum, float64_allowed, matmul, with_dtype
 from fixntk._warnings import ConvergenceWarning
-from fixntk.convex.program import ConvexProgram
-from fixntk.convex.solve import Progress
+from fixntk.convex.driver import Progress
+from fixntk.convex.program import ConvexProgram, canonical, with_masks
 from fixntk.gates.masks import activation_masks
 from fixntk.networks.cones import (
     Cones,
@@ -156,7 +156,7 @@ def solve_relu(
     dtype, max_iter = program.x.dtype, as_positive_int("max_iter", max_iter)
     program, gates = _checked(program, gates)
     with float64_allowed():
-        wide, wide_gates = with_dtype((program.canonical(), gates), jnp.float64)
+        wide, wide_gates = with_dtype((canonical(program), gates), jnp.float64)
         solution = _follow_path(wide, wide_gates, tol, max_iter, callback)
     narrow = with_dtype((solution.positive, solution.negative, solution.intercept), dtype)
     solution = replace(solution, positive=narrow[0], negative=narrow[1], intercept=narrow[2])
@@ -215,7 +215,7 @@ def _checked(program: ConvexProgram, gates: ArrayLike) -> tuple[ConvexProgram, A
             f"{'' if program.ridge is None else ', a ridge'}"
         )
     gates = program.check_gates(gates)
-    return program.with_masks(activation_masks(program.x, gates)), gates
+    return with_masks(program, activation_masks(program.x, gates)), gates
 
 
 @jax.jit
@@ -235,14 +235,14 @@ def _step(
     """A Newton step, and a heavier objective where it was short."""
     pair, weight = state
     barrier = cone_barrier(cones, pair, program.thresholds, weight)
-    fit = program.fit(_fitted(program, pair))
+    fit = program.datafit.fit(_fitted(program, pair))
     gradient = barrier.gradient - _signed_correlations(program, fit.residual)
     direction = _direction(program, barrier.hessian, gradient)
     slope = jnp.sum(gradient * direction)
 
     def value(length: Array) -> Array:
         moved = pair + length * direction
-        loss = program.fit(_fitted(program, moved)).loss
+        loss = program.datafit.fit(_fitted(program, moved)).loss
         return loss + jnp.sum(smoothed_norms(cones, moved, program.thresholds, weight))
 
     longest = jnp.min(longest_step(cones, pair, direction))
@@ -284,7 +284,7 @@ def _direction(program: ConvexProgram, hessian: Array, gradient: Array) -> Float
     lower = jnp.linalg.cholesky(hessian + jitter)
     rows = jnp.broadcast_to(program.x.T, (*hessian.shape[:2], *program.x.T.shape))
     features = _solve_lower(lower, rows).swapaxes(1, 3) * program.masks[None, :, None, :]  # (2, n, d, P)
-    features = program.centred(jnp.moveaxis(features, 1, 0).reshape(program.x.shape[0], -1))
+    features = program.datafit.centred(jnp.moveaxis(features, 1, 0).reshape(program.x.shape[0], -1))
     kernel = matmul(features, features.T) + jnp.eye(program.x.shape[0], dtype=program.x.dtype)
     factor = (jnp.linalg.cholesky(kernel), True)
 
@@ -293,12 +293,12 @@ def _direction(program: ConvexProgram, hessian: Array, gradient: Array) -> Float
 
     def solve(right: Array) -> Array:
         start = apply_inverse(right)
-        outputs = jsl.cho_solve(factor, program.centred(_fitted(program, start)))
-        return start - apply_inverse(_signed_correlations(program, program.centred(outputs)))
+        outputs = jsl.cho_solve(factor, program.datafit.centred(_fitted(program, start)))
+        return start - apply_inverse(_signed_correlations(program, program.datafit.centred(outputs)))
 
     def apply(direction: Array) -> Array:
         own = einsum("spde,spe->spd", hessian, direction)
-        return own + _signed_correlations(program, program.centred(_fitted(program, direction)))
+        return own + _signed_correlations(program, program.datafit.centred(_fitted(program, direction)))
 
     direction = -solve(gradient)
     return direction - solve(gradient + apply(direction))
@@ -311,7 +311,7 @@ def _solve_lower(lower: Array, right: Array, *, transposed: bool = False) -> Arr
 @jax.jit
 def _certified(program: ConvexProgram, cones: Cones, pair: Array, prices: Array) -> _Certified:
     """Primal and gap of a pair in the cones, with multipliers of these."""
-    fit = program.fit(_fitted(program, pair))
+    fit = program.datafit.fit(_fitted(program, pair))
     correlations = _signed_correlations(program, fit.residual)
     thresholds = program.thresholds
     norms = jnp.linalg.norm(pair, axis=2)

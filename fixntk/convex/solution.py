@@ -1,4 +1,4 @@
-"""What every solver returns: weights, kernel, certificate, history, and why it stopped (M7)."""
+"""What every solver returns: weights, kernel, certificate, history, and why it stopped."""
 
 from __future__ import annotations
 

@@ -23,6 +23,7 @@ from fixntk._checks import as_positive_int
 from fixntk._numerics import float64_allowed, with_dtype
 from fixntk._warnings import ConvergenceWarning
 from fixntk.convex import ConvexProgram, Solution, solve
+from fixntk.convex.program import canonical
 from fixntk.convex.solvers import irls
 from fixntk.estimators.gaussian_process import Posterior, condition
 from fixntk.gates.masks import activation_masks, sample_gates
@@ -264,13 +265,13 @@ def _held_out_outputs(x: Array, targets: Array, masks: Array, splits: _Splits, r
 
     def of_fold(fold: _Splits) -> Array:
         given = x[fold.train], targets[fold.train], masks[fold.train], 1.0
-        program = ConvexProgram(*given, sample_weight=fold.weights, intercept=True).canonical()
+        program = canonical(ConvexProgram(*given, sample_weight=fold.weights, intercept=True))
         outputs = lax.map(lambda reg: at_reg(program.with_reg(reg)), regs)
         return jnp.where(fold.held_out[:, None], outputs, 0)
 
     def at_reg(program: ConvexProgram) -> Array:
         def outputs(state: irls.IRLSState) -> Array:
-            intercept = program.fit(program.fitted(state.weights)).intercept
+            intercept = program.datafit.fit(program.fitted(state.weights)).intercept
             return masked_apply(masks, x, state.weights) + intercept
 
         def step(state: irls.IRLSState, _: None) -> tuple[irls.IRLSState, Array]:
@@ -305,7 +306,7 @@ def _gated_program(
     # Without an intercept, so that a class of little weight does not set the scale.
     largest = float(ConvexProgram(*problem, sample_weight=_padded(weights)).max_reg())
     program = ConvexProgram(*problem, sample_weight=_padded(weights), intercept=True)
-    return program.canonical(), gates, largest if largest > 0 else 1.0
+    return canonical(program), gates, largest if largest > 0 else 1.0
 
 
 def _set_gated(estimator: Any, solution: Solution, gates: Array) -> None:

@@ -9,8 +9,8 @@ from problems import cvxpy_optimum, random_problem
 from scipy.optimize import minimize
 
 import fixntk as fx
+from fixntk.convex import restriction
 from fixntk.convex.losses import LOSSES, huber
-from fixntk.convex.solve import solve_part
 
 EARLY = pytest.mark.filterwarnings("ignore::fixntk.ConvergenceWarning")
 NAMES = pytest.mark.parametrize("name", LOSSES)
@@ -216,7 +216,7 @@ def test_weights_are_repetitions(case):
 def test_intercept_is_the_best(rng, case):
     program = program_of(PROGRAMS[case])
     fitted = 3 * jnp.asarray(rng.standard_normal(program.targets.shape))
-    fit = program.fit(fitted)
+    fit = program.datafit.fit(fitted)
     residual_sums = jnp.sum(fit.residual, axis=0)
     np.testing.assert_allclose(residual_sums, 0, atol=1e-13 * float(jnp.sum(jnp.abs(fit.residual))))
     weights = 1.0 if program.sample_weight is None else program.sample_weight
@@ -233,7 +233,7 @@ def test_predictions_are_the_outputs_at_the_optimum(key, case):
     program = fx.ConvexProgram(base.x, base.y, masks, base.reg, base.loss, intercept=base.column is not None)
     solution = fx.solve(program, tol=1e-9)
     outputs = solution.predict(base.x, gates)
-    expected = program.fit(program.fitted(solution.weights)).outputs
+    expected = program.datafit.fit(program.fitted(solution.weights)).outputs
     np.testing.assert_allclose(outputs, expected.reshape(outputs.shape), atol=1e-12)
     assert outputs.shape == base.y.shape
 
@@ -241,24 +241,17 @@ def test_predictions_are_the_outputs_at_the_optimum(key, case):
 @pytest.mark.parametrize("case", ["squared_all", "logistic_all", "nuclear"])
 def test_paths_with_screening_are_single_solutions(monkeypatch, case):
     monkeypatch.setattr("fixntk.convex.path._WORTH_SCREENING", 0)
-    monkeypatch.setattr("fixntk.convex.path._SMALLEST_SET", 8)
+    monkeypatch.setattr("fixntk.convex.restriction._SMALLEST_SET", 8)
     parts = []
-    monkeypatch.setattr("fixntk.convex.path.solve_part", lambda *a: parts.append(a[1].num_gates) or solve_part(*a))
+    restrict = restriction._restrict
+    monkeypatch.setattr(restriction, "_restrict", lambda *a: parts.append(a[-1]) or restrict(*a))
     program = program_of(PROGRAMS[case])
-    options = {
-        "loss": program.loss,
-        "sample_weight": program.sample_weight,
-        "intercept": program.column is not None,
-        "penalty_weights": program.penalty_weights,
-        "ridge": 0.0 if program.ridge is None else program.ridge,
-        "norm": program.norm.name,
-    }
     regs = float(program.max_reg()) * np.array([0.9, 0.3, 0.05])
-    path = fx.solve_path(program.x, program.y, program.masks, regs, tol=1e-9, **options)
+    path = fx.solve_path(program, regs, tol=1e-9)
     for reg, solution in zip(regs, path, strict=True):
         alone = fx.solve(program.with_reg(reg), tol=1e-9)
         np.testing.assert_allclose(solution.primal, alone.primal, rtol=1e-8)
-        screened = fx.convex.path.gap_safe(program.with_reg(reg), solution.weights)
+        screened = fx.gap_safe(program.with_reg(reg), solution.weights)
         assert not np.any(np.asarray(screened) & np.asarray(jnp.linalg.norm(alone.weights, axis=(1, 2)) > 1e-4))
     assert min(parts) < program.num_gates
 

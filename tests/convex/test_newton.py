@@ -8,7 +8,7 @@ from problems import cvxpy_optimum, random_problem
 
 import fixntk as fx
 from fixntk.convex.penalties import group_norms
-from fixntk.convex.solvers import newton, newton_system, working_sets
+from fixntk.convex.solvers import newton, newton_step, newton_system, working_sets
 
 # Of a direction, where it is not that of a factorisation in double precision.
 _ACCURACY = {newton_system._by_single_rows: 2e-3, newton_system._by_products: 2e-3}
@@ -48,8 +48,9 @@ def test_a_large_sigma_does_not_end_in_rounding(seed, num_outputs, share):
 def test_working_sets_grow_from_the_nearest_groups():
     program = random_problem(3, 120, 5, 300, share=0.02)
     state, step = newton.init(program, jnp.zeros(program.group_shape)), jax.jit(newton.step)
-    sizes, active = working_sets._sizes(program), []
-    while int(state.phase) == newton._WORKING_SETS:
+    schedule, active = working_sets.schedule_of(program), []
+    sizes = schedule.round_sizes
+    while len(schedule.newton_sizes) <= int(state.next_step) < schedule.last_resort:
         nearest = np.argsort(-np.asarray(group_norms(state.correlations)))[: sizes[0]]
         state = step(program, state)
         active.append(np.flatnonzero(group_norms(state.weights)))
@@ -57,9 +58,9 @@ def test_working_sets_grow_from_the_nearest_groups():
             assert set(active[0]) <= set(nearest)
     counts = [len(groups) for groups in active]
     assert 0 < counts[0] <= sizes[0] < counts[1] < counts[-1] < 300
-    assert sizes == [32, 64, 128, 256, 300]
-    assert working_sets.buckets(300) == [16, 32, 64, 128, 256, 300]
-    assert working_sets.buckets(20) == [20]
+    assert sizes == (32, 64, 128, 256, 300)
+    assert schedule.newton_sizes == (16, 32, 64, 128, 256, 300)
+    assert working_sets.schedule_of(random_problem(3)) == ((20,), (20,))
     optimum = fx.solve(program, method="fista", tol=1e-10)
     np.testing.assert_allclose(fx.solve(program, method="newton", tol=1e-10).primal, optimum.primal, rtol=1e-9)
 
@@ -69,7 +70,7 @@ def test_a_step_on_all_groups_is_the_step_on_those_that_are_active():
     start = fx.solve(program, method="fista", tol=1e-2).weights
     state = newton.init(program, start)
     assert 0 < int(jnp.sum(group_norms(start) > 0)) <= 64
-    whole, active = newton.refine(program, state), newton.step(program, state)
+    whole, active = newton.REFINEMENT.steps(program)[0](program, state), newton.step(program, state)
     np.testing.assert_allclose(whole.theta, active.theta, rtol=1e-3, atol=1e-5)
     np.testing.assert_allclose(whole.gap, active.gap, rtol=1e-2)
 
@@ -83,20 +84,20 @@ def test_each_direction_solves_the_derivative_of_the_gradient(monkeypatch, rng, 
     program = random_problem(2, 25, 4, 40, num_outputs)
     program = fx.ConvexProgram(program.x, program.y, program.masks, 1.0, **options)
     theta, multiplier = rng.standard_normal((25, num_outputs)), rng.standard_normal(program.group_shape)
-    theta = program.centred(theta)
+    theta = program.datafit.centred(theta)
     # Half of the groups are active at this λ.
     sigma = jnp.asarray(0.3)
     reg = jnp.median(group_norms(multiplier + sigma * program.correlations(theta))) / sigma
     program = program.with_reg(reg)
 
     def gradient(theta):
-        shrunk = newton._shrunk(program, multiplier + sigma * program.correlations(theta), sigma)
-        return program.centred(theta - program.targets + program.fitted(shrunk.weights))
+        shrunk = newton_step.shrink(program, multiplier + sigma * program.correlations(theta), sigma)
+        return program.datafit.centred(theta - program.targets + program.fitted(shrunk.weights))
 
     shifted = multiplier + sigma * program.correlations(theta)
-    prox, slope = newton._shrunk(program, shifted, sigma), gradient(theta)
+    prox, slope = newton_step.shrink(program, shifted, sigma), gradient(theta)
     assert int(jnp.sum(prox.kept > 0)) == 20
-    direction = newton._direction(program, sigma, prox, slope, working_sets.buckets(program.num_gates))
+    direction = newton_step.find_direction(program, sigma, prox, slope, 32)
     _, change = jax.jvp(gradient, (theta,), (direction,))
     tolerance = _ACCURACY.get(solver, 1e-10)
     assert float(jnp.linalg.norm(change + slope)) <= tolerance * float(jnp.linalg.norm(slope))
@@ -167,10 +168,10 @@ def test_the_iterate_is_what_the_step_expected_and_better_than_prox():
     ahead = []
     for _ in range(3):
         before, state = state, step(program, state)
-        shrunk = newton._shrunk(program, before.multiplier + before.sigma * state.correlations, before.sigma).weights
-        fit = program.fit(program.fitted(shrunk))
-        gap_of_prox = program.certificate(shrunk, fit, program.correlations(fit.residual)).gap
-        ahead.append(float(gap_of_prox / state.gap))
+        shrunk = newton_step.shrink(
+            program, before.multiplier + before.sigma * state.correlations, before.sigma
+        ).weights
+        ahead.append(float(program.gap(shrunk) / state.gap))
     assert float(state.gap / program.primal_at_zero()) < 1e-5
     assert min(ahead) >= 1
     assert max(ahead) > 10

@@ -9,18 +9,18 @@ from hypothesis import strategies as st
 from problems import random_problem
 
 import fixntk as fx
-from fixntk.convex.path import group_sizes
-from fixntk.convex.solve import solve_part
+from fixntk.convex import restriction
+from fixntk.convex.screening import group_sizes
 
 
 @pytest.mark.parametrize("method", ["fista", "newton"])
 def test_a_path_is_single_solves_from_max_reg_down(monkeypatch, method):
     monkeypatch.setattr("fixntk.convex.path._WORTH_SCREENING", 0)
     parts = []
-    monkeypatch.setattr("fixntk.convex.path.solve_part", lambda *a: parts.append(a[1]) or solve_part(*a))
+    restrict = restriction._restrict
+    monkeypatch.setattr(restriction, "_restrict", lambda *a: parts.append(a[-1]) or restrict(*a))
     program = random_problem(0, num_rows=40, num_gates=40)
-    arguments = (program.x, program.y, program.masks)
-    solutions = fx.solve_path(*arguments, num_regs=6, min_share=0.01, tol=1e-8, method=method)
+    solutions = fx.solve_path(program, num_regs=6, min_share=0.01, tol=1e-8, method=method)
     assert parts
     largest = float(program.max_reg())
     assert float(jnp.max(jnp.abs(solutions[0].weights))) <= 1e-6
@@ -34,18 +34,13 @@ def test_a_path_is_single_solves_from_max_reg_down(monkeypatch, method):
 
 def test_a_working_set_that_is_too_small_grows(monkeypatch):
     monkeypatch.setattr("fixntk.convex.path._WORTH_SCREENING", 0)
-    monkeypatch.setattr("fixntk.convex.path._ROOM", 1.0)
-    monkeypatch.setattr("fixntk.convex.path._SMALLEST_SET", 4)
-    sizes = []
-
-    def recorded(program, part, *arguments):
-        sizes.append(part.num_gates)
-        return solve_part(program, part, *arguments)
-
-    monkeypatch.setattr("fixntk.convex.path.solve_part", recorded)
+    monkeypatch.setattr("fixntk.convex.restriction._ROOM", 1.0)
+    monkeypatch.setattr("fixntk.convex.restriction._SMALLEST_SET", 4)
+    sizes, restrict = [], restriction._restrict
+    monkeypatch.setattr(restriction, "_restrict", lambda *a: sizes.append(a[-1]) or restrict(*a))
     program = random_problem(5, num_rows=60, num_gates=60)
     regs = float(program.max_reg()) * np.array([0.2, 0.1])
-    solutions = fx.solve_path(program.x, program.y, program.masks, regs, tol=1e-8)
+    solutions = fx.solve_path(program, regs, tol=1e-8)
     assert sizes[0] == 4
     assert len(set(sizes)) > 1
     for solution, reg in zip(solutions, regs, strict=True):
@@ -58,8 +53,8 @@ def test_a_path_of_targets_without_a_residual_is_refused():
     program = random_problem(1)
     for y, options in ((np.zeros(30), {}), (np.full(30, 0.1), {"intercept": True})):
         with pytest.raises(ValueError, match="W = 0 is the solution for every reg"):
-            fx.solve_path(program.x, y, program.masks, **options)
-    zero = fx.solve_path(program.x, np.zeros(30), program.masks, regs=[1.0])
+            fx.solve_path(fx.ConvexProgram(program.x, y, program.masks, 1.0, **options))
+    zero = fx.solve_path(fx.ConvexProgram(program.x, np.zeros(30), program.masks, 1.0), regs=[1.0])
     assert float(zero[0].gap) == 0
 
 
@@ -68,18 +63,16 @@ def test_a_path_stops_after_max_iter(monkeypatch, screening):
     monkeypatch.setattr("fixntk.convex.path._WORTH_SCREENING", screening)
     program = random_problem(1, num_gates=40)
     with pytest.warns(fx.ConvergenceWarning, match="raise max_iter"):
-        (solution,) = fx.solve_path(
-            program.x, program.y, program.masks, [0.01 * float(program.max_reg())], tol=1e-12, max_iter=1
-        )
+        (solution,) = fx.solve_path(program, [0.01 * float(program.max_reg())], tol=1e-12, max_iter=1)
     assert int(solution.iterations) == 1
 
 
 def test_regs_are_answered_in_their_own_order():
     program = random_problem(1)
     regs = program.reg * np.array([1.0, 5.0, 0.5])
-    solutions = fx.solve_path(program.x, program.y, program.masks, regs, method="fista")
+    solutions = fx.solve_path(program, regs, method="fista")
     assert [int(np.argsort([float(s.primal) for s in solutions])[k]) for k in range(3)] == [2, 0, 1]
-    stopped = fx.solve_path(program.x, program.y, program.masks, regs, method="fista", callback=lambda _: True)
+    stopped = fx.solve_path(program, regs, method="fista", callback=lambda _: True)
     assert len(stopped) == 1
     np.testing.assert_allclose(stopped[0].primal, solutions[1].primal, rtol=1e-5)
 
@@ -116,7 +109,7 @@ def test_group_sizes_are_spectral_norms_or_above(monkeypatch):
     masks, x = np.asarray(program.masks), np.asarray(program.x)
     expected = [np.linalg.norm(masks[:, [p]] * x, 2) for p in range(20)]
     np.testing.assert_allclose(group_sizes(program), expected, rtol=1e-10)
-    monkeypatch.setattr("fixntk.convex.path._MOST_NUMBERS", 1)
+    monkeypatch.setattr("fixntk.convex.screening._MAX_NUMBERS", 1)
     frobenius = [np.linalg.norm(masks[:, [p]] * x) for p in range(20)]
     np.testing.assert_allclose(group_sizes(program), frobenius, rtol=1e-12)
 
@@ -137,6 +130,34 @@ def test_bad_paths_are_named(monkeypatch, options, message):
     monkeypatch.setattr("fixntk.convex.path._WORTH_SCREENING", 0)
     program = random_problem(4, num_gates=40)
     with pytest.raises(ValueError, match=message):
-        fx.solve_path(program.x, program.y, program.masks, **options)
+        fx.solve_path(program, **options)
     with pytest.raises(ValueError, match="cannot be traced"):
-        jax.jit(lambda y: fx.solve_path(program.x, y, program.masks)[0].primal)(program.y)
+        jax.jit(lambda y: fx.solve_path(fx.ConvexProgram(program.x, y, program.masks, 1.0))[0].primal)(program.y)
+
+
+def test_a_path_is_a_sequence_with_its_regs_and_gaps():
+    program = random_problem(1)
+    regs = program.reg * np.array([1.0, 5.0, 0.5])
+    path = fx.solve_path(program, regs, tol=1e-6)
+    assert isinstance(path, fx.Path)
+    np.testing.assert_allclose(path.regs, regs)
+    np.testing.assert_allclose(path.gaps, [float(s.relative_gap) for s in path])
+    assert path[1:].regs.tolist() == regs[1:].tolist()
+    assert path[-1] is list(path)[-1]
+    assert repr(path) == f"Path(3 solutions, λ {regs[1]:.3g} to {regs[2]:.3g}, 3 converged)"
+
+
+def test_a_path_warns_once_for_all_its_values():
+    program = random_problem(1, num_gates=40)
+    regs = float(program.max_reg()) * np.array([0.1, 0.01])
+    with pytest.warns(fx.ConvergenceWarning) as caught:
+        fx.solve_path(program, regs, tol=1e-12, max_iter=1)
+    assert len(caught) == 1
+    assert "2 of 2 solutions of the path stopped above tol=1.0e-12" in str(caught[0].message)
+
+
+def test_the_default_tolerance_is_what_the_dtype_can_certify():
+    wide = random_problem(1)
+    narrow = fx.ConvexProgram(wide.x.astype("float32"), wide.y.astype("float32"), wide.masks, wide.reg)
+    assert fx.solve(wide).tol == fx.solve_path(wide, [wide.reg])[0].tol == 1e-6
+    assert fx.solve(narrow).tol == fx.solve_path(narrow, [narrow.reg])[0].tol == 1e-4

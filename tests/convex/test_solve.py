@@ -5,6 +5,7 @@ import pytest
 from problems import cvxpy_optimum, random_problem
 
 import fixntk as fx
+from fixntk.convex.kernel_form import weights_of_norms
 from fixntk.convex.penalties import group_norms
 from fixntk.convex.solvers import fista
 
@@ -164,7 +165,7 @@ def test_kernel_weights_make_the_same_outputs_as_the_group_weights_at_the_optimu
     kernel = np.asarray(fx.masked_gram(solution.kernel_weights, program.masks, program.x))
     outputs = kernel @ np.linalg.solve(kernel + float(program.reg) * np.eye(30), program.y)
     np.testing.assert_allclose(outputs, program.fitted(solution.weights)[:, 0], atol=1e-3)
-    expected = program.kernel_weights_of(group_norms(solution.weights))
+    expected = weights_of_norms(group_norms(solution.weights), program.penalty_weights)
     np.testing.assert_allclose(solution.kernel_weights, expected, atol=1e-4)
     np.testing.assert_allclose(program.kernel_objective(solution.kernel_weights), solution.primal, rtol=1e-3)
 

@@ -1,4 +1,4 @@
-"""Iterative reweighting extrapolated: Anderson acceleration on the logarithms of the kernel weights, shrinking ε (M6).
+"""Iterative reweighting extrapolated: Anderson acceleration on the logarithms of the kernel weights, shrinking ε.
 
 A reweighting step moves log η; the last few such moves tell which combination of them would have stood still. The
 kernel ridge problem is solved there as well, and that is taken unless it is worse. Groups count by their kernel weight,
@@ -9,6 +9,7 @@ Anderson (1965); Walker and Ni (2011).
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -17,6 +18,7 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from fixntk._numerics import matmul
+from fixntk.convex.method import Method
 from fixntk.convex.program import ConvexProgram
 from fixntk.convex.solvers import irls
 
@@ -79,8 +81,9 @@ class AndersonState(NamedTuple):
         return self.inner.failed
 
 
-def init(program: ConvexProgram, kernel_weights: Array, epsilon: Array) -> AndersonState:
+def init(program: ConvexProgram, kernel_weights: Array, epsilon: Array | None) -> AndersonState:
     """Iteration 0: the kernel ridge solution of the start's weights."""
+    assert epsilon is not None
     largest = jnp.maximum(irls.default_epsilon(program, 1.0), epsilon)
     nothing = jnp.zeros((_MEMORY, program.num_gates), program.x.dtype)
     return AndersonState(
@@ -118,3 +121,13 @@ def _combined(points: Array, moves: Array, known: Array, importance: Array) -> A
     rounding = 100 * float(jnp.finfo(points.dtype).eps)
     shares = jnp.linalg.lstsq((importance * bends).T, importance * moves[-1], rcond=rounding)[0]
     return points[-1] + moves[-1] - matmul(steps.T, shares)
+
+
+METHOD = Method(
+    name="anderson",
+    init=init,
+    steps=lambda _: (step,),
+    objection=partial(irls.object_to_program, "anderson"),
+    max_iter=300,
+    starts_at="kernel_weights",
+)

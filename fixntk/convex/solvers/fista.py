@@ -1,4 +1,4 @@
-"""FISTA with adaptive restart: accelerated proximal gradient, a second way to the optimum (M5, M7).
+"""FISTA with adaptive restart: accelerated proximal gradient, a second way to the optimum.
 
 Beck and Teboulle (2009) with the gradient restart of O'Donoghue and Candès (2015). Outputs and correlations are linear
 in W under the squared loss, so those at the extrapolated point follow from the ones at the iterates: one product with
@@ -14,7 +14,10 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Bool, Float
 
-from fixntk.convex.program import ConvexProgram, Fit
+from fixntk.convex import duality
+from fixntk.convex.datafit import Fit
+from fixntk.convex.method import Method
+from fixntk.convex.program import ConvexProgram
 from fixntk.gram import MaskedGram
 
 
@@ -56,7 +59,7 @@ class FISTAState(NamedTuple):
         return self.point.weights
 
 
-def init(program: ConvexProgram, weights: Array) -> FISTAState:
+def init(program: ConvexProgram, weights: Array, _: Array | None = None) -> FISTAState:
     """Start at rest from the given group weights."""
     point, fit = _evaluate(program, weights)
     return _state(program, point, fit, point, jnp.ones((), program.x.dtype), _curvature(program))
@@ -66,7 +69,7 @@ def step(program: ConvexProgram, state: FISTAState) -> FISTAState:
     """One proximal gradient step, or a larger curvature bound where the step went up against its model."""
     base, lipschitz = state.extrapolated, state.lipschitz
     moved_down = base.weights + base.correlations / lipschitz
-    point, fit = _evaluate(program, program.prox(moved_down, 1 / lipschitz))
+    point, fit = _evaluate(program, program.penalty.prox(moved_down, 1 / lipschitz))
 
     moved = jnp.sum((point.weights - base.weights) ** 2)
     curvature = _steepest(program, point.fitted - base.fitted) / jnp.where(moved > 0, moved, 1.0)
@@ -78,7 +81,7 @@ def step(program: ConvexProgram, state: FISTAState) -> FISTAState:
     momentum = jnp.where(overshot, 1.0, following)
     extrapolated = FISTAPoint(*(new + share * (new - old) for new, old in zip(point, state.point, strict=True)))
     if not program.is_quadratic:
-        residual = program.fit(extrapolated.fitted).residual
+        residual = program.datafit.fit(extrapolated.fitted).residual
         extrapolated = extrapolated._replace(correlations=program.correlations(residual))
     taken = _state(program, point, fit, extrapolated, momentum, lipschitz)
     refused = state._replace(lipschitz=1.1 * curvature)
@@ -88,16 +91,14 @@ def step(program: ConvexProgram, state: FISTAState) -> FISTAState:
 def _state(
     program: ConvexProgram, point: FISTAPoint, fit: Fit, extrapolated: FISTAPoint, momentum: Array, lipschitz: Array
 ) -> FISTAState:
-    primal = program.primal_of(point.weights, fit)
-    gap = program.certificate(point.weights, fit, point.correlations).gap
-    return FISTAState(
-        point, extrapolated, momentum, lipschitz, primal, gap, primal, failed=jnp.logical_not(jnp.isfinite(primal))
-    )
+    found = duality.evaluate_fit(program.datafit, program.penalty, point.weights, fit, point.correlations)
+    failed = jnp.logical_not(jnp.isfinite(found.primal))
+    return FISTAState(point, extrapolated, momentum, lipschitz, found.primal, found.gap, found.primal, failed)
 
 
 def _evaluate(program: ConvexProgram, weights: Array) -> tuple[FISTAPoint, Fit]:
     fitted = program.fitted(weights)
-    fit = program.fit(fitted)
+    fit = program.datafit.fit(fitted)
     return FISTAPoint(weights, fitted, program.correlations(fit.residual)), fit
 
 
@@ -124,3 +125,6 @@ def _curvature(program: ConvexProgram, num_products: int = 10) -> Float[Array, "
 
     _, largest = lax.fori_loop(0, num_products, multiply, (start, jnp.zeros((), program.x.dtype)))
     return 1.02 * jnp.where(largest > 0, largest, 1.0)
+
+
+METHOD = Method(name="fista", init=init, steps=lambda _: (step,), objection=lambda _: None, max_iter=20_000)

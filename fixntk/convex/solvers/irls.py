@@ -1,16 +1,20 @@
-"""Iterative reweighting, the paper's Algorithm 1: from the NTK's kernel weights to the optimal ones (M6)."""
+"""Iterative reweighting, the paper's Algorithm 1: from the NTK's kernel weights to the optimal ones."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float
 
+from fixntk._checks import check_memory
 from fixntk._numerics import solve_kernel_ridge
+from fixntk.convex.kernel_form import weights_of_norms
+from fixntk.convex.method import Method, object_to_norm
 from fixntk.convex.penalties import group_norms
-from fixntk.convex.program import ConvexProgram
+from fixntk.convex.program import ConvexProgram, kernel_of
 
 
 class IRLSState(NamedTuple):
@@ -39,14 +43,15 @@ class IRLSState(NamedTuple):
     epsilon: Float[Array, ""]
 
 
-def init(program: ConvexProgram, kernel_weights: Array, epsilon: Array) -> IRLSState:
+def init(program: ConvexProgram, kernel_weights: Array, epsilon: Array | None) -> IRLSState:
     """Iteration 0: the kernel ridge solution of the start's weights; the NTK's when those are the NTK's."""
+    assert epsilon is not None
     return _solve_ridge(program, kernel_weights, epsilon)
 
 
 def step(program: ConvexProgram, state: IRLSState) -> IRLSState:
     """Reweight η_p = sqrt(‖W_p‖² + ε) / τ_p, then solve the kernel ridge problem: one masked Gram, one Cholesky."""
-    kernel_weights = program.kernel_weights_of(_smoothed_norms(state.weights, state.epsilon))
+    kernel_weights = weights_of_norms(_smoothed_norms(state.weights, state.epsilon), program.penalty_weights)
     following = _solve_ridge(program, kernel_weights, state.epsilon)
     kept = state._replace(failed=jnp.ones_like(state.failed))
     return IRLSState(*(jnp.where(following.failed, old, new) for old, new in zip(kept, following, strict=True)))
@@ -64,21 +69,44 @@ def _smoothed_norms(weights: Array, epsilon: Array) -> Float[Array, " P"]:
 
 
 def _solve_ridge(program: ConvexProgram, kernel_weights: Array, epsilon: Array) -> IRLSState:
-    effective = kernel_weights * program.ridge_share(kernel_weights / program.reg)
-    targets = program.centred(program.targets)
-    dual_weights = solve_kernel_ridge(program.kernel(effective), program.reg, targets)
+    datafit, penalty = program.datafit, program.penalty
+    # With a ridge α, the group's share of the kernel shrinks: η_p / (1 + αη_p/λ).
+    effective = kernel_weights * penalty.ridge_share(kernel_weights / program.reg)
+    dual_weights = solve_kernel_ridge(kernel_of(program, effective), program.reg, datafit.centred(program.targets))
     weights = effective[:, None, None] * program.correlations(dual_weights)
     # Not Y − K(η) A or λA: where the system is ill-conditioned they are not the residual of these weights.
-    fit = program.fit(program.fitted(weights))
+    found = program.evaluate(weights)
     smoothed = jnp.sum(program.thresholds * (_smoothed_norms(weights, epsilon) - group_norms(weights)))
-    primal = program.primal_of(weights, fit)
     return IRLSState(
         kernel_weights=kernel_weights,
         weights=weights,
-        primal=primal,
-        gap=program.certificate(weights, fit, program.correlations(fit.residual)).gap,
+        primal=found.primal,
+        gap=found.gap,
         # With λ Σ_p τ_p sqrt(‖W_p‖² + ε) for the norms, which no step raises.
-        objective=primal + smoothed,
+        objective=found.primal + smoothed,
         failed=~jnp.all(jnp.isfinite(dual_weights)),
         epsilon=epsilon,
     )
+
+
+def object_to_program(name: str, program: ConvexProgram) -> str | None:
+    """Why reweighting cannot solve a program; raises if its matrices do not fit into memory."""
+    if not program.is_quadratic:
+        return f"method {name!r} is for the squared loss, not for {program.loss.name}: use 'newton' or 'fista'"
+    if (objection := object_to_norm(name, program)) is not None:
+        return objection
+    rows = program.x.shape[0]
+    # The kernel, shifted, and its factor.
+    needed = 3 * rows**2 * program.x.dtype.itemsize
+    check_memory(f"method {name!r} with its {rows}×{rows} matrices needs", needed, "use 'newton' or 'fista'")
+    return None
+
+
+METHOD = Method(
+    name="irls",
+    init=init,
+    steps=lambda _: (step,),
+    objection=partial(object_to_program, "irls"),
+    max_iter=300,
+    starts_at="kernel_weights",
+)

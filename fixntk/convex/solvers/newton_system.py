@@ -1,4 +1,4 @@
-"""The linear system of a Newton step: (H/σ)⁻¹ by whichever way takes fewest operations (M8).
+"""The linear system of a Newton step: (H/σ)⁻¹ by whichever way takes fewest operations.
 
 H/σ = I/σ + K(c) + Σ_p s_p q_p q_pᵀ over the active groups, a masked Gram kernel of n·c rows. In double precision a
 factorisation in single, which takes half the time and the memory, preconditions conjugate gradients whose products
@@ -118,7 +118,7 @@ def _matrix(program: ConvexProgram, active: Active) -> Array:
         matrix = _matrix_block(program, active, slice(0, num_rows))
 
         def centred(matrix: Array) -> Array:
-            return program.centred(matrix.reshape(num_rows, -1)).reshape(matrix.shape)
+            return program.datafit.centred(matrix.reshape(num_rows, -1)).reshape(matrix.shape)
 
         return centred(centred(matrix).T)
     edges = np.linspace(0, num_rows, 1 + (_BLOCKS if num_rows > _LEAST_ROWS else 1)).astype(int)
@@ -166,7 +166,7 @@ def _features(program: ConvexProgram, active: Active) -> Array:
     root, rest = jnp.sqrt(active.kept), jnp.sqrt(active.along) - jnp.sqrt(active.kept)
     features = einsum("np,nd,ck->ncpdk", active.masks * root, program.x, jnp.eye(num_outputs, dtype=root.dtype))
     features += einsum("npc,pdk->ncpdk", active.rays * rest[:, None], active.units)
-    return program.centred(features).reshape(num_rows * num_outputs, -1)
+    return program.datafit.centred(features).reshape(num_rows * num_outputs, -1)
 
 
 def _by_products(program: ConvexProgram, sigma: Array, active: Active) -> Inverse:
@@ -185,7 +185,10 @@ def _by_products(program: ConvexProgram, sigma: Array, active: Active) -> Invers
     factor = jsl.cho_factor(inner)
 
     def precondition(right: Array) -> Array:
-        return program.centred(right - matmul(program.x, jsl.cho_solve(factor, matmul(program.x.T, right)))) / shift
+        return (
+            program.datafit.centred(right - matmul(program.x, jsl.cho_solve(factor, matmul(program.x.T, right))))
+            / shift
+        )
 
     product = partial(_product, program, sigma, active)
     return lambda right: jax.scipy.sparse.linalg.cg(product, right, tol=1e-3, maxiter=_MOST_PRODUCTS, M=precondition)[0]
@@ -196,7 +199,7 @@ def _product(program: ConvexProgram, sigma: Array, active: Active, vector: Array
     masks = active.masks
     correlations = masked_adjoint(masks, program.x, vector, masks.shape[1])
     groups = derivative(active.kept, active.along, active.units, correlations)
-    return vector / sigma + program.centred(masked_apply(masks, program.x, groups))
+    return vector / sigma + program.datafit.centred(masked_apply(masks, program.x, groups))
 
 
 def _factorised(matrix: Array, shift: Array) -> Inverse:

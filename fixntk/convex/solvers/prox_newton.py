@@ -1,10 +1,12 @@
-"""Proximal Newton for losses other than the squared one: each step solves a program of the squared loss (M8).
+"""Proximal Newton for losses other than the squared one: each step solves a program of the squared loss.
 
 Around the outputs F the loss is nearly ½ Σ_i h_i ‖F_i + R_i/h_i − outputs_i‖², a squared loss of other targets whose
 rows have weights, which is the same group lasso with rows of X multiplied by √h. Semismooth Newton solves it to a share
 of the present gap, and a line search along the way there makes the objective fall.
 
 Lee, Sun and Saunders (2014).
+
+See docs/mathematics.md, M8.
 """
 
 from __future__ import annotations
@@ -15,16 +17,23 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
-from fixntk.convex.program import ConvexProgram, Fit
+from fixntk._line_search import backtrack
+from fixntk.convex import duality
+from fixntk.convex.datafit import Fit
+from fixntk.convex.method import Method, object_to_norm
+from fixntk.convex.program import ConvexProgram, as_squared_loss
 from fixntk.convex.solvers import newton
 
-# The least share of the loss's steepest curvature that a row is given.
-_LEAST_CURVATURE = 1e-5
-# The inner program is solved to this share of the present gap, in at most so many steps.
-_INNER_SHARE, _INNER_STEPS = 0.03, 40
-_HALVINGS = 25
+# The smallest curvature that a row is given, as a share of the loss's largest.
+_MIN_CURVATURE_SHARE = 1e-5
+# The inner program is solved to this share of the present gap.
+_INNER_GAP_SHARE = 0.03
+_MAX_INNER_STEPS = 40
+# Armijo's rule.
+_ARMIJO_SHARE = 1e-4
+_MAX_HALVINGS = 25
 # Steps without a smaller gap after which rounding must be the reason.
-_PATIENCE = 10
+_PATIENCE_STEPS = 10
 
 
 class ProxNewtonState(NamedTuple):
@@ -51,58 +60,67 @@ class ProxNewtonState(NamedTuple):
     stalled: Int[Array, ""]
 
 
-def init(program: ConvexProgram, weights: Array) -> ProxNewtonState:
+def init(program: ConvexProgram, weights: Array, _: Array | None = None) -> ProxNewtonState:
     """Start from the given group weights."""
-    return _at(program, weights, program.fitted(weights))
+    return _state_at(program, weights, program.fitted(weights))
 
 
 def step(program: ConvexProgram, state: ProxNewtonState) -> ProxNewtonState:
     """Solve the squared loss's program around the iterate, and go as far towards that as the objective falls."""
-    fit = program.fit(state.fitted)
-    model = _model(program, fit)
-
-    def unfinished(carry: tuple[Array, newton.NewtonState]) -> Array:
-        count, inner = carry
-        return (count < _INNER_STEPS) & (inner.gap > _INNER_SHARE * state.gap) & ~inner.failed
-
-    start = (jnp.asarray(0), newton.init(model, state.weights))
-    _, inner = lax.while_loop(unfinished, lambda carry: (carry[0] + 1, newton.step(model, carry[1])), start)
-    change = inner.weights - state.weights
-    fitted_change = program.fitted(inner.weights) - state.fitted
-    # What the tangent of the loss and the penalty promise; the penalty is convex along the way.
-    promised = jnp.sum(fit.residual * fitted_change) + program.penalty(state.weights) - program.penalty(inner.weights)
+    datafit, penalty = program.datafit, program.penalty
+    fit = datafit.fit(state.fitted)
+    target = _solve_model(program, fit, state)
+    change, fitted_change = target - state.weights, program.fitted(target) - state.fitted
+    # The decrease that the tangent of the loss and the penalty promise; the penalty is convex along the way.
+    promised = jnp.sum(fit.residual * fitted_change) + penalty.value(state.weights) - penalty.value(target)
     slack = 4 * jnp.finfo(state.primal.dtype).eps * jnp.abs(state.primal)
 
-    def primal(length: Array) -> Array:
-        moved = program.fit(state.fitted + length * fitted_change)
-        return program.primal_of(state.weights + length * change, moved)
+    def is_lower(length: Array) -> Array:
+        moved = datafit.fit(state.fitted + length * fitted_change)
+        primal = moved.loss + penalty.value(state.weights + length * change)
+        return primal <= state.primal - _ARMIJO_SHARE * length * promised + slack
 
-    def too_long(trial: tuple[Array, Array]) -> Array:
-        halvings, length = trial
-        return (halvings < _HALVINGS) & ~(primal(length) <= state.primal - 1e-4 * length * promised + slack)
-
-    halvings, length = lax.while_loop(
-        too_long, lambda trial: (trial[0] + 1, 0.5 * trial[1]), (jnp.asarray(0), jnp.ones_like(slack))
-    )
-    moved = _at(program, state.weights + length * change, state.fitted + length * fitted_change)
+    search = backtrack(is_lower, jnp.ones_like(slack), max_halvings=_MAX_HALVINGS)
+    moved = _state_at(program, state.weights + search.length * change, state.fitted + search.length * fitted_change)
     stalled = jnp.where(moved.gap < state.gap, 0, state.stalled + 1)
-    stuck = (halvings >= _HALVINGS) | (stalled > _PATIENCE)
-    return moved._replace(stalled=stalled, failed=moved.failed | stuck)
+    is_stuck = ~search.accepted | (stalled > _PATIENCE_STEPS)
+    return moved._replace(stalled=stalled, failed=moved.failed | is_stuck)
+
+
+def _solve_model(program: ConvexProgram, fit: Fit, state: ProxNewtonState) -> Array:
+    """Weights of the program of the squared loss that is nearest around a fit, to a share of the present gap."""
+    model, units = newton.prepare(_model(program, fit))
+    goal = _INNER_GAP_SHARE * state.gap / units.objective
+
+    def is_unfinished(carry: tuple[Array, newton.NewtonState]) -> Array:
+        count, inner = carry
+        return (count < _MAX_INNER_STEPS) & (inner.gap > goal) & ~inner.failed
+
+    start = (jnp.asarray(0), newton.init(model, state.weights / units.weights))
+    _, inner = lax.while_loop(is_unfinished, lambda carry: (carry[0] + 1, newton.step(model, carry[1])), start)
+    return inner.weights * units.weights
 
 
 def _model(program: ConvexProgram, fit: Fit) -> ConvexProgram:
-    """The program of the squared loss that is nearest around a fit."""
-    targets = program.targets
-    least = _LEAST_CURVATURE * program.loss.steepest
-    curvatures = jnp.maximum(program.loss.curvatures(fit.outputs, targets), least)
-    aims = fit.outputs + program.loss.residuals(fit.outputs, targets) / curvatures[:, None]
+    """Targets F_i + R_i/h_i with row weights h, where h are the loss's curvatures."""
+    loss, targets = program.loss, program.targets
+    curvatures = jnp.maximum(loss.curvatures(fit.outputs, targets), _MIN_CURVATURE_SHARE * loss.steepest)
+    aims = fit.outputs + loss.residuals(fit.outputs, targets) / curvatures[:, None]
     weights = curvatures if program.sample_weight is None else curvatures * program.sample_weight
-    return program.weighted(jnp.sqrt(weights), program.x, aims.reshape(program.y.shape), program.column)
+    return as_squared_loss(program, jnp.sqrt(weights), aims.reshape(program.y.shape))
 
 
-def _at(program: ConvexProgram, weights: Array, fitted: Array) -> ProxNewtonState:
-    fit = program.fit(fitted)
-    primal = program.primal_of(weights, fit)
-    gap = program.certificate(weights, fit, program.correlations(fit.residual)).gap
-    failed = ~jnp.isfinite(primal)
-    return ProxNewtonState(weights, fitted, primal, gap, primal, failed, jnp.zeros((), jnp.int32))
+def _state_at(program: ConvexProgram, weights: Array, fitted: Array) -> ProxNewtonState:
+    fit = program.datafit.fit(fitted)
+    correlations = program.correlations(fit.residual)
+    found = duality.evaluate_fit(program.datafit, program.penalty, weights, fit, correlations)
+    failed = ~jnp.isfinite(found.primal)
+    return ProxNewtonState(weights, fitted, found.primal, found.gap, found.primal, failed, jnp.zeros((), jnp.int32))
+
+
+def _object(program: ConvexProgram) -> str | None:
+    return object_to_norm("newton", program)
+
+
+# It answers to the name of Newton, which it is for these losses.
+METHOD = Method(name="newton", init=init, steps=lambda _: (step,), objection=_object, max_iter=200)

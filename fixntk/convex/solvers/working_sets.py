@@ -1,35 +1,81 @@
-"""First-order steps on working sets of groups, and the sizes to which Newton's active groups are padded (M8)."""
+"""Working sets: which sizes Newton's active groups are padded to, and first-order steps on the nearest groups.
+
+A size is a number of groups that a step is compiled for. Sizes double, so that few of them occur.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-from typing import Any
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array, lax
+from jaxtyping import Bool, Float, Int
 
 from fixntk._numerics import with_dtype
 from fixntk.convex.penalties import group_norms
-from fixntk.convex.program import ConvexProgram
+from fixntk.convex.program import ConvexProgram, with_masks
 from fixntk.convex.solvers import fista, newton_system
 from fixntk.gram import select_masks
 
-_SMALLEST_BUCKET = 16
-# Steps on a working set cost at most so many Newton steps before the next look at all groups, and end at this share of
-# the gap.
-_ROUND_COST, _ROUND_GAP = 3.0, 0.05
-# Working sets have room for so many times the groups that are active before the round.
+# Groups in the smallest size.
+_SMALLEST_SIZE = 16
+# The steps of a round cost at most this many Newton steps, before the next look at all groups.
+_ROUND_COST_IN_NEWTON_STEPS = 3.0
+_LEAST_STEPS_OF_A_ROUND = 50
+# A round ends at this share of the gap before it.
+_ROUND_GAP_SHARE = 0.05
+# A working set has room for this multiple of the number of groups that were active before the round.
 _ROOM = 1.2
-# What a Newton step costs beside its products, in operations, and how much dearer those of its system are than those
-# of first-order steps: factorisations use the machine less well.
-_NEWTON_OVERHEAD, _SLOWNESS = 3e7, 2.0
+# Operations of a Newton step beside its products.
+_NEWTON_OVERHEAD_FLOPS = 3e7
+# Factorisations use the machine less well than products: their operations count by this factor more.
+_FACTORISATION_SLOWNESS = 2.0
 
 
-def improved(program: ConvexProgram, weights: Array, correlations: Array, gap: Array) -> tuple[Array, Array]:
-    """Weights after first-order steps on the groups that are active or nearest to it; what they cost in Newton steps.
+class Schedule(NamedTuple):
+    """The kinds of steps that a Newton solver has, in this order: Newton steps, rounds, and a last resort.
 
-    In single precision.
+    Attributes
+    ----------
+    newton_sizes
+        Sizes to which the active groups of a Newton step are padded, ascending.
+    round_sizes
+        Sizes of working sets, ascending; none where there are no rounds.
+    """
+
+    newton_sizes: tuple[int, ...]
+    round_sizes: tuple[int, ...]
+
+    @property
+    def last_resort(self) -> int:
+        """Index of the last resort."""
+        return len(self.newton_sizes) + len(self.round_sizes)
+
+    def newton_index(self, num_active: Int[Array, ""]) -> Int[Array, ""]:
+        """Index of the Newton step for so many active groups."""
+        return jnp.searchsorted(jnp.asarray(self.newton_sizes), num_active).astype(jnp.int32)
+
+    def round_index(self, num_active: Int[Array, ""]) -> Int[Array, ""]:
+        """Index of the round after which there is still room for groups that enter."""
+        sizes = jnp.asarray(self.round_sizes)
+        found = jnp.minimum(jnp.searchsorted(sizes, _ROOM * num_active), sizes.size - 1)
+        return (len(self.newton_sizes) + found).astype(jnp.int32)
+
+
+def schedule_of(program: ConvexProgram) -> Schedule:
+    """Sizes that double up to all gates; the smallest is not worth a round of its own, and few gates have one size."""
+    sizes, size = [], _SMALLEST_SIZE if program.num_gates > 2 * _SMALLEST_SIZE else program.num_gates
+    while size < program.num_gates:
+        sizes.append(size)
+        size *= 2
+    sizes.append(program.num_gates)
+    return Schedule(tuple(sizes), tuple(sizes[1:] or sizes))
+
+
+def run_round(
+    program: ConvexProgram, weights: Array, correlations: Array, gap: Array, size: int
+) -> tuple[Float[Array, "P d c"], Float[Array, ""]]:
+    """First-order steps, in single precision, on the groups that are active or nearest to it.
 
     Parameters
     ----------
@@ -39,68 +85,49 @@ def improved(program: ConvexProgram, weights: Array, correlations: Array, gap: A
         (P, d, c) each; the correlations are those of the residual, or a multiple.
     gap
         That of the weights.
+    size
+        Number of groups in the working set.
+
+    Returns
+    -------
+    The weights, and what they cost in Newton steps.
     """
-    norms = group_norms(weights)
-    near = nearness(program, weights, group_norms(correlations))
-
-    def run(bucket: int) -> tuple[Array, Array]:
-        _, chosen = lax.top_k(near, bucket)
-        part = program.with_masks(select_masks(program.masks, chosen).astype(jnp.float32), chosen)
-        each = newton_system.pass_flops(program, bucket)
-        newton = _newton_flops(program, bucket // 2)
-        most = max(50, int(_ROUND_COST * newton / each))
-        part, start = with_dtype((part, weights[chosen]), jnp.float32)
-        found, made = first_order(part, start, _ROUND_GAP * gap, most)
-        return jnp.zeros(program.group_shape, jnp.float32).at[chosen].set(found), made * (each / newton)
-
-    return in_bucket(size(program, norms > 0), _sizes(program), run)
+    near = nearness(weights, group_norms(correlations), program.thresholds)
+    _, chosen = lax.top_k(near, size)
+    part = with_masks(program, select_masks(program.masks, chosen).astype(jnp.float32), chosen)
+    each, newton = newton_system.pass_flops(program, size), _newton_flops(program, size // 2)
+    max_steps = max(_LEAST_STEPS_OF_A_ROUND, int(_ROUND_COST_IN_NEWTON_STEPS * newton / each))
+    part, start = with_dtype((part, weights[chosen]), jnp.float32)
+    found, num_steps = run_first_order(part, start, _ROUND_GAP_SHARE * gap, max_steps)
+    return jnp.zeros(program.group_shape, jnp.float32).at[chosen].set(found), num_steps * (each / newton)
 
 
-def nearness(program: ConvexProgram, weights: Array, duals: Array) -> Array:
-    """How near each group is to being active, infinite where it is, from the dual norms (P,) of its correlations."""
-    return jnp.where(group_norms(weights) > 0, jnp.inf, duals / program.thresholds)
+def run_first_order(
+    program: ConvexProgram, weights: Array, gap: Array, max_steps: int
+) -> tuple[Float[Array, "P d c"], Int[Array, ""]]:
+    """First-order steps down to a gap, at most ``max_steps``; the weights there, and the number of steps."""
 
-
-def first_order(program: ConvexProgram, weights: Array, gap: Array, most: int) -> tuple[Array, Array]:
-    """First-order steps down to a gap, but at most so many; the weights there, and how many were made."""
-
-    def unfinished(carry: tuple[Array, fista.FISTAState]) -> Array:
-        made, inner = carry
-        return (made < most) & (inner.gap > gap)
+    def is_unfinished(carry: tuple[Array, fista.FISTAState]) -> Array:
+        num_steps, state = carry
+        return (num_steps < max_steps) & (state.gap > gap)
 
     start = (jnp.asarray(0), fista.init(program, weights))
-    made, inner = lax.while_loop(unfinished, lambda c: (c[0] + 1, fista.step(program, c[1])), start)
-    return inner.weights, made
+    num_steps, state = lax.while_loop(is_unfinished, lambda c: (c[0] + 1, fista.step(program, c[1])), start)
+    return state.weights, num_steps
 
 
-def size(program: ConvexProgram, active: Array) -> Array:
-    """The size of the working set: the smallest with room for more than the active groups; (P,), whether active."""
-    sizes = jnp.asarray(_sizes(program))
-    return sizes[jnp.minimum(jnp.searchsorted(sizes, _ROOM * jnp.sum(active)), sizes.size - 1)]
+def nearness(weights: Float[Array, "P d c"], duals: Float[Array, " P"], thresholds: Array) -> Float[Array, " P"]:
+    """How near each group is to being active, infinite where it is, from the dual norms of its correlations."""
+    return jnp.where(is_nonzero(weights), jnp.inf, duals / thresholds)
 
 
-def _sizes(program: ConvexProgram) -> list[int]:
-    """The buckets without the smallest, each of which compiles a solver."""
-    sizes = buckets(program.num_gates)
-    return sizes[1:] or sizes
+def is_nonzero(weights: Float[Array, "P d c"]) -> Bool[Array, " P"]:
+    """Which groups are not zero."""
+    return group_norms(weights) > 0
 
 
-def in_bucket(count: Array, sizes: list[int], run: Callable[[int], Any]) -> Any:
-    """``run(bucket)`` with the smallest of the sizes that holds so many."""
-    return lax.switch(jnp.searchsorted(jnp.asarray(sizes), count), [partial(run, bucket) for bucket in sizes])
-
-
-def buckets(num_gates: int) -> list[int]:
-    """Sizes to which active groups are padded, each compiled: doubling up to all gates; few gates have one alone."""
-    sizes, bucket = [], _SMALLEST_BUCKET if num_gates > 2 * _SMALLEST_BUCKET else num_gates
-    while bucket < num_gates:
-        sizes.append(bucket)
-        bucket *= 2
-    return [*sizes, num_gates]
-
-
-def _newton_flops(program: ConvexProgram, bucket: int) -> float:
-    """Operations of a Newton step with so many active groups: the direction, and four products with all masks."""
+def _newton_flops(program: ConvexProgram, size: int) -> float:
+    """Operations of a Newton step of a size: the direction, and four products with all masks."""
     num_gates, num_features, _ = program.group_shape
     products = 8.0 * program.targets.size * num_gates * num_features
-    return _SLOWNESS * newton_system.flops(program, bucket) + products + _NEWTON_OVERHEAD
+    return _FACTORISATION_SLOWNESS * newton_system.flops(program, size) + products + _NEWTON_OVERHEAD_FLOPS

@@ -1,0 +1,95 @@
+"""The intercept that minimises the loss of given outputs: in closed form for the squared loss, by Newton otherwise.
+
+It is differentiable in the outputs and the targets: the derivative is that of one Newton step from the minimum, which
+changes nothing there.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jaxtyping import Float
+
+from fixntk._line_search import backtrack
+from fixntk._numerics import matmul
+from fixntk.convex.losses import Loss
+
+_MAX_STEPS = 50
+_MAX_HALVINGS = 30
+# Added to the Hessian, as a share of its largest possible value: outliers and idle margins have no curvature.
+_DAMPING_SHARE = 1e-4
+
+
+def weight_rows(sample_weight: Float[Array, " n"] | None, rows: Array) -> Array:
+    """(n, …) rows times their weights, unchanged where there are none."""
+    if sample_weight is None:
+        return rows
+    return sample_weight.reshape(-1, *(1,) * (rows.ndim - 1)) * rows
+
+
+@jax.jit
+def least_squares(
+    column: Float[Array, " n"],
+    fitted: Float[Array, "n c"],
+    targets: Float[Array, "n c"],
+    sample_weight: Float[Array, " n"] | None,
+) -> Float[Array, " c"]:
+    """The intercept of the squared loss: the weighted regression of what the outputs miss on the column."""
+    rest = weight_rows(sample_weight, targets - fitted)
+    return matmul(column, rest) / jnp.sum(weight_rows(sample_weight, column**2))
+
+
+@partial(jax.jit, static_argnums=0)
+def by_newton(
+    loss: Loss,
+    fitted: Float[Array, "n c"],
+    targets: Float[Array, "n c"],
+    sample_weight: Float[Array, " n"] | None,
+) -> Float[Array, " c"]:
+    """The intercept of any loss, by Newton steps that never raise it."""
+    frozen = lax.stop_gradient((fitted, targets, sample_weight))
+    found = lax.stop_gradient(_minimise(loss, *frozen))
+    hessian = -jax.jacfwd(lambda intercept: _pull(loss, frozen[0] + intercept, *frozen[1:]))(found)
+    # A Newton step from the minimum, which changes nothing but has the minimum's derivative.
+    return found + matmul(jnp.linalg.pinv(hessian, hermitian=True), _pull(loss, fitted + found, targets, sample_weight))
+
+
+def _pull(loss: Loss, outputs: Array, targets: Array, sample_weight: Array | None) -> Array:
+    """Sum of the residuals, (c,): the negative gradient in the intercept."""
+    return jnp.sum(weight_rows(sample_weight, loss.residuals(outputs, targets)), axis=0)
+
+
+def _minimise(loss: Loss, fitted: Array, targets: Array, sample_weight: Array | None) -> Array:
+    num_outputs, eps = fitted.shape[1], jnp.finfo(fitted.dtype).eps
+    steepest = loss.steepest * jnp.sum(weight_rows(sample_weight, jnp.ones(fitted.shape[0], fitted.dtype)))
+    damping = _DAMPING_SHARE * steepest * jnp.eye(num_outputs, dtype=fitted.dtype)
+
+    def value(intercept: Array) -> Array:
+        return jnp.sum(weight_rows(sample_weight, loss.values(fitted + intercept, targets)))
+
+    def pull(intercept: Array) -> Array:
+        return _pull(loss, fitted + intercept, targets, sample_weight)
+
+    def step(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        count, intercept, downhill = state
+        direction = jnp.linalg.solve(damping - jax.jacfwd(pull)(intercept), downhill)
+        # Rounding must not stop the full step at the minimum.
+        highest = (1 + 10 * eps) * value(intercept)
+        search = backtrack(
+            lambda length: value(intercept + length * direction) <= highest,
+            jnp.ones_like(steepest),
+            max_halvings=_MAX_HALVINGS,
+        )
+        intercept = intercept + search.length * direction
+        return count + 1, intercept, pull(intercept)
+
+    def is_unfinished(state: tuple[Array, Array, Array]) -> Array:
+        count, intercept, downhill = state
+        size = jnp.sum(jnp.abs(weight_rows(sample_weight, loss.residuals(fitted + intercept, targets))))
+        return (count < _MAX_STEPS) & (jnp.max(jnp.abs(downhill)) > 8 * eps * size)
+
+    zero = jnp.zeros(num_outputs, fitted.dtype)
+    return lax.while_loop(is_unfinished, step, (jnp.asarray(0), zero, pull(zero)))[1]
