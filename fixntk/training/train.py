@@ -26,7 +26,8 @@ from jaxtyping import Float, Int, Key
 from fixntk._checks import as_float_array, as_matrix, as_positive_int, check_same_columns, check_same_rows, check_scalar
 from fixntk.convex.losses import Loss, as_loss
 from fixntk.gates.masks import activation_masks
-from fixntk.networks.models import GatedReLUNetwork, Network, Parameters, outputs, weight_decay
+from fixntk.networks.models import GatedReLUNetwork, Network
+from fixntk.networks.neurons import Parameters, outputs, weight_decay
 from fixntk.training import checkpoints
 
 

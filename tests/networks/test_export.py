@@ -62,7 +62,7 @@ def test_bad_files_are_named(tmp_path):
     fx.save_network(network, path)
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
-    with pytest.raises(ValueError, match="is damaged or no safetensors file"):
+    with pytest.raises(ValueError, match="is damaged or not a safetensors file"):
         fx.load_network(path)
     arrays = fx.to_dict(network)
     save_file(arrays, path)

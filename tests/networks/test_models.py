@@ -11,7 +11,7 @@ from problems import random_problem
 
 import fixntk as fx
 from fixntk.convex.penalties import NORMS
-from fixntk.networks.cones import decompose
+from fixntk.networks.decomposition import decompose
 
 
 def objective(network, program):
