@@ -40,14 +40,7 @@ from fixntk.ntk import (
     network_kernel,
     ntk_vector_product,
 )
-from fixntk.training.train import (
-    DivergedError,
-    Training,
-    TrainingHistory,
-    TrainingProgress,
-    network_objective,
-    train,
-)
+from fixntk.training import DivergedError, Training, TrainingHistory, TrainingProgress, network_objective, train
 
 __version__ = version("fixntk")
 

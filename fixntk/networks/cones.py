@@ -161,8 +161,8 @@ def _max_margin_directions(cones: Cones) -> Float[Array, "P d"]:
 def barrier_values(cones: Cones, vectors: Array, thresholds: float | Array, weight: Array) -> Float[Array, "... P"]:
     """Smoothed τ_p ‖u_p‖ plus the cones' barrier −Σ_i log(s_ip x_i·u_p)/t, for (..., P, d) vectors; ∞ outside a cone.
 
-    Divided by the weight t of the objective against the barrier, so that values approach τ_p ‖u_p‖ as t grows. The norm is
-    smoothed by the barrier of the second-order cone: min_r τ r − log(r² − ‖u‖²)/t. The minimiser is
+    t is the weight of the objective against the barrier: values approach τ_p ‖u_p‖ as it grows. The norm is smoothed
+    by the barrier of the second-order cone: min_r τ r − log(r² − ‖u‖²)/t. Its minimiser is
     r = (1 + √(1 + τ²t²‖u‖²)) / (τt), where r² − ‖u‖² = 2r / (τt).
     """
     values = cones.apply(vectors)

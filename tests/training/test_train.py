@@ -140,7 +140,7 @@ def test_divergence_is_an_error_and_the_last_good_state_stays(tmp_path):
 
     folder = tmp_path / "checkpoints"
     options = {"num_steps": 500, "record_every": 10, "checkpoint": folder}
-    with pytest.raises(fx.DivergedError, match=r"lower the learning rate.*checkpoints has what was before") as caught:
+    with pytest.raises(fx.DivergedError, match=r"lower the learning rate.*checkpoints has the state before") as caught:
         fx.train(gated(), X, Y, optax.sgd(explode), **options)
     good = caught.value.training
     assert np.all(np.isfinite(good.network.hidden))
