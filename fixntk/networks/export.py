@@ -190,11 +190,11 @@ def _flax_module() -> Any:
                 if self.has_intercept
                 else None,
             )
-            masks = None
+            rows, masks = jnp.asarray(x), None
             if self.is_gated:
                 drawn = self.variable("gates", "gates", lambda: jax.random.normal(self.make_rng("params"), shape))
-                masks = activation_masks(x, drawn.value)
-            return reshape_outputs(outputs(parameters, x, masks), self.squeeze)
+                masks = activation_masks(rows, drawn.value)
+            return reshape_outputs(outputs(parameters, rows, masks), self.squeeze)
 
     return TwoLayerNetwork
 
@@ -226,7 +226,7 @@ def _equinox_module() -> Any:
         squeeze: bool = equinox.field(static=True)
 
         def __call__(self, x: Any) -> Any:
-            rows = x[None]
+            rows = jnp.asarray(x)[None]
             masks = None if self.gates is None else activation_masks(rows, jax.lax.stop_gradient(self.gates))
             parameters = Parameters(self.hidden, self.output, self.intercept)
             return reshape_outputs(outputs(parameters, rows, masks), self.squeeze)[0]

@@ -95,7 +95,7 @@ class GatedReLUNetwork:
             chosen = given[jnp.arange(width) % given.shape[0]]
         return cls(chosen, *parameters, squeeze=num_outputs is None)
 
-    def __call__(self, x: ArrayLike) -> Float[Array, n * c]:
+    def __call__(self, x: ArrayLike) -> Float[Array, " n *c"]:
         """Outputs (n,) or (n, c) on (n, d) inputs.
 
         Raises
@@ -251,7 +251,7 @@ class ReLUNetwork:
         parameters = sample_parameters(key, width, num_features, num_outputs, intercept)
         return cls(*parameters, squeeze=num_outputs is None)
 
-    def __call__(self, x: ArrayLike) -> Float[Array, n * c]:
+    def __call__(self, x: ArrayLike) -> Float[Array, " n *c"]:
         """Outputs (n,) or (n, c) on (n, d) inputs.
 
         Raises

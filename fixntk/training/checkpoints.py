@@ -32,8 +32,8 @@ class Record(NamedTuple):
     """
 
     step: int
-    objective: Float[np.ndarray, ...]
-    validation: Float[np.ndarray, ...]
+    objective: Float[np.ndarray, " ..."]
+    validation: Float[np.ndarray, " ..."]
     seconds: float
 
 

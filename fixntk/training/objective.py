@@ -57,7 +57,7 @@ def network_objective(
     *,
     loss: str | Loss = "squared",
     sample_weight: ArrayLike | None = None,
-) -> Float[Array, ...]:
+) -> Float[Array, " ..."]:
     """Σ_i ω_i ℓ(f(x_i); y_i) + λ · weight decay, which :func:`train` minimises and the convex program bounds.
 
     Parameters
@@ -166,14 +166,14 @@ def map_stack(function: Callable[..., Any], is_stack: bool, axes: tuple[Any, ...
     return jax.vmap(function, in_axes=axes) if is_stack else function
 
 
-def summed_loss(trained: dict[str, Array], frozen: dict[str, Array | None], rows: Rows, loss: Loss) -> Float[Array, ""]:
+def summed_loss(trained: dict[str, Array], frozen: dict[str, Any], rows: Rows, loss: Loss) -> Float[Array, ""]:
     """Σ_i ω_i ℓ(f(x_i); y_i) of one network, whose parameters are given in two parts."""
     fitted = outputs(Parameters(**trained, **frozen), rows.x, rows.masks)
     return jnp.sum(rows.weights * loss.values(fitted, rows.targets))
 
 
 def objective(
-    trained: dict[str, Array], frozen: dict[str, Array | None], rows: Rows, reg: Array, loss: Loss
+    trained: dict[str, Array], frozen: dict[str, Any], rows: Rows, reg: Array, loss: Loss
 ) -> Float[Array, ""]:
     """:func:`summed_loss` plus λ · weight decay."""
     penalty = weight_decay(Parameters(**trained, **frozen))
@@ -184,7 +184,7 @@ def objective(
 @partial(jax.jit, static_argnames=("loss",))
 def measure(
     trained: dict[str, Array],
-    frozen: dict[str, Array | None],
+    frozen: dict[str, Any],
     rows: Rows,
     validation_rows: Rows | None,
     reg: Float[Array, "*S"],

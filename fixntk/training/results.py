@@ -48,8 +48,8 @@ class TrainingProgress(NamedTuple):
 
     step: int
     num_steps: int
-    objective: Float[np.ndarray, ...]
-    validation: Float[np.ndarray, ...] | None
+    objective: Float[np.ndarray, " ..."]
+    validation: Float[np.ndarray, " ..."] | None
     seconds: float
 
 

@@ -249,7 +249,7 @@ def _keep_best(
 @partial(jax.jit, static_argnames=("optimizer", "loss", "batch_size", "num_steps"))
 def _run_steps(
     state: _State,
-    frozen: dict[str, Array | None],
+    frozen: dict[str, Any],
     rows: Rows,
     reg: Float[Array, "*S"],
     key: Key[Array, ""] | None,
@@ -266,7 +266,7 @@ def _run_steps(
     gradient = jax.grad(partial(objective, loss=loss))
 
     def update(
-        trained: dict[str, Array], optimizer_state: Any, frozen: dict[str, Array | None], rows: Rows, reg: Array
+        trained: dict[str, Array], optimizer_state: Any, frozen: dict[str, Any], rows: Rows, reg: Array
     ) -> Any:
         updates, optimizer_state = optimizer.update(gradient(trained, frozen, rows, reg), optimizer_state, trained)
         return optax.apply_updates(trained, updates), optimizer_state
