@@ -265,9 +265,7 @@ def _run_steps(
     num_batches = 1 if batch_size is None else num_rows // batch_size
     gradient = jax.grad(partial(objective, loss=loss))
 
-    def update(
-        trained: dict[str, Array], optimizer_state: Any, frozen: dict[str, Any], rows: Rows, reg: Array
-    ) -> Any:
+    def update(trained: dict[str, Array], optimizer_state: Any, frozen: dict[str, Any], rows: Rows, reg: Array) -> Any:
         updates, optimizer_state = optimizer.update(gradient(trained, frozen, rows, reg), optimizer_state, trained)
         return optax.apply_updates(trained, updates), optimizer_state
 
