@@ -24,8 +24,9 @@ from fixntk.gates.arrangements import cover_count, enumerate_arrangements
 from fixntk.gates.masks import Arrangements, activation_masks, merge_duplicate_masks, pack_masks, sample_gates
 from fixntk.gates.solid_angles import arrangement_weights
 from fixntk.gram import MaskedGram, masked_gram
+from fixntk.networks.convert import from_group_weights
 from fixntk.networks.export import from_dict, load_network, save_network, to_dict, to_equinox, to_flax
-from fixntk.networks.models import GatedReLUNetwork, ReLUNetwork, from_group_weights
+from fixntk.networks.models import GatedReLUNetwork, ReLUNetwork
 from fixntk.ntk import (
     Kernel,
     empirical_ntk,
@@ -40,14 +41,7 @@ from fixntk.ntk import (
     network_kernel,
     ntk_vector_product,
 )
-from fixntk.training.train import (
-    DivergedError,
-    Training,
-    TrainingHistory,
-    TrainingProgress,
-    network_objective,
-    train,
-)
+from fixntk.training import DivergedError, Training, TrainingHistory, TrainingProgress, network_objective, train
 
 __version__ = version("fixntk")
 

@@ -97,7 +97,7 @@ QUOTES = [
     ),
     (
         "docs/networks.md",
-        "In {cases} cases, three problems, none ends below the bound;",
+        "In {cases} cases on three problems, no network ends below the bound.",
         "Training ends below the certified bound in 0 of {cases} cases",
     ),
 ]

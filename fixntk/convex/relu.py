@@ -32,15 +32,16 @@ from fixntk.convex.program import ConvexProgram, canonical, with_masks
 from fixntk.gates.masks import activation_masks
 from fixntk.networks.cones import (
     Cones,
+    armijo_length,
+    barrier_values,
     cone_barrier,
-    grown,
-    halved,
     longest_step,
     make_cones,
-    moved_prices,
-    smoothed_norms,
+    next_multipliers,
+    next_weight,
 )
-from fixntk.networks.models import ReLUNetwork, from_signed_cones
+from fixntk.networks.convert import from_signed_cones
+from fixntk.networks.models import ReLUNetwork
 
 
 @dataclass(frozen=True, eq=False)
@@ -243,15 +244,15 @@ def _step(
     def value(length: Array) -> Array:
         moved = pair + length * direction
         loss = program.datafit.fit(_fitted(program, moved)).loss
-        return loss + jnp.sum(smoothed_norms(cones, moved, program.thresholds, weight))
+        return loss + jnp.sum(barrier_values(cones, moved, program.thresholds, weight))
 
     longest = jnp.min(longest_step(cones, pair, direction))
-    length = halved(value, fit.loss + jnp.sum(barrier.value), slope, longest)
+    length = armijo_length(value, fit.loss + jnp.sum(barrier.value), slope, longest)
     pair = pair + length * direction
-    prices = moved_prices(cones, barrier, direction, weight)
+    prices = next_multipliers(cones, barrier, direction, weight)
     found = _sparsest(program, cones, pair, prices, weight, enough)
     kept = jax.tree.map(lambda new, old: jnp.where(found.gap < best.gap, new, old), found, best)
-    return _State(pair, grown(weight, slope)), kept
+    return _State(pair, next_weight(weight, slope)), kept
 
 
 def _sparsest(

@@ -17,7 +17,8 @@ from fixntk.convex.penalties import group_norms
 from fixntk.convex.program import ConvexProgram
 from fixntk.gates.masks import activation_masks
 from fixntk.gram import masked_apply
-from fixntk.networks.models import GatedReLUNetwork, from_group_weights
+from fixntk.networks.convert import from_group_weights
+from fixntk.networks.models import GatedReLUNetwork
 
 # A group counts as active if its norm is above this share of the largest; iterative reweighting has no exact zeros.
 ACTIVE_SHARE = 1e-4

@@ -1,12 +1,14 @@
-r"""The cones of a ReLU network's activation patterns, and differences of their vectors (M10).
+r"""The cones of a ReLU network's activation patterns, and a barrier for problems over them.
 
-On data X the neurons with gate g have the pattern of D = diag(1{Xg ≥ 0}) exactly for hidden weights in the cone
-:math:`C = \{u : (2D − I) X u ≥ 0\}`. Programs over them are solved along their central path, whose points are inside.
+On data X, a ReLU neuron has the activation pattern D = diag(1{Xg ≥ 0}) of gate g exactly if its hidden weight lies in
+the cone :math:`C = \{u : (2D − I) X u ≥ 0\}`. Problems over these cones are solved with a logarithmic barrier: Newton
+steps follow the central path, whose points lie strictly inside the cones.
+
+See docs/mathematics.md, M10.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -14,20 +16,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.typing import ArrayLike
 from jaxtyping import Bool, Float
 
-from fixntk._numerics import float64_allowed, matmul, safe_sqrt, with_dtype
-from fixntk._warnings import ConvergenceWarning
-from fixntk.gates.masks import activation_masks
+from fixntk._line_search import backtrack
+from fixntk._numerics import matmul
 
-DECOMPOSITIONS = ("minimum_norm", "interior")
-
-# Steps to find a direction far inside of each cone.
+# Number of accelerated dual steps that look for a direction far inside each cone.
 _MARGIN_STEPS = 500
-# How the barrier's weight grows, and from which Newton decrement on.
-_GROWTH, _CENTRED = 20.0, 0.5
-# A Newton step goes at most this share of the way to a cone's boundary, and is halved at most so many times.
-_TO_BOUNDARY, _HALVINGS = 0.95, 30
+# Factor by which the objective's weight against the barrier grows.
+_WEIGHT_GROWTH = 20.0
+# The weight grows where the Newton decrement (no unit) is at most this.
+_CENTRED_DECREMENT = 0.5
+# Largest step, as a share of the distance to the cone's boundary.
+_BOUNDARY_SHARE = 0.95
+# Largest number of halvings in a line search.
+_MAX_HALVINGS = 30
+# Share of the linear model's decrease that a step must reach (Armijo's constant).
+_ARMIJO_SHARE = 0.1
+# Rounding error allowed in a comparison of objectives, in units of the dtype's epsilon.
+_ROUNDING_UNITS = 10
 
 
 class Cones(NamedTuple):
@@ -36,13 +44,13 @@ class Cones(NamedTuple):
     Attributes
     ----------
     rows
-        (n, d) rows of X with one length, zero rows zero; a spectral norm of 1.
+        (n, d) rows of X scaled to one length, such that the matrix has spectral norm 1; zero rows stay zero.
     signs
         (n, P) s = 2M − 1.
     directions
-        (P, d) a unit vector well inside of each cone.
+        (P, d) unit vectors h_p well inside their cones.
     margins
-        (n, P) s_ip x_i·h_p for it; ∞ for zero rows.
+        (n, P) s_ip x_i·h_p > 0; ∞ for zero rows.
     """
 
     rows: Float[Array, "n d"]
@@ -51,79 +59,63 @@ class Cones(NamedTuple):
     margins: Float[Array, "n P"]
 
     @property
-    def ignored(self) -> Bool[Array, "n 1"]:
-        """Zero rows, which bound nothing."""
+    def zero_rows(self) -> Bool[Array, "n 1"]:
+        """Which rows are zero, and so constrain nothing."""
         return jnp.all(self.rows == 0, axis=1)[:, None]
 
     @property
     def num_terms(self) -> int:
-        """What the barrier of a pair of vectors costs at the most, times its weight."""
+        """Barrier parameter of a pair of vectors: on the central path its duality gap is this over the weight."""
         return 2 * (self.rows.shape[0] + 2)
 
     def apply(self, vectors: Array) -> Float[Array, "... n P"]:
-        """G_p u_p of (..., P, d) vectors."""
+        """Values s_ip x_i·u_p of (..., P, d) vectors u, the product G_p u_p."""
         return self.signs * matmul(self.rows, vectors.swapaxes(-1, -2))
 
     def adjoint(self, values: Array) -> Float[Array, "... P d"]:
-        """Σ_i s_ip x_i a_ip of (..., n, P) values."""
+        """Vectors Σ_i s_ip x_i a_ip of (..., n, P) values a, the product G_pᵀ a_p."""
         return matmul((self.signs * values).swapaxes(-1, -2), self.rows)
 
     def shift(self, vectors: Array) -> Float[Array, "... P"]:
-        """The least t ≥ 0 for which every u_p + t h_p is in its cone."""
+        """The smallest t ≥ 0 for which u_p + t h_p is in its cone, for each vector."""
         return jnp.max(jnp.maximum(-self.apply(vectors), 0) / self.margins, axis=-2)
 
 
-class Decomposition(NamedTuple):
-    """W_p = positive_p − negative_p, both in the cone of gate p.
-
-    Attributes
-    ----------
-    positive, negative
-        (P, d).
-    gaps
-        (P,) how far ‖positive‖ + ‖negative‖ can be above the least, absolute; ∞ where that is not known.
-    """
-
-    positive: Float[Array, "P d"]
-    negative: Float[Array, "P d"]
-    gaps: Float[Array, " P"]
-
-
 class Barrier(NamedTuple):
-    """Value, gradient and Hessian of τ_p ‖u_p‖, smoothed, and the cones' logarithms, for (..., P, d) vectors.
+    """Smoothed penalties τ_p ‖u_p‖ with the cones' barrier, for (..., P, d) vectors; see ``barrier_values``.
 
     Attributes
     ----------
     value
-        (..., P).
+        (..., P) values.
     gradient
-        (..., P, d).
+        (..., P, d) gradients.
     hessian
-        (..., P, d, d).
-    prices
-        (..., n, P) multipliers μ > 0 of the cones.
+        (..., P, d, d) Hessians.
+    multipliers
+        (..., n, P) multipliers μ > 0 of the cones' inequalities.
     """
 
     value: Float[Array, "... P"]
     gradient: Float[Array, "... P d"]
     hessian: Float[Array, "... P d d"]
-    prices: Float[Array, "... n P"]
+    multipliers: Float[Array, "... n P"]
 
 
 def make_cones(x: Array, gates: Array, masks: Array) -> Cones:
-    """Cones of (n, P) masks on x with the gates that give them.
+    """The cones of the (n, P) masks that (P, d) gates have on x.
 
     Raises
     ------
     ValueError
-        If a gate has a row of x on its boundary and no vector inside of its cone is found.
+        If a gate has a row of x on its boundary and no vector inside its cone is found.
     """
     cones = _make_cones(x, gates, masks)
     outside = np.flatnonzero(~(np.asarray(jnp.min(cones.margins, axis=0)) > 0))
     if outside.size:
         raise ValueError(
             f"gates must not have a row of x on their boundary, as gate {outside[0]} has "
-            f"({outside.size} of {gates.shape[0]} in all): move it a little"
+            f"({outside.size} of {gates.shape[0]} gates): move the gate slightly"
         )
     return cones
 
@@ -134,25 +126,31 @@ def _make_cones(x: Array, gates: Array, masks: Array) -> Cones:
     units = x / jnp.where(lengths > 0, lengths, 1.0)
     rows = units / jnp.maximum(jnp.linalg.norm(units, 2), jnp.finfo(x.dtype).tiny)
     signs = 2 * masks.astype(x.dtype) - 1
-    present = jnp.where(lengths > 0, 0.0, jnp.inf)
+    zero_row_margins = jnp.where(lengths > 0, 0.0, jnp.inf)
+    # Directions and margins are filled in below.
     cones = Cones(rows, signs, gates, signs)
-    best = gates / jnp.linalg.norm(gates, axis=1, keepdims=True)
-    wide = _max_margin(cones)
-    margins, wide_margins = cones.apply(best) + present, cones.apply(wide) + present
-    better = jnp.min(wide_margins, axis=0) > jnp.min(margins, axis=0)
-    directions = jnp.where(better[:, None], wide, best)
-    return cones._replace(directions=directions, margins=jnp.where(better, wide_margins, margins))
+    # The gate itself lies in its cone, but often so close to the boundary that a shift along it would be very long:
+    # use the direction of largest margin where that is better.
+    own = gates / jnp.linalg.norm(gates, axis=1, keepdims=True)
+    wide = _max_margin_directions(cones)
+    own_margins, wide_margins = cones.apply(own) + zero_row_margins, cones.apply(wide) + zero_row_margins
+    is_wider = jnp.min(wide_margins, axis=0) > jnp.min(own_margins, axis=0)
+    directions = jnp.where(is_wider[:, None], wide, own)
+    return cones._replace(directions=directions, margins=jnp.where(is_wider, wide_margins, own_margins))
 
 
-def _max_margin(cones: Cones) -> Float[Array, "P d"]:
-    """Unit vectors near those with the largest margins, the least of ½‖h‖² subject to G h ≥ 1, by its dual."""
+def _max_margin_directions(cones: Cones) -> Float[Array, "P d"]:
+    """Unit vectors close to those of largest margin: min ½‖h‖² subject to G h ≥ 1, solved in its dual by FISTA.
+
+    The dual is max over a ≥ 0 of Σ a − ½‖Gᵀa‖², with h = Gᵀa. Step size 1 is right, as ‖G‖ = 1.
+    """
     zeros = jnp.zeros_like(cones.signs)
 
-    def ascend(_: int, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+    def ascend(_: ArrayLike, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         old, extrapolated, momentum = carry
         new = jnp.maximum(extrapolated + 1 - cones.apply(cones.adjoint(extrapolated)), 0)
-        following = 0.5 * (1 + jnp.sqrt(1 + 4 * momentum**2))
-        return new, new + (momentum - 1) / following * (new - old), following
+        next_momentum = 0.5 * (1 + jnp.sqrt(1 + 4 * momentum**2))
+        return new, new + (momentum - 1) / next_momentum * (new - old), next_momentum
 
     start = (zeros, zeros, jnp.ones((), zeros.dtype))
     directions = cones.adjoint(lax.fori_loop(0, _MARGIN_STEPS, ascend, start)[0])
@@ -160,181 +158,90 @@ def _max_margin(cones: Cones) -> Float[Array, "P d"]:
     return directions / jnp.where(lengths > 0, lengths, 1.0)
 
 
-def decompose(x: Array, gates: Array, vectors: Array, *, method: str, tol: float, max_iter: int) -> Decomposition:
-    """Write each of (P, d) vectors as a difference of two in the cone of its gate; see ``GatedReLUNetwork.to_relu``.
+def barrier_values(cones: Cones, vectors: Array, thresholds: float | Array, weight: Array) -> Float[Array, "... P"]:
+    """Smoothed τ_p ‖u_p‖ plus the cones' barrier −Σ_i log(s_ip x_i·u_p)/t, for (..., P, d) vectors; ∞ outside a cone.
 
-    In float64 whatever the dtype, in which the result comes back.
-    """
-    if method not in DECOMPOSITIONS:
-        raise ValueError(f"method must be one of {', '.join(DECOMPOSITIONS)}, got {method!r}")
-    dtype, masks = vectors.dtype, activation_masks(x, gates)
-    with float64_allowed():
-        x, gates, vectors = with_dtype((x, gates, vectors), jnp.float64)
-        parts = _decompose(make_cones(x, gates, masks), vectors, method, tol, max_iter)
-    return with_dtype(parts, dtype)
-
-
-def _decompose(cones: Cones, vectors: Array, method: str, tol: float, max_iter: int) -> Decomposition:
-    if method == "interior":
-        return _shifted(cones, vectors)
-    lengths = safe_sqrt(jnp.sum(vectors**2, axis=1, keepdims=True))
-    units = vectors / jnp.where(lengths > 0, lengths, 1.0)
-    best, iterations = _least_norms(cones, units, tol, max_iter)
-    unfinished = int(jnp.sum(best.gaps > tol))
-    if unfinished:
-        warnings.warn(
-            f"{unfinished} of {vectors.shape[0]} decompositions are up to {float(jnp.max(best.gaps)):.1e} of ‖w‖ above "
-            f"the least after {int(iterations)} iterations, tol={tol:.1e}: raise max_iter or tol",
-            ConvergenceWarning,
-            stacklevel=4,
-        )
-    return Decomposition(lengths * best.positive, lengths * best.negative, lengths[:, 0] * best.gaps)
-
-
-@jax.jit
-def _shifted(cones: Cones, vectors: Array) -> Decomposition:
-    """The closed form w = (w + t h) − t h, or w = t h − (t h − w), whichever is shorter."""
-    both = jnp.stack([vectors, -vectors])
-    shifts = cones.shift(both)[..., None] * cones.directions
-    sizes = _norms(both + shifts) + _norms(shifts)
-    forth = (sizes[0] <= sizes[1])[:, None]
-    positive = jnp.where(forth, vectors + shifts[0], shifts[1])
-    gaps = jnp.where(jnp.all(shifts == 0, axis=(0, 2)), 0.0, jnp.inf)
-    return Decomposition(positive, jnp.where(forth, shifts[0], shifts[1] - vectors), gaps)
-
-
-@jax.jit
-def _least_norms(cones: Cones, units: Array, tol: float, max_iter: int) -> tuple[Decomposition, Array]:
-    """Newton's method along the central path of min ‖w + u‖ + ‖u‖ with both in the cone, for each gate its own."""
-    best = _shifted(cones, units)
-    shift = jnp.max(cones.shift(jnp.stack([units, jnp.zeros_like(units)])), axis=0)
-    start = (1.5 * shift + 0.1)[:, None] * cones.directions
-    weight = cones.num_terms / (1 + 2 * _norms(start))
-
-    def pair_of(negative: Array) -> Array:
-        return jnp.stack([negative + units, negative])
-
-    def unfinished(carry: tuple[Array, Array, Array, Decomposition]) -> Array:
-        made, _, _, best = carry
-        return (made < max_iter) & jnp.any(best.gaps > tol)
-
-    def step(carry: tuple[Array, Array, Array, Decomposition]) -> tuple[Array, Array, Array, Decomposition]:
-        made, negative, weight, best = carry
-        barrier = cone_barrier(cones, pair_of(negative), 1.0, weight)
-        gradient, hessian = jnp.sum(barrier.gradient, axis=0), jnp.sum(barrier.hessian, axis=0)
-        direction = -jnp.linalg.solve(hessian, gradient[..., None])[..., 0]
-        slope = jnp.sum(gradient * direction, axis=1)
-
-        def value(length: Array) -> Array:
-            return jnp.sum(smoothed_norms(cones, pair_of(negative + length[:, None] * direction), 1.0, weight), axis=0)
-
-        longest = longest_step(cones, pair_of(negative), jnp.stack([direction, direction]))
-        length = halved(value, jnp.sum(barrier.value, axis=0), slope, jnp.min(longest, axis=0))
-        negative = negative + length[:, None] * direction
-        prices = moved_prices(cones, barrier, jnp.stack([direction, direction]), weight)
-        best = _better(best, _certified(cones, units, pair_of(negative), prices, weight))
-        return made + 1, negative, grown(weight, slope), best
-
-    made, _, _, best = lax.while_loop(unfinished, step, (jnp.asarray(0), start, weight, best))
-    return best, made
-
-
-def _better(old: Decomposition, new: Decomposition) -> Decomposition:
-    """The shorter of two pairs for each gate; both bounds from below hold, whichever is kept."""
-    lower = jnp.fmax(_sizes(new) - new.gaps, _sizes(old) - old.gaps)
-    shorter = (_sizes(new) < _sizes(old))[:, None]
-    positive, negative = (jnp.where(shorter, *parts) for parts in zip(new[:2], old[:2], strict=True))
-    kept = Decomposition(positive, negative, old.gaps)
-    return kept._replace(gaps=jnp.maximum(_sizes(kept) - lower, 0))
-
-
-def _certified(cones: Cones, units: Array, pair: Array, prices: Array, weight: Array) -> Decomposition:
-    """A pair inside of the cones, with a bound from below by the dual.
-
-    For ‖α‖ ≤ 1, μ, ν ≥ 0 with ‖Gᵀ(μ + ν) − α‖ ≤ 1, and a = w + u, b = u: ‖a‖ + ‖b‖ ≥ ⟨α − Gᵀμ, w⟩.
-    """
-    alpha = pair[0] / _radius(pair[0], 1.0, weight)[0][:, None]
-    first, second = cones.adjoint(prices)
-    needed = jnp.maximum(1.0, _norms(first + second - alpha))
-    lower = jnp.sum((alpha - first) * units, axis=1) / needed
-    return Decomposition(pair[0], pair[1], _norms(pair[0]) + _norms(pair[1]) - lower)
-
-
-def _sizes(parts: Decomposition) -> Array:
-    return _norms(parts.positive) + _norms(parts.negative)
-
-
-def _norms(vectors: Array) -> Array:
-    return jnp.linalg.norm(vectors, axis=-1)
-
-
-def smoothed_norms(cones: Cones, vectors: Array, thresholds: float | Array, weight: Array) -> Float[Array, "... P"]:
-    """τ_p ‖u_p‖ with the logarithmic barriers of the second-order cone and of u's cone, over the weight.
-
-    The norm's is min_r τ r − log(r² − ‖u‖²)/t, at r = (1 + √(1 + τ²t²‖u‖²)) / (τt). ∞ outside of the cone.
+    t is the weight of the objective against the barrier: values approach τ_p ‖u_p‖ as it grows. The norm is smoothed
+    by the barrier of the second-order cone: min_r τ r − log(r² − ‖u‖²)/t. Its minimiser is
+    r = (1 + √(1 + τ²t²‖u‖²)) / (τt), where r² − ‖u‖² = 2r / (τt).
     """
     values = cones.apply(vectors)
-    radius, _ = _radius(vectors, thresholds, weight)
-    inside = jnp.all((values > 0) | cones.ignored, axis=-2)
+    radius, _ = smooth_radius(vectors, thresholds, weight)
+    is_inside = jnp.all((values > 0) | cones.zero_rows, axis=-2)
     logarithms = jnp.sum(jnp.where(values > 0, jnp.log(jnp.where(values > 0, values, 1.0)), 0.0), axis=-2)
     smooth = thresholds * radius - (jnp.log(2 * radius / (thresholds * weight)) + logarithms) / weight
-    return jnp.where(inside, smooth, jnp.inf)
+    return jnp.where(is_inside, smooth, jnp.inf)
 
 
 def cone_barrier(cones: Cones, vectors: Array, thresholds: float | Array, weight: Array) -> Barrier:
-    """:func:`smoothed_norms` with derivatives."""
+    """:func:`barrier_values` with derivatives.
+
+    With μ = 1 / (t G u): the gradient is (τ/r) u − Gᵀμ and the Hessian
+    (τ/r) I − (τ/r)² t / √(1 + τ²t²‖u‖²) u uᵀ + Gᵀ diag(t μ²) G.
+    """
     values = cones.apply(vectors)
-    prices = jnp.where(cones.ignored, 0.0, 1 / (jnp.where(cones.ignored, 1.0, values) * weight))
-    radius, root = _radius(vectors, thresholds, weight)
+    multipliers = jnp.where(cones.zero_rows, 0.0, 1 / (jnp.where(cones.zero_rows, 1.0, values) * weight))
+    radius, root = smooth_radius(vectors, thresholds, weight)
     slope = thresholds / radius
     num_features = cones.rows.shape[1]
+    # Signs cancel in Gᵀ diag(·) G: one matrix product with the rows' outer products serves all gates.
     squares = (cones.rows[:, :, None] * cones.rows[:, None, :]).reshape(-1, num_features**2)
-    hessian = matmul((weight * prices**2).swapaxes(-1, -2), squares)
+    hessian = matmul((weight * multipliers**2).swapaxes(-1, -2), squares)
     hessian = hessian.reshape(*hessian.shape[:-1], num_features, num_features)
-    bend = slope**2 * weight / root
-    hessian -= bend[..., None, None] * vectors[..., :, None] * vectors[..., None, :]
+    curvature = slope**2 * weight / root
+    hessian -= curvature[..., None, None] * vectors[..., :, None] * vectors[..., None, :]
     hessian += slope[..., None, None] * jnp.eye(num_features, dtype=hessian.dtype)
-    gradient = slope[..., None] * vectors - cones.adjoint(prices)
-    return Barrier(smoothed_norms(cones, vectors, thresholds, weight), gradient, hessian, prices)
+    gradient = slope[..., None] * vectors - cones.adjoint(multipliers)
+    return Barrier(barrier_values(cones, vectors, thresholds, weight), gradient, hessian, multipliers)
 
 
-def grown(weight: Array, slope: Array) -> Array:
-    """The next weight: heavier where the Newton decrement √(−t ⟨∇, δ⟩) says that the step began near the path."""
-    return jnp.where(-slope * weight <= _CENTRED**2, _GROWTH * weight, weight)
+def next_weight(weight: Array, slope: Array) -> Array:
+    """The weight t of the next step: larger where the Newton decrement √(−t ⟨∇, δ⟩) shows a start near the path."""
+    return jnp.where(-slope * weight <= _CENTRED_DECREMENT**2, _WEIGHT_GROWTH * weight, weight)
 
 
-def moved_prices(cones: Cones, barrier: Barrier, directions: Array, weight: Array) -> Float[Array, "... n P"]:
-    """Multipliers after a Newton step, to first order: they fulfil the dual's equations far better than those at it."""
-    return jnp.maximum(barrier.prices * (1 - weight * barrier.prices * cones.apply(directions)), 0)
+def next_multipliers(cones: Cones, barrier: Barrier, directions: Array, weight: Array) -> Float[Array, "... n P"]:
+    """Multipliers after a Newton step, to first order: μ − t μ² Gδ, not below zero.
+
+    They satisfy the dual's equations far better than those at the step's start, and so give a tighter bound.
+    """
+    multipliers = barrier.multipliers
+    return jnp.maximum(multipliers * (1 - weight * multipliers * cones.apply(directions)), 0)
 
 
-def _radius(vectors: Array, thresholds: float | Array, weight: Array) -> tuple[Array, Array]:
+def smooth_radius(vectors: Array, thresholds: float | Array, weight: Array) -> tuple[Array, Array]:
+    """The minimiser r of :func:`barrier_values`, and its root √(1 + τ²t²‖u‖²)."""
     scale = thresholds * weight
     root = jnp.sqrt(1 + scale**2 * jnp.sum(vectors**2, axis=-1))
     return (1 + root) / scale, root
 
 
 def longest_step(cones: Cones, vectors: Array, directions: Array) -> Float[Array, "... P"]:
-    """The longest step up to 1 that stays well inside of the cones."""
+    """The longest step, up to 1, that keeps a fixed share of the distance to the cones' boundaries."""
     values, changes = cones.apply(vectors), cones.apply(directions)
-    towards = changes < 0
-    room = jnp.where(towards, -values / jnp.where(towards, changes, 1.0), jnp.inf)
-    return jnp.minimum(1.0, _TO_BOUNDARY * jnp.min(room, axis=-2))
+    is_approaching = changes < 0
+    distances = jnp.where(is_approaching, -values / jnp.where(is_approaching, changes, 1.0), jnp.inf)
+    return jnp.minimum(1.0, _BOUNDARY_SHARE * jnp.min(distances, axis=-2))
 
 
-def halved(value: Callable[[Array], Array], before: Array, slope: Array, longest: Array) -> Array:
-    """Armijo's rule by halving, entry by entry."""
-    slack = 10 * jnp.finfo(before.dtype).eps * jnp.abs(before)
+def armijo_length(value: Callable[[Array], Array], before: Array, slope: Array, longest: Array) -> Array:
+    """Step lengths by backtracking from ``longest`` under Armijo's rule, entry by entry.
 
-    def is_too_long(length: Array) -> Array:
-        return ~(value(length) <= before + 0.1 * length * slope + slack)
+    Parameters
+    ----------
+    value
+        From step lengths to objectives; ∞ or NaN where a length is not allowed.
+    before
+        Objectives at length zero.
+    slope
+        Derivatives there, negative.
+    longest
+        The first lengths to try.
+    """
+    # Near the optimum the decrease is smaller than the rounding error of the objectives.
+    slack = _ROUNDING_UNITS * jnp.finfo(before.dtype).eps * jnp.abs(before)
 
-    def unfinished(carry: tuple[Array, Array, Array]) -> Array:
-        return (carry[0] < _HALVINGS) & jnp.any(carry[1])
+    def is_acceptable(length: Array) -> Array:
+        return value(length) <= before + _ARMIJO_SHARE * length * slope + slack
 
-    def halve(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        count, too_long, length = carry
-        length = jnp.where(too_long, 0.5 * length, length)
-        return count + 1, is_too_long(length), length
-
-    return lax.while_loop(unfinished, halve, (jnp.asarray(0), is_too_long(longest), longest))[2]
+    return backtrack(is_acceptable, longest, max_halvings=_MAX_HALVINGS).length

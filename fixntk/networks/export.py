@@ -1,4 +1,4 @@
-"""Networks as plain dicts, files, Flax and Equinox modules."""
+"""Networks as dicts of arrays, safetensors files, and Flax and Equinox modules."""
 
 from __future__ import annotations
 
@@ -12,18 +12,22 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from fixntk._files import replacing
 from fixntk.gates.masks import activation_masks
-from fixntk.networks.models import GatedReLUNetwork, Parameters, ReLUNetwork, outputs
+from fixntk.networks.models import GatedReLUNetwork, ReLUNetwork
+from fixntk.networks.neurons import Parameters, outputs, reshape_outputs
 
 _TYPES: dict[str, type[GatedReLUNetwork] | type[ReLUNetwork]] = {
     "GatedReLUNetwork": GatedReLUNetwork,
     "ReLUNetwork": ReLUNetwork,
 }
-_FORMAT, _VERSION = "fixntk network", 1
+# What the files' metadata says.
+_FORMAT = "fixntk network"
+_VERSION = 1
 
 
 def to_dict(network: GatedReLUNetwork | ReLUNetwork) -> dict[str, np.ndarray]:
-    """A network's arrays by name, as NumPy arrays: hidden (m, d), output (m, c), gates (m, d), intercept (c,)."""
+    """A network's NumPy arrays by name: hidden (m, d), output (m, c), and if present gates (m, d), intercept (c,)."""
     arrays = network.parameters._asdict()
     if isinstance(network, GatedReLUNetwork):
         arrays["gates"] = network.gates
@@ -31,7 +35,14 @@ def to_dict(network: GatedReLUNetwork | ReLUNetwork) -> dict[str, np.ndarray]:
 
 
 def from_dict(arrays: Mapping[str, ArrayLike], *, squeeze: bool = False) -> GatedReLUNetwork | ReLUNetwork:
-    """The network of such arrays: a gated one if there are gates.
+    """The network of arrays named as in :func:`to_dict`: a gated network if there are gates.
+
+    Parameters
+    ----------
+    arrays
+        Arrays by name.
+    squeeze
+        Whether outputs have shape (n,).
 
     Raises
     ------
@@ -42,10 +53,10 @@ def from_dict(arrays: Mapping[str, ArrayLike], *, squeeze: bool = False) -> Gate
     unknown = set(arrays) - {"hidden", "output", "intercept", "gates"}
     if missing or unknown:
         raise ValueError(
-            "a network has hidden, output, and perhaps gates and intercept: "
+            "a network has the arrays hidden and output, and optionally gates and intercept: "
             + "; ".join(
-                f"{what} {', '.join(sorted(names))}"
-                for what, names in (("missing are", missing), ("unknown are", unknown))
+                f"{problem} are {', '.join(sorted(names))}"
+                for problem, names in (("missing", missing), ("unknown", unknown))
                 if names
             )
         )
@@ -56,9 +67,11 @@ def from_dict(arrays: Mapping[str, ArrayLike], *, squeeze: bool = False) -> Gate
 
 def _check_shapes(shapes: Mapping[str, tuple[int, ...]], squeeze: bool) -> None:
     hidden, output = shapes["hidden"], shapes["output"]
-    fit = len(hidden) == len(output) == 2 and hidden[0] == output[0] and shapes.get("gates", hidden) == hidden
-    fit = fit and shapes.get("intercept", (output[-1],)) == (output[-1],) and not (squeeze and output[-1] != 1)
-    if not fit:
+    is_layer_pair = len(hidden) == len(output) == 2 and hidden[0] == output[0]
+    has_gates_shape = shapes.get("gates", hidden) == hidden
+    has_intercept_shape = shapes.get("intercept", (output[-1],)) == (output[-1],)
+    can_squeeze = not squeeze or output[-1] == 1
+    if not (is_layer_pair and has_gates_shape and has_intercept_shape and can_squeeze):
         raise ValueError(
             "a network has shapes hidden (m, d), output (m, c), gates (m, d), intercept (c,), got "
             + ", ".join(f"{name} {shape}" for name, shape in sorted(shapes.items()))
@@ -67,14 +80,14 @@ def _check_shapes(shapes: Mapping[str, tuple[int, ...]], squeeze: bool) -> None:
 
 
 def save_network(network: GatedReLUNetwork | ReLUNetwork, path: str | Path) -> None:
-    """Write a network to a safetensors file that says what it is; needs safetensors.
+    """Write a network to a safetensors file, with its type and version in the metadata; needs safetensors.
 
     Parameters
     ----------
     network
-        What to write.
+        The network.
     path
-        Where to; a file that is there is replaced when the new one is whole.
+        The file. An existing file is replaced only when the new one is complete.
     """
     path = Path(path)
     metadata = {
@@ -83,22 +96,27 @@ def save_network(network: GatedReLUNetwork | ReLUNetwork, path: str | Path) -> N
         "type": type(network).__name__,
         "squeeze": str(network.squeeze),
     }
-    partial = path.with_name(path.name + ".part")
-    _safetensors().numpy.save_file(to_dict(network), partial, metadata=metadata)
-    partial.replace(path)
+    library = _safetensors()
+    with replacing(path) as part:
+        library.numpy.save_file(to_dict(network), part, metadata=metadata)
 
 
 def load_network(path: str | Path) -> GatedReLUNetwork | ReLUNetwork:
     """Read a network that :func:`save_network` wrote.
 
-    Float64 arrays become float32 where JAX has float64 off.
+    Float64 arrays become float32 if float64 is off in JAX.
+
+    Parameters
+    ----------
+    path
+        The file.
 
     Raises
     ------
     FileNotFoundError
         If there is no such file.
     ValueError
-        If the file is damaged, not a network's, of a newer version, or its shapes do not fit together.
+        If the file is damaged, holds no network, has a newer version, or its shapes do not fit together.
     """
     path, library = Path(path), _safetensors()
     if not path.is_file():
@@ -108,7 +126,7 @@ def load_network(path: str | Path) -> GatedReLUNetwork | ReLUNetwork:
             metadata = file.metadata() or {}
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except library.SafetensorError as error:
-        raise ValueError(f"{path}: is damaged or no safetensors file: {error}") from error
+        raise ValueError(f"{path}: is damaged or not a safetensors file: {error}") from error
     if metadata.get("format") != _FORMAT or metadata.get("type") not in _TYPES:
         raise ValueError(f"{path}: is not the file of a fixntk network")
     if int(metadata.get("version", 0)) > _VERSION:
@@ -131,10 +149,10 @@ def _safetensors() -> Any:
 
 
 def to_flax(network: GatedReLUNetwork | ReLUNetwork) -> tuple[Any, dict[str, Any]]:
-    """A Flax (linen) module with its variables: ``module.apply(variables, x)`` has the network's outputs.
+    """A Flax (linen) module and its variables: ``module.apply(variables, x)`` gives the network's outputs.
 
-    The collection "params" holds what training changes, named as in the network; a gated network's gates are in the
-    collection "gates".
+    The collection "params" holds the trained parameters, named as in the network; the collection "gates" holds a gated
+    network's gates.
     """
     params = {name: jnp.asarray(value) for name, value in to_dict(network).items()}
     gates = params.pop("gates", None)
@@ -172,20 +190,19 @@ def _flax_module() -> Any:
                 if self.has_intercept
                 else None,
             )
-            masks = None
+            rows, masks = jnp.asarray(x), None
             if self.is_gated:
                 drawn = self.variable("gates", "gates", lambda: jax.random.normal(self.make_rng("params"), shape))
-                masks = activation_masks(x, drawn.value)
-            result = outputs(parameters, x, masks)
-            return result[:, 0] if self.squeeze else result
+                masks = activation_masks(rows, drawn.value)
+            return reshape_outputs(outputs(parameters, rows, masks), self.squeeze)
 
     return TwoLayerNetwork
 
 
 def to_equinox(network: GatedReLUNetwork | ReLUNetwork) -> Any:
-    """An Equinox module of one example, as Equinox has it: ``jax.vmap(module)(x)`` has the network's outputs.
+    """An Equinox module, which takes one example: ``jax.vmap(module)(x)`` gives the network's outputs.
 
-    Leaves are named as in the network; gates have gradient zero.
+    Its leaves are named as in the network. The gradient with respect to the gates is zero.
     """
     arrays = {name: jnp.asarray(value) for name, value in to_dict(network).items()}
     return _equinox_module()(
@@ -209,9 +226,9 @@ def _equinox_module() -> Any:
         squeeze: bool = equinox.field(static=True)
 
         def __call__(self, x: Any) -> Any:
-            rows = x[None]
+            rows = jnp.asarray(x)[None]
             masks = None if self.gates is None else activation_masks(rows, jax.lax.stop_gradient(self.gates))
-            result = outputs(Parameters(self.hidden, self.output, self.intercept), rows, masks)[0]
-            return result[0] if self.squeeze else result
+            parameters = Parameters(self.hidden, self.output, self.intercept)
+            return reshape_outputs(outputs(parameters, rows, masks), self.squeeze)[0]
 
     return TwoLayerNetwork

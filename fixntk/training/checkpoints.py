@@ -1,34 +1,60 @@
-"""Checkpoints of a training, by orbax: what was recorded and what training carries on from."""
+"""Checkpoints of a training, written by orbax: its records, and the state from which it continues."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 State = TypeVar("State")
-Record = tuple[int, np.ndarray, np.ndarray, float]
+
+# Number of checkpoints that are kept.
+_MAX_KEPT = 2
 
 
-def save(folder: str | Path, step: int, state: Any, records: list[Record]) -> None:
-    """Write a state and the records so far; the two last ones are kept."""
+class Record(NamedTuple):
+    """What is recorded of a training at one step.
+
+    Attributes
+    ----------
+    step
+        Steps made.
+    objective
+        Objective of each network.
+    validation
+        Validation loss of each network; NaN without validation data.
+    seconds
+        Seconds since the start.
+    """
+
+    step: int
+    objective: Float[np.ndarray, " ..."]
+    validation: Float[np.ndarray, " ..."]
+    seconds: float
+
+
+def save(folder: str | Path, state: Any, records: list[Record]) -> None:
+    """Write a state and the records up to it; the folder keeps the two newest checkpoints."""
     manager, args = _manager(folder)
     columns = [np.array(column, dtype=float) for column in zip(*records, strict=True)]
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
     with manager:
-        manager.save(step, args=args.StandardSave({"leaves": leaves, "records": columns}))
+        manager.save(records[-1].step, args=args.StandardSave({"leaves": leaves, "records": columns}))
 
 
-def restored(folder: str | Path, state: State, *, resume: bool) -> tuple[State, list[Record]]:
-    """The folder's last state, in the structure of the given one, and its records; the given one and none without.
+def restore(folder: str | Path, state: State, *, resume: bool) -> tuple[State, list[Record]]:
+    """The newest state in a folder, in the structure of the given state, with its records.
+
+    An empty folder gives the state back, with no records.
 
     Raises
     ------
     ValueError
-        If there are checkpoints and ``resume`` is false, or their arrays have other shapes.
+        If there are checkpoints and ``resume`` is false, or their arrays have other shapes or dtypes.
     """
     manager, args = _manager(folder)
     with manager:
@@ -37,25 +63,27 @@ def restored(folder: str | Path, state: State, *, resume: bool) -> tuple[State, 
             return state, []
         if not resume:
             raise ValueError(
-                f"checkpoint {folder} has a training already: pass resume=True to go on, or another folder"
+                f"checkpoint {folder} has a training already: pass resume=True to continue it, or another folder"
             )
         found = manager.restore(step, args=args.StandardRestore())
     leaves, structure = jax.tree.flatten(state)
     stored = [jnp.asarray(leaf) for leaf in found["leaves"]]
-    expected = [(leaf.shape, leaf.dtype) for leaf in leaves]
-    if [(leaf.shape, leaf.dtype) for leaf in stored] != expected:
-        raise ValueError(f"checkpoint {folder} is of another network, optimiser or dtype: its arrays have other shapes")
+    if [(leaf.shape, leaf.dtype) for leaf in stored] != [(leaf.shape, leaf.dtype) for leaf in leaves]:
+        raise ValueError(
+            f"checkpoint {folder} is of another network, optimiser or dtype: its arrays have other shapes or dtypes"
+        )
     records = [
-        (int(step), objective, validation, float(seconds))
+        Record(int(step), objective, validation, float(seconds))
         for step, objective, validation, seconds in zip(*map(np.asarray, found["records"]), strict=True)
     ]
     return jax.tree.unflatten(structure, stored), records
 
 
 def _manager(folder: str | Path) -> tuple[Any, Any]:
+    """An orbax manager of the folder, and orbax's module of arguments."""
     try:
         import orbax.checkpoint as ocp
     except ImportError as error:
         raise ImportError("checkpoints need orbax: pip install 'fixntk[networks]'") from error
-    options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
+    options = ocp.CheckpointManagerOptions(max_to_keep=_MAX_KEPT, enable_async_checkpointing=False)
     return ocp.CheckpointManager(Path(folder).absolute(), options=options), ocp.args

@@ -1,8 +1,9 @@
-r"""Training gated and ReLU networks by gradient descent, to compare with the convex program (M10).
+r"""Training of gated and ReLU networks by gradient descent, for comparison with the convex program.
 
-.. math:: \min \sum_i ω_i ℓ\bigl(f(x_i); y_i\bigr) + \tfrac{λ}{2} \sum_j (\|w_j\|^2 + \|v_j\|^2)
+The objective is that of :mod:`fixntk.training.objective`. For one output, and gates that the program has, it is never
+below the program's certified lower bound.
 
-is what is trained: for one output and gates that the program has, never below the program's certified bound.
+See docs/mathematics.md, M10.
 """
 
 from __future__ import annotations
@@ -10,10 +11,9 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,118 +21,51 @@ import numpy as np
 import optax
 from jax import Array, lax
 from jax.typing import ArrayLike
-from jaxtyping import Float, Int, Key
+from jaxtyping import Bool, Float, Int, Key
 
-from fixntk._checks import as_float_array, as_matrix, as_positive_int, check_same_columns, check_same_rows, check_scalar
+from fixntk._checks import as_positive_int
 from fixntk.convex.losses import Loss, as_loss
-from fixntk.gates.masks import activation_masks
-from fixntk.networks.models import GatedReLUNetwork, Network, Parameters, outputs, weight_decay
+from fixntk.networks.models import Network
+from fixntk.networks.neurons import Parameters
 from fixntk.training import checkpoints
-
-
-class TrainingHistory(NamedTuple):
-    """One entry for the start and one for each record; with a trailing axis for a stack of networks.
-
-    Attributes
-    ----------
-    steps
-        (k,) steps made.
-    objective
-        (k, ...) on all the data, the penalty included.
-    validation
-        (k, ...) mean loss on the validation data; None without any.
-    seconds
-        (k,) since the start, compilation included; earlier parts of a resumed training count.
-    """
-
-    steps: Int[np.ndarray, " k"]
-    objective: Float[np.ndarray, "k ..."]
-    validation: Float[np.ndarray, "k ..."] | None
-    seconds: Float[np.ndarray, " k"]
-
-
-class TrainingProgress(NamedTuple):
-    """What a callback of :func:`train` is given.
-
-    Attributes
-    ----------
-    step, num_steps
-        Steps made and asked for.
-    objective, validation
-        As in the history.
-    seconds
-        Since the start.
-    """
-
-    step: int
-    num_steps: int
-    objective: Float[np.ndarray, ...]
-    validation: Float[np.ndarray, ...] | None
-    seconds: float
-
-
-@dataclass(frozen=True, eq=False)
-class Training(Generic[Network]):
-    """A trained network, or a stack of them.
-
-    Attributes
-    ----------
-    network
-        At the last record at which its objective was finite.
-    best
-        At the record with the lowest validation loss, without validation the lowest objective.
-    history
-        What was recorded.
-    diverged
-        Whether the objective became infinite or NaN; (S,) for a stack.
-    """
-
-    network: Network
-    best: Network
-    history: TrainingHistory
-    diverged: np.ndarray
-
-    def lowest(self) -> Network:
-        """Of a stack's best networks the one with the lowest validation loss or objective."""
-        monitored = self.history.objective if self.history.validation is None else self.history.validation
-        if monitored.ndim == 1:
-            return self.best
-        with np.errstate(invalid="ignore"):
-            chosen = int(np.nanargmin(np.nanmin(np.where(np.isfinite(monitored), monitored, np.nan), axis=0)))
-        return jax.tree.map(lambda leaf: leaf[chosen], self.best)
-
-
-class DivergedError(FloatingPointError):
-    """The objective of every network became infinite or NaN.
-
-    Attributes
-    ----------
-    training
-        What was reached before.
-    """
-
-    def __init__(self, message: str, training: Training[Any]) -> None:
-        super().__init__(message)
-        self.training = training
-
-
-class _Data(NamedTuple):
-    """Rows that a loss sums over: inputs, targets (n, c), weights (n,), and for gated networks masks (..., n, m)."""
-
-    x: Array
-    targets: Array
-    weights: Array
-    masks: Array | None
+from fixntk.training.checkpoints import Record
+from fixntk.training.objective import (
+    ROW_AXES,
+    Rows,
+    as_regs,
+    as_rows,
+    as_validation_rows,
+    check_network,
+    draw_rows,
+    map_stack,
+    measure,
+    objective,
+)
+from fixntk.training.results import DivergedError, Training, TrainingHistory, TrainingProgress
 
 
 class _State(NamedTuple):
-    """What training carries from record to record, and what a checkpoint holds."""
+    """What training carries from record to record, and what a checkpoint holds.
+
+    Attributes
+    ----------
+    trained
+        The parameters in training, by name.
+    optimizer
+        The optimiser's state.
+    good
+        The parameters at the last record with a finite objective.
+    best
+        The parameters at the record with the lowest monitored loss.
+    lowest
+        That loss; (S,) for a stack.
+    """
 
     trained: dict[str, Array]
     optimizer: Any
     good: dict[str, Array]
     best: dict[str, Array]
-    lowest: Array
+    lowest: Float[Array, "*S"]
 
 
 def train(
@@ -163,40 +96,41 @@ def train(
     Parameters
     ----------
     network
-        A :class:`GatedReLUNetwork` or :class:`ReLUNetwork`; a stack has leaves with one more axis in front, as
-        ``jax.vmap(lambda key: fx.ReLUNetwork.sample(key, 100, 5))(keys)`` makes it. The networks of a stack see the
-        same mini-batches and have an optimiser's state each.
+        A :class:`GatedReLUNetwork` or :class:`ReLUNetwork`. A stack has leaves with one more axis in front, as made by
+        ``jax.vmap(lambda key: fx.ReLUNetwork.sample(key, 100, 5))(keys)``. The networks of a stack see the same
+        mini-batches; each has its own optimiser state.
     x, y
         (n, d) inputs and targets, as for :class:`ConvexProgram`.
     optimizer
-        An optax optimiser, with schedules if need be. The penalty is part of the objective: use ``optax.adam``, not
-        ``optax.adamw``, unless other decay is wanted besides.
+        An optax optimiser, with or without schedules. The penalty is part of the objective: use ``optax.adam``, not
+        ``optax.adamw``, unless you want additional decay.
     reg
-        λ ≥ 0, of the objective Σ ω ℓ + λ · weight decay; (S,) for one each in a stack.
+        λ ≥ 0 of the objective Σ ω ℓ + λ · weight decay; (S,) for one value for each network of a stack.
     loss, sample_weight
         As for :class:`ConvexProgram`.
     num_steps
-        Gradient steps.
+        Number of gradient steps.
     batch_size
-        Rows in a step, without replacement until an epoch has seen ⌊n / batch_size⌋ batches; all rows when None. The
-        gradient's loss is scaled by n / batch_size.
+        Rows in a step, all rows if None. Rows are drawn without replacement, and an epoch has ⌊n / batch_size⌋ batches.
+        The loss is scaled by n / batch_size in the gradient.
     key
-        For the mini-batches; needed with ``batch_size``.
+        Random key for the mini-batches; needed with ``batch_size``.
     record_every
-        Steps between two records.
+        Number of steps between two records.
     validation
-        (x, y) of which the mean loss is recorded.
+        (x, y) whose mean loss is recorded.
     patience
-        Stop after so many records without a lower validation loss, or objective where there is no validation; of a
-        stack, none lower.
+        Stop after this number of records without a lower validation loss, or objective if there is no validation data;
+        a stack stops when none of its networks has a lower one.
     parameters
         Which of ``hidden``, ``output`` and ``intercept`` to train.
     callback
-        Called with a :class:`TrainingProgress` at each record; a true answer stops.
+        Called with a :class:`TrainingProgress` at each record; returning True stops the training.
     checkpoint
         Folder to which the state is written at each record; needs orbax.
     resume
-        Go on from the folder's last checkpoint if it has one; the result is that of an uninterrupted training.
+        Continue from the newest checkpoint in the folder, if there is one. The result is that of an uninterrupted
+        training.
 
     Returns
     -------
@@ -206,140 +140,72 @@ def train(
     Raises
     ------
     ValueError
-        If shapes or labels do not fit, or the folder has checkpoints already and ``resume`` is false, or those of
+        If shapes or labels do not fit; if the folder has checkpoints and ``resume`` is false, or has checkpoints of
         other networks.
     DivergedError
-        If the objective of every network became infinite or NaN; its ``training`` has what was reached before, and the
-        last checkpoint stays.
+        If the objective of every network became infinite or NaN. Its ``training`` has the results up to that point,
+        and the last checkpoint stays.
 
     Warns
     -----
     UserWarning
         If some networks of a stack diverged.
+
+    Notes
+    -----
+    See docs/mathematics.md, M10.
     """
     num_steps, record_every = as_positive_int("num_steps", num_steps), as_positive_int("record_every", record_every)
-    data, reg, loss, names = _checked(network, x, y, reg, loss, sample_weight, parameters)
-    batch_size = _as_batch_size(batch_size, key, data.x.shape[0])
-    held_out = None if validation is None else _held_out(network, validation, loss)
-    is_stack = network.hidden.ndim == 3
-    run = partial(_advance, optimizer=optimizer, loss=loss, batch_size=batch_size, is_stack=is_stack)
-    frozen = {k: v for k, v in network.parameters._asdict().items() if k not in names}
-    state = _start(network.parameters._asdict(), names, optimizer, is_stack)
-    measure = partial(_measure, loss=loss, is_stack=is_stack)
+    check_network(network)
+    loss, reg, names = as_loss(loss), as_regs(reg, network), _as_names(network, parameters)
+    rows = as_rows(network, x, y, loss, sample_weight)
+    batch_size = _as_batch_size(batch_size, key, rows.x.shape[0])
+    validation_rows = None if validation is None else as_validation_rows(network, validation, loss)
+    run = partial(_run_steps, optimizer=optimizer, loss=loss, batch_size=batch_size)
 
-    records: list[tuple[int, np.ndarray, np.ndarray, float]] = []
-    done, unimproved, earlier = 0, 0, 0.0
+    frozen = {name: value for name, value in network.parameters._asdict().items() if name not in names}
+    state, records = _start(network.parameters, names, optimizer), list[Record]()
     if checkpoint is not None:
-        state, records = checkpoints.restored(checkpoint, state, resume=resume)
-        if records:
-            done, earlier = records[-1][0], records[-1][3]
-    began = time.perf_counter()
+        state, records = checkpoints.restore(checkpoint, state, resume=resume)
+    step, earlier_seconds = (records[-1].step, records[-1].seconds) if records else (0, 0.0)
+    began = time.perf_counter() - earlier_seconds
 
+    num_unimproved = 0
     while True:
-        if not records or done > records[-1][0]:
-            objective, held_out_loss = measure(state.trained, frozen, data, held_out, reg)
-            state, improved = _kept(state, objective if held_out is None else held_out_loss, objective)
-            unimproved = 0 if bool(improved) else unimproved + 1
-            seconds = earlier + time.perf_counter() - began
-            records.append((done, np.asarray(objective), np.asarray(held_out_loss), seconds))
-            if checkpoint is not None and np.any(np.isfinite(records[-1][1])):
-                checkpoints.save(checkpoint, done, state, records)
-        step, last, last_held_out, seconds = records[-1]
-        diverged = ~np.isfinite(last)
-        progress = TrainingProgress(step, num_steps, last, None if held_out is None else last_held_out, seconds)
-        stopped = callback is not None and callback(progress)
-        if done >= num_steps or np.all(diverged) or stopped or (patience is not None and unimproved >= patience):
+        # A resumed training has the record of its first step already.
+        if not records or step > records[-1].step:
+            value, validation_loss = measure(state.trained, frozen, rows, validation_rows, reg, loss=loss)
+            state, has_improved = _keep_best(state, value if validation_rows is None else validation_loss, value)
+            num_unimproved = 0 if has_improved else num_unimproved + 1
+            seconds = time.perf_counter() - began
+            records.append(Record(step, np.asarray(value), np.asarray(validation_loss), seconds))
+            if checkpoint is not None and np.any(np.isfinite(records[-1].objective)):
+                checkpoints.save(checkpoint, state, records)
+        last = records[-1]
+        shown_validation = None if validation_rows is None else last.validation
+        progress = TrainingProgress(step, num_steps, last.objective, shown_validation, last.seconds)
+        is_stopped = callback is not None and callback(progress)
+        is_stopped = is_stopped or (patience is not None and num_unimproved >= patience)
+        if step >= num_steps or is_stopped or not np.any(np.isfinite(last.objective)):
             break
-        until = min(num_steps, done + record_every)
-        state = run(state, frozen, data, reg, key, done, num_steps=until - done)
-        done = until
+        next_step = min(num_steps, step + record_every)
+        state = run(state, frozen, rows, reg, key, step, num_steps=next_step - step)
+        step = next_step
 
-    training = _as_training(network, state, records, held_out is not None)
-    if np.all(diverged):
-        raise DivergedError(
-            f"the objective became {last.reshape(-1)[0]} between steps {records[-2][0] if len(records) > 1 else 0} and "
-            f"{step}: lower the learning rate" + (f"; {checkpoint} has what was before" if checkpoint else ""),
-            training,
-        )
-    if np.any(diverged):
-        which = ", ".join(map(str, np.flatnonzero(diverged)))
-        warnings.warn(f"{diverged.sum()} of {diverged.size} networks diverged: {which}", stacklevel=2)
+    training = _as_training(network, state, records, validation_rows is not None)
+    _report_divergence(training, records, checkpoint)
     return training
 
 
-def network_objective(
-    network: Network,
-    x: ArrayLike,
-    y: ArrayLike,
-    reg: ArrayLike,
-    *,
-    loss: str | Loss = "squared",
-    sample_weight: ArrayLike | None = None,
-) -> Float[Array, ...]:
-    """Σ_i ω_i ℓ(f(x_i); y_i) + λ · weight decay, what :func:`train` minimises and the convex program bounds (M10).
-
-    Parameters
-    ----------
-    network, x, y, reg, loss, sample_weight
-        As for :func:`train`.
-
-    Returns
-    -------
-    A number, (S,) for a stack.
-    """
-    data, reg, loss, _ = _checked(network, x, y, reg, loss, sample_weight, Parameters._fields)
-    is_stack = network.hidden.ndim == 3
-    return _measure(network.parameters._asdict(), {}, data, None, reg, loss=loss, is_stack=is_stack)[0]
-
-
-def _checked(
-    network: Any, x: ArrayLike, y: ArrayLike, reg: ArrayLike, loss: str | Loss, sample_weight: Any, names: Sequence[str]
-) -> tuple[_Data, Array, Loss, tuple[str, ...]]:
-    if not hasattr(network, "parameters") or not hasattr(network, "hidden"):
-        raise TypeError(f"network must be a GatedReLUNetwork or a ReLUNetwork, got {type(network).__name__}")
-    if network.hidden.ndim not in (2, 3):
-        raise ValueError(f"hidden must have shape (m, d), or (S, m, d) for a stack, got {network.hidden.shape}")
-    loss, dtype = as_loss(loss), network.hidden.dtype
-    check_scalar("reg", reg)
-    reg = jnp.broadcast_to(jnp.asarray(reg, dtype), network.hidden.shape[:-2])
-    known = {k for k, v in network.parameters._asdict().items() if v is not None}
+def _as_names(network: Network, names: Sequence[str]) -> tuple[str, ...]:
+    """The names of the parameters to train, without those that the network does not have."""
+    known = {name for name, value in network.parameters._asdict().items() if value is not None}
     if isinstance(names, str) or not set(names) <= set(Parameters._fields) or not set(names) & known:
         raise ValueError(f"parameters must be some of {', '.join(sorted(known))}, got {names!r}")
-    data = _as_data(network, x, y, loss)
-    if sample_weight is not None:
-        weights = as_float_array("sample_weight", sample_weight, (1,)).astype(dtype)
-        check_same_rows("x", data.x, "sample_weight", weights)
-        if float(jnp.min(weights)) < 0:
-            raise ValueError(f"sample_weight must not be negative, got {float(jnp.min(weights)):g}")
-        data = data._replace(weights=weights)
-    return data, reg, loss, tuple(name for name in names if name in known)
+    return tuple(name for name in names if name in known)
 
 
-def _as_data(network: Any, x: ArrayLike, y: ArrayLike, loss: Loss) -> _Data:
-    dtype = network.hidden.dtype
-    x, targets = as_matrix("x", x).astype(dtype), loss.encode(y).astype(dtype)
-    check_same_rows("x", x, "y", targets)
-    check_same_columns("x", x, "hidden", network.hidden.reshape(-1, network.hidden.shape[-1]))
-    targets = targets[:, None] if targets.ndim == 1 else targets
-    if targets.shape[1] != network.output.shape[-1]:
-        raise ValueError(f"y has {targets.shape[1]} output(s), the network {network.output.shape[-1]}")
-    masks = None
-    if isinstance(network, GatedReLUNetwork):
-        if network.gates.shape != network.hidden.shape:
-            raise ValueError(f"gates must have hidden's shape {network.hidden.shape}, got {network.gates.shape}")
-        flat = activation_masks(x, network.gates.reshape(-1, x.shape[1])).reshape(x.shape[0], *network.gates.shape[:-1])
-        masks = jnp.moveaxis(flat, 0, -2)
-    return _Data(x, targets, jnp.ones(x.shape[0], dtype), masks)
-
-
-def _held_out(network: Any, validation: Any, loss: Loss) -> _Data:
-    if not isinstance(validation, tuple) or len(validation) != 2:
-        raise TypeError(f"validation must be a pair (x, y), got {type(validation).__name__}")
-    held_out = _as_data(network, *validation, loss)
-    return held_out._replace(weights=held_out.weights / held_out.x.shape[0])
-
-
-def _as_batch_size(batch_size: int | None, key: Any, num_rows: int) -> int | None:
+def _as_batch_size(batch_size: int | None, key: Key[Array, ""] | None, num_rows: int) -> int | None:
     if batch_size is None:
         return None
     batch_size = as_positive_int("batch_size", batch_size)
@@ -350,134 +216,101 @@ def _as_batch_size(batch_size: int | None, key: Any, num_rows: int) -> int | Non
     return batch_size
 
 
-def _losses(trained: dict[str, Array], frozen: dict[str, Array], data: _Data, loss: Loss) -> Float[Array, ""]:
-    fitted = outputs(Parameters(**trained, **frozen), data.x, data.masks)
-    return jnp.sum(data.weights * loss.values(fitted, data.targets))
-
-
-def _objective(
-    trained: dict[str, Array], frozen: dict[str, Array], data: _Data, reg: Array, loss: Loss
-) -> Float[Array, ""]:
-    penalty = weight_decay(Parameters(**trained, **frozen))
-    return _losses(trained, frozen, data, loss) + jnp.where(reg > 0, reg * penalty, 0)
-
-
-def _over_stack(function: Callable[..., Any], is_stack: bool, axes: tuple[Any, ...]) -> Callable[..., Any]:
-    return jax.vmap(function, in_axes=axes) if is_stack else function
-
-
-# A stack shares the rows, not the masks.
-_ROWS_SHARED = _Data(None, None, None, 0)  # type: ignore[arg-type]
-
-
-@partial(jax.jit, static_argnames=("names", "optimizer", "is_stack"))
-def _start(
-    parameters: dict[str, Array], names: tuple[str, ...], optimizer: optax.GradientTransformation, is_stack: bool
-) -> _State:
-    trained = {name: parameters[name] for name in names}
-    lowest = jnp.full(parameters["hidden"].shape[:-2], jnp.inf, parameters["hidden"].dtype)
-    return _State(trained, _over_stack(optimizer.init, is_stack, (0,))(trained), trained, trained, lowest)
-
-
-@partial(jax.jit, static_argnames=("loss", "is_stack"))
-def _measure(
-    trained: dict[str, Array],
-    frozen: dict[str, Array],
-    data: _Data,
-    held_out: _Data | None,
-    reg: Array,
-    *,
-    loss: Loss,
-    is_stack: bool,
-) -> tuple[Array, Array]:
-    """Objective on all rows, and mean loss on the held-out ones (NaN without any)."""
-    objective = _over_stack(partial(_objective, loss=loss), is_stack, (0, 0, _ROWS_SHARED, 0))
-    value = objective(trained, frozen, data, reg)
-    if held_out is None:
-        return value, jnp.full_like(value, jnp.nan)
-    losses = _over_stack(partial(_losses, loss=loss), is_stack, (0, 0, _ROWS_SHARED))
-    return value, losses(trained, frozen, held_out)
+@partial(jax.jit, static_argnames=("names", "optimizer"))
+def _start(parameters: Parameters, names: tuple[str, ...], optimizer: optax.GradientTransformation) -> _State:
+    trained = {name: getattr(parameters, name) for name in names}
+    stack_shape, dtype = parameters.hidden.shape[:-2], parameters.hidden.dtype
+    optimizer_state = map_stack(optimizer.init, bool(stack_shape), (0,))(trained)
+    return _State(trained, optimizer_state, good=trained, best=trained, lowest=jnp.full(stack_shape, jnp.inf, dtype))
 
 
 @jax.jit
-def _kept(state: _State, monitored: Array, objective: Array) -> tuple[_State, Array]:
-    """The state with the last good and the best parameters, and whether any are better than before."""
+def _keep_best(
+    state: _State, monitored: Float[Array, "*S"], objectives: Float[Array, "*S"]
+) -> tuple[_State, Bool[Array, ""]]:
+    """Update the last good and the best parameters; whether any network is better than before."""
 
-    def where(condition: Array, new: dict[str, Array], old: dict[str, Array]) -> dict[str, Array]:
-        def each(a: Array, b: Array) -> Array:
+    def select(condition: Array, new: dict[str, Array], old: dict[str, Array]) -> dict[str, Array]:
+        def select_leaf(a: Array, b: Array) -> Array:
             return jnp.where(condition.reshape(condition.shape + (1,) * (a.ndim - condition.ndim)), a, b)
 
-        return jax.tree.map(each, new, old)
+        return jax.tree.map(select_leaf, new, old)
 
-    finite = jnp.isfinite(objective)
-    better = finite & (monitored < state.lowest)
+    is_finite = jnp.isfinite(objectives)
+    is_better = is_finite & (monitored < state.lowest)
     state = state._replace(
-        good=where(finite, state.trained, state.good),
-        best=where(better, state.trained, state.best),
-        lowest=jnp.where(better, monitored, state.lowest),
+        good=select(is_finite, state.trained, state.good),
+        best=select(is_better, state.trained, state.best),
+        lowest=jnp.where(is_better, monitored, state.lowest),
     )
-    return state, jnp.any(better)
+    return state, jnp.any(is_better)
 
 
-@partial(jax.jit, static_argnames=("optimizer", "loss", "batch_size", "is_stack", "num_steps"))
-def _advance(
+@partial(jax.jit, static_argnames=("optimizer", "loss", "batch_size", "num_steps"))
+def _run_steps(
     state: _State,
-    frozen: dict[str, Array],
-    data: _Data,
-    reg: Array,
-    key: Array | None,
-    begin: int,
+    frozen: dict[str, Any],
+    rows: Rows,
+    reg: Float[Array, "*S"],
+    key: Key[Array, ""] | None,
+    begin: Int[Array, ""] | int,
     *,
     optimizer: optax.GradientTransformation,
     loss: Loss,
     batch_size: int | None,
-    is_stack: bool,
     num_steps: int,
 ) -> _State:
-    num_rows = data.x.shape[0]
-    per_epoch = 1 if batch_size is None else num_rows // batch_size
-    gradient = jax.grad(partial(_objective, loss=loss))
+    """Steps ``begin`` to ``begin + num_steps`` of gradient descent."""
+    num_rows = rows.x.shape[0]
+    num_batches = 1 if batch_size is None else num_rows // batch_size
+    gradient = jax.grad(partial(objective, loss=loss))
 
-    def update(trained: dict[str, Array], carried: Any, frozen: dict[str, Array], rows: _Data, reg: Array) -> Any:
-        updates, carried = optimizer.update(gradient(trained, frozen, rows, reg), carried, trained)
-        return optax.apply_updates(trained, updates), carried
+    def update(trained: dict[str, Array], optimizer_state: Any, frozen: dict[str, Any], rows: Rows, reg: Array) -> Any:
+        updates, optimizer_state = optimizer.update(gradient(trained, frozen, rows, reg), optimizer_state, trained)
+        return optax.apply_updates(trained, updates), optimizer_state
 
-    update = _over_stack(update, is_stack, (0, 0, 0, _ROWS_SHARED, 0))
+    update = map_stack(update, reg.ndim == 1, (0, 0, 0, ROW_AXES, 0))
 
-    def order_of(i: Array) -> Array:
+    def epoch_order(i: Array) -> Array:
+        """The order of the rows in the epoch of step i; a function of the epoch alone, so a resumed training has it."""
         if key is None:
             return jnp.arange(num_rows)
-        return jax.random.permutation(jax.random.fold_in(key, i // per_epoch), num_rows)
+        return jax.random.permutation(jax.random.fold_in(key, i // num_batches), num_rows)
 
     def step(carry: tuple[Any, Any, Array], i: Array) -> tuple[tuple[Any, Any, Array], None]:
-        trained, carried, order = carry
-        rows = data
+        trained, optimizer_state, order = carry
+        batch = rows
         if batch_size is not None:
-            position = i % per_epoch
-            order = lax.cond(position == 0, lambda: order_of(i), lambda: order)
-            rows = _taken(data, lax.dynamic_slice_in_dim(order, position * batch_size, batch_size))
-        trained, carried = update(trained, carried, frozen, rows, reg)
-        return (trained, carried, order), None
+            position = i % num_batches
+            order = lax.cond(position == 0, lambda: epoch_order(i), lambda: order)
+            batch = draw_rows(rows, lax.dynamic_slice_in_dim(order, position * batch_size, batch_size))
+        trained, optimizer_state = update(trained, optimizer_state, frozen, batch, reg)
+        return (trained, optimizer_state, order), None
 
-    carry = (state.trained, state.optimizer, order_of(jnp.asarray(begin)))
-    (trained, carried, _), _ = lax.scan(step, carry, begin + jnp.arange(num_steps))
-    return state._replace(trained=trained, optimizer=carried)
-
-
-def _taken(data: _Data, chosen: Array) -> _Data:
-    """The chosen rows, with weights such that the loss's expectation is that of all."""
-    return _Data(
-        data.x[chosen],
-        data.targets[chosen],
-        data.weights[chosen] * (data.x.shape[0] / chosen.size),
-        None if data.masks is None else jnp.take(data.masks, chosen, axis=-2),
-    )
+    carry = (state.trained, state.optimizer, epoch_order(jnp.asarray(begin)))
+    (trained, optimizer_state, _), _ = lax.scan(step, carry, begin + jnp.arange(num_steps))
+    return state._replace(trained=trained, optimizer=optimizer_state)
 
 
-def _as_training(network: Network, state: _State, records: list[Any], has_validation: bool) -> Training[Network]:
-    steps, objective, validation, seconds = (np.array(column) for column in zip(*records, strict=True))
-    history = TrainingHistory(steps, objective, validation if has_validation else None, seconds)
+def _as_training(network: Network, state: _State, records: list[Record], has_validation: bool) -> Training[Network]:
+    steps, objectives, validation, seconds = (np.array(column) for column in zip(*records, strict=True))
+    history = TrainingHistory(steps, objectives, validation if has_validation else None, seconds)
     last, best = (
         network.with_parameters(network.parameters._replace(**trained)) for trained in (state.good, state.best)
     )
-    return Training(last, best, history, ~np.isfinite(objective[-1]))
+    return Training(last, best, history, ~np.isfinite(objectives[-1]))
+
+
+def _report_divergence(training: Training[Network], records: list[Record], checkpoint: str | Path | None) -> None:
+    """Raise if every network diverged, warn if some did."""
+    diverged, last = training.diverged, records[-1]
+    if np.all(diverged):
+        raise DivergedError(
+            f"the objective became {last.objective.reshape(-1)[0]} between steps "
+            f"{records[-2].step if len(records) > 1 else 0} and {last.step}: lower the learning rate"
+            + (f"; {checkpoint} has the state before" if checkpoint else ""),
+            training,
+        )
+    if np.any(diverged):
+        which = ", ".join(map(str, np.flatnonzero(diverged)))
+        warnings.warn(f"{diverged.sum()} of {diverged.size} networks diverged: {which}", stacklevel=3)

@@ -26,7 +26,7 @@ from fixntk.gates.solid_angles import arrangement_weights
 from fixntk.gram import MaskedGram, masked_gram
 from fixntk.networks.models import GatedReLUNetwork
 from fixntk.ntk import empirical_ntk, gated_relu_ntk, mlp_kernel
-from fixntk.training.train import network_objective, train
+from fixntk.training import network_objective, train
 
 _MAX_CELLS = 50_000
 _NUM_GATES = 200

@@ -1,5 +1,6 @@
 """Networks as dicts, files, Flax and Equinox modules: the same outputs everywhere."""
 
+import chex
 import equinox
 import jax
 import jax.numpy as jnp
@@ -31,7 +32,7 @@ def test_files_and_dicts_give_the_network_back(tmp_path, network):
         fx.from_dict(fx.to_dict(network), squeeze=network.squeeze),
     ):
         assert type(again) is type(network)
-        assert jax.tree.structure(again) == jax.tree.structure(network)
+        chex.assert_trees_all_equal(again, network)
         np.testing.assert_array_equal(again(X), network(X))
 
 
@@ -40,7 +41,8 @@ def test_flax_modules_have_the_same_outputs_and_initialise(network):
     module, variables = fx.to_flax(network)
     np.testing.assert_allclose(module.apply(variables, X), network(X), rtol=1e-14)
     fresh = module.init(jax.random.key(5), X)
-    assert jax.tree.map(jnp.shape, fresh) == jax.tree.map(jnp.shape, variables)
+    chex.assert_trees_all_equal_shapes_and_dtypes(fresh, variables)
+    chex.assert_tree_all_finite(fresh)
     assert set(variables["params"]) == set(fx.to_dict(network)) - {"gates"}
 
 
@@ -54,6 +56,22 @@ def test_equinox_modules_have_the_same_outputs_and_fixed_gates(network):
         assert not np.any(gradient.gates)
 
 
+def test_a_failed_save_leaves_the_file_that_was_there(tmp_path, monkeypatch):
+    path, network = tmp_path / "network.safetensors", fx.ReLUNetwork.sample(jax.random.key(0), 6, 3)
+    fx.save_network(network, path)
+    before = path.read_bytes()
+
+    def fail(_, part, metadata):
+        part.write_bytes(b"half a file")
+        raise OSError(f"disk full: {metadata['type']}")
+
+    monkeypatch.setattr("safetensors.numpy.save_file", fail)
+    with pytest.raises(OSError, match="disk full"):
+        fx.save_network(network, path)
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    assert path.read_bytes() == before
+
+
 def test_bad_files_are_named(tmp_path):
     path = tmp_path / "network.safetensors"
     with pytest.raises(FileNotFoundError, match="no such file"):
@@ -62,7 +80,7 @@ def test_bad_files_are_named(tmp_path):
     fx.save_network(network, path)
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
-    with pytest.raises(ValueError, match="is damaged or no safetensors file"):
+    with pytest.raises(ValueError, match="is damaged or not a safetensors file"):
         fx.load_network(path)
     arrays = fx.to_dict(network)
     save_file(arrays, path)

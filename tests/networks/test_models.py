@@ -2,16 +2,18 @@
 
 import itertools
 
+import chex
 import cvxpy
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl.testing import parameterized
 from problems import random_problem
 
 import fixntk as fx
 from fixntk.convex.penalties import NORMS
-from fixntk.networks.cones import decompose
+from fixntk.networks.decomposition import decompose
 
 
 def objective(network, program):
@@ -102,19 +104,20 @@ def test_pruning_drops_what_is_small_and_never_all():
     assert fx.ReLUNetwork(jnp.zeros((3, 3)), output).pruned().hidden.shape == (1, 3)
 
 
-@pytest.mark.parametrize("network_type", [fx.GatedReLUNetwork, fx.ReLUNetwork])
-def test_outputs_are_the_sum_over_neurons(network_type):
-    network = network_type.sample(jax.random.key(0), 6, 3, num_outputs=2, intercept=True)
-    network = network.with_parameters(network.parameters._replace(intercept=jnp.array([1.0, -2.0])))
-    x = np.random.default_rng(0).standard_normal((9, 3))
-    gates = np.asarray(network.gates if network_type is fx.GatedReLUNetwork else network.hidden)
-    expected = np.tile([1.0, -2.0], (9, 1))
-    for i, j in itertools.product(range(9), range(6)):
-        if x[i] @ gates[j] >= 0:
-            expected[i] += (x[i] @ np.asarray(network.hidden)[j]) * np.asarray(network.output)[j]
-    np.testing.assert_allclose(network(x), expected, atol=1e-13)
-    np.testing.assert_allclose(jax.jit(lambda n, x: n(x))(network, x), expected, atol=1e-13)
-    assert network.num_parameters == 6 * 3 + 6 * 2 + 2
+class TestOutputs(chex.TestCase):
+    @chex.variants(with_jit=True, without_jit=True)
+    @parameterized.parameters(fx.GatedReLUNetwork, fx.ReLUNetwork)
+    def test_outputs_are_the_sum_over_neurons(self, network_type):
+        network = network_type.sample(jax.random.key(0), 6, 3, num_outputs=2, intercept=True)
+        network = network.with_parameters(network.parameters._replace(intercept=jnp.array([1.0, -2.0])))
+        x = np.random.default_rng(0).standard_normal((9, 3))
+        gates = np.asarray(network.gates if network_type is fx.GatedReLUNetwork else network.hidden)
+        expected = np.tile([1.0, -2.0], (9, 1))
+        for i, j in itertools.product(range(9), range(6)):
+            if x[i] @ gates[j] >= 0:
+                expected[i] += (x[i] @ np.asarray(network.hidden)[j]) * np.asarray(network.output)[j]
+        np.testing.assert_allclose(self.variant(lambda n, x: n(x))(network, x), expected, atol=1e-13)
+        assert network.num_parameters == 6 * 3 + 6 * 2 + 2
 
 
 def _least_norms(x, gates, vectors):

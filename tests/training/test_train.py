@@ -1,5 +1,8 @@
 """Training against hand-written loops, the certified bound, and itself interrupted."""
 
+from dataclasses import replace
+
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +11,7 @@ import pytest
 from problems import random_problem
 
 import fixntk as fx
+from fixntk.convex.losses import as_loss
 
 RNG = np.random.default_rng(0)
 X, GATES = RNG.standard_normal((24, 3)), RNG.standard_normal((5, 3))
@@ -70,8 +74,15 @@ def test_a_stack_trains_as_its_networks_alone(batch_size):
     together = fx.train(stacked(networks), X, targets, optimizer, reg=np.array([0.1, 0.2, 0.0]), **options)
     for k, reg in enumerate([0.1, 0.2, 0.0]):
         alone = fx.train(networks[k], X, targets, optimizer, reg=reg, **options)
-        np.testing.assert_allclose(together.network.hidden[k], alone.network.hidden, rtol=1e-9)
+        chex.assert_trees_all_close(jax.tree.map(lambda leaf, k=k: leaf[k], together.network), alone.network, rtol=1e-9)
         np.testing.assert_allclose(together.history.objective[:, k], alone.history.objective, rtol=1e-10)
+
+
+def test_records_of_equal_length_share_one_compiled_loop():
+    squared = as_loss("squared")
+    # Two traces of the loss: one for the steps, one for the records.
+    counted = replace(squared, values=chex.assert_max_traces(squared.values, n=2))
+    fx.train(gated(), X, Y, optax.sgd(1e-3), loss=counted, num_steps=50, record_every=10)
 
 
 def test_an_epoch_sees_every_row_once():
@@ -129,8 +140,7 @@ def test_an_interrupted_training_resumes_to_the_same_result(tmp_path):
     resumed = fx.train(network, X, Y, optimizer, num_steps=60, checkpoint=folder, resume=True, **options)
     np.testing.assert_array_equal(resumed.history.steps, whole.history.steps)
     np.testing.assert_array_equal(resumed.history.objective, whole.history.objective)
-    np.testing.assert_array_equal(resumed.network.hidden, whole.network.hidden)
-    np.testing.assert_array_equal(resumed.best.output, whole.best.output)
+    chex.assert_trees_all_equal((resumed.network, resumed.best), (whole.network, whole.best))
     assert np.all(np.diff(resumed.history.seconds) >= 0)
 
 
@@ -140,10 +150,10 @@ def test_divergence_is_an_error_and_the_last_good_state_stays(tmp_path):
 
     folder = tmp_path / "checkpoints"
     options = {"num_steps": 500, "record_every": 10, "checkpoint": folder}
-    with pytest.raises(fx.DivergedError, match=r"lower the learning rate.*checkpoints has what was before") as caught:
+    with pytest.raises(fx.DivergedError, match=r"lower the learning rate.*checkpoints has the state before") as caught:
         fx.train(gated(), X, Y, optax.sgd(explode), **options)
     good = caught.value.training
-    assert np.all(np.isfinite(good.network.hidden))
+    chex.assert_tree_all_finite(good.network)
     resumed = fx.train(gated(), X, Y, optax.sgd(lambda _: 1e-3), resume=True, **options)
     steps = resumed.history.steps
     assert steps[-1] == 500
@@ -158,8 +168,7 @@ def test_one_of_a_stack_may_diverge():
     with pytest.warns(UserWarning, match="1 of 2 networks diverged: 1"):
         training = fx.train(networks, X, Y, optax.sgd(1e-3), num_steps=300)
     assert training.diverged.tolist() == [False, True]
-    assert np.all(np.isfinite(training.network.hidden))
-    assert np.all(np.isfinite(training.lowest().hidden))
+    chex.assert_tree_all_finite((training.network, training.lowest()))
 
 
 @pytest.mark.parametrize(
@@ -174,7 +183,7 @@ def test_one_of_a_stack_may_diverge():
         ({"parameters": ["gates"]}, "parameters must be some of hidden, output"),
         ({"sample_weight": -np.ones(24)}, "sample_weight must not be negative"),
         ({"reg": -1.0}, "reg must be a finite number that is not negative"),
-        ({"network": fx.GatedReLUNetwork(GATES[:2], gated().hidden, gated().output)}, "gates must have hidden's shape"),
+        ({"network": replace(gated(), gates=jnp.array(GATES[:2]))}, "gates must have hidden's shape"),
         ({"num_steps": 0}, "num_steps must be at least 1"),
     ],
 )
@@ -182,6 +191,10 @@ def test_bad_input_is_named(options, message):
     arguments = {"network": gated(), "x": X, "y": Y, "optimizer": optax.sgd(1e-3), **options}
     with pytest.raises(ValueError, match=message):
         fx.train(**arguments)
+
+
+@pytest.mark.wrong_types
+def test_arguments_of_other_types_are_named():
     with pytest.raises(TypeError, match="network must be a GatedReLUNetwork or a ReLUNetwork"):
         fx.train({"hidden": 1}, X, Y, optax.sgd(1e-3))
     with pytest.raises(TypeError, match="validation must be a pair"):

@@ -1,0 +1,98 @@
+"""What training returns, and what it reports while it runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Generic, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from fixntk.networks.models import Network
+
+
+class TrainingHistory(NamedTuple):
+    """One entry for the start and one for each record, with one more axis for a stack of networks.
+
+    Attributes
+    ----------
+    steps
+        (k,) steps made.
+    objective
+        (k, ...) objective on all the data, the penalty included.
+    validation
+        (k, ...) mean loss on the validation data; None without validation data.
+    seconds
+        (k,) seconds since the start, compilation included; a resumed training adds the seconds of its earlier parts.
+    """
+
+    steps: Int[np.ndarray, " k"]
+    objective: Float[np.ndarray, "k ..."]
+    validation: Float[np.ndarray, "k ..."] | None
+    seconds: Float[np.ndarray, " k"]
+
+
+class TrainingProgress(NamedTuple):
+    """What a callback of :func:`train` is given.
+
+    Attributes
+    ----------
+    step, num_steps
+        Steps made and asked for.
+    objective, validation
+        As in the history.
+    seconds
+        Seconds since the start.
+    """
+
+    step: int
+    num_steps: int
+    objective: Float[np.ndarray, " ..."]
+    validation: Float[np.ndarray, " ..."] | None
+    seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class Training(Generic[Network]):
+    """A trained network, or a stack of them.
+
+    Attributes
+    ----------
+    network
+        The network at the last record with a finite objective.
+    best
+        The network at the record with the lowest validation loss; without validation data, with the lowest objective.
+    history
+        What was recorded.
+    diverged
+        Whether the objective became infinite or NaN; (S,) for a stack.
+    """
+
+    network: Network
+    best: Network
+    history: TrainingHistory
+    diverged: np.bool_ | Bool[np.ndarray, " S"]
+
+    def lowest(self) -> Network:
+        """The network with the lowest validation loss, or objective, among a stack's best networks."""
+        monitored = self.history.objective if self.history.validation is None else self.history.validation
+        if monitored.ndim == 1:
+            return self.best
+        with np.errstate(invalid="ignore"):
+            chosen = int(np.nanargmin(np.nanmin(np.where(np.isfinite(monitored), monitored, np.nan), axis=0)))
+        return jax.tree.map(lambda leaf: leaf[chosen], self.best)
+
+
+class DivergedError(FloatingPointError):
+    """The objective of every network became infinite or NaN.
+
+    Attributes
+    ----------
+    training
+        The results up to that point.
+    """
+
+    def __init__(self, message: str, training: Training[Any]) -> None:
+        super().__init__(message)
+        self.training = training
