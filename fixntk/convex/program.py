@@ -26,7 +26,7 @@ from fixntk.gram import as_numbers, masked_adjoint, masked_apply, masked_gram, s
 _MAX_MASK_NUMBERS = 2**25
 
 
-@dataclass(frozen=True, eq=False, init=False)
+@dataclass(frozen=True, eq=False, init=False, repr=False)
 class ConvexProgram:
     r"""The training problem of a gated-ReLU network as a group lasso over data masks.
 
@@ -131,6 +131,15 @@ class ConvexProgram:
             norm=group_norm,
             num_gates=num_gates,
         )
+
+    def __repr__(self) -> str:
+        shape = f"{self.x.shape[0]} rows, {self.x.shape[1]} features, {self.num_gates} gates, {self.x.dtype}"
+        reg = "traced" if is_traced(self.reg) or jnp.ndim(self.reg) else f"{float(self.reg):.3g}"
+        norm = [] if self.norm.name == "frobenius" else [f"norm {self.norm.name}"]
+        names = {"sample_weight": "weighted rows", "column": "intercept", "penalty_weights": "weighted gates"}
+        options = [shown for name, shown in names.items() if getattr(self, name) is not None]
+        ridge = [] if self.ridge is None else ["ridge"]
+        return f"ConvexProgram({shape}, λ {reg}, {', '.join([f'loss {self.loss.name}', *norm, *options, *ridge])})"
 
     @property
     def targets(self) -> Float[Array, "n c"]:

@@ -12,7 +12,7 @@ from jax import Array
 from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int
 
-from fixntk._checks import as_matrix
+from fixntk._checks import as_matrix, is_traced
 from fixntk.convex.penalties import group_norms
 from fixntk.convex.program import ConvexProgram
 from fixntk.gates.masks import activation_masks
@@ -66,7 +66,7 @@ class History(NamedTuple):
     ],
     meta_fields=["method", "tol", "squeeze"],
 )
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Solution:
     """A solution of a :class:`ConvexProgram` with its certificate (M7).
 
@@ -111,6 +111,17 @@ class Solution:
     method: str
     tol: float
     squeeze: bool
+
+    def __repr__(self) -> str:
+        # Under jit and vmap there are no numbers to show.
+        if is_traced(self):
+            return f"Solution({self.method}: weights {self.weights.dtype}{list(self.weights.shape)}, traced)"
+        if self.gap.ndim:
+            return f"Solution({self.method}: {self.gap.size} solutions, {int(jnp.sum(self.converged))} converged)"
+        end = "converged" if bool(self.converged) else "stopped early"
+        gap = f"relative gap {float(self.relative_gap):.1e} in {int(self.iterations)} iterations"
+        num_active = int(jnp.sum(self.active))
+        return f"Solution({self.method}: {end}, {gap}, {num_active} of {self.weights.shape[0]} gates active)"
 
     @property
     def active(self) -> Bool[Array, " P"]:

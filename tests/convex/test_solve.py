@@ -282,3 +282,18 @@ def test_callbacks_are_refused_under_jit():
     program = random_problem(17)
     with pytest.raises(ValueError, match="callback cannot be called under jit or vmap"):
         jax.jit(lambda p: fx.solve(p, callback=print))(program)
+
+
+def test_programs_and_solutions_are_shown_in_a_line():
+    program = random_problem(0)
+    solution = fx.solve(program)
+    shape = f"{program.x.shape[0]} rows, {program.x.shape[1]} features, 20 gates, float64"
+    assert repr(program) == f"ConvexProgram({shape}, λ {float(program.reg):.3g}, loss squared)"
+    active = f"{int(jnp.sum(solution.active))} of 20 gates active"
+    gap = f"relative gap {float(solution.relative_gap):.1e} in {int(solution.iterations)} iterations"
+    assert repr(solution) == f"Solution(newton: converged, {gap}, {active})"
+    shown = []
+    jax.jit(lambda p: shown.append(repr(fx.solve(p))) or fx.solve(p).primal)(program)
+    assert shown == ["Solution(fista: weights float64[20, 4, 1], traced)"]
+    many = jax.vmap(lambda reg: fx.solve(program.with_reg(reg)))(program.reg * jnp.array([1.0, 2.0]))
+    assert repr(many) == "Solution(fista: 2 solutions, 2 converged)"

@@ -5,6 +5,7 @@ A size is a number of groups that a step is compiled for. Sizes double, so that 
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -24,6 +25,9 @@ _ROUND_COST_IN_NEWTON_STEPS = 3.0
 _LEAST_STEPS_OF_A_ROUND = 50
 # A round ends at this share of the gap before it.
 _ROUND_GAP_SHARE = 0.05
+# A Newton size is merged into the next if its direction then takes at most this factor more operations, beside the
+# overhead of a step: a size less to compile.
+_MERGED_FLOPS = 1.25
 # A working set has room for this multiple of the number of groups that were active before the round.
 _ROOM = 1.2
 # Operations of a Newton step beside its products.
@@ -69,7 +73,13 @@ def schedule_of(program: ConvexProgram) -> Schedule:
         sizes.append(size)
         size *= 2
     sizes.append(program.num_gates)
-    return Schedule(tuple(sizes), tuple(sizes[1:] or sizes))
+    newton_sizes = [size for size, next_size in pairwise(sizes) if not _costs_alike(program, size, next_size)]
+    return Schedule((*newton_sizes, program.num_gates), tuple(sizes[1:] or sizes))
+
+
+def _costs_alike(program: ConvexProgram, size: int, next_size: int) -> bool:
+    most = _MERGED_FLOPS * newton_system.flops(program, size) + _NEWTON_OVERHEAD_FLOPS
+    return newton_system.flops(program, next_size) <= most
 
 
 def run_round(
