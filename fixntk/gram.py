@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -125,14 +126,11 @@ class MaskedGram:
         vectors = as_float_array("vectors", vectors, (1, 2)).astype(self.dtype)
         check_same_rows("x", self.x, "vectors", vectors)
         columns = vectors[:, None] if vectors.ndim == 1 else vectors
-        correlations = masked_adjoint(self.masks, self.x, columns, self.weights.size)
-        product = masked_apply(self.masks, self.x, self.weights[:, None, None] * correlations)
-        return product.reshape(vectors.shape)
+        return _product(self.weights, self.masks, self.x, columns).reshape(vectors.shape)
 
     def diagonal(self) -> Float[Array, " n"]:
         """The diagonal (Σ_p η_p m_ip) ‖x_i‖²."""
-        counts = _over_rows(lambda tile: matmul(tile, self.weights), self.masks, self.weights.size, self.x.dtype)
-        return counts * jnp.sum(self.x**2, axis=1)
+        return _diagonal(self.weights, self.masks, self.x)
 
     def to_dense(self) -> Float[Array, "n n"]:
         """The whole matrix."""
@@ -160,6 +158,8 @@ class MaskedGram:
         return operator
 
 
+# Compiled here rather than left to the caller: outside jit, JAX would compile the loop over tiles anew in every call.
+@jax.jit
 def masked_apply(masks: Array, x: Array, weights: Array) -> Float[Array, "n c"]:
     """Outputs Σ_p D_p X W_p of the group weights W, (P, d, c), on (n, d) inputs with (n, P) masks (M2)."""
     num_gates, num_features, num_outputs = weights.shape
@@ -169,6 +169,7 @@ def masked_apply(masks: Array, x: Array, weights: Array) -> Float[Array, "n c"]:
     return einsum("nd,ndc->nc", x, summed)
 
 
+@partial(jax.jit, static_argnames="num_gates")
 def masked_adjoint(masks: Array, x: Array, residual: Array, num_gates: int) -> Float[Array, "P d c"]:
     """Correlations Xᵀ D_p R of every group with the (n, c) residual: the adjoint of :func:`masked_apply` (M2, M7)."""
     num_rows, num_features = x.shape
@@ -203,6 +204,18 @@ def _as_operands(weights: ArrayLike, masks: ArrayLike, x: ArrayLike, suffix: str
     masks = as_masks(f"masks{suffix}", masks, weights.size)
     check_same_rows(f"masks{suffix}", masks, f"x{suffix}", x)
     return weights, masks, x
+
+
+@jax.jit
+def _product(weights: Array, masks: Array, x: Array, columns: Array) -> Array:
+    correlations = masked_adjoint(masks, x, columns, weights.size)
+    return masked_apply(masks, x, weights[:, None, None] * correlations)
+
+
+@jax.jit
+def _diagonal(weights: Array, masks: Array, x: Array) -> Array:
+    counts = _over_rows(lambda tile: matmul(tile, weights), masks, weights.size, x.dtype)
+    return counts * jnp.sum(x**2, axis=1)
 
 
 @jax.jit

@@ -168,6 +168,25 @@ def test_a_product_with_a_large_kernel_takes_memory_for_a_tile_alone():
 
 
 @pytest.mark.usefixtures("tiling")
+def test_a_second_product_compiles_nothing(problem, rng, caplog):
+    weights, masks, x = problem
+    operator, vector = fx.MaskedGram(weights, masks, x), rng.standard_normal(11).astype(x.dtype)
+    group_weights, residual = jnp.ones((21, 3, 2), x.dtype), jnp.ones((11, 2), x.dtype)
+
+    def use():
+        products = operator @ vector, operator.diagonal()
+        parts = gram.masked_apply(operator.masks, operator.x, group_weights), gram.masked_adjoint(
+            operator.masks, operator.x, residual, 21
+        )
+        return products, parts
+
+    use()
+    with jax.log_compiles():
+        use()
+    assert not [record.message for record in caplog.records if record.message.startswith("Compiling")]
+
+
+@pytest.mark.usefixtures("tiling")
 @pytest.mark.parametrize("vector_type", ["float64", "int32"])
 def test_products_are_of_the_operators_dtype_whatever_the_vectors(rng, encode, vector_type):
     weights, masks, x = rng.random(21), rng.random((11, 21)) < 0.5, rng.standard_normal((11, 3)).astype(np.float32)
