@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import jax
@@ -24,6 +25,18 @@ def matmul(a: Array, b: Array) -> Array:
 def einsum(subscripts: str, *operands: Array) -> Array:
     """Sum of products in full precision, as :func:`matmul`."""
     return jnp.einsum(subscripts, *operands, precision=lax.Precision.HIGHEST)
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Trace products in full precision here, those in functions that a user passes too.
+
+    A precision that the user has set, by ``jax.default_matmul_precision`` or the option ``jax_default_matmul_precision``,
+    stays as it is.
+    """
+    precision = jax.config.jax_default_matmul_precision or "highest"
+    with jax.default_matmul_precision(precision):
+        yield
 
 
 def safe_sqrt(squares: Array) -> Array:

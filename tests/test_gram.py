@@ -175,8 +175,9 @@ def test_a_second_product_compiles_nothing(problem, rng, caplog):
 
     def use():
         products = operator @ vector, operator.diagonal()
-        parts = gram.masked_apply(operator.masks, operator.x, group_weights), gram.masked_adjoint(
-            operator.masks, operator.x, residual, 21
+        parts = (
+            gram.masked_apply(operator.masks, operator.x, group_weights),
+            gram.masked_adjoint(operator.masks, operator.x, residual, 21),
         )
         return products, parts
 

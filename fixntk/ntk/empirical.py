@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from fixntk._numerics import full_precision
 from fixntk.ntk.inputs import as_operands, check_rows_are_independent, hashable, num_rows
 from fixntk.ntk.linearize import value_and_change
 from fixntk.ntk.methods import METHODS
@@ -19,6 +20,7 @@ Method = Literal["auto", "structured", "jacobian", "ntvp"]
 Outputs = Literal["full", "trace", "diagonal"]
 
 
+@full_precision()
 def empirical_ntk(
     f: Callable[[Any, Any], Array],
     params: Any,
@@ -35,6 +37,11 @@ def empirical_ntk(
     r"""Empirical NTK of a function with parameters: inner products of its Jacobians (M14).
 
     .. math:: Θ[i, j, o, q] = ⟨∂f_o(x_i)/∂θ, ∂f_q(x_j)/∂θ⟩
+
+    Matrix products and convolutions, those inside ``f`` and its derivatives too, are computed in full precision: a GPU
+    would otherwise take float32 ones in TF32, whose errors of 1e-3 also switch units of a ReLU. Products for which ``f``
+    asks a precision itself keep it, and so does everything under ``jax.default_matmul_precision``: set it to
+    ``"tensorfloat32"`` for speed.
 
     Parameters
     ----------
@@ -106,6 +113,7 @@ def empirical_ntk(
     return _compute(f, request, params, x1, x2, store_on_device)[0]
 
 
+@full_precision()
 def layerwise_ntk(
     f: Callable[[Any, Any], Array],
     params: Any,
@@ -128,7 +136,7 @@ def layerwise_ntk(
         Pytree of labels, a prefix of ``params``: a label for each leaf or subtree, for instance
         ``{"backbone": "frozen", "head": "trained"}``. None makes each leaf a group of its own.
     f, params, x1, x2, outputs, trace_axes, diagonal_axes, method, batch_size, store_on_device
-        As for :func:`empirical_ntk`, and so is what is raised.
+        As for :func:`empirical_ntk`, and so are the precision and what is raised.
 
     Returns
     -------
@@ -157,6 +165,7 @@ def layerwise_ntk(
     return dict(zip(names, kernels, strict=True))
 
 
+@full_precision()
 def ntk_vector_product(
     f: Callable[[Any, Any], Array],
     params: Any,
@@ -167,6 +176,8 @@ def ntk_vector_product(
     batch_size: int | None = None,
 ) -> Array:
     """Product of the empirical NTK with a vector, matrix-free: a backward pass at x2, a forward one at x1 (M14).
+
+    In full precision, as :func:`empirical_ntk`.
 
     Parameters
     ----------
@@ -264,7 +275,8 @@ def _request(
             "with axis 0 in trace_axes or diagonal_axes x1 and x2 are paired row by row, got"
             f" {num_rows(x1)} and {num_rows(x2)} rows"
         )
-    return Request(hashable(f), traced, diagonal, groups, method, batch_size)
+    precision = jax.config.jax_default_matmul_precision
+    return Request(hashable(f), traced, diagonal, groups, method, batch_size, precision)
 
 
 def _axes(name: str, axes: int | Sequence[int], shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -15,6 +15,8 @@ def linearize(f: Callable[..., Any], params0: Any) -> Callable[..., Any]:
     """First-order Taylor expansion of f around params0: f(ϑ₀, ·) + ∂f(ϑ₀, ·)/∂ϑ (ϑ − ϑ₀) (M15).
 
     Gradient descent on it has the empirical NTK at params0 as its fixed kernel, so :func:`gradient_flow` predicts it.
+    Its matrix products have the precision that those of f have where it is called, so that both agree at params0: on a
+    GPU that is TF32 unless ``jax.default_matmul_precision("highest")`` says otherwise.
 
     Parameters
     ----------

@@ -21,7 +21,10 @@ _TILE_BYTES = 2**28
 
 
 class Request(NamedTuple):
-    """What is static about a kernel: the function, axes of its batched output, each leaf's group, method, tile."""
+    """What is static about a kernel: the function, axes of its batched output, each leaf's group, method, tile.
+
+    The precision is the one that JAX's default has while the function is traced; two of them have different programs.
+    """
 
     f: Callable[..., Any]
     traced: tuple[int, ...]
@@ -29,6 +32,7 @@ class Request(NamedTuple):
     groups: tuple[int, ...]
     method: str
     batch_size: int | None
+    precision: str | None
 
     @property
     def is_paired(self) -> bool:

@@ -12,7 +12,7 @@ import pytest
 from test_structure import jacobian_ntk, normal
 
 import fixntk as fx
-from fixntk.ntk import empirical, tiles
+from fixntk.ntk import empirical, structure, tiles
 from fixntk.ntk.neural_tangents_compat import import_neural_tangents
 
 
@@ -283,3 +283,93 @@ def test_bad_groups_and_vectors_are_named():
         fx.ntk_vector_product(network, PARAMS, jnp.ones(7), X1)
     with pytest.raises(ValueError, match="store_on_device=False"):
         jax.jit(lambda x: fx.empirical_ntk(network, PARAMS, x, store_on_device=False))(X1)
+
+
+def relu_network(params, x):
+    """A convolution, a ReLU and a layer whose derivative is a rule of its own, written without a precision."""
+    images = x[:, :, None] * jnp.ones(3)
+    hidden = jax.lax.conv_general_dilated(images, params["conv"], (1,), "SAME", dimension_numbers=("NHC", "HIO", "NHC"))
+    return own_rule(jax.nn.relu(hidden).reshape(x.shape[0], -1), params["w"])
+
+
+@jax.custom_jvp
+def own_rule(x, w):
+    return x @ w
+
+
+@own_rule.defjvp
+def _own_rule_jvp(primals, tangents):
+    (x, w), (d_x, d_w) = primals, tangents
+    return own_rule(x, w), d_x @ w + x @ d_w
+
+
+RELU_PARAMS = {"conv": normal(6, 2, 3, 5), "w": normal(7, 20, 2)}
+
+PRODUCTS = {
+    **{
+        method: partial(fx.empirical_ntk, relu_network, method=method)
+        for method in ("auto", "structured", "jacobian", "ntvp")
+    },
+    "tiles": partial(fx.empirical_ntk, relu_network, batch_size=2),
+    "layerwise": partial(fx.layerwise_ntk, relu_network),
+    "product": lambda params, x: fx.ntk_vector_product(relu_network, params, jnp.ones((x.shape[0], 2)), x),
+}
+
+
+def precisions(jaxpr):
+    """Precision of each matrix product and convolution, those of inner programs included."""
+    found = []
+    for equation in jaxpr.eqns:
+        if equation.primitive.name in ("dot_general", "conv_general_dilated"):
+            found.append(equation.params["precision"])
+        for inner in structure.inner_jaxprs(equation):
+            found += precisions(inner)
+    return found
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_every_product_of_the_kernel_and_of_the_function_is_in_full_precision(name):
+    found = precisions(jax.make_jaxpr(PRODUCTS[name])(RELU_PARAMS, X1).jaxpr)
+    assert len(found) >= 6
+    assert set(found) == {(jax.lax.Precision.HIGHEST,) * 2}
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_compiled_tiles_trace_the_function_in_full_precision(name, monkeypatch):
+    seen, compiled = set(), []
+    bind = structure._bind
+
+    def watched(jaxpr, equation, operands):
+        compiled.extend(precisions(jaxpr.replace(eqns=[equation])))
+        return bind(jaxpr, equation, operands)
+
+    def f(params, x):
+        seen.add(jax.config.jax_default_matmul_precision)
+        return relu_network(params, x)
+
+    monkeypatch.setattr(structure, "_bind", watched)
+    if name == "product":
+        fx.ntk_vector_product(f, RELU_PARAMS, jnp.ones((7, 2)), X1)
+    else:
+        PRODUCTS[name].func(f, RELU_PARAMS, X1, **PRODUCTS[name].keywords)
+    assert seen == {"highest"}
+    assert set(compiled) <= {(jax.lax.Precision.HIGHEST,) * 2}
+
+
+def test_a_precision_that_the_user_sets_is_kept():
+    with jax.default_matmul_precision("tensorfloat32"):
+        found = precisions(jax.make_jaxpr(PRODUCTS["ntvp"])(RELU_PARAMS, X1).jaxpr)
+    assert set(found) == {(jax.lax.Precision.HIGH,) * 2}
+    seen = []
+
+    def f(params, x):
+        seen.append(jax.config.jax_default_matmul_precision)
+        return relu_network(params, x)
+
+    fx.empirical_ntk(f, RELU_PARAMS, X1)
+    seen.clear()
+    with jax.default_matmul_precision("tensorfloat32"):
+        fx.empirical_ntk(f, RELU_PARAMS, X1)
+    # The network that was read in full precision is not taken from the cache.
+    assert set(seen) == {"tensorfloat32"}
+    assert len(seen) > 2
