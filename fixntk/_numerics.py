@@ -31,12 +31,15 @@ def einsum(subscripts: str, *operands: Array) -> Array:
 def full_precision() -> Iterator[None]:
     """Trace products in full precision here, those in functions that a user passes too.
 
-    A precision that the user has set, by ``jax.default_matmul_precision`` or the option ``jax_default_matmul_precision``,
-    stays as it is.
+    A precision that the user has set, by ``jax.default_matmul_precision`` or the option of that name, stays as it is.
     """
-    precision = jax.config.jax_default_matmul_precision or "highest"
-    with jax.default_matmul_precision(precision):
+    with jax.default_matmul_precision(default_precision() or "highest"):
         yield
+
+
+def default_precision() -> str | None:
+    """The precision that products get which ask for none, None for JAX's own choice."""
+    return jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]  # JAX adds its options at run time.
 
 
 def safe_sqrt(squares: Array) -> Array:

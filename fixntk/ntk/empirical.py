@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from fixntk._numerics import full_precision
+from fixntk._numerics import default_precision, full_precision
 from fixntk.ntk.inputs import as_operands, check_rows_are_independent, hashable, num_rows
 from fixntk.ntk.linearize import value_and_change
 from fixntk.ntk.methods import METHODS
@@ -39,9 +39,8 @@ def empirical_ntk(
     .. math:: Θ[i, j, o, q] = ⟨∂f_o(x_i)/∂θ, ∂f_q(x_j)/∂θ⟩
 
     Matrix products and convolutions, those inside ``f`` and its derivatives too, are computed in full precision: a GPU
-    would otherwise take float32 ones in TF32, whose errors of 1e-3 also switch units of a ReLU. Products for which ``f``
-    asks a precision itself keep it, and so does everything under ``jax.default_matmul_precision``: set it to
-    ``"tensorfloat32"`` for speed.
+    would otherwise use TF32 for float32, whose errors of 1e-3 also switch units of a ReLU on or off. A precision that
+    ``f`` sets for a product is kept, and so is ``jax.default_matmul_precision``: set it to ``"tensorfloat32"`` for speed.
 
     Parameters
     ----------
@@ -275,8 +274,7 @@ def _request(
             "with axis 0 in trace_axes or diagonal_axes x1 and x2 are paired row by row, got"
             f" {num_rows(x1)} and {num_rows(x2)} rows"
         )
-    precision = jax.config.jax_default_matmul_precision
-    return Request(hashable(f), traced, diagonal, groups, method, batch_size, precision)
+    return Request(hashable(f), traced, diagonal, groups, method, batch_size, default_precision())
 
 
 def _axes(name: str, axes: int | Sequence[int], shape: tuple[int, ...]) -> tuple[int, ...]:
