@@ -1,14 +1,17 @@
-"""Masked Gram kernels K(η) = (M diag(η) Mᵀ) ∘ (X Xᵀ): dense, in tiles, and as an operator without n×n memory (M2).
+"""Masked Gram kernels K(η) = (M diag(η) Mᵀ) ∘ (X Xᵀ): dense, in tiles, and as an operator without n×n memory.
 
 Also the linear map W ↦ Σ_p D_p X W_p that the convex program fits, and its adjoint R ↦ (Xᵀ D_p R)_p: each is one
 matrix product with the masks. Nothing of size n×P×d is ever made.
+
+See docs/mathematics.md, M2.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +28,7 @@ from fixntk._checks import (
     check_same_rows,
 )
 from fixntk._numerics import einsum, matmul
-from fixntk._tiling import in_row_tiles
+from fixntk._tiling import in_row_tiles, sum_over_tiles
 from fixntk.gates.masks import as_masks
 
 # Largest temporary, in bytes, that a product makes of the masks before it goes through them in tiles.
@@ -39,7 +42,7 @@ def masked_gram(
     masks2: ArrayLike | None = None,
     x2: ArrayLike | None = None,
 ) -> Float[Array, "n1 n2"]:
-    """Masked Gram kernel matrix (M₁ diag(η) M₂ᵀ) ∘ (X₁ X₂ᵀ) (M2).
+    """Masked Gram kernel matrix (M₁ diag(η) M₂ᵀ) ∘ (X₁ X₂ᵀ).
 
     The masks are turned into numbers a tile of gates and rows at a time, at most 256 MiB, so that memory beyond the
     inputs and the result stays bounded. :class:`MaskedGram` gives the kernel in row blocks or as a product alone.
@@ -71,6 +74,8 @@ def masked_gram(
     >>> fx.masked_gram(jnp.array([0.5, 0.25]), masks, x)
     Array([[0.75, 0.5 ],
            [0.5 , 1.  ]], dtype=float32)
+
+    See docs/mathematics.md, M2.
     """
     weights, masks1, x1 = _as_operands(weights, masks1, x1, "1")
     if (masks2 is None) != (x2 is None):
@@ -84,10 +89,9 @@ def masked_gram(
     return _masked_gram(weights, masks1, x1, masks2, x2)
 
 
-@jax.tree_util.register_pytree_node_class
 @dataclass(frozen=True, eq=False, init=False)
 class MaskedGram:
-    """The masked Gram kernel K(η) of one data set as a symmetric linear operator (M2).
+    """The masked Gram kernel K(η) of one data set as a symmetric linear operator.
 
     ``operator @ v`` costs O(n d P) and never makes an n×n matrix; ``tiles`` makes it a block of rows at a time. A
     pytree, so it goes through ``jit``, ``vmap`` and ``grad``.
@@ -100,6 +104,10 @@ class MaskedGram:
         (n, P) bool, or packed.
     x
         (n, d) inputs.
+
+    Notes
+    -----
+    See docs/mathematics.md, M2.
     """
 
     weights: Array
@@ -145,23 +153,28 @@ class MaskedGram:
             (rows, _masked_gram(self.weights, self.masks[rows], self.x[rows], self.masks, self.x)) for rows in blocks
         )
 
-    def tree_flatten(self) -> tuple[tuple[Array, Array, Array], None]:
-        """Leaves and structure for JAX."""
-        return (self.weights, self.masks, self.x), None
 
-    @classmethod
-    def tree_unflatten(cls, _: None, leaves: tuple[Array, Array, Array]) -> MaskedGram:
-        """Rebuild from leaves, which JAX may have replaced by anything: no checks."""
-        operator = object.__new__(cls)
-        for name, value in zip(("weights", "masks", "x"), leaves, strict=True):
-            object.__setattr__(operator, name, value)
-        return operator
+def _unchecked_operator(_: None, leaves: Iterable[Any]) -> MaskedGram:
+    operator = object.__new__(MaskedGram)
+    for name, value in zip(("weights", "masks", "x"), leaves, strict=True):
+        object.__setattr__(operator, name, value)
+    return operator
+
+
+# Not register_dataclass, which rebuilds an operator by its constructor: that checks its arguments, and transformations
+# put leaves of other shapes, or placeholders, into pytrees.
+jax.tree_util.register_pytree_node(
+    MaskedGram, lambda operator: ((operator.weights, operator.masks, operator.x), None), _unchecked_operator
+)
 
 
 # Compiled here rather than left to the caller: outside jit, JAX would compile the loop over tiles anew in every call.
 @jax.jit
 def masked_apply(masks: Array, x: Array, weights: Array) -> Float[Array, "n c"]:
-    """Outputs Σ_p D_p X W_p of the group weights W, (P, d, c), on (n, d) inputs with (n, P) masks (M2)."""
+    """Outputs Σ_p D_p X W_p of the group weights W, (P, d, c), on (n, d) inputs with (n, P) masks.
+
+    See docs/mathematics.md, M2.
+    """
     num_gates, num_features, num_outputs = weights.shape
     flat = weights.reshape(num_gates, num_features * num_outputs)
     summed = _over_rows(lambda tile: matmul(tile, flat), masks, num_gates, x.dtype)
@@ -171,23 +184,23 @@ def masked_apply(masks: Array, x: Array, weights: Array) -> Float[Array, "n c"]:
 
 @partial(jax.jit, static_argnames="num_gates")
 def masked_adjoint(masks: Array, x: Array, residual: Array, num_gates: int) -> Float[Array, "P d c"]:
-    """Correlations Xᵀ D_p R of every group with the (n, c) residual: the adjoint of :func:`masked_apply` (M2, M7)."""
+    """Correlations Xᵀ D_p R of every group with the (n, c) residual: the adjoint of :func:`masked_apply`.
+
+    See docs/mathematics.md, M2 and M7.
+    """
     num_rows, num_features = x.shape
     num_outputs = residual.shape[1]
     outer = (x[:, :, None] * residual[:, None, :]).reshape(num_rows, num_features * num_outputs)
     tile = _tile_size(num_rows, num_gates * x.dtype.itemsize)
 
-    def add_tile(start: Array, total: Array) -> Array:
-        begin, fresh = _clamped(start, tile, num_rows)
-        tile_masks = _rows_as_numbers(masks, begin, tile, num_gates, x.dtype)
-        rows = lax.dynamic_slice_in_dim(outer, begin, tile) * fresh[:, None]
-        return total + matmul(tile_masks.T, rows)
+    def term(begin: Array, is_new: Array) -> Array:
+        rows = lax.dynamic_slice_in_dim(outer, begin, tile) * is_new[:, None]
+        return matmul(_rows_as_numbers(masks, begin, tile, num_gates, x.dtype).T, rows)
 
     if tile == num_rows:
         total = matmul(as_numbers(masks, num_gates, x.dtype).T, outer)
     else:
-        zero = jnp.zeros((num_gates, num_features * num_outputs), x.dtype)
-        total = lax.fori_loop(0, -(-num_rows // tile), lambda i, total: add_tile(i * tile, total), zero)
+        total = sum_over_tiles(term, num_rows, tile)
     return total.reshape(num_gates, num_features, num_outputs)
 
 
@@ -242,19 +255,18 @@ def _weighted_coactivations(weights: Array, masks1: Array, masks2: Array) -> Arr
         masks1, masks2 = (
             masks if masks.dtype == jnp.uint8 else jnp.packbits(masks, axis=1) for masks in (masks1, masks2)
         )
-    packed = masks1.dtype == jnp.uint8
-    per_column = 8 if packed else 1
+    per_column = 8 if masks1.dtype == jnp.uint8 else 1
+    length = -(-num_gates // per_column) * per_column
+    padded = jnp.pad(weights, (0, length - num_gates))
 
-    def add_tile(i: Array, total: Array) -> Array:
-        begin, fresh = _clamped(i * tile, tile, -(-num_gates // 8) * 8 if packed else num_gates)
+    def term(begin: Array, is_new: Array) -> Array:
         columns = [
             lax.dynamic_slice_in_dim(masks, begin // per_column, tile // per_column, axis=1)
             for masks in (masks1, masks2)
         ]
-        padded = jnp.pad(weights, (0, -num_gates % 8)) if packed else weights
-        return total + product(lax.dynamic_slice_in_dim(padded, begin, tile) * fresh, *columns)
+        return product(lax.dynamic_slice_in_dim(padded, begin, tile) * is_new, *columns)
 
-    return lax.fori_loop(0, -(-num_gates // tile), add_tile, jnp.zeros((rows1, rows2), weights.dtype))
+    return sum_over_tiles(term, length, tile)
 
 
 def _over_rows(function: Callable[[Array], Array], masks: Array, num_gates: int, dtype: jnp.dtype) -> Array:
@@ -271,12 +283,6 @@ def _tile_size(length: int, bytes_each: int, multiple: int = 1) -> int:
     if length * bytes_each <= _TILE_BYTES:
         return length
     return min(length, max(multiple, _TILE_BYTES // bytes_each // multiple * multiple))
-
-
-def _clamped(start: Array, tile: int, length: int) -> tuple[Array, Array]:
-    """Where the tile begins so that it ends within the length, and 1 for its entries not seen before."""
-    begin = jnp.minimum(start, length - tile)
-    return begin, jnp.arange(tile) + begin >= start
 
 
 def _rows_as_numbers(masks: Array, begin: Array, tile: int, num_gates: int, dtype: jnp.dtype) -> Array:

@@ -1,4 +1,4 @@
-"""Every mask that a gate can produce on a data set: exact enumeration of hyperplane arrangements (M4).
+"""Every mask that a gate can produce on a data set: exact enumeration of hyperplane arrangements.
 
 Each row x_i of the data is a hyperplane {g : x_i·g = 0} in the space of gates, and a cell between the hyperplanes
 is the set of all gates with one mask. The enumeration adds one hyperplane after the other: a new hyperplane cuts
@@ -6,6 +6,8 @@ a cell in two exactly where the cell meets it, so the cut cells correspond to th
 *restricted to* the new hyperplane, one dimension lower. A point of each of those, pushed off the hyperplane to
 either side, is a gate in each half. Everything runs on the host in float64, since the sizes depend on the data; the
 numbers of a lower precision are exact there.
+
+See docs/mathematics.md, M4.
 """
 
 from __future__ import annotations
@@ -52,7 +54,7 @@ class _TooManyCellsError(Exception):
 
 
 def enumerate_arrangements(x: ArrayLike, *, max_cells: int = 200_000) -> Arrangements:
-    """Enumerate every mask that gates in general position produce on x, each with a gate well inside its cell (M4).
+    """Enumerate every mask that gates in general position produce on x, each with a gate well inside its cell.
 
     Exact for any rank and for degenerate data: duplicate, parallel, opposite and zero rows, more than r hyperplanes
     through a line, a bias column. Gates *on* a hyperplane are not counted: they have probability zero.
@@ -98,6 +100,8 @@ def enumerate_arrangements(x: ArrayLike, *, max_cells: int = 200_000) -> Arrange
     >>> arrangements = fx.enumerate_arrangements(x)
     >>> arrangements.masks.shape  # 2n in the plane
     (5, 10)
+
+    See docs/mathematics.md, M4.
     """
     array, max_cells = as_matrix("x", x), as_positive_int("max_cells", max_cells)
     points, planes = _points_in_cells(x, max_cells)
@@ -115,19 +119,26 @@ def enumerate_arrangements(x: ArrayLike, *, max_cells: int = 200_000) -> Arrange
 
 
 def cover_count(num_rows: int, rank: int) -> int:
-    """Number of cells of ``num_rows`` hyperplanes in general position in R^rank: 2 Σ_{k<r} C(n−1, k) (M4)."""
+    """Number of cells of ``num_rows`` hyperplanes in general position in R^rank: 2 Σ_{k<r} C(n−1, k).
+
+    See docs/mathematics.md, M4.
+    """
     if num_rows == 0:
         return 1
     return 2 * sum(comb(num_rows - 1, k) for k in range(rank))
 
 
 def distinct_hyperplanes(x: ArrayLike) -> Hyperplanes:
-    """Reduce rows to the row space and merge rows that are multiples of each other, up to float64's rounding (M4).
+    """Reduce rows to the row space and merge rows that are multiples of each other, up to float64's rounding.
 
     Raises
     ------
     ValueError
         If the rows merged, or the rank, depend on the units of the columns: those are lost in float64's rounding.
+
+    Notes
+    -----
+    See docs/mathematics.md, M4.
     """
     rows = np.asarray(x, np.float64)
     planes = _distinct_hyperplanes(rows)

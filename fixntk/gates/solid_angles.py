@@ -1,4 +1,7 @@
-"""The share of all gates that each cell takes: the weights with which the NTK mixes masked kernels (M3, M4)."""
+"""The share of all gates that each cell takes: the weights with which the NTK mixes masked kernels.
+
+See docs/mathematics.md, M3 and M4.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ def arrangement_weights(
     key: Key[Array, ""] | None = None,
     num_samples: int = 200_000,
 ) -> tuple[Float[Array, " P"], Float[Array, " P"]]:
-    """Probability that a gate from N(0, I) has each mask: the solid angle of its cell (M3, M4).
+    """Probability that a gate from N(0, I) has each mask: the solid angle of its cell.
 
     Exact for data of rank 3 or less (counting the bias column): arcs in rank 2, spherical polygons in rank 3. Above,
     the share of ``num_samples`` random gates. Over a complete set of distinct masks the weights sum to one.
@@ -51,6 +54,10 @@ def arrangement_weights(
         If ``num_samples`` is not an integer.
     ValueError
         If shapes do not fit, or the gates do not have the masks on x.
+
+    Notes
+    -----
+    See docs/mathematics.md, M3 and M4.
     """
     dtype = as_matrix("x", x).dtype
     masks, gates = np.asarray(as_masks("arrangements.masks", arrangements.masks)), arrangements.gates

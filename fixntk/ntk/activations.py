@@ -1,4 +1,7 @@
-"""What an activation makes of two Gaussian variables: E[φ(u)φ(v)] and E[φ'(u)φ'(v)] in closed form (M13)."""
+"""What an activation makes of two Gaussian variables: E[φ(u)φ(v)] and E[φ'(u)φ'(v)] in closed form.
+
+See docs/mathematics.md, M13.
+"""
 
 from __future__ import annotations
 

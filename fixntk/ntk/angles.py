@@ -1,4 +1,7 @@
-"""Angles θ between vectors, to full precision: as haversine sin²(θ/2) and havercosine cos²(θ/2) (M3, M13)."""
+"""Angles θ between vectors, to full precision: as haversine sin²(θ/2) and havercosine cos²(θ/2).
+
+See docs/mathematics.md, M3 and M13.
+"""
 
 from __future__ import annotations
 

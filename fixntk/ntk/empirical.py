@@ -1,4 +1,7 @@
-"""Empirical neural tangent kernels of any JAX function: Θ[i, j, o, q] = ⟨∂f_o(x_i)/∂θ, ∂f_q(x_j)/∂θ⟩ (M14)."""
+"""Empirical neural tangent kernels of any JAX function: Θ[i, j, o, q] = ⟨∂f_o(x_i)/∂θ, ∂f_q(x_j)/∂θ⟩.
+
+See docs/mathematics.md, M14.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,12 @@ import jax.numpy as jnp
 from jax import Array
 
 from fixntk._numerics import default_precision, full_precision
-from fixntk.ntk.inputs import as_operands, check_rows_are_independent, hashable, num_rows
+from fixntk._tiling import num_rows
+from fixntk.ntk.inputs import as_operands, check_rows_are_independent, hashable
 from fixntk.ntk.linearize import value_and_change
 from fixntk.ntk.methods import METHODS
-from fixntk.ntk.tiles import Request, inside_transformation, outside_transformation, parts_of
+from fixntk.ntk.plan import Request, split_request
+from fixntk.ntk.tiles import compiled_kernels, traced_kernels
 
 Method = Literal["auto", "structured", "jacobian", "ntvp"]
 Outputs = Literal["full", "trace", "diagonal"]
@@ -34,13 +39,14 @@ def empirical_ntk(
     batch_size: int | None = None,
     store_on_device: bool = True,
 ) -> Array:
-    r"""Empirical NTK of a function with parameters: inner products of its Jacobians (M14).
+    r"""Empirical NTK of a function with parameters: inner products of its Jacobians.
 
     .. math:: Θ[i, j, o, q] = ⟨∂f_o(x_i)/∂θ, ∂f_q(x_j)/∂θ⟩
 
     Matrix products and convolutions, those inside ``f`` and its derivatives too, are computed in full precision: a GPU
     would otherwise use TF32 for float32, whose errors of 1e-3 also switch units of a ReLU on or off. A precision that
-    ``f`` sets for a product is kept, and so is ``jax.default_matmul_precision``: set it to ``"tensorfloat32"`` for speed.
+    ``f`` sets for a product is kept, and so is ``jax.default_matmul_precision``: set that to ``"tensorfloat32"`` for
+    speed.
 
     Parameters
     ----------
@@ -96,7 +102,7 @@ def empirical_ntk(
     References
     ----------
     Novak, Sohl-Dickstein and Schoenholz, "Fast Finite Width Neural Tangent Kernel", ICML 2022, for the conventions and
-    for the structure; docs/mathematics.md, M14.
+    for the structure.
 
     Examples
     --------
@@ -105,6 +111,8 @@ def empirical_ntk(
     >>> fx.empirical_ntk(lambda w, x: x @ w, jnp.zeros(2), x)
     Array([[5., 2.],
            [2., 1.]], dtype=float32)
+
+    See docs/mathematics.md, M14.
     """
     params, x1, x2 = as_operands(f, params, x1, x2)
     groups = (0,) * len(jax.tree.leaves(params))
@@ -127,7 +135,7 @@ def layerwise_ntk(
     batch_size: int | None = None,
     store_on_device: bool = True,
 ) -> Any:
-    """Empirical NTK in shares: one kernel for each parameter leaf, or group of leaves, which sum to the whole (M14).
+    """Empirical NTK in shares: one kernel for each parameter leaf, or group of leaves, which sum to the whole.
 
     Parameters
     ----------
@@ -145,6 +153,10 @@ def layerwise_ntk(
     ------
     ValueError
         Also if ``groups`` is no prefix of ``params``.
+
+    Notes
+    -----
+    See docs/mathematics.md, M14.
     """
     params, x1, x2 = as_operands(f, params, x1, x2)
     labels: list[Hashable] = list(range(len(jax.tree.leaves(params))))
@@ -174,7 +186,7 @@ def ntk_vector_product(
     *,
     batch_size: int | None = None,
 ) -> Array:
-    """Product of the empirical NTK with a vector, matrix-free: a backward pass at x2, a forward one at x1 (M14).
+    """Product of the empirical NTK with a vector, matrix-free: a backward pass at x2, a forward one at x1.
 
     In full precision, as :func:`empirical_ntk`.
 
@@ -195,6 +207,10 @@ def ntk_vector_product(
     ------
     TypeError, ValueError
         As in :func:`empirical_ntk`; also if ``vector`` does not have the shape of ``f(params, x2)``.
+
+    Notes
+    -----
+    See docs/mathematics.md, M14.
     """
     params, x1, x2 = as_operands(f, params, x1, x2)
     is_concrete = check_rows_are_independent(f, params, x1, x2)
@@ -234,10 +250,10 @@ def _compute(f: Callable[..., Any], request: Request, params: Any, x1: Any, x2: 
     if not check_rows_are_independent(f, params, x1, x2):
         if not store_on_device:
             raise ValueError("store_on_device=False cannot be used under a JAX transformation: leave it True there")
-        return inside_transformation(request, params, x1, x2)
+        return traced_kernels(request, params, x1, x2)
     totals: dict[int, Any] = {}
-    for part, groups in parts_of(request, params, x1, x2):
-        kernels = outside_transformation(part, params, x1, x2, store_on_device)
+    for part, groups in split_request(request, params, x1, x2):
+        kernels = compiled_kernels(part, params, x1, x2, store_on_device)
         for group, kernel in zip(groups, kernels, strict=True):
             totals[group] = totals[group] + kernel if group in totals else kernel
     return tuple(totals[group] for group in sorted(totals))

@@ -1,8 +1,10 @@
-"""Where parameters enter a network: its jaxpr read for products whose Jacobian is an outer product (M14).
+"""Where parameters enter a network: its jaxpr read for products whose Jacobian is an outer product.
 
 A parameter that enters a network once, through a matrix product, a convolution or a table look-up, has the Jacobian
 Σ_t a_t ⊗ δ_t over positions t: activations a and back-propagated signals δ. :func:`find_sites` finds such parameters,
 :func:`signals` evaluates a network with a zero added at each of these places, whose gradients are the signals.
+
+See docs/mathematics.md, M14.
 """
 
 from __future__ import annotations

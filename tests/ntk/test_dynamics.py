@@ -12,8 +12,7 @@ import scipy.integrate
 import scipy.linalg
 
 import fixntk as fx
-from fixntk.ntk import spectrum
-from fixntk.ntk.dynamics import gradient_flow, gradient_flow_ensemble, kernel_ridge, max_learning_rate
+from fixntk.ntk import gradient_flow, gradient_flow_ensemble, kernel_ridge, max_learning_rate, spectrum
 from fixntk.ntk.linearize import linearize
 from fixntk.ntk.neural_tangents_compat import import_neural_tangents
 

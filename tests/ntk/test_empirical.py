@@ -12,7 +12,7 @@ import pytest
 from test_structure import jacobian_ntk, normal
 
 import fixntk as fx
-from fixntk.ntk import empirical, structure, tiles
+from fixntk.ntk import empirical, plan, structure
 from fixntk.ntk.neural_tangents_compat import import_neural_tangents
 
 
@@ -50,10 +50,10 @@ def test_jacobians_of_a_few_leaves_at_a_time_add_up(monkeypatch):
     whole = fx.empirical_ntk(network, PARAMS, X1, X2, method="jacobian")
     shares = fx.layerwise_ntk(network, PARAMS, X1, X2, method="jacobian")
     num_parts = []
-    right = empirical.parts_of
-    monkeypatch.setattr(empirical, "parts_of", lambda *a: num_parts.append(len(parts := right(*a))) or parts)
-    monkeypatch.setattr(tiles, "_TILE_BYTES", 8 * 6 * 30)
-    tiles._known_plan.cache_clear()
+    right = empirical.split_request
+    monkeypatch.setattr(empirical, "split_request", lambda *a: num_parts.append(len(parts := right(*a))) or parts)
+    monkeypatch.setattr(plan, "_TILE_BYTES", 8 * 6 * 30)
+    plan.known_plan.cache_clear()
     np.testing.assert_allclose(
         fx.empirical_ntk(network, PARAMS, X1, X2, method="jacobian"), whole, rtol=1e-13, atol=1e-16
     )
