@@ -38,7 +38,7 @@ def full_precision() -> Iterator[None]:
 
 
 def default_precision() -> str | None:
-    """The precision that products get which ask for none, None for JAX's own choice."""
+    """Precision of products that do not set one themselves; None where JAX chooses it."""
     return jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]  # JAX adds its options at run time.
 
 

@@ -31,7 +31,7 @@ from fixntk._numerics import einsum, matmul
 from fixntk._tiling import in_row_tiles, sum_over_tiles
 from fixntk.gates.masks import as_masks
 
-# Largest temporary, in bytes, that a product makes of the masks before it goes through them in tiles.
+# Largest array, in bytes, of masks converted to numbers; above that size they are converted a tile at a time.
 _TILE_BYTES = 2**28
 
 
@@ -44,7 +44,7 @@ def masked_gram(
 ) -> Float[Array, "n1 n2"]:
     """Masked Gram kernel matrix (M₁ diag(η) M₂ᵀ) ∘ (X₁ X₂ᵀ).
 
-    The masks are turned into numbers a tile of gates and rows at a time, at most 256 MiB, so that memory beyond the
+    The masks are converted to numbers a tile of gates and rows at a time, at most 256 MiB, so that memory beyond the
     inputs and the result stays bounded. :class:`MaskedGram` gives the kernel in row blocks or as a product alone.
 
     Parameters
@@ -184,7 +184,7 @@ def masked_apply(masks: Array, x: Array, weights: Array) -> Float[Array, "n c"]:
 
 @partial(jax.jit, static_argnames="num_gates")
 def masked_adjoint(masks: Array, x: Array, residual: Array, num_gates: int) -> Float[Array, "P d c"]:
-    """Correlations Xᵀ D_p R of every group with the (n, c) residual: the adjoint of :func:`masked_apply`.
+    """Correlations Xᵀ D_p R of every gate with the (n, c) residual: the adjoint of :func:`masked_apply`.
 
     See docs/mathematics.md, M2 and M7.
     """
@@ -270,7 +270,7 @@ def _weighted_coactivations(weights: Array, masks1: Array, masks2: Array) -> Arr
 
 
 def _over_rows(function: Callable[[Array], Array], masks: Array, num_gates: int, dtype: jnp.dtype) -> Array:
-    """Apply a function of the masks as numbers, row by row independent, to tiles of rows."""
+    """Apply a function of the masks as numbers, in which rows are independent, to tiles of rows."""
     num_rows = masks.shape[0]
     tile = _tile_size(num_rows, num_gates * dtype.itemsize)
     if tile == num_rows:

@@ -216,12 +216,20 @@ def test_one_gate_has_the_same_masks_packed_or_as_numbers(rng, encode_one):
         fx.masked_gram(np.ones(1), np.full((11, 1), 7, np.uint8), x)
 
 
-@pytest.mark.parametrize(("num_rows", "error"), [(2.5, TypeError), ("a", TypeError), (0, ValueError)])
+@pytest.mark.parametrize(
+    ("num_rows", "error"),
+    [
+        pytest.param(2.5, TypeError, marks=pytest.mark.wrong_types),
+        pytest.param("a", TypeError, marks=pytest.mark.wrong_types),
+        (0, ValueError),
+    ],
+)
 def test_row_blocks_of_no_size_are_refused_at_once(num_rows, error):
     with pytest.raises(error, match="num_rows must be"):
         fx.MaskedGram(np.ones(2), np.ones((3, 2), bool), np.ones((3, 2))).tiles(num_rows)
 
 
+@pytest.mark.wrong_types
 @pytest.mark.parametrize("masks", [None, [["a", "b"]], np.ones((1, 2), complex), [[True], [True, False]]])
 def test_masks_that_are_no_numbers_are_named(masks):
     with pytest.raises(TypeError, match=r"masks1 must be a (real )?numeric array, got"):

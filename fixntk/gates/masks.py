@@ -122,7 +122,7 @@ def _masks_in_tiles(x: Array, gates: Array, tile: int) -> Array:
     return in_row_tiles(lambda begin: masks_of(lax.dynamic_slice_in_dim(x, begin, tile)), x.shape[0], tile)
 
 
-def pack_masks(masks: ArrayLike) -> UInt8[Array, "n ceil(P/8)"]:
+def pack_masks(masks: ArrayLike) -> UInt8[Array, "n bytes"]:
     """Pack bool masks eight gates to a byte, an eighth of their memory.
 
     Every function that takes masks takes them packed as well: dtype uint8 means packed.

@@ -1,4 +1,4 @@
-"""What an activation makes of two Gaussian variables: E[φ(u)φ(v)] and E[φ'(u)φ'(v)] in closed form.
+"""Gaussian moments of activations: E[φ(u)φ(v)] and E[φ'(u)φ'(v)] of two Gaussian variables, in closed form.
 
 See docs/mathematics.md, M13.
 """
@@ -97,20 +97,22 @@ def leaky_relu(slope: float = 0.01) -> Activation:
 
 @cache
 def _leaky_relu(slope: float) -> Activation:
-    # φ(x) = odd x + even |x|, and x is not correlated with |x'|.
+    # φ(x) = (1 + slope)/2 · x + (1 − slope)/2 · |x|, and x is not correlated with |x'|: these are the squared factors.
     odd, even = ((1 + slope) / 2) ** 2, ((1 - slope) / 2) ** 2
 
     def moments(pair: Gaussians) -> Moments:
+        # E|u||v| = std1 std2 (2/π)(sin θ − θ cos θ) + E[uv] (Cho and Saul 2009, degree 1).
         lune = sine_less_angle_times_cosine(pair.haversine, pair.havercosine)
         values = (odd + even) * pair.covariance + (even * 2 / jnp.pi) * (pair.std1 * pair.std2 * lune)
         return values, odd + even * (1 - (2 / jnp.pi) * pair.angle)
 
     def haversines(pair: Gaussians) -> Haversines:
         if slope == -1:
+            # |u| forgets the sign: the angle θ and π − θ become the same one.
             smaller = jnp.minimum(pair.haversine, pair.havercosine)
             pair = pair._replace(haversine=smaller, havercosine=jnp.maximum(pair.haversine, pair.havercosine))
-        # cos θ rises by twice this.
         lune = sine_less_angle_times_cosine(pair.haversine, pair.havercosine)
+        # cos θ rises by twice this, so that the haversine falls by it.
         rise = (even / (jnp.pi * (odd + even))) * lune
         return jnp.maximum(pair.haversine - rise, 0), pair.havercosine + rise
 
@@ -120,9 +122,10 @@ def _leaky_relu(slope: float) -> Activation:
 @cache
 def _polynomial(coefficients: tuple[float, ...]) -> Activation:
     def expectation(pair: Gaussians, coefficients: Sequence[float]) -> Array:
-        # Σ_m E[uv]^m / m! E[φ^(m)(u)] E[φ^(m)(v)]
+        # Price's theorem: E[φ(u)φ(v)] = Σ_m E[uv]^m / m! E[φ^(m)(u)] E[φ^(m)(v)], by Horner's rule from the last term.
         total = jnp.zeros_like(pair.covariance)
         for m in reversed(range(len(coefficients))):
+            # E[φ^(m)(u)] from E[z^2h] = (2h)! / (h! 2^h); odd moments are zero.
             means = [
                 sum(
                     coefficients[k] * math.factorial(k) / (math.factorial(h) * 2**h) * std ** (2 * h)
@@ -254,19 +257,20 @@ def _check_elementwise(function: Callable[[Array], Array]) -> None:
 @cache
 def _hermite_projection(num_terms: int) -> tuple[np.ndarray, np.ndarray]:
     """Gauss–Hermite nodes (N,) of the standard normal, and the (N, K) matrix from values there to coefficients a_k."""
-    # Eigenvectors of the Jacobi matrix hold √w_i h_k(z_i), of size at most one where h_k itself overflows.
+    # Golub and Welsch: nodes are eigenvalues of the Jacobi matrix; its eigenvectors hold √w_i h_k(z_i), of size at most
+    # one where h_k itself overflows.
     off_diagonal = np.sqrt(np.arange(1.0, 4 * num_terms))
     nodes, vectors = np.linalg.eigh(np.diag(off_diagonal, 1) + np.diag(off_diagonal, -1))
     return nodes, (vectors * vectors[0])[:num_terms].T
 
 
-class _Shares(NamedTuple):
-    """Two Gaussian variables beside noise, in ratios that stay in range where products of variances do not.
+class _NoisyPair(NamedTuple):
+    """Two Gaussian variables plus independent noise of variance 1, by ratios that stay in range for any variance.
 
     Attributes
     ----------
     noise1, noise2
-        √(1 / (1 + s std²)) of u and of v, with the noise of variance 1 and s the number of times that std² counts.
+        √(1 / (1 + s std²)) of u and of v, where s scales the variance of the variable against that of the noise.
     correlation
         s E[uv] / √((1 + s std1²)(1 + s std2²)).
     sine
@@ -279,22 +283,24 @@ class _Shares(NamedTuple):
     sine: Array
 
 
-def _shares(pair: Gaussians, s: int) -> _Shares:
+def _with_noise(pair: Gaussians, s: int) -> _NoisyPair:
     noise1, noise2 = (1 / (1 + s * std**2) for std in (pair.std1, pair.std2))
     signal1, signal2 = 1 - noise1, 1 - noise2
     rest = noise1 * noise2 + signal1 * noise2 + noise1 * signal2
     sine = jnp.sqrt(rest + 4 * signal1 * signal2 * pair.haversine * pair.havercosine)
     root1, root2 = jnp.sqrt(noise1), jnp.sqrt(noise2)
-    return _Shares(root1, root2, s * (pair.covariance * root1) * root2, sine)
+    return _NoisyPair(root1, root2, s * (pair.covariance * root1) * root2, sine)
 
 
 def _erf(pair: Gaussians) -> Moments:
-    noise1, noise2, correlation, sine = _shares(pair, 2)
+    # Williams 1997: E[erf(u)erf(v)] = (2/π) arcsin(correlation); arctan2 keeps its digits near ±1.
+    noise1, noise2, correlation, sine = _with_noise(pair, 2)
     return (2 / jnp.pi) * jnp.arctan2(correlation, sine), (4 / jnp.pi) * (noise1 / sine) * noise2
 
 
 def _gelu(pair: Gaussians) -> Moments:
-    noise1, noise2, correlation, sine = _shares(pair, 1)
+    noise1, noise2, correlation, sine = _with_noise(pair, 1)
+    # φ(x) = x Φ(x), and Φ(x) is the probability that x plus noise is positive: first that both are.
     both_positive = 0.25 + jnp.arctan2(correlation, sine) / (2 * jnp.pi)
     # The normal density at u and v, times E[uv].
     density = correlation / (2 * jnp.pi * sine)
@@ -306,6 +312,7 @@ def _gelu(pair: Gaussians) -> Moments:
 
 def _sin_and_cos(pair: Gaussians) -> tuple[Array, Array]:
     """E[sin u sin v] and E[cos u cos v]."""
+    # cos(u ∓ v) has the mean exp(−Var(u ∓ v)/2), and Var(u − v) = (std1 − std2)² + 4 std1 std2 sin²(θ/2).
     spread, product = (pair.std1 - pair.std2) ** 2, 4 * pair.std1 * pair.std2
     difference = jnp.exp(-(spread + product * pair.haversine) / 2)
     total = jnp.exp(-(spread + product * pair.havercosine) / 2)
@@ -313,7 +320,7 @@ def _sin_and_cos(pair: Gaussians) -> tuple[Array, Array]:
 
 
 def _gaussian(pair: Gaussians) -> Moments:
-    noise1, noise2, correlation, sine = _shares(pair, 2)
+    noise1, noise2, correlation, sine = _with_noise(pair, 2)
     values = noise1 / sine * noise2
     return values, 2 * correlation * values * (noise1 / sine) * (noise2 / sine)
 

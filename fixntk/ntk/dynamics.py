@@ -159,7 +159,7 @@ def gradient_flow(
 
     .. math:: f_t(X') = f_0(X') - Θ(X', X) (Θ + λI)^{-1} (I - e^{-αt(Θ + λI)}) (f_0(X) - y)
 
-    The kernel is decomposed once; ``predict`` of the result takes any times and points. A singular kernel is welcome:
+    The kernel is decomposed once; ``predict`` of the result takes any times and points. The kernel may be singular:
     directions of eigenvalue zero do not move. Derivatives in the kernel are exact for repeated eigenvalues too.
 
     The loss is a sum. For the mean over all targets, which is neural-tangents' convention, pass its learning rate

@@ -62,8 +62,8 @@ def empirical_ntk(
     x2
         (n2, …); x1 when None, which then costs about half.
     outputs
-        The output axes in a word: ``"full"``, every pair of outputs; ``"trace"``, the mean over all outputs;
-        ``"diagonal"``, each output with itself. None leaves it to the two arguments below.
+        A shorthand for the two arguments below: ``"full"``, every pair of outputs; ``"trace"``, the mean over all
+        outputs; ``"diagonal"``, each output with itself. None leaves the choice to them.
     trace_axes
         Axes of ``f(params, x)`` along which the kernel is averaged: only pairs of equal indices, divided by the axis's
         size. Axis 0 is the batch. As in neural-tangents.
@@ -71,22 +71,22 @@ def empirical_ntk(
         Axes along which only pairs of equal indices are kept. With axis 0, x1 and x2 are paired row by row, and no
         n1×n2 array is made.
     method
-        ``"structured"``: reads where parameters enter. What enters by a matrix product, a convolution or a look-up of
-        rows contributes through activations and back-propagated signals, what enters otherwise, or more than once,
-        through its Jacobian. ``"jacobian"``: Jacobians of all parameters, those of a few leaves at a time where they
+        ``"structured"``: reads where parameters enter. A parameter of a matrix product, a convolution or a table
+        look-up contributes through activations and back-propagated signals; one that enters otherwise, or more than
+        once, through its Jacobian. ``"jacobian"``: Jacobians of all parameters, those of a few leaves at a time where they
         are large. ``"ntvp"``: NTK-vector products. ``"auto"``: whichever takes the fewest operations by count.
     batch_size
-        Examples in a tile, of x1 and of x2; it need not divide their numbers. By default as many as fit into 256 MiB
-        of temporary arrays.
+        Number of examples of x1, and of x2, in a tile; it need not divide their numbers. By default as many as
+        256 MiB of temporary arrays allow.
     store_on_device
         False collects the tiles in a NumPy array on the host as they are finished, for kernels larger than the
         device's memory. Not possible under ``jax.jit``.
 
     Returns
     -------
-    (n1, n2, …): behind the examples' axes each output axis stands twice, (…, o, o, …), once where it is diagonal, and
-    not at all where it is traced. With axis 0 diagonal it begins with (n,), with axis 0 traced with neither. Of the
-    output's dtype, float32 at least.
+    (n1, n2, …): after the examples' axes each output axis occurs twice, (…, o, o, …), once where it is diagonal, and
+    not at all where it is traced. With axis 0 diagonal the shape begins with (n,), with axis 0 traced with neither.
+    The dtype is the output's, or float32 if that is wider.
 
     Raises
     ------
@@ -135,7 +135,7 @@ def layerwise_ntk(
     batch_size: int | None = None,
     store_on_device: bool = True,
 ) -> Any:
-    """Empirical NTK in shares: one kernel for each parameter leaf, or group of leaves, which sum to the whole.
+    """One empirical NTK for each parameter leaf, or group of leaves; they sum to the NTK of all parameters.
 
     Parameters
     ----------
@@ -186,7 +186,7 @@ def ntk_vector_product(
     *,
     batch_size: int | None = None,
 ) -> Array:
-    """Product of the empirical NTK with a vector, matrix-free: a backward pass at x2, a forward one at x1.
+    """Product of the empirical NTK with a vector, without the matrix: a backward pass at x2, a forward pass at x1.
 
     In full precision, as :func:`empirical_ntk`.
 
