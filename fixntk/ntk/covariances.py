@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from fixntk._numerics import safe_sqrt
-from fixntk.ntk.activations import Gaussians
 from fixntk.ntk.angles import Rows, products_and_angles
+from fixntk.ntk.gaussians import Gaussians
 
 # Rounding error of a mean, in units of the dtype's epsilon: a smaller difference says nothing about an angle.
 _MEAN_ROUNDING = 32

@@ -73,8 +73,8 @@ def empirical_ntk(
     method
         ``"structured"``: reads where parameters enter. A parameter of a matrix product, a convolution or a table
         look-up contributes through activations and back-propagated signals; one that enters otherwise, or more than
-        once, through its Jacobian. ``"jacobian"``: Jacobians of all parameters, those of a few leaves at a time where they
-        are large. ``"ntvp"``: NTK-vector products. ``"auto"``: whichever takes the fewest operations by count.
+        once, through its Jacobian. ``"jacobian"``: Jacobians of all parameters, those of a few leaves at a time where
+        they are large. ``"ntvp"``: NTK-vector products. ``"auto"``: the method with the fewest operations by count.
     batch_size
         Number of examples of x1, and of x2, in a tile; it need not divide their numbers. By default as many as
         256 MiB of temporary arrays allow.

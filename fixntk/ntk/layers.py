@@ -23,8 +23,9 @@ from jax import Array, lax
 
 from fixntk._checks import as_positive_int, check_scalar
 from fixntk._numerics import safe_sqrt
-from fixntk.ntk.activations import Gaussians, as_activation
+from fixntk.ntk.activations import as_activation
 from fixntk.ntk.covariances import Covariances, Pairs, add_pairs, average_pairs, haversines_from_moments
+from fixntk.ntk.gaussians import Gaussians
 
 _PADDINGS = ("SAME", "VALID", "CIRCULAR")
 

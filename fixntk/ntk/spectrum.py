@@ -1,8 +1,9 @@
 """Functions of a kernel along gradient flow, with derivatives that stay finite where eigenvalues repeat.
 
 The functions of an eigenvalue μ at s = αt: "inverse" (1 − e^(−sμ))/μ, "progress" 1 − e^(−sμ), "decay" e^(−sμ). At
-eigenvalues taken for zero all three are zero. The derivative of a matrix function F(Θ) in the direction E is V (Γ ∘ (Vᵀ E V)) Vᵀ with Γ the
-divided differences of F (Daleckii and Krein), where the derivatives of the eigenvectors would be infinite.
+eigenvalues taken for zero all three are zero. The derivative of a matrix function F(Θ) in the direction E is
+V (Γ ∘ (Vᵀ E V)) Vᵀ with Γ the divided differences of F (Daleckii and Krein), where the derivatives of the
+eigenvectors would be infinite.
 
 See docs/mathematics.md, M15.
 """
