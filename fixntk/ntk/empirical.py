@@ -12,6 +12,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
 
 from fixntk._numerics import default_precision, full_precision
 from fixntk._tiling import num_rows
@@ -38,7 +39,7 @@ def empirical_ntk(
     method: Method = "auto",
     batch_size: int | None = None,
     store_on_device: bool = True,
-) -> Array:
+) -> Any:
     r"""Empirical NTK of a function with parameters: inner products of its Jacobians.
 
     .. math:: Θ[i, j, o, q] = ⟨∂f_o(x_i)/∂θ, ∂f_q(x_j)/∂θ⟩
@@ -180,7 +181,7 @@ def layerwise_ntk(
 def ntk_vector_product(
     f: Callable[[Any, Any], Array],
     params: Any,
-    vector: Array,
+    vector: ArrayLike,
     x1: Any,
     x2: Any = None,
     *,
