@@ -200,11 +200,8 @@ def network_kernel(
         (n2, …) inputs; x1 when None; then only about half of the tiles, where there are several, is computed.
     input_scale
         What the inner products of inputs are multiplied with; one over the number of features or channels when None.
-    batch_size
-        Rows of x1 and x2 that are computed at a time; chosen by the size of the cache when None.
-    store_on_device
-        False collects the tiles in NumPy arrays on the host as they are finished, for kernels larger than the device's
-        memory. Not possible under ``jax.jit``.
+    batch_size, store_on_device
+        As in :func:`mlp_kernel`, and so are the result and the warning.
 
     Returns
     -------
@@ -218,11 +215,6 @@ def network_kernel(
         device's memory.
     TypeError
         If ``network`` is not built of layers, a standard deviation is not a number, or ``batch_size`` not an integer.
-
-    Warns
-    -----
-    UserWarning
-        If the series of an activation that is integrated leaves out more than 1e-4 of a second moment.
 
     References
     ----------
