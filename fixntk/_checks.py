@@ -1,4 +1,4 @@
-"""Input checks shared by the public functions: each error names the argument, what it was and what is expected."""
+"""Input checks shared by the public functions: errors name the argument, the value passed and what is expected."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def check_squares(name: str, array: Array) -> None:
 
 
 def check_memory(needing: str, num_bytes: int, remedy: str) -> None:
-    """Raise ValueError if an array of so many bytes cannot fit into the default device's memory."""
+    """Raise ValueError if an array of ``num_bytes`` cannot fit into the default device's memory."""
     available = _device_memory()
     if available is not None and num_bytes > available:
         raise ValueError(f"{needing} {num_bytes / 2**30:.1f} GiB, the device has {available / 2**30:.1f} GiB: {remedy}")

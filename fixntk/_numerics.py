@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import jax
@@ -24,6 +25,21 @@ def matmul(a: Array, b: Array) -> Array:
 def einsum(subscripts: str, *operands: Array) -> Array:
     """Sum of products in full precision, as :func:`matmul`."""
     return jnp.einsum(subscripts, *operands, precision=lax.Precision.HIGHEST)
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Trace products in full precision here, those in functions that a user passes too.
+
+    A precision that the user has set, by ``jax.default_matmul_precision`` or the option of that name, stays as it is.
+    """
+    with jax.default_matmul_precision(default_precision() or "highest"):
+        yield
+
+
+def default_precision() -> str | None:
+    """Precision of products that do not set one themselves; None where JAX chooses it."""
+    return jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]  # JAX adds its options at run time.
 
 
 def safe_sqrt(squares: Array) -> Array:

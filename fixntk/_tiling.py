@@ -1,12 +1,23 @@
-"""Results that are made block by block, so that no more than a block's intermediate values is in memory."""
+"""Results made block by block, so that no more than one block's intermediate values are in memory.
+
+Inside a compiled program: :func:`in_row_tiles` and :func:`sum_over_tiles` along one axis, :meth:`Grid.fill` over pairs
+of rows. Driven from the host, one compiled block after another: :meth:`Grid.fill_from_host`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
+
+# Kernels (b1, b2, …) of all pairs of two tiles, and the same of the pairs the other way round, (b2, b1, …).
+Blocks = tuple[Array, ...]
+BlocksBothWays = tuple[Blocks, Blocks]
 
 
 def in_row_tiles(block_from: Callable[[Array], Array], num_rows: int, tile: int) -> Array:
@@ -20,3 +31,159 @@ def in_row_tiles(block_from: Callable[[Array], Array], num_rows: int, tile: int)
 
     empty = jnp.zeros((num_rows, *block.shape[1:]), block.dtype)
     return lax.fori_loop(0, -(-num_rows // tile), fill_tile, empty)
+
+
+def sum_over_tiles(term_from: Callable[[Array, Array], Array], length: int, tile: int) -> Array:
+    """Sum of the terms of tiles of an axis, each given by where it begins and which entries it has.
+
+    The last tile ends with the axis, and so goes over entries that an earlier one has had: ``term_from(begin, is_new)``
+    has to leave those out for which the (tile,) bool array ``is_new`` is False.
+    """
+
+    def add_tile(i: Array, total: Array) -> Array:
+        begin = jnp.minimum(i * tile, length - tile)
+        return total + term_from(begin, jnp.arange(tile) + begin >= i * tile)
+
+    term = jax.eval_shape(term_from, jnp.asarray(0), jnp.zeros(tile, bool))
+    return lax.fori_loop(0, -(-length // tile), add_tile, jnp.zeros(term.shape, term.dtype))
+
+
+class Grid:
+    """The grid of tiles of pairs of rows of two pytrees, x1 and x2, or of x1 with itself when x2 is None.
+
+    Of a symmetric kernel's N×N tiles, those (i, i + s mod N) with s ≤ N/2 hold every pair. Rows are cut into equal
+    tiles, the last one filled up with copies of the last row: ``tiles`` holds x1's and x2's, (N, b, …) each.
+    """
+
+    def __init__(self, x1: Any, x2: Any, tile: int) -> None:
+        self.is_symmetric = x2 is None
+        self._size = num_rows(x1), num_rows(x1 if x2 is None else x2)
+        tiles1 = _cut_into_tiles(x1, tile)
+        self.tiles = tiles1, tiles1 if x2 is None else _cut_into_tiles(x2, tile)
+        self.num_rows, self.height = jax.tree.leaves(self.tiles[0])[0].shape[:2]
+        self.num_columns, self.width = jax.tree.leaves(self.tiles[1])[0].shape[:2]
+        self.num_steps = self.num_columns // 2 + 1 if self.is_symmetric else self.num_columns
+        self.padded_shape = self.num_rows * self.height, self.num_columns * self.width
+
+    def row(self, i: Any) -> Any:
+        """The i-th tile of x1."""
+        return jax.tree.map(lambda a: a[i], self.tiles[0])
+
+    def column(self, j: Any) -> Any:
+        """The j-th tile of x2."""
+        return jax.tree.map(lambda a: a[j], self.tiles[1])
+
+    def fill(
+        self,
+        results: Blocks,
+        features: Callable[[Any], Any],
+        kernels: Callable[[Any, Any], BlocksBothWays],
+    ) -> Blocks:
+        """Fill padded results with the kernels of all pairs, in a loop inside the caller's program.
+
+        ``kernels`` are those of the features of two tiles, both ways round.
+        """
+
+        def fill_row(results: Blocks, i: Array) -> tuple[Blocks, None]:
+            features1 = features(self.row(i))
+
+            def fill_tile(results: Blocks, step: Array) -> tuple[Blocks, None]:
+                j = self._column_number(i, step)
+                blocks, transposed = kernels(features1, features(self.column(j)))
+                results = _put(results, blocks, i * self.height, j * self.width)
+                if self.is_symmetric:
+                    results = _put(results, transposed, j * self.width, i * self.height)
+                return results, None
+
+            return lax.scan(fill_tile, results, jnp.arange(self.num_steps))[0], None
+
+        results, _ = lax.scan(fill_row, results, jnp.arange(self.num_rows))
+        return self._without_padding(results)
+
+    def fill_from_host(
+        self,
+        shape: tuple[int, ...],
+        dtypes: tuple[Any, ...],
+        features: Callable[[int, int], Any],
+        kernels: Callable[[Any, Any], BlocksBothWays],
+        store_on_device: bool,
+    ) -> tuple[Any, ...]:
+        """Kernels of all pairs from compiled programs for one tile, dispatched asynchronously from Python.
+
+        One compiled loop would be slower on a CPU: inside it XLA uses a single core for entrywise functions, and its
+        convolutions are tens of times slower.
+
+        Parameters
+        ----------
+        shape
+            Of one pair's kernel, behind the two axes of examples.
+        dtypes
+            One for each kernel.
+        features
+            What ``kernels`` needs of tile ``number`` of x1 (side 0) or x2 (side 1): ``features(side, number)``.
+        kernels
+            Those of the features of two tiles, both ways round.
+        store_on_device
+            False collects them in NumPy arrays.
+        """
+        zeros: Callable[..., Any] = jnp.zeros if store_on_device else np.zeros
+        put: Callable[..., Any] = _put_in_place if store_on_device else _put_on_host
+        results = tuple(zeros((*self.padded_shape, *shape), dtype) for dtype in dtypes)
+        for i in range(self.num_rows):
+            features1 = features(0, i)
+            for j in self._columns_of(i):
+                is_diagonal = self.is_symmetric and i == j
+                blocks, transposed = kernels(features1, features1 if is_diagonal else features(1, j))
+                results = put(results, blocks, i * self.height, j * self.width)
+                if self.is_symmetric and not is_diagonal:
+                    results = put(results, transposed, j * self.width, i * self.height)
+        return self._without_padding(results)
+
+    def _column_number(self, i: Any, step: Any) -> Any:
+        """The tile of x2 that tile i of x1 meets in a step."""
+        return (i + step) % self.num_columns if self.is_symmetric else step
+
+    def _columns_of(self, i: int) -> list[int]:
+        """The tiles of x2 that tile i of x1 meets, itself first if symmetric, so that no two tiles meet twice."""
+        # With an even number of tiles, those half way round would meet from both sides.
+        is_met_already = self.is_symmetric and 2 * i >= self.num_columns and self.num_columns % 2 == 0
+        return [self._column_number(i, step) for step in range(self.num_steps - is_met_already)]
+
+    def _without_padding(self, results: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Results of all pairs from those of the padded ones."""
+        return tuple(result[: self._size[0], : self._size[1]] for result in results)
+
+
+def num_rows(x: Any) -> int:
+    """Number of rows in a pytree of arrays, one row an example."""
+    return jax.tree.leaves(x)[0].shape[0]
+
+
+def _cut_into_tiles(x: Any, tile: int) -> Any:
+    """Cut rows (n, …) into equal tiles (N, b, …), b ≤ tile; the last is filled up with its last row."""
+
+    def cut(array: Array) -> Array:
+        count = -(-array.shape[0] // tile)
+        height = -(-array.shape[0] // count)
+        width = [(0, count * height - array.shape[0]), *[(0, 0)] * (array.ndim - 1)]
+        return jnp.pad(array, width, mode="edge").reshape(count, height, *array.shape[1:])
+
+    return jax.tree.map(cut, x)
+
+
+def _put(results: Blocks, blocks: Blocks, row: Any, column: Any) -> Blocks:
+    """Results with a block each put in at a row and column."""
+    corners = [(row, column, *(0 for _ in block.shape[2:])) for block in blocks]
+    return tuple(map(lax.dynamic_update_slice, results, blocks, corners))
+
+
+@partial(jax.jit, donate_argnums=0)
+def _put_in_place(results: Blocks, blocks: Blocks, row: Array | int, column: Array | int) -> Blocks:
+    return _put(results, blocks, row, column)
+
+
+def _put_on_host(results: tuple[np.ndarray, ...], blocks: Blocks, row: int, column: int) -> tuple[np.ndarray, ...]:
+    """The same in NumPy arrays."""
+    for result, block in zip(results, blocks, strict=True):
+        result[row : row + block.shape[0], column : column + block.shape[1]] = block
+    return results

@@ -1,13 +1,17 @@
-"""Masked Gram kernels K(η) = (M diag(η) Mᵀ) ∘ (X Xᵀ): dense, in tiles, and as an operator without n×n memory (M2).
+"""Masked Gram kernels K(η) = (M diag(η) Mᵀ) ∘ (X Xᵀ): dense, in tiles, and as an operator without n×n memory.
 
 Also the linear map W ↦ Σ_p D_p X W_p that the convex program fits, and its adjoint R ↦ (Xᵀ D_p R)_p: each is one
 matrix product with the masks. Nothing of size n×P×d is ever made.
+
+See docs/mathematics.md, M2.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,10 +28,10 @@ from fixntk._checks import (
     check_same_rows,
 )
 from fixntk._numerics import einsum, matmul
-from fixntk._tiling import in_row_tiles
+from fixntk._tiling import in_row_tiles, sum_over_tiles
 from fixntk.gates.masks import as_masks
 
-# Largest temporary, in bytes, that a product makes of the masks before it goes through them in tiles.
+# Largest array, in bytes, of masks converted to numbers; above that size they are converted a tile at a time.
 _TILE_BYTES = 2**28
 
 
@@ -38,9 +42,9 @@ def masked_gram(
     masks2: ArrayLike | None = None,
     x2: ArrayLike | None = None,
 ) -> Float[Array, "n1 n2"]:
-    """Masked Gram kernel matrix (M₁ diag(η) M₂ᵀ) ∘ (X₁ X₂ᵀ) (M2).
+    """Masked Gram kernel matrix (M₁ diag(η) M₂ᵀ) ∘ (X₁ X₂ᵀ).
 
-    The masks are turned into numbers a tile of gates and rows at a time, at most 256 MiB, so that memory beyond the
+    The masks are converted to numbers a tile of gates and rows at a time, at most 256 MiB, so that memory beyond the
     inputs and the result stays bounded. :class:`MaskedGram` gives the kernel in row blocks or as a product alone.
 
     Parameters
@@ -70,6 +74,8 @@ def masked_gram(
     >>> fx.masked_gram(jnp.array([0.5, 0.25]), masks, x)
     Array([[0.75, 0.5 ],
            [0.5 , 1.  ]], dtype=float32)
+
+    See docs/mathematics.md, M2.
     """
     weights, masks1, x1 = _as_operands(weights, masks1, x1, "1")
     if (masks2 is None) != (x2 is None):
@@ -83,10 +89,9 @@ def masked_gram(
     return _masked_gram(weights, masks1, x1, masks2, x2)
 
 
-@jax.tree_util.register_pytree_node_class
 @dataclass(frozen=True, eq=False, init=False)
 class MaskedGram:
-    """The masked Gram kernel K(η) of one data set as a symmetric linear operator (M2).
+    """The masked Gram kernel K(η) of one data set as a symmetric linear operator.
 
     ``operator @ v`` costs O(n d P) and never makes an n×n matrix; ``tiles`` makes it a block of rows at a time. A
     pytree, so it goes through ``jit``, ``vmap`` and ``grad``.
@@ -99,6 +104,10 @@ class MaskedGram:
         (n, P) bool, or packed.
     x
         (n, d) inputs.
+
+    Notes
+    -----
+    See docs/mathematics.md, M2.
     """
 
     weights: Array
@@ -125,14 +134,11 @@ class MaskedGram:
         vectors = as_float_array("vectors", vectors, (1, 2)).astype(self.dtype)
         check_same_rows("x", self.x, "vectors", vectors)
         columns = vectors[:, None] if vectors.ndim == 1 else vectors
-        correlations = masked_adjoint(self.masks, self.x, columns, self.weights.size)
-        product = masked_apply(self.masks, self.x, self.weights[:, None, None] * correlations)
-        return product.reshape(vectors.shape)
+        return _product(self.weights, self.masks, self.x, columns).reshape(vectors.shape)
 
     def diagonal(self) -> Float[Array, " n"]:
         """The diagonal (Σ_p η_p m_ip) ‖x_i‖²."""
-        counts = _over_rows(lambda tile: matmul(tile, self.weights), self.masks, self.weights.size, self.x.dtype)
-        return counts * jnp.sum(self.x**2, axis=1)
+        return _diagonal(self.weights, self.masks, self.x)
 
     def to_dense(self) -> Float[Array, "n n"]:
         """The whole matrix."""
@@ -147,21 +153,28 @@ class MaskedGram:
             (rows, _masked_gram(self.weights, self.masks[rows], self.x[rows], self.masks, self.x)) for rows in blocks
         )
 
-    def tree_flatten(self) -> tuple[tuple[Array, Array, Array], None]:
-        """Leaves and structure for JAX."""
-        return (self.weights, self.masks, self.x), None
 
-    @classmethod
-    def tree_unflatten(cls, _: None, leaves: tuple[Array, Array, Array]) -> MaskedGram:
-        """Rebuild from leaves, which JAX may have replaced by anything: no checks."""
-        operator = object.__new__(cls)
-        for name, value in zip(("weights", "masks", "x"), leaves, strict=True):
-            object.__setattr__(operator, name, value)
-        return operator
+def _unchecked_operator(_: None, leaves: Iterable[Any]) -> MaskedGram:
+    operator = object.__new__(MaskedGram)
+    for name, value in zip(("weights", "masks", "x"), leaves, strict=True):
+        object.__setattr__(operator, name, value)
+    return operator
 
 
+# Not register_dataclass, which rebuilds an operator by its constructor: that checks its arguments, and transformations
+# put leaves of other shapes, or placeholders, into pytrees.
+jax.tree_util.register_pytree_node(
+    MaskedGram, lambda operator: ((operator.weights, operator.masks, operator.x), None), _unchecked_operator
+)
+
+
+# Compiled here rather than left to the caller: outside jit, JAX would compile the loop over tiles anew in every call.
+@jax.jit
 def masked_apply(masks: Array, x: Array, weights: Array) -> Float[Array, "n c"]:
-    """Outputs Σ_p D_p X W_p of the group weights W, (P, d, c), on (n, d) inputs with (n, P) masks (M2)."""
+    """Outputs Σ_p D_p X W_p of the group weights W, (P, d, c), on (n, d) inputs with (n, P) masks.
+
+    See docs/mathematics.md, M2.
+    """
     num_gates, num_features, num_outputs = weights.shape
     flat = weights.reshape(num_gates, num_features * num_outputs)
     summed = _over_rows(lambda tile: matmul(tile, flat), masks, num_gates, x.dtype)
@@ -169,24 +182,25 @@ def masked_apply(masks: Array, x: Array, weights: Array) -> Float[Array, "n c"]:
     return einsum("nd,ndc->nc", x, summed)
 
 
+@partial(jax.jit, static_argnames="num_gates")
 def masked_adjoint(masks: Array, x: Array, residual: Array, num_gates: int) -> Float[Array, "P d c"]:
-    """Correlations Xᵀ D_p R of every group with the (n, c) residual: the adjoint of :func:`masked_apply` (M2, M7)."""
+    """Correlations Xᵀ D_p R of every gate with the (n, c) residual: the adjoint of :func:`masked_apply`.
+
+    See docs/mathematics.md, M2 and M7.
+    """
     num_rows, num_features = x.shape
     num_outputs = residual.shape[1]
     outer = (x[:, :, None] * residual[:, None, :]).reshape(num_rows, num_features * num_outputs)
     tile = _tile_size(num_rows, num_gates * x.dtype.itemsize)
 
-    def add_tile(start: Array, total: Array) -> Array:
-        begin, fresh = _clamped(start, tile, num_rows)
-        tile_masks = _rows_as_numbers(masks, begin, tile, num_gates, x.dtype)
-        rows = lax.dynamic_slice_in_dim(outer, begin, tile) * fresh[:, None]
-        return total + matmul(tile_masks.T, rows)
+    def term(begin: Array, is_new: Array) -> Array:
+        rows = lax.dynamic_slice_in_dim(outer, begin, tile) * is_new[:, None]
+        return matmul(_rows_as_numbers(masks, begin, tile, num_gates, x.dtype).T, rows)
 
     if tile == num_rows:
         total = matmul(as_numbers(masks, num_gates, x.dtype).T, outer)
     else:
-        zero = jnp.zeros((num_gates, num_features * num_outputs), x.dtype)
-        total = lax.fori_loop(0, -(-num_rows // tile), lambda i, total: add_tile(i * tile, total), zero)
+        total = sum_over_tiles(term, num_rows, tile)
     return total.reshape(num_gates, num_features, num_outputs)
 
 
@@ -203,6 +217,18 @@ def _as_operands(weights: ArrayLike, masks: ArrayLike, x: ArrayLike, suffix: str
     masks = as_masks(f"masks{suffix}", masks, weights.size)
     check_same_rows(f"masks{suffix}", masks, f"x{suffix}", x)
     return weights, masks, x
+
+
+@jax.jit
+def _product(weights: Array, masks: Array, x: Array, columns: Array) -> Array:
+    correlations = masked_adjoint(masks, x, columns, weights.size)
+    return masked_apply(masks, x, weights[:, None, None] * correlations)
+
+
+@jax.jit
+def _diagonal(weights: Array, masks: Array, x: Array) -> Array:
+    counts = _over_rows(lambda tile: matmul(tile, weights), masks, weights.size, x.dtype)
+    return counts * jnp.sum(x**2, axis=1)
 
 
 @jax.jit
@@ -229,23 +255,22 @@ def _weighted_coactivations(weights: Array, masks1: Array, masks2: Array) -> Arr
         masks1, masks2 = (
             masks if masks.dtype == jnp.uint8 else jnp.packbits(masks, axis=1) for masks in (masks1, masks2)
         )
-    packed = masks1.dtype == jnp.uint8
-    per_column = 8 if packed else 1
+    per_column = 8 if masks1.dtype == jnp.uint8 else 1
+    length = -(-num_gates // per_column) * per_column
+    padded = jnp.pad(weights, (0, length - num_gates))
 
-    def add_tile(i: Array, total: Array) -> Array:
-        begin, fresh = _clamped(i * tile, tile, -(-num_gates // 8) * 8 if packed else num_gates)
+    def term(begin: Array, is_new: Array) -> Array:
         columns = [
             lax.dynamic_slice_in_dim(masks, begin // per_column, tile // per_column, axis=1)
             for masks in (masks1, masks2)
         ]
-        padded = jnp.pad(weights, (0, -num_gates % 8)) if packed else weights
-        return total + product(lax.dynamic_slice_in_dim(padded, begin, tile) * fresh, *columns)
+        return product(lax.dynamic_slice_in_dim(padded, begin, tile) * is_new, *columns)
 
-    return lax.fori_loop(0, -(-num_gates // tile), add_tile, jnp.zeros((rows1, rows2), weights.dtype))
+    return sum_over_tiles(term, length, tile)
 
 
 def _over_rows(function: Callable[[Array], Array], masks: Array, num_gates: int, dtype: jnp.dtype) -> Array:
-    """Apply a function of the masks as numbers, row by row independent, to tiles of rows."""
+    """Apply a function of the masks as numbers, in which rows are independent, to tiles of rows."""
     num_rows = masks.shape[0]
     tile = _tile_size(num_rows, num_gates * dtype.itemsize)
     if tile == num_rows:
@@ -258,12 +283,6 @@ def _tile_size(length: int, bytes_each: int, multiple: int = 1) -> int:
     if length * bytes_each <= _TILE_BYTES:
         return length
     return min(length, max(multiple, _TILE_BYTES // bytes_each // multiple * multiple))
-
-
-def _clamped(start: Array, tile: int, length: int) -> tuple[Array, Array]:
-    """Where the tile begins so that it ends within the length, and 1 for its entries not seen before."""
-    begin = jnp.minimum(start, length - tile)
-    return begin, jnp.arange(tile) + begin >= start
 
 
 def _rows_as_numbers(masks: Array, begin: Array, tile: int, num_gates: int, dtype: jnp.dtype) -> Array:

@@ -168,6 +168,26 @@ def test_a_product_with_a_large_kernel_takes_memory_for_a_tile_alone():
 
 
 @pytest.mark.usefixtures("tiling")
+def test_a_second_product_compiles_nothing(problem, rng, caplog):
+    weights, masks, x = problem
+    operator, vector = fx.MaskedGram(weights, masks, x), rng.standard_normal(11).astype(x.dtype)
+    group_weights, residual = jnp.ones((21, 3, 2), x.dtype), jnp.ones((11, 2), x.dtype)
+
+    def use():
+        products = operator @ vector, operator.diagonal()
+        parts = (
+            gram.masked_apply(operator.masks, operator.x, group_weights),
+            gram.masked_adjoint(operator.masks, operator.x, residual, 21),
+        )
+        return products, parts
+
+    use()
+    with jax.log_compiles():
+        use()
+    assert not [record.message for record in caplog.records if record.message.startswith("Compiling")]
+
+
+@pytest.mark.usefixtures("tiling")
 @pytest.mark.parametrize("vector_type", ["float64", "int32"])
 def test_products_are_of_the_operators_dtype_whatever_the_vectors(rng, encode, vector_type):
     weights, masks, x = rng.random(21), rng.random((11, 21)) < 0.5, rng.standard_normal((11, 3)).astype(np.float32)
@@ -196,12 +216,20 @@ def test_one_gate_has_the_same_masks_packed_or_as_numbers(rng, encode_one):
         fx.masked_gram(np.ones(1), np.full((11, 1), 7, np.uint8), x)
 
 
-@pytest.mark.parametrize(("num_rows", "error"), [(2.5, TypeError), ("a", TypeError), (0, ValueError)])
+@pytest.mark.parametrize(
+    ("num_rows", "error"),
+    [
+        pytest.param(2.5, TypeError, marks=pytest.mark.wrong_types),
+        pytest.param("a", TypeError, marks=pytest.mark.wrong_types),
+        (0, ValueError),
+    ],
+)
 def test_row_blocks_of_no_size_are_refused_at_once(num_rows, error):
     with pytest.raises(error, match="num_rows must be"):
         fx.MaskedGram(np.ones(2), np.ones((3, 2), bool), np.ones((3, 2))).tiles(num_rows)
 
 
+@pytest.mark.wrong_types
 @pytest.mark.parametrize("masks", [None, [["a", "b"]], np.ones((1, 2), complex), [[True], [True, False]]])
 def test_masks_that_are_no_numbers_are_named(masks):
     with pytest.raises(TypeError, match=r"masks1 must be a (real )?numeric array, got"):

@@ -1,4 +1,4 @@
-"""Every mask that a gate can produce on a data set: exact enumeration of hyperplane arrangements (M4).
+"""Every mask that a gate can produce on a data set: exact enumeration of hyperplane arrangements.
 
 Each row x_i of the data is a hyperplane {g : x_i·g = 0} in the space of gates, and a cell between the hyperplanes
 is the set of all gates with one mask. The enumeration adds one hyperplane after the other: a new hyperplane cuts
@@ -6,6 +6,8 @@ a cell in two exactly where the cell meets it, so the cut cells correspond to th
 *restricted to* the new hyperplane, one dimension lower. A point of each of those, pushed off the hyperplane to
 either side, is a gate in each half. Everything runs on the host in float64, since the sizes depend on the data; the
 numbers of a lower precision are exact there.
+
+See docs/mathematics.md, M4.
 """
 
 from __future__ import annotations
@@ -48,11 +50,11 @@ class Hyperplanes(NamedTuple):
 
 
 class _TooManyCellsError(Exception):
-    """More cells than wanted."""
+    """The arrangement has more cells than the budget allows."""
 
 
 def enumerate_arrangements(x: ArrayLike, *, max_cells: int = 200_000) -> Arrangements:
-    """Enumerate every mask that gates in general position produce on x, each with a gate well inside its cell (M4).
+    """Enumerate every mask that gates in general position produce on x, each with a gate well inside its cell.
 
     Exact for any rank and for degenerate data: duplicate, parallel, opposite and zero rows, more than r hyperplanes
     through a line, a bias column. Gates *on* a hyperplane are not counted: they have probability zero.
@@ -98,6 +100,8 @@ def enumerate_arrangements(x: ArrayLike, *, max_cells: int = 200_000) -> Arrange
     >>> arrangements = fx.enumerate_arrangements(x)
     >>> arrangements.masks.shape  # 2n in the plane
     (5, 10)
+
+    See docs/mathematics.md, M4.
     """
     array, max_cells = as_matrix("x", x), as_positive_int("max_cells", max_cells)
     points, planes = _points_in_cells(x, max_cells)
@@ -115,19 +119,26 @@ def enumerate_arrangements(x: ArrayLike, *, max_cells: int = 200_000) -> Arrange
 
 
 def cover_count(num_rows: int, rank: int) -> int:
-    """Number of cells of ``num_rows`` hyperplanes in general position in R^rank: 2 Σ_{k<r} C(n−1, k) (M4)."""
+    """Number of cells of ``num_rows`` hyperplanes in general position in R^rank: 2 Σ_{k<r} C(n−1, k).
+
+    See docs/mathematics.md, M4.
+    """
     if num_rows == 0:
         return 1
     return 2 * sum(comb(num_rows - 1, k) for k in range(rank))
 
 
 def distinct_hyperplanes(x: ArrayLike) -> Hyperplanes:
-    """Reduce rows to the row space and merge rows that are multiples of each other, up to float64's rounding (M4).
+    """Reduce rows to the row space and merge rows that are multiples of each other, up to float64's rounding.
 
     Raises
     ------
     ValueError
         If the rows merged, or the rank, depend on the units of the columns: those are lost in float64's rounding.
+
+    Notes
+    -----
+    See docs/mathematics.md, M4.
     """
     rows = np.asarray(x, np.float64)
     planes = _distinct_hyperplanes(rows)
@@ -218,9 +229,11 @@ def _cells(normals: np.ndarray, noise: np.ndarray, budget: int) -> np.ndarray:
         if points.shape[0] > budget:
             raise _TooManyCellsError
         return points
+    # Without hyperplanes the whole space is one cell, with any point inside.
     count = 1
     candidates = [np.eye(1, rank)]
     for j in range(num_planes):
+        # Hyperplane j cuts as many cells in two as its restricted arrangement has cells.
         crossed = _restricted_cells(normals[:j], normals[j], noise[:j], noise[j], budget - count)
         count += crossed.shape[0]
         candidates.append(_both_sides(crossed, normals[:j], normals[j]))
@@ -229,9 +242,11 @@ def _cells(normals: np.ndarray, noise: np.ndarray, budget: int) -> np.ndarray:
 
 def _cells_of_a_plane(normals: np.ndarray, noise: np.ndarray) -> np.ndarray:
     """Cells in R^2: the arcs between neighbouring lines through the origin, each by its middle."""
+    # A line is orthogonal to its normal, and its angle counts modulo π.
     angles = np.arctan2(normals[:, 1], normals[:, 0]) + np.pi / 2
     order = np.argsort(angles % np.pi)
     angles, noise = (angles % np.pi)[order], noise[order]
+    # The gap to the next line; a gap below the noise lies between two copies of one line.
     gaps = np.diff(angles, append=angles[0] + np.pi)
     kept = gaps > 8 * (noise + np.roll(noise, -1))
     middles = (angles + gaps / 2)[kept]
@@ -245,6 +260,7 @@ def _restricted_cells(
     """A point in each cell of the arrangement restricted to the hyperplane of ``normal``, in R^r."""
     # The last r − 1 columns of the complete QR factor are an orthonormal basis of the hyperplane.
     basis = np.linalg.qr(normal[:, None], mode="complete")[0][:, 1:]
+    # A normal projected into the hyperplane is the normal of the intersection there; shorter ones are less exact.
     projected = previous @ basis
     lengths = np.linalg.norm(projected, axis=1)
     projected /= lengths[:, None]
@@ -259,6 +275,7 @@ def _both_sides(points: np.ndarray, previous: np.ndarray, normal: np.ndarray) ->
     """Push points of a hyperplane off it to either side, halfway to the nearest of the previous hyperplanes."""
     step = np.ones(points.shape[0])
     if previous.shape[0]:
+        # Moving by t along the normal changes the distance to a hyperplane by t times this.
         slope = np.abs(previous @ normal)
         with np.errstate(divide="ignore"):
             step = np.minimum(step, 0.5 * np.min(np.abs(points @ previous.T) / slope, axis=1))
@@ -286,7 +303,7 @@ def _one_in_each_cell(points: np.ndarray, normals: np.ndarray, noise: np.ndarray
 
 
 def _move_inside(points: np.ndarray, normals: np.ndarray, num_steps: int = 40) -> np.ndarray:
-    """Raise each point's distance to its nearest hyperplane by steps away from that hyperplane."""
+    """Move each point away from its nearest hyperplane, within its cell, to raise the distance to the nearest one."""
     if normals.shape[0] == 0:
         return points
     moved = [_ascend_margin(block, normals, num_steps) for block in _row_blocks(points, normals.shape[0])]
@@ -299,11 +316,13 @@ def _ascend_margin(points: np.ndarray, normals: np.ndarray, num_steps: int) -> n
         index = np.argmin(products, axis=1)
         return index, products[np.arange(index.size), index]
 
+    # The signs hold fast the cell: a product times its sign is the distance to a hyperplane, from inside.
     signs = np.sign(points @ normals.T)
     rows = np.arange(points.shape[0])
     index, margin = nearest(points)
     step = np.full(points.shape[0], 0.5)
     for _ in range(num_steps):
+        # Step away from the nearest hyperplane, keep what raises the distance to the nearest one, else halve the step.
         trial = points + (step * signs[rows, index])[:, None] * normals[index]
         trial /= np.maximum(np.linalg.norm(trial, axis=1, keepdims=True), np.finfo(float).tiny)
         trial_index, trial_margin = nearest(trial)
@@ -324,7 +343,7 @@ def _masks_at(points: np.ndarray, planes: Hyperplanes) -> np.ndarray:
 
 
 def _surely_have_masks(x: Array, gates: Array, masks: np.ndarray) -> np.ndarray:
-    """Tell which gates have their masks on x whatever rounding in their dtype makes of the inner products.
+    """Tell which gates have their masks on x however their inner products are rounded in their dtype.
 
     A sum of d products is off by at most d·ε/2 times the sum of their absolute values, in any order. Twice that also
     covers the sum here if the dtype is float64. Products below the smallest normal number may be flushed to zero.

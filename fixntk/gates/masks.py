@@ -1,4 +1,7 @@
-"""Gates and their masks on data: sampling, evaluating, packing and merging them (M1)."""
+"""Gates and their masks on data: sampling, evaluating, packing and merging them.
+
+See docs/mathematics.md, M1.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ _TILE_BYTES = 2**28
 
 
 class Arrangements(NamedTuple):
-    """Masks on a data set with one representative gate each (M1, M4).
+    """Masks on a data set with one representative gate each.
 
     Attributes
     ----------
@@ -29,6 +32,10 @@ class Arrangements(NamedTuple):
         (n, P) bool; ``masks[i, p]`` tells whether row i is on the active side of gate p.
     gates
         (P, d); gate p has the mask ``masks[:, p]``. No unit; unit norm where they are enumerated.
+
+    Notes
+    -----
+    See docs/mathematics.md, M1 and M4.
     """
 
     masks: Bool[Array, "n P"]
@@ -38,7 +45,7 @@ class Arrangements(NamedTuple):
 def sample_gates(
     key: Key[Array, ""], num_gates: int, num_features: int, *, dtype: jnp.dtype | None = None
 ) -> Float[Array, "P d"]:
-    """Draw gates from N(0, I), as a gated-ReLU network at initialisation has them (M1, M3).
+    """Draw gates from N(0, I), as a gated-ReLU network at initialisation has them.
 
     Parameters
     ----------
@@ -55,13 +62,17 @@ def sample_gates(
         If either number is not an integer.
     ValueError
         If either number is below 1.
+
+    Notes
+    -----
+    See docs/mathematics.md, M1 and M3.
     """
     shape = as_positive_int("num_gates", num_gates), as_positive_int("num_features", num_features)
     return jax.random.normal(key, shape, dtype or jnp.result_type(float))
 
 
 def activation_masks(x: ArrayLike, gates: ArrayLike) -> Bool[Array, "n P"]:
-    """Masks 1{x·g ≥ 0} of gates on the rows of x (M1); a zero row is active under every gate.
+    """Masks 1{x·g ≥ 0} of gates on the rows of x; a zero row is active under every gate.
 
     The inner products are taken some rows at a time, so that memory beyond the masks stays bounded.
 
@@ -89,6 +100,8 @@ def activation_masks(x: ArrayLike, gates: ArrayLike) -> Bool[Array, "n P"]:
     >>> masks = fx.activation_masks(x, fx.sample_gates(jax.random.key(1), 4, 2))
     >>> masks.shape, masks.dtype
     ((6, 4), dtype('bool'))
+
+    See docs/mathematics.md, M1.
     """
     x, gates = as_matrix("x", x), as_matrix("gates", gates)
     check_same_columns("x", x, "gates", gates)
@@ -109,8 +122,8 @@ def _masks_in_tiles(x: Array, gates: Array, tile: int) -> Array:
     return in_row_tiles(lambda begin: masks_of(lax.dynamic_slice_in_dim(x, begin, tile)), x.shape[0], tile)
 
 
-def pack_masks(masks: ArrayLike) -> UInt8[Array, "n ceil(P/8)"]:
-    """Pack bool masks eight gates to a byte, an eighth of their memory (M2).
+def pack_masks(masks: ArrayLike) -> UInt8[Array, "n bytes"]:
+    """Pack bool masks eight gates to a byte, an eighth of their memory.
 
     Every function that takes masks takes them packed as well: dtype uint8 means packed.
 
@@ -122,6 +135,10 @@ def pack_masks(masks: ArrayLike) -> UInt8[Array, "n ceil(P/8)"]:
     Returns
     -------
     (n, ⌈P/8⌉) uint8.
+
+    Notes
+    -----
+    See docs/mathematics.md, M2.
     """
     return jnp.packbits(as_masks("masks", masks), axis=1)
 
@@ -178,7 +195,7 @@ def as_masks(name: str, masks: ArrayLike, num_gates: int | None = None) -> Array
 def merge_duplicate_masks(
     masks: ArrayLike, gates: ArrayLike, weights: ArrayLike | None = None
 ) -> tuple[Arrangements, Float[Array, " P"]]:
-    """Keep one gate for each distinct mask and sum the weights of those that it stands for (M1).
+    """Keep one gate for each distinct mask and sum the weights of those that it stands for.
 
     Runs on the host: the number of distinct masks depends on the values.
 
@@ -189,7 +206,7 @@ def merge_duplicate_masks(
     gates
         (P, d) gates with these masks.
     weights
-        (P,) weights; 1/P each when None, the Monte Carlo weights of sampled gates (M3).
+        (P,) weights; 1/P each when None, the Monte Carlo weights of sampled gates.
 
     Returns
     -------
@@ -199,6 +216,10 @@ def merge_duplicate_masks(
     ------
     ValueError
         If the numbers of masks, gates and weights differ.
+
+    Notes
+    -----
+    See docs/mathematics.md, M1 and M3.
     """
     columns = np.asarray(as_masks("masks", masks))
     gates = as_matrix("gates", gates)

@@ -1,4 +1,7 @@
-"""The share of all gates that each cell takes: the weights with which the NTK mixes masked kernels (M3, M4)."""
+"""The share of all gates that each cell takes: the weights with which the NTK mixes masked kernels.
+
+See docs/mathematics.md, M3 and M4.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ def arrangement_weights(
     key: Key[Array, ""] | None = None,
     num_samples: int = 200_000,
 ) -> tuple[Float[Array, " P"], Float[Array, " P"]]:
-    """Probability that a gate from N(0, I) has each mask: the solid angle of its cell (M3, M4).
+    """Probability that a gate from N(0, I) has each mask: the solid angle of its cell.
 
     Exact for data of rank 3 or less (counting the bias column): arcs in rank 2, spherical polygons in rank 3. Above,
     the share of ``num_samples`` random gates. Over a complete set of distinct masks the weights sum to one.
@@ -51,6 +54,10 @@ def arrangement_weights(
         If ``num_samples`` is not an integer.
     ValueError
         If shapes do not fit, or the gates do not have the masks on x.
+
+    Notes
+    -----
+    See docs/mathematics.md, M3 and M4.
     """
     dtype = as_matrix("x", x).dtype
     masks, gates = np.asarray(as_masks("arrangements.masks", arrangements.masks)), arrangements.gates
@@ -112,17 +119,21 @@ def _polygon_share(points: np.ndarray, normals: np.ndarray) -> np.ndarray:
     facets meet in a vertex, and the triangles from the point to neighbouring vertices add up to the polygon.
     """
     # Any two directions that complete the point to an orthonormal frame.
+    # The last two right singular vectors of the point as a matrix of one row.
     frame = np.linalg.svd(points[:, None, :])[2][:, 1:, :]
     frame[:, 1] *= np.sign(np.linalg.det(np.concatenate([points[:, None], frame], axis=1)))[:, None]
+    # Gnomonic projection of the dual: facet {g : n·g = 0} becomes the point n·frame / n·point of the plane.
     plane = np.einsum("pki,pji->pkj", normals, frame) / np.einsum("pki,pi->pk", normals, points)[:, :, None]
     total = np.zeros(points.shape[0])
     first_vertex = np.zeros_like(points)
     last_vertex = np.zeros_like(points)
     started = False
     for cells, facet, following in _hull_edges(plane):
+        # Two facets meet along the line orthogonal to both normals.
         vertex = np.cross(normals[cells, facet], normals[cells, following])
         vertex /= np.linalg.norm(vertex, axis=1, keepdims=True)
         if started:
+            # The walk has found an edge from the last vertex to this one.
             total[cells] += _triangle_area(points[cells], last_vertex[cells], vertex)
         else:
             first_vertex[cells] = vertex
@@ -177,7 +188,9 @@ def _monte_carlo(planes: Hyperplanes, masks: np.ndarray, key: Array, num_samples
     for block in _row_blocks(samples, planes.normals.shape[0]):
         for row in np.packbits(block @ planes.normals.T > 0, axis=1):
             cell = index.get(row.tobytes())
+            # A sample on a hyperplane, or in a cell that is not asked about, counts for none.
             if cell is not None:
                 counts[cell] += 1
+    # Half a hit more than was seen, so that a cell never hit has an error as well.
     smoothed = (counts + 0.5) / (num_samples + 1)
     return counts / num_samples, np.sqrt(smoothed * (1 - smoothed) / num_samples)

@@ -1,79 +1,24 @@
-"""What an activation makes of two Gaussian variables: E[φ(u)φ(v)] and E[φ'(u)φ'(v)] in closed form (M13)."""
+"""Gaussian moments of activations: E[φ(u)φ(v)] and E[φ'(u)φ'(v)] of two Gaussian variables, in closed form.
+
+See docs/mathematics.md, M13.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import Array
 
-from fixntk._checks import as_positive_int
-from fixntk._numerics import matmul
-from fixntk.ntk.angles import full_angle, sine_less_angle_times_cosine
-
-
-class Gaussians(NamedTuple):
-    """Pairs of centred Gaussian variables u, v, as arrays that broadcast together.
-
-    Attributes
-    ----------
-    std1, std2
-        Standard deviations of u and of v.
-    covariance
-        E[uv].
-    haversine, havercosine
-        sin²(θ/2) and cos²(θ/2) of the angle θ with cos θ = E[uv] / (std1 std2).
-    """
-
-    std1: Array
-    std2: Array
-    covariance: Array
-    haversine: Array
-    havercosine: Array
-
-    @property
-    def are_both_random(self) -> Array:
-        """Whether neither standard deviation is zero."""
-        return (self.std1 > 0) & (self.std2 > 0)
-
-    @property
-    def angle(self) -> Array:
-        """θ in [0, π]."""
-        return full_angle(self.haversine, self.havercosine)
-
-
-Moments = tuple[Array, Array]
-Haversines = tuple[Array, Array]
-
-
-@dataclass(frozen=True)
-class Activation:
-    """An elementwise function by its Gaussian moments.
-
-    Attributes
-    ----------
-    name
-        For messages.
-    moments
-        E[φ(u)φ(v)] and E[φ'(u)φ'(v)] of :class:`Gaussians`. The derivative is the one almost everywhere.
-    haversines
-        Haversine and havercosine of the angle between φ(u) and φ(v), without the cancellation at small angles that the
-        second moments alone would suffer; None where there is no formula for it.
-    truncation
-        Shares of E[φ(u)²] and E[φ'(u)²] that a finite series leaves out, by the standard deviation of u; None for
-        closed forms.
-    """
-
-    name: str
-    moments: Callable[[Gaussians], Moments]
-    haversines: Callable[[Gaussians], Haversines] | None = None
-    truncation: Callable[[Array], tuple[Array, Array]] | None = None
+from fixntk.ntk.angles import sine_less_angle_times_cosine
+from fixntk.ntk.gaussians import Activation, Gaussians, Haversines, Moments
+from fixntk.ntk.quadrature import elementwise
 
 
 def leaky_relu(slope: float = 0.01) -> Activation:
@@ -94,20 +39,22 @@ def leaky_relu(slope: float = 0.01) -> Activation:
 
 @cache
 def _leaky_relu(slope: float) -> Activation:
-    # φ(x) = odd x + even |x|, and x is not correlated with |x'|.
+    # φ(x) = (1 + slope)/2 · x + (1 − slope)/2 · |x|, and x is not correlated with |x'|: these are the squared factors.
     odd, even = ((1 + slope) / 2) ** 2, ((1 - slope) / 2) ** 2
 
     def moments(pair: Gaussians) -> Moments:
+        # E|u||v| = std1 std2 (2/π)(sin θ − θ cos θ) + E[uv] (Cho and Saul 2009, degree 1).
         lune = sine_less_angle_times_cosine(pair.haversine, pair.havercosine)
         values = (odd + even) * pair.covariance + (even * 2 / jnp.pi) * (pair.std1 * pair.std2 * lune)
         return values, odd + even * (1 - (2 / jnp.pi) * pair.angle)
 
     def haversines(pair: Gaussians) -> Haversines:
         if slope == -1:
+            # |u| forgets the sign: the angle θ and π − θ become the same one.
             smaller = jnp.minimum(pair.haversine, pair.havercosine)
             pair = pair._replace(haversine=smaller, havercosine=jnp.maximum(pair.haversine, pair.havercosine))
-        # cos θ rises by twice this.
         lune = sine_less_angle_times_cosine(pair.haversine, pair.havercosine)
+        # cos θ rises by twice this, so that the haversine falls by it.
         rise = (even / (jnp.pi * (odd + even))) * lune
         return jnp.maximum(pair.haversine - rise, 0), pair.havercosine + rise
 
@@ -117,9 +64,10 @@ def _leaky_relu(slope: float) -> Activation:
 @cache
 def _polynomial(coefficients: tuple[float, ...]) -> Activation:
     def expectation(pair: Gaussians, coefficients: Sequence[float]) -> Array:
-        # Σ_m E[uv]^m / m! E[φ^(m)(u)] E[φ^(m)(v)]
+        # Price's theorem: E[φ(u)φ(v)] = Σ_m E[uv]^m / m! E[φ^(m)(u)] E[φ^(m)(v)], by Horner's rule from the last term.
         total = jnp.zeros_like(pair.covariance)
         for m in reversed(range(len(coefficients))):
+            # E[φ^(m)(u)] from E[z^2h] = (2h)! / (h! 2^h); odd moments are zero.
             means = [
                 sum(
                     coefficients[k] * math.factorial(k) / (math.factorial(h) * 2**h) * std ** (2 * h)
@@ -164,106 +112,13 @@ def _as_numbers(name: str, values: Any) -> list[float]:
     return [float(value) for value in array]
 
 
-@cache
-def elementwise(function: Callable[[Array], Array], num_terms: int = 100) -> Activation:
-    """Any elementwise function, by Gauss–Hermite quadrature and Mehler's series.
-
-    With a_k(σ) = E[φ(σz) He_k(z)] / √(k!), z standard normal, E[φ(u)φ(v)] is Σ_k a_k(std1) a_k(std2) cos^k θ. The
-    coefficients are found by quadrature in one variable. Exact for polynomials of a degree below ``num_terms``. With
-    100 terms and standard deviations up to 1.2 the error is 1e-9 for tanh and 1e-12 for softer functions (sigmoid,
-    softplus, swish). Kinks converge slowly (ReLU: 3e-4, near θ = 0 1e-2): use the closed forms for those. Kernels of
-    arrays warn where the series leaves out more than a ten thousandth.
-
-    Parameters
-    ----------
-    function
-        Maps an array to one of the same shape, entry by entry, with ``jax.grad`` applicable. Keep the same function
-        object: a new lambda is compiled anew.
-    num_terms
-        Terms of the series; a quarter of the nodes of the quadrature.
-
-    Raises
-    ------
-    TypeError
-        If ``function`` is not callable, or not a JAX function, or ``num_terms`` is not an integer.
-    ValueError
-        If ``num_terms`` is not positive, or ``function`` does not work entry by entry.
-    """
-    if not callable(function):
-        raise TypeError(f"activation must be a function, an Activation or a name, got {function!r}")
-    _check_elementwise(function)
-    nodes, projection = _hermite_projection(as_positive_int("num_terms", num_terms))
-
-    def at_nodes(std: Array) -> tuple[Array, Array]:
-        inputs = std[..., None] * jnp.asarray(nodes, std.dtype)
-        values, derivatives = jax.jvp(function, (inputs,), (jnp.ones_like(inputs),))
-        return values.astype(std.dtype), derivatives.astype(std.dtype)
-
-    def coefficients(values: Array) -> Array:
-        return jnp.moveaxis(matmul(values, jnp.asarray(projection, values.dtype)), -1, 0)
-
-    def truncation(std: Array) -> tuple[Array, Array]:
-        def left_out(values: Array) -> Array:
-            whole = jnp.sum(jnp.asarray(projection[:, 0], values.dtype) * values**2, axis=-1)
-            kept = jnp.sum(coefficients(values) ** 2, axis=0)
-            return jnp.where(whole > 0, 1 - kept / jnp.where(whole > 0, whole, 1.0), 0.0)
-
-        values, derivatives = at_nodes(std)
-        return left_out(values), left_out(derivatives)
-
-    def moments(pair: Gaussians) -> Moments:
-        dtype = pair.covariance.dtype
-        cosine = pair.havercosine - pair.haversine
-
-        def add_term(sums: tuple[Array, Array], terms: Any) -> tuple[tuple[Array, Array], None]:
-            (values1, derivatives1), (values2, derivatives2) = terms
-            return (sums[0] * cosine + values1 * values2, sums[1] * cosine + derivatives1 * derivatives2), None
-
-        terms = tuple(tuple(map(coefficients, at_nodes(std))) for std in (pair.std1, pair.std2))
-        shape = jnp.broadcast_shapes(cosine.shape, pair.std1.shape, pair.std2.shape)
-        sums, _ = lax.scan(add_term, (jnp.zeros(shape, dtype),) * 2, terms, reverse=True, unroll=8)
-        return sums
-
-    return Activation(getattr(function, "__name__", repr(function)), moments, truncation=truncation)
-
-
-def _check_elementwise(function: Callable[[Array], Array]) -> None:
-    """Compare the function of some numbers together with that of each alone."""
-    is_for_numpy = TypeError(f"activation must be a function of JAX, such as jnp.tanh, got {function!r}")
-    if isinstance(function, np.ufunc):
-        raise is_for_numpy
-    try:
-        with jax.ensure_compile_time_eval():
-            inputs = jnp.asarray([-1.3, -0.4, 0.2, 0.9, 1.7])
-            jax.eval_shape(function, inputs)
-            together, alone = function(inputs), [function(number[None]) for number in inputs]
-            is_elementwise = jnp.shape(together) == inputs.shape and bool(
-                jnp.allclose(together, jnp.concatenate(alone), rtol=1e-3, atol=1e-4, equal_nan=True)
-            )
-    except jax.errors.TracerArrayConversionError as error:
-        raise is_for_numpy from error
-    except jax.errors.ConcretizationTypeError:
-        return  # A function of something traced: it cannot be tried out.
-    if not is_elementwise:
-        raise ValueError(f"activation must work entry by entry, {function!r} does not")
-
-
-@cache
-def _hermite_projection(num_terms: int) -> tuple[np.ndarray, np.ndarray]:
-    """Gauss–Hermite nodes (N,) of the standard normal, and the (N, K) matrix from values there to coefficients a_k."""
-    # Eigenvectors of the Jacobi matrix hold √w_i h_k(z_i), of size at most one where h_k itself overflows.
-    off_diagonal = np.sqrt(np.arange(1.0, 4 * num_terms))
-    nodes, vectors = np.linalg.eigh(np.diag(off_diagonal, 1) + np.diag(off_diagonal, -1))
-    return nodes, (vectors * vectors[0])[:num_terms].T
-
-
-class _Shares(NamedTuple):
-    """Two Gaussian variables beside noise, in ratios that stay in range where products of variances do not.
+class _NoisyPair(NamedTuple):
+    """Two Gaussian variables plus independent noise of variance 1, by ratios that stay in range for any variance.
 
     Attributes
     ----------
     noise1, noise2
-        √(1 / (1 + s std²)) of u and of v, with the noise of variance 1 and s the number of times that std² counts.
+        √(1 / (1 + s std²)) of u and of v, where s scales the variance of the variable against that of the noise.
     correlation
         s E[uv] / √((1 + s std1²)(1 + s std2²)).
     sine
@@ -276,22 +131,24 @@ class _Shares(NamedTuple):
     sine: Array
 
 
-def _shares(pair: Gaussians, s: int) -> _Shares:
+def _with_noise(pair: Gaussians, s: int) -> _NoisyPair:
     noise1, noise2 = (1 / (1 + s * std**2) for std in (pair.std1, pair.std2))
     signal1, signal2 = 1 - noise1, 1 - noise2
     rest = noise1 * noise2 + signal1 * noise2 + noise1 * signal2
     sine = jnp.sqrt(rest + 4 * signal1 * signal2 * pair.haversine * pair.havercosine)
     root1, root2 = jnp.sqrt(noise1), jnp.sqrt(noise2)
-    return _Shares(root1, root2, s * (pair.covariance * root1) * root2, sine)
+    return _NoisyPair(root1, root2, s * (pair.covariance * root1) * root2, sine)
 
 
 def _erf(pair: Gaussians) -> Moments:
-    noise1, noise2, correlation, sine = _shares(pair, 2)
+    # Williams 1997: E[erf(u)erf(v)] = (2/π) arcsin(correlation); arctan2 keeps its digits near ±1.
+    noise1, noise2, correlation, sine = _with_noise(pair, 2)
     return (2 / jnp.pi) * jnp.arctan2(correlation, sine), (4 / jnp.pi) * (noise1 / sine) * noise2
 
 
 def _gelu(pair: Gaussians) -> Moments:
-    noise1, noise2, correlation, sine = _shares(pair, 1)
+    noise1, noise2, correlation, sine = _with_noise(pair, 1)
+    # φ(x) = x Φ(x), and Φ(x) is the probability that x plus noise is positive: first that both are.
     both_positive = 0.25 + jnp.arctan2(correlation, sine) / (2 * jnp.pi)
     # The normal density at u and v, times E[uv].
     density = correlation / (2 * jnp.pi * sine)
@@ -303,6 +160,7 @@ def _gelu(pair: Gaussians) -> Moments:
 
 def _sin_and_cos(pair: Gaussians) -> tuple[Array, Array]:
     """E[sin u sin v] and E[cos u cos v]."""
+    # cos(u ∓ v) has the mean exp(−Var(u ∓ v)/2), and Var(u − v) = (std1 − std2)² + 4 std1 std2 sin²(θ/2).
     spread, product = (pair.std1 - pair.std2) ** 2, 4 * pair.std1 * pair.std2
     difference = jnp.exp(-(spread + product * pair.haversine) / 2)
     total = jnp.exp(-(spread + product * pair.havercosine) / 2)
@@ -310,7 +168,7 @@ def _sin_and_cos(pair: Gaussians) -> tuple[Array, Array]:
 
 
 def _gaussian(pair: Gaussians) -> Moments:
-    noise1, noise2, correlation, sine = _shares(pair, 2)
+    noise1, noise2, correlation, sine = _with_noise(pair, 2)
     values = noise1 / sine * noise2
     return values, 2 * correlation * values * (noise1 / sine) * (noise2 / sine)
 

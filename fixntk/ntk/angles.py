@@ -1,4 +1,7 @@
-"""Angles θ between vectors, to full precision: as haversine sin²(θ/2) and havercosine cos²(θ/2) (M3, M13)."""
+"""Angles θ between vectors, to full precision: as haversine sin²(θ/2) and havercosine cos²(θ/2).
+
+See docs/mathematics.md, M3 and M13.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from jax import Array, lax
 
 from fixntk._numerics import matmul, safe_sqrt
 
-# Up to so many columns the differences of rows cost no more than passing over their products twice.
+# Largest number of columns for which all differences of rows cost no more than a second pass over their products.
 _FEW_COLUMNS = 16
 
 # A product of unit vectors loses at most three bits of sin(θ/2) or cos(θ/2) while both are above 1/16.
@@ -32,11 +35,11 @@ class Rows(NamedTuple):
     lengths
         (…) Euclidean lengths.
     numbers
-        (…) integers that tell who is who: the same number, the same vector.
+        (…) integers that identify the vectors: rows with the same number are the same vector.
     scaled
-        (…, d) the vectors divided by powers of two, exactly, and so that …
+        (…, d) the vectors, divided exactly by powers of two that bring their lengths to between a half and one.
     scaled_lengths
-        (…) … their lengths are between a half and one, or zero.
+        (…) lengths of the scaled vectors; zero for a zero vector.
     """
 
     x: Array
@@ -51,8 +54,10 @@ def as_rows(x: Array, numbers: Array) -> Rows:
     """Rows of an array (…, d), each with its number."""
     # Scaling by the largest entry first keeps squares of large and small entries in range.
     half1, half2 = _powers_of_two(jnp.max(jnp.abs(x), axis=-1))
+    # Two divisions: the power of two itself may be out of range for entries near the limits of the dtype.
     small = x / half1[..., None] / half2[..., None]
     small_lengths = _lengths(small)
+    # A second power of two brings the length, up to √d times the largest entry, to between a half and one.
     power1, power2 = _powers_of_two(small_lengths)
     power = power1 * power2
     scaled, scaled_lengths = small / power[..., None], small_lengths / power
@@ -63,7 +68,7 @@ def as_rows(x: Array, numbers: Array) -> Rows:
 
 
 def _powers_of_two(sizes: Array) -> tuple[Array, Array]:
-    """Two powers of two, each of which is in range, whose product is the next one above a size; ones for zero."""
+    """Two powers of two within the dtype's range, whose product is the next one above a size; ones for zero."""
     exponents = jnp.where(sizes > 0, jnp.frexp(lax.stop_gradient(sizes))[1], 0)
     half = exponents // 2
     ones = jnp.ones_like(sizes)
@@ -83,9 +88,11 @@ def products_and_angles(rows1: Rows, rows2: Rows) -> tuple[Array, Array, Array]:
     same = rows1.numbers[:, None] == rows2.numbers
     cosine = matmul(rows1.units, rows2.units.T)
     haversine, havercosine = jnp.maximum(1 - cosine, 0) / 2, jnp.maximum(1 + cosine, 0) / 2
+    # Only pairs that are nearly parallel, or nearly opposite (sign −1), need their differences.
     near, sign = (jnp.abs(cosine) > _NEARLY_PARALLEL) & ~same, jnp.sign(cosine)
 
     def corrected(rows1: Rows, sign: Array, near: Array, haversine: Array, havercosine: Array) -> tuple[Array, Array]:
+        # sin²(θ/2) of the angle to v, or to −v where the vectors are nearly opposite.
         quarter = jnp.sum(_difference(rows1, rows2, sign) ** 2, axis=-1) / 4
         smaller, larger = jnp.where(near, quarter, 0.0), jnp.where(near, 1 - quarter, 0.0)
         haversine = jnp.where(near, jnp.where(sign > 0, smaller, larger), haversine)
@@ -95,6 +102,7 @@ def products_and_angles(rows1: Rows, rows2: Rows) -> tuple[Array, Array, Array]:
         each = jax.tree.map(lambda array: array[:, None], rows1)
         haversine, havercosine = corrected(each, sign, near, haversine, havercosine)
     else:
+        # A loop over the rows that have such a pair, usually none: all differences would take n1 × n2 × d numbers.
         has_near = jnp.any(near, axis=1)
         num_rows = jnp.sum(has_near)
         numbers = jnp.nonzero(has_near, size=near.shape[0], fill_value=0)[0]
@@ -106,6 +114,7 @@ def products_and_angles(rows1: Rows, rows2: Rows) -> tuple[Array, Array, Array]:
             new = corrected(one, sign[row], near[row], haversine[row], havercosine[row])
             return step + 1, haversine.at[row].set(new[0]), havercosine.at[row].set(new[1])
 
+        # The lengths of the loop are known only at run time: a while loop, not a scan.
         start = jnp.zeros_like(num_rows), haversine, havercosine
         _, haversine, havercosine = lax.while_loop(lambda state: state[0] < num_rows, correct, start)
     haversine, havercosine = jnp.where(same, 0.0, haversine), jnp.where(same, 1.0, havercosine)
@@ -122,6 +131,7 @@ def _difference(rows1: Rows, rows2: Rows, sign: Array) -> Array:
     sign, length1, length2 = (array[..., None] for array in (sign, rows1.scaled_lengths, rows2.scaled_lengths))
     power = jnp.where(length1 > 1.4 * length2, 2.0, jnp.where(1.4 * length1 < length2, 0.5, 1.0)).astype(sign.dtype)
     length2, total = power * length2, length1 + power * length2
+    # δ = ‖x‖ − ‖y‖ = (x − sign·y)·(x + sign·y) / (‖x‖ + ‖y‖), again without cancellation.
     between = rows1.scaled - sign * power * rows2.scaled
     mean = (length1 * rows1.units + sign * length2 * rows2.units) / jnp.where(total > 0, total, 1.0)
     longer = jnp.sum(between * mean, axis=-1, keepdims=True)
@@ -175,7 +185,7 @@ def full_angle(haversine: Array, havercosine: Array) -> Array:
     π, where the angle between vectors has a kink: the mean of the one-sided ones.
     """
     square = jnp.minimum(haversine, havercosine)
-    doubled = 2 * safe_sqrt(square) * _evaluated(_arcsine_series, square)
+    doubled = 2 * safe_sqrt(square) * _polynomial_value(_arcsine_series, square)
     return jnp.where(haversine > havercosine, jnp.pi - doubled, doubled)
 
 
@@ -192,7 +202,7 @@ def _full_angle_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array])
 def sine_less_angle_times_cosine(haversine: Array, havercosine: Array) -> Array:
     """Sin θ − θ cos θ, about θ³/3 near 0, to a few units of rounding; so is its derivative θ sin θ."""
     square = jnp.minimum(haversine, havercosine)
-    folded = 2 * square * safe_sqrt(square) * _evaluated(_lune_series, square)
+    folded = 2 * square * safe_sqrt(square) * _polynomial_value(_lune_series, square)
     # At π − θ it is π cos θ more.
     return jnp.where(haversine > havercosine, folded + jnp.pi * (haversine - havercosine), folded)
 
@@ -205,7 +215,8 @@ def _sine_less_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) 
     return sine_less_angle_times_cosine(*primals), full_angle(*primals) * change
 
 
-def _evaluated(series: Callable[[bool], tuple[float, ...]], square: Array) -> Array:
+def _polynomial_value(series: Callable[[bool], tuple[float, ...]], square: Array) -> Array:
+    """The series at a square, by Horner's rule, with the coefficients for its dtype."""
     total = jnp.zeros_like(square)
     for coefficient in reversed(series(bool(jnp.finfo(square.dtype).eps < 1e-10))):
         total = total * square + coefficient
@@ -215,24 +226,24 @@ def _evaluated(series: Callable[[bool], tuple[float, ...]], square: Array) -> Ar
 @cache
 def _arcsine_series(is_double: bool) -> tuple[float, ...]:
     """Coefficients of θ / (2√t) = arcsin(√t)/√t in powers of t = sin²(θ/2) ≤ 1/2, to 3e-9 or to double precision."""
-    return _interpolated(_ARCSINE, is_double)
+    return _short_polynomial(_ARCSINE, is_double)
 
 
 @cache
 def _lune_series(is_double: bool) -> tuple[float, ...]:
-    """The same of (sin θ − θ cos θ) / (2 t√t)."""
+    """The same for (sin θ − θ cos θ) / (2 t√t), with sin θ = 2 √t √(1 − t) and cos θ = 1 − 2t."""
     roots = np.cumprod([1.0, *((k - 1.5) / k for k in range(1, _NUM_TERMS))])  # √(1 − t)
     shifted = np.concatenate([[0.0], _ARCSINE[:-1]])
-    return _interpolated((roots - _ARCSINE + 2 * shifted)[1:], is_double)
+    return _short_polynomial((roots - _ARCSINE + 2 * shifted)[1:], is_double)
 
 
-# Taylor's coefficients of arcsin(√t)/√t; those above add less than rounding at t = 1/2.
+# Number of Taylor coefficients of arcsin(√t)/√t; further ones add less than rounding error at t = 1/2.
 _NUM_TERMS = 80
 _ARCSINE = np.cumprod([1.0, *((2 * k - 1) ** 2 / (2 * k * (2 * k + 1)) for k in range(1, _NUM_TERMS))])
 
 
-def _interpolated(taylor: np.ndarray, is_double: bool) -> tuple[float, ...]:
-    """A shorter polynomial for t ≤ 1/2; more terms than 18 cost digits in the powers of t."""
+def _short_polynomial(taylor: np.ndarray, is_double: bool) -> tuple[float, ...]:
+    """A shorter polynomial for t ≤ 1/2, by interpolation; above degree 18 rounding in the powers of t costs digits."""
     degree = 18 if is_double else 8
     interpolant = np.polynomial.Chebyshev.interpolate(np.polynomial.Polynomial(taylor), degree, domain=[0, 0.5])
     return tuple(float(coefficient) for coefficient in interpolant.convert(kind=np.polynomial.Polynomial).coef)

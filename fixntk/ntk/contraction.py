@@ -1,4 +1,7 @@
-"""Inner products of the Jacobians of two examples, from activations and back-propagated signals (M14)."""
+"""Inner products of the Jacobians of two examples, from activations and back-propagated signals.
+
+See docs/mathematics.md, M14.
+"""
 
 from __future__ import annotations
 

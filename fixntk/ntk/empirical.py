@@ -1,4 +1,7 @@
-"""Empirical neural tangent kernels of any JAX function: Θ[i, j, o, q] = ⟨∂f_o(x_i)/∂θ, ∂f_q(x_j)/∂θ⟩ (M14)."""
+"""Empirical neural tangent kernels of any JAX function: Θ[i, j, o, q] = ⟨∂f_o(x_i)/∂θ, ∂f_q(x_j)/∂θ⟩.
+
+See docs/mathematics.md, M14.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +12,21 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
 
-from fixntk.ntk.inputs import as_operands, check_rows_are_independent, hashable, num_rows
+from fixntk._numerics import default_precision, full_precision
+from fixntk._tiling import num_rows
+from fixntk.ntk.inputs import as_operands, check_rows_are_independent, hashable
 from fixntk.ntk.linearize import value_and_change
 from fixntk.ntk.methods import METHODS
-from fixntk.ntk.tiles import Request, inside_transformation, outside_transformation, parts_of
+from fixntk.ntk.plan import Request, split_request
+from fixntk.ntk.tiles import compiled_kernels, traced_kernels
 
 Method = Literal["auto", "structured", "jacobian", "ntvp"]
 Outputs = Literal["full", "trace", "diagonal"]
 
 
+@full_precision()
 def empirical_ntk(
     f: Callable[[Any, Any], Array],
     params: Any,
@@ -31,10 +39,15 @@ def empirical_ntk(
     method: Method = "auto",
     batch_size: int | None = None,
     store_on_device: bool = True,
-) -> Array:
-    r"""Empirical NTK of a function with parameters: inner products of its Jacobians (M14).
+) -> Any:
+    r"""Empirical NTK of a function with parameters: inner products of its Jacobians.
 
     .. math:: Θ[i, j, o, q] = ⟨∂f_o(x_i)/∂θ, ∂f_q(x_j)/∂θ⟩
+
+    Matrix products and convolutions, those inside ``f`` and its derivatives too, are computed in full precision: a GPU
+    would otherwise use TF32 for float32, whose errors of 1e-3 also switch units of a ReLU on or off. A precision that
+    ``f`` sets for a product is kept, and so is ``jax.default_matmul_precision``: set that to ``"tensorfloat32"`` for
+    speed.
 
     Parameters
     ----------
@@ -50,8 +63,8 @@ def empirical_ntk(
     x2
         (n2, …); x1 when None, which then costs about half.
     outputs
-        The output axes in a word: ``"full"``, every pair of outputs; ``"trace"``, the mean over all outputs;
-        ``"diagonal"``, each output with itself. None leaves it to the two arguments below.
+        A shorthand for the two arguments below: ``"full"``, every pair of outputs; ``"trace"``, the mean over all
+        outputs; ``"diagonal"``, each output with itself. None leaves the choice to them.
     trace_axes
         Axes of ``f(params, x)`` along which the kernel is averaged: only pairs of equal indices, divided by the axis's
         size. Axis 0 is the batch. As in neural-tangents.
@@ -59,22 +72,22 @@ def empirical_ntk(
         Axes along which only pairs of equal indices are kept. With axis 0, x1 and x2 are paired row by row, and no
         n1×n2 array is made.
     method
-        ``"structured"``: reads where parameters enter. What enters by a matrix product, a convolution or a look-up of
-        rows contributes through activations and back-propagated signals, what enters otherwise, or more than once,
-        through its Jacobian. ``"jacobian"``: Jacobians of all parameters, those of a few leaves at a time where they
-        are large. ``"ntvp"``: NTK-vector products. ``"auto"``: whichever takes the fewest operations by count.
+        ``"structured"``: reads where parameters enter. A parameter of a matrix product, a convolution or a table
+        look-up contributes through activations and back-propagated signals; one that enters otherwise, or more than
+        once, through its Jacobian. ``"jacobian"``: Jacobians of all parameters, those of a few leaves at a time where
+        they are large. ``"ntvp"``: NTK-vector products. ``"auto"``: the method with the fewest operations by count.
     batch_size
-        Examples in a tile, of x1 and of x2; it need not divide their numbers. By default as many as fit into 256 MiB
-        of temporary arrays.
+        Number of examples of x1, and of x2, in a tile; it need not divide their numbers. By default as many as
+        256 MiB of temporary arrays allow.
     store_on_device
         False collects the tiles in a NumPy array on the host as they are finished, for kernels larger than the
         device's memory. Not possible under ``jax.jit``.
 
     Returns
     -------
-    (n1, n2, …): behind the examples' axes each output axis stands twice, (…, o, o, …), once where it is diagonal, and
-    not at all where it is traced. With axis 0 diagonal it begins with (n,), with axis 0 traced with neither. Of the
-    output's dtype, float32 at least.
+    (n1, n2, …): after the examples' axes each output axis occurs twice, (…, o, o, …), once where it is diagonal, and
+    not at all where it is traced. With axis 0 diagonal the shape begins with (n,), with axis 0 traced with neither.
+    The dtype is the output's, or float32 if that is wider.
 
     Raises
     ------
@@ -90,7 +103,7 @@ def empirical_ntk(
     References
     ----------
     Novak, Sohl-Dickstein and Schoenholz, "Fast Finite Width Neural Tangent Kernel", ICML 2022, for the conventions and
-    for the structure; docs/mathematics.md, M14.
+    for the structure.
 
     Examples
     --------
@@ -99,6 +112,8 @@ def empirical_ntk(
     >>> fx.empirical_ntk(lambda w, x: x @ w, jnp.zeros(2), x)
     Array([[5., 2.],
            [2., 1.]], dtype=float32)
+
+    See docs/mathematics.md, M14.
     """
     params, x1, x2 = as_operands(f, params, x1, x2)
     groups = (0,) * len(jax.tree.leaves(params))
@@ -106,6 +121,7 @@ def empirical_ntk(
     return _compute(f, request, params, x1, x2, store_on_device)[0]
 
 
+@full_precision()
 def layerwise_ntk(
     f: Callable[[Any, Any], Array],
     params: Any,
@@ -120,7 +136,7 @@ def layerwise_ntk(
     batch_size: int | None = None,
     store_on_device: bool = True,
 ) -> Any:
-    """Empirical NTK in shares: one kernel for each parameter leaf, or group of leaves, which sum to the whole (M14).
+    """One empirical NTK for each parameter leaf, or group of leaves; they sum to the NTK of all parameters.
 
     Parameters
     ----------
@@ -128,7 +144,7 @@ def layerwise_ntk(
         Pytree of labels, a prefix of ``params``: a label for each leaf or subtree, for instance
         ``{"backbone": "frozen", "head": "trained"}``. None makes each leaf a group of its own.
     f, params, x1, x2, outputs, trace_axes, diagonal_axes, method, batch_size, store_on_device
-        As for :func:`empirical_ntk`, and so is what is raised.
+        As for :func:`empirical_ntk`, and so are the precision and what is raised.
 
     Returns
     -------
@@ -138,6 +154,10 @@ def layerwise_ntk(
     ------
     ValueError
         Also if ``groups`` is no prefix of ``params``.
+
+    Notes
+    -----
+    See docs/mathematics.md, M14.
     """
     params, x1, x2 = as_operands(f, params, x1, x2)
     labels: list[Hashable] = list(range(len(jax.tree.leaves(params))))
@@ -157,16 +177,19 @@ def layerwise_ntk(
     return dict(zip(names, kernels, strict=True))
 
 
+@full_precision()
 def ntk_vector_product(
     f: Callable[[Any, Any], Array],
     params: Any,
-    vector: Array,
+    vector: ArrayLike,
     x1: Any,
     x2: Any = None,
     *,
     batch_size: int | None = None,
 ) -> Array:
-    """Product of the empirical NTK with a vector, matrix-free: a backward pass at x2, a forward one at x1 (M14).
+    """Product of the empirical NTK with a vector, without the matrix: a backward pass at x2, a forward pass at x1.
+
+    In full precision, as :func:`empirical_ntk`.
 
     Parameters
     ----------
@@ -185,6 +208,10 @@ def ntk_vector_product(
     ------
     TypeError, ValueError
         As in :func:`empirical_ntk`; also if ``vector`` does not have the shape of ``f(params, x2)``.
+
+    Notes
+    -----
+    See docs/mathematics.md, M14.
     """
     params, x1, x2 = as_operands(f, params, x1, x2)
     is_concrete = check_rows_are_independent(f, params, x1, x2)
@@ -224,10 +251,10 @@ def _compute(f: Callable[..., Any], request: Request, params: Any, x1: Any, x2: 
     if not check_rows_are_independent(f, params, x1, x2):
         if not store_on_device:
             raise ValueError("store_on_device=False cannot be used under a JAX transformation: leave it True there")
-        return inside_transformation(request, params, x1, x2)
+        return traced_kernels(request, params, x1, x2)
     totals: dict[int, Any] = {}
-    for part, groups in parts_of(request, params, x1, x2):
-        kernels = outside_transformation(part, params, x1, x2, store_on_device)
+    for part, groups in split_request(request, params, x1, x2):
+        kernels = compiled_kernels(part, params, x1, x2, store_on_device)
         for group, kernel in zip(groups, kernels, strict=True):
             totals[group] = totals[group] + kernel if group in totals else kernel
     return tuple(totals[group] for group in sorted(totals))
@@ -264,7 +291,7 @@ def _request(
             "with axis 0 in trace_axes or diagonal_axes x1 and x2 are paired row by row, got"
             f" {num_rows(x1)} and {num_rows(x2)} rows"
         )
-    return Request(hashable(f), traced, diagonal, groups, method, batch_size)
+    return Request(hashable(f), traced, diagonal, groups, method, batch_size, default_precision())
 
 
 def _axes(name: str, axes: int | Sequence[int], shape: tuple[int, ...]) -> tuple[int, ...]:

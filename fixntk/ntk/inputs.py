@@ -12,11 +12,7 @@ import numpy as np
 from jax import Array
 
 from fixntk._checks import is_traced
-
-
-def num_rows(x: Any) -> int:
-    """Number of examples in a pytree of inputs."""
-    return jax.tree.leaves(x)[0].shape[0]
+from fixntk._tiling import num_rows
 
 
 def hashable(f: Callable[..., Any]) -> Callable[..., Any]:

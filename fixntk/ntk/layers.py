@@ -1,7 +1,9 @@
-"""Layers of infinitely wide networks, each a map of the covariances between pairs of inputs (M13).
+"""Layers of infinitely wide networks, each a map of the covariances between pairs of inputs.
 
 A layer is a small pytree that is called with :class:`Covariances` and returns those of its outputs. Networks are built
 from them and handed to :func:`fixntk.network_kernel`.
+
+See docs/mathematics.md, M13.
 """
 
 from __future__ import annotations
@@ -21,89 +23,13 @@ from jax import Array, lax
 
 from fixntk._checks import as_positive_int, check_scalar
 from fixntk._numerics import safe_sqrt
-from fixntk.ntk.activations import Gaussians, as_activation
-
-# Rounding of a mean, in units of the dtype's epsilon: what is below it says nothing about an angle.
-_ROUNDING = 32
+from fixntk.ntk.activations import as_activation
+from fixntk.ntk.covariances import Covariances, Pairs, add_pairs, average_pairs, haversines_from_moments
+from fixntk.ntk.gaussians import Gaussians
 
 _PADDINGS = ("SAME", "VALID", "CIRCULAR")
 
-Layer = Callable[["Covariances"], "Covariances"]
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Pairs:
-    """Pairs of inputs as they are after some layers: one hidden unit's two values, over the random weights.
-
-    The arrays broadcast to (n1, n2, positions …), where positions are none, those of an image that both inputs share
-    (each position of the first with the same one of the second), or all pairs of positions: first the first input's,
-    then the second's.
-
-    Attributes
-    ----------
-    variance1, variance2
-        Variances of the two values.
-    covariance
-        Their covariance Σ, the kernel of the network as a Gaussian process (NNGP).
-    haversine, havercosine
-        sin²(θ/2) and cos²(θ/2) of the angle θ with cos θ = their correlation.
-    ntk
-        The NTK Θ so far.
-    """
-
-    variance1: Array
-    variance2: Array
-    covariance: Array
-    haversine: Array
-    havercosine: Array
-    ntk: Array
-
-    def gaussians(self) -> Gaussians:
-        """The two values as Gaussian variables."""
-        std1, std2 = safe_sqrt(self.variance1), safe_sqrt(self.variance2)
-        return Gaussians(std1, std2, self.covariance, self.haversine, self.havercosine)
-
-
-@dataclass(frozen=True)
-class Covariances:
-    """All that a layer needs to know about pairs of inputs.
-
-    Attributes
-    ----------
-    pairs
-        Each of the first inputs with each of the second.
-    own1, own2
-        Each first input with itself, (n1, 1, …), and each second, (1, n2, …), at all pairs of positions; None where
-        a position only meets itself.
-    num_positions
-        How many axes of positions an input has.
-    is_gaussian
-        Whether the values are Gaussian: sums over random weights.
-    """
-
-    pairs: Pairs
-    own1: Pairs | None
-    own2: Pairs | None
-    num_positions: int
-    is_gaussian: bool
-
-    @property
-    def has_all_positions(self) -> bool:
-        """Whether pairs of different positions are known as well."""
-        return self.own1 is not None
-
-    def map(self, change: Callable[[Pairs], Pairs], **flags: Any) -> Covariances:
-        """Change every set of pairs in the same way."""
-        own1, own2 = (None if own is None else change(own) for own in (self.own1, self.own2))
-        return replace(self, pairs=change(self.pairs), own1=own1, own2=own2, **flags)
-
-    @property
-    def sides(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Axes of the positions of the first and of the second inputs; the same ones where both share them."""
-        first = tuple(range(2, 2 + self.num_positions))
-        second = tuple(axis + self.num_positions for axis in first)
-        return first, second if self.has_all_positions else first
+Layer = Callable[[Covariances], Covariances]
 
 
 _STATIC = {"static": True}
@@ -130,7 +56,7 @@ class Dense:
 
     def __call__(self, covariances: Covariances) -> Covariances:
         """Covariances after the layer."""
-        return covariances.map(partial(_weighted, self), is_gaussian=True)
+        return covariances.map(partial(_after_weights, self), is_gaussian=True)
 
 
 @jax.tree_util.register_dataclass
@@ -182,7 +108,7 @@ class Conv:
             )
         sides = covariances.sides
         return covariances.map(
-            lambda pairs: _weighted(self, _summed(pairs, self._window_mean, sides)), is_gaussian=True
+            lambda pairs: _after_weights(self, average_pairs(pairs, self._window_mean, sides)), is_gaussian=True
         )
 
     def _window_mean(self, array: Array, *sides: tuple[int, ...]) -> Array:
@@ -234,14 +160,14 @@ class Activate:
     def __call__(self, covariances: Covariances) -> Covariances:
         """Covariances after the activation."""
         _check_gaussian(covariances, f"Activate({self.activation.name!r})")
-        return covariances.map(self._activated, is_gaussian=False)
+        return covariances.map(self._after_activation, is_gaussian=False)
 
-    def _activated(self, pairs: Pairs) -> Pairs:
+    def _after_activation(self, pairs: Pairs) -> Pairs:
         gaussians = pairs.gaussians()
         covariance, derivatives = self.activation.moments(gaussians)
         variance1, variance2 = (self._variance(variance) for variance in (pairs.variance1, pairs.variance2))
         if self.activation.haversines is None:
-            haversines = _haversines(variance1, variance2, covariance)
+            haversines = haversines_from_moments(variance1, variance2, covariance)
         else:
             haversines = self.activation.haversines(gaussians)
         return Pairs(variance1, variance2, covariance, *haversines, pairs.ntk * derivatives)
@@ -270,9 +196,9 @@ class LayerNorm:
     def __call__(self, covariances: Covariances) -> Covariances:
         """Covariances after the normalisation."""
         _check_gaussian(covariances, "LayerNorm")
-        return covariances.map(self._normalised)
+        return covariances.map(self._after_normalisation)
 
-    def _normalised(self, pairs: Pairs) -> Pairs:
+    def _after_normalisation(self, pairs: Pairs) -> Pairs:
         sums = (variance + self.eps for variance in (pairs.variance1, pairs.variance2))
         factor1, factor2 = (jnp.where(total > 0, 1 / jnp.where(total > 0, total, 1.0), 0.0) for total in sums)
         factor = jnp.sqrt(factor1) * jnp.sqrt(factor2)
@@ -293,7 +219,7 @@ class Flatten:
     def __call__(self, covariances: Covariances) -> Covariances:
         """Covariances after the layer."""
         _check_positions(covariances, "Flatten")
-        pairs = _summed(covariances.pairs, _mean_over_positions, covariances.sides)
+        pairs = average_pairs(covariances.pairs, _mean_over_positions, covariances.sides)
         # Features of several positions differ in their variances, so that they are not one Gaussian's values.
         return Covariances(pairs, None, None, 0, is_gaussian=False)
 
@@ -313,7 +239,7 @@ class GlobalAveragePool:
         pairs = covariances.pairs
         variance1, variance2 = (jnp.mean(own.covariance, axis=axes) for own in (own1, own2))
         covariance = jnp.mean(pairs.covariance, axis=axes)
-        haversines = _haversines(variance1, variance2, covariance)
+        haversines = haversines_from_moments(variance1, variance2, covariance)
         pooled = Pairs(variance1, variance2, covariance, *haversines, jnp.mean(pairs.ntk, axis=axes))
         return Covariances(pooled, None, None, 0, covariances.is_gaussian)
 
@@ -371,10 +297,12 @@ class Residual:
                 f"and {shapes[1][2:]}"
             )
         own1, own2 = (
-            None if own is None or other is None else _added(own, other)
+            None if own is None or other is None else add_pairs(own, other)
             for own, other in ((branch.own1, shortcut.own1), (branch.own2, shortcut.own2))
         )
-        return Covariances(_added(branch.pairs, shortcut.pairs), own1, own2, branch.num_positions, shortcut.is_gaussian)
+        return Covariances(
+            add_pairs(branch.pairs, shortcut.pairs), own1, own2, branch.num_positions, shortcut.is_gaussian
+        )
 
 
 def mlp(depth: int, activation: Any = "relu", w_std: Any = 1.0, b_std: Any = 0.0) -> Serial:
@@ -390,6 +318,25 @@ def mlp(depth: int, activation: Any = "relu", w_std: Any = 1.0, b_std: Any = 0.0
     return Serial(*hidden * as_positive_int("depth", depth), dense)
 
 
+def layers_of(kind: type, network: Any) -> list[Any]:
+    """All layers of one class in a network."""
+    leaves = jax.tree.leaves(network, is_leaf=lambda layer: isinstance(layer, kind))
+    return [leaf for leaf in leaves if isinstance(leaf, kind)]
+
+
+def as_scalars(network: Layer, input_scale: Any, dtype: Any) -> tuple[Layer, Array]:
+    """Convert every number that the kernels depend on to the dtype of the inputs."""
+
+    def as_scalar(path: tuple[Any, ...], value: Any) -> Array:
+        array = jnp.asarray(value, dtype)
+        if array.ndim:
+            name = getattr(path[-1], "name", "input_scale")
+            raise ValueError(f"{name} must be a single number, got an array of shape {array.shape}")
+        return array
+
+    return jax.tree_util.tree_map_with_path(as_scalar, (network, input_scale))
+
+
 def _mean_over_positions(array: Array, *sides: tuple[int, ...]) -> Array:
     """Mean over positions, of two sides over each position with itself."""
     if len(sides) == 1:
@@ -398,7 +345,7 @@ def _mean_over_positions(array: Array, *sides: tuple[int, ...]) -> Array:
     return jnp.mean(jnp.diagonal(array.reshape(*array.shape[:2], size, size), axis1=2, axis2=3), axis=2)
 
 
-def _weighted(layer: Dense | Conv, pairs: Pairs) -> Pairs:
+def _after_weights(layer: Dense | Conv, pairs: Pairs) -> Pairs:
     """Random weights and biases on top: Σ ← w² Σ + b² and Θ ← Σ + w² Θ."""
     if layer.w_std is None:
         raise TypeError("w_std must be a number, got None")
@@ -412,58 +359,8 @@ def _weighted(layer: Dense | Conv, pairs: Pairs) -> Pairs:
     if layer.b_std is not None:
         bias = jnp.full((), layer.b_std**2, pairs.ntk.dtype)
         one, nothing = jnp.ones_like(bias), jnp.zeros_like(bias)
-        weighted = _added(weighted, Pairs(bias, bias, bias, nothing, one, nothing))
+        weighted = add_pairs(weighted, Pairs(bias, bias, bias, nothing, one, nothing))
     return replace(weighted, ntk=weighted.covariance + scale * pairs.ntk)
-
-
-def _added(pairs1: Pairs, pairs2: Pairs) -> Pairs:
-    """Sums of independent values; the angle without cancellation at small angles."""
-    first, second = pairs1.gaussians(), pairs2.gaussians()
-    variance1, variance2 = pairs1.variance1 + pairs2.variance1, pairs1.variance2 + pairs2.variance2
-    product1, product2 = first.std1 * first.std2, second.std1 * second.std2
-    lengths = product1 + product2
-    # Lagrange's identity: what √(variance1 variance2) exceeds the sum of the lengths' products by.
-    product3, product4 = first.std1 * second.std2, second.std1 * first.std2
-    crossed, rounding = product3 - product4, 4 * jnp.finfo(lengths.dtype).eps * product3
-    total = safe_sqrt(variance1) * safe_sqrt(variance2) + lengths
-    excess = jnp.where(jnp.abs(crossed) > rounding, crossed**2 / jnp.where(total > 0, total, 1.0), 0.0)
-    haversines = _haversines_of_shares(
-        excess + 2 * (product1 * pairs1.haversine + product2 * pairs2.haversine),
-        excess + 2 * (product1 * pairs1.havercosine + product2 * pairs2.havercosine),
-    )
-    return Pairs(variance1, variance2, pairs1.covariance + pairs2.covariance, *haversines, pairs1.ntk + pairs2.ntk)
-
-
-def _summed(pairs: Pairs, mean: Callable[..., Array], sides: tuple[tuple[int, ...], tuple[int, ...]]) -> Pairs:
-    """Means over aligned positions; ``mean`` takes an array and the axes of positions that it really has."""
-    both = (sides[0],) if sides[0] == sides[1] else sides
-    gaussians = pairs.gaussians()
-    variance1, variance2 = mean(pairs.variance1, sides[0]), mean(pairs.variance2, sides[1])
-    lengths = gaussians.std1 * gaussians.std2
-    sin_share = mean(2 * lengths * pairs.haversine, *both)
-    cos_share = mean(2 * lengths * pairs.havercosine, *both)
-    total = safe_sqrt(variance1) * safe_sqrt(variance2)
-    excess = total - (sin_share + cos_share) / 2
-    excess = jnp.where(excess > _ROUNDING * jnp.finfo(total.dtype).eps * total, excess, 0.0)
-    haversines = _haversines_of_shares(sin_share + excess, cos_share + excess)
-    # One sum less than by the covariances, which are lengths · (cos² − sin²).
-    return Pairs(variance1, variance2, (cos_share - sin_share) / 2, *haversines, mean(pairs.ntk, *both))
-
-
-def _haversines(variance1: Array, variance2: Array, covariance: Array) -> tuple[Array, Array]:
-    """Haversine and havercosine from second moments alone, zero where they cannot tell them from zero."""
-    total = safe_sqrt(variance1) * safe_sqrt(variance2)
-    rounding = _ROUNDING * jnp.finfo(total.dtype).eps * total
-    shares = (jnp.where(share > rounding, share, 0.0) for share in (total - covariance, total + covariance))
-    return _haversines_of_shares(*shares)
-
-
-def _haversines_of_shares(sin_share: Array, cos_share: Array) -> tuple[Array, Array]:
-    """Haversine and havercosine from two numbers in their ratio; a right angle if both are 0."""
-    total = sin_share + cos_share
-    known = total > 0
-    scale = 1 / jnp.where(known, total, 1.0)
-    return jnp.where(known, sin_share * scale, 0.5), jnp.where(known, cos_share * scale, 0.5)
 
 
 def _check_stds(layer: Dense | Conv) -> None:

@@ -1,4 +1,7 @@
-"""First-order Taylor expansion of a network in its parameters (M15)."""
+"""First-order Taylor expansion of a network in its parameters.
+
+See docs/mathematics.md, M15.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,11 @@ from fixntk.ntk.structure import uses_primitive
 
 
 def linearize(f: Callable[..., Any], params0: Any) -> Callable[..., Any]:
-    """First-order Taylor expansion of f around params0: f(ϑ₀, ·) + ∂f(ϑ₀, ·)/∂ϑ (ϑ − ϑ₀) (M15).
+    """First-order Taylor expansion of f around params0: f(ϑ₀, ·) + ∂f(ϑ₀, ·)/∂ϑ (ϑ − ϑ₀).
 
     Gradient descent on it has the empirical NTK at params0 as its fixed kernel, so :func:`gradient_flow` predicts it.
+    Its matrix products have the precision that those of f have where it is called, so that both agree at params0: on a
+    GPU that is TF32 unless ``jax.default_matmul_precision("highest")`` says otherwise.
 
     Parameters
     ----------
@@ -33,6 +38,10 @@ def linearize(f: Callable[..., Any], params0: Any) -> Callable[..., Any]:
     ------
     TypeError
         If f is not a function or a leaf of params0, named by its place, is no floating-point array.
+
+    Notes
+    -----
+    See docs/mathematics.md, M15.
     """
     if not callable(f):
         raise TypeError(f"f must be a function f(params, ...), got {type(f).__name__}")

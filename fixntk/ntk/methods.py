@@ -1,13 +1,16 @@
-"""Three ways to the empirical NTK of a pair of examples: Jacobians, NTK-vector products, structured (M14).
+"""Three ways to the empirical NTK of a pair of examples: Jacobians, NTK-vector products, structured.
 
 Each is a :class:`Pairwise`: what to compute once an example, and the kernel of two examples from it. Both are mapped
 over tiles of examples by :mod:`fixntk.ntk.tiles`; under ``jax.vmap`` their inner products become matrix products.
+
+See docs/mathematics.md, M14.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -89,7 +92,7 @@ class Pairwise(NamedTuple):
 
 
 def structured(network: Network, n1: int, n2: int) -> Pairwise:
-    """Activations and back-propagated signals where a product allows, the Jacobian of a leaf elsewhere."""
+    """Activations and back-propagated signals where a leaf enters by a product, its Jacobian elsewhere."""
     sites, others = find_sites(network.closed, len(network.leaves))
     return _from_sites(network, sites, sorted(others), n1, n2)
 
@@ -101,71 +104,126 @@ def jacobian(network: Network, n1: int, n2: int) -> Pairwise:
     return _from_sites(network, [], sorted(leaf for leaf in entering if network.groups[leaf] >= 0), n1, n2)
 
 
+class _Layout(NamedTuple):
+    """How the Jacobian of each leaf is held, for a network and numbers of examples.
+
+    Attributes
+    ----------
+    network
+        The network.
+    sites
+        Leaves with factors: activations a and signals δ whose Σ_t a_t ⊗ δ_t is the Jacobian.
+    is_explicit
+        For each site whether that sum is formed once an example, rather than the factors kept.
+    others
+        Leaves whose Jacobian is taken by differentiation.
+    chunk
+        Signals that are propagated backwards at once.
+    """
+
+    network: Network
+    sites: list[Site]
+    is_explicit: list[bool]
+    others: list[int]
+    chunk: int
+
+
 def _from_sites(network: Network, sites: list[Site], others: list[int], n1: int, n2: int) -> Pairwise:
-    axes, closed = network.axes, network.closed
+    """Kernels from factors at sites and from the Jacobians of other leaves."""
     if not sites and not others:
         # No leaf enters: the zeros of one leaf's Jacobian, for vmap needs an array to map over.
         others = [min(range(len(network.leaves)), key=lambda k: (network.groups[k] < 0, network.leaves[k].size))]
-    # Of both orders of contraction the cheaper one: positions first, or parameters first.
-    costs = []
-    for site in sites:
-        by_example, by_pair = jacobian_flops(site, axes)
-        explicit = math.inf if site.is_lookup else (n1 + n2) * by_example + n1 * n2 * by_pair
-        costs.append((n1 * n2 * factor_flops(site, axes), explicit))
-    explicit_sites = [factored > explicit for factored, explicit in costs]
-
-    def features(leaves: Sequence[Array], inputs: Sequence[Array]) -> Any:
-        def run(zeros: list[Array], chosen: list[Array]) -> tuple[Array, list[Array]]:
-            replaced = dict(zip(others, chosen, strict=True))
-            arguments = [replaced.get(k, leaf) for k, leaf in enumerate(leaves)]
-            outputs, activations = signals(closed, [*arguments, *inputs], sites, zeros)
-            return outputs[0], activations
-
-        products = [site.product for site in sites]
-        zeros = [jnp.zeros(product.shape, product.dtype) for product in products]
-        _, pullback, activations = jax.vjp(run, zeros, [leaves[k] for k in others], has_aux=True)
-        basis = network.basis()
-        if axes.num_outputs <= chunk:
-            backward, jacobians = jax.vmap(pullback)(basis)
-        else:
-            backward, jacobians = lax.map(pullback, basis, batch_size=chunk)
-        factors = [
-            Factors(a, jnp.reshape(s := canonical_signals(site, signal), (*axes.sizes, *s.shape[1:])))
-            for site, a, signal in zip(sites, activations, backward, strict=True)
-        ]
-        entering = [
-            outer_product(site, pair) if explicit else pair
-            for site, pair, explicit in zip(sites, factors, explicit_sites, strict=True)
-        ]
-        return entering, [jac.reshape(*axes.sizes, -1) for jac in jacobians]
-
-    def kernels(_: Sequence[Array], features1: Any, features2: Any) -> tuple[Array, ...]:
-        totals: list[Any] = [0.0] * network.num_groups
-        for site, explicit, one, two in zip(sites, explicit_sites, features1[0], features2[0], strict=True):
-            share = inner_product(axes, one, two) if explicit else outer_inner_product(axes, site, one, two)
-            totals[network.groups[site.leaf]] += share
-        for leaf, one, two in zip(others, features1[1], features2[1], strict=True):
-            totals[network.groups[leaf]] += inner_product(axes, one, two)
-        return _finished(network, totals)
-
+    costs = [_site_flops(site, network.axes, n1, n2) for site in sites]
+    is_explicit = [factored > explicit for factored, explicit in costs]
+    forward, largest = _entries(network.closed.jaxpr)
+    # A backward pass holds about three arrays of the largest size for each signal.
+    chunk = max(1, _CHUNK_BYTES // max(1, 3 * largest * network.output.dtype.itemsize))
+    layout = _Layout(network, sites, is_explicit, others, chunk)
+    kept, by_pair = _kept_entries(layout)
+    live = forward + 3 * min(network.axes.num_outputs, chunk) * largest
     itemsize = network.output.dtype.itemsize
-    forward, largest = _entries(closed.jaxpr)
-    chunk = max(1, _CHUNK_BYTES // max(1, 3 * largest * itemsize))
-    sizes = [math.prod(network.leaves[k].shape) for k in others]
-    kept, by_pair = axes.num_outputs * sum(sizes), 2 * math.prod(axes.result_shape)
-    for site, explicit in zip(sites, explicit_sites, strict=True):
-        factor_size = site.groups * site.positions * (site.inputs + axes.num_outputs * site.outputs)
-        kept += factor_size + (axes.num_outputs * site.groups * site.inputs * site.outputs if explicit else 0)
-        if not explicit:
+    return Pairwise(
+        partial(_features, layout),
+        partial(_kernels, layout),
+        _total_flops(layout, [min(pair) for pair in costs], n1, n2),
+        itemsize * (kept + live),
+        itemsize * by_pair,
+    )
+
+
+def _features(layout: _Layout, leaves: Sequence[Array], inputs: Sequence[Array]) -> Any:
+    """Factors or Jacobians of an example, for each site; Jacobians (*outputs, size) of the other leaves."""
+    network, sites, is_explicit, others, chunk = layout
+    axes = network.axes
+
+    def run(zeros: list[Array], chosen: list[Array]) -> tuple[Array, list[Array]]:
+        replaced = dict(zip(others, chosen, strict=True))
+        arguments = [replaced.get(k, leaf) for k, leaf in enumerate(leaves)]
+        outputs, activations = signals(network.closed, [*arguments, *inputs], sites, zeros)
+        return outputs[0], activations
+
+    # The gradient in a zero that is added to a product is the signal that arrives there.
+    zeros = [jnp.zeros(site.product.shape, site.product.dtype) for site in sites]
+    _, pullback, activations = jax.vjp(run, zeros, [leaves[k] for k in others], has_aux=True)
+    basis = network.basis()
+    if axes.num_outputs <= chunk:
+        backward, jacobians = jax.vmap(pullback)(basis)
+    else:
+        backward, jacobians = lax.map(pullback, basis, batch_size=chunk)
+
+    def at_site(site: Site, activation: Array, signal: Array, explicit: bool) -> Any:
+        signal = canonical_signals(site, signal)
+        factors = Factors(activation, signal.reshape(*axes.sizes, *signal.shape[1:]))
+        return outer_product(site, factors) if explicit else factors
+
+    entering = list(map(at_site, sites, activations, backward, is_explicit))
+    return entering, [jac.reshape(*axes.sizes, -1) for jac in jacobians]
+
+
+def _kernels(layout: _Layout, _: Sequence[Array], features1: Any, features2: Any) -> tuple[Array, ...]:
+    """Kernels of a pair of examples: the inner products of their Jacobians, summed over each group's leaves."""
+    network, axes = layout.network, layout.network.axes
+    totals: list[Any] = [0.0] * network.num_groups
+    for site, explicit, one, two in zip(layout.sites, layout.is_explicit, features1[0], features2[0], strict=True):
+        share = inner_product(axes, one, two) if explicit else outer_inner_product(axes, site, one, two)
+        totals[network.groups[site.leaf]] += share
+    for leaf, one, two in zip(layout.others, features1[1], features2[1], strict=True):
+        totals[network.groups[leaf]] += inner_product(axes, one, two)
+    return _mean_over_traced(network, totals)
+
+
+def _site_flops(site: Site, axes: OutputAxes, n1: int, n2: int) -> tuple[float, float]:
+    """Operations of both orders of contraction: parameters first (factors kept), or positions first (explicit)."""
+    by_example, by_pair = jacobian_flops(site, axes)
+    explicit = math.inf if site.is_lookup else (n1 + n2) * by_example + n1 * n2 * by_pair
+    return n1 * n2 * factor_flops(site, axes), explicit
+
+
+def _total_flops(layout: _Layout, site_flops: list[float], n1: int, n2: int) -> float:
+    """Operations of all features and kernels."""
+    network, axes = layout.network, layout.network.axes
+    # Forwards once; backwards once for each output, twice the operations where a leaf's own gradient is taken.
+    forward = count_flops(network.closed.jaxpr)
+    flops = (n1 + n2) * forward * (1 + axes.num_outputs) + sum(site_flops)
+    flops += sum(math.prod(network.leaves[k].shape) * (2.0 * axes.num_pairs * n1 * n2) for k in layout.others)
+    if not layout.sites:
+        flops += (n1 + n2) * forward * axes.num_outputs
+    return flops
+
+
+def _kept_entries(layout: _Layout) -> tuple[int, int]:
+    """Entries of an example's features, and of the largest intermediate value of a pair's kernels."""
+    axes = layout.network.axes
+    kept = axes.num_outputs * sum(math.prod(layout.network.leaves[k].shape) for k in layout.others)
+    by_pair = 2 * math.prod(axes.result_shape)
+    for site, explicit in zip(layout.sites, layout.is_explicit, strict=True):
+        # The factors are there before the product that is formed of them.
+        kept += site.groups * site.positions * (site.inputs + axes.num_outputs * site.outputs)
+        if explicit:
+            kept += axes.num_outputs * site.groups * site.inputs * site.outputs
+        else:
             by_pair = max(by_pair, site.groups * site.positions**2 * (1 + math.prod(axes.result_shape)))
-    # Forwards once; backwards once for each output, twice as much where a leaf's own gradient is taken.
-    forward_flops = count_flops(closed.jaxpr)
-    flops = (n1 + n2) * forward_flops * (1 + axes.num_outputs) + sum(min(pair) for pair in costs)
-    flops += sum(size * (2.0 * axes.num_pairs * n1 * n2) for size in sizes)
-    if not sites:
-        flops += (n1 + n2) * forward_flops * axes.num_outputs
-    live = forward + 3 * min(axes.num_outputs, chunk) * largest
-    return Pairwise(features, kernels, flops, itemsize * (kept + live), itemsize * by_pair)
+    return kept, by_pair
 
 
 def ntvp(network: Network, n1: int, n2: int) -> Pairwise:
@@ -188,7 +246,7 @@ def ntvp(network: Network, n1: int, n2: int) -> Pairwise:
         return axes.select(columns.reshape(*axes.sizes, *axes.sizes))
 
     def kernels(leaves: Sequence[Array], features1: Any, features2: Any) -> tuple[Array, ...]:
-        return _finished(network, [kernel(leaves, features1, features2, group) for group in members])
+        return _mean_over_traced(network, [kernel(leaves, features1, features2, group) for group in members])
 
     forward_flops, (forward, largest) = count_flops(network.closed.jaxpr), _entries(network.closed.jaxpr)
     size = sum(math.prod(leaf.shape) for leaf in network.leaves)
@@ -219,7 +277,7 @@ def cheapest(network: Network, n1: int, n2: int) -> Pairwise:
     return min(candidates, key=lambda method: method.flops)
 
 
-def _finished(network: Network, totals: Sequence[Any]) -> tuple[Array, ...]:
+def _mean_over_traced(network: Network, totals: Sequence[Any]) -> tuple[Array, ...]:
     """Divide by the number of traced outputs; groups of leaves that do not enter the network have kernel zero."""
     shape = network.axes.result_shape
     return tuple(

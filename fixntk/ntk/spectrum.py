@@ -1,8 +1,11 @@
-"""Functions of a kernel along gradient flow, with derivatives that stay finite where eigenvalues repeat (M15).
+"""Functions of a kernel along gradient flow, with derivatives that stay finite where eigenvalues repeat.
 
-At s = αt, by their names: "inverse" (1 − e^(−sμ))/μ, "progress" 1 − e^(−sμ), "decay" e^(−sμ). At eigenvalues taken for
-zero all three are zero. The derivative of a matrix function F(Θ) in the direction E is V (Γ ∘ (Vᵀ E V)) Vᵀ with Γ the
-divided differences of F (Daleckii and Krein), where the derivatives of the eigenvectors would be infinite.
+The functions of an eigenvalue μ at s = αt: "inverse" (1 − e^(−sμ))/μ, "progress" 1 − e^(−sμ), "decay" e^(−sμ). At
+eigenvalues taken for zero all three are zero. The derivative of a matrix function F(Θ) in the direction E is
+V (Γ ∘ (Vᵀ E V)) Vᵀ with Γ the divided differences of F (Daleckii and Krein), where the derivatives of the
+eigenvectors would be infinite.
+
+See docs/mathematics.md, M15.
 """
 
 from __future__ import annotations

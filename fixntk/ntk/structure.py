@@ -1,8 +1,10 @@
-"""Where parameters enter a network: its jaxpr read for products whose Jacobian is an outer product (M14).
+"""Where parameters enter a network: its jaxpr read for products whose Jacobian is an outer product.
 
 A parameter that enters a network once, through a matrix product, a convolution or a table look-up, has the Jacobian
 Σ_t a_t ⊗ δ_t over positions t: activations a and back-propagated signals δ. :func:`find_sites` finds such parameters,
 :func:`signals` evaluates a network with a zero added at each of these places, whose gradients are the signals.
+
+See docs/mathematics.md, M14.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import numpy as np
 from jax import Array, lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var, jaxpr_as_fun
 
-# Rows out of bounds are moved to the next one by the first; by the others they have no derivative.
+# Modes of a look-up: the first moves indices out of bounds to the nearest row; the others give those no derivative.
 _LOOKUP_MODES = (
     lax.GatherScatterMode.CLIP,
     lax.GatherScatterMode.FILL_OR_DROP,
@@ -51,16 +53,16 @@ class Site(NamedTuple):
 
     @property
     def is_lookup(self) -> bool:
-        """Whether the parameter is a table, of which the activations say rows."""
+        """Whether the parameter is a table, in which the activations are row numbers."""
         return self.equation.primitive.name == "gather"
 
 
 def find_sites(closed: ClosedJaxpr, num_leaves: int) -> tuple[list[Site], set[int]]:
-    """Return the sites of a jaxpr whose first inputs are the parameter leaves, and the leaves that are used elsewise.
+    """Return the sites of a jaxpr whose first inputs are the parameter leaves, and the leaves used in another way.
 
     A leaf in neither does not enter the result. Reshaped, transposed and cast leaves are followed, and so are calls of
-    jitted functions. Whatever is not recognised, a second use of a leaf included, makes the leaf one that is used
-    elsewise: nothing is assumed about it.
+    jitted functions. Anything that is not recognised, and a second use of a leaf, puts the leaf into the second set:
+    nothing is assumed about it.
     """
     uses: dict[int, list[Site | None]] = {leaf: [] for leaf in range(num_leaves)}
     aliases = dict(zip(closed.jaxpr.invars[:num_leaves], range(num_leaves), strict=True))
@@ -80,10 +82,11 @@ def _collect(jaxpr: Jaxpr, aliases: dict[Var, int], path: Path, uses: dict[int, 
         found = [None if isinstance(v, Literal) else aliases.get(v) for v in equation.invars]
         leaves = [leaf for leaf in found if leaf is not None]
         if not leaves:
-            continue
+            continue  # No parameter enters here.
         here = (*path, index)
         inner = _called_jaxpr(equation)
         if inner is not None:
+            # A leaf may come out of a call as it went in, or rearranged: follow it on the outside.
             inner_aliases = {v: leaf for v, leaf in zip(inner.jaxpr.invars, found, strict=True) if leaf is not None}
             returned = _collect(inner.jaxpr, inner_aliases, here, uses)
             aliases.update({v: leaf for v, leaf in zip(equation.outvars, returned, strict=True) if leaf is not None})
@@ -95,6 +98,7 @@ def _collect(jaxpr: Jaxpr, aliases: dict[Var, int], path: Path, uses: dict[int, 
                 uses[number].append(site)
     returned = [None if isinstance(v, Literal) else aliases.get(v) for v in jaxpr.outvars]
     if not path:
+        # A leaf that is itself an output of the network enters by no product.
         for leaf in returned:
             if leaf is not None:
                 uses[leaf].append(None)
@@ -132,6 +136,7 @@ def _site(equation: JaxprEqn, operand: int, leaf: int, path: Path) -> Site | Non
     shape = _aval(equation.invars[operand]).shape
     out_shape = _aval(equation.outvars[0]).shape
     if name == "dot_general":
+        # The parameter's axes are batch axes (groups), contracted ones (inputs) and the rest (outputs).
         contracted, batch = params["dimension_numbers"]
         groups = math.prod(shape[k] for k in batch[operand])
         inputs = math.prod(shape[k] for k in contracted[operand])
@@ -139,6 +144,7 @@ def _site(equation: JaxprEqn, operand: int, leaf: int, path: Path) -> Site | Non
             return None
         outputs = math.prod(shape) // (groups * inputs)
         return Site(path, leaf, equation, operand, groups, math.prod(out_shape) // (groups * outputs), inputs, outputs)
+    # A filter, not an image: each output position is a product with the patch of inputs that it sees.
     if name == "conv_general_dilated" and operand == 1 and params["batch_group_count"] == 1 and 0 not in shape:
         groups = params["feature_group_count"]
         outputs = shape[params["dimension_numbers"].rhs_spec[0]] // groups
@@ -200,6 +206,7 @@ def _evaluate(
         here = (*path, index)
         operands = [read(atom) for atom in equation.invars]
         inner = _called_jaxpr(equation)
+        # Only calls with a site inside are opened up; others stay one equation, with the derivative rules they have.
         if inner is not None and any(site[: len(here)] == here for site in sites):
             outputs = _evaluate(inner.jaxpr, inner.consts, operands, here, sites, at_site)
         else:
@@ -239,6 +246,7 @@ def canonical_signals(site: Site, signal: Array) -> Array:
     """Return (O, …) signals, with the axes of the equation's result, as (O, G, T, J)."""
     out, params = signal.shape[0], site.equation.params
     if site.equation.primitive.name == "dot_general":
+        # The result's axes are the batch axes, then the free ones of the left operand, then those of the right one.
         if site.operand == 1:
             return signal.reshape(out, site.groups, site.positions, site.outputs)
         return signal.reshape(out, site.groups, site.outputs, site.positions).swapaxes(2, 3)
@@ -267,6 +275,7 @@ def _patches(images: Array, filter_shape: tuple[int, ...], params: dict[str, Any
     window = [filter_shape[k] for k in numbers.rhs_spec[2:]]
     strides = params["window_strides"]
     slices = []
+    # One strided slice for each offset inside the filter's window.
     for offset in np.ndindex(*window):
         first = [o * dilation for o, dilation in zip(offset, params["rhs_dilation"], strict=True)]
         last = [f + (size - 1) * stride + 1 for f, size, stride in zip(first, sizes, strides, strict=True)]

@@ -224,9 +224,10 @@ def test_duplicates_do_not_count_against_the_limit(rng):
 
 def test_bad_input_is_named():
     with pytest.raises(ValueError, match="x holds 1 NaN"):
-        fx.enumerate_arrangements([[1.0, np.nan]])
+        fx.enumerate_arrangements(np.array([[1.0, np.nan]]))
 
 
+@pytest.mark.wrong_types
 @pytest.mark.parametrize("max_cells", ["a", 2.5, None])
 def test_a_limit_that_is_no_integer_is_named(max_cells):
     with pytest.raises(TypeError, match="max_cells must be an integer, got"):

@@ -24,6 +24,7 @@ def test_sampling_nothing_is_an_error(key, num_gates, num_features, name):
         fx.sample_gates(key, num_gates, num_features)
 
 
+@pytest.mark.wrong_types
 @pytest.mark.parametrize(("num_gates", "num_features", "name"), [(2.5, 2, "num_gates"), (3, "a", "num_features")])
 def test_sampling_a_part_of_a_gate_is_an_error(key, num_gates, num_features, name):
     with pytest.raises(TypeError, match=f"{name} must be an integer, got"):
@@ -38,7 +39,7 @@ def test_masks_are_the_signs_of_inner_products(rng, dtype):
 
 
 def test_zero_rows_and_boundary_rows_are_active():
-    masks = fx.activation_masks([[0.0, 0.0], [1.0, 0.0]], [[0.0, 1.0], [-1.0, 0.0]])
+    masks = fx.activation_masks(np.array([[0.0, 0.0], [1.0, 0.0]]), np.array([[0.0, 1.0], [-1.0, 0.0]]))
     np.testing.assert_array_equal(masks, [[True, True], [True, False]])
 
 
@@ -82,6 +83,7 @@ def test_masks_over_memory_say_how_much_they_need_and_what_lowers_it():
         fx.activation_masks(x, x)
 
 
+@pytest.mark.wrong_types
 @pytest.mark.parametrize("value", [np.ones((1, 2), complex), jnp.ones((1, 2), complex), jax.random.key(0), None])
 def test_complex_numbers_and_keys_are_a_type_error(value):
     with pytest.raises(TypeError, match="x must be a real numeric array, got dtype"):
@@ -103,6 +105,7 @@ def test_masks_of_bad_input_name_the_argument(x, gates, message):
         fx.activation_masks(x, gates)
 
 
+@pytest.mark.wrong_types
 def test_masks_of_text_are_a_type_error():
     with pytest.raises(TypeError, match="x must be a real numeric array, got dtype <U1"):
         fx.activation_masks([["a", "b"]], np.ones((1, 2)))

@@ -293,7 +293,7 @@ def test_gated_kernel_in_tiles(rng, monkeypatch):
     ("arguments", "error", "message"),
     [
         ({"depth": 0}, ValueError, "depth must be at least 1"),
-        ({"depth": 1.5}, TypeError, "depth must be an integer"),
+        pytest.param({"depth": 1.5}, TypeError, "depth must be an integer", marks=pytest.mark.wrong_types),
         ({"activation": "tan"}, ValueError, "activation must be one of"),
         ({"w_std": -1}, ValueError, "w_std must be"),
         ({"b_std": np.inf}, ValueError, "b_std must be"),
@@ -316,6 +316,7 @@ def test_bad_arguments_are_named(arguments, error, message):
         fx.mlp_kernel(**arguments)
 
 
+@pytest.mark.wrong_types
 def test_network_must_be_a_layer():
     with pytest.raises(TypeError, match="network must be a layer"):
         fx.network_kernel("relu", np.ones((2, 2)))

@@ -12,8 +12,7 @@ import scipy.integrate
 import scipy.linalg
 
 import fixntk as fx
-from fixntk.ntk import spectrum
-from fixntk.ntk.dynamics import gradient_flow, gradient_flow_ensemble, kernel_ridge, max_learning_rate
+from fixntk.ntk import gradient_flow, gradient_flow_ensemble, kernel_ridge, max_learning_rate, spectrum
 from fixntk.ntk.linearize import linearize
 from fixntk.ntk.neural_tangents_compat import import_neural_tangents
 
@@ -524,11 +523,23 @@ def test_bad_values_and_shapes_are_named(call, message):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: gradient_flow("kernel", ONES), "kernel_train must be a real numeric array"),
-        (lambda: gradient_flow(EYE, ONES).predict("late"), "t must be a number, an array of numbers or None"),
+        pytest.param(
+            lambda: gradient_flow("kernel", ONES),
+            "kernel_train must be a real numeric array",
+            marks=pytest.mark.wrong_types,
+        ),
+        pytest.param(
+            lambda: gradient_flow(EYE, ONES).predict("late"),
+            "t must be a number, an array of numbers or None",
+            marks=pytest.mark.wrong_types,
+        ),
         (lambda: gradient_flow(EYE, ONES).predict(1j), "t must be real numbers, got dtype complex"),
         (lambda: gradient_flow_ensemble(EYE, ONES), "kernel_train must have attributes nngp and ntk.*without ntk"),
-        (lambda: linearize(None, ONES), r"f must be a function f\(params, ...\), got NoneType"),
+        pytest.param(
+            lambda: linearize(None, ONES),
+            r"f must be a function f\(params, ...\), got NoneType",
+            marks=pytest.mark.wrong_types,
+        ),
         (
             lambda: linearize(network, {"w": np.arange(3)}),
             r"params0\['w'\] must be a real floating-point array, got int",

@@ -12,7 +12,7 @@ import pytest
 from test_structure import jacobian_ntk, normal
 
 import fixntk as fx
-from fixntk.ntk import empirical, tiles
+from fixntk.ntk import empirical, plan, structure
 from fixntk.ntk.neural_tangents_compat import import_neural_tangents
 
 
@@ -50,10 +50,10 @@ def test_jacobians_of_a_few_leaves_at_a_time_add_up(monkeypatch):
     whole = fx.empirical_ntk(network, PARAMS, X1, X2, method="jacobian")
     shares = fx.layerwise_ntk(network, PARAMS, X1, X2, method="jacobian")
     num_parts = []
-    right = empirical.parts_of
-    monkeypatch.setattr(empirical, "parts_of", lambda *a: num_parts.append(len(parts := right(*a))) or parts)
-    monkeypatch.setattr(tiles, "_TILE_BYTES", 8 * 6 * 30)
-    tiles._known_plan.cache_clear()
+    right = empirical.split_request
+    monkeypatch.setattr(empirical, "split_request", lambda *a: num_parts.append(len(parts := right(*a))) or parts)
+    monkeypatch.setattr(plan, "_TILE_BYTES", 8 * 6 * 30)
+    plan.known_plan.cache_clear()
     np.testing.assert_allclose(
         fx.empirical_ntk(network, PARAMS, X1, X2, method="jacobian"), whole, rtol=1e-13, atol=1e-16
     )
@@ -222,11 +222,18 @@ NO_HEAD = {**PARAMS, "v": jnp.zeros_like(PARAMS["v"])}
     [
         (ValueError, "trace_axes has axis 3", {"trace_axes": (3,)}),
         (ValueError, "diagonal_axes has axis -4", {"diagonal_axes": -4}),
-        (TypeError, "trace_axes must be an integer or integers", {"trace_axes": "ab"}),
+        pytest.param(
+            TypeError, "trace_axes must be an integer or integers", {"trace_axes": "ab"}, marks=pytest.mark.wrong_types
+        ),
         (ValueError, r"axes \[2\] are in both", {"trace_axes": (-1,), "diagonal_axes": (2,)}),
         (ValueError, "either outputs or", {"outputs": "trace", "trace_axes": (1,)}),
-        (ValueError, "outputs must be 'full', 'trace' or 'diagonal'", {"outputs": "all"}),
-        (ValueError, "method must be one of 'auto'", {"method": "fast"}),
+        pytest.param(
+            ValueError,
+            "outputs must be 'full', 'trace' or 'diagonal'",
+            {"outputs": "all"},
+            marks=pytest.mark.wrong_types,
+        ),
+        pytest.param(ValueError, "method must be one of 'auto'", {"method": "fast"}, marks=pytest.mark.wrong_types),
         (ValueError, "batch_size must be a positive integer", {"batch_size": 0}),
         (ValueError, "paired row by row", {"diagonal_axes": (0,), "x2": X2}),
         (TypeError, r"params\['w'\] must be a real floating-point array .* int", {"params": {**PARAMS, "w": 3}}),
@@ -238,7 +245,7 @@ NO_HEAD = {**PARAMS, "v": jnp.zeros_like(PARAMS["v"])}
         (ValueError, "x1 and x2 must agree", {"x2": X2[:, :3]}),
         (ValueError, "x1 and x2 must agree", {"x2": X2.astype("float32")}),
         (ValueError, "same kind of pytree", {"x2": {"a": X2}}),
-        (TypeError, "f must be a function", {"f": 3}),
+        pytest.param(TypeError, "f must be a function", {"f": 3}, marks=pytest.mark.wrong_types),
         (TypeError, "f must return one array", {"f": lambda p, x: (x, p)}),
         (TypeError, "real floating-point array", {"f": lambda _, x: jnp.argmax(x, axis=1)}),
         (ValueError, "one row an example: x1 has 7 rows.*jax.vmap", {"f": lambda p, x: jnp.sum(x @ p["w"])}),
@@ -283,3 +290,93 @@ def test_bad_groups_and_vectors_are_named():
         fx.ntk_vector_product(network, PARAMS, jnp.ones(7), X1)
     with pytest.raises(ValueError, match="store_on_device=False"):
         jax.jit(lambda x: fx.empirical_ntk(network, PARAMS, x, store_on_device=False))(X1)
+
+
+def relu_network(params, x):
+    """A convolution, a ReLU and a layer whose derivative is a rule of its own, written without a precision."""
+    images = x[:, :, None] * jnp.ones(3)
+    hidden = jax.lax.conv_general_dilated(images, params["conv"], (1,), "SAME", dimension_numbers=("NHC", "HIO", "NHC"))
+    return own_rule(jax.nn.relu(hidden).reshape(x.shape[0], -1), params["w"])
+
+
+@jax.custom_jvp
+def own_rule(x, w):
+    return x @ w
+
+
+@own_rule.defjvp
+def _own_rule_jvp(primals, tangents):
+    (x, w), (d_x, d_w) = primals, tangents
+    return own_rule(x, w), d_x @ w + x @ d_w
+
+
+RELU_PARAMS = {"conv": normal(6, 2, 3, 5), "w": normal(7, 20, 2)}
+
+PRODUCTS = {
+    **{
+        method: partial(fx.empirical_ntk, relu_network, method=method)
+        for method in ("auto", "structured", "jacobian", "ntvp")
+    },
+    "tiles": partial(fx.empirical_ntk, relu_network, batch_size=2),
+    "layerwise": partial(fx.layerwise_ntk, relu_network),
+    "product": lambda params, x: fx.ntk_vector_product(relu_network, params, jnp.ones((x.shape[0], 2)), x),
+}
+
+
+def precisions(jaxpr):
+    """Precision of each matrix product and convolution, those of inner programs included."""
+    found = []
+    for equation in jaxpr.eqns:
+        if equation.primitive.name in ("dot_general", "conv_general_dilated"):
+            found.append(equation.params["precision"])
+        for inner in structure.inner_jaxprs(equation):
+            found += precisions(inner)
+    return found
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_every_product_of_the_kernel_and_of_the_function_is_in_full_precision(name):
+    found = precisions(jax.make_jaxpr(PRODUCTS[name])(RELU_PARAMS, X1).jaxpr)
+    assert len(found) >= 6
+    assert set(found) == {(jax.lax.Precision.HIGHEST,) * 2}
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_compiled_tiles_trace_the_function_in_full_precision(name, monkeypatch):
+    seen, compiled = set(), []
+    bind = structure._bind
+
+    def watched(jaxpr, equation, operands):
+        compiled.extend(precisions(jaxpr.replace(eqns=[equation])))
+        return bind(jaxpr, equation, operands)
+
+    def f(params, x):
+        seen.add(jax.config.jax_default_matmul_precision)
+        return relu_network(params, x)
+
+    monkeypatch.setattr(structure, "_bind", watched)
+    if name == "product":
+        fx.ntk_vector_product(f, RELU_PARAMS, jnp.ones((7, 2)), X1)
+    else:
+        PRODUCTS[name].func(f, RELU_PARAMS, X1, **PRODUCTS[name].keywords)
+    assert seen == {"highest"}
+    assert set(compiled) <= {(jax.lax.Precision.HIGHEST,) * 2}
+
+
+def test_a_precision_that_the_user_sets_is_kept():
+    with jax.default_matmul_precision("tensorfloat32"):
+        found = precisions(jax.make_jaxpr(PRODUCTS["ntvp"])(RELU_PARAMS, X1).jaxpr)
+    assert set(found) == {(jax.lax.Precision.HIGH,) * 2}
+    seen = []
+
+    def f(params, x):
+        seen.append(jax.config.jax_default_matmul_precision)
+        return relu_network(params, x)
+
+    fx.empirical_ntk(f, RELU_PARAMS, X1)
+    seen.clear()
+    with jax.default_matmul_precision("tensorfloat32"):
+        fx.empirical_ntk(f, RELU_PARAMS, X1)
+    # The network that was read in full precision is not taken from the cache.
+    assert set(seen) == {"tensorfloat32"}
+    assert len(seen) > 2

@@ -1,0 +1,203 @@
+"""Covariances between pairs of inputs, the state that passes from layer to layer of an infinitely wide network.
+
+Angles are kept beside the covariances, as haversine sin²(θ/2) and havercosine cos²(θ/2), and every sum here updates
+them without cancellation: computed from a correlation near ±1 they would lose half of their digits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from fixntk._numerics import safe_sqrt
+from fixntk.ntk.angles import Rows, products_and_angles
+from fixntk.ntk.gaussians import Gaussians
+
+# Rounding error of a mean, in units of the dtype's epsilon: a smaller difference says nothing about an angle.
+_MEAN_ROUNDING = 32
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Pairs:
+    """Pairs of inputs as they are after some layers: one hidden unit's two values, over the random weights.
+
+    The arrays broadcast to (n1, n2, positions …), where positions are none, those of an image that both inputs share
+    (each position of the first with the same one of the second), or all pairs of positions: first the first input's,
+    then the second's.
+
+    Attributes
+    ----------
+    variance1, variance2
+        Variances of the two values.
+    covariance
+        Their covariance Σ, the kernel of the network as a Gaussian process (NNGP).
+    haversine, havercosine
+        sin²(θ/2) and cos²(θ/2) of the angle θ with cos θ = their correlation.
+    ntk
+        The NTK Θ so far.
+    """
+
+    variance1: Array
+    variance2: Array
+    covariance: Array
+    haversine: Array
+    havercosine: Array
+    ntk: Array
+
+    def gaussians(self) -> Gaussians:
+        """The two values as Gaussian variables."""
+        std1, std2 = safe_sqrt(self.variance1), safe_sqrt(self.variance2)
+        return Gaussians(std1, std2, self.covariance, self.haversine, self.havercosine)
+
+
+@dataclass(frozen=True)
+class Covariances:
+    """All that a layer needs to know about pairs of inputs.
+
+    Attributes
+    ----------
+    pairs
+        Each of the first inputs with each of the second.
+    own1, own2
+        Each first input with itself, (n1, 1, …), and each second, (1, n2, …), at all pairs of positions; None where
+        a position only meets itself.
+    num_positions
+        How many axes of positions an input has.
+    is_gaussian
+        Whether the values are Gaussian: sums over random weights.
+    """
+
+    pairs: Pairs
+    own1: Pairs | None
+    own2: Pairs | None
+    num_positions: int
+    is_gaussian: bool
+
+    @property
+    def has_all_positions(self) -> bool:
+        """Whether pairs of different positions are known as well."""
+        return self.own1 is not None
+
+    def map(self, change: Callable[[Pairs], Pairs], **flags: Any) -> Covariances:
+        """Change every set of pairs in the same way."""
+        own1, own2 = (None if own is None else change(own) for own in (self.own1, self.own2))
+        return replace(self, pairs=change(self.pairs), own1=own1, own2=own2, **flags)
+
+    @property
+    def sides(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Axes of the positions of the first and of the second inputs; the same ones where both share them."""
+        first = tuple(range(2, 2 + self.num_positions))
+        second = tuple(axis + self.num_positions for axis in first)
+        return first, second if self.has_all_positions else first
+
+
+def add_pairs(pairs1: Pairs, pairs2: Pairs) -> Pairs:
+    """Sums of independent values; the angle without cancellation at small angles."""
+    first, second = pairs1.gaussians(), pairs2.gaussians()
+    variance1, variance2 = pairs1.variance1 + pairs2.variance1, pairs1.variance2 + pairs2.variance2
+    product1, product2 = first.std1 * first.std2, second.std1 * second.std2
+    lengths = product1 + product2
+    # Lagrange's identity: what √(variance1 variance2) exceeds the sum of the lengths' products by.
+    product3, product4 = first.std1 * second.std2, second.std1 * first.std2
+    crossed, rounding = product3 - product4, 4 * jnp.finfo(lengths.dtype).eps * product3
+    total = safe_sqrt(variance1) * safe_sqrt(variance2) + lengths
+    excess = jnp.where(jnp.abs(crossed) > rounding, crossed**2 / jnp.where(total > 0, total, 1.0), 0.0)
+    haversines = haversines_from_shares(
+        excess + 2 * (product1 * pairs1.haversine + product2 * pairs2.haversine),
+        excess + 2 * (product1 * pairs1.havercosine + product2 * pairs2.havercosine),
+    )
+    return Pairs(variance1, variance2, pairs1.covariance + pairs2.covariance, *haversines, pairs1.ntk + pairs2.ntk)
+
+
+def average_pairs(pairs: Pairs, mean: Callable[..., Array], sides: tuple[tuple[int, ...], tuple[int, ...]]) -> Pairs:
+    """Means over aligned positions; ``mean`` takes an array and the axes of positions that it really has."""
+    both = (sides[0],) if sides[0] == sides[1] else sides
+    gaussians = pairs.gaussians()
+    variance1, variance2 = mean(pairs.variance1, sides[0]), mean(pairs.variance2, sides[1])
+    lengths = gaussians.std1 * gaussians.std2
+    sin_share = mean(2 * lengths * pairs.haversine, *both)
+    cos_share = mean(2 * lengths * pairs.havercosine, *both)
+    total = safe_sqrt(variance1) * safe_sqrt(variance2)
+    excess = total - (sin_share + cos_share) / 2
+    excess = jnp.where(excess > _MEAN_ROUNDING * jnp.finfo(total.dtype).eps * total, excess, 0.0)
+    haversines = haversines_from_shares(sin_share + excess, cos_share + excess)
+    # One sum less than by the covariances, which are lengths · (cos² − sin²).
+    return Pairs(variance1, variance2, (cos_share - sin_share) / 2, *haversines, mean(pairs.ntk, *both))
+
+
+def haversines_from_moments(variance1: Array, variance2: Array, covariance: Array) -> tuple[Array, Array]:
+    """Haversine and havercosine from second moments alone, zero where they cannot tell them from zero."""
+    total = safe_sqrt(variance1) * safe_sqrt(variance2)
+    rounding = _MEAN_ROUNDING * jnp.finfo(total.dtype).eps * total
+    shares = (jnp.where(share > rounding, share, 0.0) for share in (total - covariance, total + covariance))
+    return haversines_from_shares(*shares)
+
+
+def haversines_from_shares(sin_share: Array, cos_share: Array) -> tuple[Array, Array]:
+    """Haversine and havercosine from two numbers in their ratio; a right angle if both are 0."""
+    total = sin_share + cos_share
+    known = total > 0
+    scale = 1 / jnp.where(known, total, 1.0)
+    return jnp.where(known, sin_share * scale, 0.5), jnp.where(known, cos_share * scale, 0.5)
+
+
+def covariances_of_inputs(rows1: Rows, rows2: Rows, scale: Any, has_all_positions: bool) -> Covariances:
+    """Covariances of inputs: they are fixed, so their inner products take the place of expectations."""
+    positions = rows1.lengths.shape[1:]
+    if not positions:
+        return Covariances(_inner_products(rows1, rows2, scale), None, None, 0, is_gaussian=False)
+    size, ones = math.prod(positions), (1,) * len(positions)
+
+    def stacked(rows: Rows) -> Rows:
+        """Positions (n, S, …) in one axis, each with a number of its own."""
+        step = jnp.where(rows.numbers < 0, -1, 1)[:, None]
+        numbers = rows.numbers[:, None] * size + step * jnp.arange(size)
+        vectors = (array.reshape(-1, size, array.shape[-1]) for array in (rows.x, rows.units, rows.scaled))
+        x, units, scaled = vectors
+        return Rows(x, units, rows.lengths.reshape(-1, size), numbers, scaled, rows.scaled_lengths.reshape(-1, size))
+
+    first, second = stacked(rows1), stacked(rows2)
+    if not has_all_positions:
+        at_each = jax.vmap(partial(_inner_products, scale=scale), in_axes=1, out_axes=-1)(first, second)
+        pairs = jax.tree.map(lambda array: array.reshape(*array.shape[:2], *positions), at_each)
+        return Covariances(pairs, None, None, len(positions), is_gaussian=False)
+
+    def of_all(first: Rows, second: Rows) -> Pairs:
+        """Every position of every input in one long list."""
+        flat1, flat2 = jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), (first, second))
+        num_rows1, num_rows2 = first.lengths.shape[0], second.lengths.shape[0]
+
+        def unfolded(array: Array) -> Array:
+            array = array.reshape(num_rows1, size, num_rows2, size).swapaxes(1, 2)
+            return array.reshape(num_rows1, num_rows2, *positions, *positions)
+
+        flat = _inner_products(flat1, flat2, scale)
+        variance1 = flat.variance1.reshape(num_rows1, 1, *positions, *ones)
+        variance2 = flat.variance2.reshape(1, num_rows2, *ones, *positions)
+        crossed = (flat.covariance, flat.haversine, flat.havercosine, flat.ntk)
+        return Pairs(variance1, variance2, *map(unfolded, crossed))
+
+    def own(rows: Rows) -> Pairs:
+        def alone(row: Rows) -> Pairs:
+            single = jax.tree.map(lambda array: array[None], row)
+            return of_all(single, single)
+
+        return jax.tree.map(lambda array: array[:, 0], jax.vmap(alone)(rows))
+
+    own2 = jax.tree.map(lambda array: array.swapaxes(0, 1), own(second))
+    return Covariances(of_all(first, second), own(first), own2, len(positions), is_gaussian=False)
+
+
+def _inner_products(rows1: Rows, rows2: Rows, scale: Any) -> Pairs:
+    """Pairs of plain vectors."""
+    products, haversine, havercosine = products_and_angles(rows1, rows2)
+    variance1, variance2 = scale * rows1.lengths[:, None] ** 2, scale * rows2.lengths**2
+    return Pairs(variance1, variance2[None], scale * products, haversine, havercosine, jnp.zeros_like(products))

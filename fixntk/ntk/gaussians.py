@@ -1,0 +1,72 @@
+"""Pairs of Gaussian variables, and activations by their moments.
+
+See docs/mathematics.md, M13.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from jax import Array
+
+from fixntk.ntk.angles import full_angle
+
+
+class Gaussians(NamedTuple):
+    """Pairs of centred Gaussian variables u, v, as arrays that broadcast together.
+
+    Attributes
+    ----------
+    std1, std2
+        Standard deviations of u and of v.
+    covariance
+        E[uv].
+    haversine, havercosine
+        sin²(θ/2) and cos²(θ/2) of the angle θ with cos θ = E[uv] / (std1 std2).
+    """
+
+    std1: Array
+    std2: Array
+    covariance: Array
+    haversine: Array
+    havercosine: Array
+
+    @property
+    def are_both_random(self) -> Array:
+        """Whether neither standard deviation is zero."""
+        return (self.std1 > 0) & (self.std2 > 0)
+
+    @property
+    def angle(self) -> Array:
+        """θ in [0, π]."""
+        return full_angle(self.haversine, self.havercosine)
+
+
+Moments = tuple[Array, Array]
+Haversines = tuple[Array, Array]
+
+
+@dataclass(frozen=True)
+class Activation:
+    """An elementwise function by its Gaussian moments.
+
+    Attributes
+    ----------
+    name
+        For messages.
+    moments
+        E[φ(u)φ(v)] and E[φ'(u)φ'(v)] of :class:`Gaussians`. The derivative is the one almost everywhere.
+    haversines
+        Haversine and havercosine of the angle between φ(u) and φ(v), without the cancellation at small angles that the
+        second moments alone would suffer; None where there is no formula for it.
+    truncation
+        Shares of E[φ(u)²] and E[φ'(u)²] that a finite series leaves out, by the standard deviation of u; None for
+        closed forms.
+    """
+
+    name: str
+    moments: Callable[[Gaussians], Moments]
+    haversines: Callable[[Gaussians], Haversines] | None = None
+    truncation: Callable[[Array], tuple[Array, Array]] | None = None

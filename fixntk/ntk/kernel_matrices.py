@@ -1,0 +1,141 @@
+"""Checks of kernel matrices, and of the numbers that go with them, as gradient flow and kernel regression take them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+
+from fixntk._checks import as_float_array, is_traced
+
+
+class KernelMatrix(NamedTuple):
+    """A kernel as a matrix, with the shape in which it was passed.
+
+    Attributes
+    ----------
+    matrix
+        (n1·c…, n2·c…): one row for each example and output where the kernel has output axes, else (n1, n2).
+    rows
+        n1.
+    full
+        Whether it has output axes.
+    shape
+        (n1, n2) or (n1, n2, c, c, …).
+    """
+
+    matrix: Array
+    rows: int
+    full: bool
+    shape: tuple[int, ...]
+
+
+def as_symmetric_kernel(name: str, value: ArrayLike, y: Array | None) -> KernelMatrix:
+    """Check a kernel of points with themselves, of the shape that fits targets y where they are known."""
+    ndim = (2, 4, 6, 8) if y is None else tuple(sorted({2, 2 * y.ndim}))
+    kernel = as_float_array(name, value, ndim)
+    kernel = kernel.astype(jnp.promote_types(kernel.dtype, jnp.float32))
+    shape = kernel.shape
+    outputs = shape[2::2] if y is None else y.shape[1:]
+    if shape[::2] != shape[1::2] or (kernel.ndim > 2 and shape[2::2] != outputs):
+        pairs = ", (n, n, " + ", ".join(f"{c}, {c}" for c in outputs) + ")" if outputs else ""
+        raise ValueError(f"{name} must have shape (n, n){' or' + pairs[1:] if pairs else ''}, got shape {shape}")
+    matrix = _as_matrix(kernel)
+    if not is_traced(matrix):
+        with jax.ensure_compile_time_eval():
+            largest, difference = map(float, _asymmetry(matrix))
+        if difference > math.sqrt(jnp.finfo(matrix.dtype).eps) * largest:
+            raise ValueError(
+                f"{name} must be symmetric, but it differs from its transpose by up to {difference:.3g} (largest entry"
+                f" {largest:.3g}): was it computed between two sets of points, or with the rows of one set in another"
+                " order?"
+            )
+    return KernelMatrix(matrix, shape[0], kernel.ndim > 2, shape)
+
+
+@jax.jit
+def _asymmetry(matrix: Array) -> tuple[Array, Array]:
+    return jnp.max(jnp.abs(matrix)), jnp.max(jnp.abs(matrix - matrix.T))
+
+
+def as_kernel_between(name: str, value: ArrayLike, y: Array, full: bool) -> KernelMatrix:
+    """Check a kernel between other points and the training points with targets y, ``full`` with output axes."""
+    kernel = as_float_array(name, value, (2 * y.ndim if full else 2,)).astype(y.dtype)
+    shape, outputs = kernel.shape, y.shape[1:] if full else ()
+    if shape[1::2] != (y.shape[0], *outputs) or shape[2::2] != outputs:
+        expected = ", ".join(["n_test", str(y.shape[0]), *(f"{c}, {c}" for c in outputs)])
+        raise ValueError(f"{name} must have shape ({expected}), other points × training points, got shape {shape}")
+    return KernelMatrix(_as_matrix(kernel), shape[0], full, shape)
+
+
+def _as_matrix(kernel: Array) -> Array:
+    """(n1, n2, c, c, …) as the matrix of n1·c… rows and n2·c… columns."""
+    shape = kernel.shape
+    if kernel.ndim == 2:
+        return kernel
+    order = (*range(0, kernel.ndim, 2), *range(1, kernel.ndim, 2))
+    return kernel.transpose(order).reshape(math.prod(shape[::2]), math.prod(shape[1::2]))
+
+
+def kernel_member(name: str, kernels: Any, member: str, mode: str) -> Any:
+    """The kernel called ``member``, or in mode "nngp" the array that stands for it."""
+    kernel = getattr(kernels, member, kernels if mode == "nngp" else None)
+    if kernel is None:
+        raise TypeError(
+            f"{name} must have attributes nngp and ntk, both arrays; got {type(kernels).__name__} without {member}"
+        )
+    return kernel
+
+
+def as_times(t: ArrayLike | None, dtype: jnp.dtype) -> Array:
+    """Check times; None is infinity."""
+    if t is None:
+        return jnp.array(jnp.inf, dtype)
+    try:
+        times = jnp.asarray(t)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"t must be a number, an array of numbers or None, got {type(t).__name__}: {error}") from error
+    if not jnp.issubdtype(times.dtype, jnp.floating) and not jnp.issubdtype(times.dtype, jnp.integer):
+        raise TypeError(f"t must be real numbers, got dtype {times.dtype}")
+    if not is_traced(times):
+        bad = np.count_nonzero(~(np.asarray(times) >= 0))
+        if bad:
+            raise ValueError(f"t must be at least 0, got {bad} negative or NaN value(s) in shape {times.shape}")
+    return times.astype(dtype)
+
+
+def as_scalar(name: str, value: ArrayLike, dtype: jnp.dtype, positive: bool = False) -> Array:
+    """Check a number that is not negative, or that is positive."""
+    scalar = as_float_array(name, value, (0,))
+    if not is_traced(scalar):
+        number = float(scalar)
+        if number < 0 or (positive and number == 0):
+            raise ValueError(f"{name} must be {'positive' if positive else 'at least 0'}, got {number}")
+    return scalar.astype(dtype)
+
+
+def absolute_reg(matrix: Array, diag_reg: ArrayLike, absolute: bool) -> Array:
+    """Ridge in the unit of the kernel, from one in units of the mean of its diagonal unless that is ``absolute``."""
+    reg = as_scalar("diag_reg", diag_reg, matrix.dtype)
+    return reg if absolute else reg * jnp.trace(matrix) / len(matrix)
+
+
+def check_positive_semidefinite(name: str, eigenvalues: Array, reg: Array) -> None:
+    """Raise ValueError if a kernel plus ``reg`` on its diagonal has an eigenvalue below zero beyond rounding."""
+    if is_traced(eigenvalues, reg):
+        return
+    smallest, largest, eps = float(eigenvalues[0]), float(eigenvalues[-1]), float(jnp.finfo(eigenvalues.dtype).eps)
+    allowed = 10 * max(10, eigenvalues.size) * eps * max(abs(smallest), abs(largest))
+    if smallest < -allowed:
+        raise ValueError(
+            f"{name} is not positive semidefinite: its smallest eigenvalue is {smallest - float(reg):.3g}, its largest"
+            f" {largest - float(reg):.3g}, and rounding in {eigenvalues.dtype} explains no less than {-allowed:.2g}."
+            " Likely causes: it was computed in a lower precision (compute it in float64, with jax_enable_x64), its"
+            " rows and columns are not in the same order, or it is no kernel. If its error is that small to you, a"
+            f" ridge covers it: diag_reg={2 * (float(reg) - smallest):.2g} with diag_reg_absolute_scale=True"
+        )

@@ -1,0 +1,60 @@
+"""What the series of an integrated activation leaves out of a network's kernels, and the warning about it."""
+
+from __future__ import annotations
+
+import warnings
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from fixntk.ntk.angles import as_rows
+from fixntk.ntk.covariances import Covariances, covariances_of_inputs
+from fixntk.ntk.layers import Activate, GlobalAveragePool, Layer, as_scalars, layers_of
+
+# Share of a second moment left out by a series above which there is a warning.
+_LARGEST_SHARE = 1e-4
+
+
+def warn_if_truncated(network: Layer, input_scale: Any, inputs: list[Array], tile: int) -> None:
+    """Warn if a series of an activation converges slowly at a standard deviation that occurs."""
+    if not any(layer.activation.truncation for layer in layers_of(Activate, network)):
+        return
+    for x in inputs:
+        for name, share in _truncated_shares((network, input_scale), x, tile).items():
+            if share > _LARGEST_SHARE:
+                warnings.warn(
+                    f"the series of activation {name} leaves out a share of {float(share):.0e} of its second moment or "
+                    "its derivative's: kernels of similar inputs are too small by up to as much. Give more terms, "
+                    "elementwise(…, num_terms=…), an activation in closed form, or smaller w_std and inputs.",
+                    stacklevel=4,
+                )
+
+
+@partial(jax.jit, static_argnums=2)
+def _truncated_shares(parameters: tuple[Layer, Any], x: Array, tile: int) -> dict[str, Array]:
+    """Largest share that series leave out, by activation: of each input's own variances, layer by layer."""
+    network, input_scale = as_scalars(*parameters, x.dtype)
+
+    def of_one(x: Array) -> dict[str, Array]:
+        shares: dict[str, list[Array]] = {}
+
+        def watched(layer: Any) -> Any:
+            if not isinstance(layer, Activate) or layer.activation.truncation is None:
+                return layer
+
+            def watch(covariances: Covariances) -> Covariances:
+                std1 = covariances.pairs.gaussians().std1
+                shares.setdefault(layer.activation.name, []).extend(layer.activation.truncation(std1))
+                return layer(covariances)
+
+            return watch
+
+        watching = jax.tree.map(watched, network, is_leaf=lambda layer: isinstance(layer, Activate))
+        row = as_rows(x[None], jnp.zeros(1, int))
+        watching(covariances_of_inputs(row, row, input_scale, bool(layers_of(GlobalAveragePool, network))))
+        return {name: jnp.max(jnp.stack([jnp.max(share) for share in found])) for name, found in shares.items()}
+
+    return jax.tree.map(jnp.max, jax.lax.map(of_one, x, batch_size=tile))
