@@ -1,4 +1,4 @@
-"""What ``fixntk verify`` does: read the data, check the claims on them, print a table and write the figures."""
+"""The command ``fixntk verify``: read the data, check the claims on them, print a table and write the figures."""
 
 from __future__ import annotations
 
@@ -6,16 +6,35 @@ import importlib.util
 import json
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jaxtyping import Float
 
+from fixntk._files import replacing
 from fixntk._numerics import float64_allowed
-from fixntk.verify.check import Check, Data, run_checks
+from fixntk.gates.arrangements import cover_count, distinct_hyperplanes, enumerate_arrangements
+from fixntk.gates.masks import Arrangements, activation_masks, sample_gates
+from fixntk.gates.solid_angles import arrangement_weights
+from fixntk.gram import masked_gram
+from fixntk.ntk import gated_relu_ntk
+from fixntk.verify import kernels, programs
+from fixntk.verify.check import Check, Data, run_check
 
+# Rows of a user's table that are checked.
 _MAX_ROWS = 200
+# Arrangements that are enumerated; data with more of them gets random gates.
+_MAX_CELLS = 50_000
+# The number of those.
+_NUM_RANDOM_GATES = 200
+# Rank of the inputs up to which solid angles have a closed form.
+_MAX_EXACT_RANK = 3
 
 
 def main(data: Path | None = None, json_file: Path | None = None) -> int:
@@ -45,12 +64,59 @@ def main(data: Path | None = None, json_file: Path | None = None) -> int:
     counts = [sum(check.holds is state for check in checks) for state in (True, False, None)]
     print(f"{counts[0]} claims hold, {counts[1]} fail, {counts[2]} not checked")
     if json_file is not None:
-        json_file.write_text(json.dumps([asdict(check) for check in checks], indent=1) + "\n", encoding="utf-8")
+        with replacing(json_file) as part:
+            part.write_text(json.dumps([asdict(check) for check in checks], indent=1) + "\n", encoding="utf-8")
     return 1 if counts[1] else 0
 
 
+def run_checks(data_sets: list[Data]) -> Iterator[Check]:
+    """Yield the rows of all checks on all data sets, each as it is finished."""
+    for data in data_sets:
+        gates = _weighted_gates(data)
+        masks = gates.arrangements.masks
+        yield from run_check(kernels.check_masked_gram, data, masks)
+        if gates.is_exact:
+            yield from run_check(kernels.check_solid_angles, data, gates.arrangements, gates.weights)
+        else:
+            yield from run_check(kernels.check_random_gates, data)
+        yield from run_check(kernels.check_sampling_rate, data)
+        yield from run_check(kernels.check_neural_tangents, data)
+        yield from run_check(kernels.check_analytic, data)
+        yield from run_check(kernels.check_empirical, data)
+        yield from run_check(programs.check_solvers, data, masks, gates.weights, *_ntk_of(data, gates))
+        yield from run_check(programs.check_networks, data)
+        yield from run_check(programs.check_training, data)
+
+
+class _WeightedGates(NamedTuple):
+    """Gates, and the weights with which their masked Gram kernel is the NTK or estimates it."""
+
+    arrangements: Arrangements
+    weights: Float[Array, " P"]
+    is_exact: bool  # all arrangements and their solid angles: the kernel is the NTK
+
+
+def _weighted_gates(data: Data) -> _WeightedGates:
+    """All arrangements with their exact solid angles where there are few, otherwise random gates of equal weights."""
+    planes = distinct_hyperplanes(np.asarray(data.x))
+    num_planes, rank = planes.normals.shape
+    if rank <= _MAX_EXACT_RANK and cover_count(num_planes, rank) <= _MAX_CELLS:
+        arrangements = enumerate_arrangements(data.x)
+        return _WeightedGates(arrangements, arrangement_weights(data.x, arrangements)[0], True)
+    gates = sample_gates(jax.random.key(3), _NUM_RANDOM_GATES, data.x.shape[1], dtype=data.x.dtype)
+    weights = jnp.full(_NUM_RANDOM_GATES, 1 / _NUM_RANDOM_GATES)
+    return _WeightedGates(Arrangements(activation_masks(data.x, gates), gates), weights, False)
+
+
+def _ntk_of(data: Data, gates: _WeightedGates) -> tuple[Float[Array, "n n"], str]:
+    """The NTK with which the solvers start, and its name in the table."""
+    if gates.is_exact:
+        return gated_relu_ntk(data.x), "the closed-form NTK"
+    return masked_gram(gates.weights, gates.arrangements.masks, data.x), "the NTK of the same gates"
+
+
 def _check_writable(path: Path) -> None:
-    """Raise ValueError, before the minutes that the checks take, if the file cannot be written after them."""
+    """Raise ValueError, before the minutes that the checks take, if the file could not be written after them."""
     if path.is_dir():
         raise ValueError(f"--json {path}: is a folder")
     if not path.parent.is_dir():
@@ -60,7 +126,7 @@ def _check_writable(path: Path) -> None:
 
 
 def built_in_data() -> list[Data]:
-    """A line, a plane and a table in five dimensions, each with noisy targets and, but the last, a bias column."""
+    """Noisy targets on a line, on a plane, and in five dimensions; the first two have a bias column."""
     sets = []
     for name, num_rows, num_features, bias in (("line", 12, 1, 1), ("plane", 20, 2, 1), ("table", 60, 5, 0)):
         rng = np.random.default_rng(num_rows)
@@ -71,7 +137,7 @@ def built_in_data() -> list[Data]:
 
 
 def read_data(path: Path) -> Data:
-    """A CSV as data to check on: encoded and standardised, a bias column appended, at most 200 rows of it.
+    """Read a CSV to check on: encoded, standardised, with a bias column, and at most 200 rows drawn at random.
 
     Raises
     ------
@@ -80,15 +146,15 @@ def read_data(path: Path) -> Data:
     """
     if importlib.util.find_spec("pandas") is None:
         raise ValueError("--data needs pandas: pip install 'fixntk[verify]'")
-    from fixntk.tables import read as tabular
+    from fixntk.tables import read  # imports pandas, which the built-in data does not need
 
-    features, target = tabular.read_table(path)
-    tabular.check_complete(path, features, target)
+    features, target = read.read_table(path)
+    read.check_complete(path, features, target)
     if len(features) > _MAX_ROWS:
         chosen = np.random.default_rng(0).permutation(len(features))[:_MAX_ROWS]
         features, target = features.iloc[chosen], target.iloc[chosen]
         features = features.loc[:, features.nunique() > 1]
-    return Data(path.name, jnp.asarray(tabular.standardised(features)), jnp.asarray(tabular.targets(target)))
+    return Data(path.name, jnp.asarray(read.standardised(features)), jnp.asarray(read.targets(target)))
 
 
 def _line(check: Check) -> str:
