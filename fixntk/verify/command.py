@@ -17,7 +17,6 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float
 
-from fixntk._files import replacing
 from fixntk._numerics import float64_allowed
 from fixntk.gates.arrangements import cover_count, distinct_hyperplanes, enumerate_arrangements
 from fixntk.gates.masks import Arrangements, activation_masks, sample_gates
@@ -64,8 +63,8 @@ def main(data: Path | None = None, json_file: Path | None = None) -> int:
     counts = [sum(check.holds is state for check in checks) for state in (True, False, None)]
     print(f"{counts[0]} claims hold, {counts[1]} fail, {counts[2]} not checked")
     if json_file is not None:
-        with replacing(json_file) as part:
-            part.write_text(json.dumps([asdict(check) for check in checks], indent=1) + "\n", encoding="utf-8")
+        # Written in place, not replaced: it may be a device or a pipe, such as /dev/stdout.
+        json_file.write_text(json.dumps([asdict(check) for check in checks], indent=1) + "\n", encoding="utf-8")
     return 1 if counts[1] else 0
 
 

@@ -47,7 +47,7 @@ def check_masked_gram(data: Data, masks: Bool[Array, "n P"]) -> Iterator[Check]:
     See docs/mathematics.md, M2.
     """
     summed, x = np.asarray(masks)[:, :_MAX_SUMMED_GATES], np.asarray(data.x)
-    weights = np.random.default_rng(1).uniform(size=summed.shape[1])
+    weights = np.asarray(np.random.default_rng(1).uniform(size=summed.shape[1]))
     expected = np.zeros((x.shape[0], x.shape[0]))
     for weight, mask in zip(weights, summed.T.astype(float), strict=True):
         expected += weight * np.outer(mask, mask) * (x @ x.T)
