@@ -1,4 +1,4 @@
-"""Reports: one self-contained HTML file of text, sortable tables and figures, and the plots' common look."""
+"""Reports: one self-contained HTML file of text, sortable tables and figures, and the common style of plots."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 
 from fixntk._files import replacing
 
-# Okabe and Ito's colours for colour-blind readers, the ones with most contrast on white first.
+# Okabe and Ito's colours for colour-blind readers, those with the most contrast on white first.
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 
 STYLE: Any = {
@@ -69,9 +69,10 @@ class Section:
     title
         The heading.
     text
-        Paragraphs separated by blank lines; ``**bold**`` and ```code``` are marked up, all else is literal.
+        Paragraphs separated by blank lines; ``**bold**`` and ```code``` are marked up, the rest is literal.
     table
-        Shown with sensible digits and sortable by each column; an index other than 0, 1, 2 … is shown too.
+        Shown with about four significant digits and sortable by each column; an index other than 0, 1, 2 … is shown
+        too.
     figures
         File name without ``.png``, figure, and the caption, which is also what a screen reader reads.
     """
@@ -84,16 +85,16 @@ class Section:
 
 @contextlib.contextmanager
 def use_style() -> Iterator[None]:
-    """Draw in the reports' common look while the context is open."""
+    """Draw in the reports' style while the context is open."""
     with mpl.rc_context(STYLE):
         yield
 
 
 def new_figure(width: float = 6.4, height: float = 4.0) -> Figure:
-    """Return an empty figure, in inches, that belongs to no GUI and no global list.
+    """Return an empty figure that belongs to no GUI and no global list; its size is in inches.
 
-    Axes take the common look if they are added under :func:`use_style`, which is on when an experiment's
-    ``sections`` is called.
+    Axes get the reports' style if they are added under :func:`use_style`, which is on while an experiment's
+    ``sections`` runs.
     """
     return Figure(figsize=(width, height), layout="constrained")
 

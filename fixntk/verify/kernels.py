@@ -76,7 +76,9 @@ def check_random_gates(data: Data) -> Iterator[Check]:
     """The NTK is the expected masked Gram kernel of random gates.
 
     Each quadratic form vᵀKv of a random direction v is a mean over gates, one number for each gate, so its standard
-    error is known. See docs/mathematics.md, M3.
+    error is known.
+
+    See docs/mathematics.md, M3.
     """
     num_rows, num_features = data.x.shape
     directions = jax.random.normal(jax.random.key(5), (num_rows, _NUM_QUADRATIC_FORMS), data.x.dtype)

@@ -39,7 +39,8 @@ def check_solvers(
 ) -> Iterator[Check]:
     """IRLS goes from the NTK to the optimum, which FISTA, Newton's method and CVXPY find as well.
 
-    ``weights`` are those with which the masked Gram kernel of ``masks`` is the NTK.
+    ``weights`` are those with which the masked Gram kernel of ``masks`` is ``ntk``.
+
     See docs/mathematics.md, M5, M6, M7 and M8.
     """
     program = _program(data.x, data.y, masks, _REG_SHARE)
