@@ -11,7 +11,7 @@ import sys
 from collections.abc import Hashable, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -25,6 +25,7 @@ class ConfigError(ValueError):
     """A config, an override or a run's folder is wrong: one line that names the file and the key."""
 
 
+@runtime_checkable
 class Experiment(Protocol):
     """The names that a module ``experiments/NAME.py`` must define.
 

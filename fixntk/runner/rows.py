@@ -6,8 +6,9 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping
+from io import RawIOBase
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from fixntk._files import replacing
 from fixntk.runner.config import ConfigError, Row
@@ -24,12 +25,12 @@ def read_rows(directory: str | Path) -> list[Row]:
     return _read_results(Path(directory) / "results.jsonl")[0]
 
 
-def append_rows(file: BinaryIO, rows: Iterable[Row]) -> None:
+def append_rows(file: RawIOBase, rows: Iterable[Row]) -> None:
     """Write a task's rows to an unbuffered file, and return when they are on disk."""
     # All rows together: usually one system call, so that a kill seldom leaves a part of them.
     data = b"".join(map(_line, rows))
     while data:
-        data = data[file.write(data) :]
+        data = data[file.write(data) or 0 :]
     os.fsync(file.fileno())
 
 

@@ -9,8 +9,8 @@ import sys
 import threading
 import time
 from collections.abc import Generator, Iterator
+from io import RawIOBase
 from pathlib import Path
-from typing import BinaryIO
 
 import jax
 import pandas as pd
@@ -166,7 +166,7 @@ def _flat(value: Row, prefix: str = "") -> Row:
     return flat
 
 
-def _run_tasks(experiment: Experiment, config: BaseModel, pending: list[Row], file: BinaryIO, total: int) -> None:
+def _run_tasks(experiment: Experiment, config: BaseModel, pending: list[Row], file: RawIOBase, total: int) -> None:
     with contextlib.closing(_with_progress(pending, total)) as tracked:
         for task in tracked:
             append_rows(file, _run_task(experiment, config, task))

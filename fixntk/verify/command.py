@@ -9,31 +9,16 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
-from jaxtyping import Float
 
 from fixntk._numerics import float64_allowed
-from fixntk.gates.arrangements import cover_count, distinct_hyperplanes, enumerate_arrangements
-from fixntk.gates.masks import Arrangements, activation_masks, sample_gates
-from fixntk.gates.solid_angles import arrangement_weights
-from fixntk.gram import masked_gram
-from fixntk.ntk import gated_relu_ntk
 from fixntk.verify import kernels, programs
 from fixntk.verify.check import Check, Data, run_check
 
 # Rows of a user's table that are checked.
 _MAX_ROWS = 200
-# Arrangements that are enumerated; data with more of them gets random gates.
-_MAX_CELLS = 50_000
-# The number of those.
-_NUM_RANDOM_GATES = 200
-# Rank of the inputs up to which solid angles have a closed form.
-_MAX_EXACT_RANK = 3
 
 
 def main(data: Path | None = None, json_file: Path | None = None) -> int:
@@ -71,9 +56,8 @@ def main(data: Path | None = None, json_file: Path | None = None) -> int:
 def run_checks(data_sets: list[Data]) -> Iterator[Check]:
     """Yield the rows of all checks on all data sets, each as it is finished."""
     for data in data_sets:
-        gates = _weighted_gates(data)
-        masks = gates.arrangements.masks
-        yield from run_check(kernels.check_masked_gram, data, masks)
+        gates = kernels.weighted_gates(data)
+        yield from run_check(kernels.check_masked_gram, data, gates.arrangements.masks)
         if gates.is_exact:
             yield from run_check(kernels.check_solid_angles, data, gates.arrangements, gates.weights)
         else:
@@ -82,36 +66,9 @@ def run_checks(data_sets: list[Data]) -> Iterator[Check]:
         yield from run_check(kernels.check_neural_tangents, data)
         yield from run_check(kernels.check_analytic, data)
         yield from run_check(kernels.check_empirical, data)
-        yield from run_check(programs.check_solvers, data, masks, gates.weights, *_ntk_of(data, gates))
+        yield from run_check(programs.check_solvers, data, gates)
         yield from run_check(programs.check_networks, data)
         yield from run_check(programs.check_training, data)
-
-
-class _WeightedGates(NamedTuple):
-    """Gates, and the weights with which their masked Gram kernel is the NTK or estimates it."""
-
-    arrangements: Arrangements
-    weights: Float[Array, " P"]
-    is_exact: bool  # all arrangements and their solid angles: the kernel is the NTK
-
-
-def _weighted_gates(data: Data) -> _WeightedGates:
-    """All arrangements with their exact solid angles where there are few, otherwise random gates of equal weights."""
-    planes = distinct_hyperplanes(np.asarray(data.x))
-    num_planes, rank = planes.normals.shape
-    if rank <= _MAX_EXACT_RANK and cover_count(num_planes, rank) <= _MAX_CELLS:
-        arrangements = enumerate_arrangements(data.x)
-        return _WeightedGates(arrangements, arrangement_weights(data.x, arrangements)[0], True)
-    gates = sample_gates(jax.random.key(3), _NUM_RANDOM_GATES, data.x.shape[1], dtype=data.x.dtype)
-    weights = jnp.full(_NUM_RANDOM_GATES, 1 / _NUM_RANDOM_GATES)
-    return _WeightedGates(Arrangements(activation_masks(data.x, gates), gates), weights, False)
-
-
-def _ntk_of(data: Data, gates: _WeightedGates) -> tuple[Float[Array, "n n"], str]:
-    """The NTK with which the solvers start, and its name in the table."""
-    if gates.is_exact:
-        return gated_relu_ntk(data.x), "the closed-form NTK"
-    return masked_gram(gates.weights, gates.arrangements.masks, data.x), "the NTK of the same gates"
 
 
 def _check_writable(path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +13,9 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float
 
-from fixntk.gates.arrangements import distinct_hyperplanes
+from fixntk.gates.arrangements import cover_count, distinct_hyperplanes, enumerate_arrangements
 from fixntk.gates.masks import Arrangements, activation_masks, sample_gates
+from fixntk.gates.solid_angles import arrangement_weights
 from fixntk.gram import MaskedGram, masked_gram
 from fixntk.ntk import empirical_ntk, gated_relu_ntk, mlp_kernel
 from fixntk.ntk.neural_tangents_compat import import_neural_tangents
@@ -28,17 +29,53 @@ from fixntk.verify.check import (
     slope_of_log_error,
 )
 
+# Arrangements that are enumerated; data with more of them gets random gates.
+_MAX_CELLS = 50_000
+# The number of those random gates.
+_NUM_WEIGHTED_GATES = 200
+# Rank of the inputs up to which solid angles have a closed form.
+_MAX_EXACT_RANK = 3
 # Gates of the masked Gram matrix that is summed one by one.
 _MAX_SUMMED_GATES = 200
-# Random gates for the NTK of data whose arrangements are too many to enumerate.
+# Random gates whose mean kernel estimates the NTK, where solid angles have no closed form.
 _NUM_RANDOM_GATES = 20_000
 # Random directions v whose quadratic forms vᵀKv are compared there.
 _NUM_QUADRATIC_FORMS = 8
-# Gates that networks of growing width sample, and the seeds of each width.
-_WIDTHS = (16, 64, 256, 1024)
+# Numbers of sampled gates from which the rate of convergence of their kernel is estimated.
+_NUMS_OF_GATES = [2**k for k in range(5, 13)]
+# Widths of gated networks from which that of their empirical NTK is estimated.
+_WIDTHS = [16, 64, 256, 1024]
+# Seeds for each of those numbers and widths, a count.
 _NUM_REPEATS = 16
 # Width of the one network whose empirical NTK is compared entry by entry.
 _SAME_GATES_WIDTH = 512
+
+
+class WeightedGates(NamedTuple):
+    """Gates, and the weights with which their masked Gram kernel is the NTK or estimates it."""
+
+    arrangements: Arrangements
+    weights: Float[Array, " P"]
+    is_exact: bool  # all arrangements and their solid angles: the kernel is the NTK
+
+
+def weighted_gates(data: Data) -> WeightedGates:
+    """All arrangements with their exact solid angles where there are few, otherwise random gates of equal weights."""
+    planes = distinct_hyperplanes(np.asarray(data.x))
+    num_planes, rank = planes.normals.shape
+    if rank <= _MAX_EXACT_RANK and cover_count(num_planes, rank) <= _MAX_CELLS:
+        arrangements = enumerate_arrangements(data.x)
+        return WeightedGates(arrangements, arrangement_weights(data.x, arrangements)[0], True)
+    gates = sample_gates(jax.random.key(3), _NUM_WEIGHTED_GATES, data.x.shape[1], dtype=data.x.dtype)
+    weights = jnp.full(_NUM_WEIGHTED_GATES, 1 / _NUM_WEIGHTED_GATES)
+    return WeightedGates(Arrangements(activation_masks(data.x, gates), gates), weights, False)
+
+
+def ntk_of(data: Data, gates: WeightedGates) -> tuple[Float[Array, "n n"], str]:
+    """The NTK of the data or of the gates alone, whichever has these weights, and its name in the table."""
+    if gates.is_exact:
+        return gated_relu_ntk(data.x), "the closed-form NTK"
+    return masked_gram(gates.weights, gates.arrangements.masks, data.x), "the NTK of the same gates"
 
 
 def check_masked_gram(data: Data, masks: Bool[Array, "n P"]) -> Iterator[Check]:
@@ -104,7 +141,7 @@ def check_sampling_rate(data: Data) -> Iterator[Check]:
         kernel = masked_gram(jnp.full(num_gates, 1 / num_gates), activation_masks(data.x, gates), data.x)
         return relative_distance(kernel, ntk)
 
-    slope = slope_of_log_error(error, [2**k for k in range(5, 13)], _NUM_REPEATS)
+    slope = slope_of_log_error(error, _NUMS_OF_GATES, _NUM_REPEATS)
     claim = "sampled gates converge to the NTK: slope of log error over log m"
     yield check_near("M3", data, claim, slope, -0.5, 0.1)
 
@@ -139,7 +176,7 @@ def check_neural_tangents(data: Data) -> Iterator[Check]:
     same_gates = masked_gram(jnp.full(width, 1 / width), activation_masks(x, gates), x)
     yield check_at_most("M3", data, claims[1], relative_distance(empirical(width, 0), same_gates), 1e-10)
     slope = slope_of_log_error(
-        lambda width, seed: relative_distance(empirical(width, seed), ntk), list(_WIDTHS), _NUM_REPEATS
+        lambda width, seed: relative_distance(empirical(width, seed), ntk), _WIDTHS, _NUM_REPEATS
     )
     yield check_near("M3", data, claims[2], slope, -0.5, 0.15)
 
@@ -237,9 +274,7 @@ def check_empirical(data: Data) -> Iterator[Check]:
 
         return empirical_ntk(gated_network, jnp.zeros((x.shape[1], width)), x, outputs="trace")
 
-    slope = slope_of_log_error(
-        lambda width, seed: relative_distance(gated(width, seed), ntk), list(_WIDTHS), _NUM_REPEATS
-    )
+    slope = slope_of_log_error(lambda width, seed: relative_distance(gated(width, seed), ntk), _WIDTHS, _NUM_REPEATS)
     claim = "empirical NTK of gated networks converges to the analytic: slope of log error over log width"
     yield check_near("M14", data, claim, slope, -0.5, 0.15)
 

@@ -20,6 +20,7 @@ from fixntk.gates.masks import activation_masks, sample_gates
 from fixntk.networks.models import GatedReLUNetwork
 from fixntk.training.train import network_objective, train
 from fixntk.verify.check import Check, Data, check_at_most, check_not_negative, not_checked, relative_distance
+from fixntk.verify.kernels import WeightedGates, ntk_of
 
 # λ of the programs, as a share of the λ above which all weights are zero.
 _REG_SHARE = 0.05
@@ -34,18 +35,16 @@ _NUM_TRAINED_NETWORKS = 4
 _NUM_TRAINING_STEPS = 3000
 
 
-def check_solvers(
-    data: Data, masks: Bool[Array, "n P"], weights: Float[Array, " P"], ntk: Float[Array, "n n"], ntk_name: str
-) -> Iterator[Check]:
+def check_solvers(data: Data, gates: WeightedGates) -> Iterator[Check]:
     """IRLS goes from the NTK to the optimum, which FISTA, Newton's method and CVXPY find as well.
-
-    ``weights`` are those with which the masked Gram kernel of ``masks`` is ``ntk``.
 
     See docs/mathematics.md, M5, M6, M7 and M8.
     """
+    masks, weights = gates.arrangements.masks, gates.weights
     program = _program(data.x, data.y, masks, _REG_SHARE)
     half_squares = _half_squares(data.y)
 
+    ntk, ntk_name = ntk_of(data, gates)
     start = solve_quietly(program, method="irls", init=weights, max_iter=0)
     targets = np.asarray(data.y).reshape(len(data.y), -1)
     ridge = np.asarray(ntk) @ np.linalg.solve(np.asarray(ntk) + float(program.reg) * np.eye(len(targets)), targets)

@@ -60,14 +60,14 @@ def test_every_claim_holds_on_a_users_csv(csv, tmp_path, capsys):
 def test_a_wrong_kernel_is_found(line, monkeypatch):
     right = kernels.gated_relu_ntk
     monkeypatch.setattr(kernels, "gated_relu_ntk", lambda *x: right(*x) * (1 + 1e-6))
-    arrangements, weights, _ = verify._weighted_gates(line)
+    arrangements, weights, _ = kernels.weighted_gates(line)
     failed = [check.claim for check in kernels.check_solid_angles(line, arrangements, weights) if not check.holds]
     assert failed == ["NTK = masked Gram with exact solid angles (rank 2)"]
     assert [check.holds for check in kernels.check_neural_tangents(line)] == [False, True, True]
 
 
 def test_a_wrong_weight_is_found(line):
-    arrangements, weights, _ = verify._weighted_gates(line)
+    arrangements, weights, _ = kernels.weighted_gates(line)
     checks = kernels.check_solid_angles(line, arrangements, weights.at[0].add(1e-6))
     assert [check.holds for check in checks] == [False, False]
 
@@ -98,7 +98,7 @@ def test_missing_packages_are_not_checked_and_do_not_fail(line, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     for name in [name for name in sys.modules if name.split(".")[0] == "neural_tangents"]:
         monkeypatch.delitem(sys.modules, name)
-    arrangements, _, _ = verify._weighted_gates(line)
+    arrangements, _, _ = kernels.weighted_gates(line)
     checks = [*kernels.check_neural_tangents(line), *programs.check_cvxpy(line, arrangements.masks)]
     assert [check.holds for check in checks] == [None] * 6
     assert all("install" in check.note for check in checks)
