@@ -265,8 +265,9 @@ def _column(heading: str, values: Sequence[Any]) -> _Column:
     present = [value for value in values if not _is_missing(value)]
     numeric = bool(present) and all(_is_number(value) for value in present)
     if numeric:
-        shown = iter(format_numbers(present))
-        keys = iter([repr(float(value)) for value in present])
+        sizes = [float(value) for value in present]
+        shown = iter(format_numbers(sizes))
+        keys = iter(map(repr, sizes))
     else:
         shown = iter([_text(value) for value in present])
         keys = iter([_text(value) for value in present])
@@ -286,7 +287,7 @@ def _text(value: Any) -> str:
     return ("yes" if value else "no") if isinstance(value, bool | np.bool_) else str(value)
 
 
-def format_numbers(values: Sequence[float]) -> list[str]:
+def format_numbers(values: Sequence[float | int]) -> list[str]:
     """Format a column's numbers with about four significant digits, aligned where their sizes allow it.
 
     Integers are shown without decimals. Otherwise all numbers get as many decimals as the largest one needs, unless the
@@ -303,7 +304,7 @@ def format_numbers(values: Sequence[float]) -> list[str]:
     return [_signed(_own_digits(value)) for value in values]
 
 
-def _own_digits(value: float) -> str:
+def _own_digits(value: float | int) -> str:
     text = f"{value:.0f}" if 100 <= abs(value) < 1e6 else f"{value:.3g}"
     return re.sub(r"e([+-])0*", r"e\1", text).replace("e+", "e")
 
