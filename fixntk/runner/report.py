@@ -267,7 +267,7 @@ def _column(heading: str, values: Sequence[Any]) -> _Column:
     if numeric:
         sizes = [float(value) for value in present]
         shown = iter(format_numbers(sizes))
-        keys = iter(map(repr, sizes))
+        keys = iter([repr(size) for size in sizes])
     else:
         shown = iter([_text(value) for value in present])
         keys = iter([_text(value) for value in present])
