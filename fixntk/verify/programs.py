@@ -18,7 +18,7 @@ from fixntk.convex import ConvexProgram, Solution, solve
 from fixntk.convex.relu import solve_relu
 from fixntk.gates.masks import activation_masks, sample_gates
 from fixntk.networks.models import GatedReLUNetwork
-from fixntk.training.train import network_objective, train
+from fixntk.training import network_objective, train
 from fixntk.verify.check import Check, Data, check_at_most, check_not_negative, not_checked, relative_distance
 from fixntk.verify.kernels import WeightedGates, ntk_of
 
