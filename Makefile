@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 EXTRAS := estimators,parquet,conformal,experiments,verify,docs,test
 UV := $(shell command -v uv 2>/dev/null)
 
-.PHONY: run quickstart paper verify test test-long lint docs benchmarks clean
+.PHONY: run quickstart paper verify test test-shapes test-long lint docs benchmarks clean
 
 run: $(VENV)/.installed  ## the main job: fix the NTK on 40 real tables; the report is runs/uci/report.html
 	$(BIN)/fixntk run configs/uci.yaml --resume
@@ -22,6 +22,10 @@ verify: $(VENV)/.installed  ## the claims of the mathematics, checked on this ma
 
 test: lint  ## linter, type checker and every test that is not marked long
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal
+
+test-shapes: $(VENV)/.installed  ## the same tests, with every annotated shape and type of the library checked in every call
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal -m "not long and not wrong_types" \
+	    --jaxtyping-packages=fixntk,beartype.beartype --ignore=tests/test_package.py
 
 test-long: $(VENV)/.installed  ## the long tests
 	$(BIN)/python -m pytest -q -m long

@@ -26,7 +26,7 @@ from fixntk import (
     train,
 )
 from fixntk.runner.report import Section, new_figure
-from fixntk.verify.check import solve_quietly
+from fixntk.verify.programs import solve_quietly
 
 Positive = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]

@@ -28,7 +28,7 @@ from experiments import (
 )
 from fixntk.runner.config import Experiment
 from fixntk.runner.report import Section
-from fixntk.runner.run import rows_by_task
+from fixntk.runner.rows import rows_by_task
 
 
 class Part(NamedTuple):

@@ -21,7 +21,7 @@ from fixntk.convex.solvers import irls
 from fixntk.estimators.fitting import as_signs
 from fixntk.gram import masked_apply
 from fixntk.runner.report import Section, new_figure
-from fixntk.verify.check import solve_quietly
+from fixntk.verify.programs import solve_quietly
 
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, le=1)]

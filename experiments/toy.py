@@ -29,7 +29,7 @@ from fixntk import (
     train,
 )
 from fixntk.runner.report import Section, new_figure
-from fixntk.verify.check import optimum_by_cvxpy, solve_quietly
+from fixntk.verify.programs import optimum_by_cvxpy, solve_quietly
 
 Positive = Annotated[int, Field(ge=1)]
 

@@ -21,7 +21,7 @@ from experiments.shared.statistics import compare, in_words, margin
 from fixntk import ConvexProgram, activation_masks, gated_relu_ntk, masked_gram, sample_gates, solve
 from fixntk.estimators.fitting import as_signs
 from fixntk.runner.report import Section, new_figure
-from fixntk.verify.check import solve_quietly
+from fixntk.verify.programs import solve_quietly
 
 Positive = Annotated[int, Field(ge=1)]
 Shares = Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(min_length=1)]

@@ -1,4 +1,4 @@
-"""The command ``fixntk``: experiments, reports, checks of the mathematics, models of tables, versions."""
+"""The command ``fixntk``: run experiments, make reports, check the mathematics, fit tables, show versions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-# What the commands need beyond the core dependencies: the names of imports, which differ from those of packages.
+# Modules that a command may need beyond the core dependencies. Their names differ from those of the packages.
 _OPTIONAL_IMPORTS = {
     "celer",
     "clarabel",
@@ -35,27 +35,33 @@ _OPTIONAL_IMPORTS = {
     "yaml",
 }
 
-_INTERRUPTED = 130  # what shells give a command that SIGINT ended
+# Exit status of a command ended by SIGINT, the one that shells give.
+_INTERRUPTED = 130
 
 _DESCRIPTION = """\
-Neural tangent kernels, what they leave on the table, and the exact convex program that fixes them.
+Fix the neural tangent kernel: exact convex programs for gated-ReLU networks.
 
 exit status: 0 done, 1 a check failed or a table was skipped, 2 the input or the config is wrong, 130 interrupted
 """
 
 
 class _InputError(Exception):
-    """What the user gave is wrong; the message is all they need."""
+    """The user's input is wrong; the message, one line, says how."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command with these arguments, the process's own by default, and return the exit status.
+    """Run the command and return the exit status.
 
-    A wrong input or config is one line on stderr and 2; only a bug gives a traceback.
+    Wrong input or a wrong config gives one line on stderr and status 2; only a bug gives a traceback.
+
+    Parameters
+    ----------
+    argv
+        The arguments, by default those of the process.
     """
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
-    # argparse does not collect key=value arguments that follow an option, which is where people write them.
+    # People write key=value arguments after options too, where argparse does not collect them.
     if rest and (arguments.command != "run" or any(word.startswith("-") for word in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
@@ -125,18 +131,18 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-# Each command imports what it needs itself: --help then takes no time, and info works without the extras.
+# Each command imports its modules when it is called: --help stays fast, and info works without the extras.
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from fixntk.runner import run as runs
+    from fixntk.runner import run as runner
 
     directory = arguments.out or Path("runs") / arguments.config.stem
     try:
-        experiment, config = runs.load_config(arguments.config, arguments.overrides)
+        experiment, config = runner.load_config(arguments.config, arguments.overrides)
         command = shlex.join(["fixntk", "run", str(arguments.config), *arguments.overrides])
-        status = runs.execute(experiment, config, directory, resume=arguments.resume, command=command)
-    except runs.ConfigError as error:
+        status = runner.execute(experiment, config, directory, resume=arguments.resume, command=command)
+    except runner.ConfigError as error:
         raise _InputError(error) from error
     if status != _INTERRUPTED:
         summary = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
@@ -147,11 +153,11 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from fixntk.runner import run as runs
+    from fixntk.runner import run as runner
 
     try:
-        print(f"The report is {runs.regenerate(arguments.directory, arguments.markdown)}")
-    except runs.ConfigError as error:
+        print(f"The report is {runner.regenerate(arguments.directory, arguments.markdown)}")
+    except runner.ConfigError as error:
         raise _InputError(error) from error
     return 0
 
@@ -162,20 +168,20 @@ def _verify(arguments: argparse.Namespace) -> int:
     try:
         return verify(arguments.data, arguments.json_file)
     except (ValueError, OSError) as error:
-        # Without a file of the user's there is no input that could be wrong: it is a bug.
+        # Without a file there is no input that could be wrong: it is a bug.
         if arguments.data is None and arguments.json_file is None:
             raise
         raise _InputError(error) from error
 
 
 def _fit(arguments: argparse.Namespace) -> int:
-    from fixntk.tables import model as table_models
+    from fixntk.tables import model
 
     if not arguments.out.parent.is_dir():
         raise _InputError(f"--out {arguments.out}: there is no folder {arguments.out.parent}")
     options = {"method": arguments.method, "reg": arguments.reg, "seed": arguments.seed}
     try:
-        lines = table_models.fit(arguments.table, arguments.target, arguments.out, **options)
+        lines = model.fit(arguments.table, arguments.target, arguments.out, **options)
     except (ValueError, OSError) as error:
         raise _InputError(error) from error
     print("\n".join(lines))
@@ -183,14 +189,14 @@ def _fit(arguments: argparse.Namespace) -> int:
 
 
 def _predict(arguments: argparse.Namespace) -> int:
-    from fixntk.tables import model as table_models
+    from fixntk.tables import model
 
     try:
-        predictions = table_models.predict(arguments.model, arguments.table)
+        predictions = model.predict(arguments.model, arguments.table)
         if arguments.out is None:
             predictions.to_csv(sys.stdout, index=False)
         else:
-            table_models.write_table(predictions, arguments.out)
+            model.write_table(predictions, arguments.out)
     except (ValueError, OSError) as error:
         raise _InputError(error) from error
     return 0
@@ -208,11 +214,11 @@ def _info(_: argparse.Namespace) -> int:
 
 
 def entry() -> NoReturn:
-    """Run the command as a process of its own."""
+    """Run the command in a process of its own, and end the process."""
     status = main()
     if status == _INTERRUPTED:
-        # A compiled computation may still be running in XLA's threads, which crash when the interpreter is taken down
-        # under them; what was finished has been written and synchronised already.
+        # A compiled computation may still run in XLA's threads, which crash when the interpreter shuts down. All
+        # finished rows are on disk.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)

@@ -127,9 +127,9 @@ def test_interrupt_outside_of_the_tasks_is_130(monkeypatch, capsys):
 
 
 def fake_verify(monkeypatch, function):
-    module = types.ModuleType("fixntk.verify")
+    module = types.ModuleType("fixntk.verify.command")
     module.main = function
-    monkeypatch.setitem(sys.modules, "fixntk.verify", module)
+    monkeypatch.setitem(sys.modules, "fixntk.verify.command", module)
 
 
 def test_verify_passes_the_files_and_the_status_on(monkeypatch, tmp_path):

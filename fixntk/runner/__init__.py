@@ -1,1 +1,12 @@
-"""Runs of experiments: configs in, rows, figures and a report out."""
+"""Experiments: from a config file to rows of results, figures and a report.
+
+An experiment is a module that offers what :class:`fixntk.runner.config.Experiment` describes.
+
+- ``config``: ``load_config``, ``Experiment``, ``Row``, ``ConfigError``
+- ``run``: ``execute`` and ``regenerate``, which ``fixntk run`` and ``fixntk report`` call
+- ``rows``: ``read_rows``, ``rows_by_task``, ``to_json``
+- ``report``: ``Section``, ``new_figure``, ``use_style``, ``render``, ``render_markdown``
+- ``environment``: versions, device and git revision
+
+Nothing is imported here: ``environment`` needs only the core dependencies, all others need the extra ``experiments``.
+"""

@@ -1,4 +1,4 @@
-"""Config files: YAML, with overrides, checked against what the experiment they name declares."""
+"""Config files: YAML with overrides, checked against the config that their experiment declares."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import sys
 from collections.abc import Hashable, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -25,8 +25,12 @@ class ConfigError(ValueError):
     """A config, an override or a run's folder is wrong: one line that names the file and the key."""
 
 
+@runtime_checkable
 class Experiment(Protocol):
-    """What a module ``experiments/NAME.py`` offers. The first line of its docstring is the report's title."""
+    """The names that a module ``experiments/NAME.py`` must define.
+
+    The first line of the module's docstring is the report's title.
+    """
 
     __name__: str
     __doc__: str | None
@@ -36,7 +40,8 @@ class Experiment(Protocol):
     def tasks(self, config: Any) -> list[Row]:
         """Return the keys of each unit of work, for example ``{"table": "iris", "seed": 0}``.
 
-        Quick, the same at each call, JSON-able, no two alike. A ValueError means that the config is wrong.
+        The list is JSON-able, without duplicates, the same in each call, and quick to make. A ValueError means that the
+        config is wrong.
         """
 
     def run_task(self, config: Any, task: Row) -> list[Row]:
@@ -47,15 +52,15 @@ class Experiment(Protocol):
         """
 
     def summarise(self, config: Any, rows: list[Row]) -> Row:
-        """Return what ``summary.json`` shall hold; ``fixntk run`` prints its ``headline`` if it has one.
+        """Return the contents of ``summary.json``; ``fixntk run`` prints its ``headline`` if it has one.
 
-        ``rows`` are in the order of ``tasks``, as read back from JSON (NaN is None), without the error rows; those of
-        at least one task, or of all of them where the module has a constant ``NEEDS_EVERY_TASK = True``, as one has
-        whose figures and headline compare what comes from different tasks.
+        ``rows`` are in the order of ``tasks``, as read back from JSON (NaN is None), without the error rows. They come
+        from at least one task. A module whose figures or headline compare rows of different tasks has the constant
+        ``NEEDS_EVERY_TASK = True``: the rows then come from all tasks.
         """
 
     def sections(self, config: Any, rows: list[Row], summary: Row) -> list[Section]:
-        """Return the report's content. It is called with the report's plot style switched on."""
+        """Return the report's content. The report's plot style is on during the call."""
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Experiment, BaseModel]:
@@ -184,7 +189,7 @@ def _check_experiment(module: ModuleType) -> None:
 
 
 def _explain(error: ValidationError, model: type[BaseModel], data: Any, overridden: set[str]) -> str:
-    """Say in one line what is wrong with each key."""
+    """Describe in one line the problem with each key."""
     reasons: dict[str, list[str]] = {}
     for item in error.errors(include_url=False):
         location = _location(item["loc"], data, missing=item["type"] == "missing")
@@ -206,7 +211,7 @@ def _explain(error: ValidationError, model: type[BaseModel], data: Any, overridd
 
 
 def _location(location: Sequence[int | str], data: Any, *, missing: bool) -> list[int | str]:
-    """Keep of pydantic's location what is in the data: it also names the alternatives of unions."""
+    """The part of pydantic's location that is in the data; pydantic also names the alternatives of unions."""
     path: list[int | str] = []
     for part in location:
         if isinstance(data, dict) and part in data:

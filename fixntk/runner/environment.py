@@ -1,4 +1,4 @@
-"""What a result was computed with: versions, device, cores and git revision. Needs the core dependencies only."""
+"""The environment of a result: versions, device, cores and git revision. Needs the core dependencies only."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-# Extras that a user installs to do something with fixntk, not to work on it.
+import jax
+import jaxlib
+import numpy as np
+
+# Extras for users of fixntk, as opposed to those for its developers.
 _USER_EXTRAS = ("estimators", "experiments", "verify", "bench")
 
 
@@ -21,18 +25,14 @@ def environment(source: Path | None = None) -> dict[str, Any]:
     Parameters
     ----------
     source
-        A folder of the code that runs; if it lies in a git checkout, its revision is recorded, and whether
-        tracked files differ from that revision.
+        A folder with the code of the run. If it lies in a git checkout, the revision is recorded, and whether tracked
+        files differ from it.
 
     Returns
     -------
     dict
         JSON-able; ``device`` says why if JAX finds no device.
     """
-    import jax
-    import jaxlib
-    import numpy as np
-
     revision, dirty = _git_revision(source)
     return {
         "fixntk": version("fixntk"),
@@ -70,8 +70,6 @@ def optional_packages() -> dict[str, str | None]:
 
 
 def _devices() -> dict[str, Any]:
-    import jax
-
     try:
         devices = jax.devices()
     except RuntimeError as error:  # a broken accelerator plug-in must not keep `fixntk info` from saying so

@@ -1,4 +1,4 @@
-"""Reports: one self-contained HTML file of text, sortable tables and figures, and the plots' common look."""
+"""Reports: one self-contained HTML file of text, sortable tables and figures, and the common style of plots."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ from cycler import cycler
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
-# Okabe and Ito's colours for colour-blind readers, the ones with most contrast on white first.
+from fixntk._files import replacing
+
+# Okabe and Ito's colours for colour-blind readers, those with the most contrast on white first.
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 
 STYLE: Any = {
@@ -50,8 +52,12 @@ STYLE: Any = {
     "ytick.labelsize": 9,
 }
 
+# Shown for a missing value.
 _MISSING = "–"
-_LONG = 40  # characters
+# Characters above which a text gets several lines.
+_LONG = 40
+# Pixels on the page for each inch of a figure.
+_PIXELS_PER_INCH = 110
 
 
 @dataclass(frozen=True)
@@ -63,9 +69,10 @@ class Section:
     title
         The heading.
     text
-        Paragraphs separated by blank lines; ``**bold**`` and ```code``` are marked up, all else is literal.
+        Paragraphs separated by blank lines; ``**bold**`` and ```code``` are marked up, the rest is literal.
     table
-        Shown with sensible digits and sortable by each column; an index other than 0, 1, 2 … is shown too.
+        Shown with about four significant digits and sortable by each column; an index other than 0, 1, 2 … is shown
+        too.
     figures
         File name without ``.png``, figure, and the caption, which is also what a screen reader reads.
     """
@@ -78,16 +85,16 @@ class Section:
 
 @contextlib.contextmanager
 def use_style() -> Iterator[None]:
-    """Draw in the reports' common look while the context is open."""
+    """Draw in the reports' style while the context is open."""
     with mpl.rc_context(STYLE):
         yield
 
 
 def new_figure(width: float = 6.4, height: float = 4.0) -> Figure:
-    """Return an empty figure, in inches, that belongs to no GUI and no global list.
+    """Return an empty figure that belongs to no GUI and no global list; its size is in inches.
 
-    Axes take the common look if they are added under :func:`use_style`, which is on when an experiment's
-    ``sections`` is called.
+    Axes get the reports' style if they are added under :func:`use_style`, which is on while an experiment's
+    ``sections`` runs.
     """
     return Figure(figsize=(width, height), layout="constrained")
 
@@ -107,9 +114,11 @@ def render(
         Made if it does not exist.
     title, sections
         The content.
-    environment, config
-        What :func:`fixntk.runner.environment.environment` says and, if it is known, the run's ``command``; and the
-        config. Both close the report. Earlier parts of a resumed run are in the environment's list ``earlier``.
+    environment
+        The result of :func:`fixntk.runner.environment.environment` and, if it is known, the run's ``command``; the
+        environments of earlier parts of a resumed run are its list ``earlier``. Shown at the end of the report.
+    config
+        Shown at the end as well.
 
     Raises
     ------
@@ -126,7 +135,7 @@ def render(
     page = template.from_string(Path(__file__).with_name("report.html.jinja").read_text(encoding="utf-8"))
     html = page.render(
         title=title,
-        sections=[_shown(section, directory / "figures") for section in sections],
+        sections=[_template_values(section, directory / "figures") for section in sections],
         command=environment.get("command"),
         computed=" · ".join(str(environment[key]) for key in ("device", "started") if key in environment),
         resumed=bool(environment.get("earlier")),
@@ -134,7 +143,8 @@ def render(
         config=yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True, default_flow_style=None),
     )
     path = directory / "report.html"
-    path.write_text(html, encoding="utf-8")
+    with replacing(path) as part:
+        part.write_text(html, encoding="utf-8")
     return path
 
 
@@ -173,7 +183,8 @@ def render_markdown(path: str | Path, title: str, sections: Sequence[Section], e
         for stem, figure, caption in section.figures:
             _save(figure, folder / f"{stem}.png")
             parts += [f"![{caption.replace('`', '')}](figures/{path.stem}/{stem}.png)", f"*{caption}*"]
-    path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    with replacing(path) as part:
+        part.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     return path
 
 
@@ -186,12 +197,13 @@ def _markdown_table(columns: list[_Column]) -> str:
     return "\n".join([line([column.heading for column in columns]), line(rule), *map(line, rows)])
 
 
-def _shown(section: Section, folder: Path) -> dict[str, Any]:
+def _template_values(section: Section, folder: Path) -> dict[str, Any]:
+    """A section as the template takes it; its figures are saved to the folder."""
     figures = [
         {
             "caption": caption,
             "data": _save(figure, folder / f"{stem}.png"),
-            "size": [round(110 * inches) for inches in figure.get_size_inches()],
+            "size": [round(_PIXELS_PER_INCH * inches) for inches in figure.get_size_inches()],
         }
         for stem, figure, caption in section.figures
     ]
@@ -205,7 +217,8 @@ def _save(figure: Figure, path: Path) -> str:
     with use_style():
         figure.savefig(buffer, format="png")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(buffer.getvalue())
+    with replacing(path) as part:
+        part.write_bytes(buffer.getvalue())
     return base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
@@ -215,7 +228,7 @@ def _markup(text: str) -> Markup:
 
 
 def _inline(text: str) -> Markup:
-    """Escape everything, then mark up code and, outside of code, bold."""
+    """Escape the text, then mark up code and, outside of code, bold."""
     pieces = re.split(r"`([^`]+)`", str(escape(text)))
     marked = (
         f"<code>{piece}</code>" if k % 2 else re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", piece, flags=re.S)
@@ -252,8 +265,9 @@ def _column(heading: str, values: Sequence[Any]) -> _Column:
     present = [value for value in values if not _is_missing(value)]
     numeric = bool(present) and all(_is_number(value) for value in present)
     if numeric:
-        shown = iter(format_numbers(present))
-        keys = iter([repr(float(value)) for value in present])
+        sizes = [float(value) for value in present]
+        shown = iter(format_numbers(sizes))
+        keys = iter([repr(size) for size in sizes])
     else:
         shown = iter([_text(value) for value in present])
         keys = iter([_text(value) for value in present])
@@ -273,11 +287,11 @@ def _text(value: Any) -> str:
     return ("yes" if value else "no") if isinstance(value, bool | np.bool_) else str(value)
 
 
-def format_numbers(values: Sequence[float]) -> list[str]:
+def format_numbers(values: Sequence[float | int]) -> list[str]:
     """Format a column's numbers with about four significant digits, aligned where their sizes allow it.
 
-    Whole numbers are shown whole. Else all get the decimals that the largest one needs, unless a smaller one
-    would keep fewer than two digits: then each has its own.
+    Integers are shown without decimals. Otherwise all numbers get as many decimals as the largest one needs, unless the
+    smallest would then have fewer than two digits: in that case each number has decimals of its own.
     """
     finite = [value for value in values if math.isfinite(value)]
     largest = max((abs(value) for value in finite), default=0.0)
@@ -290,20 +304,20 @@ def format_numbers(values: Sequence[float]) -> list[str]:
     return [_signed(_own_digits(value)) for value in values]
 
 
-def _own_digits(value: float) -> str:
+def _own_digits(value: float | int) -> str:
     text = f"{value:.0f}" if 100 <= abs(value) < 1e6 else f"{value:.3g}"
     return re.sub(r"e([+-])0*", r"e\1", text).replace("e+", "e")
 
 
 def _signed(text: str) -> str:
-    """Use a real minus sign and infinity, and no sign for what rounds to zero."""
+    """Replace the hyphen by a minus sign and inf by ∞; a number that rounds to zero gets no sign."""
     if re.fullmatch(r"-0(\.0*)?", text):
         return text[1:]
     return text.replace("-", "−").replace("inf", "∞")
 
 
 def _origin(environment: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Return what each part of the run was computed with, the last one first, by what it is."""
+    """Return by name the versions, devices and seeds of each part of the run, the last part first."""
     earlier = environment.get("earlier", [])
     keys = [key for key in environment if key != "earlier"]
     origin = {key.replace("_", " "): [_value(part.get(key)) for part in (environment, *earlier)] for key in keys}

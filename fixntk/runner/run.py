@@ -1,19 +1,16 @@
-"""Running an experiment: one row per result, written as soon as it is finished, resumable, then a report."""
+"""Run an experiment: one row per result, written as soon as it is finished, resumable, then a report."""
 
 from __future__ import annotations
 
 import contextlib
 import gc
-import json
-import math
-import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterator
+from io import RawIOBase
 from pathlib import Path
-from typing import Any, BinaryIO
 
 import jax
 import pandas as pd
@@ -23,10 +20,13 @@ from tqdm import tqdm
 from fixntk.runner import report
 from fixntk.runner.config import ConfigError, Experiment, Row, load_config
 from fixntk.runner.environment import environment
+from fixntk.runner.rows import append_rows, keep_finished, read_json, read_rows, rows_by_task, to_json, write_json
 
 __all__ = ["ConfigError", "Experiment", "Row", "execute", "load_config", "read_rows", "regenerate", "to_json"]
 
+# Exit status of a run ended by SIGINT or SIGTERM, the one that shells give.
 INTERRUPTED = 130
+# Memory maps of the process above which compiled functions are dropped, a count.
 _MOST_MEMORY_MAPS = 30_000
 
 
@@ -51,7 +51,7 @@ def execute(
         Keep the finished tasks of an earlier, interrupted run and do the rest; tasks that failed are run
         again. A directory without results just starts.
     command
-        What started the run, for ``environment.json`` and the report.
+        The command line that started the run, for ``environment.json`` and the report.
 
     Returns
     -------
@@ -65,7 +65,7 @@ def execute(
     """
     directory = Path(directory)
     tasks = _tasks(experiment, config)
-    kept = _start(directory, _describe(experiment, config), tasks, resume=resume)
+    kept = _prepare(directory, _description(experiment, config), tasks, resume=resume)
     pending = [task for task, rows in zip(tasks, rows_by_task(tasks, kept), strict=True) if not rows]
     try:
         with _terminate_as_interrupt():
@@ -87,14 +87,14 @@ def execute(
 
 
 def regenerate(directory: str | Path, markdown: str | Path | None = None) -> Path:
-    """Make summary, figures and report anew from the rows of a run, and return the report's path.
+    """Make summary, figures and report again from the rows of a run, and return the report's path.
 
     Parameters
     ----------
     directory
-        Of the run.
+        The run's folder.
     markdown
-        A file ending in ``.md`` that gets the report too, with its figures in a folder beside it.
+        A file ending in ``.md`` to write the report to as well, with its figures in a folder beside it.
 
     Raises
     ------
@@ -118,30 +118,6 @@ def regenerate(directory: str | Path, markdown: str | Path | None = None) -> Pat
     return directory / "report.html"
 
 
-def read_rows(directory: str | Path) -> list[Row]:
-    """Return the rows of ``results.jsonl``, error rows among them, without a line torn by a kill.
-
-    Raises
-    ------
-    ConfigError
-        If a whole line is not a JSON object.
-    """
-    return _read_results(Path(directory) / "results.jsonl")[0]
-
-
-def to_json(value: Any) -> Any:
-    """Return plain JSON values: NumPy and JAX scalars and arrays converted, NaN and infinity as None."""
-    if isinstance(value, Mapping):
-        return {str(key): to_json(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [to_json(item) for item in value]
-    if hasattr(value, "tolist"):
-        return to_json(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return str(value) if isinstance(value, Path) else value
-
-
 def _tasks(experiment: Experiment, config: BaseModel) -> list[Row]:
     try:
         tasks = [to_json(task) for task in experiment.tasks(config)]
@@ -154,7 +130,7 @@ def _tasks(experiment: Experiment, config: BaseModel) -> list[Row]:
     return tasks
 
 
-def _start(directory: Path, described: Row, tasks: list[Row], *, resume: bool) -> list[Row]:
+def _prepare(directory: Path, description: Row, tasks: list[Row], *, resume: bool) -> list[Row]:
     """Prepare the directory and return the rows to keep from an earlier run."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -164,14 +140,18 @@ def _start(directory: Path, described: Row, tasks: list[Row], *, resume: bool) -
     if results.is_file() and results.stat().st_size:
         if not resume:
             raise ConfigError(f"{directory} already has results: pass --resume to go on, or another --out")
-        _check_same_config(directory / "config.json", described)
-        return _keep_finished(results, tasks)
-    _write_json(directory / "config.json", described)
+        _check_same_config(directory / "config.json", description)
+        kept, was_torn = keep_finished(results, tasks)
+        if was_torn:
+            _say(f"{results}: dropped a torn last line, its task is run again")
+        return kept
+    write_json(directory / "config.json", description)
     return []
 
 
-def _check_same_config(path: Path, described: Row) -> None:
-    earlier, now = _flat(_read_json(path)), _flat(described)
+def _check_same_config(path: Path, description: Row) -> None:
+    """Raise ConfigError, naming each key that differs, if the config of an earlier run is another one."""
+    earlier, now = _flat(read_json(path)), _flat(description)
     differing = [key for key in {**earlier, **now} if earlier.get(key) != now.get(key)]
     if differing:
         pairs = "; ".join(f"{key} was {earlier.get(key)!r}, now {now.get(key)!r}" for key in differing)
@@ -179,51 +159,27 @@ def _check_same_config(path: Path, described: Row) -> None:
 
 
 def _flat(value: Row, prefix: str = "") -> Row:
+    """Nested mappings as one, with dots in its keys."""
     flat: Row = {}
     for key, item in value.items():
         flat |= _flat(item, f"{prefix}{key}.") if isinstance(item, dict) else {prefix + key: item}
     return flat
 
 
-def _keep_finished(results: Path, tasks: list[Row]) -> list[Row]:
-    """Drop a torn line, the other rows of its task, and error rows; rewrite the file if there were any."""
-    rows, torn = _read_results(results)
-    kept = [row for row in rows if "error" not in row]
-    if torn:
-        _say(f"{results}: dropped a torn last line, its task is run again")
-        kept = _without_torn_task(kept, torn, tasks)
-    if torn or len(kept) < len(rows):
-        _replace(results, b"".join(map(_line, kept)))
-    return kept
-
-
-def _without_torn_task(rows: list[Row], torn: bytes, tasks: list[Row]) -> list[Row]:
-    """Drop the last row's task if the torn line may be of the same task, which is then incomplete."""
-    for task, of_task in zip(tasks, rows_by_task(tasks, rows), strict=True):
-        start = _dumps(task)[:-1].encode()  # what each of the task's lines begins with
-        if of_task and of_task[-1] is rows[-1] and start[: len(torn)] == torn[: len(start)]:
-            return [row for row in rows if all(row is not one for one in of_task)]
-    return rows
-
-
-def _run_tasks(experiment: Experiment, config: BaseModel, pending: list[Row], file: BinaryIO, total: int) -> None:
-    with contextlib.closing(_track(pending, total)) as tracked:
+def _run_tasks(experiment: Experiment, config: BaseModel, pending: list[Row], file: RawIOBase, total: int) -> None:
+    with contextlib.closing(_with_progress(pending, total)) as tracked:
         for task in tracked:
-            # A task's rows go out together, in one system call where the system takes them whole.
-            data = b"".join(map(_line, _run_task(experiment, config, task)))
-            while data:
-                data = data[file.write(data) :]
-            os.fsync(file.fileno())
-            if _memory_maps() > _MOST_MEMORY_MAPS:
+            append_rows(file, _run_task(experiment, config, task))
+            if _num_memory_maps() > _MOST_MEMORY_MAPS:
                 jax.clear_caches()
                 gc.collect()
 
 
-def _memory_maps() -> int:
-    """Memory maps of this process; 0 where the system does not say.
+def _num_memory_maps() -> int:
+    """Number of memory maps of this process; 0 where the system does not say.
 
-    XLA makes several for each function that it compiles, and Linux ends a process that wants more than 65,530: a run
-    over many tables of different sizes gets there in a quarter of an hour.
+    XLA makes several for each function that it compiles, and Linux ends a process that wants more than 65,530. A run
+    over many tables of different sizes reaches that in a quarter of an hour.
     """
     try:
         return Path("/proc/self/maps").read_bytes().count(b"\n")
@@ -239,12 +195,12 @@ def _run_task(experiment: Experiment, config: BaseModel, task: Row) -> list[Row]
     rows = [to_json(row) for row in rows]
     if not rows or any(row.get(key, task[key]) != task[key] for row in rows for key in task):
         raise RuntimeError(f"run_task gave no row, or one of another task, for {task}")
-    # The task's keys first: each line then begins with the same text (see _without_torn_task).
+    # The task's keys first: each line then begins with the same text (see rows.keep_finished).
     return [{**task, **row, **task} for row in rows]
 
 
-def _track(pending: list[Row], total: int) -> Generator[Row, None, None]:
-    """Yield the tasks and show on stderr how far they are: a bar on a terminal, else about ten lines."""
+def _with_progress(pending: list[Row], total: int) -> Generator[Row, None, None]:
+    """Yield the tasks, with the progress on stderr: a bar on a terminal, otherwise about ten lines."""
     finished = total - len(pending)
     if sys.stderr.isatty():
         with tqdm(pending, initial=finished, total=total, unit="task", file=sys.stderr) as bar:
@@ -260,7 +216,7 @@ def _track(pending: list[Row], total: int) -> Generator[Row, None, None]:
 
 
 def _finish(experiment: Experiment, config: BaseModel, directory: Path) -> tuple[list[Row], list[report.Section]]:
-    """Write summary and report from the rows on disk and return the error rows and the report's sections."""
+    """Write summary and report from the rows on disk; return the error rows and the report's sections."""
     tasks = _tasks(experiment, config)
     of_task = rows_by_task(tasks, read_rows(directory))
     rows = [row for rows in of_task for row in rows]
@@ -273,15 +229,15 @@ def _finish(experiment: Experiment, config: BaseModel, directory: Path) -> tuple
         summary = to_json(experiment.summarise(config, good))
         with report.use_style():
             sections = experiment.sections(config, good, summary)
-    _write_json(directory / "summary.json", summary)
-    sections = [*_open_ends(tasks, failed, unfinished, needs_more=needs_more), *sections]
+    write_json(directory / "summary.json", summary)
+    sections = [*_missing_parts(tasks, failed, unfinished, needs_more=needs_more), *sections]
     computed_with = _read_environment(experiment, directory)
-    report.render(directory, _title(experiment), sections, computed_with, _describe(experiment, config))
+    report.render(directory, _title(experiment), sections, computed_with, _description(experiment, config))
     return failed, sections
 
 
-def _open_ends(tasks: list[Row], failed: list[Row], unfinished: int, *, needs_more: bool) -> list[report.Section]:
-    """Say first in the report what is not in it."""
+def _missing_parts(tasks: list[Row], failed: list[Row], unfinished: int, *, needs_more: bool) -> list[report.Section]:
+    """Sections that say, first in the report, which tasks are missing from it."""
     sections = []
     without = "this report needs every task and is empty without them" if needs_more else "what follows is without them"
     if unfinished:
@@ -296,7 +252,7 @@ def _open_ends(tasks: list[Row], failed: list[Row], unfinished: int, *, needs_mo
 
 
 def _failures(tasks: list[Row], failed: list[Row]) -> dict[str, list[str]]:
-    """Return for each reason the tables it struck, or the tasks where they have no key ``table``."""
+    """Return the tables that failed for each reason, or the tasks where they have no key ``table``."""
     failures: dict[str, list[str]] = {}
     for task, rows in zip(tasks, rows_by_task(tasks, failed), strict=True):
         for row in rows:
@@ -307,39 +263,23 @@ def _failures(tasks: list[Row], failed: list[Row]) -> dict[str, list[str]]:
     return failures
 
 
-def rows_by_task(tasks: list[Row], rows: list[Row]) -> list[list[Row]]:
-    """Return each task's rows, in the order of the tasks; rows of no task are left out."""
-    # Tasks may differ in what keys they have; the most telling set of keys is tried first.
-    key_sets = sorted({tuple(sorted(task)) for task in tasks}, key=len, reverse=True)
-    found: dict[str, list[Row]] = {_identity(task, sorted(task)): [] for task in tasks}
-    for row in rows:
-        identities = (_identity(row, keys) for keys in key_sets)
-        if identity := next((one for one in identities if one in found), None):
-            found[identity].append(row)
-    return list(found.values())
-
-
-def _identity(row: Row, keys: Iterable[str]) -> str:
-    return _dumps({key: row.get(key) for key in keys})
-
-
 def _record_environment(directory: Path, source: Path | None, command: str | None, *, resumed: bool) -> None:
-    """Write environment.json; what earlier parts of a resumed run were computed with is kept if it differs."""
+    """Write environment.json; the environments of earlier parts of a resumed run are kept if they differ."""
     path = directory / "environment.json"
     now: Row = {**environment(source), "command": command}
     if resumed and path.is_file():
-        before = _read_json(path)
+        before = read_json(path)
         earlier = before.pop("earlier", [])
         differs = any(before.get(key) != now[key] for key in now if key not in ("started", "command"))
         if differs:
             earlier = [*earlier, before]
         now |= {"earlier": earlier} if earlier else {}
-    _write_json(path, now)
+    write_json(path, now)
 
 
 def _read_environment(experiment: Experiment, directory: Path) -> Row:
-    """What the run was computed with; a run that does not know its command has that of the experiment's own config."""
-    read = _read_json(directory / "environment.json")
+    """The run's environment; a run started without a command gets that of the experiment's own config."""
+    read = read_json(directory / "environment.json")
     return {**read, "command": read.get("command") or f"fixntk run configs/{_name(experiment)}.yaml"}
 
 
@@ -369,7 +309,7 @@ def _source(experiment: Experiment) -> Path | None:
     return Path(file).parent if file else None
 
 
-def _describe(experiment: Experiment, config: BaseModel) -> Row:
+def _description(experiment: Experiment, config: BaseModel) -> Row:
     return {"experiment": _name(experiment), **to_json(config.model_dump(mode="json"))}
 
 
@@ -379,45 +319,3 @@ def _label(task: Row) -> str:
 
 def _say(message: str) -> None:
     print(f"fixntk: {message}", file=sys.stderr, flush=True)
-
-
-def _dumps(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, allow_nan=False)
-
-
-def _line(row: Row) -> bytes:
-    return (_dumps(row) + "\n").encode()
-
-
-def _read_results(path: Path) -> tuple[list[Row], bytes]:
-    """Return the rows and what is left after the last line's end."""
-    *lines, torn = path.read_bytes().split(b"\n") if path.is_file() else [b""]
-    rows = []
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if not isinstance(row, dict):
-            raise ConfigError(f"{path}, line {number}: is not a JSON object")
-        rows.append(row)
-    return rows, torn
-
-
-def _read_json(path: Path) -> Row:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: is missing or not JSON: {error}") from error
-
-
-def _write_json(path: Path, value: Row) -> None:
-    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
-    _replace(path, (text + "\n").encode())
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Write a file so that it is never seen half written."""
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(data)
-    part.replace(path)

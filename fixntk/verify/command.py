@@ -1,4 +1,4 @@
-"""What ``fixntk verify`` does: read the data, check the claims on them, print a table and write the figures."""
+"""The command ``fixntk verify``: read the data, check the claims on them, print a table and write the figures."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,8 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from fixntk._numerics import float64_allowed
-from fixntk.verify.check import Check, Data, run_checks
+from fixntk.verify import kernels, programs
+from fixntk.verify.check import Check, Data, run_check
 
+# Rows of a user's table that are checked.
 _MAX_ROWS = 200
 
 
@@ -45,12 +48,31 @@ def main(data: Path | None = None, json_file: Path | None = None) -> int:
     counts = [sum(check.holds is state for check in checks) for state in (True, False, None)]
     print(f"{counts[0]} claims hold, {counts[1]} fail, {counts[2]} not checked")
     if json_file is not None:
+        # Written in place, not replaced: it may be a device or a pipe, such as /dev/stdout.
         json_file.write_text(json.dumps([asdict(check) for check in checks], indent=1) + "\n", encoding="utf-8")
     return 1 if counts[1] else 0
 
 
+def run_checks(data_sets: list[Data]) -> Iterator[Check]:
+    """Yield the rows of all checks on all data sets, each as it is finished."""
+    for data in data_sets:
+        gates = kernels.weighted_gates(data)
+        yield from run_check(kernels.check_masked_gram, data, gates.arrangements.masks)
+        if gates.is_exact:
+            yield from run_check(kernels.check_solid_angles, data, gates.arrangements, gates.weights)
+        else:
+            yield from run_check(kernels.check_random_gates, data)
+        yield from run_check(kernels.check_sampling_rate, data)
+        yield from run_check(kernels.check_neural_tangents, data)
+        yield from run_check(kernels.check_analytic, data)
+        yield from run_check(kernels.check_empirical, data)
+        yield from run_check(programs.check_solvers, data, gates)
+        yield from run_check(programs.check_networks, data)
+        yield from run_check(programs.check_training, data)
+
+
 def _check_writable(path: Path) -> None:
-    """Raise ValueError, before the minutes that the checks take, if the file cannot be written after them."""
+    """Raise ValueError, before the minutes that the checks take, if the file could not be written after them."""
     if path.is_dir():
         raise ValueError(f"--json {path}: is a folder")
     if not path.parent.is_dir():
@@ -60,7 +82,7 @@ def _check_writable(path: Path) -> None:
 
 
 def built_in_data() -> list[Data]:
-    """A line, a plane and a table in five dimensions, each with noisy targets and, but the last, a bias column."""
+    """Noisy targets on a line, on a plane, and in five dimensions; the first two have a bias column."""
     sets = []
     for name, num_rows, num_features, bias in (("line", 12, 1, 1), ("plane", 20, 2, 1), ("table", 60, 5, 0)):
         rng = np.random.default_rng(num_rows)
@@ -71,7 +93,7 @@ def built_in_data() -> list[Data]:
 
 
 def read_data(path: Path) -> Data:
-    """A CSV as data to check on: encoded and standardised, a bias column appended, at most 200 rows of it.
+    """Read a CSV to check on: encoded, standardised, with a bias column, and at most 200 rows drawn at random.
 
     Raises
     ------
@@ -80,15 +102,15 @@ def read_data(path: Path) -> Data:
     """
     if importlib.util.find_spec("pandas") is None:
         raise ValueError("--data needs pandas: pip install 'fixntk[verify]'")
-    from fixntk.tables import read as tabular
+    from fixntk.tables import read  # imports pandas, which the built-in data does not need
 
-    features, target = tabular.read_table(path)
-    tabular.check_complete(path, features, target)
+    features, target = read.read_table(path)
+    read.check_complete(path, features, target)
     if len(features) > _MAX_ROWS:
         chosen = np.random.default_rng(0).permutation(len(features))[:_MAX_ROWS]
         features, target = features.iloc[chosen], target.iloc[chosen]
         features = features.loc[:, features.nunique() > 1]
-    return Data(path.name, jnp.asarray(tabular.standardised(features)), jnp.asarray(tabular.targets(target)))
+    return Data(path.name, jnp.asarray(read.standardised(features)), jnp.asarray(read.targets(target)))
 
 
 def _line(check: Check) -> str:

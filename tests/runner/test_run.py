@@ -1,8 +1,6 @@
 import json
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from fixntk.cli import main
@@ -51,11 +49,6 @@ def test_rows_carry_the_task_and_are_plain_json(project):
     ]
     assert json.loads((project.out / "summary.json").read_text())["worst"] is None
     assert "NaN" not in results(project).read_text()
-
-
-def test_to_json_converts_arrays_and_drops_what_json_cannot_say():
-    value = {1: jnp.float32(2), "a": (np.bool_(True), {3}), "b": jnp.array([1.0, jnp.nan]), "c": -np.inf, "d": "x"}
-    assert runs.to_json(value) == {"1": 2.0, "a": [True, [3]], "b": [1.0, None], "c": None, "d": "x"}
 
 
 def test_rows_are_on_disk_before_the_next_task_starts(project):
@@ -186,13 +179,6 @@ def test_resume_elsewhere_keeps_what_the_earlier_part_was_computed_with(project)
     assert "0.0.1" in (project.out / "report.html").read_text()
 
 
-def test_a_line_that_is_not_json_is_named(project):
-    execute(project)
-    results(project).write_text("{}\nnonsense\n{}\n")
-    with pytest.raises(ConfigError, match=r"results\.jsonl, line 2: is not a JSON object"):
-        runs.read_rows(project.out)
-
-
 def test_a_bug_propagates_and_keeps_the_rows_before_it(project):
     project.control(bug="wine")
     with pytest.raises(KeyError, match="a bug"):
@@ -219,12 +205,6 @@ def test_run_task_must_return_rows_of_its_task(project, returned):
 def test_tasks_that_cannot_be_are_an_error_of_the_config(project, override, expected):
     with pytest.raises(ConfigError, match=expected):
         execute(project, [override])
-
-
-def test_tasks_may_differ_in_their_keys():
-    tasks = [{"part": "a", "n": 1}, {"part": "a", "n": 2}, {"part": "b"}]
-    rows = [{"part": "b", "n": 7}, {"part": "a", "n": 2}, {"part": "a", "n": 2, "x": 0}, {"part": "c"}]
-    assert runs.rows_by_task(tasks, rows) == [[], rows[1:3], rows[:1]]
 
 
 def test_termination_is_like_an_interrupt(project, capsys):

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from fixntk.cli import main
-from fixntk.verify import check as claims
 from fixntk.verify import command as verify
+from fixntk.verify import kernels, programs
+from fixntk.verify.check import Check, run_check
 
 pytestmark = pytest.mark.filterwarnings("ignore:Solution may be inaccurate:UserWarning")
 
@@ -27,7 +28,7 @@ def line():
 
 
 def test_every_claim_holds_on_a_line(line):
-    checks = list(claims.run_checks([line]))
+    checks = list(verify.run_checks([line]))
     assert {check.number for check in checks} == {"M2", "M3", "M4", "M5", "M6", "M7", "M8", "M10", "M13", "M14"}
     assert [check for check in checks if check.holds is not True] == []
 
@@ -42,7 +43,7 @@ def test_every_claim_holds_on_all_built_in_data(tmp_path, capsys):
 
 
 def test_a_users_csv_is_checked_and_written(csv, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(verify, "run_checks", lambda data_sets: claims.check_sampling_rate(data_sets[0]))
+    monkeypatch.setattr(verify, "run_checks", lambda data_sets: kernels.check_sampling_rate(data_sets[0]))
     assert main(["verify", "--data", str(csv), "--json", str(tmp_path / "rows.json")]) == 0
     assert [row["data"] for row in json.loads((tmp_path / "rows.json").read_text())] == ["mine.csv"]
     assert "1 claims hold, 0 fail" in capsys.readouterr().out
@@ -57,36 +58,36 @@ def test_every_claim_holds_on_a_users_csv(csv, tmp_path, capsys):
 
 
 def test_a_wrong_kernel_is_found(line, monkeypatch):
-    right = claims.gated_relu_ntk
-    monkeypatch.setattr(claims, "gated_relu_ntk", lambda *x: right(*x) * (1 + 1e-6))
-    arrangements, weights, exact = claims._masks_and_weights(line)
-    failed = [check.claim for check in claims.check_solid_angles(line, arrangements, weights, exact) if not check.holds]
+    right = kernels.gated_relu_ntk
+    monkeypatch.setattr(kernels, "gated_relu_ntk", lambda *x: right(*x) * (1 + 1e-6))
+    arrangements, weights, _ = kernels.weighted_gates(line)
+    failed = [check.claim for check in kernels.check_solid_angles(line, arrangements, weights) if not check.holds]
     assert failed == ["NTK = masked Gram with exact solid angles (rank 2)"]
-    assert [check.holds for check in claims.check_neural_tangents(line)] == [False, True, True]
+    assert [check.holds for check in kernels.check_neural_tangents(line)] == [False, True, True]
 
 
 def test_a_wrong_weight_is_found(line):
-    arrangements, weights, _ = claims._masks_and_weights(line)
-    checks = claims.check_solid_angles(line, arrangements, weights.at[0].add(1e-6), True)
+    arrangements, weights, _ = kernels.weighted_gates(line)
+    checks = kernels.check_solid_angles(line, arrangements, weights.at[0].add(1e-6))
     assert [check.holds for check in checks] == [False, False]
 
 
 def test_sampling_that_does_not_converge_is_found(line, monkeypatch):
-    monkeypatch.setattr(claims, "sample_gates", lambda _, m, d, dtype: jnp.ones((m, d), dtype))
-    assert [check.holds for check in claims.check_sampling_rate(line)] == [False]
+    monkeypatch.setattr(kernels, "sample_gates", lambda _, m, d, dtype: jnp.ones((m, d), dtype))
+    assert [check.holds for check in kernels.check_sampling_rate(line)] == [False]
 
 
 def test_a_network_of_too_low_an_objective_is_found(line, monkeypatch):
-    right = claims.network_objective
-    monkeypatch.setattr(claims, "network_objective", lambda *arguments: 0.999 * right(*arguments))
-    assert [check.holds for check in claims.check_networks(line)] == [False, True, False, True, True]
-    training = claims.train
-    monkeypatch.setattr(claims, "train", lambda *arguments, **options: training(*arguments, **options | {"reg": 0.0}))
-    assert [check.holds for check in claims.check_training(line)] == [False]
+    right = programs.network_objective
+    monkeypatch.setattr(programs, "network_objective", lambda *arguments: 0.999 * right(*arguments))
+    assert [check.holds for check in programs.check_networks(line)] == [False, True, False, True, True]
+    training = programs.train
+    monkeypatch.setattr(programs, "train", lambda *arguments, **options: training(*arguments, **options | {"reg": 0.0}))
+    assert [check.holds for check in programs.check_training(line)] == [False]
 
 
 def test_a_failing_claim_is_exit_code_one(monkeypatch, capsys):
-    failing = claims.Check("M2", "line", "two is three", 1.0, "≤ 0", False)
+    failing = Check("M2", "line", "two is three", 1.0, "≤ 0", False)
     monkeypatch.setattr(verify, "run_checks", lambda _: iter([failing]))
     assert verify.main() == 1
     assert "FAILS" in capsys.readouterr().out
@@ -97,8 +98,8 @@ def test_missing_packages_are_not_checked_and_do_not_fail(line, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     for name in [name for name in sys.modules if name.split(".")[0] == "neural_tangents"]:
         monkeypatch.delitem(sys.modules, name)
-    arrangements, _, _ = claims._masks_and_weights(line)
-    checks = [*claims.check_neural_tangents(line), *claims._against_cvxpy(line, arrangements.masks)]
+    arrangements, _, _ = kernels.weighted_gates(line)
+    checks = [*kernels.check_neural_tangents(line), *programs.check_cvxpy(line, arrangements.masks)]
     assert [check.holds for check in checks] == [None] * 6
     assert all("install" in check.note for check in checks)
 
@@ -106,11 +107,12 @@ def test_missing_packages_are_not_checked_and_do_not_fail(line, monkeypatch):
 def test_an_error_inside_a_check_fails_that_check_alone(line):
     def broken(data):
         """What was to be shown."""
-        yield claims.Check("M2", data.name, "first", 0.0, "", True)
+        yield Check("M2", data.name, "first", 0.0, "", True)
         raise ValueError("no convergence")
 
-    checks = list(claims._guarded(broken, line))
+    checks = list(run_check(broken, line))
     assert [check.holds for check in checks] == [True, False]
+    assert checks[1].claim == "What was to be shown."
     assert checks[1].note == "ValueError: no convergence"
 
 
