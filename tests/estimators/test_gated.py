@@ -32,7 +32,7 @@ from fixntk.estimators import (
     NTKRegressor,
     NTKRegressorCV,
 )
-from fixntk.estimators.fitting import left_out
+from fixntk.estimators.gaussian_process import condition
 
 REGRESSORS = [GatedReLURegressor(64, random_state=0), NTKRegressor()]
 LOGISTIC = GatedReLUClassifier(64, loss="logistic", random_state=0)
@@ -127,7 +127,9 @@ def test_left_out_outputs_are_those_of_regressions_without_the_row(centre):
     half, targets, weights = rng.standard_normal((12, 5)), rng.standard_normal((12, 2)), rng.uniform(0.5, 2, 12)
     weights[3] = 0
     kernel = half @ half.T
-    scores, counted = left_out(kernel, 0.7, targets, weights, centre=centre)
+    counted = weights > 0
+    posterior = condition(kernel[np.ix_(counted, counted)], targets[counted], 0.7, weights[counted], centre=centre)
+    scores = posterior.leave_one_out(targets[counted])
     for position, i in enumerate(np.flatnonzero(counted)):
         rest = np.flatnonzero(counted & (np.arange(12) != i))
         # (K + λ W⁻¹) a + 1 b = y with 1ᵀa = 0 where there is an intercept.
