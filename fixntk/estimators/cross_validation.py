@@ -47,7 +47,7 @@ class GatedChoice(NamedTuple):
     losses
         (R, steps + 1) held-out loss of each candidate.
     held_out_outputs
-        (n, c) of what was chosen.
+        (n, c) of the chosen λ and steps.
     """
 
     fit: GatedFit
@@ -160,7 +160,7 @@ def _as_splits(folds: Folds, training: Training) -> Splits:
 
 
 def _solve_quietly(program: ConvexProgram, steps: int) -> Solution:
-    """Take a number of steps of iterative reweighting without a warning: stopping early is what was chosen."""
+    """Take a number of steps of iterative reweighting without a warning: an early stop is intended."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         return solve(program, method="irls", tol=_IRLS_TOL, max_iter=steps)

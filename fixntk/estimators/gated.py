@@ -28,7 +28,7 @@ from fixntk.estimators.preprocessing import distinct_rows
 
 
 class GatedReLURegressor(GatedMixin, RegressionMixin, BaseEstimator):
-    """Regression with a gated-ReLU network, trained to its certified optimum (M5, M10).
+    """Regression with a gated-ReLU network, trained to its certified optimum.
 
     Parameters
     ----------
@@ -52,11 +52,12 @@ class GatedReLURegressor(GatedMixin, RegressionMixin, BaseEstimator):
     kernel_weights_ : ndarray (P,)
         η of the fixed kernel.
     gap_ : float
-        Relative duality gap reached: the objective is at most so far from the optimum, as a share of that of zero.
+        Relative duality gap reached: a bound on the objective's distance from the optimum, as a share of the objective
+        of zero weights.
     n_active_gates_ : int
         Gates in use.
     network_ : GatedReLUNetwork
-        The network on standardised inputs with a bias column and zero padding, for standardised targets; outputs (n,)
+        The network, on standardised inputs with a bias column and zero padding, for standardised targets; outputs (n,)
         where there is one.
     solution_ : Solution
         Of the convex program.
@@ -64,6 +65,10 @@ class GatedReLURegressor(GatedMixin, RegressionMixin, BaseEstimator):
         Gates on these inputs.
     n_features_in_, feature_names_in_
         As everywhere in scikit-learn.
+
+    Notes
+    -----
+    See docs/mathematics.md, M5 and M10.
     """
 
     def __init__(
@@ -110,7 +115,7 @@ class GatedReLURegressor(GatedMixin, RegressionMixin, BaseEstimator):
 
 
 class GatedReLUClassifier(GatedMixin, ClassificationMixin, BaseEstimator):
-    """Classification with a gated-ReLU network, trained to its certified optimum (M5, M10).
+    """Classification with a gated-ReLU network, trained to its certified optimum.
 
     Parameters
     ----------
@@ -132,6 +137,10 @@ class GatedReLUClassifier(GatedMixin, ClassificationMixin, BaseEstimator):
         with the log-loss, whose outputs are logits already.
     kernel_weights_, gap_, n_active_gates_, network_, solution_, gates_, n_features_in_, feature_names_in_
         As for :class:`GatedReLURegressor`.
+
+    Notes
+    -----
+    See docs/mathematics.md, M5 and M10.
     """
 
     def __init__(
@@ -185,14 +194,14 @@ class GatedReLUClassifier(GatedMixin, ClassificationMixin, BaseEstimator):
 
 
 class GatedReLURegressorCV(GatedMixin, RegressionMixin, BaseEstimator):
-    """Regression with a fixed kernel: λ and the number of reweighting steps from the NTK by cross-validation (M6).
+    """Regression with a fixed kernel: λ and the number of reweighting steps from the NTK by cross-validation.
 
-    After no step the kernel is the NTK of the sampled gates, so that what is chosen is never worse on held-out rows.
+    With no step the kernel is the NTK of the sampled gates, so that the choice is never worse than it on held-out rows.
 
     Parameters
     ----------
     num_gates : int
-        P; many, as few of them cost accuracy (docs/comparison.md).
+        P; few gates cost accuracy (docs/comparison.md).
     standardize, bias, random_state
         As for :class:`GatedReLURegressor`.
     regs : sequence of float
@@ -205,11 +214,15 @@ class GatedReLURegressorCV(GatedMixin, RegressionMixin, BaseEstimator):
     Attributes
     ----------
     reg_share_, n_steps_ : float, int
-        What was chosen.
+        The λ/λ_max and the number of steps chosen.
     path_ : ndarray (regs, max_steps + 1)
         Mean squared error on held-out rows, of standardised targets.
     kernel_weights_, gap_, n_active_gates_, network_, solution_, gates_, n_features_in_, feature_names_in_
-        As for :class:`GatedReLURegressor`; the gap is that of where the steps end.
+        As for :class:`GatedReLURegressor`; the gap is that after the last step.
+
+    Notes
+    -----
+    See docs/mathematics.md, M6.
     """
 
     def __init__(
@@ -248,9 +261,10 @@ class GatedReLURegressorCV(GatedMixin, RegressionMixin, BaseEstimator):
 
 
 class GatedReLUClassifierCV(GatedMixin, ClassificationMixin, BaseEstimator):
-    """Classification with a fixed kernel: λ and the number of reweighting steps by cross-validation (M6).
+    """Classification with a fixed kernel: λ and the number of reweighting steps by cross-validation.
 
-    The squared loss on ±1, the log-loss to choose; after no step the kernel is the NTK of the sampled gates.
+    Fitted with the squared loss on ±1 and chosen by the log-loss; with no step the kernel is the NTK of the sampled
+    gates.
 
     Parameters
     ----------
@@ -272,6 +286,10 @@ class GatedReLUClassifierCV(GatedMixin, ClassificationMixin, BaseEstimator):
         Log-loss of held-out outputs, each at its best temperature.
     kernel_weights_, gap_, n_active_gates_, network_, solution_, gates_, n_features_in_, feature_names_in_
         As for :class:`GatedReLUClassifier`.
+
+    Notes
+    -----
+    See docs/mathematics.md, M6.
     """
 
     def __init__(

@@ -19,7 +19,7 @@ from fixntk.estimators.preprocessing import distinct_rows
 
 
 class NTKRegressor(NTKMixin, RegressionMixin, BaseEstimator):
-    """Kernel ridge regression with the NTK of a wide gated-ReLU network (M3, M15).
+    """Kernel ridge regression with the NTK of a wide gated-ReLU network.
 
     Parameters
     ----------
@@ -38,6 +38,10 @@ class NTKRegressor(NTKMixin, RegressionMixin, BaseEstimator):
         Training rows, standardised, with a bias column and zero padding.
     n_features_in_, feature_names_in_
         As everywhere in scikit-learn.
+
+    Notes
+    -----
+    See docs/mathematics.md, M3 and M15.
     """
 
     def __init__(self, *, reg: float = 0.01, standardize: bool = True, bias: bool = True) -> None:
@@ -59,7 +63,7 @@ class NTKRegressor(NTKMixin, RegressionMixin, BaseEstimator):
 
 
 class NTKClassifier(NTKMixin, ClassificationMixin, BaseEstimator):
-    """Classification by kernel ridge regression on ±1 with the NTK of a wide gated-ReLU network (M3, M15).
+    """Classification by kernel ridge regression on ±1 with the NTK of a wide gated-ReLU network.
 
     Parameters
     ----------
@@ -76,6 +80,10 @@ class NTKClassifier(NTKMixin, ClassificationMixin, BaseEstimator):
         As for :class:`GatedReLUClassifier`, exact here: the kernel does not depend on the targets.
     dual_coef_, X_fit_, n_features_in_, feature_names_in_
         As for :class:`NTKRegressor`.
+
+    Notes
+    -----
+    See docs/mathematics.md, M3 and M15.
     """
 
     def __init__(
@@ -107,18 +115,22 @@ class NTKRegressorCV(NTKMixin, RegressionMixin, BaseEstimator):
     Parameters
     ----------
     regs : sequence of float
-        To choose from.
+        Ridges to choose from.
     standardize, bias : bool
         As for :class:`NTKRegressor`.
 
     Attributes
     ----------
     reg_ : float
-        The one chosen.
+        The ridge chosen.
     loo_errors_ : ndarray
         Mean squared leave-one-out error for each of ``regs``, of standardised targets.
     dual_coef_, X_fit_, n_features_in_, feature_names_in_
         As for :class:`NTKRegressor`.
+
+    Notes
+    -----
+    See docs/mathematics.md, M3 and M15.
     """
 
     def __init__(self, regs: Any = DEFAULT_REGS, *, standardize: bool = True, bias: bool = True) -> None:
@@ -145,18 +157,22 @@ class NTKClassifierCV(NTKMixin, ClassificationMixin, BaseEstimator):
     Parameters
     ----------
     regs : sequence of float
-        To choose from.
+        Ridges to choose from.
     class_weight, standardize, bias
         As for :class:`NTKClassifier`.
 
     Attributes
     ----------
     reg_ : float
-        The one chosen.
+        The ridge chosen.
     loo_errors_ : ndarray
         Mean squared leave-one-out error on ±1 for each of ``regs``.
     classes_, temperature_, dual_coef_, X_fit_, n_features_in_, feature_names_in_
         As for :class:`NTKClassifier`.
+
+    Notes
+    -----
+    See docs/mathematics.md, M3 and M15.
     """
 
     def __init__(

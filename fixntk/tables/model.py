@@ -36,7 +36,7 @@ class ModelError(ValueError):
 def fit(
     path: Path, target: str, out: Path, *, method: str = "gated", reg: float | None = None, seed: int = 0
 ) -> list[str]:
-    """Fit a model of a table's column and write it to a file; return what was done, in lines.
+    """Fit a model of a table's column and write it to a file; return a report, in lines.
 
     Missing numbers are replaced by the column's median, missing categories are a category of their own. The target
     is a class if it is no number or has at most ten values, otherwise a quantity.
