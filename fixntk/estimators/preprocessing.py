@@ -20,7 +20,7 @@ _COLUMN_MULTIPLE = 8  # columns
 _BLOCK_ROWS = 1024  # rows
 _NO_WEIGHT = "sample_weight must not be zero for all rows"
 
-Chosen = tuple[Int[np.ndarray, " m"], Float[np.ndarray, " m"]]
+Chosen = tuple[Int[np.ndarray, " k"], Float[np.ndarray, " k"]]
 """Indices of the rows to fit to, and the weight of each."""
 
 
