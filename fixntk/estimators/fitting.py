@@ -125,7 +125,9 @@ class LearntKernel:
     kernel_weights: Float[np.ndarray, " P"]
     gates: Float[np.ndarray, "P w"]
 
-    def __call__(self, rows: Float[Array, "n w"], others: Float[Array, "m w"] | None = None) -> Float[Array, "n k"]:
+    def __call__(
+        self, rows: Float[Array | np.ndarray, "n w"], others: Float[Array | np.ndarray, "m w"] | None = None
+    ) -> Float[Array, "n k"]:
         """Kernel matrix of rows with each other, or with others."""
         masks = activation_masks(rows, self.gates)
         other_masks = None if others is None else activation_masks(others, self.gates)

@@ -57,7 +57,7 @@ def imputing_encoder(columns: Columns) -> ColumnTransformer:
 def encode_features(features: pd.DataFrame) -> Float[np.ndarray, "n d"]:
     """(n, d) float64: numbers with mean 0 and deviation 1, categories one-hot encoded, and a bias column of ones."""
     numbers = features.select_dtypes("number")
-    categories = {str(name): features[name].cat.categories for name in features.columns.drop(numbers.columns)}
+    categories = {str(name): list(features[name].cat.categories) for name in features.columns.drop(numbers.columns)}
     # Scaled first, as the squares of very large or very small numbers would leave the range of floating point.
     frame = features.assign(**(numbers / numbers.abs().max()))
     encoded = column_encoder(StandardScaler(), list(numbers.columns), categories).fit_transform(frame)

@@ -2,18 +2,14 @@
 
 import sys
 import tracemalloc
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-import fixntk
 from fixntk.estimators import GatedReLURegressor, NTKClassifierCV, NTKRegressor, NTKRegressorCV
 from fixntk.estimators import gated as gated_module
 from fixntk.estimators.cross_validation import shuffled_folds, stratified_folds
 from fixntk.estimators.preprocessing import Training, all_rows, distinct_rows, pad_rows, padded_size, scale_inputs
-
-LIBRARY = Path(fixntk.__file__).parent
 
 
 def test_distinct_rows_are_numpys(rng):
