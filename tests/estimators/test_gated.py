@@ -254,12 +254,12 @@ def test_weights_of_rows_and_classes_count():
 @pytest.mark.parametrize(
     ("estimator", "message"),
     [
-        (GatedReLURegressor(reg=0), "reg must be a number between 0 and 1"),
-        (GatedReLURegressor(reg=2), "reg must be a number between 0 and 1"),
+        (GatedReLURegressor(reg=0.0), "reg must be a number between 0 and 1"),
+        (GatedReLURegressor(reg=2.0), "reg must be a number between 0 and 1"),
         (GatedReLURegressor(loss="logistic"), "loss must be squared or huber"),
         (GatedReLURegressor(num_gates=0), "num_gates must be at least 1"),
         (NTKRegressorCV(regs=()), "regs must hold at least one number"),
-        (NTKRegressor(reg=-1), "reg must be a number between 0 and inf"),
+        (NTKRegressor(reg=-1.0), "reg must be a number between 0 and inf"),
         (GatedReLUClassifier(loss="hinge"), "loss must be squared or logistic"),
     ],
     ids=str,
