@@ -18,7 +18,7 @@ from experiments.shared.statistics import margin
 from experiments.uci import padded, share_correct
 from fixntk import ConvexProgram, activation_masks, sample_gates
 from fixntk.convex.solvers import irls
-from fixntk.estimators.fitting import as_signs
+from fixntk.estimators.preprocessing import as_signs
 from fixntk.gram import masked_apply
 from fixntk.runner.report import Section, new_figure
 from fixntk.verify.programs import solve_quietly

@@ -19,7 +19,7 @@ from experiments.shared import colours
 from experiments.shared.selection import fit_fixed, fit_ridge, fold_masks
 from experiments.shared.statistics import compare, in_words, margin
 from fixntk import ConvexProgram, activation_masks, gated_relu_ntk, masked_gram, sample_gates, solve
-from fixntk.estimators.fitting import as_signs
+from fixntk.estimators.preprocessing import as_signs
 from fixntk.runner.report import Section, new_figure
 from fixntk.verify.programs import solve_quietly
 

@@ -1,15 +1,12 @@
-"""scikit-learn estimators of the NTK and of the fixed kernel."""
+"""scikit-learn estimators of gated-ReLU networks and of their NTK."""
 
 from fixntk.estimators.gated import (
     GatedReLUClassifier,
     GatedReLUClassifierCV,
     GatedReLURegressor,
     GatedReLURegressorCV,
-    NTKClassifier,
-    NTKClassifierCV,
-    NTKRegressor,
-    NTKRegressorCV,
 )
+from fixntk.estimators.ntk import NTKClassifier, NTKClassifierCV, NTKRegressor, NTKRegressorCV
 
 __all__ = [
     "GatedReLUClassifier",

@@ -1,51 +1,34 @@
-r"""Estimators with scikit-learn's habits: the gated-ReLU network's convex program, and ridge regression with the NTK.
+"""scikit-learn estimators of gated-ReLU networks, trained to the optimum of their convex program.
 
-Rows are standardised and get a bias column; both are options. Everything is computed in float64. Regularisation has no
-unit: for the gated ReLU it is λ/λ_max (M7), λ_max that of the program without its intercept; for the NTK the ridge in
-units of the kernel's mean diagonal.
+Rows are standardised and get a bias column; both are options. Everything is computed in float64. Regularisation is
+given without a unit, as λ/λ_max, with λ_max of the program without its intercept.
+
+See docs/mathematics.md, M5, M6, M7 and M10.
 """
 
 from __future__ import annotations
 
-import warnings
 from functools import partial
 from typing import Any
 
 import numpy as np
-from sklearn.base import BaseEstimator, ClassifierMixin, MultiOutputMixin, RegressorMixin
-from sklearn.model_selection import KFold, StratifiedKFold
+from sklearn.base import BaseEstimator
 
+from fixntk.estimators.calibration import fit_temperature
+from fixntk.estimators.cross_validation import choose_gated, shuffled_folds, squared_error, stratified_folds
 from fixntk.estimators.fitting import (
     DEFAULT_REG_SHARES,
     DEFAULT_REGRESSION_SHARES,
-    DEFAULT_REGS,
-    as_codes,
-    as_probabilities,
-    as_scores,
-    as_signs,
-    calibrated,
-    classified,
-    distinct,
+    LearntKernel,
     fit_gated,
-    fit_gated_cv,
-    fit_ntk,
-    fit_temperature,
-    gated_outputs,
-    gated_process,
-    gated_temperature,
-    log_likelihood,
-    note_training,
-    ntk_outputs,
-    ntk_process,
-    predicted,
-    regressed,
-    squared_loss,
-    standardised_targets,
+    leave_one_out,
 )
+from fixntk.estimators.mixins import ClassificationMixin, GatedMixin, RegressionMixin
+from fixntk.estimators.preprocessing import distinct_rows
 
 
-class GatedReLURegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
-    """Regression with a gated-ReLU network, trained to its certified optimum (M5, M10).
+class GatedReLURegressor(GatedMixin, RegressionMixin, BaseEstimator):
+    """Regression with a gated-ReLU network, trained to its certified optimum.
 
     Parameters
     ----------
@@ -69,11 +52,12 @@ class GatedReLURegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
     kernel_weights_ : ndarray (P,)
         η of the fixed kernel.
     gap_ : float
-        Relative duality gap reached: the objective is at most so far from the optimum, as a share of that of zero.
+        Relative duality gap reached: a bound on the objective's distance from the optimum, as a share of the objective
+        of zero weights.
     n_active_gates_ : int
         Gates in use.
     network_ : GatedReLUNetwork
-        The network on standardised inputs with a bias column and zero padding, for standardised targets; outputs (n,)
+        The network, on standardised inputs with a bias column and zero padding, for standardised targets; outputs (n,)
         where there is one.
     solution_ : Solution
         Of the convex program.
@@ -81,6 +65,10 @@ class GatedReLURegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         Gates on these inputs.
     n_features_in_, feature_names_in_
         As everywhere in scikit-learn.
+
+    Notes
+    -----
+    See docs/mathematics.md, M5 and M10.
     """
 
     def __init__(
@@ -117,28 +105,17 @@ class GatedReLURegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         ConvergenceWarning
             If the gap is above ``tol`` at the end.
         """
-        X, y, weights = regressed(self, X, y, sample_weight)
+        training = self._read(X, y, sample_weight)
         if self.loss not in ("squared", "huber"):
             raise ValueError(f"loss must be squared or huber, got {self.loss!r}")
-        targets = standardised_targets(self, y, weights)
-        note_training(self, fit_gated(self, X, targets, weights, self.loss), targets, weights)
+        gates = self._gate_options()
+        fit = fit_gated(training, gates, reg=self.reg, loss=self.loss, tol=self.tol, max_iter=self.max_iter)
+        self._set_fit(fit)
         return self
 
-    def predict(self, X: Any, return_std: bool = False) -> Any:
-        """Targets (n,) or (n, c) of new inputs, and with ``return_std`` the standard deviations of new observations.
 
-        The deviations, noise included, are those of the Gaussian process with the learnt kernel, held fixed, and of
-        most likely scale and noise for ``reg_`` (M5); they say too little of the kernel's having been learnt.
-        """
-        return predicted(self, X, gated_outputs, gated_process, return_std)
-
-    def log_marginal_likelihood(self) -> float:
-        """Log p(y) of the training targets under the Gaussian process of :meth:`predict`, summed over targets."""
-        return log_likelihood(self, gated_process(self))
-
-
-class GatedReLUClassifier(ClassifierMixin, BaseEstimator):
-    """Classification with a gated-ReLU network, trained to its certified optimum (M5, M10).
+class GatedReLUClassifier(GatedMixin, ClassificationMixin, BaseEstimator):
+    """Classification with a gated-ReLU network, trained to its certified optimum.
 
     Parameters
     ----------
@@ -160,6 +137,10 @@ class GatedReLUClassifier(ClassifierMixin, BaseEstimator):
         with the log-loss, whose outputs are logits already.
     kernel_weights_, gap_, n_active_gates_, network_, solution_, gates_, n_features_in_, feature_names_in_
         As for :class:`GatedReLURegressor`.
+
+    Notes
+    -----
+    See docs/mathematics.md, M5 and M10.
     """
 
     def __init__(
@@ -198,44 +179,29 @@ class GatedReLUClassifier(ClassifierMixin, BaseEstimator):
         ConvergenceWarning
             If the gap is above ``tol`` at the end.
         """
-        X, codes, weights = classified(self, X, y, sample_weight)
+        training, codes = self._read(X, y, sample_weight)
         if self.loss not in ("squared", "logistic"):
             raise ValueError(f"loss must be squared or logistic, got {self.loss!r}")
-        signs = as_signs(codes, len(self.classes_))
+        loss = "softmax" if self.loss == "logistic" and len(self.classes_) > 2 else self.loss
+        gates = self._gate_options()
+        fit = fit_gated(training, gates, reg=self.reg, loss=loss, tol=self.tol, max_iter=self.max_iter)
+        self._set_fit(fit)
         self.temperature_ = 1.0
         if self.loss == "squared":
-            x = fit_gated(self, X, signs, weights, "squared")
-            self.temperature_ = gated_temperature(self, x, signs, weights, codes)
-        elif len(self.classes_) == 2:
-            fit_gated(self, X, signs[:, 0], weights, "logistic")
-        else:
-            fit_gated(self, X, (signs + 1) / 2, weights, "softmax")
+            outputs = leave_one_out(LearntKernel(self.kernel_weights_, self.gates_), training, self.reg_)
+            self.temperature_ = fit_temperature(outputs, training.weights, codes).factor
         return self
 
-    def decision_function(self, X: Any) -> np.ndarray:
-        """Outputs of new inputs: (n,) for two classes, positive for the second, otherwise (n, classes)."""
-        return as_scores(gated_outputs(self, X))
 
-    def predict(self, X: Any) -> np.ndarray:
-        """Labels of new inputs."""
-        codes = as_codes(self.decision_function(X))
-        return self.classes_[codes]
+class GatedReLURegressorCV(GatedMixin, RegressionMixin, BaseEstimator):
+    """Regression with a fixed kernel: λ and the number of reweighting steps from the NTK by cross-validation.
 
-    def predict_proba(self, X: Any) -> np.ndarray:
-        """Probabilities (n, classes) of new inputs; see ``temperature_`` for how they are calibrated."""
-        scores = self.decision_function(X)
-        return as_probabilities(self.temperature_ * scores)
-
-
-class GatedReLURegressorCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
-    """Regression with a fixed kernel: λ and the number of reweighting steps from the NTK by cross-validation (M6).
-
-    After no step the kernel is the NTK of the sampled gates, so that what is chosen is never worse on held-out rows.
+    With no step the kernel is the NTK of the sampled gates, so that the choice is never worse than it on held-out rows.
 
     Parameters
     ----------
     num_gates : int
-        P; many, as few of them cost accuracy (docs/comparison.md).
+        P; few gates cost accuracy (docs/comparison.md).
     standardize, bias, random_state
         As for :class:`GatedReLURegressor`.
     regs : sequence of float
@@ -248,11 +214,15 @@ class GatedReLURegressorCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
     Attributes
     ----------
     reg_share_, n_steps_ : float, int
-        What was chosen.
+        The λ/λ_max and the number of steps chosen.
     path_ : ndarray (regs, max_steps + 1)
         Mean squared error on held-out rows, of standardised targets.
     kernel_weights_, gap_, n_active_gates_, network_, solution_, gates_, n_features_in_, feature_names_in_
-        As for :class:`GatedReLURegressor`; the gap is that of where the steps end.
+        As for :class:`GatedReLURegressor`; the gap is that after the last step.
+
+    Notes
+    -----
+    See docs/mathematics.md, M6.
     """
 
     def __init__(
@@ -282,28 +252,19 @@ class GatedReLURegressorCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
         ValueError
             If inputs are not numbers, there are fewer rows than folds, or an option is out of its range.
         """
-        X, y, weights = regressed(self, X, y, sample_weight)
-        X, y, weights = distinct(X, y, weights)
-        targets = standardised_targets(self, y, weights)
-        folds = KFold(self.num_folds, shuffle=True, random_state=0).split(X)
-        loss = partial(squared_loss, targets=targets, weights=weights)
-        x, _ = fit_gated_cv(self, X, targets, weights, list(folds), loss)
-        note_training(self, x, targets, weights)
+        training = self._read(X, y, sample_weight, distinct_rows)
+        folds = shuffled_folds(training.num_rows, self.num_folds, seed=0)
+        loss = partial(squared_error, targets=training.targets, weights=training.weights)
+        gates = self._gate_options()
+        self._set_choice(choose_gated(training, gates, folds, loss, regs=self.regs, max_steps=self.max_steps))
         return self
 
-    def predict(self, X: Any, return_std: bool = False) -> Any:
-        """Targets of new inputs, and with ``return_std`` deviations: see :meth:`GatedReLURegressor.predict`."""
-        return predicted(self, X, gated_outputs, gated_process, return_std)
 
-    def log_marginal_likelihood(self) -> float:
-        """Log p(y) of the training targets under the Gaussian process of :meth:`predict`, summed over targets."""
-        return log_likelihood(self, gated_process(self))
+class GatedReLUClassifierCV(GatedMixin, ClassificationMixin, BaseEstimator):
+    """Classification with a fixed kernel: λ and the number of reweighting steps by cross-validation.
 
-
-class GatedReLUClassifierCV(ClassifierMixin, BaseEstimator):
-    """Classification with a fixed kernel: λ and the number of reweighting steps by cross-validation (M6).
-
-    The squared loss on ±1, the log-loss to choose; after no step the kernel is the NTK of the sampled gates.
+    Fitted with the squared loss on ±1 and chosen by the log-loss; with no step the kernel is the NTK of the sampled
+    gates.
 
     Parameters
     ----------
@@ -325,6 +286,10 @@ class GatedReLUClassifierCV(ClassifierMixin, BaseEstimator):
         Log-loss of held-out outputs, each at its best temperature.
     kernel_weights_, gap_, n_active_gates_, network_, solution_, gates_, n_features_in_, feature_names_in_
         As for :class:`GatedReLUClassifier`.
+
+    Notes
+    -----
+    See docs/mathematics.md, M6.
     """
 
     def __init__(
@@ -356,244 +321,14 @@ class GatedReLUClassifierCV(ClassifierMixin, BaseEstimator):
         ValueError
             If inputs are not numbers, there is one class only, or an option is out of its range.
         """
-        X, codes, weights = classified(self, X, y, sample_weight)
-        signs = as_signs(codes, len(self.classes_))
-        splitter = StratifiedKFold(min(self.num_folds, int(np.bincount(codes).max())), shuffle=True, random_state=0)
-        with warnings.catch_warnings():
-            # A class of fewer rows than folds is absent from some held-out parts.
-            warnings.filterwarnings("ignore", "The least populated class", UserWarning)
-            folds = list(splitter.split(X, codes))
-        _, outputs = fit_gated_cv(self, X, signs, weights, folds, lambda found: calibrated(found, weights, codes)[1])
-        self.temperature_, _ = calibrated(outputs, weights, codes)
+        training, codes = self._read(X, y, sample_weight)
+        folds = stratified_folds(codes, self.num_folds, seed=0)
+
+        def loss(outputs: np.ndarray) -> float:
+            return fit_temperature(outputs, training.weights, codes).log_loss
+
+        gates = self._gate_options()
+        choice = choose_gated(training, gates, folds, loss, regs=self.regs, max_steps=self.max_steps)
+        self._set_choice(choice)
+        self.temperature_ = fit_temperature(choice.held_out_outputs, training.weights, codes).factor
         return self
-
-    def decision_function(self, X: Any) -> np.ndarray:
-        """Outputs of new inputs: (n,) for two classes, positive for the second, otherwise (n, classes)."""
-        return as_scores(gated_outputs(self, X))
-
-    def predict(self, X: Any) -> np.ndarray:
-        """Labels of new inputs."""
-        codes = as_codes(self.decision_function(X))
-        return self.classes_[codes]
-
-    def predict_proba(self, X: Any) -> np.ndarray:
-        """Probabilities (n, classes) of new inputs; see ``temperature_`` for how they are calibrated."""
-        scores = self.decision_function(X)
-        return as_probabilities(self.temperature_ * scores)
-
-
-class NTKRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
-    """Kernel ridge regression with the NTK of a wide gated-ReLU network (M3, M15).
-
-    Parameters
-    ----------
-    reg : float
-        Ridge in units of the kernel's mean diagonal, positive.
-    standardize, bias : bool
-        As for :class:`GatedReLURegressor`.
-
-    Attributes
-    ----------
-    dual_coef_ : ndarray (n, c)
-        Coefficients of the training rows.
-    loo_errors_ : ndarray (1,)
-        Mean squared error of leave-one-out outputs, of standardised targets.
-    X_fit_ : ndarray (n, d')
-        Training rows, standardised, with a bias column and zero padding.
-    n_features_in_, feature_names_in_
-        As everywhere in scikit-learn.
-    """
-
-    def __init__(self, *, reg: float = 0.01, standardize: bool = True, bias: bool = True) -> None:
-        self.reg = reg
-        self.standardize = standardize
-        self.bias = bias
-
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> NTKRegressor:
-        """Fit to (n, d) inputs and (n,) or (n, c) targets.
-
-        Raises
-        ------
-        ValueError
-            If inputs are not numbers, or an option is out of its range.
-        """
-        X, y, weights = regressed(self, X, y, sample_weight)
-        targets = standardised_targets(self, y, weights)
-        fit_ntk(self, X, targets, weights, (self.reg,))
-        note_training(self, self.X_fit_, targets, weights)
-        return self
-
-    def predict(self, X: Any, return_std: bool = False) -> Any:
-        """Targets (n,) or (n, c) of new inputs, and with ``return_std`` the standard deviations of new observations.
-
-        The deviations, noise included, are those of the Gaussian process with the NTK as its covariance, whose mean
-        this is, and of most likely scale and noise for ``reg_`` (M15).
-        """
-        return predicted(self, X, ntk_outputs, ntk_process, return_std)
-
-    def log_marginal_likelihood(self) -> float:
-        """Log p(y) of the training targets under the Gaussian process of :meth:`predict`, summed over targets."""
-        return log_likelihood(self, ntk_process(self))
-
-
-class NTKClassifier(ClassifierMixin, BaseEstimator):
-    """Classification by kernel ridge regression on ±1 with the NTK of a wide gated-ReLU network (M3, M15).
-
-    Parameters
-    ----------
-    reg, standardize, bias
-        As for :class:`NTKRegressor`.
-    class_weight : dict, "balanced" or None
-        Weights of the classes, which multiply those of the rows.
-
-    Attributes
-    ----------
-    classes_ : ndarray
-        Labels in order.
-    temperature_ : float
-        As for :class:`GatedReLUClassifier`, exact here: the kernel does not depend on the targets.
-    dual_coef_, X_fit_, n_features_in_, feature_names_in_
-        As for :class:`NTKRegressor`.
-    """
-
-    def __init__(
-        self, *, reg: float = 0.01, class_weight: Any = None, standardize: bool = True, bias: bool = True
-    ) -> None:
-        self.reg = reg
-        self.class_weight = class_weight
-        self.standardize = standardize
-        self.bias = bias
-
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> NTKClassifier:
-        """Fit to (n, d) inputs and (n,) labels.
-
-        Raises
-        ------
-        ValueError
-            If inputs are not numbers, there is one class only, or an option is out of its range.
-        """
-        X, codes, weights = classified(self, X, y, sample_weight)
-        signs = as_signs(codes, len(self.classes_))
-        kernel, reg = fit_ntk(self, X, signs, weights, (self.reg,))
-        self.temperature_ = fit_temperature(kernel, reg, signs, weights, codes, centre=False)
-        return self
-
-    def decision_function(self, X: Any) -> np.ndarray:
-        """Outputs of new inputs: (n,) for two classes, positive for the second, otherwise (n, classes)."""
-        return as_scores(ntk_outputs(self, X))
-
-    def predict(self, X: Any) -> np.ndarray:
-        """Labels of new inputs."""
-        codes = as_codes(self.decision_function(X))
-        return self.classes_[codes]
-
-    def predict_proba(self, X: Any) -> np.ndarray:
-        """Probabilities (n, classes) of new inputs; see ``temperature_`` for how they are calibrated."""
-        scores = self.decision_function(X)
-        return as_probabilities(self.temperature_ * scores)
-
-
-class NTKRegressorCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
-    """:class:`NTKRegressor` with the ridge that has the least squared error of leave-one-out outputs, in closed form.
-
-    Parameters
-    ----------
-    regs : sequence of float
-        To choose from.
-    standardize, bias : bool
-        As for :class:`NTKRegressor`.
-
-    Attributes
-    ----------
-    reg_ : float
-        The one chosen.
-    loo_errors_ : ndarray
-        Mean squared leave-one-out error for each of ``regs``, of standardised targets.
-    dual_coef_, X_fit_, n_features_in_, feature_names_in_
-        As for :class:`NTKRegressor`.
-    """
-
-    def __init__(self, regs: Any = DEFAULT_REGS, *, standardize: bool = True, bias: bool = True) -> None:
-        self.regs = regs
-        self.standardize = standardize
-        self.bias = bias
-
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> NTKRegressorCV:
-        """Fit to (n, d) inputs and (n,) or (n, c) targets; one eigendecomposition for all ridges.
-
-        Raises
-        ------
-        ValueError
-            If inputs are not numbers, or an option is out of its range.
-        """
-        X, y, weights = regressed(self, X, y, sample_weight)
-        X, y, weights = distinct(X, y, weights)
-        targets = standardised_targets(self, y, weights)
-        fit_ntk(self, X, targets, weights, self.regs)
-        note_training(self, self.X_fit_, targets, weights)
-        return self
-
-    def predict(self, X: Any, return_std: bool = False) -> Any:
-        """Targets of new inputs, and with ``return_std`` deviations: see :meth:`NTKRegressor.predict`."""
-        return predicted(self, X, ntk_outputs, ntk_process, return_std)
-
-    def log_marginal_likelihood(self) -> float:
-        """Log p(y) of the training targets under the Gaussian process of :meth:`predict`, summed over targets."""
-        return log_likelihood(self, ntk_process(self))
-
-
-class NTKClassifierCV(ClassifierMixin, BaseEstimator):
-    """:class:`NTKClassifier` with the ridge that has the least squared error of leave-one-out outputs, in closed form.
-
-    Parameters
-    ----------
-    regs : sequence of float
-        To choose from.
-    class_weight, standardize, bias
-        As for :class:`NTKClassifier`.
-
-    Attributes
-    ----------
-    reg_ : float
-        The one chosen.
-    loo_errors_ : ndarray
-        Mean squared leave-one-out error on ±1 for each of ``regs``.
-    classes_, temperature_, dual_coef_, X_fit_, n_features_in_, feature_names_in_
-        As for :class:`NTKClassifier`.
-    """
-
-    def __init__(
-        self, regs: Any = DEFAULT_REGS, *, class_weight: Any = None, standardize: bool = True, bias: bool = True
-    ) -> None:
-        self.regs = regs
-        self.class_weight = class_weight
-        self.standardize = standardize
-        self.bias = bias
-
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> NTKClassifierCV:
-        """Fit to (n, d) inputs and (n,) labels; one eigendecomposition for all ridges.
-
-        Raises
-        ------
-        ValueError
-            If inputs are not numbers, there is one class only, or an option is out of its range.
-        """
-        X, codes, weights = classified(self, X, y, sample_weight)
-        signs = as_signs(codes, len(self.classes_))
-        kernel, reg = fit_ntk(self, X, signs, weights, self.regs)
-        self.temperature_ = fit_temperature(kernel, reg, signs, weights, codes, centre=False)
-        return self
-
-    def decision_function(self, X: Any) -> np.ndarray:
-        """Outputs of new inputs: (n,) for two classes, positive for the second, otherwise (n, classes)."""
-        return as_scores(ntk_outputs(self, X))
-
-    def predict(self, X: Any) -> np.ndarray:
-        """Labels of new inputs."""
-        codes = as_codes(self.decision_function(X))
-        return self.classes_[codes]
-
-    def predict_proba(self, X: Any) -> np.ndarray:
-        """Probabilities (n, classes) of new inputs; see ``temperature_`` for how they are calibrated."""
-        scores = self.decision_function(X)
-        return as_probabilities(self.temperature_ * scores)

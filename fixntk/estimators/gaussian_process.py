@@ -1,11 +1,20 @@
-"""Gaussian processes with a kernel of this package as covariance: deviations and marginal likelihoods."""
+"""Gaussian processes with a kernel of this package as covariance: deviations, likelihoods, leave-one-out outputs."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+from jax import Array
+from jaxtyping import Float
 from scipy.linalg import cholesky, solve_triangular
+
+# Kernel matrix of rows with each other, or with others.
+Kernel = Callable[..., Array]
+
+# Least 1 − h of a row with leverage h, so that a row that alone fixes its output does not divide by zero.
+LEAST_FREEDOM = 1e-12  # share
 
 
 class Posterior(NamedTuple):
@@ -31,15 +40,15 @@ class Posterior(NamedTuple):
         Ridge, in units of K.
     """
 
-    root: np.ndarray
-    factor: np.ndarray
-    along: np.ndarray | None
-    whitened: np.ndarray
-    constant: np.ndarray
-    scale: np.ndarray
+    root: Float[np.ndarray, " n"]
+    factor: Float[np.ndarray, "n n"]
+    along: Float[np.ndarray, " n"] | None
+    whitened: Float[np.ndarray, "n c"]
+    constant: Float[np.ndarray, " c"]
+    scale: Float[np.ndarray, " c"]
     reg: float
 
-    def log_marginal_likelihood(self, unit: np.ndarray) -> np.ndarray:
+    def log_marginal_likelihood(self, unit: Float[np.ndarray, " c"]) -> Float[np.ndarray, " c"]:
         """Log p(y · unit) of each target (c,), at its s²; the constant is integrated out (restricted likelihood).
 
         Raises
@@ -57,7 +66,9 @@ class Posterior(NamedTuple):
         fit = 0.5 * degrees * (np.log(2 * np.pi * self.scale * unit**2) + 1)
         return np.sum(np.log(self.root)) - log_determinant - fit
 
-    def predict(self, cross: np.ndarray, diagonal: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def predict(
+        self, cross: Float[np.ndarray, "m n"], diagonal: Float[np.ndarray, " m"]
+    ) -> tuple[Float[np.ndarray, "m c"], Float[np.ndarray, "m c"]]:
         """Mean and standard deviation (m, c) of new observations of weight 1, noise included.
 
         Parameters
@@ -69,13 +80,67 @@ class Posterior(NamedTuple):
         variance = diagonal + self.reg - np.sum(seen**2, axis=0)
         if self.along is not None:
             variance += (1 - self.along @ seen) ** 2 / (self.along @ self.along)
-        # Rounding can take a little more than there is.
+        # Rounding errors can make the difference negative.
         variance = np.maximum(variance, np.finfo(float).eps * self.reg)
         return seen.T @ self.whitened + self.constant, np.sqrt(variance[:, None] * self.scale)
 
+    def leave_one_out(self, targets: Float[np.ndarray, "n c"]) -> Float[np.ndarray, "n c"]:
+        """Outputs (n, c) for each given row of the ridge regression without that row.
 
-def condition(kernel: np.ndarray, targets: np.ndarray, reg: float, weights: np.ndarray, *, centre: bool) -> Posterior:
-    """The Gaussian process with covariance ``kernel`` given targets (M5, M15: its mean is kernel ridge regression).
+        With G = A⁻¹, less its part along the roots where there is a constant, they are y_i − (G root y)_i / (G_ii
+        root_i): the residual reg · G root y, divided by 1 − h_i = reg · G_ii.
+
+        Parameters
+        ----------
+        targets
+            y, as given to :func:`condition`.
+        """
+        inverse = solve_triangular(self.factor, np.eye(len(self.root)), lower=True)
+        diagonal = np.sum(inverse**2, axis=0)
+        if self.along is not None:
+            diagonal -= (self.along @ inverse) ** 2 / (self.along @ self.along)
+        freedom = np.maximum(self.reg * diagonal, LEAST_FREEDOM)
+        residual = self.reg * (inverse.T @ self.whitened)
+        return targets - residual / freedom[:, None] / self.root[:, None]
+
+
+class Process(NamedTuple):
+    """The Gaussian process of which a fitted regression is the mean.
+
+    Attributes
+    ----------
+    posterior
+        Given the training rows.
+    kernel
+        K as a function of rows.
+    """
+
+    posterior: Posterior
+    kernel: Kernel
+
+    def deviations(self, rows: Float[Array, "m w"], given: Float[Array, "k w"]) -> Float[np.ndarray, "m c"]:
+        """Standard deviations of new observations, noise included.
+
+        Parameters
+        ----------
+        rows
+            (m, w) new rows.
+        given
+            Training rows, followed by padding.
+        """
+        cross = np.asarray(self.kernel(rows, given))[:, : len(self.posterior.root)]
+        return self.posterior.predict(cross, np.diag(self.kernel(rows)))[1]
+
+
+def condition(
+    kernel: Float[np.ndarray, "n n"],
+    targets: Float[np.ndarray, "n c"],
+    reg: float,
+    weights: Float[np.ndarray, " n"],
+    *,
+    centre: bool,
+) -> Posterior:
+    """Condition the Gaussian process with covariance ``kernel`` on targets; its mean is kernel ridge regression.
 
     Parameters
     ----------
@@ -94,6 +159,10 @@ def condition(kernel: np.ndarray, targets: np.ndarray, reg: float, weights: np.n
     ------
     ValueError
         If ``reg`` is so small that K + reg is not positive definite in float64.
+
+    Notes
+    -----
+    See docs/mathematics.md, M5 and M15.
     """
     root = np.sqrt(weights)
     matrix = root[:, None] * kernel * root

@@ -1,1 +1,1 @@
-"""Tables as people have them: reading, encoding, and the models that ``fixntk fit`` saves."""
+"""Tables in files: reading, encoding, and the models that ``fixntk fit`` saves."""

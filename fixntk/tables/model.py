@@ -1,4 +1,4 @@
-"""What ``fixntk fit`` and ``fixntk predict`` do: a model of a table in one file, and its predictions for others."""
+"""Models of a column of a table: what ``fixntk fit`` saves in one file, and ``fixntk predict`` uses."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from typing import Any
 import joblib
 import numpy as np
 import pandas as pd
-from sklearn.compose import make_column_transformer
-from sklearn.impute import SimpleImputer
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import Pipeline
-from sklearn.preprocessing import OneHotEncoder
 
+from fixntk._files import replacing
 from fixntk.estimators import GatedReLUClassifier, GatedReLURegressor, NTKClassifier, NTKRegressor
-from fixntk.tables.read import TableError, as_feature, read_strings, read_table
+from fixntk.tables.encode import Columns, imputing_encoder, match_columns, read_columns, read_target
+from fixntk.tables.read import TableError, read_strings, read_table
 
 METHODS = ("gated", "ntk")
 # Regularisation to choose from by cross-validation.
 REGS = (0.1, 0.03, 0.01, 0.003, 0.001)
-_FORMAT, _VERSION = "fixntk model", 1
-# A target of numbers with more values than this is a quantity, not a class.
-_MOST_CLASSES = 10
+_MOST_FOLDS = 4  # count
+_FORMAT = "fixntk model"
+# Raised whenever a pickle of an earlier version cannot be loaded any more.
+_VERSION = 2
 
 
 class ModelError(ValueError):
@@ -36,7 +36,7 @@ class ModelError(ValueError):
 def fit(
     path: Path, target: str, out: Path, *, method: str = "gated", reg: float | None = None, seed: int = 0
 ) -> list[str]:
-    """Fit a model of a table's column and write it to a file; what was done, in lines.
+    """Fit a model of a table's column and write it to a file; return a report, in lines.
 
     Missing numbers are replaced by the column's median, missing categories are a category of their own. The target
     is a class if it is no number or has at most ten values, otherwise a quantity.
@@ -51,25 +51,12 @@ def fit(
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
     features, labels = read_table(path, target)
-    y, is_class = _as_target(path, labels)
-    lines = [f"{len(y)} rows, {features.shape[1]} columns; {target!r} is a {'class' if is_class else 'quantity'}"]
-    numbers = [str(name) for name in features.select_dtypes("number").columns]
-    categories = [str(name) for name in features.columns if name not in numbers]
-    for name in features.columns:
-        if missing := int(features[name].isna().sum()):
-            by = "the median" if name in numbers else "a category of its own"
-            lines.append(f"{missing} missing in column {name!r}, replaced by {by}")
-        if name in numbers and not np.isfinite(features[name].dropna()).all():
-            raise TableError(f"table '{path}': column '{name}' has infinite values")
-    estimator: Any = {
-        ("gated", True): GatedReLUClassifier(random_state=seed),
-        ("gated", False): GatedReLURegressor(random_state=seed),
-        ("ntk", True): NTKClassifier(),
-        ("ntk", False): NTKRegressor(),
-    }[method, is_class]
-    frame = _as_frame(features, categories)
-    known = {name: sorted(frame[name].unique()) for name in categories}
-    model: Any = _pipeline(numbers, known, estimator)
+    y, is_class = read_target(path, labels)
+    frame, columns = read_columns(path, features)
+    kind = "class" if is_class else "quantity"
+    lines = [f"{len(y)} rows, {features.shape[1]} columns; {target!r} is a {kind}", *_missing(features, columns)]
+    estimator = _estimator(method, is_class, seed)
+    model: Any = Pipeline([("columns", imputing_encoder(columns)), ("estimator", estimator)])
     if reg is None:
         folds = _num_folds(y, is_class)
         if folds < 2:
@@ -84,50 +71,24 @@ def fit(
         )
     else:
         model = model.set_params(estimator__reg=reg).fit(frame, y)
-    header = {
-        "format": _FORMAT,
-        "version": _VERSION,
-        "fixntk": version("fixntk"),
-        "target": target,
-        "kind": type(estimator).__name__,
-        "numbers": numbers,
-        "categories": known,
-    }
-    _write(out, header, model)
+    _write(out, {"target": target, "kind": type(estimator).__name__, **columns._asdict()}, model)
     return [*lines, f"wrote {out}"]
 
 
 def predict(model_path: Path, table: Path) -> pd.DataFrame:
-    """Predictions for a table's rows: a column named as the target, and for classes one of each one's probability.
+    """Predict for a table's rows: a column named as the target, and for classes one of each one's probability.
 
-    Runs what the model's file holds, as any pickle: use files that you trust.
+    Loads a pickle, which can run any code: use files that you trust.
 
     Raises
     ------
     ModelError
-        If the file is damaged, no model, or of a newer version.
+        If the file is damaged, no model, or of another version.
     TableError
         If the table cannot be read, lacks a column, or has a category or a word that the model does not know.
     """
     header, model = _read(model_path)
-    strings = read_strings(table)
-    known = [*header["numbers"], *header["categories"]]
-    if missing := [name for name in known if name not in strings.columns]:
-        raise TableError(f"table '{table}' lacks the column(s) {', '.join(map(repr, missing))} of the model")
-    frame = pd.DataFrame(index=strings.index)
-    for name in header["numbers"]:
-        column = as_feature(strings[name])
-        if column.dtype != np.float64:
-            word = next(value for value in column.dropna().unique() if pd.isna(pd.to_numeric(value, errors="coerce")))
-            raise TableError(f"table '{table}': column '{name}' holds numbers in the model, here also {word!r}")
-        if not np.isfinite(column.dropna()).all():
-            raise TableError(f"table '{table}': column '{name}' has infinite values")
-        frame[name] = column
-    for name, categories in header["categories"].items():
-        if unknown := sorted(set(strings[name]) - set(categories)):
-            what = "missing values" if unknown[0] == "?" else repr(unknown[0])
-            raise TableError(f"table '{table}': column '{name}' has {what}, which the model has not seen")
-        frame[name] = strings[name].astype(object)
+    frame = match_columns(table, read_strings(table), Columns(header["numbers"], header["categories"]))
     predictions = pd.DataFrame({header["target"]: model.predict(frame)})
     if hasattr(model, "predict_proba"):
         for name, column in zip(model.classes_, model.predict_proba(frame).T, strict=True):
@@ -145,49 +106,37 @@ def write_table(frame: pd.DataFrame, path: Path) -> None:
         frame.to_csv(path, index=False)
 
 
-def _as_target(path: Path, labels: pd.Series) -> tuple[np.ndarray, bool]:
-    if labels.isna().any():
-        raise TableError(f"table '{path}': {int(labels.isna().sum())} missing in column '{labels.name}', the target")
-    if labels.nunique() < 2:
-        raise TableError(f"table '{path}': column '{labels.name}', the target, has one value only")
-    column = as_feature(labels)
-    if column.dtype != np.float64 or column.nunique() <= _MOST_CLASSES:
-        return labels.to_numpy(object), True
-    if not np.isfinite(column).all():
-        raise TableError(f"table '{path}': column '{labels.name}' has infinite values")
-    return column.to_numpy(), False
+def _missing(features: pd.DataFrame, columns: Columns) -> list[str]:
+    """A line for each column with missing values."""
+    lines = []
+    for name in features.columns:
+        if missing := int(features[name].isna().sum()):
+            by = "the median" if name in columns.numbers else "a category of its own"
+            lines.append(f"{missing} missing in column {name!r}, replaced by {by}")
+    return lines
 
 
-def _as_frame(features: pd.DataFrame, categories: list[str]) -> pd.DataFrame:
-    """Categories as strings, with '?' for a missing one."""
-    frame = features.copy()
-    for name in categories:
-        frame[name] = frame[name].astype(object).where(frame[name].notna(), "?")
-    return frame
-
-
-def _pipeline(numbers: list[str], categories: dict[str, list[str]], estimator: Any) -> Pipeline:
-    encoder = make_column_transformer(
-        (SimpleImputer(strategy="median", keep_empty_features=True), numbers),
-        (OneHotEncoder(categories=list(categories.values()), sparse_output=False), list(categories)),
-    )
-    return Pipeline([("columns", encoder), ("estimator", estimator)])
+def _estimator(method: str, is_class: bool, seed: int) -> Any:
+    if method == "gated":
+        return GatedReLUClassifier(random_state=seed) if is_class else GatedReLURegressor(random_state=seed)
+    return NTKClassifier() if is_class else NTKRegressor()
 
 
 def _num_folds(y: np.ndarray, is_class: bool) -> int:
+    """As many folds as every class has rows for."""
     smallest = int(pd.Series(y).value_counts().min()) if is_class else len(y)
-    return min(4, smallest)
+    return min(_MOST_FOLDS, smallest)
 
 
-def _write(out: Path, header: dict[str, Any], model: Any) -> None:
-    """A line of JSON that says what the file is, then the model, pickled by joblib."""
+def _write(out: Path, about: dict[str, Any], model: Any) -> None:
+    """Write a line of JSON that says what the file is, then the model, pickled by joblib."""
     stream = io.BytesIO()
     joblib.dump(model, stream)
     payload = stream.getvalue()
-    header = {**header, "sha256": hashlib.sha256(payload).hexdigest()}
-    partial = out.with_name(out.name + ".part")
-    partial.write_bytes(json.dumps(header).encode() + b"\n" + payload)
-    partial.replace(out)
+    header = {"format": _FORMAT, "version": _VERSION, "fixntk": version("fixntk"), **about}
+    header["sha256"] = hashlib.sha256(payload).hexdigest()
+    with replacing(out) as part:
+        part.write_bytes(json.dumps(header).encode() + b"\n" + payload)
 
 
 def _read(path: Path) -> tuple[dict[str, Any], Any]:
@@ -203,6 +152,10 @@ def _read(path: Path) -> tuple[dict[str, Any], Any]:
         raise ModelError(f"model {path}: is not the file of a fixntk model")
     if header["version"] > _VERSION:
         raise ModelError(f"model {path}: was written by fixntk {header['fixntk']}, newer than this {version('fixntk')}")
+    if header["version"] < _VERSION:
+        raise ModelError(
+            f"model {path}: has version {header['version']} of the format, this fixntk reads {_VERSION}: fit it again"
+        )
     if hashlib.sha256(payload).hexdigest() != header["sha256"]:
         raise ModelError(f"model {path}: is damaged")
     return header, joblib.load(io.BytesIO(payload))

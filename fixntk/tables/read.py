@@ -125,24 +125,3 @@ def check_complete(path: str | Path, features: pd.DataFrame, target: pd.Series) 
             raise TableError(f"table '{path}': column '{name}' has infinite values")
         if column.nunique() == 1:
             raise TableError(f"table '{path}': column '{name}' is constant; leave it out")
-
-
-def standardised(features: pd.DataFrame) -> np.ndarray:
-    """(n, d) float64: numbers with mean 0 and deviation 1, categories one-hot encoded, and a bias column of ones."""
-    numbers = features.select_dtypes("number")
-    categories = features.drop(columns=numbers.columns)
-    # Scaled first, as the squares of very large or very small numbers would leave the range of floating point.
-    numbers = numbers / numbers.abs().max()
-    numbers = (numbers - numbers.mean()) / numbers.std(ddof=0)
-    one_hot = pd.get_dummies(categories, dtype=np.float64) if categories.shape[1] else categories
-    return np.column_stack([numbers.to_numpy(np.float64), one_hot.to_numpy(np.float64), np.ones(len(features))])
-
-
-def targets(target: pd.Series) -> np.ndarray:
-    """Targets to fit: numbers standardised to (n,), two classes as ±1, more as (n, k) one-hot."""
-    column = as_feature(target)
-    if column.dtype == np.float64 and column.nunique() > 2:
-        column = column / column.abs().max()
-        return ((column - column.mean()) / column.std(ddof=0)).to_numpy()
-    codes = column.astype("category").cat.codes.to_numpy()
-    return 2.0 * codes - 1 if codes.max() < 2 else np.eye(codes.max() + 1)[codes]

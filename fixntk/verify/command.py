@@ -100,17 +100,18 @@ def read_data(path: Path) -> Data:
     ValueError
         If it is not a table of at least two rows, or a value is missing, or a column is constant.
     """
-    if importlib.util.find_spec("pandas") is None:
-        raise ValueError("--data needs pandas: pip install 'fixntk[verify]'")
-    from fixntk.tables import read  # imports pandas, which the built-in data does not need
+    if importlib.util.find_spec("sklearn") is None or importlib.util.find_spec("pandas") is None:
+        raise ValueError("--data needs pandas and scikit-learn: pip install 'fixntk[verify]'")
+    from fixntk.tables.encode import encode_features, encode_target
+    from fixntk.tables.read import check_complete, read_table
 
-    features, target = read.read_table(path)
-    read.check_complete(path, features, target)
+    features, target = read_table(path)
+    check_complete(path, features, target)
     if len(features) > _MAX_ROWS:
         chosen = np.random.default_rng(0).permutation(len(features))[:_MAX_ROWS]
         features, target = features.iloc[chosen], target.iloc[chosen]
         features = features.loc[:, features.nunique() > 1]
-    return Data(path.name, jnp.asarray(read.standardised(features)), jnp.asarray(read.targets(target)))
+    return Data(path.name, jnp.asarray(encode_features(features)), jnp.asarray(encode_target(target)))
 
 
 def _line(check: Check) -> str:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +11,7 @@ import optax
 from jax import Array
 from jaxtyping import Bool, Float
 
-from fixntk._warnings import ConvergenceWarning
-from fixntk.convex import ConvexProgram, Solution, solve
+from fixntk.convex import ConvexProgram, solve_quietly
 from fixntk.convex.relu import solve_relu
 from fixntk.gates.masks import activation_masks, sample_gates
 from fixntk.networks.models import GatedReLUNetwork
@@ -183,13 +180,6 @@ def optimum_by_cvxpy(program: ConvexProgram, *, tol: float) -> float:
     loss = 0.5 * cvxpy.sum_squares(outputs - targets)
     problem = cvxpy.Problem(cvxpy.Minimize(loss + float(program.reg) * penalty))
     return float(problem.solve(solver=cvxpy.CLARABEL, tol_gap_rel=tol, tol_gap_abs=tol, tol_feas=tol))
-
-
-def solve_quietly(program: ConvexProgram, **options: Any) -> Solution:
-    """:func:`fixntk.solve` without the warning of an early stop, for callers that look at the gap themselves."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        return solve(program, **options)
 
 
 def _program(x: Array, y: Array, masks: Array, reg_share: float) -> ConvexProgram:

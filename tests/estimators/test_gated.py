@@ -32,7 +32,7 @@ from fixntk.estimators import (
     NTKRegressor,
     NTKRegressorCV,
 )
-from fixntk.estimators.fitting import left_out
+from fixntk.estimators.gaussian_process import condition
 
 REGRESSORS = [GatedReLURegressor(64, random_state=0), NTKRegressor()]
 LOGISTIC = GatedReLUClassifier(64, loss="logistic", random_state=0)
@@ -127,7 +127,9 @@ def test_left_out_outputs_are_those_of_regressions_without_the_row(centre):
     half, targets, weights = rng.standard_normal((12, 5)), rng.standard_normal((12, 2)), rng.uniform(0.5, 2, 12)
     weights[3] = 0
     kernel = half @ half.T
-    scores, counted = left_out(kernel, 0.7, targets, weights, centre=centre)
+    counted = weights > 0
+    posterior = condition(kernel[np.ix_(counted, counted)], targets[counted], 0.7, weights[counted], centre=centre)
+    scores = posterior.leave_one_out(targets[counted])
     for position, i in enumerate(np.flatnonzero(counted)):
         rest = np.flatnonzero(counted & (np.arange(12) != i))
         # (K + λ W⁻¹) a + 1 b = y with 1ᵀa = 0 where there is an intercept.
@@ -252,12 +254,12 @@ def test_weights_of_rows_and_classes_count():
 @pytest.mark.parametrize(
     ("estimator", "message"),
     [
-        (GatedReLURegressor(reg=0), "reg must be a number between 0 and 1"),
-        (GatedReLURegressor(reg=2), "reg must be a number between 0 and 1"),
+        (GatedReLURegressor(reg=0.0), "reg must be a number between 0 and 1"),
+        (GatedReLURegressor(reg=2.0), "reg must be a number between 0 and 1"),
         (GatedReLURegressor(loss="logistic"), "loss must be squared or huber"),
         (GatedReLURegressor(num_gates=0), "num_gates must be at least 1"),
         (NTKRegressorCV(regs=()), "regs must hold at least one number"),
-        (NTKRegressor(reg=-1), "reg must be a number between 0 and inf"),
+        (NTKRegressor(reg=-1.0), "reg must be a number between 0 and inf"),
         (GatedReLUClassifier(loss="hinge"), "loss must be squared or logistic"),
     ],
     ids=str,

@@ -13,7 +13,7 @@ import fixntk as fx
 from experiments import uci
 from experiments.shared import selection, statistics
 from fixntk.cli import main
-from fixntk.estimators import fitting as estimation
+from fixntk.estimators.preprocessing import as_signs
 
 FAST = ["seeds=1", "num_gates=32", "steps=3", "path_steps=5", "num_folds=2", "reg_shares=[0.1, 0.01]"]
 
@@ -112,8 +112,8 @@ def test_equal_methods_are_no_evidence():
 
 
 def test_two_classes_have_one_output_and_more_have_one_each():
-    np.testing.assert_array_equal(estimation.as_signs(np.array([0, 1]), 2), [[-1], [1]])
-    np.testing.assert_array_equal(estimation.as_signs(np.array([0, 2]), 3), [[1, -1, -1], [-1, -1, 1]])
+    np.testing.assert_array_equal(as_signs(np.array([0, 1]), 2), [[-1], [1]])
+    np.testing.assert_array_equal(as_signs(np.array([0, 2]), 3), [[1, -1, -1], [-1, -1, 1]])
 
 
 def test_the_command_runs_the_tables_and_reports(tmp_path, capsys):

@@ -104,6 +104,10 @@ def test_other_files_are_one_clear_line(tables, capsys):
     model.write_bytes(json.dumps({**json.loads(header), "version": 9, "fixntk": "9.0"}).encode() + b"\n" + payload)
     assert main(["predict", str(model), new]) == 2
     assert "was written by fixntk 9.0" in error_line(capsys)
+    # Older files hold pickles that name modules which are no longer there.
+    model.write_bytes(json.dumps({**json.loads(header), "version": 1}).encode() + b"\n" + payload)
+    assert main(["predict", str(model), new]) == 2
+    assert "has version 1 of the format, this fixntk reads 2: fit it again" in error_line(capsys)
     model.write_text("a,b\n")
     assert main(["predict", str(model), new]) == 2
     assert "is not the file of a fixntk model" in error_line(capsys)

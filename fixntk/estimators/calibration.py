@@ -1,0 +1,52 @@
+"""Probabilities from scores: the temperature that fits held-out scores best."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax
+
+# Bounds of the temperature's logarithm.
+_LOG_BOUNDS = (-9, 9)
+
+
+class Temperature(NamedTuple):
+    """Factor of scores that makes them logits, and the mean log-loss of these.
+
+    Attributes
+    ----------
+    factor
+        Positive.
+    log_loss
+        In nats.
+    """
+
+    factor: float
+    log_loss: float
+
+
+def fit_temperature(
+    scores: Float[np.ndarray, "n c"], weights: Float[np.ndarray, " n"], codes: Int[np.ndarray, " n"]
+) -> Temperature:
+    """Find the factor of scores that minimises their weighted log-loss.
+
+    Parameters
+    ----------
+    scores
+        (n, 1) for two classes, otherwise (n, classes), of rows that were held out.
+    weights
+        (n,) of the rows.
+    codes
+        (n,) classes as numbers.
+    """
+    logits = np.column_stack([np.zeros_like(scores), scores]) if scores.shape[1] == 1 else scores
+
+    def log_loss(log_factor: float) -> float:
+        chosen = log_softmax(np.exp(log_factor) * logits, axis=1)[np.arange(len(logits)), codes]
+        return float(-np.average(chosen, weights=weights))
+
+    found = minimize_scalar(log_loss, bounds=_LOG_BOUNDS, method="bounded")
+    return Temperature(float(np.exp(found.x)), float(found.fun))

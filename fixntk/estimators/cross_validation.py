@@ -1,0 +1,197 @@
+"""Cross-validation: folds, and λ and the number of reweighting steps by held-out outputs.
+
+See docs/mathematics.md, M6.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jaxtyping import Bool, Float, Int
+from sklearn.model_selection import KFold, StratifiedKFold
+
+from fixntk._checks import as_positive_int
+from fixntk._numerics import float64_allowed
+from fixntk.convex import ConvexProgram, solve_quietly
+from fixntk.convex.program import canonical
+from fixntk.convex.solvers import irls
+from fixntk.estimators.fitting import GatedFit, GateOptions, as_gated_fit, check_regs, gated_problem
+from fixntk.estimators.preprocessing import Training, padded_size
+from fixntk.gram import masked_apply
+
+# Sets the smoothing of the reweighting, which stops by the number of its steps; a relative gap.
+_IRLS_TOL = 1e-6
+
+Folds = Sequence[tuple[Int[np.ndarray, " t"], Int[np.ndarray, " h"]]]
+"""Pairs of indices of training and held-out rows."""
+
+
+class GatedChoice(NamedTuple):
+    """The λ and the number of reweighting steps with the least held-out loss, and the fit that they give.
+
+    Attributes
+    ----------
+    fit
+        On all rows.
+    share
+        λ/λ_max.
+    num_steps
+        Reweighting steps.
+    losses
+        (R, steps + 1) held-out loss of each candidate.
+    held_out_outputs
+        (n, c) of the chosen λ and steps.
+    """
+
+    fit: GatedFit
+    share: float
+    num_steps: int
+    losses: Float[np.ndarray, "R S"]
+    held_out_outputs: Float[np.ndarray, "n c"]
+
+
+class Splits(NamedTuple):
+    """Folds as arrays.
+
+    Attributes
+    ----------
+    train
+        (folds, t) indices of the training rows, filled up to one size.
+    weights
+        (folds, t) weights of these rows, zero where they only fill up.
+    held_out
+        (folds, m) whether a row is held out.
+    """
+
+    train: Int[Array, "*folds t"]
+    weights: Float[Array, "*folds t"]
+    held_out: Bool[Array, "*folds m"]
+
+
+def shuffled_folds(num_rows: int, num_folds: int, *, seed: int) -> Folds:
+    """Folds in random order.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer rows than folds.
+    """
+    return list(KFold(num_folds, shuffle=True, random_state=seed).split(np.zeros(num_rows)))
+
+
+def stratified_folds(labels: np.ndarray, num_folds: int, *, seed: int) -> Folds:
+    """Folds in random order, each with the classes' shares of all rows; as many as the largest class has rows at most.
+
+    A class of fewer rows than folds is absent from some held-out parts.
+    """
+    largest = int(np.unique(labels, return_counts=True)[1].max())
+    splitter = StratifiedKFold(min(num_folds, largest), shuffle=True, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The least populated class", UserWarning)
+        return list(splitter.split(np.zeros(len(labels)), labels))
+
+
+def squared_error(
+    outputs: Float[np.ndarray, "n c"], *, targets: Float[np.ndarray, "n c"], weights: Float[np.ndarray, " n"]
+) -> float:
+    """Weighted mean of squared errors."""
+    return float(np.average(np.mean((outputs - targets) ** 2, axis=1), weights=weights))
+
+
+def choose_gated(
+    training: Training,
+    gates: GateOptions,
+    folds: Folds,
+    loss: Callable[[np.ndarray], float],
+    *,
+    regs: Sequence[Any],
+    max_steps: Any,
+) -> GatedChoice:
+    """Choose λ and the number of reweighting steps by held-out outputs, and reweight so.
+
+    Parameters
+    ----------
+    training
+        Rows, with targets for the squared loss.
+    gates
+        How to draw them.
+    folds
+        Each row is held out once.
+    loss
+        Of (n, c) held-out outputs, to be minimised.
+    regs
+        λ/λ_max to choose from.
+    max_steps
+        Most reweighting steps.
+    """
+    shares = check_regs(regs, 1.0)
+    max_steps = as_positive_int("max_steps", max_steps)
+    with float64_allowed():
+        problem = gated_problem(training, gates, "squared")
+        candidates = problem.max_reg * jnp.asarray(shares)
+        data = jnp.asarray(training.padded_x), jnp.asarray(training.padded_targets), problem.program.masks
+        outputs = np.asarray(_held_out_outputs(*data, _as_splits(folds, training), candidates, max_steps))
+        outputs = outputs[:, :, : training.num_rows]
+        losses = np.array([[loss(of_step) for of_step in of_reg] for of_reg in outputs])
+        # The fewest steps, and the largest λ, where losses are equal.
+        order = np.argsort(-np.array(shares), kind="stable")
+        first, steps = divmod(int(np.argmin(losses[order])), losses.shape[1])
+        best = int(order[first])
+        solution = solve_quietly(
+            problem.program.with_reg(candidates[best]), method="irls", tol=_IRLS_TOL, max_iter=steps
+        )
+    fit = as_gated_fit(solution, problem.gates, problem.max_reg * shares[best])
+    return GatedChoice(fit, shares[best], steps, losses, outputs[best, steps])
+
+
+def _as_splits(folds: Folds, training: Training) -> Splits:
+    sizes = np.array([len(train) for train, _ in folds])
+    train = np.zeros((len(folds), padded_size(int(sizes.max()))), int)
+    held_out = np.zeros((len(folds), len(training.padded_x)), bool)
+    for k, (kept, others) in enumerate(folds):
+        train[k, : len(kept)], held_out[k, others] = kept, True
+    counted = np.where(np.arange(train.shape[1]) < sizes[:, None], training.padded_weights[train], 0)
+    return Splits(jnp.asarray(train), jnp.asarray(counted), jnp.asarray(held_out))
+
+
+@partial(jax.jit, static_argnames="max_steps")
+def _held_out_outputs(
+    x: Float[Array, "m w"],
+    targets: Float[Array, "m c"],
+    masks: Bool[Array, "m P"],
+    splits: Splits,
+    regs: Float[Array, " R"],
+    max_steps: int,
+) -> Float[Array, "R S m c"]:
+    """(λ, steps, m, c) outputs of each row without its fold, after 0, 1, … steps."""
+    start = jnp.full(masks.shape[1], 1 / masks.shape[1], x.dtype)
+
+    def of_fold(fold: Splits) -> Array:
+        given = x[fold.train], targets[fold.train], masks[fold.train], 1.0
+        program = canonical(ConvexProgram(*given, sample_weight=fold.weights, intercept=True))
+        outputs = lax.map(lambda reg: at_reg(program.with_reg(reg)), regs)
+        return jnp.where(fold.held_out[:, None], outputs, 0)
+
+    def at_reg(program: ConvexProgram) -> Array:
+        def outputs(state: irls.IRLSState) -> Array:
+            intercept = program.datafit.fit(program.fitted(state.weights)).intercept
+            return masked_apply(masks, x, state.weights) + intercept
+
+        def step(state: irls.IRLSState, _: None) -> tuple[irls.IRLSState, Array]:
+            state = irls.step(program, state)
+            return state, outputs(state)
+
+        first = irls.init(program, start, irls.default_epsilon(program, _IRLS_TOL))
+        _, following = lax.scan(step, first, length=max_steps)
+        return jnp.concatenate([outputs(first)[None], following])
+
+    # Each row is held out once; folds one after another, for their memory.
+    shape = len(regs), max_steps + 1, *targets.shape
+    total, _ = lax.scan(lambda sofar, fold: (sofar + of_fold(fold), None), jnp.zeros(shape, x.dtype), splits)
+    return total

@@ -1,0 +1,228 @@
+"""What the estimators share: reading rows, and what regressors, classifiers, gated and NTK estimators do alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Float, Int
+from sklearn.base import ClassifierMixin, MultiOutputMixin, RegressorMixin
+from sklearn.utils.class_weight import compute_sample_weight
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+
+from fixntk.convex import Solution
+from fixntk.estimators.cross_validation import GatedChoice
+from fixntk.estimators.fitting import GatedFit, GateOptions, LearntKernel, NTKFit, kernel_matrix
+from fixntk.estimators.gaussian_process import Kernel, Process, condition
+from fixntk.estimators.preprocessing import (
+    Chosen,
+    Scaling,
+    TargetScaling,
+    Training,
+    all_rows,
+    as_codes,
+    as_probabilities,
+    as_scores,
+    as_signs,
+    distinct_rows,
+    in_tiles,
+    pad_rows,
+    scale_inputs,
+    scale_targets,
+)
+from fixntk.networks.models import GatedReLUNetwork
+from fixntk.ntk import gated_relu_ntk
+
+# Rows for which outputs are computed together.
+_PREDICT_ROWS = 4096  # rows
+# With deviations, which need kernels of all these rows with each other and with those fitted.
+_DEVIATION_ROWS = 512  # rows
+
+
+class InputMixin:
+    """Inputs, which are standardised and get a bias column where asked for."""
+
+    standardize: bool
+    bias: bool
+    n_features_in_: int
+    _scaling: Scaling
+
+    def _read_new(self, X: Any) -> Float[np.ndarray, "n d"]:
+        """New inputs, checked; they are scaled a tile at a time."""
+        check_is_fitted(self)
+        return validate_data(self, X, reset=False, dtype=np.float64)
+
+    def _scale_inputs(self, X: Float[np.ndarray, "n d"], chosen: Chosen) -> Float[np.ndarray, "m w"]:
+        self._scaling, padded = scale_inputs(X, chosen, standardize=self.standardize, bias=self.bias)
+        return padded
+
+    def _in_tiles(self, outputs: Callable[[Array], np.ndarray], X: Float[np.ndarray, "n d"], size: int) -> np.ndarray:
+        return in_tiles(outputs, X, self._scaling, size)
+
+
+class RegressionMixin(InputMixin, MultiOutputMixin, RegressorMixin):
+    """One or several targets, standardised; the estimator's kernel is the covariance of a Gaussian process."""
+
+    _target_scaling: TargetScaling
+    _training: Training
+    _outputs: Callable[[np.ndarray], np.ndarray]
+    _process: Callable[[], Process]
+
+    def _read(
+        self, X: Any, y: Any, sample_weight: Any, choose: Callable[[Any, Any, Any], Chosen] = all_rows
+    ) -> Training:
+        """Check inputs and targets, and scale those rows that are chosen; the rows that count are kept."""
+        X, y = validate_data(self, X, y, multi_output=True, y_numeric=True, dtype=np.float64)
+        weights = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
+        chosen = choose(X, y, weights)
+        self._target_scaling, targets = scale_targets(y, chosen)
+        training = Training(self._scale_inputs(X, chosen), targets, pad_rows(chosen[1]), len(chosen[0]))
+        self._training = training.counted()
+        return training
+
+    def predict(self, X: Any, return_std: bool = False) -> Any:
+        """Targets (n,) or (n, c) of new inputs, and with ``return_std`` the standard deviations of new observations.
+
+        The deviations, noise included, are those of the Gaussian process whose mean this is and whose covariance is the
+        estimator's kernel, with the most likely scale and noise for ``reg_``. The kernel of gated estimators was learnt
+        from the same targets and is held fixed here, so that their deviations are somewhat small.
+
+        See docs/mathematics.md, M5 and M15.
+        """
+        X = self._read_new(X)
+        targets = self._target_scaling.restore(self._outputs(X))
+        return (targets, self._deviations(X)) if return_std else targets
+
+    def log_marginal_likelihood(self) -> float:
+        """Log p(y) of the training targets under the Gaussian process of :meth:`predict`, summed over targets."""
+        check_is_fitted(self)
+        posterior = self._process().posterior
+        return float(np.sum(posterior.log_marginal_likelihood(self._target_scaling.scale)))
+
+    def _deviations(self, X: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n ..."]:
+        process = self._process()
+
+        def of_rows(rows: Array) -> np.ndarray:
+            return process.deviations(rows, jnp.asarray(self._training.padded_x))
+
+        return self._target_scaling.restore_deviations(self._in_tiles(of_rows, X, _DEVIATION_ROWS))
+
+    def _condition(self, kernel: Kernel, reg: float, *, centre: bool) -> Process:
+        training = self._training
+        matrix = kernel_matrix(kernel, training)
+        return Process(condition(matrix, training.targets, reg, training.weights, centre=centre), kernel)
+
+
+class ClassificationMixin(InputMixin, ClassifierMixin):
+    """Two or more classes, as outputs of ±1."""
+
+    class_weight: Any
+    classes_: np.ndarray
+    temperature_: float
+    _outputs: Callable[[np.ndarray], np.ndarray]
+
+    def _read(self, X: Any, y: Any, sample_weight: Any) -> tuple[Training, Int[np.ndarray, " n"]]:
+        """Check inputs and labels; distinct rows with targets of ±1, and their classes as numbers."""
+        X, y = validate_data(self, X, y, dtype=np.float64)
+        check_classification_targets(y)
+        weights = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
+        # Rows of weight zero do not count, nor do classes that have no others.
+        counted = weights > 0
+        self.classes_ = np.unique(y[counted])
+        if len(self.classes_) < 2:
+            raise ValueError(f"y must hold at least two classes, got 1 class: {self.classes_.tolist()}")
+        if self.class_weight is not None:
+            of_class = np.zeros(len(weights))
+            of_class[counted] = compute_sample_weight(self.class_weight, y[counted])
+            weights = weights * of_class
+        codes = np.searchsorted(self.classes_, y)
+        chosen = distinct_rows(X, codes, weights)
+        codes = codes[chosen[0]]
+        targets = pad_rows(as_signs(codes, len(self.classes_)))
+        return Training(self._scale_inputs(X, chosen), targets, pad_rows(chosen[1]), len(codes)), codes
+
+    def decision_function(self, X: Any) -> np.ndarray:
+        """Outputs of new inputs: (n,) for two classes, positive for the second, otherwise (n, classes)."""
+        return as_scores(self._outputs(self._read_new(X)))
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Labels of new inputs."""
+        codes = as_codes(self.decision_function(X))
+        return self.classes_[codes]
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Probabilities (n, classes) of new inputs; see ``temperature_`` for how they are calibrated."""
+        scores = self.decision_function(X)
+        return as_probabilities(self.temperature_ * scores)
+
+
+class GatedMixin(InputMixin):
+    """Estimators that solve the convex program of a gated-ReLU network."""
+
+    num_gates: int
+    random_state: Any
+    loss: str = "squared"
+    network_: GatedReLUNetwork
+    solution_: Solution
+    gates_: np.ndarray
+    kernel_weights_: np.ndarray
+    reg_: float
+    _condition: Callable[..., Process]
+
+    def _gate_options(self) -> GateOptions:
+        return GateOptions(self.num_gates, self.n_features_in_ + bool(self.bias), self.random_state)
+
+    def _set_fit(self, fit: GatedFit) -> None:
+        self.network_, self.solution_, self.gates_, self.reg_ = fit.network, fit.solution, fit.gates, fit.reg
+        self.kernel_weights_ = np.asarray(fit.solution.kernel_weights)
+        self.gap_ = float(fit.solution.relative_gap)
+        self.n_active_gates_ = int(np.sum(np.any(np.asarray(fit.solution.weights) != 0, axis=(1, 2))))
+        self.n_iter_ = max(1, int(fit.solution.iterations))
+
+    def _set_choice(self, choice: GatedChoice) -> None:
+        self._set_fit(choice.fit)
+        self.reg_share_, self.n_steps_, self.path_ = choice.share, choice.num_steps, choice.losses
+
+    def _outputs(self, X: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n c"]:
+        """Outputs of the gated network, in units of the targets fitted."""
+
+        def of_rows(rows: Array) -> np.ndarray:
+            return np.asarray(self.solution_.predict(rows, self.gates_)).reshape(len(rows), -1)
+
+        return self._in_tiles(of_rows, X, _PREDICT_ROWS)
+
+    def _process(self) -> Process:
+        """The Gaussian process with the learnt kernel, held fixed, and a constant for the intercept."""
+        if self.loss != "squared":
+            raise ValueError(f"standard deviations and likelihoods need the squared loss, this is {self.loss}")
+        return self._condition(LearntKernel(self.kernel_weights_, self.gates_), self.reg_, centre=True)
+
+
+class NTKMixin(InputMixin):
+    """Estimators that are kernel ridge regressions with the NTK."""
+
+    X_fit_: np.ndarray
+    dual_coef_: np.ndarray
+    _ridge: float
+    _condition: Callable[..., Process]
+
+    def _set_fit(self, fit: NTKFit, training: Training) -> None:
+        self.X_fit_, self.dual_coef_, self.loo_errors_ = training.x, fit.dual_coef, fit.errors
+        self.reg_, self._ridge = fit.share, fit.reg
+
+    def _outputs(self, X: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n c"]:
+        """Outputs of the ridge regression, in units of the targets fitted."""
+        fitted, coefficients = pad_rows(self.X_fit_), pad_rows(self.dual_coef_)
+
+        def of_rows(rows: Array) -> np.ndarray:
+            return np.asarray(gated_relu_ntk(rows, jnp.asarray(fitted))) @ coefficients
+
+        return self._in_tiles(of_rows, X, _PREDICT_ROWS)
+
+    def _process(self) -> Process:
+        """The Gaussian process with the NTK, without a constant."""
+        return self._condition(gated_relu_ntk, self._ridge, centre=False)

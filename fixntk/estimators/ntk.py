@@ -1,0 +1,198 @@
+"""scikit-learn estimators that are kernel ridge regressions with the NTK of a wide gated-ReLU network.
+
+Rows are standardised and get a bias column; both are options. Everything is computed in float64. The ridge is given in
+units of the kernel's mean diagonal.
+
+See docs/mathematics.md, M3 and M15.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sklearn.base import BaseEstimator
+
+from fixntk.estimators.calibration import fit_temperature
+from fixntk.estimators.fitting import DEFAULT_REGS, fit_ntk
+from fixntk.estimators.mixins import ClassificationMixin, NTKMixin, RegressionMixin
+from fixntk.estimators.preprocessing import distinct_rows
+
+
+class NTKRegressor(NTKMixin, RegressionMixin, BaseEstimator):
+    """Kernel ridge regression with the NTK of a wide gated-ReLU network.
+
+    Parameters
+    ----------
+    reg : float
+        Ridge in units of the kernel's mean diagonal, positive.
+    standardize, bias : bool
+        As for :class:`GatedReLURegressor`.
+
+    Attributes
+    ----------
+    dual_coef_ : ndarray (n, c)
+        Coefficients of the training rows.
+    loo_errors_ : ndarray (1,)
+        Mean squared error of leave-one-out outputs, of standardised targets.
+    X_fit_ : ndarray (n, d')
+        Training rows, standardised, with a bias column and zero padding.
+    n_features_in_, feature_names_in_
+        As everywhere in scikit-learn.
+
+    Notes
+    -----
+    See docs/mathematics.md, M3 and M15.
+    """
+
+    def __init__(self, *, reg: float = 0.01, standardize: bool = True, bias: bool = True) -> None:
+        self.reg = reg
+        self.standardize = standardize
+        self.bias = bias
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> NTKRegressor:
+        """Fit to (n, d) inputs and (n,) or (n, c) targets.
+
+        Raises
+        ------
+        ValueError
+            If inputs are not numbers, or an option is out of its range.
+        """
+        training = self._read(X, y, sample_weight)
+        self._set_fit(fit_ntk(training, (self.reg,)), training)
+        return self
+
+
+class NTKClassifier(NTKMixin, ClassificationMixin, BaseEstimator):
+    """Classification by kernel ridge regression on ±1 with the NTK of a wide gated-ReLU network.
+
+    Parameters
+    ----------
+    reg, standardize, bias
+        As for :class:`NTKRegressor`.
+    class_weight : dict, "balanced" or None
+        Weights of the classes, which multiply those of the rows.
+
+    Attributes
+    ----------
+    classes_ : ndarray
+        Labels in order.
+    temperature_ : float
+        As for :class:`GatedReLUClassifier`, exact here: the kernel does not depend on the targets.
+    dual_coef_, X_fit_, n_features_in_, feature_names_in_
+        As for :class:`NTKRegressor`.
+
+    Notes
+    -----
+    See docs/mathematics.md, M3 and M15.
+    """
+
+    def __init__(
+        self, *, reg: float = 0.01, class_weight: Any = None, standardize: bool = True, bias: bool = True
+    ) -> None:
+        self.reg = reg
+        self.class_weight = class_weight
+        self.standardize = standardize
+        self.bias = bias
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> NTKClassifier:
+        """Fit to (n, d) inputs and (n,) labels.
+
+        Raises
+        ------
+        ValueError
+            If inputs are not numbers, there is one class only, or an option is out of its range.
+        """
+        training, codes = self._read(X, y, sample_weight)
+        fit = fit_ntk(training, (self.reg,))
+        self._set_fit(fit, training)
+        self.temperature_ = fit_temperature(fit.left_out_outputs, training.weights, codes).factor
+        return self
+
+
+class NTKRegressorCV(NTKMixin, RegressionMixin, BaseEstimator):
+    """:class:`NTKRegressor` with the ridge that has the least squared error of leave-one-out outputs, in closed form.
+
+    Parameters
+    ----------
+    regs : sequence of float
+        Ridges to choose from.
+    standardize, bias : bool
+        As for :class:`NTKRegressor`.
+
+    Attributes
+    ----------
+    reg_ : float
+        The ridge chosen.
+    loo_errors_ : ndarray
+        Mean squared leave-one-out error for each of ``regs``, of standardised targets.
+    dual_coef_, X_fit_, n_features_in_, feature_names_in_
+        As for :class:`NTKRegressor`.
+
+    Notes
+    -----
+    See docs/mathematics.md, M3 and M15.
+    """
+
+    def __init__(self, regs: Any = DEFAULT_REGS, *, standardize: bool = True, bias: bool = True) -> None:
+        self.regs = regs
+        self.standardize = standardize
+        self.bias = bias
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> NTKRegressorCV:
+        """Fit to (n, d) inputs and (n,) or (n, c) targets; one eigendecomposition for all ridges.
+
+        Raises
+        ------
+        ValueError
+            If inputs are not numbers, or an option is out of its range.
+        """
+        training = self._read(X, y, sample_weight, distinct_rows)
+        self._set_fit(fit_ntk(training, self.regs), training)
+        return self
+
+
+class NTKClassifierCV(NTKMixin, ClassificationMixin, BaseEstimator):
+    """:class:`NTKClassifier` with the ridge that has the least squared error of leave-one-out outputs, in closed form.
+
+    Parameters
+    ----------
+    regs : sequence of float
+        Ridges to choose from.
+    class_weight, standardize, bias
+        As for :class:`NTKClassifier`.
+
+    Attributes
+    ----------
+    reg_ : float
+        The ridge chosen.
+    loo_errors_ : ndarray
+        Mean squared leave-one-out error on ±1 for each of ``regs``.
+    classes_, temperature_, dual_coef_, X_fit_, n_features_in_, feature_names_in_
+        As for :class:`NTKClassifier`.
+
+    Notes
+    -----
+    See docs/mathematics.md, M3 and M15.
+    """
+
+    def __init__(
+        self, regs: Any = DEFAULT_REGS, *, class_weight: Any = None, standardize: bool = True, bias: bool = True
+    ) -> None:
+        self.regs = regs
+        self.class_weight = class_weight
+        self.standardize = standardize
+        self.bias = bias
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> NTKClassifierCV:
+        """Fit to (n, d) inputs and (n,) labels; one eigendecomposition for all ridges.
+
+        Raises
+        ------
+        ValueError
+            If inputs are not numbers, there is one class only, or an option is out of its range.
+        """
+        training, codes = self._read(X, y, sample_weight)
+        fit = fit_ntk(training, self.regs)
+        self._set_fit(fit, training)
+        self.temperature_ = fit_temperature(fit.left_out_outputs, training.weights, codes).factor
+        return self
