@@ -14,18 +14,19 @@ import optax
 import pandas as pd
 from jax import Array, lax
 from matplotlib.figure import Figure
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from experiments.shared import colours
-from experiments.shared.statistics import mean, paired_difference, t_quantile, with_interval
-from fixntk import ConvexProgram, activation_masks, layerwise_ntk, sample_gates, solve, solve_kernels
+from experiments.shared.accuracy import share_correct
+from experiments.shared.programs import program_at_share
+from experiments.shared.settings import NonEmpty, Positive, PositiveFloat, Settings, ShareBelowOne, TwoOrMore
+from experiments.shared.statistics import interval_text, mean, paired_difference, t_quantile
+from fixntk import activation_masks, layerwise_ntk, sample_gates, solve, solve_kernels
 from fixntk.estimators import GatedReLUClassifierCV, NTKClassifierCV
 from fixntk.runner.report import Section, new_figure
 
-Positive = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(gt=0, lt=1)]
 Study = Literal["features", "layers"]
 Layers = list[dict[str, Array]]
 
@@ -42,7 +43,7 @@ _KEPT = 0.01
 NEEDS_EVERY_TASK = True
 
 
-class Config(BaseModel):
+class Config(Settings):
     """Settings of the experiment, on scikit-learn's 1,797 digits of 8 × 8 pixels.
 
     Attributes
@@ -69,19 +70,17 @@ class Config(BaseModel):
         Splits, each with networks of its own.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-    studies: Annotated[tuple[Study, ...], Field(min_length=1)] = ("features", "layers")
+    studies: NonEmpty[Study] = ("features", "layers")
     feature_rows: Annotated[int, Field(ge=100, le=1000)] = 800
     train_rows: Annotated[int, Field(ge=60, le=700)] = 150
     width: Positive = 128
-    depth: Annotated[int, Field(ge=2)] = 3
+    depth: TwoOrMore = 3
     num_steps: Positive = 300
-    learning_rate: Annotated[float, Field(gt=0)] = 0.003
+    learning_rate: PositiveFloat = 0.003
     num_gates: Positive = 512
-    reg_shares: Annotated[tuple[Share, ...], Field(min_length=1)] = (0.1, 0.03, 0.01, 0.003, 0.001, 0.0003)
-    left_reg_share: Share = 0.01
-    seeds: Annotated[int, Field(ge=2)] = 5
+    reg_shares: NonEmpty[ShareBelowOne] = (0.1, 0.03, 0.01, 0.003, 0.001, 0.0003)
+    left_reg_share: ShareBelowOne = 0.01
+    seeds: TwoOrMore = 5
 
 
 def tasks(config: Config) -> list[dict[str, Any]]:
@@ -136,10 +135,6 @@ def _train(config: Config, layers: Layers, x: Any, labels: Any) -> Layers:
     return jax.jit(lambda state: lax.scan(step, state, length=config.num_steps)[0][0])(start)
 
 
-def _accuracy(outputs: Any, labels: np.ndarray) -> float:
-    return float(np.mean(np.argmax(outputs, axis=1) == labels))
-
-
 def _on_features(config: Config, seed: int, x: np.ndarray, labels: np.ndarray) -> list[dict[str, Any]]:
     x_features, x_rest, digits, digits_rest = _split(config.feature_rows, seed, x, labels)
     x_train, x_test, odd, odd_test = _split(config.train_rows, seed, x_rest, digits_rest % 2)
@@ -150,7 +145,7 @@ def _on_features(config: Config, seed: int, x: np.ndarray, labels: np.ndarray) -
         "network that knows digits": partial(_last_hidden, _train(config, untrained, x_features, digits)),
     }
     alone = _train(config, _sample(config, seed, x.shape[1], 2), x_train, odd)
-    found = [{"inputs": "pixels", "kernel": "network", "accuracy": _accuracy(_apply(alone, x_test), odd_test)}]
+    found = [{"inputs": "pixels", "kernel": "network", "accuracy": share_correct(_apply(alone, x_test), odd_test)}]
     for name, features in maps.items():
         mean, scale = np.mean(features(x_train)), np.std(features(x_train))
         inputs, inputs_test = ((np.asarray(features(part)) - mean) / scale for part in (x_train, x_test))
@@ -166,8 +161,7 @@ def _on_features(config: Config, seed: int, x: np.ndarray, labels: np.ndarray) -
 
 def _left_by_ntk(config: Config, seed: int, inputs: np.ndarray, odd: np.ndarray) -> float:
     gates = sample_gates(jax.random.key(seed), config.num_gates, inputs.shape[1])
-    program = ConvexProgram(inputs, 2.0 * odd - 1, activation_masks(inputs, gates), 1.0)
-    program = program.with_reg(config.left_reg_share * program.max_reg())
+    program = program_at_share(inputs, 2.0 * odd - 1, activation_masks(inputs, gates), config.left_reg_share)
     return float(
         1 - solve(program).primal / program.best_scale(np.full(config.num_gates, 1 / config.num_gates)).objective
     )
@@ -189,12 +183,14 @@ def _on_layers(config: Config, seed: int, x: np.ndarray, labels: np.ndarray) -> 
                 solve_kernels(mix(train), y, share * largest, penalty_weights=jnp.sqrt(mix(traces)))
                 for share in config.reg_shares
             ]
-            best = int(np.argmax([_accuracy(solution.predict(mix(on_held)), digits_held) for solution in solutions]))
+            best = int(
+                np.argmax([share_correct(solution.predict(mix(on_held)), digits_held) for solution in solutions])
+            )
             found.append(
                 {
                     "inputs": name,
                     "kernel": kernel,
-                    "accuracy": _accuracy(solutions[best].predict(mix(on_test)), digits_test),
+                    "accuracy": share_correct(solutions[best].predict(mix(on_test)), digits_test),
                     "reg_share": config.reg_shares[best],
                     "objectives": [solution.primal for solution in solutions],
                     "lower_bounds": [solution.dual for solution in solutions],
@@ -344,7 +340,7 @@ def _changes(differences: dict[str, dict[str, Any]]) -> str:
 
 
 def _signed(difference: dict[str, Any]) -> str:
-    return with_interval(difference["mean"], difference, "+.3f")
+    return interval_text(difference["mean"], difference, "+.3f")
 
 
 def _feature_figure(table: pd.DataFrame) -> Figure:

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import model_validator
 
-from experiments.shared.statistics import slope, slope_in_words
+from experiments.shared.settings import NonEmpty, Positive, PositiveFloat, Settings, TwoOrMore
+from experiments.shared.statistics import slope, slope_text
 from fixntk import ConvexProgram, activation_masks, sample_gates, solve
 from fixntk.runner.report import Section, new_figure
-
-Positive = Annotated[int, Field(ge=1)]
-TwoOrMore = Annotated[int, Field(ge=2)]
 
 NEEDS_EVERY_TASK = True
 
 
-class Config(BaseModel):
+class Config(Settings):
     """Settings of the experiment.
 
     Attributes
@@ -41,16 +39,14 @@ class Config(BaseModel):
         Data sets of each size.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-    rows: Annotated[tuple[TwoOrMore, ...], Field(min_length=1)] = (100, 200, 400, 800, 1600)
-    gates: Annotated[tuple[TwoOrMore, ...], Field(min_length=1)] = (32, 64, 128, 256, 512)
+    rows: NonEmpty[TwoOrMore] = (100, 200, 400, 800, 1600)
+    gates: NonEmpty[TwoOrMore] = (32, 64, 128, 256, 512)
     base_rows: TwoOrMore = 400
     base_gates: TwoOrMore = 128
     num_features: Positive = 5
     num_active: Positive = 4
-    noise: Annotated[float, Field(gt=0)] = 0.5
-    reg_factor: Annotated[float, Field(gt=0)] = 0.3
+    noise: PositiveFloat = 0.5
+    reg_factor: PositiveFloat = 0.3
     seeds: TwoOrMore = 10
 
     @model_validator(mode="after")
@@ -114,10 +110,10 @@ def summarise(config: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
         found["theory_in_log_gates"] = slope(np.log(by_gates["gates"]), _in_gates(config, by_gates["gates"]))["slope"]
     words = []
     if "in_rows" in found:
-        words.append(f"slope in n {slope_in_words(found['in_rows'])}, theory −1 (fast rate) or −0.5 (slow)")
+        words.append(f"slope in n {slope_text(found['in_rows'])}, theory −1 (fast rate) or −0.5 (slow)")
     if "in_log_gates" in found:
         theory = f"theory {found['theory_in_log_gates']:+.2f} (fast rate)"
-        words.append(f"slope in log P {slope_in_words(found['in_log_gates'])}, {theory}")
+        words.append(f"slope in log P {slope_text(found['in_log_gates'])}, {theory}")
     return {"headline": f"Prediction error on log scales: {'; '.join(words)}.", **found}
 
 

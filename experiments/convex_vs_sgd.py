@@ -12,10 +12,12 @@ import numpy as np
 import optax
 import pandas as pd
 from matplotlib.figure import Figure
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from experiments.data import planted
 from experiments.shared import colours
+from experiments.shared.programs import program_at_share
+from experiments.shared.settings import NonEmpty, Positive, PositiveFloat, Settings, ShareBelowOne
 from fixntk import (
     ConvexProgram,
     DivergedError,
@@ -28,8 +30,6 @@ from fixntk import (
 from fixntk.runner.report import Section, new_figure
 from fixntk.verify.check import solve_quietly
 
-Positive = Annotated[int, Field(ge=1)]
-PositiveFloat = Annotated[float, Field(gt=0)]
 Problem = Literal["toy", "teacher", "relu_teacher"]
 Optimizer = Literal["sgd", "adam", "adamw"]
 _SOLVERS = ("newton", "irls")
@@ -39,7 +39,7 @@ _FLOOR, _LEAST_SECONDS = 1e-7, 1e-4
 NEEDS_EVERY_TASK = True
 
 
-class Config(BaseModel):
+class Config(Settings):
     """Settings of the experiment.
 
     Attributes
@@ -66,14 +66,12 @@ class Config(BaseModel):
         See ``tol``.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-    problems: Annotated[tuple[Problem, ...], Field(min_length=1)] = ("toy", "teacher", "relu_teacher")
+    problems: NonEmpty[Problem] = ("toy", "teacher", "relu_teacher")
     seeds: Positive = 1
-    reg_share: Annotated[float, Field(gt=0, lt=1)] = 0.05
-    optimizers: Annotated[tuple[Optimizer, ...], Field(min_length=1)] = ("sgd", "adam", "adamw")
-    width_shares: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (0.5, 1.0, 2.0)
-    learning_rates: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (0.0003, 0.001, 0.003, 0.01, 0.03)
+    reg_share: ShareBelowOne = 0.05
+    optimizers: NonEmpty[Optimizer] = ("sgd", "adam", "adamw")
+    width_shares: NonEmpty[PositiveFloat] = (0.5, 1.0, 2.0)
+    learning_rates: NonEmpty[PositiveFloat] = (0.0003, 0.001, 0.003, 0.01, 0.03)
     inits: Positive = 16
     num_steps: Positive = 20000
     tol: Annotated[float, Field(ge=1e-12, lt=1)] = 1e-8
@@ -94,8 +92,7 @@ def run_task(config: Config, task: dict[str, Any]) -> list[dict[str, Any]]:
     """Solve, or train at each width: rows with the path of the objective against time."""
     jax.config.update("jax_enable_x64", True)
     data = planted.make(task["problem"], task["seed"])
-    program = ConvexProgram(data.x, data.y, data.masks, 1.0)
-    program = program.with_reg(config.reg_share * program.max_reg())
+    program = program_at_share(data.x, data.y, data.masks, config.reg_share)
     optimum = solve(program, method="newton", tol=config.tol)
     common = {
         "optimum": optimum.primal,

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 import pandas as pd
 from matplotlib.figure import Figure
-from pydantic import BaseModel, ConfigDict, Field
 
 from experiments.data import planted
 from experiments.shared import colours
+from experiments.shared.programs import program_at_share
+from experiments.shared.settings import NonEmpty, Positive, PositiveFloat, Settings, ShareBelowOne
 from fixntk import (
-    ConvexProgram,
     GatedReLUNetwork,
     ReLUNetwork,
     empirical_ntk,
@@ -28,13 +28,12 @@ from fixntk import (
 from fixntk.runner.report import Section, new_figure
 from fixntk.verify.check import solve_quietly
 
-Positive = Annotated[int, Field(ge=1)]
 Problem = Literal["teacher", "relu_teacher"]
 
 NEEDS_EVERY_TASK = True
 
 
-class Config(BaseModel):
+class Config(Settings):
     """Settings of the experiment.
 
     Attributes
@@ -57,15 +56,13 @@ class Config(BaseModel):
         Times at which a trained network's NTK is taken.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-    problems: Annotated[tuple[Problem, ...], Field(min_length=1)] = ("teacher", "relu_teacher")
+    problems: NonEmpty[Problem] = ("teacher", "relu_teacher")
     seeds: Positive = 5
-    reg_share: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    reg_share: ShareBelowOne = 0.05
     irls_steps: Positive = 30
     width: Positive = 200
     num_steps: Positive = 4000
-    learning_rate: Annotated[float, Field(gt=0)] = 0.003
+    learning_rate: PositiveFloat = 0.003
     num_looks: Positive = 10
 
 
@@ -85,8 +82,7 @@ def run_task(config: Config, task: dict[str, Any]) -> list[dict[str, Any]]:
     """Alignments on training and on test data: a row for each kernel and step."""
     jax.config.update("jax_enable_x64", True)
     data = planted.make(task["problem"], task["seed"])
-    program = ConvexProgram(data.x, data.y, data.masks, 1.0)
-    program = program.with_reg(config.reg_share * program.max_reg())
+    program = program_at_share(data.x, data.y, data.masks, config.reg_share)
     test_masks = data.x_test @ data.gates.T >= 0
 
     def row(kernel: str, step: int, training: jax.Array, test: jax.Array) -> dict[str, Any]:

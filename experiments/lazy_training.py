@@ -11,17 +11,16 @@ import numpy as np
 import optax
 import pandas as pd
 from matplotlib.figure import Figure
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from experiments.data import planted
-from experiments.shared.statistics import slope, slope_in_words
+from experiments.shared.settings import NonEmpty, Positive, Settings, ShareBelowOne, TwoOrMore
+from experiments.shared.statistics import slope, slope_text
 from fixntk import GatedReLUNetwork, gated_relu_ntk, gradient_flow, max_learning_rate, sample_gates, train
 from fixntk.runner.report import Section, new_figure
 
-Positive = Annotated[int, Field(ge=1)]
 
-
-class Config(BaseModel):
+class Config(Settings):
     """Settings of the experiment.
 
     Attributes
@@ -40,13 +39,11 @@ class Config(BaseModel):
         Times at which outputs are compared.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-    widths: Annotated[tuple[Positive, ...], Field(min_length=1)] = (64, 128, 256, 512, 1024, 2048, 4096)
-    seeds: Annotated[int, Field(ge=2)] = 8
+    widths: NonEmpty[Positive] = (64, 128, 256, 512, 1024, 2048, 4096)
+    seeds: TwoOrMore = 8
     num_rows: Annotated[int, Field(ge=1, le=200)] = 40
     num_test: Annotated[int, Field(ge=1, le=1000)] = 40
-    step_share: Annotated[float, Field(gt=0, lt=1)] = 0.02
+    step_share: ShareBelowOne = 0.02
     num_steps: Positive = 2000
     num_looks: Positive = 8
 
@@ -114,7 +111,7 @@ def summarise(_: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "headline": (
             f"The largest distance from the closed form, over times and test points, falls with the width "
-            f"with a slope of {slope_in_words(slopes['test'])} on log scales (theory: −0.5)."
+            f"with a slope of {slope_text(slopes['test'])} on log scales (theory: −0.5)."
         ),
         "slopes": slopes,
     }

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import pandas as pd
 import yaml
-from pydantic import BaseModel, ConfigDict, create_model
+from pydantic import BaseModel, create_model
 
 from experiments import (
     beyond,
@@ -26,6 +26,7 @@ from experiments import (
     toy,
     uci,
 )
+from experiments.shared.settings import Settings
 from fixntk.runner.config import Experiment
 from fixntk.runner.report import Section
 from fixntk.runner.run import rows_by_task
@@ -175,7 +176,7 @@ PARTS: Mapping[str, Part] = MappingProxyType(
 
 # The settings of the parts, as in the module of that name; None leaves a part out.
 _FIELDS: dict[str, Any] = {name: (part.module.Config | None, part.module.Config()) for name, part in PARTS.items()}
-Config = create_model("Config", __config__=ConfigDict(extra="forbid", frozen=True, strict=True), **_FIELDS)
+Config = create_model("Config", __base__=Settings, **_FIELDS)
 
 
 def _chosen(config: BaseModel) -> dict[str, tuple[Experiment, Any]]:

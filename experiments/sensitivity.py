@@ -10,27 +10,26 @@ import jax.numpy as jnp
 import pandas as pd
 from jax import Array, lax
 from matplotlib.figure import Figure
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from experiments.data.tables import TableNames, load_table, split_table
 from experiments.shared import colours
+from experiments.shared.accuracy import share_correct
+from experiments.shared.arrays import split_arrays
+from experiments.shared.programs import program_at_share
+from experiments.shared.settings import Float32Gap, NonEmpty, Positive, Settings, Share
 from experiments.shared.statistics import margin
-from experiments.uci import padded, share_correct
 from fixntk import ConvexProgram, activation_masks, sample_gates
 from fixntk.convex.solvers import irls
-from fixntk.estimators.fitting import as_signs
 from fixntk.gram import masked_apply
 from fixntk.runner.report import Section, new_figure
 from fixntk.verify.check import solve_quietly
-
-Positive = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(gt=0, le=1)]
 
 # What each sweep varies, in words.
 SWEEPS = {"gates": "gates P", "reg": "λ/λ_max", "steps": "reweighting steps", "epsilon": "ε, as the gap it may cost"}
 
 
-class Config(BaseModel):
+class Config(Settings):
     """Settings of the experiment.
 
     Attributes
@@ -46,8 +45,6 @@ class Config(BaseModel):
         Relative gap of the certified optimum, which is solved for at each λ.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
     tables: Annotated[TableNames, Field(min_length=1)] = (
         "glass",
         "haberman",
@@ -61,11 +58,11 @@ class Config(BaseModel):
     reg_share: Share = 0.01
     steps: Positive = 12
     epsilon_gap: Share = 1e-4
-    gates: Annotated[tuple[Positive, ...], Field(min_length=1)] = (16, 64, 256, 512, 1024, 2048)
-    reg_shares: Annotated[tuple[Share, ...], Field(min_length=1)] = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003)
+    gates: NonEmpty[Positive] = (16, 64, 256, 512, 1024, 2048)
+    reg_shares: NonEmpty[Share] = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003)
     max_steps: Positive = 128
-    epsilon_gaps: Annotated[tuple[Share, ...], Field(min_length=1)] = (1.0, 0.1, 0.01, 1e-3, 1e-4)
-    optimum_tol: Annotated[float, Field(ge=1e-5, lt=1)] = 1e-4
+    epsilon_gaps: NonEmpty[Share] = (1.0, 0.1, 0.01, 1e-3, 1e-4)
+    optimum_tol: Float32Gap = 1e-4
 
 
 def tasks(config: Config) -> list[dict[str, Any]]:
@@ -83,14 +80,12 @@ def run_task(config: Config, task: dict[str, Any]) -> list[dict[str, Any]]:
     """
     seed = task["seed"]
     split = split_table(load_table(task["table"]), seed)
-    x, x_test = padded(split.x_train), padded(split.x_test)
-    y = jnp.asarray(as_signs(split.y_train, split.classes.size), x.dtype)
+    x, x_test, y = split_arrays(split)
     # The first P of the same gates for every P.
     gates = sample_gates(jax.random.key(seed), max(*config.gates, config.num_gates), x.shape[1], dtype=x.dtype)
 
     def program_of(num_gates: int, reg_share: float) -> ConvexProgram:
-        program = ConvexProgram(x, y, activation_masks(x, gates[:num_gates]), 1.0)
-        return program.with_reg(reg_share * program.max_reg())
+        return program_at_share(x, y, activation_masks(x, gates[:num_gates]), reg_share)
 
     def accuracies(program: ConvexProgram, epsilon_gap: float, num_steps: int) -> tuple[list[float], Array]:
         masks = activation_masks(x_test, gates[: program.num_gates])

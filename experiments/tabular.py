@@ -5,23 +5,23 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Collection, Mapping
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import model_validator
 from scipy import stats
 
 from experiments.data.regression_tables import REGRESSION_TABLES, load_regression_table, split_regression_table
 from experiments.data.tables import TABLES, load_table, split_table
 from experiments.shared import colours
 from experiments.shared.baselines import CLASSIFIERS, NUM_FOLDS, ON_REQUEST, REGRESSORS
-from experiments.shared.statistics import LEVEL, compare, in_words, margin
-from experiments.uci import differences_figure
+from experiments.shared.figures import differences_figure
+from experiments.shared.settings import NonNegative, Positive, Settings, ShareBelowOne
+from experiments.shared.statistics import LEVEL, compare, comparison_text, margin
 from fixntk.runner.report import Section, new_figure
 
-Positive = Annotated[int, Field(ge=1)]
 Kind = Literal["classification", "regression"]
 
 _METHODS: Mapping[str, Mapping[str, Any]] = {"classification": CLASSIFIERS, "regression": REGRESSORS}
@@ -35,7 +35,7 @@ _TUNED_OTHERWISE = {
 }
 
 
-class Config(BaseModel):
+class Config(Settings):
     """Settings of the experiment.
 
     Attributes
@@ -54,14 +54,12 @@ class Config(BaseModel):
         Share of the rows in the test part.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
     kinds: tuple[Kind, ...] = ("classification", "regression")
     tables: tuple[str, ...] = ()
     methods: tuple[str, ...] = ()
     seeds: Positive = 3
-    first_seed: Annotated[int, Field(ge=0)] = 0
-    test_size: Annotated[float, Field(gt=0, lt=1)] = 0.25
+    first_seed: NonNegative = 0
+    test_size: ShareBelowOne = 0.25
 
     @model_validator(mode="after")
     def _known(self) -> Config:
@@ -177,7 +175,9 @@ def sections(config: Config, rows: list[dict[str, Any]], summary: dict[str, Any]
     found = []
     for kind, scores in by_table(rows).items():
         part = summary[kind]
-        others = "; ".join(f"{other}: {in_words(paired)}" for other, paired in part["fixed_kernel_against"].items())
+        others = "; ".join(
+            f"{other}: {comparison_text(paired)}" for other, paired in part["fixed_kernel_against"].items()
+        )
         text = f"**{_headline(kind, part)}**\n\nThe fixed kernel (Wilcoxon's signed-rank test) against {others}."
         figures = _comparison_figures(config, rows, kind, part)
         found.append(Section(f"{kind.capitalize()}: ranks", text, figures=figures))

@@ -13,11 +13,12 @@ import numpy as np
 import optax
 import pandas as pd
 from matplotlib.figure import Figure
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from experiments.data import planted
 from experiments.shared import colours
-from experiments.shared.statistics import geometric_mean, with_interval
+from experiments.shared.settings import NonEmpty, Positive, PositiveFloat, Settings, ShareBelowOne
+from experiments.shared.statistics import geometric_mean, interval_text
 from fixntk import (
     ConvergenceWarning,
     ConvexProgram,
@@ -33,8 +34,6 @@ from fixntk import (
 )
 from fixntk.runner.report import Section, new_figure
 
-Positive = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(gt=0, lt=1)]
 METHODS: Mapping[str, str] = MappingProxyType(
     {
         "NTK": colours.NTK,
@@ -49,7 +48,7 @@ METHODS: Mapping[str, str] = MappingProxyType(
 NEEDS_EVERY_TASK = True
 
 
-class Config(BaseModel):
+class Config(Settings):
     """Settings of the experiment.
 
     Attributes
@@ -72,18 +71,16 @@ class Config(BaseModel):
         Data sets of each kind and size.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-    teachers: Annotated[tuple[Literal["gated", "relu"], ...], Field(min_length=1)] = ("gated", "relu")
-    num_features: Annotated[tuple[Positive, ...], Field(min_length=1)] = (2, 5, 10, 20)
-    rows: Annotated[tuple[Positive, ...], Field(min_length=1)] = (100, 200, 400)
+    teachers: NonEmpty[Literal["gated", "relu"]] = ("gated", "relu")
+    num_features: NonEmpty[Positive] = (2, 5, 10, 20)
+    rows: NonEmpty[Positive] = (100, 200, 400)
     num_neurons: Positive = 3
     noise: Annotated[float, Field(ge=0)] = 0.2
     num_gates: Positive = 256
-    reg_shares: Annotated[tuple[Share, ...], Field(min_length=1)] = (0.3, 0.1, 0.03, 0.01, 0.003)
+    reg_shares: NonEmpty[ShareBelowOne] = (0.3, 0.1, 0.03, 0.01, 0.003)
     width: Positive = 200
     num_steps: Positive = 3000
-    learning_rate: Annotated[float, Field(gt=0)] = 0.01
+    learning_rate: PositiveFloat = 0.01
     seeds: Positive = 2
 
 
@@ -219,7 +216,7 @@ def sections(config: Config, rows: list[dict[str, Any]], summary: dict[str, Any]
     recovered = summary["mean_recovered"]
     means = "; ".join(
         f"{planted.label(teacher)} teacher: "
-        + ", ".join(f"{method} {with_interval(ratio['mean'], ratio, '.2f')}" for method, ratio in part.items())
+        + ", ".join(f"{method} {interval_text(ratio['mean'], ratio, '.2f')}" for method, ratio in part.items())
         for teacher, part in summary["error_over_ntk"].items()
     )
     text = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Annotated, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +13,11 @@ import numpy as np
 import optax
 import pandas as pd
 from matplotlib.figure import Figure
-from pydantic import BaseModel, ConfigDict, Field
 
 from experiments.data import planted
 from experiments.shared import colours
+from experiments.shared.programs import program_at_share
+from experiments.shared.settings import NonNegative, Positive, PositiveFloat, Settings, ShareBelowOne
 from fixntk import (
     ConvexProgram,
     GatedReLUNetwork,
@@ -31,12 +32,10 @@ from fixntk import (
 from fixntk.runner.report import Section, new_figure
 from fixntk.verify.check import optimum_by_cvxpy, solve_quietly
 
-Positive = Annotated[int, Field(ge=1)]
-
 NEEDS_EVERY_TASK = True
 
 
-class Config(BaseModel):
+class Config(Settings):
     """Settings of the experiment.
 
     Attributes
@@ -53,16 +52,14 @@ class Config(BaseModel):
         Of the trained networks: neurons, networks of which the best is shown, steps and rate of Adam.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-    seed: Annotated[int, Field(ge=0)] = 0
-    reg_share: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    seed: NonNegative = 0
+    reg_share: ShareBelowOne = 0.01
     irls_steps: Positive = 100
     shown_steps: tuple[Positive, ...] = (1, 2, 3, 5, 10, 30, 100)
     width: Positive = 40
     num_networks: Positive = 8
     num_steps: Positive = 20_000
-    learning_rate: Annotated[float, Field(gt=0)] = 0.003
+    learning_rate: PositiveFloat = 0.003
 
 
 def tasks(_: Config) -> list[dict[str, Any]]:
@@ -74,8 +71,7 @@ def run_task(config: Config, task: dict[str, Any]) -> list[dict[str, Any]]:
     """A row for each fitted function: its objective, and its outputs on a grid of the line."""
     jax.config.update("jax_enable_x64", True)
     data = planted.make("toy", config.seed)
-    program = ConvexProgram(data.x, data.y, data.masks, 1.0)
-    program = program.with_reg(config.reg_share * program.max_reg())
+    program = program_at_share(data.x, data.y, data.masks, config.reg_share)
     if task["side"] == "program":
         return _program_rows(config, data, program)
     optimizer, key = optax.adam(config.learning_rate), jax.random.key(config.seed)

@@ -359,6 +359,6 @@ def test_slopes_of_too_few_sizes_have_no_interval():
     assert np.isnan(statistics.slope([3, 3], [1, 2])["slope"])
     two = statistics.slope([1, 10], [1, 0.1])
     assert two["slope"] == pytest.approx(-1)
-    assert statistics.slope_in_words(two) == "−1.00"
+    assert statistics.slope_text(two) == "−1.00"
     _, summary = ran(lazy_training, widths=(16, 32), seeds=2, num_steps=20)
     assert "a slope of" in summary["headline"]
