@@ -230,9 +230,9 @@ def test_discovered_gates_lower_the_objective_and_are_nearer_to_the_planted_ones
     assert summary["cases"] == 2
     x = np.random.default_rng(0).standard_normal((50, 3))
     masks = x @ np.eye(3) >= 0
-    assert teacher_student._recovered(x, np.eye(3), masks) == 1
-    assert teacher_student._recovered(x, np.eye(3), ~masks) == 1
-    assert teacher_student._recovered(x, np.eye(3)[:1], np.ones((50, 0), bool)) == 0.5
+    assert teacher_student._agreement(x, np.eye(3), masks) == 1
+    assert teacher_student._agreement(x, np.eye(3), ~masks) == 1
+    assert teacher_student._agreement(x, np.eye(3)[:1], np.ones((50, 0), bool)) == 0.5
 
 
 def test_slopes_are_those_of_powers():
