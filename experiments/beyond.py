@@ -246,7 +246,7 @@ def summarise(_: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _kept_layers(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """For each state of the network and each layer, its mean share of the trace and the number of seeds that keep it."""
+    """For each state of the network, the mean share of the trace of each layer and the number of seeds that keep it."""
     learnt = [row for row in rows if row["study"] == "layers" and row["kernel"] == "fixed"]
     found = {}
     for inputs in dict.fromkeys(row["inputs"] for row in learnt):

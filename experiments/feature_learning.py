@@ -38,20 +38,16 @@ class Config(Settings):
 
     Attributes
     ----------
-    problems
-        Names of planted problems.
-    seeds
-        Data sets of each problem.
+    problems, seeds
+        Names of planted problems, and number of data sets of each.
     reg_share
-        λ/λ_max.
+        λ/λ_max of the programs and of the training.
     irls_steps
         Reweighting steps.
     width
-        Of the trained networks.
-    num_steps
-        Gradient steps of Adam.
-    learning_rate
-        Of Adam.
+        Neurons of each trained network.
+    num_steps, learning_rate
+        Gradient steps and learning rate of Adam.
     num_looks
         Times at which a trained network's NTK is taken.
     """
@@ -113,9 +109,9 @@ def run_task(config: Config, task: dict[str, Any]) -> list[dict[str, Any]]:
 def _training_kernels(
     config: Config, network: Any, data: planted.Planted, reg: jax.Array
 ) -> Iterator[tuple[int, tuple[jax.Array, jax.Array]]]:
-    """The network's NTK on training and on test data at the start and at every look of its training, with the step."""
+    """Steps of the training, from 0, with the network's NTK on training and on test data at each of them."""
     optimizer, each = optax.adam(config.learning_rate), max(1, config.num_steps // config.num_looks)
-    # One function for all looks, so that it compiles once.
+    # The same function object at every look, so that it compiles once.
     apply = partial(_outputs, network)
     for look in range(config.num_looks + 1):
         if look > 0:

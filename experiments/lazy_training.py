@@ -58,12 +58,12 @@ def run_task(config: Config, task: dict[str, Any]) -> list[dict[str, Any]]:
     jax.config.update("jax_enable_x64", True)
     data = planted.make("teacher", 0)
     x, y, x_test = data.x[: config.num_rows], data.y[: config.num_rows], data.x_test[: config.num_test]
-    # Both layers' kernels are equal at infinite width (M3).
+    # At infinite width the kernels of both layers are equal.
     kernel, kernel_test = 2 * gated_relu_ntk(x), 2 * gated_relu_ntk(x_test, x)
     rate = config.step_share * float(max_learning_rate(kernel))
     flow = gradient_flow(kernel, y, learning_rate=rate)
     keys = jax.random.split(jax.random.key(task["width"]), config.seeds)
-    networks = jax.vmap(lambda key: _sampled(key, task["width"], x.shape[1]))(keys)
+    networks = jax.vmap(lambda key: _sample_network(key, task["width"], x.shape[1]))(keys)
 
     def outputs(networks: GatedReLUNetwork) -> np.ndarray:
         return np.asarray(jax.vmap(lambda network: network(jnp.concatenate([x, x_test])))(networks))
@@ -92,11 +92,12 @@ def run_task(config: Config, task: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def _sampled(key: jax.Array, width: int, num_features: int) -> GatedReLUNetwork:
-    """Gates N(0, 1), hidden and output weights N(0, 1) over m^¼ each.
+def _sample_network(key: jax.Array, width: int, num_features: int) -> GatedReLUNetwork:
+    """A network of m = ``width`` gates N(0, 1), whose hidden and output weights are N(0, 1) divided by m^¼.
 
-    With M3's factor m^−½ taken into the weights, evenly: the kernel is √m times M3's, and gradient descent with a
-    learning rate of 1/√m as much takes the same steps in function space.
+    The factor m^−½ of the NTK's parameterisation is split evenly between the two layers. Its kernel is √m times that of
+    the parameterisation, so that gradient descent with 1/√m times the learning rate takes the same steps in function
+    space. See docs/mathematics.md, M3.
     """
     keys = jax.random.split(key, 3)
     hidden = jax.random.normal(keys[1], (width, num_features)) / width**0.25
@@ -118,7 +119,7 @@ def summarise(_: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _by_width(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    """Root mean square over the networks of the sup over times and points, for each width."""
+    """For each width, the root mean square over the networks of their largest distance over times and points."""
     frame = pd.DataFrame(
         {
             "width": [row["width"] for row in rows],

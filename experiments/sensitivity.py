@@ -18,7 +18,7 @@ from experiments.shared.accuracy import share_correct
 from experiments.shared.arrays import split_arrays
 from experiments.shared.programs import program_at_share
 from experiments.shared.settings import Float32Gap, NonEmpty, Positive, Settings, Share
-from experiments.shared.statistics import margin
+from experiments.shared.statistics import margin, use_minus_signs
 from fixntk import ConvexProgram, activation_masks, sample_gates
 from fixntk.convex.solvers import irls
 from fixntk.gram import masked_apply
@@ -37,12 +37,12 @@ class Config(Settings):
     tables, seeds
         Names of listed tables, and splits of each.
     num_gates, reg_share, steps, epsilon_gap
-        Where the other settings are held: P, λ/λ_max, reweighting steps, and the relative gap of a tenth of which ε is
-        the cost.
+        Values of the settings that are held while another one varies: P, λ/λ_max, reweighting steps, and the relative
+        gap of which ε may cost a tenth.
     gates, reg_shares, max_steps, epsilon_gaps
-        What is tried; of the steps all powers of two up to the largest, and none.
+        Values that are tried; for the steps 0 and all powers of two up to ``max_steps``.
     optimum_tol
-        Relative gap of the certified optimum, which is solved for at each λ.
+        Relative gap of the certified optimum at each λ.
     """
 
     tables: Annotated[TableNames, Field(min_length=1)] = (
@@ -81,7 +81,7 @@ def run_task(config: Config, task: dict[str, Any]) -> list[dict[str, Any]]:
     seed = task["seed"]
     split = split_table(load_table(task["table"]), seed)
     x, x_test, y = split_arrays(split)
-    # The first P of the same gates for every P.
+    # For every P the first P of the same gates.
     gates = sample_gates(jax.random.key(seed), max(*config.gates, config.num_gates), x.shape[1], dtype=x.dtype)
 
     def program_of(num_gates: int, reg_share: float) -> ConvexProgram:
@@ -120,7 +120,7 @@ def run_task(config: Config, task: dict[str, Any]) -> list[dict[str, Any]]:
 def _path(
     program: ConvexProgram, epsilon: Array, test_masks: Array, x_test: Array, *, num_steps: int
 ) -> tuple[Array, Array]:
-    """Outputs on the test part, and gaps, of Algorithm 1 from the NTK's weights on: (num_steps + 1, n_test, c)."""
+    """Outputs (num_steps + 1, n_test, c) on the test part, and gaps (num_steps + 1,), of Algorithm 1 from the NTK."""
 
     def look(state: irls.IRLSState) -> tuple[Array, Array]:
         return masked_apply(test_masks, x_test, state.weights), state.gap
@@ -136,7 +136,7 @@ def _path(
 
 
 def summarise(_: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Mean accuracies by value of each setting, and how far they are apart."""
+    """Mean accuracies by value of each setting, and their range."""
     found: dict[str, Any] = {}
     for sweep, part in by_value(rows).groupby("sweep", sort=False):
         found[str(sweep)] = part.drop(columns="sweep").to_dict("records")
@@ -155,8 +155,8 @@ def summarise(_: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
 def by_value(rows: list[dict[str, Any]]) -> pd.DataFrame:
     """Means over splits and tables for each value of each setting.
 
-    ± is half the 95 % interval, over the tables, of what precedes it: Algorithm 1's difference from the NTK, then the
-    optimum's.
+    ± is half the width of the 95 % interval, over the tables, of the column before it: the difference of Algorithm 1
+    from the NTK, then that of the optimum.
     """
     frame = pd.DataFrame(rows)
     frame["difference"] = frame["accuracy"] - frame["ntk"]
@@ -175,14 +175,14 @@ def _clear_differences(table: pd.DataFrame) -> str:
     listed = ", ".join(
         f"{SWEEPS[sweep]} = {value:g} ({difference:+.4f} ± {half:.4f})"
         for sweep, value, difference, half in clear[["sweep", "value", "difference", "±"]].itertuples(index=False)
-    ).replace("-", "−")
-    # No steps are the NTK itself.
+    )
+    # Without steps Algorithm 1 is the NTK itself, and nothing is compared.
     compared = int((table["±"] > 0).sum())
     if not compared:
         return ""
     return (
         f" The difference from the NTK exceeds half its 95 % interval at {len(clear)} of {compared} settings"
-        f"{f': {listed}' if listed else ''}."
+        f"{f': {use_minus_signs(listed)}' if listed else ''}."
     )
 
 

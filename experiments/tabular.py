@@ -28,7 +28,7 @@ _METHODS: Mapping[str, Mapping[str, Any]] = {"classification": CLASSIFIERS, "reg
 _TABLES: Mapping[str, Mapping[str, Any]] = {"classification": TABLES, "regression": REGRESSION_TABLES}
 _SCORES = {"classification": "accuracy", "regression": "R²"}
 _OURS = "fixed kernel"
-# What chooses the settings of methods that do not take the folds.
+# How methods that do not use the folds choose their settings.
 _TUNED_OTHERWISE = {
     "NTK": "whose ridge has the least leave-one-out error, in closed form",
     "xRFM": "for which a fifth of the rows is set aside",
@@ -62,7 +62,7 @@ class Config(Settings):
     test_size: ShareBelowOne = 0.25
 
     @model_validator(mode="after")
-    def _known(self) -> Config:
+    def _check_names(self) -> Config:
         if not self.kinds:
             raise ValueError("kinds: at least one is needed")
         for what, given, known in (("table", self.tables, _TABLES), ("method", self.methods, _METHODS)):
@@ -99,7 +99,7 @@ def run_task(config: Config, task: dict[str, Any]) -> list[dict[str, Any]]:
     split: Any
     if task["kind"] == "classification":
         split = split_table(load_table(task["table"]), task["seed"], test_size=config.test_size)
-        # Every method has a constant of its own.
+        # Without the bias column: every method has a constant of its own.
         x, x_test = split.x_train[:, :-1], split.x_test[:, :-1]
     else:
         split = split_regression_table(load_regression_table(task["table"]), task["seed"], test_size=config.test_size)
@@ -107,7 +107,7 @@ def run_task(config: Config, task: dict[str, Any]) -> list[dict[str, Any]]:
     model = _METHODS[task["kind"]][task["method"]](task["seed"])
     began = time.perf_counter()
     with warnings.catch_warnings():
-        # Networks that stop at their last epoch, classes smaller than the number of folds.
+        # Warnings of networks that stop at their last epoch, and of classes smaller than the number of folds.
         warnings.simplefilter("ignore")
         model.fit(x, split.y_train)
         fitted = time.perf_counter()
@@ -193,7 +193,7 @@ def sections(config: Config, rows: list[dict[str, Any]], summary: dict[str, Any]
 
 
 def _tuning(methods: Collection[Any]) -> str:
-    """What chooses the settings of these methods."""
+    """How the settings of these methods are chosen, in one sentence."""
     others = " and ".join(f"the {name}, {how}" for name, how in _TUNED_OTHERWISE.items() if name in methods)
     return f"{NUM_FOLDS} folds choose the settings{f' of all but {others}' if others else ''}."
 

@@ -49,7 +49,7 @@ METHODS: Mapping[str, str] = MappingProxyType(
         "trained ReLU": colours.TRAINED_RELU,
     }
 )
-"""With their colours."""
+"""The methods, with their colours."""
 
 # Test rows of each data set.
 _NUM_TEST = 2000
@@ -73,7 +73,7 @@ class Config(Settings):
     num_features, rows
         Numbers of features d and of training rows n.
     num_neurons
-        Of the planted network.
+        Neurons of the planted network.
     noise
         Standard deviation of the noise; the planted outputs have 1.
     num_gates
@@ -81,7 +81,7 @@ class Config(Settings):
     reg_shares
         λ/λ_max to choose from, on as many fresh rows as there are for training.
     width, num_steps, learning_rate
-        Of the trained networks, and of Adam.
+        Neurons of each trained network, and steps and learning rate of Adam.
     seeds
         Data sets of each kind and size.
     """
@@ -247,7 +247,7 @@ def recovered_by_size(rows: list[dict[str, Any]]) -> pd.DataFrame:
 
 
 def summarise(_: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """How often each method beats the NTK, and by how much."""
+    """Shares of cases in which a method beats the NTK, ratios of errors, and agreement with planted gates."""
     frame = pd.DataFrame(rows)
     errors = frame.pivot_table("squared_error", ["teacher", "features", "rows", "seed"], "method")
     ratios = errors.div(errors["NTK"], axis=0)

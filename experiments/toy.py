@@ -41,15 +41,17 @@ class Config(Settings):
     Attributes
     ----------
     seed
-        Of the data.
+        Seed of the data and of the networks.
     reg_share
         λ/λ_max.
     irls_steps
         Reweighting steps.
     shown_steps
         Steps whose functions are drawn.
-    width, num_networks, num_steps, learning_rate
-        Of the trained networks: neurons, networks of which the best is shown, steps and rate of Adam.
+    width, num_networks
+        Neurons of each trained network, and number of networks, of which the best is shown.
+    num_steps, learning_rate
+        Steps and learning rate of Adam.
     """
 
     seed: NonNegative = 0
@@ -63,7 +65,7 @@ class Config(Settings):
 
 
 def tasks(_: Config) -> list[dict[str, Any]]:
-    """The convex side, and each kind of network trained."""
+    """One task for the convex programs, and one for each kind of trained network."""
     return [{"side": side} for side in ("program", "trained gated", "trained ReLU")]
 
 
@@ -114,14 +116,14 @@ def _program_rows(config: Config, data: planted.Planted, program: ConvexProgram)
             of_solution=float(ntk.primal),
             path=np.asarray(whole.history.primal)[:done],
         ),
-        *(_row(data, _steps(k), float((s := after(k)).primal), outputs(s)) for k in config.shown_steps),
+        *(_row(data, _step_label(k), float((s := after(k)).primal), outputs(s)) for k in config.shown_steps),
         _row(
             data,
             "optimum",
             float(optimum.primal),
             outputs(optimum),
             lower_bound=float(optimum.dual),
-            cvxpy=_by_cvxpy(program),
+            cvxpy=_cvxpy_optimum(program),
             ntk_weights=np.asarray(start),
             kernel_weights=np.asarray(optimum.kernel_weights),
         ),
@@ -129,7 +131,7 @@ def _program_rows(config: Config, data: planted.Planted, program: ConvexProgram)
     ]
 
 
-def _steps(number: int) -> str:
+def _step_label(number: int) -> str:
     return f"{number} step{'s' * (number > 1)}"
 
 
@@ -138,7 +140,7 @@ def _row(data: planted.Planted, function: str, objective: float, outputs: Any, *
     return {"function": function, "objective": objective, "outputs": outputs, **points, **more}
 
 
-def _by_cvxpy(program: ConvexProgram) -> float | None:
+def _cvxpy_optimum(program: ConvexProgram) -> float | None:
     """The optimum by CVXPY and Clarabel, where they are installed."""
     try:
         return optimum_by_cvxpy(program, tol=1e-11)
@@ -147,7 +149,7 @@ def _by_cvxpy(program: ConvexProgram) -> float | None:
 
 
 def summarise(_: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Objectives of all functions, and how the optimum compares with CVXPY, with reweighting and with training."""
+    """Objectives of all functions, and the optimum compared with CVXPY, with reweighting and with training."""
     row_of = {row["function"]: row for row in rows}
     objective = {name: row["objective"] for name, row in row_of.items()}
     best, ntk, optimum = row_of["optimum"], objective["NTK"], objective["optimum"]
@@ -197,7 +199,7 @@ def sections(config: Config, rows: list[dict[str, Any]], summary: dict[str, Any]
 
 
 def _objectives(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    """The objective of each function, and how far above the optimum of its own program, gated or ReLU, it is."""
+    """The objective of each function, and its distance from the optimum of its own program, gated or ReLU."""
     objectives = {row["function"]: row["objective"] for row in rows}
     ntk, best = rows[0], next(row for row in rows if row["function"] == "optimum")
     named = {"NTK, J(η) at its best scale": objectives.pop("NTK"), "NTK, P(W) of its solution": ntk["of_solution"]}

@@ -63,7 +63,7 @@ class Config(Settings):
     tables
         Names of listed tables or CSV files; all listed ones when empty.
     seeds
-        Number of splits of each table, with the seeds 0, 1, …; a split's seed also draws its gates and folds.
+        Number of splits of each table, with the seeds 0, 1, …; the seed of a split is also that of its gates and folds.
     num_gates
         Number of sampled gates P.
     num_folds
@@ -80,7 +80,7 @@ class Config(Settings):
         Share of the rows in the test part.
     path_table
         One of the tables, whose first split shows the path from the NTK to the optimum; when None, iris if it is
-        among them and otherwise the first that can be used.
+        among them and otherwise the first table that can be used.
     path_steps
         Reweighting steps of that path.
     """
@@ -100,7 +100,7 @@ class Config(Settings):
     @field_validator("path_table")
     @classmethod
     def _among_the_tables(cls, name: str | None, info: ValidationInfo) -> str | None:
-        # Tables that are wrong themselves are not there.
+        # `tables` is absent where it is wrong itself, which is an error of its own.
         if name is not None and name not in (info.data.get("tables", (name,)) or TABLES):
             raise ValueError("it is not among the tables")
         return name
@@ -225,7 +225,7 @@ def summarise(config: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
         "left_against_difference": related and {"spearman": float(related.statistic), "p": float(related.pvalue)},
         "largest_relative_gap": float(frame.loc[frame["method"] == "fixed", "relative_gap"].max()),
         "largest_relative_gap_of_an_optimum": float(frame.loc[frame["method"] == "optimum", "relative_gap"].max()),
-        "splits_grid_ends_of_the_grid": _grid_ends(config, frame),
+        "splits_at_the_ends_of_the_grid": _grid_ends(config, frame),
         "seconds": float(frame["seconds"].sum()),
     }
 
