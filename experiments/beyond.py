@@ -65,7 +65,7 @@ class Config(Settings):
     reg_shares
         λ/λ_max to choose from for the layers.
     left_reg_share
-        λ/λ_max at which is measured what the NTK of the sampled gates leaves on features.
+        λ/λ_max at which the objective of the NTK of the sampled gates is compared with the optimum, on features.
     seeds
         Splits, each with networks of its own.
     """

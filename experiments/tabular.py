@@ -41,7 +41,7 @@ class Config(Settings):
     Attributes
     ----------
     kinds
-        Which tables: with classes, or with quantities to predict.
+        Kinds of tables: with classes, or with quantities to predict.
     tables
         Names of tables of these kinds; all of them when empty.
     methods
@@ -201,7 +201,7 @@ def _tuning(methods: Collection[Any]) -> str:
 def _comparison_figures(
     config: Config, rows: list[dict[str, Any]], kind: str, part: Mapping[str, Any]
 ) -> tuple[tuple[str, Figure, str], ...]:
-    """Ranks and times of three methods or more, the difference on each table of two."""
+    """Figures of ranks and times for three methods or more, of the difference on each table for two."""
     ranks = pd.Series(part["average_rank"])
     if len(ranks) < 2:
         return ()

