@@ -19,7 +19,6 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from experiments.shared import colours
-from experiments.shared.accuracy import share_correct
 from experiments.shared.programs import program_at_share
 from experiments.shared.settings import NonEmpty, Positive, PositiveFloat, Settings, ShareBelowOne, TwoOrMore
 from experiments.shared.statistics import interval_text, mean, paired_difference, t_quantile
@@ -135,6 +134,11 @@ def _train(config: Config, layers: Layers, x: Any, labels: Any) -> Layers:
     return jax.jit(lambda state: lax.scan(step, state, length=config.num_steps)[0][0])(start)
 
 
+def _accuracy(outputs: Any, labels: np.ndarray) -> float:
+    # The mean of a JAX array of bools is in float32, and the results of earlier runs have that rounding.
+    return float(np.mean(np.argmax(outputs, axis=1) == labels))
+
+
 def _run_features(config: Config, seed: int, x: np.ndarray, labels: np.ndarray) -> list[dict[str, Any]]:
     x_features, x_rest, digits, digits_rest = _split(config.feature_rows, seed, x, labels)
     x_train, x_test, odd, odd_test = _split(config.train_rows, seed, x_rest, digits_rest % 2)
@@ -145,7 +149,7 @@ def _run_features(config: Config, seed: int, x: np.ndarray, labels: np.ndarray) 
         "network that knows digits": partial(_last_hidden, _train(config, untrained, x_features, digits)),
     }
     alone = _train(config, _sample_layers(config, seed, x.shape[1], 2), x_train, odd)
-    found = [{"inputs": "pixels", "kernel": "network", "accuracy": share_correct(_apply(alone, x_test), odd_test)}]
+    found = [{"inputs": "pixels", "kernel": "network", "accuracy": _accuracy(_apply(alone, x_test), odd_test)}]
     for name, features in maps.items():
         mean, scale = np.mean(features(x_train)), np.std(features(x_train))
         inputs, inputs_test = ((np.asarray(features(part)) - mean) / scale for part in (x_train, x_test))
@@ -183,14 +187,12 @@ def _run_layers(config: Config, seed: int, x: np.ndarray, labels: np.ndarray) ->
                 solve_kernels(mix(train), y, share * largest, penalty_weights=jnp.sqrt(mix(traces)))
                 for share in config.reg_shares
             ]
-            best = int(
-                np.argmax([share_correct(solution.predict(mix(on_held)), digits_held) for solution in solutions])
-            )
+            best = int(np.argmax([_accuracy(solution.predict(mix(on_held)), digits_held) for solution in solutions]))
             found.append(
                 {
                     "inputs": name,
                     "kernel": kernel,
-                    "accuracy": share_correct(solutions[best].predict(mix(on_test)), digits_test),
+                    "accuracy": _accuracy(solutions[best].predict(mix(on_test)), digits_test),
                     "reg_share": config.reg_shares[best],
                     "objectives": [solution.primal for solution in solutions],
                     "lower_bounds": [solution.dual for solution in solutions],
