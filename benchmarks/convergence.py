@@ -24,8 +24,10 @@ import fixntk as fx
 from fixntk.runner.report import STYLE
 
 FIGURES = Path(__file__).parent.parent / "docs" / "figures"
+# Most iterations of each method.
 METHODS = {"irls": 400, "anderson": 200, "fista": 20_000, "newton": 200}
 BASE = {"num_rows": 500, "num_gates": 512, "num_features": 20}
+# Sizes of each sweep: each is twice the one before.
 DOUBLINGS = 4
 
 
@@ -44,7 +46,7 @@ def program_of(problem: str, share: float) -> fx.ConvexProgram:
 
 
 def warm(solve: Callable[[], Any]) -> tuple[Any, float]:
-    """What the second run returns, and its seconds."""
+    """The result of the second run, and its seconds."""
     jax.block_until_ready(solve())
     began = time.perf_counter()
     result = jax.block_until_ready(solve())
@@ -52,7 +54,7 @@ def warm(solve: Callable[[], Any]) -> tuple[Any, float]:
 
 
 def convergence() -> None:
-    """Above the optimum: best objective so far less the best lower bound of all methods; below: best gap so far."""
+    """Upper panels: lowest objective so far minus the best lower bound of all methods; lower: smallest gap so far."""
     figure, axes = plt.subplots(2, 2, figsize=(9, 6), sharey=True, sharex="col")
     for column, (problem, share) in zip(axes.T, (("planted-S", 0.1), ("teacher-S", 0.01)), strict=True):
         program = program_of(problem, share)

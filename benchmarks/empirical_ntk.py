@@ -2,8 +2,8 @@
 
 Peers of the empirical ones: neural-tangents 0.6.5 with its structured derivatives on the last JAX they work with
 (0.4.23, in a virtual environment that this script makes in `.bench-jax-0.4.23`), and with its two other implementations
-on the JAX of today.
-Of the analytic one: neural-tangents on the JAX of today, and the matrix product that no kernel can do without.
+on the installed JAX.
+Of the analytic one: neural-tangents on the installed JAX, and the matrix product that every kernel contains.
 The same networks in the same parameterisation (neural-tangents' stax), the same inputs, float32. Each measurement is a
 process of its own; processes of all contestants take turns, and the best of their rounds counts.
 
@@ -55,6 +55,7 @@ def main() -> None:
         best: dict[str, dict[str, float]] = {}
         for round_number in range(arguments.rounds):
             for contestant in contestants:
+                # Contestants that take more than 5 s run once.
                 if round_number and best[contestant]["warm"] > 5:
                     continue
                 result = run_worker(contestant, case)
@@ -94,7 +95,7 @@ def run_worker(contestant: str, case: str) -> dict[str, float]:
 
 def import_stax(contestant: str) -> Any:
     if "0.4.23" in contestant:
-        # Its only part that needs TensorFlow.
+        # The only part of neural-tangents that needs TensorFlow.
         sys.modules["neural_tangents.experimental"] = types.ModuleType("neural_tangents.experimental")
         import neural_tangents
 
@@ -105,7 +106,7 @@ def import_stax(contestant: str) -> Any:
 
 
 def measure(contestant: str, case: str) -> dict[str, float]:
-    """Time one contestant in this process: cold with compilation, warm the best of several within two seconds."""
+    """Time one contestant in this process: cold with compilation, warm as the best of the runs within two seconds."""
     import jax
     import numpy as np
 

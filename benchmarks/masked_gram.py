@@ -22,7 +22,7 @@ import fixntk as fx
 
 
 def best_times(functions: dict[str, Callable[[], jax.Array]], repeats: int = 15) -> dict[str, float]:
-    """Best warm time of each, in seconds, taken in turns so that all see the same noise."""
+    """Best warm time of each function in seconds, run in turn, so that other load on the machine affects all alike."""
     times = dict.fromkeys(functions, np.inf)
     for function in functions.values():
         function().block_until_ready()
@@ -63,7 +63,7 @@ def speed(num_rows: int = 2000, num_gates: int = 2000, num_features: int = 50) -
 
 
 def memory(num_rows: int = 20_000, num_gates: int = 2000, num_features: int = 50, block: int = 1024) -> None:
-    """Peak memory of the row blocks beyond inputs and one block, in a process of its own."""
+    """Peak memory of the row blocks beyond the inputs and one block; run in a process of its own."""
     x = jax.random.normal(jax.random.key(0), (num_rows, num_features), jnp.float32)
     gates = fx.sample_gates(jax.random.key(1), num_gates, num_features, dtype=jnp.float32)
     masks = jnp.concatenate([fx.activation_masks(part, gates) for part in jnp.array_split(x, 20)])

@@ -1,4 +1,4 @@
-"""The fixed problems on which solvers of the convex program are compared, and the certificate that judges them all."""
+"""The problems on which solvers of the convex program are compared, and the certificate that is computed for all."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-# (n, d, P) by name.
+# Rows n, features d and gates P by name.
 SIZES = {"S": (200, 10, 200), "M": (1000, 20, 1000), "L": (5000, 50, 1000), "T": (2000, 30, 2000)}
+# Neurons of the network that makes the targets.
 NUM_NEURONS = 5
 
 
@@ -50,7 +51,7 @@ def largest_correlation(x: np.ndarray, residual: np.ndarray, masks: np.ndarray) 
 
 
 def relative_gap(problem: Problem, weights: np.ndarray) -> float:
-    """Duality gap of (P, d) weights over ½‖Y‖², from nothing but the weights."""
+    """Duality gap of (P, d) weights, relative to ½‖Y‖², computed from the weights alone."""
     x, y, masks, reg, _ = problem
     residual = y - np.sum((masks.astype(float) @ weights) * x, axis=1)
     primal = 0.5 * residual @ residual + reg * np.linalg.norm(weights, axis=1).sum()

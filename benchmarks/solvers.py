@@ -18,13 +18,16 @@ import multiprocessing
 import resource
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
 from problems import Problem, make, relative_gap
 
+# Relative gaps whose times are reported.
 GAPS = (1e-4, 1e-6, 1e-8)
+# Values of λ/λ_max for each problem.
 PROBLEMS = {
     **{f"planted-{size}": (0.1, 0.01) for size in "SML"},
     **{f"teacher-{size}": (0.1, 0.01, 0.001) for size in "SMT"},
@@ -71,12 +74,12 @@ def main() -> None:
 
 
 def run(python: str, solver: str, problem: str, share: float, limit: float) -> dict:
-    """Run a contestant in a process of its own, as far as it gets in ``limit`` seconds after its first run."""
+    """Run a contestant in a process of its own, for at most ``limit`` seconds after its first run."""
     command = [python, __file__, "--worker", solver, problem, str(share)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     seconds, cold, peak = [np.inf] * len(GAPS), np.inf, 0.0
     try:
-        # The first run compiles and is allowed as much again.
+        # The first run also compiles, for which the same time is allowed again.
         for line in _lines(process, 2 * limit + 30):
             result = json.loads(line)
             peak = max(peak, result["peak_gb"])
@@ -93,8 +96,6 @@ def run(python: str, solver: str, problem: str, share: float, limit: float) -> d
 
 
 def _lines(process: subprocess.Popen, limit: float) -> Iterator[str]:
-    import threading
-
     timer = threading.Timer(limit, process.kill)
     timer.start()
     try:
@@ -106,7 +107,7 @@ def _lines(process: subprocess.Popen, limit: float) -> Iterator[str]:
 
 
 def work(solver: str, name: str, share: float) -> None:
-    """Print a line for each run: seconds, gap, whether it was the first, peak memory beyond what the data take."""
+    """Print a line for each run: seconds, gap, whether it was the first, and peak memory beyond that of the data."""
     problem = make(*name.split("-"), share)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     attempt, ladder = SOLVERS[solver](problem)
@@ -114,7 +115,7 @@ def work(solver: str, name: str, share: float) -> None:
     first = ladder[-1] if solver.startswith("fixntk") else ladder[0]
     for number, tolerance in enumerate([first, *ladder]):
         seconds, repeats = np.inf, 0
-        # Short runs are repeated, as the first of a kind pays for more than itself.
+        # Short runs are repeated and the fastest counts, as the first of a kind has costs of its own.
         while repeats == 0 or (number and repeats < 3 and seconds < 1):
             began = time.perf_counter()
             weights = attempt(tolerance)
@@ -148,7 +149,7 @@ def fixntk(method: str) -> Callable:
 
 
 def dense_design(problem: Problem) -> np.ndarray:
-    """(n, P·d), the columns of D_p X behind each other."""
+    """(n, P·d), the columns of D_p X side by side."""
     n = problem.x.shape[0]
     return np.asfortranarray((problem.masks[:, :, None] * problem.x[:, None, :]).reshape(n, -1))
 
@@ -203,7 +204,7 @@ def scnn(problem: Problem) -> tuple[Callable, list[float]]:
     from scnn.solvers import RFISTA
 
     n = problem.x.shape[0]
-    # It sorts the gates by their masks.
+    # scnn sorts the gates by their masks.
     order = {column.tobytes(): p for p, column in enumerate(problem.masks.T)}
 
     def attempt(tolerance: float) -> np.ndarray:
@@ -217,7 +218,7 @@ def scnn(problem: Problem) -> tuple[Callable, list[float]]:
         weights[places] = fitted.parameters[0][0]
         return weights
 
-    # Squared lengths of a subgradient.
+    # Its tolerances bound the squared norm of a subgradient.
     return attempt, [1e-6, 1e-7, 1e-8, 1e-9, 1e-10, 1e-11, 1e-12, 1e-13, 1e-14]
 
 

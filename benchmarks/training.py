@@ -1,7 +1,7 @@
-"""Training: fx.train beside a jitted optax loop written by hand, and 16 networks at once beside one after another.
+"""Training: fx.train against a jitted optax loop written by hand, and 16 networks at once against one after another.
 
-Seconds are medians over repeats, warm (one run before), float32; ratios are what to look at.
-`python benchmarks/training.py`
+Seconds are medians over repeats after one run that compiles, in float32. The machine's load affects all contestants
+alike, so compare ratios. Run with `python benchmarks/training.py`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,11 @@ from jax import lax
 
 import fixntk as fx
 
-NUM_NETWORKS, REPEATS = 16, 3
-# (n, d, width, steps)
+# Networks trained at once.
+NUM_NETWORKS = 16
+# Timed runs of each contestant.
+REPEATS = 3
+# Rows, features, width and gradient steps.
 CASES = [
     (25, 5, 16, 20_000),
     (50, 5, 64, 10_000),
@@ -27,11 +30,13 @@ CASES = [
     (1000, 20, 64, 1_000),
     (1000, 20, 256, 500),
 ]
-REG, OPTIMIZER = 0.1, optax.adam(1e-3)
+# λ of the weight decay.
+REG = 0.1
+OPTIMIZER = optax.adam(1e-3)
 
 
 def by_hand(network: fx.GatedReLUNetwork, x: jax.Array, y: jax.Array, num_steps: int) -> Callable[[], jax.Array]:
-    """A scan over full-batch steps, with masks made once."""
+    """A scan over full-batch steps, with masks computed once."""
     masks = x @ network.gates.T >= 0
 
     def objective(parameters: tuple[jax.Array, jax.Array]) -> jax.Array:
@@ -53,14 +58,14 @@ def by_hand(network: fx.GatedReLUNetwork, x: jax.Array, y: jax.Array, num_steps:
 
 
 def by_train(network: fx.GatedReLUNetwork, x: jax.Array, y: jax.Array, num_steps: int) -> Callable[[], np.ndarray]:
-    """The same by the library."""
+    """The same steps by `fx.train`."""
     return lambda: fx.train(
         network, x, y, OPTIMIZER, reg=REG, num_steps=num_steps, record_every=num_steps
     ).history.objective[-1]
 
 
 def seconds(*functions: Callable[[], object]) -> list[float]:
-    """Median of each, in turn, so that other load hits all alike."""
+    """Median seconds of each function, run in turn, so that other load on the machine affects all alike."""
     for function in functions:
         jax.block_until_ready(function())
     taken = []

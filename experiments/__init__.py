@@ -1,1 +1,1 @@
-"""One module per experiment, each a thin user of fixntk."""
+"""The experiments, one module each; `paper` joins them."""

@@ -14,35 +14,35 @@ import optax
 import pandas as pd
 from jax import Array, lax
 from matplotlib.figure import Figure
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from experiments.shared import colours
-from experiments.shared.statistics import mean, paired_difference, t_quantile, with_interval
-from fixntk import ConvexProgram, activation_masks, layerwise_ntk, sample_gates, solve, solve_kernels
+from experiments.shared.programs import program_at_share
+from experiments.shared.settings import NonEmpty, Positive, PositiveFloat, Settings, ShareBelowOne, TwoOrMore
+from experiments.shared.statistics import interval_text, mean, paired_difference, t_quantile
+from fixntk import activation_masks, layerwise_ntk, sample_gates, solve, solve_kernels
 from fixntk.estimators import GatedReLUClassifierCV, NTKClassifierCV
 from fixntk.runner.report import Section, new_figure
 
-Positive = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(gt=0, lt=1)]
 Study = Literal["features", "layers"]
 Layers = list[dict[str, Array]]
 
-# Which kernels are weighed: a fixed sum at its best scale is the program of that one kernel (M5).
+# The kernels whose weights are learnt: the program of their sum alone learns no more than its scale.
 _MIXES: Mapping[str, Callable[[Array], Array]] = MappingProxyType(
     {"NTK": lambda kernels: jnp.sum(kernels, axis=0, keepdims=True), "fixed": lambda kernels: kernels}
 )
 _COLOURS: Mapping[str, str] = MappingProxyType(
     {"NTK": colours.NTK, "network": colours.TRAINED_RELU, "fixed": colours.FIXED}
 )
-# A layer with no more of the kernel's trace than this is not kept.
+# Share of the kernel's trace above which a layer counts as kept.
 _KEPT = 0.01
 
 NEEDS_EVERY_TASK = True
 
 
-class Config(BaseModel):
+class Config(Settings):
     """Settings of the experiment, on scikit-learn's 1,797 digits of 8 × 8 pixels.
 
     Attributes
@@ -64,24 +64,22 @@ class Config(BaseModel):
     reg_shares
         λ/λ_max to choose from for the layers.
     left_reg_share
-        λ/λ_max at which is measured what the NTK of the sampled gates leaves on features.
+        λ/λ_max at which the objective of the NTK of the sampled gates is compared with the optimum, on features.
     seeds
         Splits, each with networks of its own.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-    studies: Annotated[tuple[Study, ...], Field(min_length=1)] = ("features", "layers")
+    studies: NonEmpty[Study] = ("features", "layers")
     feature_rows: Annotated[int, Field(ge=100, le=1000)] = 800
     train_rows: Annotated[int, Field(ge=60, le=700)] = 150
     width: Positive = 128
-    depth: Annotated[int, Field(ge=2)] = 3
+    depth: TwoOrMore = 3
     num_steps: Positive = 300
-    learning_rate: Annotated[float, Field(gt=0)] = 0.003
+    learning_rate: PositiveFloat = 0.003
     num_gates: Positive = 512
-    reg_shares: Annotated[tuple[Share, ...], Field(min_length=1)] = (0.1, 0.03, 0.01, 0.003, 0.001, 0.0003)
-    left_reg_share: Share = 0.01
-    seeds: Annotated[int, Field(ge=2)] = 5
+    reg_shares: NonEmpty[ShareBelowOne] = (0.1, 0.03, 0.01, 0.003, 0.001, 0.0003)
+    left_reg_share: ShareBelowOne = 0.01
+    seeds: TwoOrMore = 5
 
 
 def tasks(config: Config) -> list[dict[str, Any]]:
@@ -93,7 +91,7 @@ def run_task(config: Config, task: dict[str, Any]) -> list[dict[str, Any]]:
     """Accuracies on test digits: a row for each kernel and its inputs, or for each kernel and state of the network."""
     jax.config.update("jax_enable_x64", True)
     pixels, labels = load_digits(return_X_y=True)
-    study = _on_features if task["study"] == "features" else _on_layers
+    study = _run_features if task["study"] == "features" else _run_layers
     return study(config, task["seed"], pixels / 8 - 1, labels)
 
 
@@ -102,7 +100,7 @@ def _split(rows: int, seed: int, x: np.ndarray, labels: np.ndarray) -> list[np.n
     return train_test_split(x, labels, train_size=rows, random_state=seed, stratify=labels)
 
 
-def _sample(config: Config, seed: int, num_pixels: int, num_classes: int) -> Layers:
+def _sample_layers(config: Config, seed: int, num_pixels: int, num_classes: int) -> Layers:
     sizes = [num_pixels, *[config.width] * config.depth, num_classes]
     keys = jax.random.split(jax.random.key(seed), len(sizes) - 1)
     return [
@@ -137,19 +135,20 @@ def _train(config: Config, layers: Layers, x: Any, labels: Any) -> Layers:
 
 
 def _accuracy(outputs: Any, labels: np.ndarray) -> float:
+    # The mean of a JAX array of bools is in float32, and the results of earlier runs have that rounding.
     return float(np.mean(np.argmax(outputs, axis=1) == labels))
 
 
-def _on_features(config: Config, seed: int, x: np.ndarray, labels: np.ndarray) -> list[dict[str, Any]]:
+def _run_features(config: Config, seed: int, x: np.ndarray, labels: np.ndarray) -> list[dict[str, Any]]:
     x_features, x_rest, digits, digits_rest = _split(config.feature_rows, seed, x, labels)
     x_train, x_test, odd, odd_test = _split(config.train_rows, seed, x_rest, digits_rest % 2)
-    untrained = _sample(config, seed, x.shape[1], 10)
+    untrained = _sample_layers(config, seed, x.shape[1], 10)
     maps: dict[str, Any] = {
         "pixels": lambda x: x,
         "untrained network": partial(_last_hidden, untrained),
         "network that knows digits": partial(_last_hidden, _train(config, untrained, x_features, digits)),
     }
-    alone = _train(config, _sample(config, seed, x.shape[1], 2), x_train, odd)
+    alone = _train(config, _sample_layers(config, seed, x.shape[1], 2), x_train, odd)
     found = [{"inputs": "pixels", "kernel": "network", "accuracy": _accuracy(_apply(alone, x_test), odd_test)}]
     for name, features in maps.items():
         mean, scale = np.mean(features(x_train)), np.std(features(x_train))
@@ -166,22 +165,21 @@ def _on_features(config: Config, seed: int, x: np.ndarray, labels: np.ndarray) -
 
 def _left_by_ntk(config: Config, seed: int, inputs: np.ndarray, odd: np.ndarray) -> float:
     gates = sample_gates(jax.random.key(seed), config.num_gates, inputs.shape[1])
-    program = ConvexProgram(inputs, 2.0 * odd - 1, activation_masks(inputs, gates), 1.0)
-    program = program.with_reg(config.left_reg_share * program.max_reg())
+    program = program_at_share(inputs, 2.0 * odd - 1, activation_masks(inputs, gates), config.left_reg_share)
     return float(
         1 - solve(program).primal / program.best_scale(np.full(config.num_gates, 1 / config.num_gates)).objective
     )
 
 
-def _on_layers(config: Config, seed: int, x: np.ndarray, labels: np.ndarray) -> list[dict[str, Any]]:
+def _run_layers(config: Config, seed: int, x: np.ndarray, labels: np.ndarray) -> list[dict[str, Any]]:
     x_train, x_test, digits, digits_test = _split(config.train_rows, seed, x, labels)
-    untrained = _sample(config, seed, x.shape[1], 10)
+    untrained = _sample_layers(config, seed, x.shape[1], 10)
     networks = {"untrained network": untrained, "trained network": _train(config, untrained, x_train, digits)}
     x_fit, x_held, digits_fit, digits_held = _split(config.train_rows * 2 // 3, seed, x_train, digits)
     y = (np.arange(10) == digits_fit[:, None]) - 0.1
     found = []
     for name, network in networks.items():
-        train, on_held, on_test = (_by_layer(network, new, x_fit) for new in (x_fit, x_held, x_test))
+        train, on_held, on_test = (_layer_kernels(network, new, x_fit) for new in (x_fit, x_held, x_test))
         traces = jnp.trace(train, axis1=1, axis2=2)
         largest = jnp.sqrt(jnp.max(jnp.einsum("ic,kij,jc->k", y, train, y) / traces))
         for kernel, mix in _MIXES.items():
@@ -198,7 +196,7 @@ def _on_layers(config: Config, seed: int, x: np.ndarray, labels: np.ndarray) -> 
                     "reg_share": config.reg_shares[best],
                     "objectives": [solution.primal for solution in solutions],
                     "lower_bounds": [solution.dual for solution in solutions],
-                    # Of the trace, which is what the penalty counts.
+                    # Shares of the trace, in which the penalty is measured.
                     "layer_shares": traces
                     * solutions[best].kernel_weights
                     / jnp.sum(traces * solutions[best].kernel_weights),
@@ -207,7 +205,7 @@ def _on_layers(config: Config, seed: int, x: np.ndarray, labels: np.ndarray) -> 
     return found
 
 
-def _by_layer(network: Layers, x: np.ndarray, x_train: np.ndarray) -> Array:
+def _layer_kernels(network: Layers, x: np.ndarray, x_train: np.ndarray) -> Array:
     groups = list(range(len(network)))
     shares = layerwise_ntk(_apply, network, jnp.asarray(x), jnp.asarray(x_train), groups=groups, outputs="trace")
     kernels = jnp.stack([shares[group] for group in groups])
@@ -250,7 +248,7 @@ def summarise(_: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _kept_layers(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """For each state of the network its layers, first to last: mean share of the trace, and in how many seeds kept."""
+    """For each state of the network, the mean share of the trace of each layer and the number of seeds that keep it."""
     learnt = [row for row in rows if row["study"] == "layers" and row["kernel"] == "fixed"]
     found = {}
     for inputs in dict.fromkeys(row["inputs"] for row in learnt):
@@ -273,7 +271,7 @@ def by_kernel(rows: list[dict[str, Any]]) -> pd.DataFrame:
 
 
 def _left_by_equal_weights(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Median over seeds and λ of the share of J that learnt weights of the layers save, for each state."""
+    """For each state of the network, the share of J that learnt weights of the layers save: median over seeds and λ."""
     frame = pd.DataFrame([row for row in rows if row["study"] == "layers"])
     pairs = frame.pivot(index=["inputs", "seed"], columns="kernel", values="objectives")
     left = [1 - np.divide(fixed, ntk) for fixed, ntk in zip(pairs["fixed"], pairs["NTK"], strict=True)]
@@ -287,55 +285,66 @@ def _left_by_equal_weights(rows: list[dict[str, Any]]) -> dict[str, float]:
 
 def sections(config: Config, rows: list[dict[str, Any]], summary: dict[str, Any]) -> list[Section]:
     """The report: the kernels on features, and on layers."""
-    table, frame = by_kernel(rows), pd.DataFrame(rows)
+    of_study = {"features": _feature_section, "layers": _layer_section}
+    table = by_kernel(rows)
     found = []
-    if "features" in config.studies:
-        part = table[table["study"] == "features"].drop(columns="study").reset_index(drop=True)
-        left = frame[frame["study"] == "features"].groupby("inputs", sort=False)["left_by_ntk"].mean()
-        shares = ", ".join(f"{name} {share:.1%}" for name, share in left.items())
-        deep = summary["deep_minus_pixels"]
-        text = (
-            f"Is a digit odd or even, from {config.train_rows} rows? A kernel composed with a frozen feature map is "
-            f"the kernel of a deeper network. The features are the last hidden layer, of {config.width} neurons, of an "
-            f"untrained network and of one trained on {config.feature_rows} other rows to tell the ten digits; the "
-            "network of the table learns from the kernels' own rows alone.\n\n"
-            f"{_changes(summary['fixed_minus_ntk_on_features'])} The features of the network that knows digits, in "
-            f"place of pixels, change the NTK's by {_signed(deep['NTK'])} and the fixed kernel's by "
-            f"{_signed(deep['fixed'])}. Of the training objective the NTK of the sampled gates leaves, at λ = "
-            f"{config.left_reg_share:g} λ_max: {shares}."
-        )
-        caption = "Test accuracy by inputs, means and 95 % intervals over splits."
-        figures = (("beyond_features", _feature_figure(part), caption),)
-        found.append(Section("Deep kernels: the fixed kernel on features", text, table=part, figures=figures))
-    if "layers" in config.studies:
-        part = table[table["study"] == "layers"].drop(columns="study").reset_index(drop=True)
-        saved = ", ".join(f"{name} {share:.1%}" for name, share in summary["left_by_equal_weights"].items())
-        kept = "; ".join(
-            f"{name}: "
-            + ", ".join(
-                f"layer {number} in {layer['kept']} of {layer['seeds']} splits ({layer['share']:.0%} on average)"
-                for number, layer in enumerate(layers, 1)
-            )
-            for name, layers in summary["kept_layers"].items()
-        )
-        text = (
-            "The empirical NTK of a deep network is a sum of kernels, one for each layer: weights that ignore the "
-            "targets, once more. Multiple kernel learning over the layers, with penalties by their traces and a "
-            f"certificate (`fixntk.solve_kernels`), lowers the training objective by: {saved}, medians over seeds and "
-            f"values of λ. All {config.depth + 1} layers of a network of {config.depth} hidden layers, ten digits, "
-            f"{config.train_rows * 2 // 3} rows, λ chosen on {config.train_rows - config.train_rows * 2 // 3} others."
-            f"\n\nLayers kept at this λ, with more than {_KEPT:.0%} of the kernel's trace: {kept}. "
-            f"{_changes(summary['fixed_minus_ntk_on_layers'])}"
-        )
-        caption = "Shares of the layers in the kernel's trace: in the NTK and as learnt, means over splits."
-        figures = (("beyond_layers", _layer_figure(frame), caption),)
-        found.append(Section("The NTK's layers reweighted", text, table=part, figures=figures))
+    for study, section in of_study.items():
+        if study in config.studies:
+            part = table[table["study"] == study].drop(columns="study").reset_index(drop=True)
+            found.append(section(config, part, [row for row in rows if row["study"] == study], summary))
     return found
 
 
-def _changes(differences: dict[str, dict[str, Any]]) -> str:
-    """What learning the kernel weights does to the accuracy, and on how many inputs more than chance."""
-    each = ", ".join(f"{inputs} {_signed(difference)}" for inputs, difference in differences.items())
+def _feature_section(
+    config: Config, table: pd.DataFrame, rows: list[dict[str, Any]], summary: dict[str, Any]
+) -> Section:
+    left = pd.DataFrame(rows).groupby("inputs", sort=False)["left_by_ntk"].mean()
+    shares = ", ".join(f"{name} {share:.1%}" for name, share in left.items())
+    deep = summary["deep_minus_pixels"]
+    text = (
+        f"Is a digit odd or even, from {config.train_rows} rows? A kernel composed with a frozen feature map is "
+        f"the kernel of a deeper network. The features are the last hidden layer, of {config.width} neurons, of an "
+        f"untrained network and of one trained on {config.feature_rows} other rows to tell the ten digits; the "
+        "network of the table learns from the kernels' own rows alone.\n\n"
+        f"{_changes_text(summary['fixed_minus_ntk_on_features'])} The features of the network that knows digits, in "
+        f"place of pixels, change the NTK's by {_difference_text(deep['NTK'])} and the fixed kernel's by "
+        f"{_difference_text(deep['fixed'])}. Of the training objective the NTK of the sampled gates leaves, at λ = "
+        f"{config.left_reg_share:g} λ_max: {shares}."
+    )
+    figure = _feature_figure(table), "Test accuracy by inputs, means and 95 % intervals over splits."
+    return Section(
+        "Deep kernels: the fixed kernel on features", text, table=table, figures=(("beyond_features", *figure),)
+    )
+
+
+def _layer_section(config: Config, table: pd.DataFrame, rows: list[dict[str, Any]], summary: dict[str, Any]) -> Section:
+    saved = ", ".join(f"{name} {share:.1%}" for name, share in summary["left_by_equal_weights"].items())
+    kept = "; ".join(f"{name}: {_layers_text(layers)}" for name, layers in summary["kept_layers"].items())
+    num_fit = config.train_rows * 2 // 3
+    text = (
+        "The empirical NTK of a deep network is a sum of kernels, one for each layer: weights that ignore the "
+        "targets, once more. Multiple kernel learning over the layers, with penalties by their traces and a "
+        f"certificate (`fixntk.solve_kernels`), lowers the training objective by: {saved}, medians over seeds and "
+        f"values of λ. All {config.depth + 1} layers of a network of {config.depth} hidden layers, ten digits, "
+        f"{num_fit} rows, λ chosen on {config.train_rows - num_fit} others."
+        f"\n\nLayers kept at this λ, with more than {_KEPT:.0%} of the kernel's trace: {kept}. "
+        f"{_changes_text(summary['fixed_minus_ntk_on_layers'])}"
+    )
+    caption = "Shares of the layers in the kernel's trace: in the NTK and as learnt, means over splits."
+    figures = (("beyond_layers", _layer_figure(rows), caption),)
+    return Section("The NTK's layers reweighted", text, table=table, figures=figures)
+
+
+def _layers_text(layers: list[dict[str, Any]]) -> str:
+    return ", ".join(
+        f"layer {number} in {layer['kept']} of {layer['seeds']} splits ({layer['share']:.0%} on average)"
+        for number, layer in enumerate(layers, 1)
+    )
+
+
+def _changes_text(differences: dict[str, dict[str, Any]]) -> str:
+    """The change of the accuracy by learning the kernel weights, and the inputs on which its interval excludes zero."""
+    each = ", ".join(f"{inputs} {_difference_text(difference)}" for inputs, difference in differences.items())
     clear = [inputs for inputs, part in differences.items() if part["low"] > 0 or part["high"] < 0]
     return (
         "Learnt kernel weights change the test accuracy, fixed − NTK with the 95 % interval of the paired difference "
@@ -343,8 +352,8 @@ def _changes(differences: dict[str, dict[str, Any]]) -> str:
     )
 
 
-def _signed(difference: dict[str, Any]) -> str:
-    return with_interval(difference["mean"], difference, "+.3f")
+def _difference_text(difference: dict[str, Any]) -> str:
+    return interval_text(difference["mean"], difference, "+.3f")
 
 
 def _feature_figure(table: pd.DataFrame) -> Figure:
@@ -361,14 +370,14 @@ def _feature_figure(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def _layer_figure(frame: pd.DataFrame) -> Figure:
-    layers = frame[frame["study"] == "layers"]
+def _layer_figure(rows: list[dict[str, Any]]) -> Figure:
+    layers = pd.DataFrame(rows)
     states = list(layers["inputs"].unique())
     figure = new_figure(9.6, 3.0)
     for axes, state in zip(np.atleast_1d(figure.subplots(1, len(states), sharey=True)), states, strict=True):
         for offset, kernel in zip((-0.2, 0.2), _MIXES, strict=True):
-            rows = layers[(layers["inputs"] == state) & (layers["kernel"] == kernel)]["layer_shares"]
-            shares = np.mean(np.array(rows.tolist()), axis=0)
+            of_splits = layers[(layers["inputs"] == state) & (layers["kernel"] == kernel)]["layer_shares"]
+            shares = np.mean(np.array(of_splits.tolist()), axis=0)
             axes.bar(np.arange(1, shares.size + 1) + offset, shares, 0.38, label=kernel, color=_COLOURS[kernel])
         axes.set(xlabel="layer", title=state)
         axes.set_xticks(range(1, shares.size + 1))

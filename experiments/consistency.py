@@ -4,25 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import model_validator
 
-from experiments.shared.statistics import slope, slope_in_words
+from experiments.shared.settings import NonEmpty, Positive, PositiveFloat, Settings, TwoOrMore
+from experiments.shared.statistics import slope, slope_text
 from fixntk import ConvexProgram, activation_masks, sample_gates, solve
 from fixntk.runner.report import Section, new_figure
-
-Positive = Annotated[int, Field(ge=1)]
-TwoOrMore = Annotated[int, Field(ge=2)]
 
 NEEDS_EVERY_TASK = True
 
 
-class Config(BaseModel):
+class Config(Settings):
     """Settings of the experiment.
 
     Attributes
@@ -32,25 +30,23 @@ class Config(BaseModel):
     base_rows, base_gates
         The n at which the gates vary, the P at which the rows do.
     num_features, num_active
-        d, and the number s of gates of the planted network, which are among the P.
+        Number d of features, and number s of gates of the planted network, which are among the P.
     noise
         Standard deviation σ of the noise; the planted outputs have 1.
     reg_factor
-        λ in units of σ(sqrt(nd/2) + sqrt(n log P)), an estimate from above of the noise level max_p ‖Xᵀ D_p noise‖.
+        λ in units of σ(sqrt(nd/2) + sqrt(n log P)), an upper estimate of the noise level max_p ‖Xᵀ D_p noise‖.
     seeds
         Data sets of each size.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-    rows: Annotated[tuple[TwoOrMore, ...], Field(min_length=1)] = (100, 200, 400, 800, 1600)
-    gates: Annotated[tuple[TwoOrMore, ...], Field(min_length=1)] = (32, 64, 128, 256, 512)
+    rows: NonEmpty[TwoOrMore] = (100, 200, 400, 800, 1600)
+    gates: NonEmpty[TwoOrMore] = (32, 64, 128, 256, 512)
     base_rows: TwoOrMore = 400
     base_gates: TwoOrMore = 128
     num_features: Positive = 5
     num_active: Positive = 4
-    noise: Annotated[float, Field(gt=0)] = 0.5
-    reg_factor: Annotated[float, Field(gt=0)] = 0.3
+    noise: PositiveFloat = 0.5
+    reg_factor: PositiveFloat = 0.3
     seeds: TwoOrMore = 10
 
     @model_validator(mode="after")
@@ -68,7 +64,7 @@ def tasks(config: Config) -> list[dict[str, Any]]:
 
 
 def run_task(config: Config, task: dict[str, Any]) -> list[dict[str, Any]]:
-    """Plant networks, fit noisy outputs, and measure the error against the outputs without noise: a row a seed."""
+    """Plant networks, fit noisy outputs, measure the error against the outputs without noise: a row for each seed."""
     jax.config.update("jax_enable_x64", True)
     n, num_gates, d = task["rows"], task["gates"], config.num_features
     unit = config.noise * (np.sqrt(n * d / 2) + np.sqrt(n * np.log(num_gates)))
@@ -77,7 +73,7 @@ def run_task(config: Config, task: dict[str, Any]) -> list[dict[str, Any]]:
         keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), n * 10_007 + num_gates), 4)
         x, gates = jax.random.normal(keys[0], (n, d)), sample_gates(keys[1], num_gates, d)
         masks = activation_masks(x, gates)
-        # The first gates are as random as any others.
+        # The planted network has the first of the gates on offer, which are as random as any others.
         planted = jax.random.normal(keys[2], (config.num_active, d))
         truth = jnp.einsum("np,nd,pd->n", masks[:, : config.num_active], x, planted)
         truth = truth / jnp.std(truth)
@@ -98,32 +94,35 @@ def run_task(config: Config, task: dict[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
-def _parts(config: Config, rows: list[dict[str, Any]]) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _split_by_varied_size(config: Config, rows: list[dict[str, Any]]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The rows of the sizes at which n varies, and of those at which P does."""
     frame = pd.DataFrame(rows)
     return frame[frame["gates"] == config.base_gates], frame[frame["rows"] == config.base_rows]
 
 
 def summarise(config: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Slopes in the number of rows and in log P."""
-    by_rows, by_gates = _parts(config, rows)
+    by_rows, by_gates = _split_by_varied_size(config, rows)
     found: dict[str, Any] = {"largest_relative_gap": float(max(row["relative_gap"] for row in rows))}
     if by_rows["rows"].nunique() > 1:
         found["in_rows"] = slope(by_rows["rows"], by_rows["squared_error"])
     if by_gates["gates"].nunique() > 1:
         found["in_log_gates"] = slope(np.log(by_gates["gates"]), by_gates["squared_error"])
-        found["theory_in_log_gates"] = slope(np.log(by_gates["gates"]), _in_gates(config, by_gates["gates"]))["slope"]
+        found["theory_in_log_gates"] = slope(np.log(by_gates["gates"]), _gate_factor(config, by_gates["gates"]))[
+            "slope"
+        ]
     words = []
     if "in_rows" in found:
-        words.append(f"slope in n {slope_in_words(found['in_rows'])}, theory −1 (fast rate) or −0.5 (slow)")
+        words.append(f"slope in n {slope_text(found['in_rows'])}, theory −1 (fast rate) or −0.5 (slow)")
     if "in_log_gates" in found:
         theory = f"theory {found['theory_in_log_gates']:+.2f} (fast rate)"
-        words.append(f"slope in log P {slope_in_words(found['in_log_gates'])}, {theory}")
+        words.append(f"slope in log P {slope_text(found['in_log_gates'])}, {theory}")
     return {"headline": f"Prediction error on log scales: {'; '.join(words)}.", **found}
 
 
 def sections(config: Config, rows: list[dict[str, Any]], summary: dict[str, Any]) -> list[Section]:
     """The report: the two slopes beside the theory's."""
-    by_rows, by_gates = _parts(config, rows)
+    by_rows, by_gates = _split_by_varied_size(config, rows)
     text = (
         f"**{summary['headline']}** The fast rate of the theory is (d + log P)/n, +1 in log P where log P is far above "
         "d, under a condition that nearly equal masks strain; the slow rate is without it.\n\n"
@@ -138,7 +137,7 @@ def sections(config: Config, rows: list[dict[str, Any]], summary: dict[str, Any]
     figure = new_figure(9.6, 3.6)
     left, right = figure.subplots(1, 2)
     _draw(left, by_rows["rows"], by_rows["squared_error"], lambda n: 1 / n, "rows n")
-    _draw(right, by_gates["gates"], by_gates["squared_error"], partial(_in_gates, config), "gates P")
+    _draw(right, by_gates["gates"], by_gates["squared_error"], partial(_gate_factor, config), "gates P")
     caption = (
         "Mean squared error against the outputs without noise, for each data set (points) and their geometric mean "
         f"(line), with the fast rate dashed from the first of them; left at P = {config.base_gates}, right at "
@@ -160,8 +159,8 @@ def sections(config: Config, rows: list[dict[str, Any]], summary: dict[str, Any]
     return [Section("Prediction error", text, table=table, figures=(("consistency", figure, caption),))]
 
 
-def _in_gates(config: Config, gates: Any) -> Any:
-    """What the fast rate makes of the number of gates."""
+def _gate_factor(config: Config, gates: Any) -> Any:
+    """The fast rate's factor d + log P for P gates."""
     return config.num_features + np.log(gates)
 
 

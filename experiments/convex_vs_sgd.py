@@ -12,10 +12,12 @@ import numpy as np
 import optax
 import pandas as pd
 from matplotlib.figure import Figure
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from experiments.data import planted
 from experiments.shared import colours
+from experiments.shared.programs import program_at_share
+from experiments.shared.settings import NonEmpty, Positive, PositiveFloat, Settings, ShareBelowOne
 from fixntk import (
     ConvexProgram,
     DivergedError,
@@ -25,21 +27,21 @@ from fixntk import (
     solve,
     train,
 )
+from fixntk.convex import solve_quietly
 from fixntk.runner.report import Section, new_figure
-from fixntk.verify.programs import solve_quietly
 
-Positive = Annotated[int, Field(ge=1)]
-PositiveFloat = Annotated[float, Field(gt=0)]
 Problem = Literal["toy", "teacher", "relu_teacher"]
 Optimizer = Literal["sgd", "adam", "adamw"]
 _SOLVERS = ("newton", "irls")
-# Smaller excesses over the optimum and times are drawn as these.
-_FLOOR, _LEAST_SECONDS = 1e-7, 1e-4
+# Relative excesses over the optimum below this are drawn at it.
+_FLOOR = 1e-7
+# Times below this, in seconds, are drawn at it.
+_LEAST_SECONDS = 1e-4
 
 NEEDS_EVERY_TASK = True
 
 
-class Config(BaseModel):
+class Config(Settings):
     """Settings of the experiment.
 
     Attributes
@@ -61,19 +63,17 @@ class Config(BaseModel):
     num_steps
         Full-batch gradient steps.
     tol
-        Relative gap of Newton; IRLS takes ``irls_steps`` steps.
+        Relative gap at which Newton stops.
     irls_steps
-        See ``tol``.
+        Reweighting steps of IRLS.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-    problems: Annotated[tuple[Problem, ...], Field(min_length=1)] = ("toy", "teacher", "relu_teacher")
+    problems: NonEmpty[Problem] = ("toy", "teacher", "relu_teacher")
     seeds: Positive = 1
-    reg_share: Annotated[float, Field(gt=0, lt=1)] = 0.05
-    optimizers: Annotated[tuple[Optimizer, ...], Field(min_length=1)] = ("sgd", "adam", "adamw")
-    width_shares: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (0.5, 1.0, 2.0)
-    learning_rates: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (0.0003, 0.001, 0.003, 0.01, 0.03)
+    reg_share: ShareBelowOne = 0.05
+    optimizers: NonEmpty[Optimizer] = ("sgd", "adam", "adamw")
+    width_shares: NonEmpty[PositiveFloat] = (0.5, 1.0, 2.0)
+    learning_rates: NonEmpty[PositiveFloat] = (0.0003, 0.001, 0.003, 0.01, 0.03)
     inits: Positive = 16
     num_steps: Positive = 20000
     tol: Annotated[float, Field(ge=1e-12, lt=1)] = 1e-8
@@ -94,29 +94,29 @@ def run_task(config: Config, task: dict[str, Any]) -> list[dict[str, Any]]:
     """Solve, or train at each width: rows with the path of the objective against time."""
     jax.config.update("jax_enable_x64", True)
     data = planted.make(task["problem"], task["seed"])
-    program = ConvexProgram(data.x, data.y, data.masks, 1.0)
-    program = program.with_reg(config.reg_share * program.max_reg())
+    program = program_at_share(data.x, data.y, data.masks, config.reg_share)
     optimum = solve(program, method="newton", tol=config.tol)
     common = {
         "optimum": optimum.primal,
         "bound": optimum.dual,
-        "optimum_test_error": _error(optimum.predict(data.x_test, data.gates), data.y_test),
+        "optimum_test_error": _squared_error(optimum.predict(data.x_test, data.gates), data.y_test),
         "active": int(jnp.sum(optimum.active)),
     }
     if task["method"] in _SOLVERS:
-        return [{**common, **_solved(config, program, data, task["method"])}]
+        return [{**common, **_solver_row(config, program, data, task["method"])}]
     return [
-        {**common, **_trained(config, program, data, task["method"], optimum, share)} for share in config.width_shares
+        {**common, **_training_row(config, program, data, task["method"], optimum, share)}
+        for share in config.width_shares
     ]
 
 
-def _solved(config: Config, program: ConvexProgram, data: planted.Planted, method: str) -> dict[str, Any]:
+def _solver_row(config: Config, program: ConvexProgram, data: planted.Planted, method: str) -> dict[str, Any]:
     options: dict[str, Any] = {"max_iter": config.irls_steps, "tol": 1e-12} if method == "irls" else {"tol": config.tol}
-    # The second run does not compile.
+    # The second run counts, as the first one also compiles.
     solution = [solve_quietly(program, method=method, **options) for _ in range(2)][1]
     return {
         "objective": solution.primal,
-        "test_error": _error(solution.predict(data.x_test, data.gates), data.y_test),
+        "test_error": _squared_error(solution.predict(data.x_test, data.gates), data.y_test),
         "seconds": solution.history.seconds[-1],
         "path": {
             "seconds": np.asarray(solution.history.seconds).tolist(),
@@ -125,7 +125,7 @@ def _solved(config: Config, program: ConvexProgram, data: planted.Planted, metho
     }
 
 
-def _trained(
+def _training_row(
     config: Config, program: ConvexProgram, data: planted.Planted, name: str, optimum: Solution, share: float
 ) -> dict[str, Any]:
     """The best of some networks that are given the active gates, largest first, at the best learning rate."""
@@ -141,7 +141,7 @@ def _trained(
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", ".*networks diverged", UserWarning)
                 run = partial(train, networks, data.x, data.y, optimizer, reg=program.reg, record_every=each)
-                run(num_steps=each)  # compiles
+                run(num_steps=each)  # only to compile
                 training = run(num_steps=each * (config.num_steps // each))
         except DivergedError:
             continue
@@ -158,7 +158,7 @@ def _trained(
         "learning_rate": rate,
         "objective": float(network_objective(network, data.x, data.y, program.reg)),
         "median_objective": float(np.nanmedian(np.nanmin(training.history.objective, axis=0))),
-        "test_error": _error(network(data.x_test), data.y_test),
+        "test_error": _squared_error(network(data.x_test), data.y_test),
         "seconds": float(training.history.seconds[-1]),
         "path": {
             "seconds": training.history.seconds.tolist(),
@@ -167,12 +167,12 @@ def _trained(
     }
 
 
-def _error(outputs: jax.Array, targets: jax.Array) -> float:
+def _squared_error(outputs: jax.Array, targets: jax.Array) -> float:
     return float(jnp.mean((outputs - targets) ** 2))
 
 
 def summarise(config: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """How near training comes to the certified optimum, and that it never gets below the bound."""
+    """The excess of training over the certified optimum, and the number of cases below its bound."""
     trained = [row for row in rows if row["method"] in config.optimizers]
     below = sum(row["objective"] < row["bound"] * (1 - 1e-9) for row in trained)
     wide = [row["objective"] / row["optimum"] - 1 for row in trained if row["width_share"] >= 2]

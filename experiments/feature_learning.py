@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 import pandas as pd
 from matplotlib.figure import Figure
-from pydantic import BaseModel, ConfigDict, Field
 
 from experiments.data import planted
 from experiments.shared import colours
+from experiments.shared.programs import program_at_share
+from experiments.shared.settings import NonEmpty, Positive, PositiveFloat, Settings, ShareBelowOne
 from fixntk import (
-    ConvexProgram,
     GatedReLUNetwork,
     ReLUNetwork,
     empirical_ntk,
@@ -25,47 +25,40 @@ from fixntk import (
     solve,
     train,
 )
+from fixntk.convex import solve_quietly
 from fixntk.runner.report import Section, new_figure
-from fixntk.verify.programs import solve_quietly
 
-Positive = Annotated[int, Field(ge=1)]
 Problem = Literal["teacher", "relu_teacher"]
 
 NEEDS_EVERY_TASK = True
 
 
-class Config(BaseModel):
+class Config(Settings):
     """Settings of the experiment.
 
     Attributes
     ----------
-    problems
-        Names of planted problems.
-    seeds
-        Data sets of each problem.
+    problems, seeds
+        Names of planted problems, and number of data sets of each.
     reg_share
-        λ/λ_max.
+        λ/λ_max of the programs and of the training.
     irls_steps
         Reweighting steps.
     width
-        Of the trained networks.
-    num_steps
-        Gradient steps of Adam.
-    learning_rate
-        Of Adam.
+        Neurons of each trained network.
+    num_steps, learning_rate
+        Gradient steps and learning rate of Adam.
     num_looks
         Times at which a trained network's NTK is taken.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-    problems: Annotated[tuple[Problem, ...], Field(min_length=1)] = ("teacher", "relu_teacher")
+    problems: NonEmpty[Problem] = ("teacher", "relu_teacher")
     seeds: Positive = 5
-    reg_share: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    reg_share: ShareBelowOne = 0.05
     irls_steps: Positive = 30
     width: Positive = 200
     num_steps: Positive = 4000
-    learning_rate: Annotated[float, Field(gt=0)] = 0.003
+    learning_rate: PositiveFloat = 0.003
     num_looks: Positive = 10
 
 
@@ -85,8 +78,7 @@ def run_task(config: Config, task: dict[str, Any]) -> list[dict[str, Any]]:
     """Alignments on training and on test data: a row for each kernel and step."""
     jax.config.update("jax_enable_x64", True)
     data = planted.make(task["problem"], task["seed"])
-    program = ConvexProgram(data.x, data.y, data.masks, 1.0)
-    program = program.with_reg(config.reg_share * program.max_reg())
+    program = program_at_share(data.x, data.y, data.masks, config.reg_share)
     test_masks = data.x_test @ data.gates.T >= 0
 
     def row(kernel: str, step: int, training: jax.Array, test: jax.Array) -> dict[str, Any]:
@@ -117,9 +109,9 @@ def run_task(config: Config, task: dict[str, Any]) -> list[dict[str, Any]]:
 def _training_kernels(
     config: Config, network: Any, data: planted.Planted, reg: jax.Array
 ) -> Iterator[tuple[int, tuple[jax.Array, jax.Array]]]:
-    """The network's NTK on training and on test data at the start and at every look of its training, with the step."""
+    """Steps of the training, from 0, with the network's NTK on training and on test data at each of them."""
     optimizer, each = optax.adam(config.learning_rate), max(1, config.num_steps // config.num_looks)
-    # One function for all looks, so that it compiles once.
+    # The same function object at every look, so that it compiles once.
     apply = partial(_outputs, network)
     for look in range(config.num_looks + 1):
         if look > 0:

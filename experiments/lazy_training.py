@@ -11,17 +11,16 @@ import numpy as np
 import optax
 import pandas as pd
 from matplotlib.figure import Figure
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from experiments.data import planted
-from experiments.shared.statistics import slope, slope_in_words
+from experiments.shared.settings import NonEmpty, Positive, Settings, ShareBelowOne, TwoOrMore
+from experiments.shared.statistics import slope, slope_text
 from fixntk import GatedReLUNetwork, gated_relu_ntk, gradient_flow, max_learning_rate, sample_gates, train
 from fixntk.runner.report import Section, new_figure
 
-Positive = Annotated[int, Field(ge=1)]
 
-
-class Config(BaseModel):
+class Config(Settings):
     """Settings of the experiment.
 
     Attributes
@@ -40,13 +39,11 @@ class Config(BaseModel):
         Times at which outputs are compared.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-    widths: Annotated[tuple[Positive, ...], Field(min_length=1)] = (64, 128, 256, 512, 1024, 2048, 4096)
-    seeds: Annotated[int, Field(ge=2)] = 8
+    widths: NonEmpty[Positive] = (64, 128, 256, 512, 1024, 2048, 4096)
+    seeds: TwoOrMore = 8
     num_rows: Annotated[int, Field(ge=1, le=200)] = 40
     num_test: Annotated[int, Field(ge=1, le=1000)] = 40
-    step_share: Annotated[float, Field(gt=0, lt=1)] = 0.02
+    step_share: ShareBelowOne = 0.02
     num_steps: Positive = 2000
     num_looks: Positive = 8
 
@@ -61,12 +58,12 @@ def run_task(config: Config, task: dict[str, Any]) -> list[dict[str, Any]]:
     jax.config.update("jax_enable_x64", True)
     data = planted.make("teacher", 0)
     x, y, x_test = data.x[: config.num_rows], data.y[: config.num_rows], data.x_test[: config.num_test]
-    # Both layers' kernels are equal at infinite width (M3).
+    # At infinite width the kernels of both layers are equal.
     kernel, kernel_test = 2 * gated_relu_ntk(x), 2 * gated_relu_ntk(x_test, x)
     rate = config.step_share * float(max_learning_rate(kernel))
     flow = gradient_flow(kernel, y, learning_rate=rate)
     keys = jax.random.split(jax.random.key(task["width"]), config.seeds)
-    networks = jax.vmap(lambda key: _sampled(key, task["width"], x.shape[1]))(keys)
+    networks = jax.vmap(lambda key: _sample_network(key, task["width"], x.shape[1]))(keys)
 
     def outputs(networks: GatedReLUNetwork) -> np.ndarray:
         return np.asarray(jax.vmap(lambda network: network(jnp.concatenate([x, x_test])))(networks))
@@ -95,11 +92,12 @@ def run_task(config: Config, task: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def _sampled(key: jax.Array, width: int, num_features: int) -> GatedReLUNetwork:
-    """Gates N(0, 1), hidden and output weights N(0, 1) over m^¼ each.
+def _sample_network(key: jax.Array, width: int, num_features: int) -> GatedReLUNetwork:
+    """A network of m = ``width`` gates N(0, 1), whose hidden and output weights are N(0, 1) divided by m^¼.
 
-    With M3's factor m^−½ taken into the weights, evenly: the kernel is √m times M3's, and gradient descent with a
-    learning rate of 1/√m as much takes the same steps in function space.
+    The factor m^−½ of the NTK's parameterisation is split evenly between the two layers. Its kernel is √m times that of
+    the parameterisation, so that gradient descent with 1/√m times the learning rate takes the same steps in function
+    space. See docs/mathematics.md, M3.
     """
     keys = jax.random.split(key, 3)
     hidden = jax.random.normal(keys[1], (width, num_features)) / width**0.25
@@ -114,14 +112,14 @@ def summarise(_: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "headline": (
             f"The largest distance from the closed form, over times and test points, falls with the width "
-            f"with a slope of {slope_in_words(slopes['test'])} on log scales (theory: −0.5)."
+            f"with a slope of {slope_text(slopes['test'])} on log scales (theory: −0.5)."
         ),
         "slopes": slopes,
     }
 
 
 def _by_width(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    """Root mean square over the networks of the sup over times and points, for each width."""
+    """For each width, the root mean square over the networks of their largest distance over times and points."""
     frame = pd.DataFrame(
         {
             "width": [row["width"] for row in rows],

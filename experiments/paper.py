@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import pandas as pd
 import yaml
-from pydantic import BaseModel, ConfigDict, create_model
+from pydantic import BaseModel, create_model
 
 from experiments import (
     beyond,
@@ -26,6 +26,7 @@ from experiments import (
     toy,
     uci,
 )
+from experiments.shared.settings import Settings
 from fixntk.runner.config import Experiment
 from fixntk.runner.report import Section
 from fixntk.runner.rows import rows_by_task
@@ -39,13 +40,13 @@ class Part(NamedTuple):
     module
         The experiment.
     heading
-        What the headings of its sections begin with.
+        Start of the headings of its sections.
     claim
-        What the paper says.
+        The claim of the paper.
     checked
-        In words, what bears the claim out; empty beyond the paper.
+        The conditions that support the claim, in words; empty beyond the paper.
     checks
-        From the summary, whether each of these is so.
+        Whether each of these conditions holds, from the summary.
     """
 
     module: Any
@@ -60,18 +61,18 @@ def _is_below(value: float | None, bound: float) -> bool:
     return value is not None and value < bound
 
 
-def _of_toy(summary: Mapping[str, Any]) -> list[bool]:
+def _check_toy(summary: Mapping[str, Any]) -> list[bool]:
     difference = summary["relative_difference_from_cvxpy"]
     return [summary["left_by_reweighting"] < 1e-3, difference is None or difference < 1e-8]
 
 
-def _of_uci(summary: Mapping[str, Any]) -> list[bool]:
+def _check_uci(summary: Mapping[str, Any]) -> list[bool]:
     against = summary["fixed_against_ntk"]
     share = (against["higher"] + against["same"]) / summary["tables"]
     return [summary["splits_where_the_ntk_beats_the_bound"] == 0, share >= 26 / 33]
 
 
-def _of_teacher_student(summary: Mapping[str, Any]) -> list[bool]:
+def _check_teacher_student(summary: Mapping[str, Any]) -> list[bool]:
     return [
         _is_below(ratio["high"], 1)
         for of_method in summary["error_over_ntk"].values()
@@ -80,7 +81,7 @@ def _of_teacher_student(summary: Mapping[str, Any]) -> list[bool]:
     ]
 
 
-def _of_consistency(summary: Mapping[str, Any]) -> list[bool]:
+def _check_consistency(summary: Mapping[str, Any]) -> list[bool]:
     in_rows, in_gates = summary.get("in_rows", {}), summary.get("in_log_gates", {})
     return [
         _is_below(in_rows.get("high"), -0.5),
@@ -89,12 +90,12 @@ def _of_consistency(summary: Mapping[str, Any]) -> list[bool]:
     ]
 
 
-def _of_lazy_training(summary: Mapping[str, Any]) -> list[bool]:
+def _check_lazy_training(summary: Mapping[str, Any]) -> list[bool]:
     slope = summary["slopes"]["test"]
     return [_is_below(slope["high"], 0), _is_below(slope["low"], -0.5)]
 
 
-def _of_feature_learning(summary: Mapping[str, Any]) -> list[bool]:
+def _check_feature_learning(summary: Mapping[str, Any]) -> list[bool]:
     return [
         learnt["test"] > kernels["NTK"]["test"]
         for problem, kernels in summary["alignment"].items()
@@ -102,7 +103,7 @@ def _of_feature_learning(summary: Mapping[str, Any]) -> list[bool]:
     ]
 
 
-# In the order of the story.
+# In the order of the report.
 PARTS: Mapping[str, Part] = MappingProxyType(
     {
         "toy": Part(
@@ -112,7 +113,7 @@ PARTS: Mapping[str, Part] = MappingProxyType(
             "Gram kernels; its NTK is one choice of the weights, and reweighting reaches the optimal ones.",
             "Reweighting ends within 1e-3 of the optimum, relative; CVXPY, where it is installed, finds the same "
             "optimum to 1e-8.",
-            _of_toy,
+            _check_toy,
         ),
         "uci": Part(
             uci,
@@ -121,7 +122,7 @@ PARTS: Mapping[str, Part] = MappingProxyType(
             "test accuracy is higher than or the same as the NTK's.",
             "The NTK of the sampled gates is below the certified bound in no split; the share of tables where the "
             "fixed kernel is higher or the same is at least 26/33.",
-            _of_uci,
+            _check_uci,
         ),
         "tabular": Part(
             tabular,
@@ -136,7 +137,7 @@ PARTS: Mapping[str, Part] = MappingProxyType(
             "Learning the kernel weights, as training does, is what the NTK misses on planted networks.",
             "For each kind of planted network, and for random and for discovered gates, the interval of the fixed "
             "kernel's test error over the NTK's is below 1.",
-            _of_teacher_student,
+            _check_teacher_student,
         ),
         "convex_vs_sgd": Part(
             convex_vs_sgd,
@@ -151,14 +152,14 @@ PARTS: Mapping[str, Part] = MappingProxyType(
             "The prediction error of the fixed kernel is, for planted sparse networks, at most about s(d + log P)/n.",
             "The interval of the slope in n is below the slow rate's −0.5; it reaches down to the fast rate's −1; that "
             "in log P reaches down to the fast rate's.",
-            _of_consistency,
+            _check_consistency,
         ),
         "lazy_training": Part(
             lazy_training,
             "Lazy training",
             "Very wide networks follow their NTK and do not learn kernels of their own.",
             "The interval of the slope in the width is below 0; it reaches down to −0.5.",
-            _of_lazy_training,
+            _check_lazy_training,
         ),
         "feature_learning": Part(
             feature_learning,
@@ -166,7 +167,7 @@ PARTS: Mapping[str, Part] = MappingProxyType(
             "What the NTK lacks are weights that depend on the targets.",
             "On each problem the best step of the reweighting, and the NTK of the trained ReLU network, are better "
             "aligned with fresh targets than the NTK.",
-            _of_feature_learning,
+            _check_feature_learning,
         ),
         "beyond": Part(beyond, "Beyond", "Beyond the paper: deep kernels, and the layers of a deep network's NTK."),
     }
@@ -175,10 +176,11 @@ PARTS: Mapping[str, Part] = MappingProxyType(
 
 # The settings of the parts, as in the module of that name; None leaves a part out.
 _FIELDS: dict[str, Any] = {name: (part.module.Config | None, part.module.Config()) for name, part in PARTS.items()}
-Config = create_model("Config", __config__=ConfigDict(extra="forbid", frozen=True, strict=True), **_FIELDS)
+Config = create_model("Config", __base__=Settings, **_FIELDS)
 
 
-def _chosen(config: BaseModel) -> dict[str, tuple[Experiment, Any]]:
+def _parts_of(config: BaseModel) -> dict[str, tuple[Experiment, Any]]:
+    """The parts that are not left out: experiment and settings by name."""
     return {
         name: (part.module, settings) for name, part in PARTS.items() if (settings := getattr(config, name)) is not None
     }
@@ -186,12 +188,12 @@ def _chosen(config: BaseModel) -> dict[str, tuple[Experiment, Any]]:
 
 def tasks(config: BaseModel) -> list[dict[str, Any]]:
     """The tasks of all parts, one part after another."""
-    return [{"part": name, **task} for name, (module, part) in _chosen(config).items() for task in module.tasks(part)]
+    return [{"part": name, **task} for name, (module, part) in _parts_of(config).items() for task in module.tasks(part)]
 
 
 def run_task(config: BaseModel, task: dict[str, Any]) -> list[dict[str, Any]]:
     """The rows of a part's task."""
-    module, part = _chosen(config)[task["part"]]
+    module, part = _parts_of(config)[task["part"]]
     before = jax.config.read("jax_enable_x64")
     # Parts that need float64 switch it on themselves; the next must not inherit it.
     jax.config.update("jax_enable_x64", False)
@@ -209,29 +211,29 @@ def summarise(config: BaseModel, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """The summaries of the parts that are finished, under their names."""
     found = {
         name: module.summarise(part, _rows_of(name, rows))
-        for name, (module, part) in _chosen(config).items()
-        if all(_finished(name, module, part, rows))
+        for name, (module, part) in _parts_of(config).items()
+        if all(_has_rows(name, module, part, rows))
     }
     return {"headline": "\n".join(part["headline"] for part in found.values()), **found}
 
 
-def _finished(name: str, module: Experiment, part: Any, rows: list[dict[str, Any]]) -> list[bool]:
+def _has_rows(name: str, module: Experiment, part: Any, rows: list[dict[str, Any]]) -> list[bool]:
     """Whether each task of a part has rows."""
     return [bool(of_task) for of_task in rows_by_task(module.tasks(part), _rows_of(name, rows))]
 
 
 def sections(config: BaseModel, rows: list[dict[str, Any]], summary: dict[str, Any]) -> list[Section]:
-    """The story: what the paper says beside what was measured, then each part's own report."""
+    """The report: the claims of the paper beside what was measured, then the report of each part."""
     table, found = [], []
-    for name, (module, settings) in _chosen(config).items():
+    for name, (module, settings) in _parts_of(config).items():
         part, is_finished = PARTS[name], name in summary
         if is_finished:
             measured = summary[name]["headline"]
             verdict = _verdict(part.checks(summary[name])) if part.checked else "beyond the paper"
             own = module.sections(settings, _rows_of(name, rows), summary[name])
-            found += [_under_heading(part.heading, _command(name, settings), section) for section in own]
+            found += [_add_heading(part.heading, _command(name, settings), section) for section in own]
         else:
-            finished = _finished(name, module, settings, rows)
+            finished = _has_rows(name, module, settings, rows)
             measured, verdict = f"{sum(finished)} of {len(finished)} tasks", "not finished"
         checked = part.checked or None
         row = {"the paper": part.claim, "what is checked": checked, "measured here": measured, "verdict": verdict}
@@ -248,7 +250,7 @@ def _verdict(checks: list[bool]) -> str:
     return "holds" if checks and all(checks) else "partly" if any(checks) else "not here"
 
 
-def _under_heading(heading: str, command: str, section: Section) -> Section:
+def _add_heading(heading: str, command: str, section: Section) -> Section:
     """The section with its part's name in the title and, where it has figures, the command that makes them."""
     title = section.title[0].lower() + section.title[1:].replace(": ", ", ")
     text = f"{section.text}\n\nThis part alone: `{command}`." if section.figures else section.text
@@ -256,12 +258,12 @@ def _under_heading(heading: str, command: str, section: Section) -> Section:
 
 
 def _command(name: str, settings: BaseModel) -> str:
-    """What runs a part alone: its own config, which has the defaults, with the settings that differ from them."""
+    """The command that runs a part alone: its own config, which has the defaults, and the settings that differ."""
     own, defaults = settings.model_dump(mode="json"), type(settings)().model_dump(mode="json")
-    overrides = [f"{key}={_on_one_line(value)}" for key, value in own.items() if value != defaults[key]]
+    overrides = [f"{key}={_yaml_line(value)}" for key, value in own.items() if value != defaults[key]]
     return shlex.join(["fixntk", "run", f"configs/{name}.yaml", *overrides])
 
 
-def _on_one_line(value: Any) -> str:
-    """A value as YAML."""
+def _yaml_line(value: Any) -> str:
+    """A value as YAML in one line."""
     return yaml.safe_dump(value, default_flow_style=True, width=math.inf).partition("\n")[0]

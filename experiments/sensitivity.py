@@ -10,27 +10,26 @@ import jax.numpy as jnp
 import pandas as pd
 from jax import Array, lax
 from matplotlib.figure import Figure
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from experiments.data.tables import TableNames, load_table, split_table
 from experiments.shared import colours
-from experiments.shared.statistics import margin
-from experiments.uci import padded, share_correct
+from experiments.shared.accuracy import share_correct
+from experiments.shared.arrays import split_arrays
+from experiments.shared.programs import program_at_share
+from experiments.shared.settings import Float32Gap, NonEmpty, Positive, Settings, Share
+from experiments.shared.statistics import margin, use_minus_signs
 from fixntk import ConvexProgram, activation_masks, sample_gates
+from fixntk.convex import solve_quietly
 from fixntk.convex.solvers import irls
-from fixntk.estimators.preprocessing import as_signs
 from fixntk.gram import masked_apply
 from fixntk.runner.report import Section, new_figure
-from fixntk.verify.programs import solve_quietly
-
-Positive = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(gt=0, le=1)]
 
 # What each sweep varies, in words.
 SWEEPS = {"gates": "gates P", "reg": "λ/λ_max", "steps": "reweighting steps", "epsilon": "ε, as the gap it may cost"}
 
 
-class Config(BaseModel):
+class Config(Settings):
     """Settings of the experiment.
 
     Attributes
@@ -38,15 +37,13 @@ class Config(BaseModel):
     tables, seeds
         Names of listed tables, and splits of each.
     num_gates, reg_share, steps, epsilon_gap
-        Where the other settings are held: P, λ/λ_max, reweighting steps, and the relative gap of a tenth of which ε is
-        the cost.
+        Values of the settings that are held while another one varies: P, λ/λ_max, reweighting steps, and the relative
+        gap of which ε may cost a tenth.
     gates, reg_shares, max_steps, epsilon_gaps
-        What is tried; of the steps all powers of two up to the largest, and none.
+        Values that are tried; for the steps 0 and all powers of two up to ``max_steps``.
     optimum_tol
-        Relative gap of the certified optimum, which is solved for at each λ.
+        Relative gap of the certified optimum at each λ.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     tables: Annotated[TableNames, Field(min_length=1)] = (
         "glass",
@@ -61,11 +58,11 @@ class Config(BaseModel):
     reg_share: Share = 0.01
     steps: Positive = 12
     epsilon_gap: Share = 1e-4
-    gates: Annotated[tuple[Positive, ...], Field(min_length=1)] = (16, 64, 256, 512, 1024, 2048)
-    reg_shares: Annotated[tuple[Share, ...], Field(min_length=1)] = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003)
+    gates: NonEmpty[Positive] = (16, 64, 256, 512, 1024, 2048)
+    reg_shares: NonEmpty[Share] = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003)
     max_steps: Positive = 128
-    epsilon_gaps: Annotated[tuple[Share, ...], Field(min_length=1)] = (1.0, 0.1, 0.01, 1e-3, 1e-4)
-    optimum_tol: Annotated[float, Field(ge=1e-5, lt=1)] = 1e-4
+    epsilon_gaps: NonEmpty[Share] = (1.0, 0.1, 0.01, 1e-3, 1e-4)
+    optimum_tol: Float32Gap = 1e-4
 
 
 def tasks(config: Config) -> list[dict[str, Any]]:
@@ -83,14 +80,12 @@ def run_task(config: Config, task: dict[str, Any]) -> list[dict[str, Any]]:
     """
     seed = task["seed"]
     split = split_table(load_table(task["table"]), seed)
-    x, x_test = padded(split.x_train), padded(split.x_test)
-    y = jnp.asarray(as_signs(split.y_train, split.classes.size), x.dtype)
-    # The first P of the same gates for every P.
+    x, x_test, y = split_arrays(split)
+    # For every P the first P of the same gates.
     gates = sample_gates(jax.random.key(seed), max(*config.gates, config.num_gates), x.shape[1], dtype=x.dtype)
 
     def program_of(num_gates: int, reg_share: float) -> ConvexProgram:
-        program = ConvexProgram(x, y, activation_masks(x, gates[:num_gates]), 1.0)
-        return program.with_reg(reg_share * program.max_reg())
+        return program_at_share(x, y, activation_masks(x, gates[:num_gates]), reg_share)
 
     def accuracies(program: ConvexProgram, epsilon_gap: float, num_steps: int) -> tuple[list[float], Array]:
         masks = activation_masks(x_test, gates[: program.num_gates])
@@ -125,7 +120,7 @@ def run_task(config: Config, task: dict[str, Any]) -> list[dict[str, Any]]:
 def _path(
     program: ConvexProgram, epsilon: Array, test_masks: Array, x_test: Array, *, num_steps: int
 ) -> tuple[Array, Array]:
-    """Outputs on the test part, and gaps, of Algorithm 1 from the NTK's weights on: (num_steps + 1, n_test, c)."""
+    """Outputs (num_steps + 1, n_test, c) on the test part, and gaps (num_steps + 1,), of Algorithm 1 from the NTK."""
 
     def look(state: irls.IRLSState) -> tuple[Array, Array]:
         return masked_apply(test_masks, x_test, state.weights), state.gap
@@ -141,7 +136,7 @@ def _path(
 
 
 def summarise(_: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Mean accuracies by value of each setting, and how far they are apart."""
+    """Mean accuracies by value of each setting, and their range."""
     found: dict[str, Any] = {}
     for sweep, part in by_value(rows).groupby("sweep", sort=False):
         found[str(sweep)] = part.drop(columns="sweep").to_dict("records")
@@ -160,8 +155,8 @@ def summarise(_: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
 def by_value(rows: list[dict[str, Any]]) -> pd.DataFrame:
     """Means over splits and tables for each value of each setting.
 
-    ± is half the 95 % interval, over the tables, of what precedes it: Algorithm 1's difference from the NTK, then the
-    optimum's.
+    ± is half the width of the 95 % interval, over the tables, of the column before it: the difference of Algorithm 1
+    from the NTK, then that of the optimum.
     """
     frame = pd.DataFrame(rows)
     frame["difference"] = frame["accuracy"] - frame["ntk"]
@@ -180,14 +175,14 @@ def _clear_differences(table: pd.DataFrame) -> str:
     listed = ", ".join(
         f"{SWEEPS[sweep]} = {value:g} ({difference:+.4f} ± {half:.4f})"
         for sweep, value, difference, half in clear[["sweep", "value", "difference", "±"]].itertuples(index=False)
-    ).replace("-", "−")
-    # No steps are the NTK itself.
+    )
+    # Without steps Algorithm 1 is the NTK itself, and nothing is compared.
     compared = int((table["±"] > 0).sum())
     if not compared:
         return ""
     return (
         f" The difference from the NTK exceeds half its 95 % interval at {len(clear)} of {compared} settings"
-        f"{f': {listed}' if listed else ''}."
+        f"{f': {use_minus_signs(listed)}' if listed else ''}."
     )
 
 

@@ -5,43 +5,43 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Collection, Mapping
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import model_validator
 from scipy import stats
 
 from experiments.data.regression_tables import REGRESSION_TABLES, load_regression_table, split_regression_table
 from experiments.data.tables import TABLES, load_table, split_table
 from experiments.shared import colours
 from experiments.shared.baselines import CLASSIFIERS, NUM_FOLDS, ON_REQUEST, REGRESSORS
-from experiments.shared.statistics import LEVEL, compare, in_words, margin
-from experiments.uci import differences_figure
+from experiments.shared.figures import differences_figure
+from experiments.shared.settings import NonNegative, Positive, Settings, ShareBelowOne
+from experiments.shared.statistics import LEVEL, compare, comparison_text, margin
 from fixntk.runner.report import Section, new_figure
 
-Positive = Annotated[int, Field(ge=1)]
 Kind = Literal["classification", "regression"]
 
 _METHODS: Mapping[str, Mapping[str, Any]] = {"classification": CLASSIFIERS, "regression": REGRESSORS}
 _TABLES: Mapping[str, Mapping[str, Any]] = {"classification": TABLES, "regression": REGRESSION_TABLES}
 _SCORES = {"classification": "accuracy", "regression": "R²"}
 _OURS = "fixed kernel"
-# What chooses the settings of methods that do not take the folds.
+# How methods that do not use the folds choose their settings.
 _TUNED_OTHERWISE = {
     "NTK": "whose ridge has the least leave-one-out error, in closed form",
     "xRFM": "for which a fifth of the rows is set aside",
 }
 
 
-class Config(BaseModel):
+class Config(Settings):
     """Settings of the experiment.
 
     Attributes
     ----------
     kinds
-        Which tables: with classes, or with quantities to predict.
+        Kinds of tables: with classes, or with quantities to predict.
     tables
         Names of tables of these kinds; all of them when empty.
     methods
@@ -54,17 +54,15 @@ class Config(BaseModel):
         Share of the rows in the test part.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
     kinds: tuple[Kind, ...] = ("classification", "regression")
     tables: tuple[str, ...] = ()
     methods: tuple[str, ...] = ()
     seeds: Positive = 3
-    first_seed: Annotated[int, Field(ge=0)] = 0
-    test_size: Annotated[float, Field(gt=0, lt=1)] = 0.25
+    first_seed: NonNegative = 0
+    test_size: ShareBelowOne = 0.25
 
     @model_validator(mode="after")
-    def _known(self) -> Config:
+    def _check_names(self) -> Config:
         if not self.kinds:
             raise ValueError("kinds: at least one is needed")
         for what, given, known in (("table", self.tables, _TABLES), ("method", self.methods, _METHODS)):
@@ -101,7 +99,7 @@ def run_task(config: Config, task: dict[str, Any]) -> list[dict[str, Any]]:
     split: Any
     if task["kind"] == "classification":
         split = split_table(load_table(task["table"]), task["seed"], test_size=config.test_size)
-        # Every method has a constant of its own.
+        # Without the bias column: every method has a constant of its own.
         x, x_test = split.x_train[:, :-1], split.x_test[:, :-1]
     else:
         split = split_regression_table(load_regression_table(task["table"]), task["seed"], test_size=config.test_size)
@@ -109,7 +107,7 @@ def run_task(config: Config, task: dict[str, Any]) -> list[dict[str, Any]]:
     model = _METHODS[task["kind"]][task["method"]](task["seed"])
     began = time.perf_counter()
     with warnings.catch_warnings():
-        # Networks that stop at their last epoch, classes smaller than the number of folds.
+        # Warnings of networks that stop at their last epoch, and of classes smaller than the number of folds.
         warnings.simplefilter("ignore")
         model.fit(x, split.y_train)
         fitted = time.perf_counter()
@@ -177,7 +175,9 @@ def sections(config: Config, rows: list[dict[str, Any]], summary: dict[str, Any]
     found = []
     for kind, scores in by_table(rows).items():
         part = summary[kind]
-        others = "; ".join(f"{other}: {in_words(paired)}" for other, paired in part["fixed_kernel_against"].items())
+        others = "; ".join(
+            f"{other}: {comparison_text(paired)}" for other, paired in part["fixed_kernel_against"].items()
+        )
         text = f"**{_headline(kind, part)}**\n\nThe fixed kernel (Wilcoxon's signed-rank test) against {others}."
         figures = _comparison_figures(config, rows, kind, part)
         found.append(Section(f"{kind.capitalize()}: ranks", text, figures=figures))
@@ -193,7 +193,7 @@ def sections(config: Config, rows: list[dict[str, Any]], summary: dict[str, Any]
 
 
 def _tuning(methods: Collection[Any]) -> str:
-    """What chooses the settings of these methods."""
+    """How the settings of these methods are chosen, in one sentence."""
     others = " and ".join(f"the {name}, {how}" for name, how in _TUNED_OTHERWISE.items() if name in methods)
     return f"{NUM_FOLDS} folds choose the settings{f' of all but {others}' if others else ''}."
 
@@ -201,7 +201,7 @@ def _tuning(methods: Collection[Any]) -> str:
 def _comparison_figures(
     config: Config, rows: list[dict[str, Any]], kind: str, part: Mapping[str, Any]
 ) -> tuple[tuple[str, Figure, str], ...]:
-    """Ranks and times of three methods or more, the difference on each table of two."""
+    """Figures of ranks and times for three methods or more, of the difference on each table for two."""
     ranks = pd.Series(part["average_rank"])
     if len(ranks) < 2:
         return ()

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from operator import itemgetter
 from types import MappingProxyType
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pandas as pd
+from jax import Array
 from matplotlib.figure import Figure
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from experiments.data import planted
 from experiments.shared import colours
-from experiments.shared.statistics import geometric_mean, with_interval
+from experiments.shared.settings import NonEmpty, Positive, PositiveFloat, Settings, ShareBelowOne
+from experiments.shared.statistics import geometric_mean, interval_text
 from fixntk import (
     ConvergenceWarning,
     ConvexProgram,
     GatedReLUNetwork,
     ReLUNetwork,
+    Solution,
     activation_masks,
     discover,
     gated_relu_ntk,
@@ -33,8 +37,9 @@ from fixntk import (
 )
 from fixntk.runner.report import Section, new_figure
 
-Positive = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(gt=0, lt=1)]
+T = TypeVar("T")
+Network = TypeVar("Network", GatedReLUNetwork, ReLUNetwork)
+
 METHODS: Mapping[str, str] = MappingProxyType(
     {
         "NTK": colours.NTK,
@@ -44,12 +49,21 @@ METHODS: Mapping[str, str] = MappingProxyType(
         "trained ReLU": colours.TRAINED_RELU,
     }
 )
-"""With their colours."""
+"""The methods, with their colours."""
+
+# Test rows of each data set.
+_NUM_TEST = 2000
+# Ridges of the NTK to choose from, in units of the mean of its kernel's diagonal.
+_RIDGES = np.geomspace(1e-5, 10, 13)
+# Relative gap of the solutions.
+_TOL = 1e-5
+# Most rounds of discovery.
+_MAX_ROUNDS = 10
 
 NEEDS_EVERY_TASK = True
 
 
-class Config(BaseModel):
+class Config(Settings):
     """Settings of the experiment.
 
     Attributes
@@ -59,31 +73,29 @@ class Config(BaseModel):
     num_features, rows
         Numbers of features d and of training rows n.
     num_neurons
-        Of the planted network.
+        Neurons of the planted network.
     noise
         Standard deviation of the noise; the planted outputs have 1.
     num_gates
         Random gates P.
     reg_shares
-        λ/λ_max to choose from, on as many fresh rows as there are for training.
+        λ/λ_max to choose from, by the error on n fresh rows.
     width, num_steps, learning_rate
-        Of the trained networks, and of Adam.
+        Neurons of each trained network, and steps and learning rate of Adam.
     seeds
         Data sets of each kind and size.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-    teachers: Annotated[tuple[Literal["gated", "relu"], ...], Field(min_length=1)] = ("gated", "relu")
-    num_features: Annotated[tuple[Positive, ...], Field(min_length=1)] = (2, 5, 10, 20)
-    rows: Annotated[tuple[Positive, ...], Field(min_length=1)] = (100, 200, 400)
+    teachers: NonEmpty[Literal["gated", "relu"]] = ("gated", "relu")
+    num_features: NonEmpty[Positive] = (2, 5, 10, 20)
+    rows: NonEmpty[Positive] = (100, 200, 400)
     num_neurons: Positive = 3
     noise: Annotated[float, Field(ge=0)] = 0.2
     num_gates: Positive = 256
-    reg_shares: Annotated[tuple[Share, ...], Field(min_length=1)] = (0.3, 0.1, 0.03, 0.01, 0.003)
+    reg_shares: NonEmpty[ShareBelowOne] = (0.3, 0.1, 0.03, 0.01, 0.003)
     width: Positive = 200
     num_steps: Positive = 3000
-    learning_rate: Annotated[float, Field(gt=0)] = 0.01
+    learning_rate: PositiveFloat = 0.01
     seeds: Positive = 2
 
 
@@ -98,82 +110,127 @@ def tasks(config: Config) -> list[dict[str, Any]]:
     ]
 
 
+class _Data(NamedTuple):
+    """Noisy rows to fit and to choose λ, rows without noise to measure the error, and the planted network's gates."""
+
+    x: Array
+    y: Array
+    x_held: Array
+    y_held: Array
+    x_test: Array
+    y_test: Array
+    teacher_gates: Array
+
+
 def run_task(config: Config, task: dict[str, Any]) -> list[dict[str, Any]]:
     """Fit every method, its λ chosen on fresh noisy rows, and measure it on others without noise: a row for each."""
     jax.config.update("jax_enable_x64", True)
     n, d = task["rows"], task["features"]
     keys = jax.random.split(jax.random.fold_in(jax.random.key(task["seed"]), 1000 * n + d), 7)
-    neurons, outputs = (
-        jax.random.normal(keys[0], (config.num_neurons, d)),
-        jax.random.normal(keys[1], (config.num_neurons,)),
-    )
+    data = _plant(config, task, keys[:5])
+    gates = sample_gates(keys[5], config.num_gates, d)
+    program = ConvexProgram(data.x, data.y, activation_masks(data.x, gates), 1.0)
+    regs = program.max_reg() * jnp.asarray(config.reg_shares)
+    reg, random_gates = _random_gates_row(data, gates, program, regs)
+    return [
+        _ntk_row(data),
+        random_gates,
+        _discovered_gates_row(data, gates, reg, keys[6]),
+        _trained_row(config, data, "trained gated", GatedReLUNetwork, regs, keys[6]),
+        _trained_row(config, data, "trained ReLU", ReLUNetwork, regs, keys[6]),
+    ]
+
+
+def _plant(config: Config, task: dict[str, Any], keys: Array) -> _Data:
+    """Sample a gated or a ReLU network and its rows: n to fit, n to choose λ, and `_NUM_TEST` without noise."""
+    n, d = task["rows"], task["features"]
+    neurons = jax.random.normal(keys[0], (config.num_neurons, d))
+    outputs = jax.random.normal(keys[1], (config.num_neurons,))
     teacher_gates = neurons if task["teacher"] == "relu" else sample_gates(keys[2], config.num_neurons, d)
-    all_rows = jax.random.normal(keys[3], (2 * n + 2000, d))
-    truth = (activation_masks(all_rows, teacher_gates) * (all_rows @ neurons.T)) @ outputs
+    x = jax.random.normal(keys[3], (2 * n + _NUM_TEST, d))
+    truth = (activation_masks(x, teacher_gates) * (x @ neurons.T)) @ outputs
     truth = truth / jnp.std(truth)
     noisy = truth + config.noise * jax.random.normal(keys[4], truth.shape)
-    x, x_held, x_test = all_rows[:n], all_rows[n : 2 * n], all_rows[2 * n :]
-    y, y_held, y_test = noisy[:n], noisy[n : 2 * n], truth[2 * n :]
-    gates = sample_gates(keys[5], config.num_gates, d)
-    program = ConvexProgram(x, y, activation_masks(x, gates), 1.0)
-    regs = program.max_reg() * jnp.asarray(config.reg_shares)
+    return _Data(x[:n], noisy[:n], x[n : 2 * n], noisy[n : 2 * n], x[2 * n :], truth[2 * n :], teacher_gates)
 
-    def best(fits: list[Any]) -> Any:
-        """The fit, a function from inputs to outputs and more, with the least error on held-out rows."""
-        return min(fits, key=lambda fit: float(jnp.mean((fit[0](x_held) - y_held) ** 2)))
 
-    def row(method: str, predict: Any, **more: Any) -> dict[str, Any]:
-        return {"method": method, "squared_error": float(jnp.mean((predict(x_test) - y_test) ** 2)), **more}
+def _best(data: _Data, fits: Iterable[T], predict: Callable[[T, Array], Array]) -> T:
+    """The fit whose predictions have the least squared error on the held-out rows."""
+    return min(fits, key=lambda fit: float(jnp.mean((predict(fit, data.x_held) - data.y_held) ** 2)))
 
-    kernel = gated_relu_ntk(x)
-    ridges = float(jnp.trace(kernel)) / n * np.geomspace(1e-5, 10, 13)
 
-    def ridge(reg: float) -> Any:
-        return lambda new: kernel_ridge(kernel, y, gated_relu_ntk(new, x), reg=reg)
+def _row(data: _Data, method: str, test_outputs: Array, **measured: Any) -> dict[str, Any]:
+    return {"method": method, "squared_error": float(jnp.mean((test_outputs - data.y_test) ** 2)), **measured}
 
-    found = [row("NTK", best([(ridge(reg),) for reg in ridges])[0])]
 
-    solutions = [solve(program.with_reg(reg), tol=1e-5) for reg in regs]
-    predict, reg, solution = best(
-        [(lambda new, s=s: s.predict(new, gates), reg, s) for s, reg in zip(solutions, regs, strict=True)]
-    )
-    recovered = _recovered(x, teacher_gates, activation_masks(x, gates)[:, np.asarray(solution.active)])
-    found.append(row("fixed, random gates", predict, recovered=recovered, objective=float(solution.primal)))
+def _ntk_row(data: _Data) -> dict[str, Any]:
+    kernel = gated_relu_ntk(data.x)
 
+    def predict(reg: float, x: Array) -> Array:
+        return kernel_ridge(kernel, data.y, gated_relu_ntk(x, data.x), reg=reg)
+
+    ridges = float(jnp.trace(kernel)) / len(data.x) * _RIDGES
+    return _row(data, "NTK", predict(_best(data, ridges, predict), data.x_test))
+
+
+def _random_gates_row(data: _Data, gates: Array, program: ConvexProgram, regs: Array) -> tuple[Array, dict[str, Any]]:
+    """The λ chosen for the fixed kernel with random gates, and its row."""
+
+    def predict(fit: tuple[Array, Solution], x: Array) -> Array:
+        return fit[1].predict(x, gates)
+
+    fits = [(reg, solve(program.with_reg(reg), tol=_TOL)) for reg in regs]
+    reg, solution = _best(data, fits, predict)
+    measured = _measure_gates(data, activation_masks(data.x, gates), solution)
+    return reg, _row(data, "fixed, random gates", solution.predict(data.x_test, gates), **measured)
+
+
+def _discovered_gates_row(data: _Data, gates: Array, reg: Array, key: Array) -> dict[str, Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        more = discover(x, y, reg, key=keys[6], gates=gates, max_rounds=10, tol=1e-5, max_cells=1)
-    recovered = _recovered(x, teacher_gates, more.masks[:, np.asarray(more.solution.active)])
-    found.append(
-        row(
-            "fixed, discovered gates",
-            lambda new: more.solution.predict(new, more.gates),
-            recovered=recovered,
-            objective=float(more.solution.primal),
-        )
-    )
-
-    adam = optax.adam(config.learning_rate)
-    options: dict[str, Any] = {
-        "num_steps": config.num_steps,
-        "record_every": max(1, config.num_steps // 10),
-        "validation": (x_held, y_held),
-    }
-    for method, kind in (("trained gated", GatedReLUNetwork), ("trained ReLU", ReLUNetwork)):
-        start = jax.vmap(lambda _, kind=kind: kind.sample(keys[6], config.width, d))(jnp.arange(len(regs)))
-        stack = train(start, x, y, adam, reg=regs, **options).network
-        networks = [jax.tree.map(lambda leaf, k=k: leaf[k], stack) for k in range(len(regs))]
-        found.append(row(method, best([(network,) for network in networks])[0]))
-    return found
+        found = discover(data.x, data.y, reg, key=key, gates=gates, max_rounds=_MAX_ROUNDS, tol=_TOL, max_cells=1)
+    outputs = found.solution.predict(data.x_test, found.gates)
+    return _row(data, "fixed, discovered gates", outputs, **_measure_gates(data, found.masks, found.solution))
 
 
-def _recovered(x: jax.Array, teacher_gates: jax.Array, masks: jax.Array) -> float:
+def _trained_row(
+    config: Config,
+    data: _Data,
+    method: str,
+    kind: type[Network],
+    regs: Array,
+    key: Array,
+) -> dict[str, Any]:
+    """Train networks from the same start with every λ at once, and take the best."""
+    start = jax.vmap(lambda _: kind.sample(key, config.width, data.x.shape[1]))(jnp.arange(len(regs)))
+    stack = train(
+        start,
+        data.x,
+        data.y,
+        optax.adam(config.learning_rate),
+        reg=regs,
+        num_steps=config.num_steps,
+        record_every=max(1, config.num_steps // 10),
+        validation=(data.x_held, data.y_held),
+    ).network
+    networks = [jax.tree.map(itemgetter(k), stack) for k in range(len(regs))]
+    best = _best(data, networks, lambda network, x: network(x))
+    return _row(data, method, best(data.x_test))
+
+
+def _measure_gates(data: _Data, masks: Array, solution: Solution) -> dict[str, float]:
+    recovered = _agreement(data.x, data.teacher_gates, masks[:, np.asarray(solution.active)])
+    return {"recovered": recovered, "objective": float(solution.primal)}
+
+
+def _agreement(x: Array, teacher_gates: Array, masks: Array) -> float:
     """Mean over planted gates of the largest share of rows on which an active gate's mask, or its opposite, agrees."""
-    planted = np.asarray(activation_masks(x, teacher_gates), float) * 2 - 1
+    # The product of two masks of ±1 is n times the share of rows that agree less that of the others.
+    teacher = np.asarray(activation_masks(x, teacher_gates), float) * 2 - 1
     active = np.asarray(masks, float) * 2 - 1
     if active.shape[1] == 0:
         return 0.5
-    return float(np.mean(0.5 + 0.5 * np.max(np.abs(planted.T @ active), axis=1) / len(x)))
+    return float(np.mean(0.5 + 0.5 * np.max(np.abs(teacher.T @ active), axis=1) / len(x)))
 
 
 def by_size(rows: list[dict[str, Any]]) -> pd.DataFrame:
@@ -190,7 +247,7 @@ def recovered_by_size(rows: list[dict[str, Any]]) -> pd.DataFrame:
 
 
 def summarise(_: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """How often each method beats the NTK, and by how much."""
+    """Shares of cases in which a method beats the NTK, ratios of errors, and agreement with planted gates."""
     frame = pd.DataFrame(rows)
     errors = frame.pivot_table("squared_error", ["teacher", "features", "rows", "seed"], "method")
     ratios = errors.div(errors["NTK"], axis=0)
@@ -219,7 +276,7 @@ def sections(config: Config, rows: list[dict[str, Any]], summary: dict[str, Any]
     recovered = summary["mean_recovered"]
     means = "; ".join(
         f"{planted.label(teacher)} teacher: "
-        + ", ".join(f"{method} {with_interval(ratio['mean'], ratio, '.2f')}" for method, ratio in part.items())
+        + ", ".join(f"{method} {interval_text(ratio['mean'], ratio, '.2f')}" for method, ratio in part.items())
         for teacher, part in summary["error_over_ntk"].items()
     )
     text = (

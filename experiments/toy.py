@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Annotated, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +13,11 @@ import numpy as np
 import optax
 import pandas as pd
 from matplotlib.figure import Figure
-from pydantic import BaseModel, ConfigDict, Field
 
 from experiments.data import planted
 from experiments.shared import colours
+from experiments.shared.programs import program_at_share
+from experiments.shared.settings import NonNegative, Positive, PositiveFloat, Settings, ShareBelowOne
 from fixntk import (
     ConvexProgram,
     GatedReLUNetwork,
@@ -28,45 +29,44 @@ from fixntk import (
     solve_relu,
     train,
 )
+from fixntk.convex import solve_quietly
 from fixntk.runner.report import Section, new_figure
-from fixntk.verify.programs import optimum_by_cvxpy, solve_quietly
-
-Positive = Annotated[int, Field(ge=1)]
+from fixntk.verify.programs import optimum_by_cvxpy
 
 NEEDS_EVERY_TASK = True
 
 
-class Config(BaseModel):
+class Config(Settings):
     """Settings of the experiment.
 
     Attributes
     ----------
     seed
-        Of the data.
+        Seed of the data and of the networks.
     reg_share
         λ/λ_max.
     irls_steps
         Reweighting steps.
     shown_steps
         Steps whose functions are drawn.
-    width, num_networks, num_steps, learning_rate
-        Of the trained networks: neurons, networks of which the best is shown, steps and rate of Adam.
+    width, num_networks
+        Neurons of each trained network, and number of networks, of which the best is shown.
+    num_steps, learning_rate
+        Steps and learning rate of Adam.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-    seed: Annotated[int, Field(ge=0)] = 0
-    reg_share: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    seed: NonNegative = 0
+    reg_share: ShareBelowOne = 0.01
     irls_steps: Positive = 100
     shown_steps: tuple[Positive, ...] = (1, 2, 3, 5, 10, 30, 100)
     width: Positive = 40
     num_networks: Positive = 8
     num_steps: Positive = 20_000
-    learning_rate: Annotated[float, Field(gt=0)] = 0.003
+    learning_rate: PositiveFloat = 0.003
 
 
 def tasks(_: Config) -> list[dict[str, Any]]:
-    """The convex side, and each kind of network trained."""
+    """One task for the convex programs, and one for each kind of trained network."""
     return [{"side": side} for side in ("program", "trained gated", "trained ReLU")]
 
 
@@ -74,8 +74,7 @@ def run_task(config: Config, task: dict[str, Any]) -> list[dict[str, Any]]:
     """A row for each fitted function: its objective, and its outputs on a grid of the line."""
     jax.config.update("jax_enable_x64", True)
     data = planted.make("toy", config.seed)
-    program = ConvexProgram(data.x, data.y, data.masks, 1.0)
-    program = program.with_reg(config.reg_share * program.max_reg())
+    program = program_at_share(data.x, data.y, data.masks, config.reg_share)
     if task["side"] == "program":
         return _program_rows(config, data, program)
     optimizer, key = optax.adam(config.learning_rate), jax.random.key(config.seed)
@@ -118,14 +117,14 @@ def _program_rows(config: Config, data: planted.Planted, program: ConvexProgram)
             of_solution=float(ntk.primal),
             path=np.asarray(whole.history.primal)[:done],
         ),
-        *(_row(data, _steps(k), float((s := after(k)).primal), outputs(s)) for k in config.shown_steps),
+        *(_row(data, _step_label(k), float((s := after(k)).primal), outputs(s)) for k in config.shown_steps),
         _row(
             data,
             "optimum",
             float(optimum.primal),
             outputs(optimum),
             lower_bound=float(optimum.dual),
-            cvxpy=_by_cvxpy(program),
+            cvxpy=_cvxpy_optimum(program),
             ntk_weights=np.asarray(start),
             kernel_weights=np.asarray(optimum.kernel_weights),
         ),
@@ -133,7 +132,7 @@ def _program_rows(config: Config, data: planted.Planted, program: ConvexProgram)
     ]
 
 
-def _steps(number: int) -> str:
+def _step_label(number: int) -> str:
     return f"{number} step{'s' * (number > 1)}"
 
 
@@ -142,7 +141,7 @@ def _row(data: planted.Planted, function: str, objective: float, outputs: Any, *
     return {"function": function, "objective": objective, "outputs": outputs, **points, **more}
 
 
-def _by_cvxpy(program: ConvexProgram) -> float | None:
+def _cvxpy_optimum(program: ConvexProgram) -> float | None:
     """The optimum by CVXPY and Clarabel, where they are installed."""
     try:
         return optimum_by_cvxpy(program, tol=1e-11)
@@ -151,7 +150,7 @@ def _by_cvxpy(program: ConvexProgram) -> float | None:
 
 
 def summarise(_: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Objectives of all functions, and how the optimum compares with CVXPY, with reweighting and with training."""
+    """Objectives of all functions, and the optimum compared with CVXPY, with reweighting and with training."""
     row_of = {row["function"]: row for row in rows}
     objective = {name: row["objective"] for name, row in row_of.items()}
     best, ntk, optimum = row_of["optimum"], objective["NTK"], objective["optimum"]
@@ -201,7 +200,7 @@ def sections(config: Config, rows: list[dict[str, Any]], summary: dict[str, Any]
 
 
 def _objectives(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    """The objective of each function, and how far above the optimum of its own program, gated or ReLU, it is."""
+    """The objective of each function, and its distance from the optimum of its own program, gated or ReLU."""
     objectives = {row["function"]: row["objective"] for row in rows}
     ntk, best = rows[0], next(row for row in rows if row["function"] == "optimum")
     named = {"NTK, J(η) at its best scale": objectives.pop("NTK"), "NTK, P(W) of its solution": ntk["of_solution"]}

@@ -33,10 +33,15 @@ class Planted(NamedTuple):
     masks: Array
 
 
-# (n, d, P) of the teachers.
+# Numbers of rows n, features d and gates P of the teachers' problems.
 SIZES = {"teacher": (200, 5, 200), "relu_teacher": (200, 5, 200)}
 PROBLEMS = ("toy", *SIZES)
-_NUM_NEURONS, _NUM_TEST, _NOISE = 4, 1000, 0.1
+# Neurons of a teacher.
+_NUM_NEURONS = 4
+# Test rows of a teacher's problem.
+_NUM_TEST = 1000
+# Standard deviation of the noise, in units of the targets' own.
+_NOISE = 0.1
 
 
 def label(kind: str) -> str:

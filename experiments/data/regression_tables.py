@@ -47,7 +47,7 @@ class RegressionSpec:
     separator: str = ","
     decimal: str = "."
     categorical: str = ""  # columns that are nominal although the file has numbers in them
-    drop: str = ""  # identifiers, and what was computed from the target
+    drop: str = ""  # columns left out: identifiers, and those computed from the target
 
 
 # At most 1,650 rows. Not listed: mortgage (the columns of treasury, with another target), forestfires (half of its
@@ -128,7 +128,7 @@ def _diabetes() -> pd.DataFrame:
 
 
 def split_regression_table(table: RegressionTable, seed: int, *, test_size: float = 0.25) -> RegressionSplit:
-    """Split a table at random and encode its columns as the training part prescribes.
+    """Split a table at random and encode its columns by an encoder fitted to the training part.
 
     Parameters
     ----------

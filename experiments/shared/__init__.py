@@ -1,1 +1,1 @@
-"""What several experiments share: settings, statistics, colours and baselines."""
+"""Settings, statistics, arrays, figures and baselines that several experiments share."""

@@ -1,4 +1,4 @@
-"""The methods that the comparison on tables runs: each a scikit-learn estimator that tunes itself on its rows."""
+"""The methods of the comparison on tables: scikit-learn estimators that tune themselves on their training rows."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from sklearn.svm import SVC, SVR
 from fixntk.estimators import GatedReLUClassifierCV, GatedReLURegressorCV, NTKClassifierCV, NTKRegressorCV
 from fixntk.runner.config import ConfigError
 
+# Folds of each search.
 NUM_FOLDS = 4
 _GAMMAS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)  # of standardised columns
 _BOOSTING = {"learning_rate": (0.03, 0.1), "max_leaf_nodes": (4, 16)}
@@ -33,17 +34,17 @@ _MLP = {"alpha": (1e-4, 1e-2, 1.0)}
 Factory = Callable[[int], Any]
 
 
-def _searched(estimator: Any, grid: Mapping[str, Any], scoring: str) -> Any:
+def _grid_search(estimator: Any, grid: Mapping[str, Any], scoring: str) -> Any:
     kind = StratifiedKFold if scoring == "accuracy" else KFold
     return GridSearchCV(estimator, dict(grid), cv=kind(NUM_FOLDS, shuffle=True, random_state=0), scoring=scoring)
 
 
 def _classifier(estimator: Any, grid: Mapping[str, Any]) -> Any:
-    return _searched(estimator, grid, "accuracy")
+    return _grid_search(estimator, grid, "accuracy")
 
 
 def _regressor(estimator: Any, grid: Mapping[str, Any]) -> Any:
-    return _searched(_StandardisedTarget(estimator), {f"regressor__{key}": grid[key] for key in grid}, "r2")
+    return _grid_search(_StandardisedTarget(estimator), {f"regressor__{key}": grid[key] for key in grid}, "r2")
 
 
 class _StandardisedTarget(RegressorMixin, BaseEstimator):
@@ -134,5 +135,5 @@ REGRESSORS: Mapping[str, Factory] = MappingProxyType(
     }
 )
 
-# Packages that the extras do not bring: their methods run only when they are named.
+# Methods whose packages are in no extra, which run only where a config names them.
 ON_REQUEST = ("xRFM",)

@@ -1,7 +1,7 @@
-"""Choose λ by cross-validation and fit, the NTK and the fixed kernel in the same way, each in one compiled call.
+"""Cross-validation of λ and the final fit, for the NTK and the fixed kernel alike, each in one compiled call.
 
-Each fold's training rows are gathered, and filled up to one size by rows of zeros, which change nothing (M2), so that
-the grid folds × λ is one batch.
+The training rows of each fold are gathered and padded to one size by rows of zeros, which change neither kernels nor
+fits, so that the grid of folds and values of λ is one batch.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from fixntk._numerics import solve_kernel_ridge
 from fixntk.convex.program import BestScale
 from fixntk.gram import masked_apply
 
-# The sizes of folds are rounded up to a multiple of this.
+# The number of training rows of a fold is rounded up to a multiple of this.
 _ROWS = 16
 
 
@@ -69,7 +69,7 @@ def fold_masks(labels: np.ndarray, num_folds: int, seed: int) -> np.ndarray:
     keep = np.ones((num_folds, labels.size), np.float32)
     folds = StratifiedKFold(min(num_folds, int(np.bincount(labels).max())), shuffle=True, random_state=seed)
     with warnings.catch_warnings():
-        # A class with fewer members than folds is fine: it is absent from some held-out parts.
+        # A class with fewer members than folds is allowed: it is absent from some held-out parts.
         warnings.filterwarnings("ignore", "The least populated class", UserWarning)
         for row, (_, held_out) in zip(keep, folds.split(np.zeros(labels.size), labels), strict=False):
             row[held_out] = 0
@@ -88,7 +88,7 @@ def fit_ridge(kernel: Array, test_kernel: Array, y: Array, keep: np.ndarray, reg
 def _fit_ridge(kernel: Array, test_kernel: Array, y: Array, keep: Array, training: Array, regs: Array) -> RidgeFit:
     def outputs(rows: Array, reg: Array) -> Array:
         columns = kernel.at[:, rows].get(mode="fill", fill_value=0)
-        return columns @ solve_kernel_ridge(_taken(columns, rows), reg, _taken(y, rows))
+        return columns @ solve_kernel_ridge(_take_rows(columns, rows), reg, _take_rows(y, rows))
 
     errors = _held_out_errors(outputs, y, keep, training, regs)
     chosen = jnp.argmin(errors)
@@ -109,7 +109,7 @@ def _fit_fixed(
     x: Array, y: Array, masks: Array, keep: Array, training: Array, regs: Array, *, steps: int, tol: float
 ) -> FixedFit:
     def outputs(rows: Array, reg: Array) -> Array:
-        program = ConvexProgram(_taken(x, rows), _taken(y, rows), _taken(masks, rows), reg)
+        program = ConvexProgram(_take_rows(x, rows), _take_rows(y, rows), _take_rows(masks, rows), reg)
         fold = solve(program, method="irls", max_iter=steps, tol=tol)
         return masked_apply(masks, x, fold.weights)
 
@@ -122,13 +122,14 @@ def _fit_fixed(
 
 
 def _training_rows(keep: np.ndarray) -> np.ndarray:
-    """(folds, m) indices of the rows that each fold keeps, n where there are no more; few m, as each is compiled."""
+    """(folds, m) indices of the rows that each fold keeps, padded by n; few values of m, as each one is compiled."""
     kept = [np.flatnonzero(rows) for rows in keep]
     size = -(-max(map(len, kept)) // _ROWS) * _ROWS
     return np.stack([np.pad(rows, (0, size - len(rows)), constant_values=keep.shape[1]) for rows in kept])
 
 
-def _taken(array: Array, rows: Array) -> Array:
+def _take_rows(array: Array, rows: Array) -> Array:
+    """The rows with these indices, zeros for indices out of range."""
     return array.at[rows].get(mode="fill", fill_value=0)
 
 

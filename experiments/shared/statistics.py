@@ -1,90 +1,98 @@
-"""What the experiments say of numbers: paired comparisons over tables, intervals, slopes on log scales."""
+"""Statistics of the experiments: paired comparisons over tables, means and slopes, each with a 95 % interval."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 from scipy import stats
 
+# Level of the tests, and share of the cases that an interval may miss.
 LEVEL = 0.05
+# Decimal places that a difference of two scores has without rounding errors.
+_DECIMALS = 12
 
 
 def compare(score: pd.Series, other: pd.Series) -> dict[str, Any]:
     """Paired comparison of two methods over tables: counts, mean difference with interval, Wilcoxon's signed-rank p."""
     difference = paired_difference(score, other).to_numpy()
     higher, lower = int(np.sum(difference > 0)), int(np.sum(difference < 0))
-    found = mean(difference)
+    average = mean(difference)
     return {
         "higher": higher,
         "same": len(difference) - higher - lower,
         "lower": lower,
-        "mean_difference": found["mean"],
+        "mean_difference": average["mean"],
         "median_difference": float(np.median(difference)),
-        "mean_difference_95": [found["low"], found["high"]] if len(difference) > 1 and higher + lower else None,
+        "mean_difference_95": [average["low"], average["high"]] if len(difference) > 1 and higher + lower else None,
         "wilcoxon_p": float(stats.wilcoxon(difference).pvalue) if higher + lower else 1.0,
     }
 
 
 def paired_difference(score: pd.Series, other: pd.Series) -> pd.Series:
-    """Differences of two scores without rounding's share, which would be a difference where there is none."""
-    return (score - other).round(12)
+    """Differences of two scores, rounded so that equal scores have a difference of exactly zero."""
+    return (score - other).round(_DECIMALS)
 
 
-def in_words(comparison: dict[str, Any]) -> str:
-    """A comparison in one line."""
+def comparison_text(comparison: Mapping[str, Any]) -> str:
+    """A comparison of `compare` in one line."""
     words = "{mean_difference:+.4f} on average".format(**comparison)
     if bounds := comparison["mean_difference_95"]:
         words += f" (95 % interval over tables {bounds[0]:+.4f} to {bounds[1]:+.4f})"
     words += ", higher on {higher}, the same on {same}, lower on {lower}, Wilcoxon p = {wilcoxon_p:.2g}".format(
         **comparison
     )
-    return words.replace("-", "−")
+    return use_minus_signs(words)
 
 
-def t_quantile(count: Any) -> Any:
-    """Half the width of a 95 % interval in standard errors of the mean of ``count`` values; NaN of fewer than two."""
+def t_quantile(count: ArrayLike) -> Any:
+    """Half the width of a 95 % interval, in standard errors of the mean of ``count`` values; NaN below two values."""
     return stats.t.ppf(1 - LEVEL / 2, np.asarray(count) - 1)
 
 
 def margin(groups: Any) -> Any:
-    """Half the width of the 95 % interval of the mean of each of pandas's groups."""
+    """Half the width of the 95 % interval of the mean of each group of a pandas GroupBy."""
     return groups.sem() * t_quantile(groups.count())
 
 
-def mean(values: Any) -> dict[str, float]:
-    """Mean with a 95 % interval, NaN of fewer than two."""
-    values = np.asarray(values, float)
-    half = stats.sem(values) * t_quantile(len(values)) if len(values) > 1 else float("nan")
-    return {
-        "mean": float(values.mean()),
-        "low": float(values.mean() - half),
-        "high": float(values.mean() + half),
-    }
+def mean(values: ArrayLike) -> dict[str, float]:
+    """Mean with a 95 % interval, which is NaN below two values."""
+    array = np.asarray(values, float)
+    half = stats.sem(array) * t_quantile(array.size) if array.size > 1 else float("nan")
+    average = array.mean()
+    return {"mean": float(average), "low": float(average - half), "high": float(average + half)}
 
 
-def geometric_mean(values: Any) -> dict[str, float]:
-    """Geometric mean of positive values with a 95 % interval, NaN of fewer than two."""
+def geometric_mean(values: ArrayLike) -> dict[str, float]:
+    """Geometric mean of positive values with a 95 % interval, which is NaN below two values."""
     return {key: float(np.exp(value)) for key, value in mean(np.log(np.asarray(values, float))).items()}
 
 
-def slope(sizes: Any, errors: Any) -> dict[str, float]:
-    """Slope of log error in log size with a 95 % interval, which takes three sizes; NaN where there are too few."""
-    sizes, errors = np.log(np.asarray(sizes, float)), np.log(np.asarray(errors, float))
-    if np.unique(sizes).size < 2:
+def slope(sizes: ArrayLike, errors: ArrayLike) -> dict[str, float]:
+    """Slope of log error in log size with a 95 % interval; NaN where there are too few sizes for it."""
+    log_sizes, log_errors = np.log(np.asarray(sizes, float)), np.log(np.asarray(errors, float))
+    if np.unique(log_sizes).size < 2:
         return dict.fromkeys(("slope", "low", "high"), float("nan"))
-    fitted = stats.linregress(sizes, errors)
-    margin = stats.t.ppf(1 - LEVEL / 2, len(sizes) - 2) * fitted.stderr
-    return {"slope": float(fitted.slope), "low": float(fitted.slope - margin), "high": float(fitted.slope + margin)}
+    line = stats.linregress(log_sizes, log_errors)
+    # Two coefficients are estimated; the quantile is NaN where no degree of freedom is left.
+    half = stats.t.ppf(1 - LEVEL / 2, log_sizes.size - 2) * line.stderr
+    return {"slope": float(line.slope), "low": float(line.slope - half), "high": float(line.slope + half)}
 
 
-def slope_in_words(fitted: dict[str, float]) -> str:
-    """A slope with its interval, where it has one."""
-    return with_interval(fitted["slope"], fitted, "+.2f")
+def slope_text(line: Mapping[str, float]) -> str:
+    """A slope of `slope` with its interval."""
+    return interval_text(line["slope"], line, "+.2f")
 
 
-def with_interval(value: float, interval: dict[str, Any], spec: str) -> str:
-    """A number and, where it has one, its interval from ``low`` to ``high``, each in a format."""
+def interval_text(value: float, interval: Mapping[str, Any], spec: str) -> str:
+    """A number and its interval from ``low`` to ``high`` where it has one, each in the format ``spec``."""
     words = f" ({interval['low']:{spec}} to {interval['high']:{spec}})" if pd.notna(interval["low"]) else ""
-    return f"{value:{spec}}{words}".replace("-", "−")
+    return use_minus_signs(f"{value:{spec}}{words}")
+
+
+def use_minus_signs(text: str) -> str:
+    """Replace hyphens by minus signs."""
+    return text.replace("-", "−")

@@ -5,6 +5,7 @@ See docs/mathematics.md, M6.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple

@@ -11,7 +11,7 @@ import optax
 from jax import Array
 from jaxtyping import Bool, Float
 
-from fixntk.convex import ConvexProgram, solve_quietly
+from fixntk.convex import ConvexProgram, Solution, solve_quietly
 from fixntk.convex.relu import solve_relu
 from fixntk.gates.masks import activation_masks, sample_gates
 from fixntk.networks.models import GatedReLUNetwork

@@ -230,9 +230,9 @@ def test_discovered_gates_lower_the_objective_and_are_nearer_to_the_planted_ones
     assert summary["cases"] == 2
     x = np.random.default_rng(0).standard_normal((50, 3))
     masks = x @ np.eye(3) >= 0
-    assert teacher_student._recovered(x, np.eye(3), masks) == 1
-    assert teacher_student._recovered(x, np.eye(3), ~masks) == 1
-    assert teacher_student._recovered(x, np.eye(3)[:1], np.ones((50, 0), bool)) == 0.5
+    assert teacher_student._agreement(x, np.eye(3), masks) == 1
+    assert teacher_student._agreement(x, np.eye(3), ~masks) == 1
+    assert teacher_student._agreement(x, np.eye(3)[:1], np.ones((50, 0), bool)) == 0.5
 
 
 def test_slopes_are_those_of_powers():
@@ -359,6 +359,6 @@ def test_slopes_of_too_few_sizes_have_no_interval():
     assert np.isnan(statistics.slope([3, 3], [1, 2])["slope"])
     two = statistics.slope([1, 10], [1, 0.1])
     assert two["slope"] == pytest.approx(-1)
-    assert statistics.slope_in_words(two) == "−1.00"
+    assert statistics.slope_text(two) == "−1.00"
     _, summary = ran(lazy_training, widths=(16, 32), seeds=2, num_steps=20)
     assert "a slope of" in summary["headline"]
