@@ -10,6 +10,7 @@ import jax.experimental
 import jax.numpy as jnp
 import jax.scipy.linalg as jsl
 from jax import Array, lax
+from jax.typing import DTypeLike
 from jaxtyping import Float
 
 # Jitters tried, each ten times the one before, until a kernel matrix can be factorised.
@@ -29,6 +30,11 @@ def einsum(subscripts: str, *operands: Array) -> Array:
 def safe_sqrt(squares: Array) -> Array:
     """Square root, zero with derivative zero where the argument is not positive."""
     return jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1.0)), 0.0)
+
+
+def default_tol(dtype: DTypeLike) -> float:
+    """Relative gap that solvers reach when none is asked for: 1e-6 in float64, 1e-4 in float32."""
+    return 1e-6 if jnp.dtype(dtype) == jnp.float64 else 1e-4
 
 
 def float64_allowed() -> AbstractContextManager[Any]:
