@@ -142,7 +142,9 @@ def run_task(config: Config, task: dict[str, Any]) -> list[dict[str, Any]]:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        more = discover(x, y, reg, key=keys[6], gates=gates, max_rounds=10, tol=1e-5, max_cells=1)
+        # The networks below start from keys[6] itself.
+        key = jax.random.split(keys[6])[0]
+        more = discover(program.with_reg(reg), gates, key=key, max_rounds=10, tol=1e-5, max_cells=1)
     recovered = _recovered(x, teacher_gates, more.masks[:, np.asarray(more.solution.active)])
     found.append(
         row(

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import jax.scipy.linalg as jsl
 import numpy as np
 from jax import Array, lax
+from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int
 
 from fixntk._line_search import backtrack
@@ -92,7 +93,7 @@ class PathState(NamedTuple):
 
 
 @jax.jit
-def follow_path(problem: KernelProblem, tol: float, max_iter: int) -> tuple[KernelPoint, PathState]:
+def follow_path(problem: KernelProblem, tol: ArrayLike, max_iter: ArrayLike) -> tuple[KernelPoint, PathState]:
     """The best point with as many zeros as the tolerance allows, and the last state."""
 
     def unfinished(state: PathState) -> Array:
@@ -122,7 +123,7 @@ def _start(problem: KernelProblem) -> PathState:
     return PathState(point, barrier / shares, barrier, best, jnp.asarray(0), jnp.asarray(0))
 
 
-def _step(problem: KernelProblem, state: PathState, *, tol: float) -> PathState:
+def _step(problem: KernelProblem, state: PathState, *, tol: ArrayLike) -> PathState:
     """Linearise, find the direction, its length, accept, and lower μ where the new point is near the central path."""
     step, price_step, slope = _direction(problem, state)
     length = _step_length(problem, state, step, slope)
@@ -235,7 +236,7 @@ def _next_prices(state: PathState, point: KernelPoint, price_step: Array) -> Arr
     return jnp.clip(prices, central / _PRICE_FACTOR, central * _PRICE_FACTOR)
 
 
-def _accept(state: PathState, point: KernelPoint, prices: Array, tol: float) -> PathState:
+def _accept(state: PathState, point: KernelPoint, prices: Array, tol: ArrayLike) -> PathState:
     """The state at the new point; μ is lowered if |u z − μ| and |u (1 − q − z)| are at most 10 μ."""
     mu, num_kernels = state.barrier, point.shares.size
     off_path = jnp.abs(point.shares * prices - mu)
@@ -256,7 +257,7 @@ def _better(new: KernelPoint, old: KernelPoint) -> KernelPoint:
     return jax.tree.map(partial(jnp.where, new.relative_gap < old.relative_gap), new, old)
 
 
-def _sparsest(problem: KernelProblem, point: KernelPoint, tol: float) -> KernelPoint:
+def _sparsest(problem: KernelProblem, point: KernelPoint, tol: ArrayLike) -> KernelPoint:
     """The point without the kernels whose shares are small beside μ, as many as the tolerance allows.
 
     Points inside of the orthant have no zeros; those shares are zero at the optimum, as far as the gap can tell.

@@ -241,7 +241,7 @@ def _check_kernels(kernels: Array) -> None:
 
 
 @jax.jit
-def _kernel_defects(kernels: Array, allowed: float) -> tuple[Array, Array]:
+def _kernel_defects(kernels: Array, allowed: ArrayLike) -> tuple[Array, Array]:
     """Asymmetry of each kernel as a share of its largest entry, and whether it is positive semi-definite."""
 
     def defects(kernel: Array) -> tuple[Array, Array]:
