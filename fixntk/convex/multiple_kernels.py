@@ -131,7 +131,7 @@ def solve_kernels(
     of m × m. Works under ``jit`` and ``vmap``.
 
     Computes in float64 whatever the dtype of the kernels, in which the result comes back; under ``jit`` and ``vmap`` in
-    their own dtype, where float32 certifies 1e-4 for λ down to about 0.01 of the largest useful one.
+    their own dtype, where float32 certifies 1e-4 for λ down to about 0.001 of that from which the solution is zero.
 
     Parameters
     ----------
@@ -166,9 +166,9 @@ def solve_kernels(
 
     References
     ----------
-    Nesterov, Nemirovskii, "Interior-point polynomial algorithms in convex programming", 1994, section 5.4.4, for the
-    barrier; Wächter, Biegler, "On the implementation of an interior-point filter line-search algorithm for large-scale
-    nonlinear programming", Math. Program. 106, 2006, for the rule by which μ falls.
+    Nesterov, Nemirovskii, "Interior-point polynomial algorithms in convex programming", 1994, for the barrier; Wächter,
+    Biegler, "On the implementation of an interior-point filter line-search algorithm for large-scale nonlinear
+    programming", Math. Program. 106, 2006, for the rule by which μ falls.
 
     Examples
     --------
