@@ -213,11 +213,11 @@ def test_it_runs_under_jit_and_vmap_and_in_float32(problem):
         ({"kernels": np.ones((2, 3, 4))}, r"\(m, n, n\)"),
         ({"y": np.ones(4)}, r"\(m, n, n\)"),
         ({"reg": 0.0}, "reg must be positive"),
-        ({"penalty_weights": [1.0]}, r"shape \(2,\)"),
-        ({"penalty_weights": [1.0, 0.0]}, "penalty_weights must be positive"),
+        ({"penalty_weights": np.ones(1)}, r"shape \(2,\)"),
+        ({"penalty_weights": np.array([1.0, 0.0])}, "penalty_weights must be positive"),
         ({"tol": 0.0}, "tol must be positive"),
         ({"kernels": np.stack([np.eye(3), np.triu(np.ones((3, 3)))])}, r"kernels\[1\] must be symmetric"),
-        ({"y": [1.0, np.nan, 0.0]}, "NaN"),
+        ({"y": np.array([1.0, np.nan, 0.0])}, "NaN"),
     ],
 )
 def test_what_does_not_fit_is_named(change, message):
