@@ -29,7 +29,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.typing import ArrayLike
 from jaxtyping import Float
 
 from fixntk._checks import as_float_array, as_real_array, is_traced
@@ -211,7 +210,7 @@ def _list(labels: np.ndarray) -> str:
     return f"labels {shown}{', …' if labels.size > 10 else ''}"
 
 
-def _relative_entropy(log_share: Array, scale: ArrayLike) -> Float[Array, " n"]:
+def _relative_entropy(log_share: Array, scale: Array | float) -> Float[Array, " n"]:
     """KL(q ‖ p) of two distributions, where p gives the true class e^log_share and q = (1 − scale)·truth + scale·p.
 
     This is the divergence of the logistic loss and of the softmax: p are the model's probabilities, and the scaled
@@ -231,7 +230,7 @@ def _relative_entropy(log_share: Array, scale: ArrayLike) -> Float[Array, " n"]:
     return rest * _entropy(-less) + jnp.where(near, share * _entropy(ratio), far)
 
 
-def _entropy(t: Array) -> Array:
+def _entropy(t: Array | float) -> Array:
     """φ(t) = (1 + t) log(1 + t) − t for t ≥ −1, near 0 by its series Σ_k (−t)^k / (k (k − 1)) from k = 2 on."""
     terms = [(-1) ** k / (k * (k - 1)) for k in range(2, _SERIES_END)]
     small = jnp.abs(t) <= _SERIES_RADIUS

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from fixntk._checks import as_float_array, as_positive_int, is_traced
 from fixntk._numerics import default_tol, float64_allowed, matmul, with_dtype
 from fixntk._warnings import ConvergenceWarning
-from fixntk.convex.kernel_interior_point import KernelPoint, KernelProblem, PathState, follow_path, is_idle
+from fixntk.convex.kernel_interior_point import KernelProblem, follow_path, is_idle
 
 # Multiple of the dtype's resolution, relative to the largest entry, by which a kernel may be asymmetric or indefinite.
 _KERNEL_SLACK = 1e3
@@ -189,11 +189,9 @@ def solve_kernels(
         raise ValueError(f"tol must be positive, got {tol}")
     max_iter = as_positive_int("max_iter", max_iter)
     if is_traced(problem):
-        return _solution(problem, *follow_path(problem, tol, max_iter), tol, squeeze)
-    _check_kernels(problem.kernels)
+        return _solve(problem, tol, max_iter, squeeze)
     with float64_allowed():
-        wide = with_dtype(problem, jnp.float64)
-        solution = with_dtype(_solution(wide, *follow_path(wide, tol, max_iter), tol, squeeze), dtype)
+        solution = with_dtype(_solve(with_dtype(problem, jnp.float64), tol, max_iter, squeeze), dtype)
     if not bool(solution.converged):
         warnings.warn(solution.message, ConvergenceWarning, stacklevel=2)
     return solution
@@ -215,6 +213,9 @@ def _as_problem(
         with jax.ensure_compile_time_eval():
             if not is_traced(values) and not bool(jnp.all(values > 0)):
                 raise ValueError(f"{name} must be positive, got {values}")
+    if not is_traced(kernels):
+        with jax.ensure_compile_time_eval():
+            _check_kernels(kernels)
     targets = y[:, None] if y.ndim == 1 else y
     dtype = jnp.result_type(kernels, y)
     return with_dtype(KernelProblem(kernels, targets, reg, weights), dtype), y.ndim == 1
@@ -253,7 +254,8 @@ def _kernel_defects(kernels: Array, allowed: ArrayLike) -> tuple[Array, Array]:
     return lax.map(defects, kernels)
 
 
-def _solution(problem: KernelProblem, best: KernelPoint, state: PathState, tol: float, squeeze: bool) -> KernelSolution:
+def _solve(problem: KernelProblem, tol: float, max_iter: int, squeeze: bool) -> KernelSolution:
+    best, state = follow_path(problem, tol, max_iter)
     half_square = 0.5 * problem.square
     primal, gap = half_square * best.objective, half_square * best.relative_gap
     converged = best.relative_gap <= tol
