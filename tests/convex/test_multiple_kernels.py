@@ -157,8 +157,9 @@ def test_a_kernel_that_is_not_positive_semidefinite_is_named():
     good = np.eye(3)
     with pytest.raises(ValueError, match=r"kernels\[1\] must be positive semi-definite, its smallest eigenvalue is -1"):
         fx.solve_kernels(np.stack([good, np.diag([1.0, 1.0, -1.0])]), np.arange(3.0), 0.1)
+    bad = jnp.asarray(-good[None])
     with pytest.raises(ValueError, match="positive semi-definite"):
-        jax.jit(lambda reg: fx.solve_kernels(-good[None], np.arange(3.0), reg).primal)(0.1)
+        jax.jit(lambda reg: fx.solve_kernels(bad, np.arange(3.0), reg).primal)(0.1)
     rounding = np.diag([1.0, 1.0, -1e-14])
     assert fx.solve_kernels(np.stack([good, rounding]), np.arange(3.0), 0.1).converged
     narrow = np.diag([1.0, 1.0, -1e-6]).astype("float32")
