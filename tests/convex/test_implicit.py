@@ -85,8 +85,12 @@ def test_weights_are_those_of_the_solution():
     assert np.all(np.asarray(weights)[~np.asarray(solution.active)] == 0)
 
 
-def test_bad_programs_are_named():
+@pytest.mark.wrong_types
+def test_what_is_no_program_is_named():
     with pytest.raises(TypeError, match="program must be a ConvexProgram"):
         fx.optimal_weights(None)
+
+
+def test_the_nuclear_norm_is_refused():
     with pytest.raises(ValueError, match="for norm 'frobenius', not for 'nuclear'"):
         fx.optimal_weights(random_problem(4, num_outputs=2, norm="nuclear"))
