@@ -79,7 +79,7 @@ def test_conjugates_are_suprema(rng, name):
     for i in range(6):
 
         def objective(row, i=i):
-            return float(loss.values(row[None], targets[i : i + 1])[0] + row @ theta[i])
+            return float(loss.values(jnp.asarray(row[None]), targets[i : i + 1])[0] + row @ theta[i])
 
         best = minimize(objective, np.zeros(outputs.shape[1]), method="Nelder-Mead", options={"fatol": 1e-12})
         np.testing.assert_allclose(loss.conjugates(theta, targets)[i], -best.fun, atol=1e-8)
