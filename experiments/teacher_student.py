@@ -135,7 +135,7 @@ def run_task(config: Config, task: dict[str, Any]) -> list[dict[str, Any]]:
     return [
         _ntk_row(data),
         random_gates,
-        _discovered_gates_row(data, gates, reg, keys[6]),
+        _discovered_gates_row(data, gates, program.with_reg(reg), jax.random.split(keys[6])[0]),
         _trained_row(config, data, "trained gated", GatedReLUNetwork, regs, keys[6]),
         _trained_row(config, data, "trained ReLU", ReLUNetwork, regs, keys[6]),
     ]
@@ -185,10 +185,10 @@ def _random_gates_row(data: _Data, gates: Array, program: ConvexProgram, regs: A
     return reg, _row(data, "fixed, random gates", solution.predict(data.x_test, gates), **measured)
 
 
-def _discovered_gates_row(data: _Data, gates: Array, reg: Array, key: Array) -> dict[str, Any]:
+def _discovered_gates_row(data: _Data, gates: Array, program: ConvexProgram, key: Array) -> dict[str, Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        found = discover(data.x, data.y, reg, key=key, gates=gates, max_rounds=_MAX_ROUNDS, tol=_TOL, max_cells=1)
+        found = discover(program, gates, key=key, max_rounds=_MAX_ROUNDS, tol=_TOL, max_cells=1)
     outputs = found.solution.predict(data.x_test, found.gates)
     return _row(data, "fixed, discovered gates", outputs, **_measure_gates(data, found.masks, found.solution))
 

@@ -1,4 +1,12 @@
-"""Gates that the targets ask for: column generation on the convex program (M11)."""
+"""Gates chosen for the targets: column generation on the convex program.
+
+Every gate g has a dual constraint ‖Xᵀ D(g) Θ‖ ≤ λ. A solution over some gates is optimal over all gates if its residual
+R satisfies the constraints of all of them; a gate that violates its own lowers the objective when it is added. Each
+round solves the program of the present gates, searches for gates of large ‖Xᵀ D(g) R‖ (pricing), and adds those that
+violate their constraints most.
+
+See docs/mathematics.md, M11.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +14,21 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import jax.scipy.linalg as jsl
 import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 from jaxtyping import Bool, Float
 
-from fixntk._checks import as_matrix, as_positive_int, is_traced
-from fixntk._numerics import matmul
+from fixntk._checks import as_positive_int, is_traced
+from fixntk._numerics import default_tol, matmul
 from fixntk._warnings import ConvergenceWarning
-from fixntk.convex import duality
+from fixntk.convex import duality, screening
 from fixntk.convex.duality import Evaluation
-from fixntk.convex.losses import Loss
 from fixntk.convex.penalties import group_norms
 from fixntk.convex.program import ConvexProgram, with_masks
 from fixntk.convex.solution import Solution
@@ -29,13 +37,23 @@ from fixntk.gates.arrangements import cover_count, distinct_hyperplanes, enumera
 from fixntk.gates.masks import activation_masks, sample_gates
 from fixntk.gram import masked_adjoint
 
-# Gates that rounding alone makes violate the dual, by so many times the dtype's resolution, are not worth a round.
-_SLACK = 1e3
+# Multiple of the dtype's resolution by which rounding error alone may violate a dual constraint.
+_ROUNDING_MULTIPLE = 1e3
+# Count of gates that the smallest compiled program has room for.
+_SMALLEST_SIZE = 32
+# Largest rank of X whose cells are enumerated.
+_MAX_EXACT_RANK = 3
+# Count of uphill moves of each gate in a local search.
+_CLIMBS = 20
+# Ridge of the least-squares half-spaces, as a share of the mean eigenvalue of XᵀX.
+_RIDGE_SHARE = 1e-6
+# Candidates looked at in a round, as a multiple of the gates that may be added: some have the same mask.
+_CANDIDATES_PER_GATE = 8
 
 
 @dataclass(frozen=True, eq=False)
 class Discovery:
-    """What gate discovery found.
+    """The result of gate discovery.
 
     Attributes
     ----------
@@ -56,6 +74,8 @@ class Discovery:
         Number of rounds made.
     converged
         Whether the last search found no further gate that violates the dual, or the bound is within ``tol``.
+
+    See docs/mathematics.md, M11.
     """
 
     solution: Solution
@@ -83,27 +103,27 @@ class Discovery:
         return f"{found}: a search from random gates found no other that violates the dual; nothing is proved"
 
 
+class _Candidates(NamedTuple):
+    """Gates that may be added, and their masks."""
+
+    gates: Float[Array, "C d"]
+    masks: Bool[Array, "n C"]
+
+
 def discover(
-    x: ArrayLike,
-    y: ArrayLike,
-    reg: ArrayLike,
-    loss: str | Loss = "squared",
+    program: ConvexProgram,
+    gates: ArrayLike,
     *,
     key: Array,
-    sample_weight: ArrayLike | None = None,
-    intercept: bool = False,
-    norm: str = "frobenius",
-    gates: ArrayLike | None = None,
-    num_gates: int = 64,
     per_round: int = 32,
     num_candidates: int = 2048,
     max_rounds: int = 50,
     max_cells: int = 100_000,
-    tol: float = 1e-6,
+    tol: float | None = None,
     method: str = "auto",
     callback: Callable[[Discovery], bool | None] | None = None,
 ) -> Discovery:
-    """Solve the convex program over all gates: add those that violate the dual most, solve again, repeat (M11).
+    """Solve the convex program over all gates: add those that violate the dual most, solve again, repeat.
 
     Where X has rank 3 or less and at most ``max_cells`` cells, every mask is enumerated and the search is exact; the
     result is then, within its bound, the global optimum of the gated network's own training problem, over its gates
@@ -112,24 +132,27 @@ def discover(
 
     Parameters
     ----------
-    x, y, reg, loss, sample_weight, intercept, norm
-        The program's data and penalty, as for :class:`fixntk.ConvexProgram`: (n, d) inputs, (n,) or (n, c) targets or
-        labels, λ > 0.
+    program
+        Data, loss and penalty, with the masks of the gates to start with. No penalty weights and no ridge.
+    gates
+        (P, d) gates that made the program's masks, random ones of :func:`fixntk.sample_gates` for example.
     key
         Random key.
-    gates
-        (P, d) gates to start with; ``num_gates`` random ones when None.
     per_round
         Largest number of gates added in a round.
     num_candidates
-        Random gates from which each search starts.
-    max_rounds, max_cells
-        The most rounds; for the cells see above.
-    tol, method
-        Of each solution, as for :func:`fixntk.solve`; also the share of the objective of W = 0 at which an exact bound
-        is close enough.
+        Number of random gates from which each local search starts.
+    max_rounds
+        Largest number of rounds.
+    max_cells
+        Largest number of cells that are enumerated.
+    tol
+        Relative gap of each solution, as for :func:`fixntk.solve`; also the share of the objective of W = 0 at which an
+        exact bound is close enough. None is 1e-6 in float64 and 1e-4 in float32.
+    method
+        Of each solution, as for :func:`fixntk.solve`.
     callback
-        Called with what is known after each round; a true answer stops.
+        Called with the present :class:`Discovery` after each round; a true answer stops.
 
     Returns
     -------
@@ -138,98 +161,116 @@ def discover(
     Raises
     ------
     ValueError
-        As :class:`fixntk.ConvexProgram`; also if a number is not positive, or under ``jit`` and ``vmap``.
+        If the gates do not give the program's masks, the program has penalty weights or a ridge, a number is not
+        positive, or under ``jit`` and ``vmap``.
 
     Warns
     -----
     ConvergenceWarning
-        If ``max_rounds`` are made and a gate violates the dual still.
+        If ``max_rounds`` are made and a gate still violates the dual.
+
+    See docs/mathematics.md, M11.
     """
-    if is_traced(x, y, reg, sample_weight, gates):
-        raise ValueError("discover cannot be traced: the number of gates it finds depends on the data")
-    numbers = {"num_gates": num_gates, "per_round": per_round, "num_candidates": num_candidates}
-    numbers |= {"max_rounds": max_rounds, "max_cells": max_cells}
-    for name, value in numbers.items():
+    chosen = _checked_gates(program, gates)
+    numbers = {"per_round": per_round, "num_candidates": num_candidates}
+    for name, value in (numbers | {"max_rounds": max_rounds, "max_cells": max_cells}).items():
         as_positive_int(name, value)
-    x = as_matrix("x", x)
-    key, first = jax.random.split(key)
-    start = sample_gates(first, num_gates, x.shape[1], dtype=x.dtype) if gates is None else as_matrix("gates", gates)
-    masks = activation_masks(x, start)
-    program = ConvexProgram(x, y, masks, reg, loss, sample_weight=sample_weight, intercept=intercept, norm=norm)
-    # Gates come and go on the host: a device would compile each number of them.
-    chosen = np.asarray(start)
-    planes = distinct_hyperplanes(np.asarray(x, np.float64))
-    num_planes, rank = planes.normals.shape
-    exact = rank <= 3 and cover_count(num_planes, rank) <= max_cells
-    cells = enumerate_arrangements(x, max_cells=max_cells) if exact else None
-    weights = np.zeros(program.group_shape, program.x.dtype)
-    size = 32
-    for number in range(1, max_rounds + 1):
-        # Doubled when too small and never halved: few sizes are compiled, and none costs more than the largest needs.
-        while size < len(chosen):
-            size *= 2
-        program = _of_gates(program, chosen, size)
+    tol = default_tol(program.x.dtype) if tol is None else tol
+    cells = _all_cells(program.x, max_cells)
+    goal = tol * float(program.primal_at_zero())
+    weights, size = np.zeros(program.group_shape, program.x.dtype), _SMALLEST_SIZE
+    for rounds in range(1, max_rounds + 1):
+        size = _room(len(chosen), size)
+        padded = _with_gates(program, chosen, size)
         init = np.pad(weights, ((0, size - len(weights)), (0, 0), (0, 0)))
-        solution = solve(program, method=method, tol=tol, init=init)
-        point = program.evaluate(solution.weights)
-        if cells is not None:
-            candidates, masks = cells.gates, cells.masks
-        else:
-            key, search = jax.random.split(key)
-            starts = sample_gates(search, num_candidates, x.shape[1], dtype=x.dtype)
-            candidates = _searched(x, point.residual, jnp.concatenate([starts, _repeated(chosen, size)]))
-            masks = activation_masks(x, candidates)
-        gap, scores = map(np.asarray, _priced(program, point, masks))
-        found = _found(program, solution, chosen, float(gap), scores, exact, number)
-        fresh = _worst(scores, masks, program.masks, per_round)
-        close = found.gap <= tol * float(program.primal_at_zero())
-        found = replace(found, converged=close or fresh.size == 0)
+        solution = solve(padded, method=method, tol=tol, init=init)
+        point = screening.evaluate(padded, solution.weights)
+        key, search_key = jax.random.split(key)
+        candidates = cells or _search(search_key, program.x, point.residual, chosen, size, num_candidates)
+        gap, prices = map(np.asarray, _price(padded, point, candidates.masks))
+        fresh = _most_violating(prices, candidates.masks, padded.masks, per_round)
+        found = Discovery(
+            solution=_trimmed(solution, len(chosen)),
+            gates=jnp.asarray(chosen),
+            masks=jnp.asarray(np.asarray(padded.masks)[:, : len(chosen)]),
+            violation=float(np.max(prices, initial=0.0)) - 1,
+            exact=cells is not None,
+            lower_bound=-np.inf if cells is None else float(solution.primal) - float(gap),
+            rounds=rounds,
+            converged=False,
+        )
+        found = replace(found, converged=bool(found.gap <= goal or fresh.size == 0))
         if callback is not None and callback(found):
             return found
-        if found.converged or number == max_rounds:
-            break
-        weights = np.asarray(solution.weights)[: len(chosen)]
-        keep = np.any(weights != 0, axis=(1, 2))
-        # Gates that the solution does not use make room; the first round's are kept no longer than others.
-        chosen, weights = np.concatenate([chosen[keep], np.asarray(candidates)[fresh]]), weights[keep]
-    if not found.converged:
-        warnings.warn(f"{found.message}; raise max_rounds", ConvergenceWarning, stacklevel=2)
+        if found.converged:
+            return found
+        weights = np.asarray(found.solution.weights)
+        # Gates that the solution does not use make room for others.
+        used = np.any(weights != 0, axis=(1, 2))
+        chosen, weights = np.concatenate([chosen[used], np.asarray(candidates.gates)[fresh]]), weights[used]
+    warnings.warn(f"{found.message}; raise max_rounds", ConvergenceWarning, stacklevel=2)
     return found
 
 
-def _found(
-    program: ConvexProgram,
-    solution: Solution,
-    gates: np.ndarray,
-    gap: float,
-    scores: np.ndarray,
-    exact: bool,
-    rounds: int,
-) -> Discovery:
-    count = len(gates)
-    violation = float(np.max(scores, initial=0.0)) - 1
-    # Cut by NumPy: JAX would compile a slice for each number of gates.
-    weights, kernel_weights = np.asarray(solution.weights)[:count], np.asarray(solution.kernel_weights)[:count]
-    masks = np.asarray(program.masks)[:, :count]
-    trimmed = replace(solution, weights=jnp.asarray(weights), kernel_weights=jnp.asarray(kernel_weights))
-    bound = float(solution.primal) - gap if exact else -np.inf
-    return Discovery(trimmed, jnp.asarray(gates), jnp.asarray(masks), violation, exact, bound, rounds, converged=False)
+def _checked_gates(program: ConvexProgram, gates: ArrayLike) -> np.ndarray:
+    """Gates on the host: they come and go, and a device would compile each number of them."""
+    if not isinstance(program, ConvexProgram):
+        raise TypeError(f"program must be a ConvexProgram, got {type(program).__name__}")
+    if is_traced(program, gates):
+        raise ValueError("discover cannot be traced: the number of gates it finds depends on the data")
+    if program.penalty_weights is not None:
+        raise ValueError("program must have no penalty_weights: gates that are discovered have none")
+    if program.ridge is not None:
+        raise ValueError("program must have no ridge: with one, gates in use violate the dual as well")
+    return np.asarray(program.check_gates(gates))
 
 
-def _of_gates(program: ConvexProgram, gates: np.ndarray, size: int) -> ConvexProgram:
+def _all_cells(x: Array, max_cells: int) -> _Candidates | None:
+    """A gate for each mask that gates on no row's hyperplane make; None where these are too many to enumerate."""
+    num_planes, rank = distinct_hyperplanes(np.asarray(x, np.float64)).normals.shape
+    if rank > _MAX_EXACT_RANK or cover_count(num_planes, rank) > max_cells:
+        return None
+    cells = enumerate_arrangements(x, max_cells=max_cells)
+    return _Candidates(cells.gates, cells.masks)
+
+
+def _room(num_gates: int, size: int) -> int:
+    """Twice the size until the gates fit: few sizes are compiled, and none costs more than the largest needs."""
+    while size < num_gates:
+        size *= 2
+    return size
+
+
+def _with_gates(program: ConvexProgram, gates: np.ndarray, size: int) -> ConvexProgram:
     """The program of these gates' masks and of empty ones, ``size`` in all."""
-    masks = activation_masks(program.x, _repeated(gates, size))
+    masks = activation_masks(program.x, np.resize(gates, (size, gates.shape[1])))
     return with_masks(program, masks & (np.arange(size) < len(gates)))
 
 
-def _repeated(gates: np.ndarray, size: int) -> np.ndarray:
-    return np.resize(gates, (size, gates.shape[1]))
+def _trimmed(solution: Solution, count: int) -> Solution:
+    """The solution without the empty groups. Cut by NumPy, as JAX would compile a slice for each number of gates."""
+    weights, kernel_weights = np.asarray(solution.weights)[:count], np.asarray(solution.kernel_weights)[:count]
+    return replace(solution, weights=jnp.asarray(weights), kernel_weights=jnp.asarray(kernel_weights))
 
 
-def _worst(scores: np.ndarray, masks: Array, known: Array, most: int) -> Any:
-    """The candidates that violate the dual most, each mask once and none that is known."""
-    order = np.argsort(-scores, kind="stable")[: 8 * most]
-    order = order[scores[order] > 1 + _SLACK * np.finfo(scores.dtype).eps]
+@jax.jit
+def _price(program: ConvexProgram, point: Evaluation, masks: Array) -> tuple[Array, Array]:
+    """Gap of the point if the program had these masks too, and ‖Xᵀ D_p R‖ / λ for each of them.
+
+    The further groups have weight zero, so that outputs and residual stay; only the scale of the dual point changes.
+    """
+    further = masked_adjoint(masks, program.x, point.residual, masks.shape[1])
+    weights = jnp.concatenate([point.weights, jnp.zeros_like(further)])
+    correlations = jnp.concatenate([point.correlations, further])
+    gap = duality.certify(program.datafit, program.penalty, weights, point.outputs, correlations).gap
+    return gap, program.norm.duals(further) / program.reg
+
+
+def _most_violating(prices: np.ndarray, masks: Array, known: Array, most: int) -> np.ndarray:
+    """Positions of the candidates that violate the dual most, each mask once and none that is known."""
+    order = np.argsort(-prices, kind="stable")[: _CANDIDATES_PER_GATE * most]
+    order = order[prices[order] > 1 + _ROUNDING_MULTIPLE * np.finfo(prices.dtype).eps]
+    # Masks are compared as bytes, eight rows in each.
     columns = np.packbits(np.asarray(masks)[:, order], axis=0)
     seen = {column.tobytes() for column in np.packbits(np.asarray(known), axis=0).T}
     fresh = []
@@ -240,40 +281,54 @@ def _worst(scores: np.ndarray, masks: Array, known: Array, most: int) -> Any:
     return np.asarray(fresh[:most], int)
 
 
+def _search(key: Array, x: Array, residual: Array, gates: np.ndarray, size: int, num_candidates: int) -> _Candidates:
+    """Local maxima of ‖Xᵀ D(g) R‖ near random gates and near the present ones."""
+    random = sample_gates(key, num_candidates, x.shape[1], dtype=x.dtype)
+    starts = jnp.concatenate([random, np.resize(gates, (size, gates.shape[1]))])
+    found = _climb(x, residual, starts)
+    return _Candidates(found, activation_masks(x, found))
+
+
 @jax.jit
-def _priced(program: ConvexProgram, point: Evaluation, masks: Array) -> tuple[Array, Array]:
-    """Gap of the point if the program had these masks too, and ‖Xᵀ D_p R‖ / λ for each of them (M7, M11)."""
-    further = masked_adjoint(masks, program.x, point.residual, masks.shape[1])
-    both = ((point.weights, jnp.zeros_like(further)), (point.correlations, further))
-    of_both, correlations_of_both = map(jnp.concatenate, both)
-    gap = duality.certify(program.datafit, program.penalty, of_both, point.outputs, correlations_of_both).gap
-    return gap, program.norm.duals(further) / program.reg
-
-
-@partial(jax.jit, static_argnames="steps")
-def _searched(x: Array, residual: Array, starts: Array, steps: int = 20) -> Array:
+def _climb(x: Array, residual: Array, starts: Array) -> Float[Array, "C d"]:
     """Gates moved uphill in ‖Xᵀ D(g) R‖, each from its start."""
     gram = matmul(x.T, x)
-    ridge = gram + 1e-6 * jnp.trace(gram) / x.shape[1] * jnp.eye(x.shape[1], dtype=x.dtype)
-    factor = jax.scipy.linalg.cho_factor(ridge)
+    ridge = _RIDGE_SHARE * jnp.trace(gram) / x.shape[1]
+    factor = jsl.cho_factor(gram + ridge * jnp.eye(x.shape[1], dtype=x.dtype))
+
+    def move(state: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
+        gates, scores = state
+        proposals = _half_spaces(x, residual, gates, factor[0])
+        proposed_scores = jax.vmap(partial(_score, x, residual))(proposals)
+        best = jnp.argmax(proposed_scores, axis=0)
+        proposal = jnp.take_along_axis(proposals, best[None, :, None], axis=0)[0]
+        highest = jnp.max(proposed_scores, axis=0)
+        is_higher = (highest > scores)[:, None]
+        return (jnp.where(is_higher, proposal, gates), jnp.maximum(highest, scores)), None
+
+    return lax.scan(move, (starts, _score(x, residual, starts)), None, length=_CLIMBS)[0][0]
+
+
+def _score(x: Array, residual: Array, gates: Array) -> Float[Array, " C"]:
+    """‖Xᵀ D(g) R‖ of each gate."""
+    return group_norms(_correlations(x, residual, gates))
+
+
+def _correlations(x: Array, residual: Array, gates: Array) -> Float[Array, "C d c"]:
+    return masked_adjoint(activation_masks(x, gates), x, residual, gates.shape[0])
+
+
+def _half_spaces(x: Array, residual: Array, gates: Array, factor: Array) -> Float[Array, "2 C d"]:
+    """Two gates near each: least-squares fits of the rows that raise ‖Xᵀ D(g) R‖ in its present direction.
+
+    With V = Xᵀ D(g) R, row i adds ⟨x_i r_iᵀ, V⟩ to ⟨Xᵀ D R, V⟩, so the best half-space in the direction V holds the
+    rows where this gain is positive. One gate fits the signs of the gains, the other the gains themselves.
+    """
     outer = (x[:, :, None] * residual[:, None, :]).reshape(x.shape[0], -1)
+    directions = _correlations(x, residual, gates).reshape(gates.shape[0], -1)
+    gains = matmul(outer, directions.T)
 
-    def score(gates: Array) -> Array:
-        return group_norms(masked_adjoint(activation_masks(x, gates), x, residual, gates.shape[0]))
+    def fit(targets: Array) -> Array:
+        return jsl.cho_solve((factor, False), matmul(x.T, targets)).T
 
-    def climb(carry: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
-        gates, values = carry
-        groups = masked_adjoint(activation_masks(x, gates), x, residual, gates.shape[0])
-        # What row i would add to ⟨Xᵀ D R, V⟩ at the present direction V: the half-space should hold the positive ones.
-        gains = matmul(outer, groups.reshape(gates.shape[0], -1).T)
-        targets = jax.scipy.linalg.cho_solve(factor, matmul(x.T, jnp.sign(gains))).T
-        weighted = jax.scipy.linalg.cho_solve(factor, matmul(x.T, gains)).T
-        tried = jnp.stack([targets, weighted])
-        scores = jax.vmap(score)(tried)
-        better = jnp.argmax(scores, axis=0)
-        best = jnp.max(scores, axis=0)
-        moved = jnp.take_along_axis(tried, better[None, :, None], axis=0)[0]
-        improved = best > values
-        return (jnp.where(improved[:, None], moved, gates), jnp.maximum(best, values)), None
-
-    return lax.scan(climb, (starts, score(starts)), None, length=steps)[0][0]
+    return jnp.stack([fit(jnp.sign(gains)), fit(gains)])

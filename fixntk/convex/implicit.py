@@ -1,4 +1,13 @@
-"""Derivatives of a solution by implicit differentiation of its optimality conditions on the active groups (M8)."""
+"""Derivatives of a solution by implicit differentiation of its optimality conditions on the active groups.
+
+With G(W, θ) the gradient of the objective by the active groups W, and θ the program's arrays, G(W(θ), θ) = 0 gives
+
+    ∂_W G · dW = −∂_θ G · dθ,
+
+a symmetric system with the Hessian of the objective on the active groups.
+
+See docs/mathematics.md, M8.
+"""
 
 from __future__ import annotations
 
@@ -12,22 +21,25 @@ from jax import Array
 from jaxtyping import Float
 
 from fixntk._checks import is_traced
-from fixntk._numerics import matmul
+from fixntk._numerics import default_tol, matmul
 from fixntk.convex.penalties import group_norms
 from fixntk.convex.program import ConvexProgram, with_masks
 from fixntk.convex.solution import is_active
 from fixntk.convex.solve import solve
 from fixntk.gram import select_masks
 
-# Up to so many unknowns the linear system is made and factorised; above, conjugate gradients.
+# Largest count of unknowns of a dense system; conjugate gradients above.
 _MOST_UNKNOWNS = 1500
+# Largest count of steps of conjugate gradients, each a product with the Hessian.
 _MOST_PRODUCTS = 2000
+# Residual at which conjugate gradients stop, as a multiple of the dtype's resolution.
+_RESIDUAL_MULTIPLE = 100
 
 
 def optimal_weights(
     program: ConvexProgram, *, method: str = "auto", tol: float | None = None, max_iter: int | None = None
 ) -> Float[Array, "P d c"]:
-    r"""Group weights of the solution, differentiable by everything the program is made of (M8).
+    r"""Group weights of the solution, differentiable by everything the program is made of.
 
     On its active groups the solution satisfies :math:`X^⊤ D_p R = λτ_p W_p/\|W_p\| + αW_p`. Differentiating these
     equations gives the derivative by λ, x, y, ω, τ and α, in both modes, as long as the set of active groups does not
@@ -39,8 +51,8 @@ def optimal_weights(
     program
         The problem, with Frobenius norm. Masks are constants.
     method, tol, max_iter
-        As for :func:`fixntk.solve`, but ``tol`` is 1e-8 in float64 and 1e-5 in float32 when None. The derivative is as
-        accurate as the weights are, whose error goes with the root of the gap. Under ``jit`` nothing warns where
+        As for :func:`fixntk.solve`. The error of the weights, and with it that of the derivative, is of the order of
+        the square root of ``tol``, so that accurate derivatives need a smaller one. Under ``jit`` nothing warns where
         ``tol`` is not reached: ``program.gap(weights)`` tells.
 
     Returns
@@ -56,13 +68,14 @@ def optimal_weights(
     -----
     ConvergenceWarning
         As for :func:`fixntk.solve`.
+
+    See docs/mathematics.md, M8.
     """
     if not isinstance(program, ConvexProgram):
         raise TypeError(f"program must be a ConvexProgram, got {type(program).__name__}")
     if program.norm.name != "frobenius":
         raise ValueError(f"optimal_weights is for norm 'frobenius', not for {program.norm.name!r}")
-    if tol is None:
-        tol = 1e-8 if program.x.dtype == jnp.float64 else 1e-5
+    tol = default_tol(program.x.dtype) if tol is None else tol
     return _optimal_weights(program, method, tol, max_iter)
 
 
@@ -76,14 +89,15 @@ def _optimal_weights(program: ConvexProgram, method: str, tol: float, max_iter: 
 def _optimal_weights_jvp(
     method: str, tol: float, max_iter: int | None, primals: tuple[ConvexProgram], tangents: tuple[Any]
 ) -> tuple[Array, Array]:
+    """The derivative along a change of the program; ``forced`` is ∂_θ G · dθ of the module's equation."""
     (program,), (change,) = primals, tangents
     weights = _optimal_weights(program, method, tol, max_iter)
     active = group_norms(weights) > 0
     if is_traced(weights):
-        # Which groups are active is not known: all of them, and W_p = 0 for those that are not.
+        # The active groups are not known while tracing: all groups are unknowns, with dW_p = 0 for inactive ones.
         kept = active[:, None, None].astype(weights.dtype)
-        _, forced = jax.jvp(lambda program: kept * _slope(program, weights), (program,), (change,))
-        return weights, _by_products(program, weights, kept, -forced)
+        _, forced = jax.jvp(lambda program: kept * _gradient(program, weights), (program,), (change,))
+        return weights, _solve_by_products(program, weights, kept, -forced)
     chosen = jnp.asarray(np.flatnonzero(np.asarray(active)))
     if chosen.size == 0:
         return weights, jnp.zeros_like(weights)
@@ -91,16 +105,16 @@ def _optimal_weights_jvp(
     def part(program: ConvexProgram) -> ConvexProgram:
         return with_masks(program, select_masks(program.masks, chosen).astype(program.x.dtype), chosen)
 
-    _, forced = jax.jvp(lambda program: _slope(part(program), weights[chosen]), (program,), (change,))
+    _, forced = jax.jvp(lambda program: _gradient(part(program), weights[chosen]), (program,), (change,))
     if forced.size <= _MOST_UNKNOWNS:
-        solution = _directly(part(program), weights[chosen], -forced)
+        solution = _solve_dense(part(program), weights[chosen], -forced)
     else:
-        solution = _by_products(part(program), weights[chosen], jnp.ones((1, 1, 1), weights.dtype), -forced)
+        solution = _solve_by_products(part(program), weights[chosen], jnp.ones((1, 1, 1), weights.dtype), -forced)
     return weights, jnp.zeros_like(weights).at[chosen].set(solution, unique_indices=True)
 
 
-def _slope(program: ConvexProgram, weights: Array) -> Array:
-    """Gradient of the objective by weights that are not zero (of zero groups, without the norm's)."""
+def _gradient(program: ConvexProgram, weights: Array) -> Array:
+    """G = λτ_p W_p/‖W_p‖ + αW_p − Xᵀ D_p R, without the first term for groups of zero."""
     fit = program.datafit.fit(program.fitted(weights))
     norms = group_norms(weights)
     units = weights / jnp.where(norms > 0, norms, 1.0)[:, None, None]
@@ -109,22 +123,26 @@ def _slope(program: ConvexProgram, weights: Array) -> Array:
     return pulls + ridge - program.correlations(fit.residual)
 
 
-def _directly(program: ConvexProgram, weights: Array, right: Array) -> Array:
-    """Solution of least length, which is the only one unless features of active groups are dependent."""
-    _, curve = jax.linearize(partial(_slope, program), weights)
+def _solve_dense(program: ConvexProgram, weights: Array, right: Array) -> Float[Array, "a d c"]:
+    """Solution of least length; it is unique unless features of active groups are dependent."""
+    _, curve = jax.linearize(partial(_gradient, program), weights)
     basis = jnp.eye(right.size, dtype=right.dtype).reshape(right.size, *right.shape)
     matrix = jax.vmap(curve)(basis).reshape(right.size, right.size)
     inverse = jnp.linalg.pinv(0.5 * (matrix + matrix.T), hermitian=True)
     return matmul(inverse, right.ravel()).reshape(right.shape)
 
 
-def _by_products(program: ConvexProgram, weights: Array, kept: Array, right: Array) -> Array:
-    """The same by conjugate gradients, on the groups that are kept; a symmetric map of the right-hand side."""
+def _solve_by_products(program: ConvexProgram, weights: Array, kept: Array, right: Array) -> Array:
+    """The same by conjugate gradients on the groups that are kept.
+
+    As the system is symmetric, the map from the right-hand side to the solution is its own transpose, which is what
+    reverse mode needs.
+    """
 
     def solve(known: tuple[ConvexProgram, Array, Array], right: Array) -> Array:
         program, weights, kept = known
-        _, curve = jax.linearize(partial(_slope, program), weights)
-        tol = 100 * float(jnp.finfo(right.dtype).eps)
+        _, curve = jax.linearize(partial(_gradient, program), weights)
+        tol = _RESIDUAL_MULTIPLE * float(jnp.finfo(right.dtype).eps)
 
         def product(vector: Array) -> Array:
             return kept * curve(kept * vector) + (1 - kept) * vector

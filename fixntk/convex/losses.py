@@ -1,4 +1,20 @@
-"""Losses of a convex program: values, residuals, conjugates and what the certificate needs of them (M7)."""
+"""Losses of a convex program: values, residuals, curvatures, conjugates, and divergences for certificates.
+
+With outputs f and targets y of one row, the conjugate is ℓ*(−θ; y) = sup_f −⟨θ, f⟩ − ℓ(f; y), and the dual objective
+is −Σ_i ℓ*(−Θ_i; Y_i):
+
+    loss            ℓ(f; y)                                ℓ*(−θ; y)                                 finite for
+    squared         ½‖y − f‖²                              ½‖θ‖² − ⟨θ, y⟩                            all θ
+    huber(δ)        ½(y − f)² or δ(|y − f| − δ/2)          ½θ² − θy                                  |θ| ≤ δ
+    logistic        log(1 + exp(−yf))                      q log q + (1 − q) log(1 − q), q = yθ      0 ≤ q ≤ 1
+    squared_hinge   ½ max(1 − yf, 0)²                      ½q² − q, q = yθ                           q ≥ 0
+    softmax         log Σ_k exp(f_k) − ⟨y, f⟩              Σ_k q_k log q_k, q = y − θ                q ≥ 0, Σ_k θ_k = 0
+
+Certificates need ℓ(f) + ℓ*(−sr) + s⟨r, f⟩ at the residual r = −∇ℓ(f), scaled by 0 ≤ s ≤ 1 into the dual's feasible set.
+It goes to zero like (1 − s)², while its three terms do not: each loss has it in a form where nothing cancels.
+
+See docs/mathematics.md, M7.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Float
 
 from fixntk._checks import as_float_array, as_real_array, is_traced
 
@@ -28,17 +45,19 @@ class Loss:
     steepest
         Largest second derivative.
     encode
-        Targets as numbers, (n,) or (n, c), from what the user gave; raises what says why they do not fit.
+        From the user's targets to numbers, (n,) or (n, c); raises an error that says why they do not fit.
     values
         (n,) losses ℓ(F_i; Y_i).
     residuals
-        (n, c) negative gradients R by F.
+        (n, c) residuals R, the negative gradients by F.
     divergences
-        (n,) ℓ(F) + ℓ*(−sR) + s⟨R, F⟩ ≥ 0 for 0 ≤ s ≤ 1, written so that nothing cancels; zero at s = 1.
+        (n,) ℓ(F) + ℓ*(−sR) + s⟨R, F⟩ ≥ 0 for 0 ≤ s ≤ 1, without cancellation; zero at s = 1.
     conjugates
         (n,) ℓ*(−Θ), ∞ outside of its domain.
     curvatures
-        (n,) multiples of I that stand in for the Hessians in F, in Newton's method.
+        (n,) multiples of I that are used for the Hessians in F by Newton's method, at least as large as these.
+
+    See docs/mathematics.md, M7.
     """
 
     name: str
@@ -51,7 +70,7 @@ class Loss:
     curvatures: Callable[[Array, Array], Array]
 
     def __reduce__(self) -> tuple[Callable[..., Loss], tuple[Any, ...]]:
-        # By name where there is one: functions that are written in place cannot be pickled.
+        # Losses of the library are pickled by name, as lambdas cannot be.
         if self.name in LOSSES or _HUBER.fullmatch(self.name):
             return as_loss, (self.name,)
         return Loss, tuple(getattr(self, field.name) for field in fields(self))
@@ -59,15 +78,26 @@ class Loss:
 
 _HUBER = re.compile(r"huber\((.+)\)")
 
+# Arguments up to this size are given to the series of the entropy.
+_SERIES_RADIUS = 0.1
+# Power at which the series ends: 0.1 to this power is below the resolution of float64.
+_SERIES_END = 18
+# Stands for log 0, so that 0 · log 0 is 0.
+_LEAST_LOGARITHM = -1e30
+# Multiple of the dtype's resolution by which a point on the boundary of a conjugate's domain may be outside.
+_BOUNDARY_MULTIPLE = 100
+
 
 def _as_numbers(y: Any) -> Array:
     return as_float_array("y", y, (1, 2))
 
 
-def _half_squares(rows: Array) -> Array:
+def _half_squares(rows: Array) -> Float[Array, " n"]:
+    """½‖·‖² of each row."""
     return 0.5 * jnp.sum(rows**2, axis=1)
 
 
+# The divergence is ½‖f − y‖² + ½s²‖r‖² − s⟨r, y⟩ + s⟨r, f⟩ with r = y − f, a multiple of ½‖r‖².
 _SQUARED = Loss(
     name="squared",
     steepest=1.0,
@@ -82,12 +112,16 @@ _SQUARED = Loss(
 
 @cache
 def huber(delta: float = 1.0) -> Loss:
-    r"""½r² for \|r\| ≤ ``delta``, beyond it delta (\|r\| − delta/2), of each residual r.
+    r"""Huber's loss: ½r² for \|r\| ≤ ``delta``, beyond it delta (\|r\| − delta/2), of each error r.
+
+    Targets are numbers. Each output has its own loss; the loss of a row is their sum.
 
     Raises
     ------
     ValueError
         If ``delta`` is not positive and finite.
+
+    See docs/mathematics.md, M7.
     """
     delta = float(delta)
     if not 0 < delta < math.inf:
@@ -97,15 +131,17 @@ def huber(delta: float = 1.0) -> Loss:
         return jnp.clip(targets - outputs, -delta, delta)
 
     def excess(outputs: Array, targets: Array) -> Array:
-        """|R| times what is clipped."""
+        """|r| times the part of the error that is clipped, summed over outputs: ℓ(f) = ½‖r‖² + excess."""
         error = targets - outputs
         return jnp.sum(delta * jnp.maximum(jnp.abs(error) - delta, 0), axis=1)
 
     def conjugates(theta: Array, targets: Array) -> Array:
-        inside = jnp.max(jnp.abs(theta), axis=1) <= delta * (1 + 100 * jnp.finfo(theta.dtype).eps)
+        # A residual of delta is inside of the domain, up to rounding.
+        inside = jnp.max(jnp.abs(theta), axis=1) <= delta * (1 + _BOUNDARY_MULTIPLE * jnp.finfo(theta.dtype).eps)
         return jnp.where(inside, _SQUARED.conjugates(theta, targets), jnp.inf)
 
     def curvatures(outputs: Array, targets: Array) -> Array:
+        # One for the row if any of its errors is in the quadratic part.
         smallest = jnp.min(jnp.abs(targets - outputs), axis=1)
         return (smallest < delta).astype(outputs.dtype)
 
@@ -124,7 +160,7 @@ def huber(delta: float = 1.0) -> Loss:
 
 
 def _as_signs(y: Any) -> Array:
-    """Labels of two classes as ±1: given so, as 0 and 1, or as bools."""
+    """Labels of two classes as ±1, from ±1, from 0 and 1, or from bools."""
     _refuse_text(y)
     given = as_real_array("y", y)
     signs = as_float_array("y", given, (1,))
@@ -135,11 +171,11 @@ def _as_signs(y: Any) -> Array:
         return signs
     if set(labels.tolist()) == {0, 1}:
         return 2 * signs - 1
-    raise ValueError(f"y must hold both labels -1 and 1, or 0 and 1, for this loss, got {_listed(labels)}")
+    raise ValueError(f"y must hold both labels -1 and 1, or 0 and 1, for this loss, got {_list(labels)}")
 
 
 def _as_one_hot(y: Any) -> Array:
-    """Classes as rows of zeros with a one: given so, or as integers from 0."""
+    """Classes as one-hot rows, from these or from integers 0, …, c − 1."""
     _refuse_text(y)
     given = as_real_array("y", y)
     values = as_float_array("y", given, (1, 2))
@@ -149,50 +185,55 @@ def _as_one_hot(y: Any) -> Array:
         if not is_traced(values) and not bool(jnp.all((values == 0) | (values == 1)) & jnp.all(values.sum(1) == 1)):
             raise ValueError(
                 "y must have a single 1 in each row and zeros elsewhere, or be (n,) classes, for softmax, got "
-                f"{_listed(np.unique(np.asarray(values)))}"
+                f"{_list(np.unique(np.asarray(values)))}"
             )
         return values
     if is_traced(values):
         raise ValueError("y must be one-hot, (n, c), where it is traced: the number of classes is not known")
     labels = np.unique(np.asarray(given))
     if not np.array_equal(labels, np.arange(labels.size)) or labels.size < 2:
-        raise ValueError(f"y must hold classes 0, 1, …, c − 1, each at least once, for softmax, got {_listed(labels)}")
+        raise ValueError(f"y must hold classes 0, 1, …, c − 1, each at least once, for softmax, got {_list(labels)}")
     return jax.nn.one_hot(values.astype(int), labels.size, dtype=values.dtype)
 
 
 def _refuse_text(y: Any) -> None:
     if not isinstance(y, Array) and (labels := np.asarray(y)).dtype.kind in "OSU":
         raise TypeError(
-            f"y must hold numbers for this loss, got {_listed(np.unique(labels.astype(str)))}: encode the classes as "
+            f"y must hold numbers for this loss, got {_list(np.unique(labels.astype(str)))}: encode the classes as "
             "0, 1, …, or use an estimator"
         )
 
 
-def _listed(labels: np.ndarray) -> str:
+def _list(labels: np.ndarray) -> str:
+    """The first ten labels for a message."""
     shown = ", ".join(repr(str(label)) if labels.dtype.kind == "U" else f"{label:g}" for label in labels[:10])
     return f"labels {shown}{', …' if labels.size > 10 else ''}"
 
 
-def _relative_entropy(log_share: Array, scale: Array) -> Array:
+def _relative_entropy(log_share: Array, scale: Array | float) -> Float[Array, " n"]:
     """KL(q ‖ p) of two distributions, where p gives the true class e^log_share and q = (1 − scale)·truth + scale·p.
 
-    As Σ_k p_k φ(q_k / p_k − 1) with φ(t) = (1 + t) log(1 + t) − t, a sum of terms that are not negative.
+    This is the divergence of the logistic loss and of the softmax: p are the model's probabilities, and the scaled
+    residual s(truth − p) has the conjugate's argument truth − s(truth − p) = q. It is evaluated as
+    Σ_k p_k φ(q_k / p_k − 1) with φ(t) = (1 + t) log(1 + t) − t, a sum of terms that are not negative. For every false
+    class q_k / p_k = s, so that these are one term.
     """
     share = jnp.exp(log_share)
     rest, less = -jnp.expm1(log_share), 1 - scale
-    gained = less * rest
+    gain = less * rest  # of the true class, q − p
     safe = jnp.where(share > 0, share, 1.0)
-    near = gained <= 0.1 * share
-    ratio = jnp.where(near, gained / safe, 0.0)
-    total = share + gained
-    far = total * (jnp.log(jnp.where(total > 0, total, 1.0)) - jnp.maximum(log_share, -1e30)) - gained
+    # For q near p the series; elsewhere q log(q/p) − (q − p) from logarithms, as p may underflow.
+    near = gain <= _SERIES_RADIUS * share
+    ratio = jnp.where(near, gain / safe, 0.0)
+    total = share + gain
+    far = total * (jnp.log(jnp.where(total > 0, total, 1.0)) - jnp.maximum(log_share, _LEAST_LOGARITHM)) - gain
     return rest * _entropy(-less) + jnp.where(near, share * _entropy(ratio), far)
 
 
-def _entropy(t: Array) -> Array:
-    """(1 + t) log(1 + t) − t for t ≥ −1, by its series near 0."""
-    terms = [(-1) ** k / (k * (k - 1)) for k in range(2, 18)]
-    small = jnp.abs(t) <= 0.1
+def _entropy(t: Array | float) -> Array:
+    """φ(t) = (1 + t) log(1 + t) − t for t ≥ −1, near 0 by its series Σ_k (−t)^k / (k (k − 1)) from k = 2 on."""
+    terms = [(-1) ** k / (k * (k - 1)) for k in range(2, _SERIES_END)]
+    small = jnp.abs(t) <= _SERIES_RADIUS
     series = jnp.zeros_like(t)
     for term in reversed(terms):
         series = series * jnp.where(small, t, 0.0) + term
@@ -200,14 +241,15 @@ def _entropy(t: Array) -> Array:
     return jnp.where(small, t**2 * series, jax.scipy.special.xlog1py(1 + other, other) - other)
 
 
-def _negative_entropy(shares: Array) -> Array:
-    """Σ q log q by row, ∞ where a share is negative (beyond rounding)."""
-    inside = jnp.min(shares, axis=1) >= -100 * jnp.finfo(shares.dtype).eps
+def _negative_entropy(shares: Array) -> Float[Array, " n"]:
+    """Σ_k q_k log q_k of each row, ∞ where a share is negative beyond rounding error."""
+    inside = jnp.min(shares, axis=1) >= -_BOUNDARY_MULTIPLE * jnp.finfo(shares.dtype).eps
     shares = jnp.maximum(shares, 0)
     return jnp.where(inside, jnp.sum(jax.scipy.special.xlogy(shares, shares), axis=1), jnp.inf)
 
 
-def _margins(outputs: Array, targets: Array) -> Array:
+def _margins(outputs: Array, targets: Array) -> Float[Array, " n"]:
+    """Margins y f, for labels ±1."""
     return (outputs * targets)[:, 0]
 
 
@@ -217,6 +259,7 @@ def _logistic_conjugates(theta: Array, targets: Array) -> Array:
 
 
 def _logistic_curvatures(outputs: Array, targets: Array) -> Array:
+    # The product of both probabilities; targets only lend their shape and dtype.
     return jax.nn.sigmoid(outputs[:, 0]) * jax.nn.sigmoid(-outputs[:, 0]) + 0 * targets[:, 0]
 
 
@@ -232,17 +275,19 @@ _LOGISTIC = Loss(
 )
 
 
-def _log_shares(outputs: Array, targets: Array) -> Array:
-    """Logarithm of the true class's probability."""
+def _log_shares(outputs: Array, targets: Array) -> Float[Array, " n"]:
+    """Logarithm of the true class's probability, for each row."""
     return jnp.sum(jax.nn.log_softmax(outputs, axis=1) * targets, axis=1)
 
 
 def _softmax_conjugates(theta: Array, targets: Array) -> Array:
-    balanced = jnp.abs(jnp.sum(theta, axis=1)) <= 100 * jnp.finfo(theta.dtype).eps
+    # Residuals of the softmax sum to zero over the classes.
+    balanced = jnp.abs(jnp.sum(theta, axis=1)) <= _BOUNDARY_MULTIPLE * jnp.finfo(theta.dtype).eps
     return jnp.where(balanced, _negative_entropy(targets - theta), jnp.inf)
 
 
 def _softmax_curvatures(outputs: Array, _: Array) -> Array:
+    # A bound on the largest eigenvalue of diag(p) − ppᵀ, by Gershgorin's circles, which is never above ½.
     shares = jax.nn.softmax(outputs, axis=1)
     return jnp.minimum(2 * jnp.max(shares * (1 - shares), axis=1), 0.5)
 
@@ -259,7 +304,8 @@ _SOFTMAX = Loss(
 )
 
 
-def _shortfalls(outputs: Array, targets: Array) -> Array:
+def _shortfalls(outputs: Array, targets: Array) -> Float[Array, " n"]:
+    """By how much each margin is below 1."""
     return jnp.maximum(1 - _margins(outputs, targets), 0)
 
 

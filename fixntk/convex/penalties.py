@@ -1,4 +1,9 @@
-"""Norms of groups of weights: what a penalty sums, its dual, and its proximal operator (M5, M7, M10)."""
+"""Norms of groups of weights, with their dual norms and proximal operators.
+
+The penalty of a program is λ Σ_p τ_p ‖W_p‖ with one of these norms; the dual norm bounds ‖Xᵀ D_p Θ‖_* ≤ λτ_p.
+
+See docs/mathematics.md, M5, M7 and M10.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +31,7 @@ class Norm:
     duals
         (P,) dual norms.
     prox
-        Of groups and (P,) or scalar thresholds: the proximal operator of threshold · norm.
+        From groups V and (P,) or scalar thresholds t to argmin_W ½‖W_p − V_p‖_F² + t_p ‖W_p‖ of each group.
     """
 
     name: str
@@ -41,15 +46,15 @@ def group_norms(groups: Array) -> Float[Array, " P"]:
 
 
 def shares_kept(norms: Array, threshold: Array) -> Float[Array, " P"]:
-    """(1 − threshold/‖V_p‖)₊ of groups with these norms: what the proximal operator of threshold · Σ_p ‖·‖ leaves."""
+    """(1 − threshold/‖V_p‖)₊, by which the proximal operator of threshold · Σ_p ‖·‖_F multiplies each group."""
     return jnp.where(norms > threshold, 1 - threshold / jnp.where(norms > 0, norms, 1.0), 0.0)
 
 
-def _shrunk(groups: Array, thresholds: Array) -> Array:
+def _shrink(groups: Array, thresholds: Array) -> Float[Array, "P d c"]:
     return shares_kept(group_norms(groups), thresholds)[:, None, None] * groups
 
 
-def _singular_values(groups: Array) -> Array:
+def _singular_values(groups: Array) -> Float[Array, "P k"]:
     return jnp.linalg.svd(groups, compute_uv=False)
 
 
@@ -61,15 +66,16 @@ def _spectral_norms(groups: Array) -> Array:
     return _singular_values(groups)[:, 0]
 
 
-def _singular_values_shrunk(groups: Array, thresholds: Array) -> Array:
+def _shrink_singular_values(groups: Array, thresholds: Array) -> Float[Array, "P d c"]:
+    """The Frobenius norm's operator on the diagonal of an SVD: singular values are reduced by the threshold."""
     left, values, right = jnp.linalg.svd(groups, full_matrices=False)
     shrunk = jnp.maximum(values - jnp.reshape(thresholds, (-1, 1)), 0)
     return matmul(left * shrunk[:, None, :], right)
 
 
 NORMS: dict[str, Norm] = {
-    "frobenius": Norm("frobenius", group_norms, group_norms, _shrunk),
-    "nuclear": Norm("nuclear", _nuclear_norms, _spectral_norms, _singular_values_shrunk),
+    "frobenius": Norm("frobenius", group_norms, group_norms, _shrink),
+    "nuclear": Norm("nuclear", _nuclear_norms, _spectral_norms, _shrink_singular_values),
 }
 
 

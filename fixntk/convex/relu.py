@@ -1,11 +1,18 @@
-r"""The convex program of the ReLU network, a group lasso with cones, solved along its central path (M10).
+r"""The convex program of the ReLU network, a group lasso with cones, solved along its central path.
 
 .. math:: \min_{v, u, b} ℓ\bigl(1 b + \sum_p D_p X (v_p − u_p); y\bigr) + λ \sum_p (\|v_p\| + \|u_p\|)
     \quad\text{s.t.}\quad (2D_p − I) X v_p ≥ 0,\; (2D_p − I) X u_p ≥ 0
 
-Over all arrangements its optimum is that of the weight-decayed ReLU network, for some of them an upper bound on it. An
-interior-point method follows the central path, so that all its points are in the cones; a Newton step costs a weighted
-masked Gram kernel, Σ_p D_p X C_p Xᵀ D_p with small matrices C_p, and a Cholesky factorisation.
+Over all arrangements its optimum is that of the weight-decayed ReLU network, for some of them an upper bound on it.
+With the pair (v, u), the logarithmic barriers B of the cones and of the norms, and a weight t, the central path is the
+set of minimisers of
+
+.. math:: F_t(v, u) = ℓ(v, u) + B_t(v, u),
+
+whose barrier costs 1/t. A Newton step costs a weighted masked Gram kernel, Σ_p D_p X C_p Xᵀ D_p with small matrices
+C_p, and a Cholesky factorisation.
+
+See docs/mathematics.md, M10.
 """
 
 from __future__ import annotations
@@ -25,14 +32,14 @@ from jax.typing import ArrayLike
 from jaxtyping import Float
 
 from fixntk._checks import as_positive_int, is_traced
-from fixntk._numerics import einsum, float64_allowed, matmul, with_dtype
+from fixntk._line_search import backtrack
+from fixntk._numerics import default_tol, einsum, float64_allowed, matmul, with_dtype
 from fixntk._warnings import ConvergenceWarning
 from fixntk.convex.driver import Progress
 from fixntk.convex.program import ConvexProgram, canonical, with_masks
 from fixntk.gates.masks import activation_masks
 from fixntk.networks.cones import (
     Cones,
-    armijo_length,
     barrier_values,
     cone_barrier,
     longest_step,
@@ -43,10 +50,23 @@ from fixntk.networks.cones import (
 from fixntk.networks.convert import from_signed_cones
 from fixntk.networks.models import ReLUNetwork
 
+# Armijo's rule: a step has to lower F by this share of what its slope promises.
+_SUFFICIENT_SHARE = 0.1
+# Count of halvings of a step before the line search gives up.
+_MAX_HALVINGS = 30
+# A certificate is accepted if its gap is below this share of the tolerance, as it is computed anew at the end.
+_GOAL_SHARE = 0.99
+# Multiples of the barrier's cost below which a group's penalty is tried as zero.
+_ZERO_MULTIPLES = (0.0, 1.0, 10.0, 1e2, 1e3)
+# Start: length of the vectors as a share of the one at which the penalty alone costs the barrier's terms.
+_START_SHARE = 0.5
+# Multiple of the dtype's resolution, relative to a Hessian's largest entry, that is added to its diagonal.
+_JITTER_MULTIPLE = 4.0
+
 
 @dataclass(frozen=True, eq=False)
 class ReLUSolution:
-    """A solution of the ReLU network's convex program with its certificate (M10).
+    """A solution of the ReLU network's convex program with its certificate.
 
     Attributes
     ----------
@@ -55,7 +75,7 @@ class ReLUSolution:
     intercept
         (1,) b; None for a program without one.
     primal, dual
-        Objective of v and u, and the lower bound on the optimum that comes with it.
+        Objective of v and u, and a lower bound on the optimum.
     gap, relative_gap
         primal − dual, and its share of the objective of zero.
     iterations
@@ -65,9 +85,11 @@ class ReLUSolution:
     history
         (k, 3) seconds, primal and gap at each look at the certificate.
     tol
-        As asked for.
+        Tolerance of the relative gap.
     squeeze
         Whether predictions have shape (n,).
+
+    See docs/mathematics.md, M10.
     """
 
     positive: Float[Array, "P d"]
@@ -97,7 +119,7 @@ class ReLUSolution:
 
 
 class _Certified(NamedTuple):
-    """Vectors in the cones, and the certificate that came with them."""
+    """Vectors in the cones with their certificate."""
 
     pair: Float[Array, "2 P d"]
     intercept: Float[Array, " 1"]
@@ -116,11 +138,11 @@ def solve_relu(
     program: ConvexProgram,
     gates: ArrayLike,
     *,
-    tol: float = 1e-5,
+    tol: float | None = None,
     max_iter: int = 200,
     callback: Callable[[Progress], bool | None] | None = None,
 ) -> ReLUSolution:
-    """Solve the ReLU network's convex program for the masks and λ of a gated one, to a certified relative gap (M10).
+    """Solve the ReLU network's convex program for the masks and λ of a gated one, to a certified relative gap.
 
     Computes in float64 whatever the dtype of x, in which the result comes back: near the boundary of a cone the
     matrices of a Newton step have condition numbers that float32 cannot hold.
@@ -132,7 +154,7 @@ def solve_relu(
     gates
         (P, d) gates that give its masks; no row of x may lie on the boundary of one.
     tol
-        Relative gap to reach.
+        Relative gap to reach, as a share of the objective of zero. None is 1e-6 in float64 and 1e-4 in float32.
     max_iter
         Largest number of Newton steps; 30 to 60 are usual.
     callback
@@ -153,9 +175,12 @@ def solve_relu(
     -----
     The dual asks for ‖Π_C(±Xᵀ D_p Θ)‖ ≤ λ, with the projection onto the cone, and any μ ≥ 0 bounds it:
     ‖Π_C(z)‖ ≤ ‖z + Gᵀμ‖. The gap is evaluated for the barrier's own μ.
+
+    See docs/mathematics.md, M10.
     """
+    program, gates = _as_single_output(program, gates)
     dtype, max_iter = program.x.dtype, as_positive_int("max_iter", max_iter)
-    program, gates = _checked(program, gates)
+    tol = default_tol(dtype) if tol is None else float(tol)
     with float64_allowed():
         wide, wide_gates = with_dtype((canonical(program), gates), jnp.float64)
         solution = _follow_path(wide, wide_gates, tol, max_iter, callback)
@@ -176,7 +201,7 @@ def _follow_path(
     cones = make_cones(program.x, gates, program.masks)
     at_zero = float(program.primal_at_zero())
     state = _start(program, cones)
-    best = _certified(program, cones, state.pair, jnp.zeros_like(cones.apply(state.pair)))
+    best = _certify(program, cones, state.pair, jnp.zeros_like(cones.apply(state.pair)))
     began, history, iterations = time.perf_counter(), [], 0
     while True:
         seconds = time.perf_counter() - began
@@ -187,7 +212,7 @@ def _follow_path(
         progress = Progress(iterations, primal, gap, relative_gap, num_active, seconds)
         if relative_gap <= tol or iterations >= max_iter or (callback is not None and callback(progress)):
             break
-        state, best = _step(program, cones, state, best, 0.99 * tol * at_zero)
+        state, best = _step(program, cones, state, best, _GOAL_SHARE * tol * at_zero)
         iterations += 1
     return ReLUSolution(
         positive=best.pair[0],
@@ -205,8 +230,8 @@ def _follow_path(
     )
 
 
-def _checked(program: ConvexProgram, gates: ArrayLike) -> tuple[ConvexProgram, Array]:
-    """The program with bool masks, and its gates."""
+def _as_single_output(program: ConvexProgram, gates: ArrayLike) -> tuple[ConvexProgram, Array]:
+    """The program with bool masks, and its gates, checked."""
     if is_traced(program, gates):
         raise ValueError("solve_relu cannot be traced by jit, vmap or grad: the number of its steps is open")
     if not program.is_quadratic or program.ridge is not None or program.targets.shape[1] != 1:
@@ -221,54 +246,70 @@ def _checked(program: ConvexProgram, gates: ArrayLike) -> tuple[ConvexProgram, A
 
 @jax.jit
 def _start(program: ConvexProgram, cones: Cones) -> _State:
-    """Far inside of the cones, where their barrier and the norms balance."""
+    """Well inside of the cones, where their barrier and the norms balance."""
     terms = jnp.asarray(cones.num_terms, program.x.dtype)
     at_zero = program.primal_at_zero()
     weight = program.num_gates * terms / jnp.where(at_zero > 0, at_zero, 1.0)
-    lengths = 0.5 * terms / (jnp.broadcast_to(program.thresholds, (program.num_gates,)) * weight)
+    lengths = _START_SHARE * terms / (jnp.broadcast_to(program.thresholds, (program.num_gates,)) * weight)
     return _State(jnp.stack(2 * [lengths[:, None] * cones.directions]), weight)
 
 
 @jax.jit
 def _step(
-    program: ConvexProgram, cones: Cones, state: _State, best: _Certified, enough: float
+    program: ConvexProgram, cones: Cones, state: _State, best: _Certified, enough: ArrayLike
 ) -> tuple[_State, _Certified]:
-    """A Newton step, and a heavier objective where it was short."""
+    """A Newton step on F_t, its certificate, and a larger t where the step was short.
+
+    Linearise: ∇F = ∇B − (±Xᵀ D_p R) and ∇²F = ∇²B + AᵀA, with the outputs A(v − u) and their residual R. Find the
+    direction −(∇²F)⁻¹ ∇F, its length, and keep the better of the new certificate and the best one so far.
+    """
     pair, weight = state
     barrier = cone_barrier(cones, pair, program.thresholds, weight)
-    fit = program.datafit.fit(_fitted(program, pair))
+    fit = program.datafit.fit(_outputs(program, pair))
     gradient = barrier.gradient - _signed_correlations(program, fit.residual)
     direction = _direction(program, barrier.hessian, gradient)
     slope = jnp.sum(gradient * direction)
-
-    def value(length: Array) -> Array:
-        moved = pair + length * direction
-        loss = program.datafit.fit(_fitted(program, moved)).loss
-        return loss + jnp.sum(barrier_values(cones, moved, program.thresholds, weight))
-
-    longest = jnp.min(longest_step(cones, pair, direction))
-    length = armijo_length(value, fit.loss + jnp.sum(barrier.value), slope, longest)
-    pair = pair + length * direction
+    before = fit.loss + jnp.sum(barrier.value)
+    pair = pair + _step_length(program, cones, state, direction, before, slope) * direction
+    # The multipliers are those of the old point, moved to first order along the step.
     prices = next_multipliers(cones, barrier, direction, weight)
     found = _sparsest(program, cones, pair, prices, weight, enough)
-    kept = jax.tree.map(lambda new, old: jnp.where(found.gap < best.gap, new, old), found, best)
-    return _State(pair, next_weight(weight, slope)), kept
+    best = jax.tree.map(lambda new, old: jnp.where(found.gap < best.gap, new, old), found, best)
+    return _State(pair, next_weight(weight, slope)), best
+
+
+def _step_length(
+    program: ConvexProgram, cones: Cones, state: _State, direction: Array, before: Array, slope: Array
+) -> Float[Array, ""]:
+    """Backtracking from near the cones' boundary by Armijo's rule, F(pair + s δ) ≤ F(pair) + 0.1 s ⟨∇F, δ⟩."""
+    pair, weight = state
+    # Near the end of the path F changes by less than its own rounding error.
+    rounding = 10 * jnp.finfo(before.dtype).eps * jnp.abs(before)
+
+    def is_acceptable(length: Array) -> Array:
+        moved = pair + length * direction
+        loss = program.datafit.fit(_outputs(program, moved)).loss
+        value = loss + jnp.sum(barrier_values(cones, moved, program.thresholds, weight))
+        return value <= before + _SUFFICIENT_SHARE * length * slope + rounding
+
+    longest = jnp.min(longest_step(cones, pair, direction))
+    return backtrack(is_acceptable, longest, max_halvings=_MAX_HALVINGS).length
 
 
 def _sparsest(
-    program: ConvexProgram, cones: Cones, pair: Array, prices: Array, weight: Array, enough: float
+    program: ConvexProgram, cones: Cones, pair: Array, prices: Array, weight: Array, enough: ArrayLike
 ) -> _Certified:
     """The pair without the groups whose penalty is small beside their barrier's cost, as many as the gap allows.
 
-    Interior points have no zeros; those groups are zero at the optimum, as far as one can tell.
+    Interior points have no zeros; those groups are zero at the optimum, as far as the gap can tell.
     """
     penalties = program.thresholds * jnp.linalg.norm(pair, axis=2)
 
     def without(multiple: Array) -> _Certified:
         small = penalties <= multiple * cones.num_terms / weight
-        return _certified(program, cones, jnp.where(small[..., None], 0.0, pair), prices)
+        return _certify(program, cones, jnp.where(small[..., None], 0.0, pair), prices)
 
-    candidates = lax.map(without, jnp.asarray([0.0, 1.0, 10.0, 1e2, 1e3], program.x.dtype))
+    candidates = lax.map(without, jnp.asarray(_ZERO_MULTIPLES, program.x.dtype))
     good = candidates.gap <= enough
     last = good.size - 1 - jnp.argmax(good[::-1])
     chosen = jnp.where(jnp.any(good), last, jnp.argmin(candidates.gap))
@@ -276,43 +317,61 @@ def _sparsest(
 
 
 def _direction(program: ConvexProgram, hessian: Array, gradient: Array) -> Float[Array, "2 P d"]:
-    """−(B + AᵀA)⁻¹ g with B the groups' (2, P, d, d) own matrices and A the outputs, by Woodbury's formula.
+    """−(H + AᵀA)⁻¹ g with the groups' (2, P, d, d) own matrices H and the outputs A, by Woodbury's formula.
 
-    Once more for what is left: near a cone's boundary B has condition numbers up to the dtype's.
+        (H + AᵀA)⁻¹ = H⁻¹ − H⁻¹Aᵀ (I + A H⁻¹ Aᵀ)⁻¹ A H⁻¹
+
+    Near a cone's boundary the condition numbers of H reach the inverse of the dtype's resolution: the direction is
+    refined once, by solving for its residual.
     """
-    largest = jnp.max(jnp.abs(hessian), axis=(2, 3), keepdims=True)
-    jitter = 4 * jnp.finfo(hessian.dtype).eps * largest * jnp.eye(hessian.shape[2], dtype=hessian.dtype)
-    lower = jnp.linalg.cholesky(hessian + jitter)
-    rows = jnp.broadcast_to(program.x.T, (*hessian.shape[:2], *program.x.T.shape))
-    features = _solve_lower(lower, rows).swapaxes(1, 3) * program.masks[None, :, None, :]  # (2, n, d, P)
-    features = program.datafit.centred(jnp.moveaxis(features, 1, 0).reshape(program.x.shape[0], -1))
-    kernel = matmul(features, features.T) + jnp.eye(program.x.shape[0], dtype=program.x.dtype)
-    factor = (jnp.linalg.cholesky(kernel), True)
+    factors = _block_factors(hessian)
+    kernel = _output_kernel(program, factors) + jnp.eye(program.x.shape[0], dtype=program.x.dtype)
+    kernel_factor = (jnp.linalg.cholesky(kernel), True)
 
     def apply_inverse(right: Array) -> Array:
-        return _solve_lower(lower, _solve_lower(lower, right[..., None]), transposed=True)[..., 0]
+        return _solve_lower(factors, _solve_lower(factors, right[..., None]), transposed=True)[..., 0]
 
     def solve(right: Array) -> Array:
         start = apply_inverse(right)
-        outputs = jsl.cho_solve(factor, program.datafit.centred(_fitted(program, start)))
+        outputs = jsl.cho_solve(kernel_factor, program.datafit.centred(_outputs(program, start)))
         return start - apply_inverse(_signed_correlations(program, program.datafit.centred(outputs)))
 
     def apply(direction: Array) -> Array:
         own = einsum("spde,spe->spd", hessian, direction)
-        return own + _signed_correlations(program, program.datafit.centred(_fitted(program, direction)))
+        return own + _signed_correlations(program, program.datafit.centred(_outputs(program, direction)))
 
     direction = -solve(gradient)
     return direction - solve(gradient + apply(direction))
 
 
+def _block_factors(hessian: Array) -> Float[Array, "2 P d d"]:
+    """Cholesky factors of the groups' matrices."""
+    largest = jnp.max(jnp.abs(hessian), axis=(2, 3), keepdims=True)
+    jitter = _JITTER_MULTIPLE * jnp.finfo(hessian.dtype).eps * largest
+    return jnp.linalg.cholesky(hessian + jitter * jnp.eye(hessian.shape[2], dtype=hessian.dtype))
+
+
+def _output_kernel(program: ConvexProgram, factors: Array) -> Float[Array, "n n"]:
+    """A H⁻¹ Aᵀ = Σ_p D_p X H_p⁻¹ Xᵀ D_p, the product of features L_p⁻¹ Xᵀ D_p with themselves."""
+    rows = jnp.broadcast_to(program.x.T, (*factors.shape[:2], *program.x.T.shape))
+    features = _solve_lower(factors, rows).swapaxes(1, 3) * program.masks[None, :, None, :]  # (2, n, d, P)
+    features = program.datafit.centred(jnp.moveaxis(features, 1, 0).reshape(program.x.shape[0], -1))
+    return matmul(features, features.T)
+
+
 def _solve_lower(lower: Array, right: Array, *, transposed: bool = False) -> Array:
+    """L⁻¹ or L⁻ᵀ times columns, for each of the leading axes."""
     return lax.linalg.triangular_solve(lower, right, left_side=True, lower=True, transpose_a=transposed)
 
 
 @jax.jit
-def _certified(program: ConvexProgram, cones: Cones, pair: Array, prices: Array) -> _Certified:
-    """Primal and gap of a pair in the cones, with multipliers of these."""
-    fit = program.datafit.fit(_fitted(program, pair))
+def _certify(program: ConvexProgram, cones: Cones, pair: Array, prices: Array) -> _Certified:
+    """Primal and gap of a pair in the cones, with multipliers μ of the cones.
+
+    The dual point is sR with s = min(1, min_p λτ_p / ‖±Xᵀ D_p R + Gᵀμ‖). The gap is the sum of the Fenchel–Young
+    divergences of the loss and of penalty − s⟨±Xᵀ D_p R, (v, u)⟩.
+    """
+    fit = program.datafit.fit(_outputs(program, pair))
     correlations = _signed_correlations(program, fit.residual)
     thresholds = program.thresholds
     norms = jnp.linalg.norm(pair, axis=2)
@@ -325,10 +384,12 @@ def _certified(program: ConvexProgram, cones: Cones, pair: Array, prices: Array)
     return _Certified(pair, fit.intercept, fit.loss + penalty, gap)
 
 
-def _fitted(program: ConvexProgram, pair: Array) -> Float[Array, "n 1"]:
+def _outputs(program: ConvexProgram, pair: Array) -> Float[Array, "n 1"]:
+    """Σ_p D_p X (v_p − u_p), without the intercept."""
     return program.fitted((pair[0] - pair[1])[:, :, None])
 
 
 def _signed_correlations(program: ConvexProgram, residual: Array) -> Float[Array, "2 P d"]:
+    """Xᵀ D_p R for v and its negative for u."""
     correlations = program.correlations(residual)[:, :, 0]
     return jnp.stack([correlations, -correlations])

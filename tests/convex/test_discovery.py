@@ -13,6 +13,12 @@ def plane(rng, num_rows=16):
     return x, np.sin(2 * x[:, 0]) * x[:, 1]
 
 
+def start(x, y, reg, num_gates=4, loss="squared", seed=0, **options):
+    """A program of random gates, and the gates."""
+    gates = fx.sample_gates(jax.random.key(seed), num_gates, x.shape[1], dtype=x.dtype)
+    return fx.ConvexProgram(x, y, fx.activation_masks(x, gates), reg, loss, **options), gates
+
+
 @pytest.mark.parametrize("num_outputs", [None, 2])
 def test_where_cells_are_enumerated_the_result_is_the_optimum_over_all_of_them(rng, num_outputs):
     x, y = plane(rng)
@@ -20,7 +26,7 @@ def test_where_cells_are_enumerated_the_result_is_the_optimum_over_all_of_them(r
     cells = fx.enumerate_arrangements(x)
     largest = fx.ConvexProgram(x, y, cells.masks, 1.0).max_reg()
     whole = fx.solve(fx.ConvexProgram(x, y, cells.masks, 0.02 * largest), method="fista", tol=1e-8)
-    found = fx.discover(x, y, 0.02 * largest, key=jax.random.key(0), num_gates=4, per_round=16, method="fista")
+    found = fx.discover(*start(x, y, 0.02 * largest), key=jax.random.key(0), per_round=16, method="fista")
     assert found.exact
     assert found.rounds > 1
     assert found.gates.shape[0] < cells.masks.shape[1]
@@ -58,7 +64,7 @@ def test_the_bound_over_all_cells_holds_for_every_loss(rng, loss, options):
     reg = 0.05 * float(program.max_reg())
     whole = fx.solve(program.with_reg(reg), tol=1e-8, max_iter=20_000)
     found = fx.discover(
-        x, y, reg, loss, **options, key=jax.random.key(0), num_gates=4, per_round=16, tol=1e-6, max_cells=10_000
+        *start(x, y, reg, loss=loss, **options), key=jax.random.key(0), per_round=16, tol=1e-6, max_cells=10_000
     )
     assert found.exact
     assert found.converged, found.message
@@ -70,20 +76,18 @@ def test_the_bound_over_all_cells_holds_for_every_loss(rng, loss, options):
 
 def test_a_discovery_that_stops_early_warns_and_says_so(rng):
     x, y = plane(rng)
-    options = {"key": jax.random.key(0), "num_gates": 4, "per_round": 2}
+    options = {"key": jax.random.key(0), "per_round": 2}
     with pytest.warns(fx.ConvergenceWarning, match="discovery stopped early with 4 gates after 1 rounds: .*max_rounds"):
-        found = fx.discover(x, y, 0.1, max_rounds=1, **options)
+        found = fx.discover(*start(x, y, 0.1), max_rounds=1, **options)
     assert not found.converged
     with pytest.warns(fx.ConvergenceWarning):
-        local = fx.discover(x, y, 0.1, max_rounds=1, max_cells=1, **options)
+        local = fx.discover(*start(x, y, 0.1), max_rounds=1, max_cells=1, **options)
     assert local.gap == np.inf
 
 
 def test_discovery_in_float32_ends(rng):
     x, y = plane(rng)
-    found = fx.discover(
-        x.astype("float32"), y.astype("float32"), 0.1, key=jax.random.key(0), num_gates=4, per_round=16, tol=1e-4
-    )
+    found = fx.discover(*start(x.astype("float32"), y.astype("float32"), 0.1), key=jax.random.key(0), per_round=16)
     assert found.converged, found.message
     assert found.solution.weights.dtype == jnp.float32
 
@@ -91,7 +95,7 @@ def test_discovery_in_float32_ends(rng):
 def test_on_a_plane_discovered_gates_beat_ten_times_as_many_random_ones(rng):
     x = rng.standard_normal((60, 2))
     y = np.sin(3 * x[:, 0]) * x[:, 1]
-    found = fx.discover(x, y, 0.1, key=jax.random.key(0), num_gates=4, tol=1e-4)
+    found = fx.discover(*start(x, y, 0.1), key=jax.random.key(0), tol=1e-4)
     assert found.exact
     many = fx.sample_gates(jax.random.key(2), 10 * found.gates.shape[0], 2, dtype=jnp.float64)
     random = fx.solve(fx.ConvexProgram(x, y, fx.activation_masks(x, many), 0.1), tol=1e-4)
@@ -104,7 +108,12 @@ def test_discovered_gates_beat_ten_times_as_many_random_ones(rng):
     y = np.sum(np.maximum(x @ rng.standard_normal((5, 3)), 0) * [1.0, -1.0, 1.0], axis=1)
     reg = 0.5
     found = fx.discover(
-        x, y, reg, key=jax.random.key(1), num_gates=32, num_candidates=512, max_rounds=8, method="fista", tol=1e-4
+        *start(x, y, reg, num_gates=32, seed=1),
+        key=jax.random.key(1),
+        num_candidates=512,
+        max_rounds=8,
+        method="fista",
+        tol=1e-4,
     )
     assert not found.exact
     assert found.lower_bound == -np.inf
@@ -117,11 +126,8 @@ def test_a_callback_sees_every_round_and_can_stop(rng):
     x, y = plane(rng)
     seen = []
     found = fx.discover(
-        x,
-        y,
-        0.1,
+        *start(x, y, 0.1),
         key=jax.random.key(0),
-        num_gates=4,
         method="fista",
         callback=lambda d: seen.append(d) or len(seen) == 2,
     )
@@ -132,9 +138,28 @@ def test_a_callback_sees_every_round_and_can_stop(rng):
 
 def test_bad_numbers_and_tracing_are_refused(rng):
     x, y = plane(rng)
+    program, gates = start(x, y, 0.1)
     with pytest.raises(ValueError, match="per_round must be at least 1, got 0"):
-        fx.discover(x, y, 0.1, key=jax.random.key(0), per_round=0)
+        fx.discover(program, gates, key=jax.random.key(0), per_round=0)
     with pytest.raises(ValueError, match="max_rounds must be at least 1, got 0"):
-        fx.discover(x, y, 0.1, key=jax.random.key(0), max_rounds=0)
+        fx.discover(program, gates, key=jax.random.key(0), max_rounds=0)
     with pytest.raises(ValueError, match="discover cannot be traced"):
-        jax.jit(lambda reg: fx.discover(x, y, reg, key=jax.random.key(0)).gates)(0.1)
+        jax.jit(lambda reg: fx.discover(program.with_reg(reg), gates, key=jax.random.key(0)).gates)(0.1)
+
+
+def test_gates_and_programs_that_do_not_fit_are_named(rng):
+    x, y = plane(rng)
+    program, gates = start(x, y, 0.1)
+    with pytest.raises(ValueError, match="gates must give the program's masks on its x: 4 of 4 do not"):
+        fx.discover(program, -gates, key=jax.random.key(0))
+    with pytest.raises(ValueError, match="program must have no penalty_weights"):
+        fx.discover(*start(x, y, 0.1, penalty_weights=np.ones(4)), key=jax.random.key(0))
+    with pytest.raises(ValueError, match="program must have no ridge"):
+        fx.discover(*start(x, y, 0.1, ridge=0.1), key=jax.random.key(0))
+
+
+@pytest.mark.wrong_types
+def test_data_in_place_of_a_program_are_named(rng):
+    x, y = plane(rng)
+    with pytest.raises(TypeError, match="program must be a ConvexProgram, got ndarray"):
+        fx.discover(x, y, key=jax.random.key(0))

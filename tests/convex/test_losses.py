@@ -79,7 +79,7 @@ def test_conjugates_are_suprema(rng, name):
     for i in range(6):
 
         def objective(row, i=i):
-            return float(loss.values(row[None], targets[i : i + 1])[0] + row @ theta[i])
+            return float(loss.values(jnp.asarray(row[None]), targets[i : i + 1])[0] + row @ theta[i])
 
         best = minimize(objective, np.zeros(outputs.shape[1]), method="Nelder-Mead", options={"fatol": 1e-12})
         np.testing.assert_allclose(loss.conjugates(theta, targets)[i], -best.fun, atol=1e-8)
@@ -322,9 +322,9 @@ def test_labels_may_be_numbers_or_bools():
         other = fx.ConvexProgram(program.x, y, program.masks, program.reg, "logistic")
         np.testing.assert_array_equal(other.y, program.y)
         assert other.x.dtype == jnp.float64
-    assert fx.ConvexProgram(np.ones((2, 1), np.float32), [0, 1], np.ones((2, 1), bool), 1.0, "logistic").y.dtype == (
-        jnp.float32
-    )
+    assert fx.ConvexProgram(
+        np.ones((2, 1), np.float32), np.array([0, 1]), np.ones((2, 1), bool), 1.0, "logistic"
+    ).y.dtype == (jnp.float32)
 
 
 GOOD = {"x": np.ones((3, 2)), "y": np.array([0, 1, 2]), "masks": np.ones((3, 5), bool), "reg": 1.0}
@@ -334,16 +334,24 @@ GOOD = {"x": np.ones((3, 2)), "y": np.array([0, 1, 2]), "masks": np.ones((3, 5),
     ("change", "message"),
     [
         ({"loss": "logistic"}, "y must hold both labels -1 and 1, or 0 and 1, for this loss, got labels 0, 1, 2"),
-        ({"loss": "squared_hinge", "y": [3, 4, 4]}, "got labels 3, 4"),
-        ({"loss": "softmax", "y": [0, 2, 2]}, r"y must hold classes 0, 1, …, c − 1, .* got labels 0, 2"),
+        ({"loss": "squared_hinge", "y": np.array([3, 4, 4])}, "got labels 3, 4"),
+        ({"loss": "softmax", "y": np.array([0, 2, 2])}, r"y must hold classes 0, 1, …, c − 1, .* got labels 0, 2"),
         ({"loss": "softmax", "y": np.full((3, 2), 0.5)}, "y must have a single 1 in each row"),
         ({"loss": "softmax", "y": np.ones((3, 1))}, "y must have a column for each of two classes"),
-        ({"loss": "logistic", "y": [1, 1, 1]}, "y must hold both labels -1 and 1, or 0 and 1, .* got labels 1$"),
         (
-            {"loss": "logistic", "y": [0, 1, 1], "intercept": True, "sample_weight": [0.0, 1.0, 1.0]},
+            {"loss": "logistic", "y": np.array([1, 1, 1])},
+            "y must hold both labels -1 and 1, or 0 and 1, .* got labels 1$",
+        ),
+        (
+            {
+                "loss": "logistic",
+                "y": np.array([0, 1, 1]),
+                "intercept": True,
+                "sample_weight": np.array([0.0, 1.0, 1.0]),
+            },
             "y must have rows of every class for an intercept",
         ),
-        ({"sample_weight": [1.0, -1.0, 1.0]}, "sample_weight must not be negative"),
+        ({"sample_weight": np.array([1.0, -1.0, 1.0])}, "sample_weight must not be negative"),
         ({"sample_weight": np.zeros(3)}, "sample_weight must not be negative and not all zero"),
         ({"sample_weight": np.ones(4)}, "x and sample_weight must have the same number of rows"),
         ({"penalty_weights": np.zeros(5)}, "penalty_weights must be positive"),
@@ -359,6 +367,7 @@ def test_bad_options_are_named(change, message):
         fx.ConvexProgram(**{**GOOD, **change})
 
 
+@pytest.mark.wrong_types
 @pytest.mark.parametrize("loss", ["logistic", "softmax", "squared_hinge"])
 def test_labels_that_are_text_are_named(loss):
     with pytest.raises(TypeError, match="y must hold numbers for this loss, got labels 'no', 'yes': encode"):
