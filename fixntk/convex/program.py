@@ -76,7 +76,7 @@ class ConvexProgram:
     """
 
     x: Float[Array, "n d"]
-    y: Float[Array, n * c]
+    y: Float[Array, " n *c"]
     masks: Bool[Array, "n P"] | UInt8[Array, "n bytes"] | Float[Array, "n P"]
     reg: Float[Array, ""]
     sample_weight: Float[Array, " n"] | None
@@ -317,7 +317,7 @@ def canonical(program: ConvexProgram) -> ConvexProgram:
     return as_squared_loss(program, jnp.sqrt(program.sample_weight), program.y)
 
 
-def as_squared_loss(program: ConvexProgram, root: Float[Array, " n"], y: Float[Array, n * c]) -> ConvexProgram:
+def as_squared_loss(program: ConvexProgram, root: Float[Array, " n"], y: Float[Array, " n *c"]) -> ConvexProgram:
     """The program of the squared loss of targets y, its rows multiplied by roots of weights."""
     return replace_fields(
         program,
