@@ -215,7 +215,7 @@ def test_singular_kernels_lead_to_the_least_norm_interpolant(dtype):
 
 def test_duplicate_points_with_different_targets_meet_at_their_mean():
     x = np.array([[1.0, 2.0], [1.0, 2.0], [-1.0, 0.5]])
-    flow = gradient_flow(fx.gated_relu_ntk(x), [1.0, 3.0, -1.0])
+    flow = gradient_flow(fx.gated_relu_ntk(x), np.array([1.0, 3.0, -1.0]))
     np.testing.assert_allclose(flow.predict(), [2.0, 2.0, -1.0], atol=1e-12)
 
 
@@ -487,7 +487,10 @@ ASYMMETRIC = EYE + np.eye(3, k=1)
         (lambda: gradient_flow(EYE, ONES, diag_reg=-0.1), "diag_reg must be at least 0, got -0.1"),
         (lambda: gradient_flow(EYE, ONES, rcond=-0.1), "rcond must be at least 0"),
         (lambda: gradient_flow(EYE, ONES).predict(-1.0), "t must be at least 0, got 1 negative or NaN"),
-        (lambda: gradient_flow(EYE, ONES).predict([0.0, np.nan]), "t must be at least 0, got 1 negative or NaN"),
+        (
+            lambda: gradient_flow(EYE, ONES).predict(np.array([0.0, np.nan])),
+            "t must be at least 0, got 1 negative or NaN",
+        ),
         (lambda: gradient_flow(EYE, ONES).predict(1.0, np.ones((3, 2))), r"kernel_test_train .*\(n_test, 3\)"),
         (lambda: gradient_flow(EYE, ONES).predict(1.0, EYE * np.nan), "kernel_test_train holds 9 NaN"),
         (lambda: gradient_flow(EYE, ONES).predict(1.0, EYE, f0=ONES), "f0 and f0_test must be given together"),
@@ -495,7 +498,11 @@ ASYMMETRIC = EYE + np.eye(3, k=1)
         (lambda: gradient_flow(EYE, ONES).predict(1.0, f0=ONES, f0_test=ONES), "kernel_test_train is None"),
         (lambda: gradient_flow(EYE, ONES).predict(1.0, f0=np.ones(2)), r"f0 must be a scalar or have shape \(3,\)"),
         (lambda: gradient_flow(EYE, ONES).predict(1.0, EYE[:2], f0=ONES, f0_test=ONES), r"f0_test .*shape \(2,\)"),
-        (lambda: gradient_flow_ensemble(EYE, ONES, mode="gp"), "mode must be 'ntk' or 'nngp', got 'gp'"),
+        pytest.param(
+            lambda: gradient_flow_ensemble(EYE, ONES, mode="gp"),
+            "mode must be 'ntk' or 'nngp', got 'gp'",
+            marks=pytest.mark.wrong_types,
+        ),
         (
             lambda: gradient_flow_ensemble(SimpleNamespace(ntk=EYE, nngp=np.eye(2)), ONES),
             "kernel_train.nngp and kernel_train.ntk must have one shape",
