@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.typing import ArrayLike
 from jaxtyping import Float
 
 from fixntk.convex.method import Method, step_any
@@ -159,18 +160,18 @@ def _start(program: ConvexProgram, start: Array, epsilon: Array | None, *, metho
     return prepared, units, state, _record(state)
 
 
-def _goal(program: ConvexProgram, tol: float) -> Array:
+def _goal(program: ConvexProgram, tol: Array | float) -> Float[Array, ""]:
     return _GOAL_SHARE * tol * program.primal_at_zero()
 
 
 @jax.jit
-def _goal_and_scale(program: ConvexProgram, tol: float) -> tuple[Array, Array]:
+def _goal_and_scale(program: ConvexProgram, tol: Array | float) -> tuple[Array, Array]:
     return _goal(program, tol), program.primal_at_zero()
 
 
 @partial(jax.jit, static_argnames=("method", "step", "room"))
 def _advance(
-    program: ConvexProgram, state: Any, goal: Array, limit: int, *, method: Method, step: int | None, room: int
+    program: ConvexProgram, state: Any, goal: Array, limit: ArrayLike, *, method: Method, step: int | None, room: int
 ) -> tuple[Array, Any, _Record]:
     """Steps until the gap is reached, arithmetic fails, ``limit`` are made, or another kind of step comes next.
 

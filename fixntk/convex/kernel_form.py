@@ -77,7 +77,7 @@ def minimise_over_scale(spectrum: Spectrum, reg: Float[Array, ""]) -> BestScale:
     def slope(scale: Array) -> Array:
         return cost - jnp.sum(targets * eigenvalues / (scale * eigenvalues + reg) ** 2)
 
-    def bisect(_: int, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+    def bisect(_: Array, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = bounds
         middle = 0.5 * (low + high)
         rising = slope(jnp.exp(middle)) > 0

@@ -193,7 +193,7 @@ def certify(program: ConvexProgram, outcome: Outcome, method: Method, tol: float
 
 
 @jax.jit
-def _certify(program: ConvexProgram, weights: Array, tol: float) -> tuple[Evaluation, Array, Array, Array]:
+def _certify(program: ConvexProgram, weights: Array, tol: ArrayLike) -> tuple[Evaluation, Array, Array, Array]:
     """The evaluation of weights, the gap, its share of the objective of W = 0, and whether that is small enough."""
     found = program.evaluate(weights)
     # A λ ≤ 0 that came in traced, where it could not be refused, has no certificate.

@@ -117,7 +117,7 @@ def _curvature(program: ConvexProgram, num_products: int = 10) -> Float[Array, "
     operator = MaskedGram(jnp.ones(program.num_gates, program.x.dtype), program.masks, x)
     start = jax.random.normal(jax.random.key(0), (program.x.shape[0],), program.x.dtype)
 
-    def multiply(_: int, state: tuple[Array, Array]) -> tuple[Array, Array]:
+    def multiply(_: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
         vector = state[0]
         product = operator @ (vector / jnp.linalg.norm(vector))
         length = jnp.linalg.norm(product)
