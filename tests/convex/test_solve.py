@@ -1,3 +1,6 @@
+import traceback
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -297,3 +300,19 @@ def test_programs_and_solutions_are_shown_in_a_line():
     assert shown == ["Solution(fista: weights float64[20, 4, 1], traced)"]
     many = jax.vmap(lambda reg: fx.solve(program.with_reg(reg)))(program.reg * jnp.array([1.0, 2.0]))
     assert repr(many) == "Solution(fista: 2 solutions, 2 converged)"
+
+
+def test_few_calls_lead_from_solve_to_the_factorisation(monkeypatch):
+    calls, cholesky = [], jnp.linalg.cholesky
+
+    def recorded(*arguments, **options):
+        root = str(Path(fx.__file__).parent)
+        stack = [frame.name for frame in traceback.extract_stack() if frame.filename.startswith(root)]
+        calls.append(stack[stack.index("solve") :])
+        return cholesky(*arguments, **options)
+
+    monkeypatch.setattr(jnp.linalg, "cholesky", recorded)
+    # A size that no other test has compiled.
+    fx.solve(random_problem(0, 43, 4, 37, share=0.05), method="newton", tol=1e-9)
+    assert calls
+    assert max(len(stack) for stack in calls) <= 9, max(calls, key=len)

@@ -228,7 +228,8 @@ def find_direction(program: ConvexProgram, sigma: Array, prox: Prox, slope: Arra
         units=units,
         rays=einsum("nd,pdc->npc", program.x, units) * masks[:, :, None],
     )
-    return -newton_system.inverse(program, sigma, active)(slope) / sigma
+    invert = newton_system.cheapest_solver(program, size)
+    return -invert(program, sigma, active)(slope) / sigma
 
 
 def _step_length(program: ConvexProgram, state: NewtonState, slope: Array, direction: Array, along: Array) -> Array:

@@ -61,15 +61,16 @@ class Active(NamedTuple):
     rays: Float[Array, "n B c"]
 
 
-def inverse(program: ConvexProgram, sigma: Array, active: Active) -> Inverse:
-    """(H/σ)⁻¹ for (n, c) arrays, the cheapest way; NaN where rounding has made H indefinite."""
-    bucket = active.kept.shape[0]
-    solver, _ = min(SOLVERS, key=lambda entry: entry[1](program, bucket))
-    return solver(program, sigma, active)
+def cheapest_solver(program: ConvexProgram, size: int) -> Callable[[ConvexProgram, Array, Active], Inverse]:
+    """The way to (H/σ)⁻¹ that takes the fewest operations for ``size`` groups.
+
+    A way is a function of the program, σ and the active groups. Its result is NaN where rounding has made H indefinite.
+    """
+    return min(SOLVERS, key=lambda entry: entry[1](program, size))[0]
 
 
 def flops(program: ConvexProgram, bucket: int) -> float:
-    """Operations of :func:`inverse`, once applied, in double precision where the program is."""
+    """Operations of the cheapest solver, applied once, in double precision where the program is."""
     return min(count(program, bucket) for _, count in SOLVERS)
 
 
