@@ -68,7 +68,7 @@ class History(NamedTuple):
 )
 @dataclass(frozen=True, eq=False, repr=False)
 class Solution:
-    """A solution of a :class:`ConvexProgram` with its certificate (M7).
+    """A solution of a :class:`ConvexProgram` with its certificate.
 
     Attributes
     ----------
@@ -144,7 +144,7 @@ class Solution:
         return f"{self.method} stopped early: {state}, above tol={self.tol:.1e}; {end}"
 
     def predict(self, x: ArrayLike, gates: ArrayLike) -> Array:
-        """Outputs b + Σ_p 1{x·g_p ≥ 0} x·W_p on new inputs (M1); for classification their signs or largest decide.
+        """Outputs b + Σ_p 1{x·g_p ≥ 0} x·W_p on new inputs; for classification their signs or largest decide.
 
         Parameters
         ----------
@@ -170,7 +170,7 @@ class Solution:
         return outputs[:, 0] if self.squeeze else outputs
 
     def to_network(self, gates: ArrayLike, program: ConvexProgram | None = None) -> GatedReLUNetwork:
-        """The gated network with these outputs; for one output also with the same objective (M10).
+        """The gated network with these outputs; for one output also with the same objective.
 
         Parameters
         ----------
