@@ -5,6 +5,7 @@ import pytest
 from problems import random_problem
 
 import fixntk as fx
+from fixntk.convex.program import replace_fields
 
 CASES = {
     "squared": {"num_outputs": 2},
@@ -22,7 +23,7 @@ def moved(program, step):
     for name in ("sample_weight", "penalty_weights", "ridge"):
         if getattr(program, name) is not None:
             directions[name] = rng.random(getattr(program, name).shape)
-    return program._replaced(**{name: getattr(program, name) + step * d for name, d in directions.items()})
+    return replace_fields(program, **{name: getattr(program, name) + step * d for name, d in directions.items()})
 
 
 def validation_loss(weights):
