@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 EXTRAS := estimators,parquet,conformal,experiments,verify,docs,test
+# Compiling is most of the tests' time: programs that were compiled once are kept.
+KEEP_COMPILED := JAX_COMPILATION_CACHE_DIR=$(CURDIR)/$(VENV)/compiled JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.1
 UV := $(shell command -v uv 2>/dev/null)
 
 .PHONY: run quickstart paper verify test test-shapes test-long lint docs benchmarks clean
@@ -21,14 +23,14 @@ verify: $(VENV)/.installed  ## the claims of the mathematics, checked on this ma
 	$(BIN)/fixntk verify
 
 test: lint  ## linter, type checker and every test that is not marked long
-	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal
+	$(KEEP_COMPILED) $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal
 
 test-shapes: $(VENV)/.installed  ## the same tests, with every annotated shape and type of the library checked in every call
-	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal -m "not long and not wrong_types" \
+	$(KEEP_COMPILED) $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal -m "not long and not wrong_types" \
 	    --jaxtyping-packages=fixntk,beartype.beartype --ignore=tests/test_package.py
 
 test-long: $(VENV)/.installed  ## the long tests
-	$(BIN)/python -m pytest -q -m long
+	$(KEEP_COMPILED) $(BIN)/python -m pytest -q -m long
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
