@@ -34,8 +34,8 @@ class Method(NamedTuple):
     steps
         ``steps(program) -> tuple of steps``, each ``step(program, state) -> state``. Where there are several,
         ``state.next_step`` is the index of the one that comes next; each is compiled when it comes for the first time.
-    objection
-        ``objection(program) -> str | None``: why the method cannot solve a program, with the remedy; None if it can.
+    supports
+        ``supports(program)`` raises ValueError where the method cannot solve a program, with the remedy.
     max_iter
         Largest number of steps when none is given.
     starts_at
@@ -43,15 +43,18 @@ class Method(NamedTuple):
         weights has ``kernel_weights``, and smooths by ε.
     prepare
         ``prepare(program) -> (program, units)``: what the loop works on, in those units.
+    on_active_groups
+        The variant for a program most of whose groups are active; None for the method itself.
     """
 
     name: str
     init: Callable[[ConvexProgram, Array, Array | None], Any]
     steps: Callable[[ConvexProgram], tuple[Step, ...]]
-    objection: Callable[[ConvexProgram], str | None]
+    supports: Callable[[ConvexProgram], None]
     max_iter: int
     starts_at: Literal["weights", "kernel_weights"] = "weights"
     prepare: Callable[[ConvexProgram], tuple[ConvexProgram, Units]] = without_units
+    on_active_groups: Method | None = None
 
     @property
     def reweights(self) -> bool:
@@ -65,8 +68,7 @@ def step_any(method: Method, program: ConvexProgram, state: Any) -> Any:
     return steps[0](program, state) if len(steps) == 1 else lax.switch(state.next_step, steps, program, state)
 
 
-def object_to_norm(name: str, program: ConvexProgram) -> str | None:
-    """The objection of a method that is made for the Frobenius norm."""
-    if program.norm.name == "frobenius":
-        return None
-    return f"method {name!r} is for norm 'frobenius', not for {program.norm.name!r}: use 'fista'"
+def check_norm(name: str, program: ConvexProgram) -> None:
+    """Raise ValueError unless the norm is the Frobenius norm, for a method that is made for it."""
+    if program.norm.name != "frobenius":
+        raise ValueError(f"method {name!r} is for norm 'frobenius', not for {program.norm.name!r}: use 'fista'")

@@ -20,7 +20,7 @@ from fixntk.convex.method import Method
 from fixntk.convex.program import ConvexProgram, with_masks
 from fixntk.convex.solution import Solution
 from fixntk.convex.solve import certify
-from fixntk.convex.solvers import newton, working_sets
+from fixntk.convex.solvers import working_sets
 from fixntk.gram import select_masks
 
 # A working set has room for this multiple of the active groups,
@@ -62,8 +62,7 @@ def solve_on_sets(
 
     ``last``, the evaluation of the solution for the last λ, tells which groups are near, and which are zero.
     """
-    # Newton has one size on a set, most of which is active.
-    method = newton.REFINEMENT if restriction.method is newton.METHOD else restriction.method
+    method = restriction.method.on_active_groups or restriction.method
     for _ in range(_MAX_WORKING_SETS):
         nearest, num_active, num_left = _order(program, start, last, restriction.sizes)
         size = _set_size(min(int(num_left), int(_ROOM * num_active) + _SMALLEST_SET))

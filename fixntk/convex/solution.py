@@ -97,16 +97,17 @@ class Solution:
         Whether the targets, and so the predictions, have shape (n,).
     """
 
-    weights: Float[Array, "P d c"]
-    intercept: Float[Array, " c"] | None
-    kernel_weights: Float[Array, " P"]
-    primal: Float[Array, ""]
-    dual: Float[Array, ""]
-    gap: Float[Array, ""]
-    relative_gap: Float[Array, ""]
-    iterations: Int[Array, ""]
-    converged: Bool[Array, ""]
-    failed: Bool[Array, ""]
+    # Under vmap there are axes before these.
+    weights: Float[Array, "*batch P d c"]
+    intercept: Float[Array, "*batch c"] | None
+    kernel_weights: Float[Array, "*batch P"]
+    primal: Float[Array, "*batch"]
+    dual: Float[Array, "*batch"]
+    gap: Float[Array, "*batch"]
+    relative_gap: Float[Array, "*batch"]
+    iterations: Int[Array, "*batch"]
+    converged: Bool[Array, "*batch"]
+    failed: Bool[Array, "*batch"]
     history: History
     method: str
     tol: float
@@ -137,8 +138,10 @@ class Solution:
         if bool(self.converged):
             return f"{self.method} converged: {state}, within tol={self.tol:.1e}"
         wider = "" if self.weights.dtype == jnp.float64 else ", or use float64"
-        if bool(self.failed):
-            end = f"rounding in {self.weights.dtype} lets it go no further; raise tol or reg{wider}"
+        if not bool(jnp.isfinite(self.relative_gap)):
+            end = "there is no certificate: is reg positive?"
+        elif bool(self.failed):
+            end = f"limited by {self.weights.dtype} rounding error; raise tol or reg{wider}"
         else:
             end = f"raise max_iter or tol{wider}"
         return f"{self.method} stopped early: {state}, above tol={self.tol:.1e}; {end}"

@@ -83,7 +83,7 @@ def solve(
     -------
     Solution
         With the certificate, computed anew from its weights. Where λ is at or above λ_max, W = 0 at once from any
-        method's own start; the message says so.
+        method's own start, and the message says so; under ``jit`` only from that of FISTA and Newton.
 
     Raises
     ------
@@ -162,8 +162,7 @@ def choose_method(program: ConvexProgram, name: str, *, traced: bool = False) ->
         method = METHODS[name]
     if method is newton.METHOD and not program.is_quadratic:
         method = prox_newton.METHOD
-    if (objection := method.objection(program)) is not None:
-        raise ValueError(objection)
+    method.supports(program)
     return method
 
 

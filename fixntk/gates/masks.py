@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Bool, Float, Key, UInt8
 
 from fixntk._checks import as_matrix, as_positive_int, as_real_array, check_memory, check_same_columns, is_traced
@@ -43,7 +43,7 @@ class Arrangements(NamedTuple):
 
 
 def sample_gates(
-    key: Key[Array, ""], num_gates: int, num_features: int, *, dtype: jnp.dtype | None = None
+    key: Key[Array, ""], num_gates: int, num_features: int, *, dtype: DTypeLike | None = None
 ) -> Float[Array, "P d"]:
     """Draw gates from N(0, I), as a gated-ReLU network at initialisation has them.
 

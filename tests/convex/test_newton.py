@@ -72,7 +72,7 @@ def test_a_step_on_all_groups_is_the_step_on_those_that_are_active():
     start = fx.solve(program, method="fista", tol=1e-2).weights
     state = newton.init(program, start)
     assert 0 < int(jnp.sum(group_norms(start) > 0)) <= 64
-    whole, active = newton.REFINEMENT.steps(program)[0](program, state), newton.step(program, state)
+    whole, active = newton.METHOD.on_active_groups.steps(program)[0](program, state), newton.step(program, state)
     np.testing.assert_allclose(whole.theta, active.theta, rtol=1e-3, atol=1e-5)
     np.testing.assert_allclose(whole.gap, active.gap, rtol=1e-2)
 
@@ -82,7 +82,7 @@ def test_a_step_on_all_groups_is_the_step_on_those_that_are_active():
 @pytest.mark.parametrize("options", [{}, {"intercept": True, "ridge": 0.7}])
 def test_each_direction_solves_the_derivative_of_the_gradient(monkeypatch, rng, solver, num_outputs, options):
     monkeypatch.setattr(newton_system, "SOLVERS", ((solver, lambda *_: 0.0),))
-    monkeypatch.setattr(newton_system, "_LEAST_ROWS", 10)
+    monkeypatch.setattr(newton_system, "_MIN_ROWS_FOR_BLOCKS", 10)
     program = random_problem(2, 25, 4, 40, num_outputs)
     program = fx.ConvexProgram(program.x, program.y, program.masks, 1.0, **options)
     theta, multiplier = rng.standard_normal((25, num_outputs)), rng.standard_normal(program.group_shape)
@@ -140,7 +140,7 @@ def test_float32_converges_or_says_that_it_broke_off(share):
         narrow = fx.ConvexProgram(x.astype("float32"), wide.y.astype("float32"), wide.masks, wide.reg)
         solution = fx.solve(narrow, method="newton", tol=1e-5)
         assert np.all(np.isfinite(solution.weights))
-        assert bool(solution.converged) or "rounding in float32 lets it go no further" in solution.message
+        assert bool(solution.converged) or "limited by float32 rounding error" in solution.message
         assert float(solution.relative_gap) < 1e-2
         # The certificate holds of the float64 problem.
         exact = fx.solve(fx.ConvexProgram(x, wide.y, wide.masks, wide.reg), method="newton", tol=1e-9)

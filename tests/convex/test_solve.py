@@ -316,3 +316,13 @@ def test_few_calls_lead_from_solve_to_the_factorisation(monkeypatch):
     fx.solve(random_problem(0, 43, 4, 37, share=0.05), method="newton", tol=1e-9)
     assert calls
     assert max(len(stack) for stack in calls) <= 9, max(calls, key=len)
+
+
+@METHODS
+def test_no_steps_under_jit_certify_the_start(method):
+    program = random_problem(0)
+    solution = jax.jit(lambda p: fx.solve(p, method=method, max_iter=0))(program)
+    with pytest.warns(fx.ConvergenceWarning):
+        alone = fx.solve(program, method=method, max_iter=0)
+    assert solution.history.gap.shape == (1,)
+    np.testing.assert_allclose(solution.gap, alone.gap, rtol=1e-9)

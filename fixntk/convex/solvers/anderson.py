@@ -127,7 +127,7 @@ METHOD = Method(
     name="anderson",
     init=init,
     steps=lambda _: (step,),
-    objection=partial(irls.object_to_program, "anderson"),
+    supports=partial(irls.check_program, "anderson"),
     max_iter=300,
     starts_at="kernel_weights",
 )

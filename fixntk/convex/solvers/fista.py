@@ -127,4 +127,4 @@ def _curvature(program: ConvexProgram, num_products: int = 10) -> Float[Array, "
     return 1.02 * jnp.where(largest > 0, largest, 1.0)
 
 
-METHOD = Method(name="fista", init=init, steps=lambda _: (step,), objection=lambda _: None, max_iter=20_000)
+METHOD = Method(name="fista", init=init, steps=lambda _: (step,), supports=lambda _: None, max_iter=20_000)

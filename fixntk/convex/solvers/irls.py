@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from fixntk._checks import check_memory
 from fixntk._numerics import solve_kernel_ridge
 from fixntk.convex.kernel_form import weights_of_norms
-from fixntk.convex.method import Method, object_to_norm
+from fixntk.convex.method import Method, check_norm
 from fixntk.convex.penalties import group_norms
 from fixntk.convex.program import ConvexProgram, kernel_of
 
@@ -89,24 +89,24 @@ def _solve_ridge(program: ConvexProgram, kernel_weights: Array, epsilon: Array) 
     )
 
 
-def object_to_program(name: str, program: ConvexProgram) -> str | None:
-    """Why reweighting cannot solve a program; raises if its matrices do not fit into memory."""
+def check_program(name: str, program: ConvexProgram) -> None:
+    """Raise ValueError if reweighting cannot solve a program, or its matrices do not fit into memory."""
     if not program.is_quadratic:
-        return f"method {name!r} is for the squared loss, not for {program.loss.name}: use 'newton' or 'fista'"
-    if (objection := object_to_norm(name, program)) is not None:
-        return objection
+        raise ValueError(
+            f"method {name!r} is for the squared loss, not for {program.loss.name}: use 'newton' or 'fista'"
+        )
+    check_norm(name, program)
     rows = program.x.shape[0]
     # The kernel, shifted, and its factor.
     needed = 3 * rows**2 * program.x.dtype.itemsize
     check_memory(f"method {name!r} with its {rows}×{rows} matrices needs", needed, "use 'newton' or 'fista'")
-    return None
 
 
 METHOD = Method(
     name="irls",
     init=init,
     steps=lambda _: (step,),
-    objection=partial(object_to_program, "irls"),
+    supports=partial(check_program, "irls"),
     max_iter=300,
     starts_at="kernel_weights",
 )

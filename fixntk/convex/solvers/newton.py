@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from fixntk.convex.method import Method, Step, object_to_norm, step_any
+from fixntk.convex.method import Method, Step, check_norm, step_any
 from fixntk.convex.penalties import group_norms
 from fixntk.convex.program import ConvexProgram, with_mask_numbers
 from fixntk.convex.solvers import newton_step, working_sets
@@ -138,21 +138,18 @@ def _last_resort_step(program: ConvexProgram, state: NewtonState) -> NewtonState
     return jax.tree.map(lambda new, old: jnp.where(is_better, new, old), moved, kept)
 
 
-def _object(program: ConvexProgram) -> str | None:
-    return object_to_norm("newton", program)
-
-
-METHOD = Method(name="newton", init=init, steps=steps, objection=_object, max_iter=200, prepare=prepare)
+def _supports(program: ConvexProgram) -> None:
+    check_norm("newton", program)
 
 
 def _init_on_all_groups(program: ConvexProgram, weights: Array, _: Array | None = None) -> NewtonState:
     return _start(_all_groups(program), program, weights)
 
 
-# Newton on a part of a program most of whose groups are active, as on a path of λ: one size is compiled.
-REFINEMENT = METHOD._replace(
-    init=_init_on_all_groups,
-    steps=lambda program: _steps_of(_all_groups(program)),
+METHOD = Method(name="newton", init=init, steps=steps, supports=_supports, max_iter=200, prepare=prepare)
+# Where most groups are active one size is compiled.
+METHOD = METHOD._replace(
+    on_active_groups=METHOD._replace(init=_init_on_all_groups, steps=lambda program: _steps_of(_all_groups(program)))
 )
 
 

@@ -23,17 +23,30 @@ from fixntk._numerics import einsum, matmul, with_dtype
 from fixntk.convex.program import ConvexProgram
 from fixntk.gram import masked_adjoint, masked_apply
 
-# What a product with masks costs beside its arithmetic, in operations: at all, and for each entry of the masks, as many
-# as of so many features. In double precision that product is so much dearer than those of square matrices.
-_OVERHEAD, _PER_ENTRY, _SLIM = 4e6, 15, 2.0
-# The matrix of more rows than the second is made in as many blocks.
-_BLOCKS, _LEAST_ROWS = 4, 500
-# A matrix of more entries is not made.
-_MOST_ENTRIES = 2**26
-# Conjugate gradients: what they usually need, and where they stop.
-_USUAL_PRODUCTS, _MOST_PRODUCTS = 50, 400
-# The same where a factorisation in single precision preconditions them.
-_USUAL_REFINEMENTS, _MOST_REFINEMENTS, _REFINED_TO = 4, 50, 1e-3
+# A product with the masks costs this many operations beside its arithmetic,
+_PASS_OVERHEAD_FLOPS = 4e6
+# and each entry of the masks costs as much as this number of additional features.
+_FEATURES_PER_ENTRY = 15
+# In double precision, an operation of such a product takes this factor more time than one of a square matrix product.
+_PASS_SLOWNESS = 2.0
+# A matrix of more rows than this
+_MIN_ROWS_FOR_BLOCKS = 500
+# is formed in this number of blocks.
+_NUM_BLOCKS = 4
+# A matrix of more entries is not formed.
+_MAX_ENTRIES = 2**26
+# Each pass over the matrix costs about as much as this number of operations for each entry.
+_FLOPS_PER_ENTRY = 30
+# Conjugate gradients: number of products that they usually need, and at which they stop.
+_USUAL_PRODUCTS = 50
+_MAX_PRODUCTS = 400
+# The same with a factorisation in single precision as preconditioner.
+_USUAL_REFINEMENTS = 4
+_MAX_REFINEMENTS = 50
+# Relative residual at which conjugate gradients stop.
+_CG_TOL = 1e-3
+# Smallest multiple of I, in roundings of the largest diagonal entry, that makes a matrix definite in its dtype.
+_SHIFT_IN_EPS = 100
 
 # Applies an inverse to an array of right sides' shape.
 Inverse = Callable[[Array], Array]
@@ -69,9 +82,9 @@ def cheapest_solver(program: ConvexProgram, size: int) -> Callable[[ConvexProgra
     return min(SOLVERS, key=lambda entry: entry[1](program, size))[0]
 
 
-def flops(program: ConvexProgram, bucket: int) -> float:
+def flops(program: ConvexProgram, size: int) -> float:
     """Operations of the cheapest solver, applied once, in double precision where the program is."""
-    return min(count(program, bucket) for _, count in SOLVERS)
+    return min(count(program, size) for _, count in SOLVERS)
 
 
 def derivative(kept: Array, along: Array, units: Array, change: Array) -> Array:
@@ -80,9 +93,9 @@ def derivative(kept: Array, along: Array, units: Array, change: Array) -> Array:
     return kept[:, None, None] * change + (along - kept)[:, None, None] * projected
 
 
-def pass_flops(program: ConvexProgram, bucket: int) -> float:
-    """Operations of a product with the masks of so many groups, forth and back, and what goes with it."""
-    return 4.0 * program.targets.size * bucket * (program.x.shape[1] + _PER_ENTRY) + _OVERHEAD
+def pass_flops(program: ConvexProgram, size: int) -> float:
+    """Operations of two products with the masks of ``size`` groups, X W and its adjoint."""
+    return 4.0 * program.targets.size * size * (program.x.shape[1] + _FEATURES_PER_ENTRY) + _PASS_OVERHEAD_FLOPS
 
 
 def largest_sigma(program: ConvexProgram, kept: Array) -> Array:
@@ -91,28 +104,28 @@ def largest_sigma(program: ConvexProgram, kept: Array) -> Array:
 
 
 def _least_shift(diagonal: Array) -> Array:
-    """The least multiple of I that makes a matrix of so large a diagonal definite in its dtype."""
-    return 100 * jnp.finfo(diagonal.dtype).eps * jnp.maximum(diagonal, jnp.finfo(diagonal.dtype).tiny)
+    """The smallest multiple of I that makes a matrix with this largest diagonal entry definite in its dtype."""
+    return _SHIFT_IN_EPS * jnp.finfo(diagonal.dtype).eps * jnp.maximum(diagonal, jnp.finfo(diagonal.dtype).tiny)
 
 
 def _by_rows(program: ConvexProgram, sigma: Array, active: Active) -> Inverse:
     """A Cholesky factorisation of n c rows."""
-    return _factorised(_matrix(program, active), 1 / sigma)
+    return _inverse_by_cholesky(_matrix(program, active), 1 / sigma)
 
 
 def _by_single_rows(program: ConvexProgram, sigma: Array, active: Active) -> Inverse:
     """The same in single precision, refined."""
-    precondition = _factorised_in_single(_matrix(*with_dtype((program, active), jnp.float32)), 1 / sigma)
+    precondition = _inverse_in_single(_matrix(*with_dtype((program, active), jnp.float32)), 1 / sigma)
     product = partial(_product, program, sigma, active)
     return lambda right: jax.scipy.sparse.linalg.cg(
-        product, right, precondition(right), tol=_REFINED_TO, maxiter=_MOST_REFINEMENTS, M=precondition
+        product, right, precondition(right), tol=_CG_TOL, maxiter=_MAX_REFINEMENTS, M=precondition
     )[0]
 
 
 def _matrix(program: ConvexProgram, active: Active) -> Array:
     """H/σ − I/σ, of which only the lower triangle counts.
 
-    In blocks of rows up to the diagonal, so that little is computed twice and what goes into an entry stays near.
+    In blocks of rows up to the diagonal, for cache locality, and so that little is computed twice.
     """
     num_rows, num_outputs = program.targets.shape
     if program.column is not None:
@@ -122,7 +135,7 @@ def _matrix(program: ConvexProgram, active: Active) -> Array:
             return program.datafit.centred(matrix.reshape(num_rows, -1)).reshape(matrix.shape)
 
         return centred(centred(matrix).T)
-    edges = np.linspace(0, num_rows, 1 + (_BLOCKS if num_rows > _LEAST_ROWS else 1)).astype(int)
+    edges = np.linspace(0, num_rows, 1 + (_NUM_BLOCKS if num_rows > _MIN_ROWS_FOR_BLOCKS else 1)).astype(int)
     blocks = [_matrix_block(program, active, slice(start, end)) for start, end in pairwise(edges.tolist())]
     size = num_rows * num_outputs
     return jnp.concatenate([jnp.pad(block, ((0, 0), (0, size - block.shape[1]))) for block in blocks])
@@ -147,7 +160,7 @@ def _by_features(program: ConvexProgram, sigma: Array, active: Active) -> Invers
     Refined once, as what cancels takes digits.
     """
     features = _features(program, active)
-    inner = _factorised(einsum("if,ig->fg", features, features), 1 / sigma)
+    inner = _inverse_by_cholesky(einsum("if,ig->fg", features, features), 1 / sigma)
 
     def solve(right: Array) -> Array:
         return sigma * (right - einsum("if,f->i", features, inner(einsum("if,i->f", features, right))))
@@ -192,7 +205,9 @@ def _by_products(program: ConvexProgram, sigma: Array, active: Active) -> Invers
         )
 
     product = partial(_product, program, sigma, active)
-    return lambda right: jax.scipy.sparse.linalg.cg(product, right, tol=1e-3, maxiter=_MOST_PRODUCTS, M=precondition)[0]
+    return lambda right: jax.scipy.sparse.linalg.cg(product, right, tol=_CG_TOL, maxiter=_MAX_PRODUCTS, M=precondition)[
+        0
+    ]
 
 
 def _product(program: ConvexProgram, sigma: Array, active: Active, vector: Array) -> Array:
@@ -203,19 +218,24 @@ def _product(program: ConvexProgram, sigma: Array, active: Active, vector: Array
     return vector / sigma + program.datafit.centred(masked_apply(masks, program.x, groups))
 
 
-def _factorised(matrix: Array, shift: Array) -> Inverse:
-    """(matrix + shift I)⁻¹ for arrays of as many numbers, by Cholesky; NaN where that is indefinite by rounding."""
+def _inverse_by_cholesky(matrix: Array, shift: Array) -> Inverse:
+    """(matrix + shift I)⁻¹ for arrays with as many entries as the matrix has rows.
+
+    NaN where rounding has made that matrix indefinite.
+    """
     diagonal = jnp.arange(matrix.shape[0])
     lower = jnp.linalg.cholesky(matrix.at[diagonal, diagonal].add(shift), symmetrize_input=False)
     return lambda right: jsl.cho_solve((lower, True), right.reshape(-1)).reshape(right.shape)
 
 
-def _factorised_in_single(matrix: Array, shift: Array) -> Inverse:
+def _inverse_in_single(matrix: Array, shift: Array) -> Inverse:
     """About (matrix + shift I)⁻¹ for arrays in double precision, from a matrix in single.
 
-    Where the shift is small with a larger one, the least that single precision bears.
+    A shift that is too small for single precision is raised to the smallest that keeps the matrix definite.
     """
-    solve = _factorised(matrix, jnp.maximum(shift.astype(matrix.dtype), _least_shift(jnp.max(jnp.diagonal(matrix)))))
+    solve = _inverse_by_cholesky(
+        matrix, jnp.maximum(shift.astype(matrix.dtype), _least_shift(jnp.max(jnp.diagonal(matrix))))
+    )
 
     def apply(right: Array) -> Array:
         scale = jnp.maximum(jnp.max(jnp.abs(right)), jnp.finfo(right.dtype).tiny)
@@ -224,30 +244,30 @@ def _factorised_in_single(matrix: Array, shift: Array) -> Inverse:
     return apply
 
 
-def _row_flops(program: ConvexProgram, bucket: int) -> float:
+def _row_flops(program: ConvexProgram, size: int) -> float:
     """Operations of :func:`_by_rows`; an entry of the matrix is passed over some thirty times."""
     rows = float(program.targets.size)
-    return rows**3 / 3 + rows**2 * (4 * bucket + 30) if rows**2 <= _MOST_ENTRIES else float("inf")
+    return rows**3 / 3 + rows**2 * (4 * size + _FLOPS_PER_ENTRY) if rows**2 <= _MAX_ENTRIES else float("inf")
 
 
-def _feature_flops(program: ConvexProgram, bucket: int) -> float:
+def _feature_flops(program: ConvexProgram, size: int) -> float:
     """Operations of :func:`_by_features`."""
-    rows, features = float(program.targets.size), float(bucket * program.group_shape[1] * program.group_shape[2])
-    if max(rows, features) * features > _MOST_ENTRIES:
+    rows, features = float(program.targets.size), float(size * program.group_shape[1] * program.group_shape[2])
+    if max(rows, features) * features > _MAX_ENTRIES:
         return float("inf")
-    return 2 * rows * features**2 + features**3 / 3 + 30 * rows * features
+    return 2 * rows * features**2 + features**3 / 3 + _FLOPS_PER_ENTRY * rows * features
 
 
-def _product_flops(program: ConvexProgram, bucket: int) -> float:
+def _product_flops(program: ConvexProgram, size: int) -> float:
     """Operations of :func:`_by_products` with as many products as it takes in the middle of a solution."""
-    return _SLIM * _USUAL_PRODUCTS * pass_flops(program, bucket)
+    return _PASS_SLOWNESS * _USUAL_PRODUCTS * pass_flops(program, size)
 
 
-def _single_row_flops(program: ConvexProgram, bucket: int) -> float:
+def _single_row_flops(program: ConvexProgram, size: int) -> float:
     """Operations of :func:`_by_single_rows`, of which two count as one, and of its refinement."""
     if program.x.dtype != jnp.float64:
         return float("inf")
-    return 0.5 * _row_flops(program, bucket) + _SLIM * _USUAL_REFINEMENTS * pass_flops(program, bucket)
+    return 0.5 * _row_flops(program, size) + _PASS_SLOWNESS * _USUAL_REFINEMENTS * pass_flops(program, size)
 
 
 SOLVERS: tuple[tuple[Callable[..., Inverse], Callable[[ConvexProgram, int], float]], ...] = (

@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, Int
 from fixntk._line_search import backtrack
 from fixntk.convex import duality
 from fixntk.convex.datafit import Fit
-from fixntk.convex.method import Method, object_to_norm
+from fixntk.convex.method import Method, check_norm
 from fixntk.convex.program import ConvexProgram, as_squared_loss
 from fixntk.convex.solvers import newton
 
@@ -118,9 +118,9 @@ def _state_at(program: ConvexProgram, weights: Array, fitted: Array) -> ProxNewt
     return ProxNewtonState(weights, fitted, found.primal, found.gap, found.primal, failed, jnp.zeros((), jnp.int32))
 
 
-def _object(program: ConvexProgram) -> str | None:
-    return object_to_norm("newton", program)
+def _supports(program: ConvexProgram) -> None:
+    check_norm("newton", program)
 
 
 # It answers to the name of Newton, which it is for these losses.
-METHOD = Method(name="newton", init=init, steps=lambda _: (step,), objection=_object, max_iter=200)
+METHOD = Method(name="newton", init=init, steps=lambda _: (step,), supports=_supports, max_iter=200)
