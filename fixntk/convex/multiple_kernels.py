@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
@@ -22,21 +21,7 @@ from fixntk.convex.kernel_interior_point import KernelProblem, follow_path, is_i
 _KERNEL_SLACK = 1e3
 
 
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=[
-        "kernel_weights",
-        "dual_weights",
-        "primal",
-        "dual",
-        "gap",
-        "relative_gap",
-        "iterations",
-        "converged",
-        "failed",
-    ],
-    meta_fields=["tol", "squeeze"],
-)
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class KernelSolution:
     """Optimal weights of given kernels, with their certificate.
@@ -74,8 +59,8 @@ class KernelSolution:
     iterations: Int[Array, "*batch"]
     converged: Bool[Array, "*batch"]
     failed: Bool[Array, "*batch"]
-    tol: float
-    squeeze: bool
+    tol: float = field(metadata={"static": True})
+    squeeze: bool = field(metadata={"static": True})
 
     @property
     def message(self) -> str:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import jax
@@ -49,23 +48,7 @@ class History(NamedTuple):
     objective: Float[Array, " k"]
 
 
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=[
-        "weights",
-        "intercept",
-        "kernel_weights",
-        "primal",
-        "dual",
-        "gap",
-        "relative_gap",
-        "iterations",
-        "converged",
-        "failed",
-        "history",
-    ],
-    meta_fields=["method", "tol", "squeeze"],
-)
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False, repr=False)
 class Solution:
     """A solution of a :class:`ConvexProgram` with its certificate.
@@ -109,9 +92,9 @@ class Solution:
     converged: Bool[Array, "*batch"]
     failed: Bool[Array, "*batch"]
     history: History
-    method: str
-    tol: float
-    squeeze: bool
+    method: str = field(metadata={"static": True})
+    tol: float = field(metadata={"static": True})
+    squeeze: bool = field(metadata={"static": True})
 
     def __repr__(self) -> str:
         # Under jit and vmap there are no numbers to show.

@@ -156,6 +156,8 @@ def test_gates_and_programs_that_do_not_fit_are_named(rng):
         fx.discover(*start(x, y, 0.1, penalty_weights=np.ones(4)), key=jax.random.key(0))
     with pytest.raises(ValueError, match="program must have no ridge"):
         fx.discover(*start(x, y, 0.1, ridge=0.1), key=jax.random.key(0))
+    with pytest.raises(ValueError, match="method 'irls' starts at kernel weights"):
+        fx.discover(program, gates, key=jax.random.key(0), method="irls")
 
 
 @pytest.mark.wrong_types
