@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -80,17 +80,18 @@ class Solution:
         Whether the targets, and so the predictions, have shape (n,).
     """
 
-    # Under vmap there are axes before these.
-    weights: Float[Array, "*batch P d c"]
-    intercept: Float[Array, "*batch c"] | None
-    kernel_weights: Float[Array, "*batch P"]
-    primal: Float[Array, "*batch"]
-    dual: Float[Array, "*batch"]
-    gap: Float[Array, "*batch"]
-    relative_gap: Float[Array, "*batch"]
-    iterations: Int[Array, "*batch"]
-    converged: Bool[Array, "*batch"]
-    failed: Bool[Array, "*batch"]
+    # Under vmap there are axes before these. JAX's transformations put other things into a pytree, and the estimators
+    # NumPy arrays, hence Any.
+    weights: Float[Array, "*batch P d c"] | Any
+    intercept: Float[Array, "*batch c"] | Any | None
+    kernel_weights: Float[Array, "*batch P"] | Any
+    primal: Float[Array, "*batch"] | Any
+    dual: Float[Array, "*batch"] | Any
+    gap: Float[Array, "*batch"] | Any
+    relative_gap: Float[Array, "*batch"] | Any
+    iterations: Int[Array, "*batch"] | Any
+    converged: Bool[Array, "*batch"] | Any
+    failed: Bool[Array, "*batch"] | Any
     history: History
     method: str = field(metadata={"static": True})
     tol: float = field(metadata={"static": True})

@@ -55,6 +55,8 @@ def test_all_of_scikit_learns_checks(estimator, check):
     check(estimator)
 
 
+# These set parameters of wrong types on purpose.
+@pytest.mark.wrong_types
 @parametrize_with_checks([NTKRegressor(), NTKClassifier(), NTKRegressorCV(), NTKClassifierCV()])
 def test_scikit_learns_checks(estimator, check):
     check(estimator)

@@ -204,7 +204,7 @@ def test_convolution_of_the_finite_network(rng):
             marks=pytest.mark.wrong_types,
         ),
         (lambda: Serial(Dense, Activate()), TypeError, "Serial takes layers such as Dense"),
-        (lambda: Conv(3), TypeError, "filter_shape must be a tuple"),
+        pytest.param(lambda: Conv(3), TypeError, "filter_shape must be a tuple", marks=pytest.mark.wrong_types),
         (lambda: Conv((3, 0)), ValueError, "filter_shape must be at least 1"),
         (lambda: Conv((3, 3), (1,)), ValueError, "filter_shape and strides must have one number"),
         (lambda: Conv((3,), padding="FULL"), ValueError, "padding must be one of SAME, VALID, CIRCULAR"),

@@ -85,7 +85,7 @@ def test_each_direction_solves_the_derivative_of_the_gradient(monkeypatch, rng, 
     monkeypatch.setattr(newton_system, "_MIN_ROWS_FOR_BLOCKS", 10)
     program = random_problem(2, 25, 4, 40, num_outputs)
     program = fx.ConvexProgram(program.x, program.y, program.masks, 1.0, **options)
-    theta, multiplier = rng.standard_normal((25, num_outputs)), rng.standard_normal(program.group_shape)
+    theta, multiplier = (jnp.asarray(rng.standard_normal(s)) for s in ((25, num_outputs), program.group_shape))
     theta = program.datafit.centred(theta)
     # Half of the groups are active at this λ.
     sigma = jnp.asarray(0.3)
