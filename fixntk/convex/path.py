@@ -77,7 +77,7 @@ class Path(Sequence[Solution]):
 
 def solve_path(
     program: ConvexProgram,
-    regs: ArrayLike | Sequence[float] | None = None,
+    regs: ArrayLike | Sequence[ArrayLike] | None = None,
     *,
     num_regs: int = 100,
     min_share: float = 1e-3,
@@ -190,7 +190,7 @@ def _warn_once(path: Path, tol: float) -> None:
 
 
 def _as_regs(
-    program: ConvexProgram, regs: ArrayLike | Sequence[float] | None, num_regs: int, min_share: float
+    program: ConvexProgram, regs: ArrayLike | Sequence[ArrayLike] | None, num_regs: int, min_share: float
 ) -> Float[np.ndarray, " k"]:
     """λ as given, or evenly spaced in log λ."""
     if regs is None:

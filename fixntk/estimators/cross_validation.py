@@ -29,7 +29,7 @@ from fixntk.gram import masked_apply
 # Sets the smoothing of the reweighting, which stops by the number of its steps; a relative gap.
 _IRLS_TOL = 1e-6
 
-Folds = Sequence[tuple[Int[np.ndarray, " t"], Int[np.ndarray, " h"]]]
+Folds = Sequence[tuple[Int[np.ndarray, "_"], Int[np.ndarray, "_"]]]
 """Pairs of indices of training and held-out rows."""
 
 
