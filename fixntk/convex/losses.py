@@ -1,7 +1,7 @@
 """Losses of a convex program: values, residuals, curvatures, conjugates, and divergences for certificates.
 
 With outputs f and targets y of one row, the conjugate is ℓ*(−θ; y) = sup_f −⟨θ, f⟩ − ℓ(f; y), and the dual objective
-is −Σ_i ℓ*(−Θ_i; Y_i):
+is −Σ_i ℓ*(−Θ_i; Y_i)::
 
     loss            ℓ(f; y)                                ℓ*(−θ; y)                                 finite for
     squared         ½‖y − f‖²                              ½‖θ‖² − ⟨θ, y⟩                            all θ
