@@ -44,9 +44,9 @@ _LAST_RESORT_GAP_SHARE = 0.1
 
 
 def prepare(program: ConvexProgram) -> tuple[ConvexProgram, Units]:
-    """The program in units of its data, with masks as numbers unless these would be too many."""
+    """The program in units of its data."""
     units = units_of(program)
-    return in_units(with_mask_numbers(program), units), units
+    return in_units(program, units), units
 
 
 def init(program: ConvexProgram, weights: Array, _: Array | None = None) -> NewtonState:
@@ -103,7 +103,8 @@ def _start(schedule: Schedule, program: ConvexProgram, weights: Array) -> Newton
 
 def _newton_step(schedule: Schedule, size: int, program: ConvexProgram, state: NewtonState) -> NewtonState:
     """A Newton step on φ, of the size that the active groups need; another follows unless it has stalled."""
-    moved = newton_step.newton_step(program, state, size)
+    # Not once a solve: rounds gather their groups faster from masks as bools.
+    moved = newton_step.newton_step(with_mask_numbers(program), state, size)
     following = schedule.newton_index(newton_step.num_active(program, moved))
     return moved._replace(next_step=jnp.where(moved.stalled > _PATIENCE_STEPS, schedule.last_resort, following))
 
@@ -131,7 +132,7 @@ def _round_step(schedule: Schedule, size: int, program: ConvexProgram, state: Ne
 def _last_resort_step(program: ConvexProgram, state: NewtonState) -> NewtonState:
     """First-order steps on all groups, in the program's precision; the solve fails where the gap is no smaller."""
     goal = _LAST_RESORT_GAP_SHARE * state.gap
-    weights, _ = working_sets.run_first_order(program, state.weights, goal, _LAST_RESORT_STEPS)
+    weights, _ = working_sets.run_first_order(with_mask_numbers(program), state.weights, goal, _LAST_RESORT_STEPS)
     moved = _start(_all_groups(program), program, weights)._replace(next_step=state.next_step)
     is_better = moved.gap < state.gap
     kept = state._replace(failed=jnp.ones((), bool))
