@@ -32,7 +32,7 @@ from fixntk.convex.duality import Evaluation
 from fixntk.convex.penalties import group_norms
 from fixntk.convex.program import ConvexProgram, with_masks
 from fixntk.convex.solution import Solution
-from fixntk.convex.solve import choose_method, solve
+from fixntk.convex.solve import choose_warm_method, solve
 from fixntk.gates.arrangements import cover_count, distinct_hyperplanes, enumerate_arrangements
 from fixntk.gates.masks import activation_masks, sample_gates
 from fixntk.gram import masked_adjoint
@@ -175,8 +175,7 @@ def discover(
     numbers = {"per_round": per_round, "num_candidates": num_candidates}
     for name, value in (numbers | {"max_rounds": max_rounds, "max_cells": max_cells}).items():
         as_positive_int(name, value)
-    if choose_method(program, method).reweights:
-        raise ValueError(f"method {method!r} starts at kernel weights, not at a solution: use 'newton' or 'fista'")
+    choose_warm_method(program, method)
     tol = default_tol(program.x.dtype) if tol is None else tol
     cells = _all_cells(program.x, max_cells)
     goal = tol * float(program.primal_at_zero())

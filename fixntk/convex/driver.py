@@ -89,13 +89,11 @@ def run_traced(
     program: ConvexProgram, method: Method, start: Array, epsilon: Array | None, tol: float, max_iter: int
 ) -> Outcome:
     """The whole loop as one traceable computation."""
-    prepared, units = method.prepare(program)
-    state = method.init(prepared, start if method.reweights else start / units.weights, epsilon)
+    prepared, units, state, first = _start(program, start, epsilon, method=method)
     goal = _goal(prepared, tol)
     # There is room for one step at least, as an empty array cannot be written to even where no step is made.
     room = max(max_iter, 1)
     iterations, end, records = _advance(prepared, state, goal, max_iter, method=method, step=None, room=room)
-    first = _record(state)
     columns = [jnp.concatenate([one[None], column[:max_iter]]) for one, column in zip(first, records, strict=True)]
     record = _in_units(_Record(*columns), units.objective)
     seconds = jnp.full(max_iter + 1, jnp.nan, program.x.dtype)

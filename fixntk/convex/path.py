@@ -22,7 +22,7 @@ from fixntk._warnings import ConvergenceWarning
 from fixntk.convex import restriction, screening
 from fixntk.convex.program import ConvexProgram, canonical, with_mask_numbers
 from fixntk.convex.solution import Solution
-from fixntk.convex.solve import as_options, choose_method, solve_quietly
+from fixntk.convex.solve import as_options, choose_warm_method, solve_quietly
 from fixntk.convex.solvers import working_sets
 
 # Largest extrapolation, in units of the last step in λ.
@@ -146,9 +146,7 @@ def solve_path(
     if is_traced(program, regs):
         raise ValueError("solve_path cannot be traced: jax.vmap solve over λ instead")
     program = canonical(program)
-    chosen = choose_method(program, method)
-    if chosen.reweights:
-        raise ValueError(f"method {method!r} starts at kernel weights, not at a solution: use 'newton' or 'fista'")
+    chosen = choose_warm_method(program, method)
     values = _as_regs(program, regs, num_regs, min_share)
     tol, max_iter = as_options(program, chosen, tol, max_iter)
     start = jnp.zeros(program.group_shape, program.x.dtype)

@@ -32,7 +32,6 @@ from jax.typing import ArrayLike
 from jaxtyping import Float
 
 from fixntk._checks import as_positive_int, is_traced
-from fixntk._line_search import backtrack
 from fixntk._numerics import default_tol, einsum, float64_allowed, matmul, with_dtype
 from fixntk._warnings import ConvergenceWarning
 from fixntk.convex.driver import Progress
@@ -40,6 +39,7 @@ from fixntk.convex.program import ConvexProgram, canonical, with_masks
 from fixntk.gates.masks import activation_masks
 from fixntk.networks.cones import (
     Cones,
+    armijo_length,
     barrier_values,
     cone_barrier,
     longest_step,
@@ -50,10 +50,6 @@ from fixntk.networks.cones import (
 from fixntk.networks.convert import from_signed_cones
 from fixntk.networks.models import ReLUNetwork
 
-# Armijo's rule: a step has to lower F by this share of what its slope promises.
-_SUFFICIENT_SHARE = 0.1
-# Count of halvings of a step before the line search gives up.
-_MAX_HALVINGS = 30
 # A certificate is accepted if its gap is below this share of the tolerance, as it is computed anew at the end.
 _GOAL_SHARE = 0.99
 # Multiples of the barrier's cost below which a group's penalty is tried as zero.
@@ -283,17 +279,13 @@ def _step_length(
 ) -> Float[Array, ""]:
     """Backtracking from near the cones' boundary by Armijo's rule, F(pair + s δ) ≤ F(pair) + 0.1 s ⟨∇F, δ⟩."""
     pair, weight = state
-    # Near the end of the path F changes by less than its own rounding error.
-    rounding = 10 * jnp.finfo(before.dtype).eps * jnp.abs(before)
 
-    def is_acceptable(length: Array) -> Array:
+    def value(length: Array) -> Array:
         moved = pair + length * direction
         loss = program.datafit.fit(_outputs(program, moved)).loss
-        value = loss + jnp.sum(barrier_values(cones, moved, program.thresholds, weight))
-        return value <= before + _SUFFICIENT_SHARE * length * slope + rounding
+        return loss + jnp.sum(barrier_values(cones, moved, program.thresholds, weight))
 
-    longest = jnp.min(longest_step(cones, pair, direction))
-    return backtrack(is_acceptable, longest, max_halvings=_MAX_HALVINGS).length
+    return armijo_length(value, before, slope, jnp.min(longest_step(cones, pair, direction)))
 
 
 def _sparsest(

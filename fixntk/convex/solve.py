@@ -166,6 +166,20 @@ def choose_method(program: ConvexProgram, name: str, *, traced: bool = False) ->
     return method
 
 
+def choose_warm_method(program: ConvexProgram, name: str) -> Method:
+    """The method of a name, for callers that go from one solution to the next.
+
+    Raises
+    ------
+    ValueError
+        As :func:`choose_method`, and if the method starts at kernel weights.
+    """
+    method = choose_method(program, name)
+    if method.reweights:
+        raise ValueError(f"method {name!r} starts at kernel weights, not at a solution: use 'newton' or 'fista'")
+    return method
+
+
 def certify(program: ConvexProgram, outcome: Outcome, method: Method, tol: float) -> tuple[Solution, Evaluation]:
     """The Solution of an outcome, certified from its weights alone, whatever the solver believed."""
     found, gap, relative_gap, converged = _certify(program, outcome.weights, tol)

@@ -71,7 +71,20 @@ def _steps_of(schedule: Schedule) -> tuple[Step, ...]:
 
 
 def _start(schedule: Schedule, program: ConvexProgram, weights: Array) -> NewtonState:
-    """A is the residual, scaled to be dual feasible, so that no group that is zero is taken for active at once."""
+    """At rest, before a round if the weights are zero and there are rounds, else before a Newton step."""
+    state = _at_rest(program, weights)
+    following = schedule.newton_index(newton_step.num_active(program, state))
+    if schedule.round_sizes:
+        first_round = schedule.round_index(jnp.zeros((), jnp.int32))
+        following = jnp.where(jnp.any(weights != 0), following, first_round)
+    return state._replace(next_step=following)
+
+
+def _at_rest(program: ConvexProgram, weights: Array) -> NewtonState:
+    """A is the residual, scaled to be dual feasible, so that no group that is zero is taken for active at once.
+
+    What comes next is left to the caller.
+    """
     found = program.evaluate(weights)
     tiny = jnp.finfo(program.x.dtype).tiny
     norms = group_norms(weights)
@@ -79,7 +92,7 @@ def _start(schedule: Schedule, program: ConvexProgram, weights: Array) -> Newton
     largest_dual = jnp.maximum(jnp.max(group_norms(found.correlations)), tiny)
     multiple = jnp.clip(10 * found.primal / jnp.maximum(found.gap, tiny), _FIRST_SIGMA, _LARGEST_FIRST_SIGMA)
     from_norms = multiple * typical_norm / jnp.mean(program.thresholds)
-    state = NewtonState(
+    return NewtonState(
         weights=weights,
         primal=found.primal,
         gap=found.gap,
@@ -94,11 +107,6 @@ def _start(schedule: Schedule, program: ConvexProgram, weights: Array) -> Newton
         is_multiplier_new=jnp.ones((), bool),
         next_step=jnp.zeros((), jnp.int32),
     )
-    following = schedule.newton_index(newton_step.num_active(program, state))
-    if schedule.round_sizes:
-        first_round = schedule.round_index(jnp.zeros((), jnp.int32))
-        following = jnp.where(jnp.any(weights != 0), following, first_round)
-    return state._replace(next_step=following)
 
 
 def _newton_step(schedule: Schedule, size: int, program: ConvexProgram, state: NewtonState) -> NewtonState:
@@ -116,7 +124,7 @@ def _round_step(schedule: Schedule, size: int, program: ConvexProgram, state: Ne
     near the solution and not bound to single precision.
     """
     weights, cost = working_sets.run_round(program, state.weights, state.correlations, state.gap, size)
-    at_rest = _start(schedule, program, weights.astype(program.x.dtype))
+    at_rest = _at_rest(program, weights.astype(program.x.dtype))
     # In single precision the objective may have risen.
     is_lower = at_rest.primal < state.primal
     moved = jax.tree.map(lambda new, old: jnp.where(is_lower, new, old), at_rest, state)
@@ -133,7 +141,7 @@ def _last_resort_step(program: ConvexProgram, state: NewtonState) -> NewtonState
     """First-order steps on all groups, in the program's precision; the solve fails where the gap is no smaller."""
     goal = _LAST_RESORT_GAP_SHARE * state.gap
     weights, _ = working_sets.run_first_order(with_mask_numbers(program), state.weights, goal, _LAST_RESORT_STEPS)
-    moved = _start(_all_groups(program), program, weights)._replace(next_step=state.next_step)
+    moved = _at_rest(program, weights)._replace(next_step=state.next_step)
     is_better = moved.gap < state.gap
     kept = state._replace(failed=jnp.ones((), bool))
     return jax.tree.map(lambda new, old: jnp.where(is_better, new, old), moved, kept)
