@@ -64,6 +64,11 @@ def as_real_array(name: str, value: Any) -> Array:
     TypeError
         If it is anything else.
     """
+    return to_device(_as_real(name, value))
+
+
+def _as_real(name: str, value: Any) -> Array | np.ndarray:
+    """A JAX array as it is, anything else as a NumPy array, checked to hold real numbers."""
     if not isinstance(value, jax.Array):
         try:
             value = np.asarray(value)
@@ -72,7 +77,18 @@ def as_real_array(name: str, value: Any) -> Array:
     # JAX's hierarchy of dtypes, as NumPy's does not know bfloat16.
     if not any(jnp.issubdtype(value.dtype, kind) for kind in (jnp.bool_, jnp.integer, jnp.floating)):
         raise TypeError(f"{name} must be a real numeric array, got dtype {value.dtype}")
-    return jnp.asarray(value)
+    return value
+
+
+def to_device(value: Array | np.ndarray) -> Array:
+    """A JAX array of a NumPy array's values, concrete also while a function is traced.
+
+    ``jnp.asarray`` would compile a program for each shape.
+    """
+    if isinstance(value, jax.Array):
+        return value
+    with jax.ensure_compile_time_eval():
+        return jax.device_put(value)
 
 
 def as_float_array(name: str, value: Any, ndim: tuple[int, ...]) -> Array:
@@ -85,26 +101,34 @@ def as_float_array(name: str, value: Any, ndim: tuple[int, ...]) -> Array:
     ValueError
         If its number of dimensions is wrong, it is empty, or it holds NaN or infinity.
     """
-    array = as_real_array(name, value)
-    if not jnp.issubdtype(array.dtype, jnp.floating):
-        array = array.astype(jnp.result_type(float))
+    value = _as_real(name, value)
+    is_floating = jnp.issubdtype(value.dtype, jnp.floating)
+    array = to_device(value if is_floating else value.astype(jnp.result_type(float)))
     if array.ndim not in ndim:
         expected = " or ".join(str(k) for k in ndim)
         raise ValueError(f"{name} must have {expected} dimensions, got shape {array.shape}")
     if array.size == 0:
         raise ValueError(f"{name} is empty: shape {array.shape}")
-    if not is_traced(array):
-        # A concrete array closed over by a traced function can be looked at, but only eagerly.
+    if not is_traced(array) and not math.isfinite(largest_entry(array)):
         with jax.ensure_compile_time_eval():
-            bad = 0 if math.isfinite(_largest(array)) else int(jnp.sum(~jnp.isfinite(array)))
-        if bad:
-            raise ValueError(f"{name} holds {bad} NaN or infinite value(s) in shape {array.shape}")
+            bad = int(jnp.sum(~jnp.isfinite(array)))
+        raise ValueError(f"{name} holds {bad} NaN or infinite value(s) in shape {array.shape}")
     return array
+
+
+def largest_entry(array: Array) -> float:
+    """Largest absolute value of an array that is not traced; NaN if it holds one."""
+    if all(device.platform == "cpu" for device in array.devices()) and array.is_fully_addressable:
+        # NumPy reads what lies on a CPU where it lies, and needs no compiling.
+        entries = np.asarray(array)
+        return float(np.maximum(np.max(entries), -np.min(entries)))
+    # A concrete array closed over by a traced function can be looked at, but only eagerly.
+    with jax.ensure_compile_time_eval():
+        return float(_largest(array))
 
 
 @jax.jit
 def _largest(array: Array) -> Array:
-    """Largest absolute value; NaN if there is one."""
     return jnp.max(jnp.abs(array))
 
 
@@ -141,8 +165,7 @@ def check_squares(name: str, array: Array) -> None:
     """Raise ValueError if squared lengths of an array's rows are too large for its dtype."""
     if is_traced(array):
         return
-    with jax.ensure_compile_time_eval():
-        largest = float(_largest(array))
+    largest = largest_entry(array)
     limit = math.sqrt(float(jnp.finfo(array.dtype).max) / array.shape[-1])
     if largest > limit:
         raise ValueError(

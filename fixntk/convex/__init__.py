@@ -2,11 +2,11 @@
 
 from fixntk._warnings import ConvergenceWarning
 from fixntk.convex.discovery import Discovery, discover
-from fixntk.convex.driver import Progress
 from fixntk.convex.implicit import optimal_weights
 from fixntk.convex.multiple_kernels import KernelSolution, solve_kernels
 from fixntk.convex.path import Path, solve_path
 from fixntk.convex.program import ConvexProgram
+from fixntk.convex.progress import Interrupted, Progress
 from fixntk.convex.relu import ReLUSolution, solve_relu
 from fixntk.convex.screening import gap_safe
 from fixntk.convex.solution import History, Solution
@@ -17,6 +17,7 @@ __all__ = [
     "ConvexProgram",
     "Discovery",
     "History",
+    "Interrupted",
     "KernelSolution",
     "Path",
     "Progress",

@@ -7,11 +7,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 from jaxtyping import Float
 
-from fixntk._checks import as_float_array, check_same_rows, is_traced
+from fixntk._checks import as_float_array, as_numpy, check_same_rows, is_traced, largest_entry
 from fixntk.convex.losses import Loss
 from fixntk.convex.penalties import NORMS, Norm
 
@@ -50,14 +51,15 @@ def check_scale(x: Array, y: Array) -> None:
     """Raise ValueError if ½‖Y‖², by which gaps are measured, or squares of Xᵀ D_p Y under- or overflow."""
     if is_traced(x, y):
         return
-    with jax.ensure_compile_time_eval():
-        largest, square = float(jnp.max(jnp.abs(y))), float(jnp.sum(y**2))
-        largest_x = float(jnp.max(jnp.abs(x)))
-    if largest > 0 and not 0 < square < math.inf:
+    largest, largest_x = largest_entry(y), largest_entry(x)
+    limits = jnp.finfo(y.dtype)
+    # In float64, where they can be looked at; float64's own limits are met by infinity and zero.
+    with np.errstate(over="ignore", under="ignore"):
+        square, largest_square = float(np.sum(as_numpy(y) ** 2)), float(np.square(np.float64(largest)))
+    if largest > 0 and not (float(limits.tiny) <= largest_square and square <= float(limits.max)):
         raise ValueError(
             f"y has entries up to {largest:.1e}, whose squares are out of {y.dtype}'s range: divide y by {largest:.1e}"
         )
-    limits = jnp.finfo(y.dtype)
     product, most = largest_x * largest, math.sqrt(float(limits.max)) / max(x.size, y.size)
     if product > 0 and not math.sqrt(float(limits.tiny) / float(limits.eps)) <= product <= most:
         raise ValueError(
@@ -73,8 +75,7 @@ def as_sample_weight(sample_weight: ArrayLike | None, x: Array, dtype: Any) -> A
     weights = as_float_array("sample_weight", sample_weight, (1,)).astype(dtype)
     check_same_rows("x", x, "sample_weight", weights)
     if not is_traced(weights):
-        with jax.ensure_compile_time_eval():
-            smallest, largest = float(jnp.min(weights)), float(jnp.max(weights))
+        smallest, largest = float(np.min(as_numpy(weights))), float(np.max(as_numpy(weights)))
         if smallest < 0 or largest == 0:
             raise ValueError(
                 f"sample_weight must not be negative and not all zero, got from {smallest:g} to {largest:g}"
@@ -90,8 +91,7 @@ def as_penalty_weights(penalty_weights: ArrayLike | None, num_gates: int, dtype:
     if weights.shape != (num_gates,):
         raise ValueError(f"penalty_weights must have shape ({num_gates},), got {weights.shape}")
     if not is_traced(weights):
-        with jax.ensure_compile_time_eval():
-            smallest = float(jnp.min(weights))
+        smallest = float(np.min(as_numpy(weights)))
         if smallest <= 0:
             raise ValueError(f"penalty_weights must be positive, got {smallest:g}")
     return weights
@@ -101,9 +101,8 @@ def check_intercept_exists(loss: Loss, y: Array, sample_weight: Array | None) ->
     """Raise ValueError where a class does not occur among the rows that count: the best intercept is infinite then."""
     if loss.name not in ("logistic", "softmax"):
         return
-    with jax.ensure_compile_time_eval():
-        present = jnp.ones(y.shape[0], bool) if sample_weight is None else sample_weight > 0
-        classes = jnp.stack([y > 0, y < 0], axis=1) if y.ndim == 1 else y > 0
-        occur = jnp.any(classes & present[:, None], axis=0)
-        if not bool(jnp.all(occur)):
-            raise ValueError(f"y must have rows of every class for an intercept with the {loss.name} loss")
+    labels = as_numpy(y)
+    present = np.ones(y.shape[0], bool) if sample_weight is None else as_numpy(sample_weight) > 0
+    classes = np.stack([labels > 0, labels < 0], axis=1) if y.ndim == 1 else labels > 0
+    if not np.all(np.any(classes & present[:, None], axis=0)):
+        raise ValueError(f"y must have rows of every class for an intercept with the {loss.name} loss")

@@ -25,12 +25,14 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float
 
 from fixntk._checks import as_positive_int, is_traced
+from fixntk._compilation import jit_for_host
 from fixntk._numerics import default_tol, matmul
 from fixntk._warnings import ConvergenceWarning
 from fixntk.convex import duality, screening
 from fixntk.convex.duality import Evaluation
 from fixntk.convex.penalties import group_norms
 from fixntk.convex.program import ConvexProgram, with_masks
+from fixntk.convex.progress import Interrupted, progress_bar
 from fixntk.convex.solution import Solution
 from fixntk.convex.solve import choose_warm_method, solve
 from fixntk.gates.arrangements import cover_count, distinct_hyperplanes, enumerate_arrangements
@@ -110,6 +112,15 @@ class _Candidates(NamedTuple):
     masks: Bool[Array, "n C"]
 
 
+class _Round(NamedTuple):
+    """Where a round starts: gates, weights of the first of them, the size to which they are padded, and a key."""
+
+    gates: Float[np.ndarray, "P d"]
+    weights: Float[np.ndarray, "Q d c"]
+    size: int
+    key: Array
+
+
 def discover(
     program: ConvexProgram,
     gates: ArrayLike,
@@ -122,6 +133,7 @@ def discover(
     tol: float | None = None,
     method: str = "auto",
     callback: Callable[[Discovery], bool | None] | None = None,
+    progress: bool = False,
 ) -> Discovery:
     """Solve the convex program over all gates: add those that violate the dual most, solve again, repeat.
 
@@ -153,6 +165,8 @@ def discover(
         Of each solution, as for :func:`fixntk.solve`.
     callback
         Called with the present :class:`Discovery` after each round; a true answer stops.
+    progress
+        Show a bar with rounds, objective, number of gates, and how far one still violates the dual.
 
     Returns
     -------
@@ -163,6 +177,9 @@ def discover(
     ValueError
         If the gates do not give the program's masks, the program has penalty weights or a ridge, a number is not
         positive, or under ``jit`` and ``vmap``.
+    Interrupted
+        A KeyboardInterrupt with the Discovery of the last round as ``result``, on Ctrl-C after a first round with
+        ``callback`` or ``progress``.
 
     Warns
     -----
@@ -171,49 +188,70 @@ def discover(
 
     See docs/mathematics.md, M11.
     """
-    chosen = _checked_gates(program, gates)
+    state = _Round(_as_gates(program, gates), np.zeros(program.group_shape, program.x.dtype), _SMALLEST_SIZE, key)
     numbers = {"per_round": per_round, "num_candidates": num_candidates}
     for name, value in (numbers | {"max_rounds": max_rounds, "max_cells": max_cells}).items():
         as_positive_int(name, value)
     choose_warm_method(program, method)
     tol = default_tol(program.x.dtype) if tol is None else tol
-    cells = _all_cells(program.x, max_cells)
+    cells, found = _all_cells(program.x, max_cells), None
+    run = partial(_run_round, program, cells, per_round, num_candidates, partial(solve, method=method, tol=tol))
     goal = tol * float(program.primal_at_zero())
-    weights, size = np.zeros(program.group_shape, program.x.dtype), _SMALLEST_SIZE
-    for rounds in range(1, max_rounds + 1):
-        size = _room(len(chosen), size)
-        padded = _with_gates(program, chosen, size)
-        init = np.pad(weights, ((0, size - len(weights)), (0, 0), (0, 0)))
-        solution = solve(padded, method=method, tol=tol, init=init)
-        point = screening.evaluate(padded, solution.weights)
-        key, search_key = jax.random.split(key)
-        candidates = cells or _search(search_key, program.x, point.residual, chosen, size, num_candidates)
-        gap, prices = map(np.asarray, _price(padded, point, candidates.masks))
-        fresh = _most_violating(prices, candidates.masks, padded.masks, per_round)
-        found = Discovery(
-            solution=_trimmed(solution, len(chosen)),
-            gates=jnp.asarray(chosen),
-            masks=jnp.asarray(np.asarray(padded.masks)[:, : len(chosen)]),
-            violation=float(np.max(prices, initial=0.0)) - 1,
-            exact=cells is not None,
-            lower_bound=-np.inf if cells is None else float(solution.primal) - float(gap),
-            rounds=rounds,
-            converged=False,
-        )
-        found = replace(found, converged=bool(found.gap <= goal or fresh.size == 0))
-        if callback is not None and callback(found):
-            return found
-        if found.converged:
-            return found
-        weights = np.asarray(found.solution.weights)
-        # Gates that the solution does not use make room for others.
-        used = np.any(weights != 0, axis=(1, 2))
-        chosen, weights = np.concatenate([chosen[used], np.asarray(candidates.gates)[fresh]]), weights[used]
+    with progress_bar("discover", total=max_rounds, unit="round", shown=progress) as show:
+        try:
+            for rounds in range(1, max_rounds + 1):
+                found, state, num_fresh = run(state, rounds)
+                found = replace(found, converged=bool(found.gap <= goal or num_fresh == 0))
+                line = f"objective {float(found.solution.primal):.4g}, {len(found.gates)} gates"
+                show(rounds, f"{line}, violation {found.violation:.1e}")
+                if (callback is not None and callback(found)) or found.converged:
+                    return found
+        except KeyboardInterrupt:
+            if found is None or (callback is None and not progress):
+                raise
+            raise Interrupted(found) from None
+    assert found is not None
     warnings.warn(f"{found.message}; raise max_rounds", ConvergenceWarning, stacklevel=2)
     return found
 
 
-def _checked_gates(program: ConvexProgram, gates: ArrayLike) -> np.ndarray:
+def _run_round(
+    program: ConvexProgram,
+    cells: _Candidates | None,
+    per_round: int,
+    num_candidates: int,
+    solve: Callable[..., Solution],
+    state: _Round,
+    rounds: int,
+) -> tuple[Discovery, _Round, int]:
+    """Solve with the present gates; what was found, where the next round starts, and the number of fresh gates."""
+    gates, size = state.gates, _room(len(state.gates), state.size)
+    padded = _with_gates(program, gates, size)
+    init = np.pad(state.weights, ((0, size - len(state.weights)), (0, 0), (0, 0)))
+    solution = solve(padded, init=init)
+    point = screening.evaluate(padded, solution.weights)
+    key, search_key = jax.random.split(state.key)
+    candidates = cells or _search(search_key, program.x, point.residual, gates, size, num_candidates)
+    gap, prices = map(np.asarray, _price(padded, point, candidates.masks))
+    fresh = _most_violating(prices, candidates.masks, padded.masks, per_round)
+    found = Discovery(
+        solution=_without_empty_groups(solution, len(gates)),
+        gates=jnp.asarray(gates),
+        masks=jnp.asarray(np.asarray(padded.masks)[:, : len(gates)]),
+        violation=float(np.max(prices, initial=0.0)) - 1,
+        exact=cells is not None,
+        lower_bound=-np.inf if cells is None else float(solution.primal) - float(gap),
+        rounds=rounds,
+        converged=False,
+    )
+    weights = np.asarray(found.solution.weights)
+    # Gates that the solution does not use make room for others.
+    used = np.any(weights != 0, axis=(1, 2))
+    following = np.concatenate([gates[used], np.asarray(candidates.gates)[fresh]])
+    return found, _Round(following, weights[used], size, key), fresh.size
+
+
+def _as_gates(program: ConvexProgram, gates: ArrayLike) -> np.ndarray:
     """Gates on the host: they come and go, and a device would compile each number of them."""
     if not isinstance(program, ConvexProgram):
         raise TypeError(f"program must be a ConvexProgram, got {type(program).__name__}")
@@ -244,17 +282,22 @@ def _room(num_gates: int, size: int) -> int:
 
 def _with_gates(program: ConvexProgram, gates: np.ndarray, size: int) -> ConvexProgram:
     """The program of these gates' masks and of empty ones, ``size`` in all."""
-    masks = activation_masks(program.x, np.resize(gates, (size, gates.shape[1])))
-    return with_masks(program, masks & (np.arange(size) < len(gates)))
+    return _restrict(program, np.resize(gates, (size, gates.shape[1])), len(gates))
 
 
-def _trimmed(solution: Solution, count: int) -> Solution:
+@jit_for_host
+def _restrict(program: ConvexProgram, gates: Array, num_gates: int) -> ConvexProgram:
+    masks = activation_masks(program.x, gates)
+    return with_masks(program, masks & (jnp.arange(gates.shape[0]) < num_gates))
+
+
+def _without_empty_groups(solution: Solution, count: int) -> Solution:
     """The solution without the empty groups. Cut by NumPy, as JAX would compile a slice for each number of gates."""
     weights, kernel_weights = np.asarray(solution.weights)[:count], np.asarray(solution.kernel_weights)[:count]
     return replace(solution, weights=jnp.asarray(weights), kernel_weights=jnp.asarray(kernel_weights))
 
 
-@jax.jit
+@jit_for_host
 def _price(program: ConvexProgram, point: Evaluation, masks: Array) -> tuple[Array, Array]:
     """Gap of the point if the program had these masks too, and ‖Xᵀ D_p R‖ / λ for each of them.
 
@@ -290,7 +333,7 @@ def _search(key: Array, x: Array, residual: Array, gates: np.ndarray, size: int,
     return _Candidates(found, activation_masks(x, found))
 
 
-@jax.jit
+@partial(jit_for_host, optimised=True)
 def _climb(x: Array, residual: Array, starts: Array) -> Float[Array, "C d"]:
     """Gates moved uphill in ‖Xᵀ D(g) R‖, each from its start."""
     gram = matmul(x.T, x)

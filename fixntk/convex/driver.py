@@ -1,6 +1,6 @@
 """The one loop that drives every solver, from the host or under a JAX transformation.
 
-From the host, steps are made in small compiled pieces. Between two pieces the loop looks at the gap and the clock, and
+From the host, steps are small compiled functions. Between two of them the loop looks at the gap and the clock, and
 picks the step that comes next, so that only steps that occur are compiled. Under ``jit`` and ``vmap`` the whole loop is
 one program.
 """
@@ -19,37 +19,17 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 from jaxtyping import Float
 
+from fixntk._compilation import jit_for_host, seconds_compiling
 from fixntk.convex.method import Method, step_any
 from fixntk.convex.program import ConvexProgram
+from fixntk.convex.progress import Progress
 from fixntk.convex.solution import History, is_active
+from fixntk.convex.units import Units
 
 # The loop stops at this share of the gap that is asked for, as the certificate is computed anew at the end.
 _GOAL_SHARE = 0.99
-# Steps of one compiled piece at most.
+# Steps after which the host looks at the gap, where steps are short.
 _STEPS_PER_LOOK = 25
-
-
-class Progress(NamedTuple):
-    """What a callback gets after each iteration; plain numbers.
-
-    Attributes
-    ----------
-    iteration
-        0 for the start.
-    primal, gap, relative_gap
-        Objective and its certificate.
-    num_active
-        Number of active groups.
-    seconds
-        Time since the start, compilation and callbacks not included.
-    """
-
-    iteration: int
-    primal: float
-    gap: float
-    relative_gap: float
-    num_active: int
-    seconds: float
 
 
 class Outcome(NamedTuple):
@@ -67,6 +47,8 @@ class Outcome(NamedTuple):
         Number of steps made.
     history
         One entry for the start and for each step; padded with NaN under ``jit`` and ``vmap``.
+    is_interrupted
+        Whether Ctrl-C ended it.
     """
 
     weights: Float[Array, "P d c"]
@@ -74,30 +56,19 @@ class Outcome(NamedTuple):
     failed: Array
     iterations: Array
     history: History
-
-
-class _Record(NamedTuple):
-    """The columns of a history, (k,) each, without the times."""
-
-    primal: Array
-    gap: Array
-    num_active: Array
-    objective: Array
+    is_interrupted: bool = False
 
 
 def run_traced(
     program: ConvexProgram, method: Method, start: Array, epsilon: Array | None, tol: float, max_iter: int
 ) -> Outcome:
     """The whole loop as one traceable computation."""
-    prepared, units, state, first = _start(program, start, epsilon, method=method)
-    goal = _goal(prepared, tol)
+    prepared, units, state, first, scale = _start(program, start, epsilon, tol, method=method)
     # There is room for one step at least, as an empty array cannot be written to even where no step is made.
     room = max(max_iter, 1)
-    iterations, end, records = _advance(prepared, state, goal, max_iter, method=method, step=None, room=room)
-    columns = [jnp.concatenate([one[None], column[:max_iter]]) for one, column in zip(first, records, strict=True)]
-    record = _in_units(_Record(*columns), units.objective)
-    seconds = jnp.full(max_iter + 1, jnp.nan, program.x.dtype)
-    history = History(record.primal, record.gap, record.num_active, seconds, record.objective)
+    iterations, end, record = _advance(prepared, state, scale.goal, max_iter, method=method, step=None, room=room)
+    record = jnp.concatenate([first[None], record[:max_iter]])
+    history = _history(record, jnp.full(max_iter + 1, jnp.nan, program.x.dtype), scale.unit)
     return _outcome(method, end, units.weights, iterations, history)
 
 
@@ -110,42 +81,84 @@ def run_from_host(
     max_iter: int,
     *,
     callback: Callable[[Progress], bool | None] | None = None,
+    watch: Callable[[Progress], None] | None = None,
     is_timed: bool = True,
 ) -> Outcome:
-    """The loop in compiled pieces, between which the host looks at the gap and the clock, and calls back.
+    """The loop in compiled functions, between which the host looks at the gap and the clock.
 
-    Seconds without compilation take a run of no steps before the first one of each kind, which small programs feel;
-    without ``is_timed`` there are none.
+    ``callback`` is called after each step, ``watch`` after each look, of which there are fewer where steps are short.
+    With one of them Ctrl-C ends the loop as a true answer of the callback does. Without ``is_timed`` the history has no
+    seconds.
     """
-    prepared, units, state, first = _start(program, start, epsilon, method=method)
-    goal, at_zero = _goal_and_scale(prepared, tol)
-    unit = float(units.objective)
-    records, seconds = [[np.asarray(one)[None] for one in first]], [0.0]
-    done, compiled = 0, set()
-    while True:
-        look = _Record(*(column[-1] for column in records[-1]))
-        if callback is not None and callback(_progress(done, look, unit, float(at_zero), seconds[-1])):
-            break
-        if done >= max_iter or bool(state.failed) or look.gap <= goal:
-            break
-        step = int(getattr(state, "next_step", 0))
-        run = partial(_advance, prepared, state, goal, method=method, step=step, room=_STEPS_PER_LOOK)
-        if is_timed and step not in compiled:
-            run(0)
-            compiled.add(step)
-        began = time.perf_counter()
-        made, state, found = run(1 if callback is not None else min(max_iter - done, _STEPS_PER_LOOK))
-        num_made = int(made)
-        elapsed = time.perf_counter() - began
-        records.append([np.asarray(column)[:num_made] for column in found])
-        seconds.extend(seconds[-1] + np.linspace(0, elapsed, num_made + 1)[1:])
-        done += num_made
+    prepared, units, state, first, scale = _start_on_host(program, start, epsilon, tol, method=method)
+    goal, at_zero, unit = (float(value) for value in scale)
+    records, seconds, done = [np.asarray(first)[None]], [0.0], 0
+    is_interrupted = False
+    try:
+        while True:
+            look = _Look(*records[-1][-1].tolist())
+            progress = _progress(done, look, unit, at_zero, seconds[-1])
+            if watch is not None:
+                watch(progress)
+            if callback is not None and callback(progress):
+                break
+            if done >= max_iter or look.failed or look.gap <= goal:
+                break
+            limit = 1 if callback is not None else min(max_iter - done, _STEPS_PER_LOOK)
+            began, compiling = time.perf_counter(), seconds_compiling()
+            state, record = _run(prepared, state, scale.goal, limit, int(look.next_step), method)
+            elapsed = time.perf_counter() - began - (seconds_compiling() - compiling)
+            records.append(record)
+            done += len(record)
+            seconds.extend(seconds[-1] + np.linspace(0, max(elapsed, 0.0), len(record) + 1)[1:])
+    except KeyboardInterrupt:
+        if callback is None and watch is None:
+            raise
+        is_interrupted = True
+    times = seconds if is_timed else np.full(done + 1, np.nan)
     dtype = program.x.dtype
-    columns = (jnp.asarray(np.concatenate(column), dtype) for column in zip(*records, strict=True))
-    record = _in_units(_Record(*columns), units.objective)
-    times = jnp.asarray(np.asarray(seconds if is_timed else np.full(done + 1, np.nan)), dtype)
-    history = History(record.primal, record.gap, record.num_active, times, record.objective)
-    return _outcome(method, state, units.weights, jnp.asarray(done), history)
+    history = _history(np.concatenate(records), np.asarray(times, dtype), unit)
+    # Eager operations of JAX would each be compiled.
+    history = History(*map(jax.device_put, history))
+    outcome = _outcome(method, state, units.weights, jax.device_put(np.asarray(done)), history)
+    return outcome._replace(is_interrupted=is_interrupted)
+
+
+class _Look(NamedTuple):
+    """A row of a record on the host."""
+
+    primal: float
+    gap: float
+    num_active: float
+    objective: float
+    failed: float
+    next_step: float
+
+
+class _Scale(NamedTuple):
+    """The gap at which the loop stops and the objective of W = 0, in the prepared program's units, and that unit."""
+
+    goal: Float[Array, ""]
+    at_zero: Float[Array, ""]
+    unit: Float[Array, ""]
+
+
+def _run(
+    program: ConvexProgram, state: Any, goal: Array, limit: int, step: int, method: Method
+) -> tuple[Any, Float[np.ndarray, "k 6"]]:
+    """Steps of one kind from the host, at most ``limit``, and a row of the record for each."""
+    if method.compiles_its_steps:
+        state = method.steps(program)[step](program, state)
+        return state, np.asarray(_see_on_host(state))[None]
+    room = 1 if limit == 1 else _STEPS_PER_LOOK
+    made, state, record = _advance_on_host(program, state, goal, limit, method=method, step=step, room=room)
+    return state, np.asarray(record)[: int(made)]
+
+
+def _history(record: Any, seconds: Any, unit: Array | float) -> History:
+    """A history of JAX or of NumPy arrays."""
+    primal, gap, num_active, objective, *_ = record.T
+    return History(primal * unit, gap * unit, num_active, seconds, objective * unit)
 
 
 def _outcome(method: Method, state: Any, unit: Array, iterations: Array, history: History) -> Outcome:
@@ -153,63 +166,61 @@ def _outcome(method: Method, state: Any, unit: Array, iterations: Array, history
     return Outcome(state.weights * unit, kernel_weights, state.failed, iterations, history)
 
 
-@partial(jax.jit, static_argnames="method")
-def _start(program: ConvexProgram, start: Array, epsilon: Array | None, *, method: Method) -> tuple[Any, ...]:
+def _start(
+    program: ConvexProgram, start: Array, epsilon: Array | None, tol: Array | float, *, method: Method
+) -> tuple[ConvexProgram, Units, Any, Array, _Scale]:
+    """The program that the loop works on with its units, the first state, a row of the record, and the scale."""
     prepared, units = method.prepare(program)
     state = method.init(prepared, start if method.reweights else start / units.weights, epsilon)
-    return prepared, units, state, _record(state)
+    at_zero = prepared.primal_at_zero()
+    return prepared, units, state, _see(state), _Scale(_GOAL_SHARE * tol * at_zero, at_zero, units.objective)
 
 
-def _goal(program: ConvexProgram, tol: Array | float) -> Float[Array, ""]:
-    return _GOAL_SHARE * tol * program.primal_at_zero()
-
-
-@jax.jit
-def _goal_and_scale(program: ConvexProgram, tol: Array | float) -> tuple[Array, Array]:
-    return _goal(program, tol), program.primal_at_zero()
-
-
-@partial(jax.jit, static_argnames=("method", "step", "room"))
 def _advance(
     program: ConvexProgram, state: Any, goal: Array, limit: ArrayLike, *, method: Method, step: int | None, room: int
-) -> tuple[Array, Any, _Record]:
+) -> tuple[Array, Any, Array]:
     """Steps until the gap is reached, arithmetic fails, ``limit`` are made, or another kind of step comes next.
 
-    With ``step`` None, steps of any kind. Also the number made, and their record, ``room`` long.
+    With ``step`` None, steps of any kind. Also the number made, and their record, ``room`` rows.
     """
-    empty = jnp.full(room, jnp.nan, state.gap.dtype)
     make_step = partial(step_any, method) if step is None else method.steps(program)[step]
 
-    def is_unfinished(carry: tuple[Array, Any, _Record]) -> Array:
+    def is_unfinished(carry: tuple[Array, Any, Array]) -> Array:
         made, state, _ = carry
         is_wanted = (made < limit) & ~state.failed & ~(state.gap <= goal)
-        has_kinds = step is not None and hasattr(state, "next_step")
-        return is_wanted & (state.next_step == step) if has_kinds else is_wanted
+        return is_wanted if step is None else is_wanted & (_next_step(state) == step)
 
-    def advance(carry: tuple[Array, Any, _Record]) -> tuple[Array, Any, _Record]:
-        made, state, records = carry
+    def advance(carry: tuple[Array, Any, Array]) -> tuple[Array, Any, Array]:
+        made, state, record = carry
         state = make_step(program, state)
-        written = zip(records, _record(state), strict=True)
-        return made + 1, state, _Record(*(column.at[made].set(one) for column, one in written))
+        return made + 1, state, record.at[made].set(_see(state))
 
-    return lax.while_loop(is_unfinished, advance, (jnp.asarray(0), state, _Record(empty, empty, empty, empty)))
-
-
-def _record(state: Any) -> _Record:
-    num_active = jnp.sum(is_active(state.weights)).astype(state.gap.dtype)
-    return _Record(state.primal, state.gap, num_active, state.objective)
+    empty = jnp.full((room, len(_Look._fields)), jnp.nan, state.gap.dtype)
+    return lax.while_loop(is_unfinished, advance, (jnp.asarray(0), state, empty))
 
 
-def _in_units(record: _Record, unit: Any) -> _Record:
-    return record._replace(primal=record.primal * unit, gap=record.gap * unit, objective=record.objective * unit)
+def _next_step(state: Any) -> Array | int:
+    return getattr(state, "next_step", 0)
 
 
-def _progress(iteration: int, look: _Record, unit: float, at_zero: float, seconds: float) -> Progress:
+def _see(state: Any) -> Float[Array, " 6"]:
+    """A row of the record, in the order of :class:`_Look`."""
+    num_active = jnp.sum(is_active(state.weights))
+    seen = (state.primal, state.gap, num_active, state.objective, state.failed, _next_step(state))
+    return jnp.stack([jnp.asarray(value, state.gap.dtype) for value in seen])
+
+
+_start_on_host = jit_for_host(_start, static_argnames=("method",))
+_see_on_host = jit_for_host(_see)
+_advance_on_host = jit_for_host(_advance, static_argnames=("method", "step", "room"), optimised=True)
+
+
+def _progress(iteration: int, look: _Look, unit: float, at_zero: float, seconds: float) -> Progress:
     return Progress(
         iteration=iteration,
-        primal=float(look.primal) * unit,
-        gap=float(look.gap) * unit,
-        relative_gap=float(look.gap) / (at_zero or 1.0),
+        primal=look.primal * unit,
+        gap=look.gap * unit,
+        relative_gap=look.gap / (at_zero or 1.0),
         num_active=int(look.num_active),
         seconds=seconds,
     )

@@ -15,6 +15,7 @@ See docs/mathematics.md, M5 and M7.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -26,6 +27,8 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int
 
+from fixntk._checks import is_traced
+from fixntk._compilation import jit_for_host
 from fixntk._line_search import backtrack
 from fixntk._numerics import einsum, matmul
 
@@ -92,16 +95,27 @@ class PathState(NamedTuple):
     idle_steps: Int[Array, ""]
 
 
-@jax.jit
-def follow_path(problem: KernelProblem, tol: ArrayLike, max_iter: ArrayLike) -> tuple[KernelPoint, PathState]:
-    """The best point with as many zeros as the tolerance allows, and the last state."""
+def follow_path(
+    problem: KernelProblem, tol: float, max_iter: int, watch: Callable[[PathState], None] | None = None
+) -> tuple[KernelPoint, PathState]:
+    """The best point with as many zeros as the tolerance allows, and the last state.
 
-    def unfinished(state: PathState) -> Array:
-        going_on = (state.best.relative_gap > tol) & (state.iterations < max_iter)
-        return going_on & ~is_idle(state)
+    Traced as a loop under a JAX transformation; on the host otherwise, where ``watch`` is called at each state.
+    """
+    state = _start_on_host(problem)
+    if is_traced(problem):
+        state = lax.while_loop(partial(_is_unfinished, tol, max_iter), partial(_step, problem, tol), state)
+        return _sparsest(problem, state.best, tol), state
+    while True:
+        if watch is not None:
+            watch(state)
+        if not bool(_is_unfinished_on_host(tol, max_iter, state)):
+            return _sparsest_on_host(problem, state.best, tol), state
+        state = _step_on_host(problem, tol, state)
 
-    last = lax.while_loop(unfinished, partial(_step, problem, tol=tol), _start(problem))
-    return _sparsest(problem, last.best, tol), last
+
+def _is_unfinished(tol: ArrayLike, max_iter: ArrayLike, state: PathState) -> Array:
+    return (state.best.relative_gap > tol) & (state.iterations < max_iter) & ~is_idle(state)
 
 
 def is_idle(state: PathState) -> Bool[Array, ""]:
@@ -123,7 +137,7 @@ def _start(problem: KernelProblem) -> PathState:
     return PathState(point, barrier / shares, barrier, best, jnp.asarray(0), jnp.asarray(0))
 
 
-def _step(problem: KernelProblem, state: PathState, *, tol: ArrayLike) -> PathState:
+def _step(problem: KernelProblem, tol: ArrayLike, state: PathState) -> PathState:
     """Linearise, find the direction, its length, accept, and lower μ where the new point is near the central path."""
     step, price_step, slope = _direction(problem, state)
     length = _step_length(problem, state, step, slope)
@@ -272,3 +286,9 @@ def _sparsest(problem: KernelProblem, point: KernelPoint, tol: ArrayLike) -> Ker
     last = good.size - 1 - jnp.argmax(good[::-1])
     chosen = jnp.where(jnp.any(good), last, jnp.argmin(candidates.relative_gap))
     return jax.tree.map(lambda leaves: leaves[chosen], candidates)
+
+
+_start_on_host = jit_for_host(_start)
+_step_on_host = jit_for_host(_step)
+_is_unfinished_on_host = jit_for_host(_is_unfinished)
+_sparsest_on_host = jit_for_host(_sparsest)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from fixntk._checks import is_traced
 from fixntk.convex.program import ConvexProgram
 from fixntk.convex.units import Units
 
@@ -45,6 +47,9 @@ class Method(NamedTuple):
         ``prepare(program) -> (program, units)``: what the loop works on, in those units.
     on_active_groups
         The variant for a program most of whose groups are active; None for the method itself.
+    compiles_its_steps
+        Whether a step is for the host to call, one at a time, as it compiles its own parts; else many steps are
+        compiled into one loop, as they are short.
     """
 
     name: str
@@ -55,6 +60,7 @@ class Method(NamedTuple):
     starts_at: Literal["weights", "kernel_weights"] = "weights"
     prepare: Callable[[ConvexProgram], tuple[ConvexProgram, Units]] = without_units
     on_active_groups: Method | None = None
+    compiles_its_steps: bool = False
 
     @property
     def reweights(self) -> bool:
@@ -66,6 +72,33 @@ def step_any(method: Method, program: ConvexProgram, state: Any) -> Any:
     """The next step, whichever it is: all of them are compiled."""
     steps = method.steps(program)
     return steps[0](program, state) if len(steps) == 1 else lax.switch(state.next_step, steps, program, state)
+
+
+def run_steps(
+    method: Method, program: ConvexProgram, state: Any, is_unfinished: Callable[[Array, Array], Array], limit: int
+) -> Any:
+    """At most ``limit`` steps from a state, while ``is_unfinished(primal, gap)`` and arithmetic does not fail.
+
+    Under a JAX transformation it is a loop that is traced, else one on the host, which compiles only steps that occur.
+    """
+    if not is_traced(program, state):
+        steps = method.steps(program)
+        for _ in range(limit):
+            primal, gap, failed, step = jax.device_get((state.primal, state.gap, state.failed, state.next_step))
+            if failed or not is_unfinished(primal, gap):
+                break
+            state = steps[step](program, state)
+        return state
+
+    def is_wanted(carry: tuple[Array, Any]) -> Array:
+        count, state = carry
+        return (count < limit) & ~state.failed & is_unfinished(state.primal, state.gap)
+
+    def advance(carry: tuple[Array, Any]) -> tuple[Array, Any]:
+        count, state = carry
+        return count + 1, step_any(method, program, state)
+
+    return lax.while_loop(is_wanted, advance, (jnp.asarray(0), state))[1]
 
 
 def check_norm(name: str, program: ConvexProgram) -> None:

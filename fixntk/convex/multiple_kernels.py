@@ -13,9 +13,11 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int
 
 from fixntk._checks import as_float_array, as_positive_int, is_traced
+from fixntk._compilation import jit_for_host
 from fixntk._numerics import default_tol, float64_allowed, matmul, with_dtype
 from fixntk._warnings import ConvergenceWarning
-from fixntk.convex.kernel_interior_point import KernelProblem, follow_path, is_idle
+from fixntk.convex.kernel_interior_point import KernelPoint, KernelProblem, PathState, follow_path, is_idle
+from fixntk.convex.progress import describe, progress_bar
 
 # Multiple of the dtype's resolution, relative to the largest entry, by which a kernel may be asymmetric or indefinite.
 _KERNEL_SLACK = 1e3
@@ -103,6 +105,7 @@ def solve_kernels(
     penalty_weights: ArrayLike | None = None,
     tol: float | None = None,
     max_iter: int = 100,
+    progress: bool = False,
 ) -> KernelSolution:
     r"""Learn the weights of given kernels with the ridge regression in their sum: multiple kernel learning.
 
@@ -132,6 +135,8 @@ def solve_kernels(
         Relative gap to reach, as a share of ½‖Y‖². None is 1e-6 in float64 and 1e-4 in float32.
     max_iter
         Largest number of Newton steps.
+    progress
+        Show a bar with steps, gap and kernels in use. Not under ``jit`` and ``vmap``.
 
     Returns
     -------
@@ -174,9 +179,20 @@ def solve_kernels(
         raise ValueError(f"tol must be positive, got {tol}")
     max_iter = as_positive_int("max_iter", max_iter)
     if is_traced(problem):
-        return _solve(problem, tol, max_iter, squeeze)
-    with float64_allowed():
-        solution = with_dtype(_solve(with_dtype(problem, jnp.float64), tol, max_iter, squeeze), dtype)
+        if progress:
+            raise ValueError("progress needs the host: not under jit or vmap")
+        found = _as_fields(problem, *follow_path(problem, tol, max_iter), tol)
+        return KernelSolution(**found, tol=tol, squeeze=squeeze)
+    with float64_allowed(), progress_bar("solve_kernels", total=max_iter, shown=progress) as show:
+        problem = with_dtype(problem, jnp.float64)
+
+        def watch(state: PathState) -> None:
+            num_active = int(np.sum(np.asarray(state.best.shares) > 0))
+            show(int(state.iterations), describe(float(state.best.relative_gap), num_active))
+
+        point, state = follow_path(problem, tol, max_iter, watch if progress else None)
+        found = _as_fields(problem, point, state, tol)
+    solution = KernelSolution(**with_dtype(found, dtype), tol=tol, squeeze=squeeze)
     if not bool(solution.converged):
         warnings.warn(solution.message, ConvergenceWarning, stacklevel=2)
     return solution
@@ -226,7 +242,7 @@ def _check_kernels(kernels: Array) -> None:
             )
 
 
-@jax.jit
+@jit_for_host
 def _kernel_defects(kernels: Array, allowed: ArrayLike) -> tuple[Array, Array]:
     """Asymmetry of each kernel as a share of its largest entry, and whether it is positive semi-definite."""
 
@@ -239,21 +255,20 @@ def _kernel_defects(kernels: Array, allowed: ArrayLike) -> tuple[Array, Array]:
     return lax.map(defects, kernels)
 
 
-def _solve(problem: KernelProblem, tol: float, max_iter: int, squeeze: bool) -> KernelSolution:
-    best, state = follow_path(problem, tol, max_iter)
+@jit_for_host
+def _as_fields(problem: KernelProblem, best: KernelPoint, state: PathState, tol: ArrayLike) -> dict[str, Array]:
+    """The fields of a KernelSolution."""
     half_square = 0.5 * problem.square
     primal, gap = half_square * best.objective, half_square * best.relative_gap
     converged = best.relative_gap <= tol
-    return KernelSolution(
-        kernel_weights=problem.units * best.shares,
-        dual_weights=best.dual_weights,
-        primal=primal,
-        dual=primal - gap,
-        gap=gap,
-        relative_gap=best.relative_gap,
-        iterations=state.iterations,
-        converged=converged,
-        failed=~converged & is_idle(state),
-        tol=tol,
-        squeeze=squeeze,
-    )
+    return {
+        "kernel_weights": problem.units * best.shares,
+        "dual_weights": best.dual_weights,
+        "primal": primal,
+        "dual": primal - gap,
+        "gap": gap,
+        "relative_gap": best.relative_gap,
+        "iterations": state.iterations,
+        "converged": converged,
+        "failed": ~converged & is_idle(state),
+    }

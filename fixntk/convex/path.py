@@ -18,9 +18,11 @@ from jax.typing import ArrayLike
 from jaxtyping import Float
 
 from fixntk._checks import is_traced
+from fixntk._compilation import jit_for_host
 from fixntk._warnings import ConvergenceWarning
 from fixntk.convex import restriction, screening
 from fixntk.convex.program import ConvexProgram, canonical, with_mask_numbers
+from fixntk.convex.progress import Interrupted, describe, progress_bar
 from fixntk.convex.solution import Solution
 from fixntk.convex.solve import as_options, choose_warm_method, solve_quietly
 from fixntk.convex.solvers import working_sets
@@ -86,6 +88,7 @@ def solve_path(
     max_iter: int | None = None,
     screen: bool = True,
     callback: Callable[[Solution], bool | None] | None = None,
+    progress: bool = False,
 ) -> Path:
     """Solve the convex program for many λ, each from the solution before it.
 
@@ -107,6 +110,8 @@ def solve_path(
         pay.
     callback
         Called with each Solution as it is finished; a true answer stops the path there.
+    progress
+        Show a bar with the number of solutions, and λ, gap and active groups of the last.
 
     Returns
     -------
@@ -119,6 +124,8 @@ def solve_path(
     ValueError
         As :func:`fixntk.solve`; also if ``regs`` is empty or not positive, if it is None and λ_max is zero, or under
         ``jit`` and ``vmap`` (where a ``vmap`` of ``solve`` over λ does it).
+    Interrupted
+        A KeyboardInterrupt with the Path reached so far as ``result``, on Ctrl-C with ``callback`` or ``progress``.
 
     Warns
     -----
@@ -149,32 +156,43 @@ def solve_path(
     chosen = choose_warm_method(program, method)
     values = _as_regs(program, regs, num_regs, min_share)
     tol, max_iter = as_options(program, chosen, tol, max_iter)
-    start = jnp.zeros(program.group_shape, program.x.dtype)
+    start = jax.device_put(np.zeros(program.group_shape, program.x.dtype))
     on_all = partial(solve_quietly, method=method, tol=tol, max_iter=max_iter)
     on_sets = None
     if screen and program.x.size * program.num_gates >= _WORTH_SCREENING:
-        program = with_mask_numbers(program)
+        program = _with_mask_numbers(program)
         on_sets = restriction.Restriction(chosen, on_all, screening.group_sizes(program), tol, max_iter)
         last = screening.evaluate(program, start)
 
     solutions: dict[int, Solution] = {}
     known: list[tuple[float, Array]] = []
-    for position in np.argsort(-values, kind="stable"):
-        reg = float(values[position])
-        if len(known) == 2 and known[0][0] > known[1][0]:
-            share = (known[1][0] - reg) / (known[0][0] - known[1][0])
-            start = _extrapolate(start, known[0][1], min(share, _MAX_EXTRAPOLATION))
-        if on_sets is None:
-            solution = on_all(program.with_reg(reg), init=start)
-        else:
-            solution, last = restriction.solve_on_sets(program.with_reg(reg), on_sets, start, last)
-        solutions[int(position)] = solution
-        start = solution.weights
-        known = [*known[-1:], (reg, start)]
-        if callback is not None and callback(solution):
-            break
+    is_interrupted = False
+    with progress_bar("solve_path", total=values.size, unit="λ", shown=progress) as show:
+        try:
+            for position in np.argsort(-values, kind="stable"):
+                reg = float(values[position])
+                if len(known) == 2 and known[0][0] > known[1][0]:
+                    share = (known[1][0] - reg) / (known[0][0] - known[1][0])
+                    start = _extrapolate(start, known[0][1], min(share, _MAX_EXTRAPOLATION))
+                if on_sets is None:
+                    solution = on_all(program.with_reg(reg), init=start)
+                else:
+                    solution, last = restriction.solve_on_sets(program.with_reg(reg), on_sets, start, last)
+                solutions[int(position)] = solution
+                start = solution.weights
+                known = [*known[-1:], (reg, start)]
+                num_active = np.asarray(solution.history.num_active)[-1]
+                show(len(solutions), f"λ {reg:.3g}, {describe(float(solution.relative_gap), num_active)}")
+                if callback is not None and callback(solution):
+                    break
+        except KeyboardInterrupt:
+            if callback is None and not progress:
+                raise
+            is_interrupted = True
     positions = sorted(solutions)
     path = Path([solutions[position] for position in positions], values[positions])
+    if is_interrupted:
+        raise Interrupted(path)
     _warn_once(path, tol)
     return path
 
@@ -207,7 +225,10 @@ def _as_regs(
     return values
 
 
-@jax.jit
+_with_mask_numbers = jit_for_host(with_mask_numbers)
+
+
+@jit_for_host
 def _extrapolate(weights: Array, before: Array, share: Array) -> Array:
     """Where groups that were active twice go if they go on in λ as they did; zero where that is past zero."""
     were_active = working_sets.is_nonzero(weights) & working_sets.is_nonzero(before)

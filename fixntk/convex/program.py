@@ -12,7 +12,8 @@ from jax import Array
 from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, UInt8
 
-from fixntk._checks import as_float_array, as_matrix, check_same_rows, is_traced
+from fixntk._checks import as_float_array, as_matrix, check_same_rows, is_traced, to_device
+from fixntk._compilation import jit_for_host
 from fixntk.convex import arguments, duality, kernel_form
 from fixntk.convex.datafit import Datafit
 from fixntk.convex.duality import Evaluation
@@ -173,7 +174,8 @@ class ConvexProgram:
 
     def with_reg(self, reg: ArrayLike) -> ConvexProgram:
         """The program at another λ, unchecked."""
-        return replace_fields(self, reg=jnp.asarray(reg, self.x.dtype))
+        value = reg if isinstance(reg, Array) else to_device(np.asarray(reg, self.x.dtype))
+        return replace_fields(self, reg=value.astype(self.x.dtype))
 
     def check_gates(self, gates: ArrayLike) -> Array:
         """Gates as a (P, d) array, checked to give the program's masks on its x.
@@ -274,8 +276,7 @@ class ConvexProgram:
 
         See docs/mathematics.md, M7.
         """
-        duals = self.norm.duals(self.correlations(self.datafit.fit_at_zero().residual))
-        return jnp.max(duals if self.penalty_weights is None else duals / self.penalty_weights)
+        return _max_reg(self)
 
     def kernel_objective(self, kernel_weights: ArrayLike) -> Float[Array, ""]:
         """J(η) = (λ/2) tr Yᵀ(K(η)+λI)⁻¹Y + (λ/2) Σ τ_p² η_p: at least the program's optimum, for every η ≥ 0.
@@ -304,6 +305,12 @@ class ConvexProgram:
         return kernel_form.minimise_over_scale(_spectrum(self, kernel_weights), self.reg)
 
 
+@jit_for_host
+def _max_reg(program: ConvexProgram) -> Float[Array, ""]:
+    duals = program.norm.duals(program.correlations(program.datafit.fit_at_zero().residual))
+    return jnp.max(duals if program.penalty_weights is None else duals / program.penalty_weights)
+
+
 def kernel_of(program: ConvexProgram, kernel_weights: Float[Array, " P"]) -> Float[Array, "n n"]:
     """K(η), less what the intercept takes; with sample weights of the squared loss multiplied into the rows before."""
     datafit = program.datafit
@@ -314,7 +321,12 @@ def canonical(program: ConvexProgram) -> ConvexProgram:
     """The same program without sample weights under the squared loss: rows are multiplied by √ω."""
     if not program.is_quadratic or program.sample_weight is None:
         return program
-    return as_squared_loss(program, jnp.sqrt(program.sample_weight), program.y)
+    return _multiply_rows(program, program.sample_weight)
+
+
+@jit_for_host
+def _multiply_rows(program: ConvexProgram, sample_weight: Float[Array, " n"]) -> ConvexProgram:
+    return as_squared_loss(program, jnp.sqrt(sample_weight), program.y)
 
 
 def as_squared_loss(program: ConvexProgram, root: Float[Array, " n"], y: Float[Array, " n *c"]) -> ConvexProgram:

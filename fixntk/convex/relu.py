@@ -32,10 +32,11 @@ from jax.typing import ArrayLike
 from jaxtyping import Float
 
 from fixntk._checks import as_positive_int, is_traced
+from fixntk._compilation import jit_for_host
 from fixntk._numerics import default_tol, einsum, float64_allowed, matmul, with_dtype
 from fixntk._warnings import ConvergenceWarning
-from fixntk.convex.driver import Progress
 from fixntk.convex.program import ConvexProgram, canonical, with_masks
+from fixntk.convex.progress import Progress, describe, progress_bar
 from fixntk.gates.masks import activation_masks
 from fixntk.networks.cones import (
     Cones,
@@ -137,6 +138,7 @@ def solve_relu(
     tol: float | None = None,
     max_iter: int = 200,
     callback: Callable[[Progress], bool | None] | None = None,
+    progress: bool = False,
 ) -> ReLUSolution:
     """Solve the ReLU network's convex program for the masks and λ of a gated one, to a certified relative gap.
 
@@ -155,6 +157,8 @@ def solve_relu(
         Largest number of Newton steps; 30 to 60 are usual.
     callback
         Called with a :class:`Progress` at the start and after each step; a true answer stops.
+    progress
+        Show a bar with steps, gap and active groups.
 
     Raises
     ------
@@ -177,9 +181,14 @@ def solve_relu(
     program, gates = _as_single_output(program, gates)
     dtype, max_iter = program.x.dtype, as_positive_int("max_iter", max_iter)
     tol = default_tol(dtype) if tol is None else float(tol)
-    with float64_allowed():
+    with float64_allowed(), progress_bar("solve_relu", shown=progress) as show:
+
+        def watch(seen: Progress) -> bool | None:
+            show(seen.iteration, describe(seen.relative_gap, seen.num_active))
+            return callback(seen) if callback is not None else None
+
         wide, wide_gates = with_dtype((canonical(program), gates), jnp.float64)
-        solution = _follow_path(wide, wide_gates, tol, max_iter, callback)
+        solution = _follow_path(wide, wide_gates, tol, max_iter, watch)
     narrow = with_dtype((solution.positive, solution.negative, solution.intercept), dtype)
     solution = replace(solution, positive=narrow[0], negative=narrow[1], intercept=narrow[2])
     if not solution.converged:
@@ -192,7 +201,7 @@ def _follow_path(
     gates: Array,
     tol: float,
     max_iter: int,
-    callback: Callable[[Progress], bool | None] | None,
+    callback: Callable[[Progress], bool | None],
 ) -> ReLUSolution:
     cones = make_cones(program.x, gates, program.masks)
     at_zero = float(program.primal_at_zero())
@@ -206,7 +215,7 @@ def _follow_path(
         history.append((seconds, primal, gap))
         num_active = int(jnp.sum(jnp.any(best.pair != 0, axis=2)))
         progress = Progress(iterations, primal, gap, relative_gap, num_active, seconds)
-        if relative_gap <= tol or iterations >= max_iter or (callback is not None and callback(progress)):
+        if relative_gap <= tol or iterations >= max_iter or callback(progress):
             break
         state, best = _step(program, cones, state, best, _GOAL_SHARE * tol * at_zero)
         iterations += 1
@@ -240,7 +249,7 @@ def _as_single_output(program: ConvexProgram, gates: ArrayLike) -> tuple[ConvexP
     return with_masks(program, activation_masks(program.x, gates)), gates
 
 
-@jax.jit
+@jit_for_host
 def _start(program: ConvexProgram, cones: Cones) -> _State:
     """Well inside of the cones, where their barrier and the norms balance."""
     terms = jnp.asarray(cones.num_terms, program.x.dtype)
@@ -250,7 +259,7 @@ def _start(program: ConvexProgram, cones: Cones) -> _State:
     return _State(jnp.stack(2 * [lengths[:, None] * cones.directions]), weight)
 
 
-@jax.jit
+@jit_for_host
 def _step(
     program: ConvexProgram, cones: Cones, state: _State, best: _Certified, enough: ArrayLike
 ) -> tuple[_State, _Certified]:
@@ -356,7 +365,7 @@ def _solve_lower(lower: Array, right: Array, *, transposed: bool = False) -> Arr
     return lax.linalg.triangular_solve(lower, right, left_side=True, lower=True, transpose_a=transposed)
 
 
-@jax.jit
+@jit_for_host
 def _certify(program: ConvexProgram, cones: Cones, pair: Array, prices: Array) -> _Certified:
     """Primal and gap of a pair in the cones, with multipliers μ of the cones.
 

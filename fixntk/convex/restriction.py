@@ -9,11 +9,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int
 
+from fixntk._compilation import jit_for_host
 from fixntk.convex import driver, screening
 from fixntk.convex.duality import Evaluation
 from fixntk.convex.method import Method
@@ -68,7 +68,7 @@ def solve_on_sets(
         size = _set_size(min(int(num_left), int(_ROOM * num_active) + _SMALLEST_SET))
         if size > _LARGEST_SHARE * program.num_gates:
             break
-        part, weights, chosen = _restrict(program, start, nearest, num_left, size)
+        part, weights, chosen = _restrict(program, start, nearest, num_left, size=size)
         outcome = driver.run_from_host(
             part, method, weights, None, restriction.tol, restriction.max_iter, is_timed=False
         )
@@ -89,7 +89,7 @@ def _set_size(wanted: int) -> int:
     return 3 * size // 4 if size > _SMALLEST_SET and wanted <= 3 * size // 4 else size
 
 
-@jax.jit
+@jit_for_host
 def _order(
     program: ConvexProgram, start: Array, last: Evaluation, sizes: Array
 ) -> tuple[Int[Array, " P"], Int[Array, ""], Int[Array, ""]]:
@@ -100,9 +100,9 @@ def _order(
     return jnp.argsort(near, descending=True), jnp.sum(jnp.isinf(near)), jnp.sum(~is_zero)
 
 
-@partial(jax.jit, static_argnames="size")
+@partial(jit_for_host, static_argnames=("size",))
 def _restrict(
-    program: ConvexProgram, weights: Array, nearest: Array, num_left: Array, size: int
+    program: ConvexProgram, weights: Array, nearest: Array, num_left: Array, *, size: int
 ) -> tuple[ConvexProgram, Array, Array]:
     """The program of the nearest groups, their weights, and which they are; those past ``num_left`` get empty masks."""
     chosen = nearest[:size]
@@ -112,6 +112,6 @@ def _restrict(
     return part, weights[chosen] * is_present[:, None, None], chosen
 
 
-@jax.jit
+@jit_for_host
 def _spread(like: Array, chosen: Array, weights: Array) -> Array:
     return jnp.zeros_like(like).at[chosen].set(weights)

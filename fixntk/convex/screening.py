@@ -14,12 +14,12 @@ See docs/mathematics.md, M9.
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 from jaxtyping import Bool, Float
 
+from fixntk._compilation import jit_for_host
 from fixntk.convex import duality
 from fixntk.convex.duality import Evaluation
 from fixntk.convex.program import ConvexProgram
@@ -51,6 +51,7 @@ def gap_safe(program: ConvexProgram, weights: ArrayLike, sizes: Array | None = N
     return is_proved_zero(program, evaluate(program, program.as_group_weights(weights)), sizes)
 
 
+@jit_for_host
 def group_sizes(program: ConvexProgram) -> Float[Array, " P"]:
     """‖D_p X‖₂ of every group, or an upper bound on it, ‖D_p X‖_F, where (n + P)·d² numbers would be too many."""
     num_gates, num_features, _ = program.group_shape
@@ -65,13 +66,13 @@ def group_sizes(program: ConvexProgram) -> Float[Array, " P"]:
     return jnp.sqrt(jnp.maximum(largest, 0)) * (1 + slack)
 
 
-@jax.jit
+@jit_for_host
 def evaluate(program: ConvexProgram, weights: Array) -> Evaluation:
     """The program's evaluation of group weights, compiled."""
     return program.evaluate(weights)
 
 
-@jax.jit
+@jit_for_host
 def is_proved_zero(program: ConvexProgram, found: Evaluation, sizes: Float[Array, " P"]) -> Bool[Array, " P"]:
     """Which groups are proved to be zero, from weights that were evaluated at this λ or another."""
     here = duality.evaluate_again(program.datafit, program.penalty, found)

@@ -127,7 +127,7 @@ class Solution:
         elif bool(self.failed):
             end = f"limited by {self.weights.dtype} rounding error; raise tol or reg{wider}"
         else:
-            end = f"raise max_iter or tol{wider}"
+            end = f"more iterations (max_iter) or a larger tol would reach it{wider}"
         return f"{self.method} stopped early: {state}, above tol={self.tol:.1e}; {end}"
 
     def predict(self, x: ArrayLike, gates: ArrayLike) -> Array:

@@ -6,7 +6,7 @@ import operator
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,15 +15,17 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from fixntk._checks import is_traced
+from fixntk._compilation import jit_for_host
 from fixntk._numerics import default_tol
 from fixntk._warnings import ConvergenceWarning
 from fixntk.convex import driver
-from fixntk.convex.driver import Outcome, Progress
+from fixntk.convex.driver import Outcome
 from fixntk.convex.duality import Evaluation
 from fixntk.convex.kernel_form import as_kernel_weights, weights_of_norms
 from fixntk.convex.method import Method
 from fixntk.convex.penalties import group_norms
 from fixntk.convex.program import ConvexProgram, canonical
+from fixntk.convex.progress import Interrupted, Progress, describe, progress_bar
 from fixntk.convex.solution import Solution
 from fixntk.convex.solvers import anderson, fista, irls, newton, prox_newton
 
@@ -43,6 +45,7 @@ def solve(
     init: ArrayLike | Solution | None = None,
     epsilon: float | None = None,
     callback: Callable[[Progress], bool | None] | None = None,
+    progress: bool = False,
 ) -> Solution:
     """Solve the convex program to a certified relative gap.
 
@@ -77,7 +80,10 @@ def solve(
         IRLS's ε in sqrt(‖W_p‖² + ε), in squared units of W; when None such that it costs a tenth of ``tol``.
     callback
         Called with a :class:`Progress` at the start and after each iteration; a true answer stops. Costs a trip to the
-        host each time. Not under ``jit`` and ``vmap``.
+        host each time. Not under ``jit`` and ``vmap``. An error that it raises ends the solve.
+    progress
+        Show a bar with iterations, gap and active groups, which also says when something compiles. Not under ``jit``
+        and ``vmap``.
 
     Returns
     -------
@@ -91,6 +97,8 @@ def solve(
         If the method is unknown or not for this loss or norm, ``tol`` is below what the dtype can reach, ``init`` does
         not fit, an option does not belong to the method, or IRLS's matrices not into memory. LinAlgError, a ValueError,
         if the first kernel matrix cannot be factorised.
+    Interrupted
+        A KeyboardInterrupt with the Solution reached so far as ``result``, on Ctrl-C with ``callback`` or ``progress``.
 
     Warns
     -----
@@ -112,8 +120,8 @@ def solve(
     if not isinstance(program, ConvexProgram):
         raise TypeError(f"program must be a ConvexProgram, got {type(program).__name__}")
     traced = is_traced(program, init)
-    if traced and callback is not None:
-        raise ValueError("callback cannot be called under jit or vmap")
+    if traced and (callback is not None or progress):
+        raise ValueError("callback and progress need the host: not under jit or vmap")
     program = canonical(program)
     chosen = choose_method(program, method, traced=traced)
     tol, max_iter = as_options(program, chosen, tol, max_iter, epsilon)
@@ -122,16 +130,34 @@ def solve(
     if traced:
         outcome = driver.run_traced(program, chosen, start, smoothing, tol, max_iter)
         return certify(program, outcome, chosen, tol)[0]
-    if chosen.reweights and bool(_is_zero_optimal(program)):
+    if chosen.reweights and bool(_is_zero_optimal_on_host(program)):
         # FISTA starts at W = 0 and sees it there.
         return replace(solve(program, method="fista", tol=tol, callback=callback), method=chosen.name)
-    outcome = driver.run_from_host(program, chosen, start, smoothing, tol, max_iter, callback=callback)
+    with progress_bar(f"solve ({chosen.name})", shown=progress) as show:
+
+        def watch(seen: Progress) -> None:
+            show(seen.iteration, describe(seen.relative_gap, seen.num_active))
+
+        outcome = driver.run_from_host(
+            program,
+            chosen,
+            start,
+            smoothing,
+            tol,
+            max_iter,
+            callback=callback,
+            watch=(lambda seen: show(seen.iteration, describe(seen.relative_gap, seen.num_active)))
+            if progress
+            else None,
+        )
     if chosen.reweights and bool(outcome.failed) and int(outcome.iterations) == 0:
         raise np.linalg.LinAlgError(
             f"the kernel matrix of the start is not positive definite in {program.x.dtype} even with jitter: "
             f"raise reg (λ = {float(program.reg):.3g}), rescale x, or use float64"
         )
     solution, _ = certify(program, outcome, chosen, tol)
+    if outcome.is_interrupted:
+        raise Interrupted(solution)
     if not bool(solution.converged):
         warnings.warn(solution.message, ConvergenceWarning, stacklevel=2)
     return solution
@@ -182,21 +208,19 @@ def choose_warm_method(program: ConvexProgram, name: str) -> Method:
 
 def certify(program: ConvexProgram, outcome: Outcome, method: Method, tol: float) -> tuple[Solution, Evaluation]:
     """The Solution of an outcome, certified from its weights alone, whatever the solver believed."""
-    found, gap, relative_gap, converged = _certify(program, outcome.weights, tol)
-    kernel_weights = outcome.kernel_weights
-    if kernel_weights is None:
-        kernel_weights = weights_of_norms(group_norms(found.weights), program.penalty_weights)
+    found, judged = _certify_on_host(program, outcome.weights, outcome.failed, tol)
+    kernel_weights = judged.kernel_weights if outcome.kernel_weights is None else outcome.kernel_weights
     solution = Solution(
         weights=found.weights,
         intercept=None if program.column is None else found.intercept,
         kernel_weights=kernel_weights,
         primal=found.primal,
-        dual=found.primal - gap,
-        gap=gap,
-        relative_gap=relative_gap,
+        dual=judged.dual,
+        gap=judged.gap,
+        relative_gap=judged.relative_gap,
         iterations=outcome.iterations,
-        converged=converged,
-        failed=outcome.failed | ~(program.reg > 0),
+        converged=judged.converged,
+        failed=judged.failed,
         history=outcome.history,
         method=method.name,
         tol=tol,
@@ -205,20 +229,40 @@ def certify(program: ConvexProgram, outcome: Outcome, method: Method, tol: float
     return solution, found
 
 
-@jax.jit
-def _certify(program: ConvexProgram, weights: Array, tol: ArrayLike) -> tuple[Evaluation, Array, Array, Array]:
-    """The evaluation of weights, the gap, its share of the objective of W = 0, and whether that is small enough."""
+class _Judgement(NamedTuple):
+    """Fields of a Solution that follow from the evaluation of its weights."""
+
+    dual: Array
+    gap: Array
+    relative_gap: Array
+    converged: Array
+    failed: Array
+    kernel_weights: Array
+
+
+def _certify(program: ConvexProgram, weights: Array, failed: Array, tol: ArrayLike) -> tuple[Evaluation, _Judgement]:
     found = program.evaluate(weights)
     # A λ ≤ 0 that came in traced, where it could not be refused, has no certificate.
     gap = jnp.where(program.reg > 0, found.gap, jnp.nan)
     at_zero = program.primal_at_zero()
     relative_gap = gap / jnp.where(at_zero > 0, at_zero, 1.0)
-    return found, gap, relative_gap, relative_gap <= tol
+    judged = _Judgement(
+        dual=found.primal - gap,
+        gap=gap,
+        relative_gap=relative_gap,
+        converged=relative_gap <= tol,
+        failed=failed | ~(program.reg > 0),
+        kernel_weights=weights_of_norms(group_norms(weights), program.penalty_weights),
+    )
+    return found, judged
 
 
-@jax.jit
 def _is_zero_optimal(program: ConvexProgram) -> Array:
     return program.reg >= program.max_reg()
+
+
+_certify_on_host = jit_for_host(_certify)
+_is_zero_optimal_on_host = jit_for_host(_is_zero_optimal)
 
 
 def as_options(
@@ -256,9 +300,9 @@ def _as_epsilon(program: ConvexProgram, epsilon: float | None, tol: float) -> Ar
 def _starting_point(program: ConvexProgram, method: Method, init: ArrayLike | Solution | None) -> Array:
     if method.reweights:
         if init is None:
-            return jnp.full(program.num_gates, 1 / program.num_gates, program.x.dtype)
+            return jax.device_put(np.full(program.num_gates, 1 / program.num_gates, program.x.dtype))
         weights = init.kernel_weights if isinstance(init, Solution) else init
         return as_kernel_weights(weights, program.num_gates, program.x.dtype)
     if init is None:
-        return jnp.zeros(program.group_shape, program.x.dtype)
+        return jax.device_put(np.zeros(program.group_shape, program.x.dtype))
     return program.as_group_weights(init.weights if isinstance(init, Solution) else init)

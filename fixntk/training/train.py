@@ -25,6 +25,7 @@ from jaxtyping import Bool, Float, Int, Key
 
 from fixntk._checks import as_positive_int
 from fixntk.convex.losses import Loss, as_loss
+from fixntk.convex.progress import progress_bar
 from fixntk.networks.models import Network
 from fixntk.networks.neurons import Parameters
 from fixntk.training import checkpoints
@@ -85,6 +86,7 @@ def train(
     patience: int | None = None,
     parameters: Sequence[str] = Parameters._fields,
     callback: Callable[[TrainingProgress], bool | None] | None = None,
+    progress: bool = False,
     checkpoint: str | Path | None = None,
     resume: bool = False,
 ) -> Training[Network]:
@@ -126,6 +128,8 @@ def train(
         Which of ``hidden``, ``output`` and ``intercept`` to train.
     callback
         Called with a :class:`TrainingProgress` at each record; returning True stops the training.
+    progress
+        Show a bar with steps, objective and validation loss, the lowest of a stack's.
     checkpoint
         Folder to which the state is written at each record; needs orbax.
     resume
@@ -171,30 +175,37 @@ def train(
     began = time.perf_counter() - earlier_seconds
 
     num_unimproved = 0
-    while True:
-        # A resumed training has the record of its first step already.
-        if not records or step > records[-1].step:
-            value, validation_loss = measure(state.trained, frozen, rows, validation_rows, reg, loss=loss)
-            state, has_improved = _keep_best(state, value if validation_rows is None else validation_loss, value)
-            num_unimproved = 0 if has_improved else num_unimproved + 1
-            seconds = time.perf_counter() - began
-            records.append(Record(step, np.asarray(value), np.asarray(validation_loss), seconds))
-            if checkpoint is not None and np.any(np.isfinite(records[-1].objective)):
-                checkpoints.save(checkpoint, state, records)
-        last = records[-1]
-        shown_validation = None if validation_rows is None else last.validation
-        progress = TrainingProgress(step, num_steps, last.objective, shown_validation, last.seconds)
-        is_stopped = callback is not None and callback(progress)
-        is_stopped = is_stopped or (patience is not None and num_unimproved >= patience)
-        if step >= num_steps or is_stopped or not np.any(np.isfinite(last.objective)):
-            break
-        next_step = min(num_steps, step + record_every)
-        state = run(state, frozen, rows, reg, key, step, num_steps=next_step - step)
-        step = next_step
+    with progress_bar("train", total=num_steps, unit="step", shown=progress) as show:
+        while True:
+            # A resumed training has the record of its first step already.
+            if not records or step > records[-1].step:
+                value, validation_loss = measure(state.trained, frozen, rows, validation_rows, reg, loss=loss)
+                state, has_improved = _keep_best(state, value if validation_rows is None else validation_loss, value)
+                num_unimproved = 0 if has_improved else num_unimproved + 1
+                seconds = time.perf_counter() - began
+                records.append(Record(step, np.asarray(value), np.asarray(validation_loss), seconds))
+                if checkpoint is not None and np.any(np.isfinite(records[-1].objective)):
+                    checkpoints.save(checkpoint, state, records)
+            last = records[-1]
+            shown_validation = None if validation_rows is None else last.validation
+            seen = TrainingProgress(step, num_steps, last.objective, shown_validation, last.seconds)
+            show(step, _describe(seen))
+            is_stopped = callback is not None and callback(seen)
+            is_stopped = is_stopped or (patience is not None and num_unimproved >= patience)
+            if step >= num_steps or is_stopped or not np.any(np.isfinite(last.objective)):
+                break
+            next_step = min(num_steps, step + record_every)
+            state = run(state, frozen, rows, reg, key, step, num_steps=next_step - step)
+            step = next_step
 
     training = _as_training(network, state, records, validation_rows is not None)
     _report_divergence(training, records, checkpoint)
     return training
+
+
+def _describe(seen: TrainingProgress) -> str:
+    line = f"objective {np.nanmin(seen.objective):.4g}"
+    return line if seen.validation is None else f"{line}, validation loss {np.nanmin(seen.validation):.4g}"
 
 
 def _as_names(network: Network, names: Sequence[str]) -> tuple[str, ...]:

@@ -62,7 +62,7 @@ def test_a_path_of_targets_without_a_residual_is_refused():
 def test_a_path_stops_after_max_iter(monkeypatch, screening):
     monkeypatch.setattr("fixntk.convex.path._WORTH_SCREENING", screening)
     program = random_problem(1, num_gates=40)
-    with pytest.warns(fx.ConvergenceWarning, match="raise max_iter"):
+    with pytest.warns(fx.ConvergenceWarning, match="more iterations"):
         (solution,) = fx.solve_path(program, [0.01 * float(program.max_reg())], tol=1e-12, max_iter=1)
     assert int(solution.iterations) == 1
 

@@ -10,6 +10,7 @@ from jax import Array
 from jaxtyping import Bool, Float
 
 from fixntk._checks import check_memory
+from fixntk._compilation import jit_for_host
 from fixntk._numerics import solve_kernel_ridge
 from fixntk.convex.kernel_form import weights_of_norms
 from fixntk.convex.method import Method, check_norm
@@ -57,6 +58,7 @@ def step(program: ConvexProgram, state: IRLSState) -> IRLSState:
     return IRLSState(*(jnp.where(following.failed, old, new) for old, new in zip(kept, following, strict=True)))
 
 
+@jit_for_host
 def default_epsilon(program: ConvexProgram, tol: float | Array) -> Float[Array, ""]:
     """An ε whose smoothing, at most λ Σ_p τ_p sqrt(ε), is a tenth of the gap that is asked for."""
     total = jnp.sum(jnp.broadcast_to(program.thresholds, program.num_gates))

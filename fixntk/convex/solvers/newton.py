@@ -23,11 +23,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from fixntk._compilation import jit_for_host
 from fixntk.convex.method import Method, Step, check_norm, step_any
 from fixntk.convex.penalties import group_norms
 from fixntk.convex.program import ConvexProgram, with_mask_numbers
 from fixntk.convex.solvers import newton_step, working_sets
-from fixntk.convex.solvers.newton_step import NewtonState
+from fixntk.convex.solvers.newton_step import Linearisation, NewtonState
 from fixntk.convex.solvers.working_sets import Schedule
 from fixntk.convex.units import Units, in_units, units_of
 
@@ -44,14 +45,14 @@ _LAST_RESORT_GAP_SHARE = 0.1
 
 
 def prepare(program: ConvexProgram) -> tuple[ConvexProgram, Units]:
-    """The program in units of its data."""
+    """The program in units of its data, its masks as numbers."""
     units = units_of(program)
-    return in_units(program, units), units
+    return with_mask_numbers(in_units(program, units)), units
 
 
 def init(program: ConvexProgram, weights: Array, _: Array | None = None) -> NewtonState:
     """Start at rest from the given group weights; with a Newton step unless they are zero."""
-    return _start(working_sets.schedule_of(program), program, weights)
+    return _start(program, weights, schedule=working_sets.schedule_of(program))
 
 
 def steps(program: ConvexProgram) -> tuple[Step, ...]:
@@ -70,7 +71,8 @@ def _steps_of(schedule: Schedule) -> tuple[Step, ...]:
     return (*newton, *rounds, _last_resort_step)
 
 
-def _start(schedule: Schedule, program: ConvexProgram, weights: Array) -> NewtonState:
+@partial(jit_for_host, static_argnames=("schedule",))
+def _start(program: ConvexProgram, weights: Array, *, schedule: Schedule) -> NewtonState:
     """At rest, before a round if the weights are zero and there are rounds, else before a Newton step."""
     state = _at_rest(program, weights)
     following = schedule.newton_index(newton_step.num_active(program, state))
@@ -109,21 +111,45 @@ def _at_rest(program: ConvexProgram, weights: Array) -> NewtonState:
     )
 
 
+# From the host a step is a few compiled functions. The one that depends on the number of active groups is small, and
+# the only one whose own loops are long.
+_linearise = jit_for_host(newton_step.linearise)
+_find_direction = jit_for_host(newton_step.find_direction, static_argnames=("size",), optimised=True)
+_run_round = jit_for_host(working_sets.run_round, static_argnames=("size",), optimised=True)
+
+
 def _newton_step(schedule: Schedule, size: int, program: ConvexProgram, state: NewtonState) -> NewtonState:
-    """A Newton step on φ, of the size that the active groups need; another follows unless it has stalled."""
-    # Not once a solve: rounds gather their groups faster from masks as bools.
-    moved = newton_step.newton_step(with_mask_numbers(program), state, size)
+    """A Newton step on φ for at most ``size`` active groups."""
+    model = _linearise(program, state)
+    direction = _find_direction(program, state.sigma, model.prox, model.slope, size=size)
+    return _follow(program, state, model, direction, schedule=schedule)
+
+
+@partial(jit_for_host, static_argnames=("schedule",))
+def _follow(
+    program: ConvexProgram, state: NewtonState, model: Linearisation, direction: Array, *, schedule: Schedule
+) -> NewtonState:
+    """Follow a direction; the next step is another Newton step, unless they have stalled."""
+    moved = newton_step.follow(program, state, model, direction)
     following = schedule.newton_index(newton_step.num_active(program, moved))
     return moved._replace(next_step=jnp.where(moved.stalled > _PATIENCE_STEPS, schedule.last_resort, following))
 
 
 def _round_step(schedule: Schedule, size: int, program: ConvexProgram, state: NewtonState) -> NewtonState:
-    """First-order steps on a working set.
+    """First-order steps on a working set of ``size`` groups."""
+    weights, cost = _run_round(program, state.weights, state.correlations, state.gap, size=size)
+    return _after_round(program, state, weights, cost, schedule=schedule)
+
+
+@partial(jit_for_host, static_argnames=("schedule",))
+def _after_round(
+    program: ConvexProgram, state: NewtonState, weights: Array, cost: Array, *, schedule: Schedule
+) -> NewtonState:
+    """At rest at a round's weights, and what comes next.
 
     Another round follows while the sets grow, or while the gap falls by enough for the cost; then Newton, which is fast
     near the solution and not bound to single precision.
     """
-    weights, cost = working_sets.run_round(program, state.weights, state.correlations, state.gap, size)
     at_rest = _at_rest(program, weights.astype(program.x.dtype))
     # In single precision the objective may have risen.
     is_lower = at_rest.primal < state.primal
@@ -137,10 +163,11 @@ def _round_step(schedule: Schedule, size: int, program: ConvexProgram, state: Ne
     return moved._replace(next_step=jnp.where(is_worth_it, next_round, newton_next))
 
 
+@partial(jit_for_host, optimised=True)
 def _last_resort_step(program: ConvexProgram, state: NewtonState) -> NewtonState:
     """First-order steps on all groups, in the program's precision; the solve fails where the gap is no smaller."""
     goal = _LAST_RESORT_GAP_SHARE * state.gap
-    weights, _ = working_sets.run_first_order(with_mask_numbers(program), state.weights, goal, _LAST_RESORT_STEPS)
+    weights, _ = working_sets.run_first_order(program, state.weights, goal, _LAST_RESORT_STEPS)
     moved = _at_rest(program, weights)._replace(next_step=state.next_step)
     is_better = moved.gap < state.gap
     kept = state._replace(failed=jnp.ones((), bool))
@@ -152,10 +179,12 @@ def _supports(program: ConvexProgram) -> None:
 
 
 def _init_on_all_groups(program: ConvexProgram, weights: Array, _: Array | None = None) -> NewtonState:
-    return _start(_all_groups(program), program, weights)
+    return _start(program, weights, schedule=_all_groups(program))
 
 
-METHOD = Method(name="newton", init=init, steps=steps, supports=_supports, max_iter=200, prepare=prepare)
+METHOD = Method(
+    name="newton", init=init, steps=steps, supports=_supports, max_iter=200, prepare=prepare, compiles_its_steps=True
+)
 # Where most groups are active one size is compiled.
 METHOD = METHOD._replace(
     on_active_groups=METHOD._replace(init=_init_on_all_groups, steps=lambda program: _steps_of(_all_groups(program)))

@@ -8,7 +8,8 @@ Groups with ‖U_p‖ > σλ are active. With c_p = 1 − σλ/‖U_p‖, s_p = 
 .. math:: ∇φ = A − Y + \sum_p D_p X (c_p U_p), \qquad
     H = I + σ \bigl[K(c) + \sum_p s_p q_p q_p^⊤\bigr], \quad q_p = D_p X U_p / \|U_p\|.
 
-A step linearises ∇φ, solves for the direction −H⁻¹∇φ, searches along it, and accepts what lowers the gap.
+A step linearises ∇φ, solves for the direction −H⁻¹∇φ, and follows it: it searches along it, and accepts what lowers
+the gap.
 
 See docs/mathematics.md, M8.
 """
@@ -146,20 +147,7 @@ class Trial(NamedTuple):
     gap: Float[Array, ""]
 
 
-def newton_step(program: ConvexProgram, state: NewtonState, size: int) -> NewtonState:
-    """One Newton step on φ, for at most ``size`` active groups: linearise, direction, step length, accept."""
-    model = _linearise(program, state)
-    direction = find_direction(program, state.sigma, model.prox, model.slope, size)
-    # Where I + σ K(c) is indefinite by rounding the direction is not finite: a smaller σ makes it definite again.
-    is_broken = ~jnp.all(jnp.isfinite(direction))
-    direction = jnp.where(is_broken, 0.0, direction)
-    along = program.correlations(direction)
-    length = _step_length(program, state, model.slope, direction, along)
-    trial = _move(program, state, model, length * direction, length * along)
-    return _accept(program, state, model, trial, is_broken)
-
-
-def _linearise(program: ConvexProgram, state: NewtonState) -> Linearisation:
+def linearise(program: ConvexProgram, state: NewtonState) -> Linearisation:
     """∇φ with prox(U) ≈ prox(U°) + σ ∂prox(U°)(Z − Z°)."""
     expected = _expected_correlations(program, state)
     prox = shrink(program, state.multiplier + state.sigma * expected, state.sigma)
@@ -210,26 +198,35 @@ def _change_of_prox(prox: Prox, sigma: Array, change: Array) -> Array:
     return sigma * newton_system.derivative(prox.kept, prox.along, prox.units, change)
 
 
-def find_direction(program: ConvexProgram, sigma: Array, prox: Prox, slope: Array, size: int) -> Array:
-    """−H⁻¹∇φ with H/σ = I/σ + K(c) + Σ_p s_p q_p q_pᵀ over the active groups, s_p = 1 − c_p.
+def find_direction(program: ConvexProgram, sigma: Array, prox: Prox, slope: Array, *, size: int) -> Array:
+    """−H⁻¹∇φ with H/σ = I/σ + K(c) + Σ_p s_p q_p q_pᵀ over the active groups, at most ``size``, and s_p = 1 − c_p.
 
     With an intercept on what is orthogonal to its column, where A and ∇φ are.
     """
-    is_active = prox.kept > 0
-    chosen = jnp.nonzero(is_active, size=size, fill_value=0)[0]
-    # Places that are left over hold group 0 with a mask of zeros.
-    is_present = (jnp.arange(size) < jnp.sum(is_active)).astype(program.x.dtype)
-    masks = is_present * select_masks(program.masks, chosen)
+    kept, chosen = lax.top_k(prox.kept, size)
+    # Places that are left over hold groups that are not active, with masks of zeros.
+    masks = (kept > 0) * select_masks(program.masks, chosen)
     units = prox.units[chosen]
     active = newton_system.Active(
         masks=masks,
-        kept=is_present * prox.kept[chosen],
-        along=is_present * prox.along[chosen],
+        kept=kept,
+        along=prox.along[chosen],
         units=units,
         rays=einsum("nd,pdc->npc", program.x, units) * masks[:, :, None],
     )
     invert = newton_system.cheapest_solver(program, size)
     return -invert(program, sigma, active)(slope) / sigma
+
+
+def follow(program: ConvexProgram, state: NewtonState, model: Linearisation, direction: Array) -> NewtonState:
+    """Search along a direction, and accept what lowers the gap."""
+    # Where I + σ K(c) is indefinite by rounding the direction is not finite: a smaller σ makes it definite again.
+    is_broken = ~jnp.all(jnp.isfinite(direction))
+    direction = jnp.where(is_broken, 0.0, direction)
+    along = program.correlations(direction)
+    length = _step_length(program, state, model.slope, direction, along)
+    trial = _move(program, state, model, length * direction, length * along)
+    return _accept(program, state, model, trial, is_broken)
 
 
 def _step_length(program: ConvexProgram, state: NewtonState, slope: Array, direction: Array, along: Array) -> Array:

@@ -29,9 +29,10 @@ _PASS_OVERHEAD_FLOPS = 4e6
 _FEATURES_PER_ENTRY = 15
 # In double precision, an operation of such a product takes this factor more time than one of a square matrix product.
 _PASS_SLOWNESS = 2.0
-# A matrix of more rows than this
-_MIN_ROWS_FOR_BLOCKS = 500
-# is formed in this number of blocks.
+# A matrix of at most this number of rows is formed as a whole and factorised in its own precision: blocks and
+# refinement would save milliseconds and compile for a second.
+_MAX_SIMPLE_ROWS = 1500
+# A larger one is formed in this number of blocks.
 _NUM_BLOCKS = 4
 # A matrix of more entries is not formed.
 _MAX_ENTRIES = 2**26
@@ -135,7 +136,7 @@ def _matrix(program: ConvexProgram, active: Active) -> Array:
             return program.datafit.centred(matrix.reshape(num_rows, -1)).reshape(matrix.shape)
 
         return centred(centred(matrix).T)
-    edges = np.linspace(0, num_rows, 1 + (_NUM_BLOCKS if num_rows > _MIN_ROWS_FOR_BLOCKS else 1)).astype(int)
+    edges = np.linspace(0, num_rows, 1 + (_NUM_BLOCKS if num_rows > _MAX_SIMPLE_ROWS else 1)).astype(int)
     blocks = [_matrix_block(program, active, slice(start, end)) for start, end in pairwise(edges.tolist())]
     size = num_rows * num_outputs
     return jnp.concatenate([jnp.pad(block, ((0, 0), (0, size - block.shape[1]))) for block in blocks])
@@ -265,7 +266,7 @@ def _product_flops(program: ConvexProgram, size: int) -> float:
 
 def _single_row_flops(program: ConvexProgram, size: int) -> float:
     """Operations of :func:`_by_single_rows`, of which two count as one, and of its refinement."""
-    if program.x.dtype != jnp.float64:
+    if program.x.dtype != jnp.float64 or program.targets.size <= _MAX_SIMPLE_ROWS:
         return float("inf")
     return 0.5 * _row_flops(program, size) + _PASS_SLOWNESS * _USUAL_REFINEMENTS * pass_flops(program, size)
 

@@ -1,8 +1,8 @@
 """Proximal Newton for losses other than the squared one: each step solves a program of the squared loss.
 
 Around the outputs F the loss is nearly ½ Σ_i h_i ‖F_i + R_i/h_i − outputs_i‖², a squared loss of other targets whose
-rows have weights, which is the same group lasso with rows of X multiplied by √h. Semismooth Newton solves it to a share
-of the present gap, and a line search along the way there makes the objective fall.
+rows have weights, which is the same group lasso with rows of X multiplied by √h. Semismooth Newton solves it as well as
+descent needs, and a line search along the way there makes the objective fall. Where it does not, first-order steps do.
 
 Lee, Sun and Saunders (2014).
 
@@ -11,29 +11,40 @@ See docs/mathematics.md, M8.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 from jaxtyping import Bool, Float, Int
 
+from fixntk._checks import is_traced
+from fixntk._compilation import jit_for_host
 from fixntk._line_search import backtrack
 from fixntk.convex import duality
-from fixntk.convex.datafit import Fit
-from fixntk.convex.method import Method, check_norm
+from fixntk.convex.method import Method, check_norm, run_steps
 from fixntk.convex.program import ConvexProgram, as_squared_loss
-from fixntk.convex.solvers import newton
+from fixntk.convex.solvers import newton, working_sets
+from fixntk.convex.units import Units
 
-# The smallest curvature that a row is given, as a share of the loss's largest.
-_MIN_CURVATURE_SHARE = 1e-5
-# The inner program is solved to this share of the present gap.
+# The smallest curvature that a row is given, as a share of the loss's largest, in a dtype that resolves it. A higher
+# one would shorten the steps where classes are separable and all curvatures are small.
+_MIN_CURVATURE_SHARE = 1e-9
+# The inner program is solved to this share of the present gap,
 _INNER_GAP_SHARE = 0.03
+# and to this share of the decrease of its own objective, without which the way to its solution may not lead down,
+_INNER_DECREASE_SHARE = 0.5
+# unless its gap is this share of what the first rule asks for, where there may be nothing left to decrease.
+_NEGLIGIBLE_GAP_SHARE = 0.01
 _MAX_INNER_STEPS = 40
 # Armijo's rule.
 _ARMIJO_SHARE = 1e-4
 _MAX_HALVINGS = 25
-# Steps without a smaller gap after which rounding must be the reason.
+# Steps without a smaller gap after which first-order steps have their turn.
 _PATIENCE_STEPS = 10
+_FIRST_ORDER_STEPS = 500
+_FIRST_ORDER_GAP_SHARE = 0.1
 
 
 class ProxNewtonState(NamedTuple):
@@ -42,22 +53,37 @@ class ProxNewtonState(NamedTuple):
     Attributes
     ----------
     weights
-        (P, d, c) the iterate.
+        (P, d, c) the iterate of smallest gap.
+    primal, gap, objective, failed
+        As for every method; the objective is the primal. Failed where first-order steps do not lower the gap either.
+    iterate
+        (P, d, c) where the next step starts.
     fitted
         (n, c) its outputs without the intercept.
-    primal, gap, objective, failed
-        As for every method; the objective is the primal. Failed where rounding lets nothing fall any more.
     stalled
         Steps since the gap was last lowered.
+    next_step
+        0 for a proximal Newton step, 1 for first-order steps.
     """
 
     weights: Float[Array, "P d c"]
-    fitted: Float[Array, "n c"]
     primal: Float[Array, ""]
     gap: Float[Array, ""]
     objective: Float[Array, ""]
     failed: Bool[Array, ""]
+    iterate: Float[Array, "P d c"]
+    fitted: Float[Array, "n c"]
     stalled: Int[Array, ""]
+    next_step: Int[Array, ""]
+
+
+class _Model(NamedTuple):
+    """The program of the squared loss around an iterate, its units, and where its solver starts."""
+
+    program: ConvexProgram
+    units: Units
+    start: newton.NewtonState
+    gap_goal: Float[Array, ""]
 
 
 def init(program: ConvexProgram, weights: Array, _: Array | None = None) -> ProxNewtonState:
@@ -65,57 +91,84 @@ def init(program: ConvexProgram, weights: Array, _: Array | None = None) -> Prox
     return _state_at(program, weights, program.fitted(weights))
 
 
-def step(program: ConvexProgram, state: ProxNewtonState) -> ProxNewtonState:
+def _newton_step(program: ConvexProgram, state: ProxNewtonState) -> ProxNewtonState:
     """Solve the squared loss's program around the iterate, and go as far towards that as the objective falls."""
+    model = _model_around(program, state)
+    first_primal, gap_goal = model.start.primal, model.gap_goal
+    if not is_traced(first_primal):
+        first_primal, gap_goal = jax.device_get((first_primal, gap_goal))
+
+    def is_unfinished(primal: Array, gap: Array) -> Array:
+        is_descent_certain = gap <= _INNER_DECREASE_SHARE * (first_primal - primal)
+        return (gap > gap_goal) | ~(is_descent_certain | (gap <= _NEGLIGIBLE_GAP_SHARE * gap_goal))
+
+    inner = run_steps(newton.METHOD, model.program, model.start, is_unfinished, _MAX_INNER_STEPS)
+    return _move(program, state, inner.weights, model.units.weights)
+
+
+@jit_for_host
+def _model_around(program: ConvexProgram, state: ProxNewtonState) -> _Model:
+    """The squared loss with targets F_i + R_i/h_i and row weights h, where h are the loss's curvatures."""
+    loss, targets = program.loss, program.targets
+    outputs = program.datafit.fit(state.fitted).outputs
+    least = max(_MIN_CURVATURE_SHARE, float(jnp.finfo(targets.dtype).eps)) * loss.steepest
+    curvatures = jnp.maximum(loss.curvatures(outputs, targets), least)
+    aims = outputs + loss.residuals(outputs, targets) / curvatures[:, None]
+    weights = curvatures if program.sample_weight is None else curvatures * program.sample_weight
+    model, units = newton.prepare(as_squared_loss(program, jnp.sqrt(weights), aims.reshape(program.y.shape)))
+    start = newton.init(model, state.iterate / units.weights)
+    return _Model(model, units, start, _INNER_GAP_SHARE * state.gap / units.objective)
+
+
+@jit_for_host
+def _move(program: ConvexProgram, state: ProxNewtonState, inner_weights: Array, unit: Array) -> ProxNewtonState:
+    """From the iterate towards the model's solution, by Armijo's rule."""
     datafit, penalty = program.datafit, program.penalty
-    fit = datafit.fit(state.fitted)
-    target = _solve_model(program, fit, state)
-    change, fitted_change = target - state.weights, program.fitted(target) - state.fitted
+    fit, target = datafit.fit(state.fitted), inner_weights * unit
+    primal = fit.loss + penalty.value(state.iterate)
+    change, fitted_change = target - state.iterate, program.fitted(target) - state.fitted
     # The decrease that the tangent of the loss and the penalty promise; the penalty is convex along the way.
-    promised = jnp.sum(fit.residual * fitted_change) + penalty.value(state.weights) - penalty.value(target)
-    slack = 4 * jnp.finfo(state.primal.dtype).eps * jnp.abs(state.primal)
+    promised = jnp.sum(fit.residual * fitted_change) + penalty.value(state.iterate) - penalty.value(target)
+    slack = 4 * jnp.finfo(primal.dtype).eps * jnp.abs(primal)
 
     def is_lower(length: Array) -> Array:
         moved = datafit.fit(state.fitted + length * fitted_change)
-        primal = moved.loss + penalty.value(state.weights + length * change)
-        return primal <= state.primal - _ARMIJO_SHARE * length * promised + slack
+        moved_primal = moved.loss + penalty.value(state.iterate + length * change)
+        return moved_primal <= primal - _ARMIJO_SHARE * length * promised + slack
 
     search = backtrack(is_lower, jnp.ones_like(slack), max_halvings=_MAX_HALVINGS)
-    moved = _state_at(program, state.weights + search.length * change, state.fitted + search.length * fitted_change)
-    stalled = jnp.where(moved.gap < state.gap, 0, state.stalled + 1)
-    is_stuck = ~search.accepted | (stalled > _PATIENCE_STEPS)
-    return moved._replace(stalled=stalled, failed=moved.failed | is_stuck)
+    length = jnp.where(search.accepted, search.length, 0.0)
+    moved = _state_at(program, state.iterate + length * change, state.fitted + length * fitted_change)
+    kept = _better(moved, state)
+    is_stuck = ~search.accepted | (kept.stalled > _PATIENCE_STEPS)
+    return kept._replace(next_step=is_stuck.astype(jnp.int32))
 
 
-def _solve_model(program: ConvexProgram, fit: Fit, state: ProxNewtonState) -> Array:
-    """Weights of the program of the squared loss that is nearest around a fit, to a share of the present gap."""
-    model, units = newton.prepare(_model(program, fit))
-    goal = _INNER_GAP_SHARE * state.gap / units.objective
-
-    def is_unfinished(carry: tuple[Array, newton.NewtonState]) -> Array:
-        count, inner = carry
-        return (count < _MAX_INNER_STEPS) & (inner.gap > goal) & ~inner.failed
-
-    start = (jnp.asarray(0), newton.init(model, state.weights / units.weights))
-    _, inner = lax.while_loop(is_unfinished, lambda carry: (carry[0] + 1, newton.step(model, carry[1])), start)
-    return inner.weights * units.weights
+@partial(jit_for_host, optimised=True)
+def _first_order_step(program: ConvexProgram, state: ProxNewtonState) -> ProxNewtonState:
+    """First-order steps from the iterate of smallest gap; the solve fails where they do not lower the gap."""
+    goal = _FIRST_ORDER_GAP_SHARE * state.gap
+    weights, _ = working_sets.run_first_order(program, state.weights, goal, _FIRST_ORDER_STEPS)
+    moved = _better(init(program, weights), state)
+    return moved._replace(stalled=jnp.zeros((), jnp.int32), failed=moved.failed | (moved.stalled > 0))
 
 
-def _model(program: ConvexProgram, fit: Fit) -> ConvexProgram:
-    """Targets F_i + R_i/h_i with row weights h, where h are the loss's curvatures."""
-    loss, targets = program.loss, program.targets
-    curvatures = jnp.maximum(loss.curvatures(fit.outputs, targets), _MIN_CURVATURE_SHARE * loss.steepest)
-    aims = fit.outputs + loss.residuals(fit.outputs, targets) / curvatures[:, None]
-    weights = curvatures if program.sample_weight is None else curvatures * program.sample_weight
-    return as_squared_loss(program, jnp.sqrt(weights), aims.reshape(program.y.shape))
+def _better(moved: ProxNewtonState, state: ProxNewtonState) -> ProxNewtonState:
+    """The state that goes on from where it moved to, and keeps the weights of the smaller gap."""
+    is_better = moved.gap < state.gap
+    kept = {
+        name: jnp.where(is_better, getattr(moved, name), getattr(state, name))
+        for name in ("weights", "primal", "gap", "objective")
+    }
+    return moved._replace(stalled=jnp.where(is_better, 0, state.stalled + 1), **kept)
 
 
 def _state_at(program: ConvexProgram, weights: Array, fitted: Array) -> ProxNewtonState:
     fit = program.datafit.fit(fitted)
     correlations = program.correlations(fit.residual)
     found = duality.evaluate_fit(program.datafit, program.penalty, weights, fit, correlations)
-    failed = ~jnp.isfinite(found.primal)
-    return ProxNewtonState(weights, fitted, found.primal, found.gap, found.primal, failed, jnp.zeros((), jnp.int32))
+    zero, failed = jnp.zeros((), jnp.int32), ~jnp.isfinite(found.primal)
+    return ProxNewtonState(weights, found.primal, found.gap, found.primal, failed, weights, fitted, zero, zero)
 
 
 def _supports(program: ConvexProgram) -> None:
@@ -123,4 +176,11 @@ def _supports(program: ConvexProgram) -> None:
 
 
 # It answers to the name of Newton, which it is for these losses.
-METHOD = Method(name="newton", init=init, steps=lambda _: (step,), supports=_supports, max_iter=200)
+METHOD = Method(
+    name="newton",
+    init=init,
+    steps=lambda _: (_newton_step, _first_order_step),
+    supports=_supports,
+    max_iter=200,
+    compiles_its_steps=True,
+)

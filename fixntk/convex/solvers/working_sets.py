@@ -5,7 +5,8 @@ A size is a number of groups that a step is compiled for. Sizes double, so that 
 
 from __future__ import annotations
 
-from itertools import pairwise
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -25,13 +26,13 @@ _ROUND_COST_IN_NEWTON_STEPS = 3.0
 _LEAST_STEPS_OF_A_ROUND = 50
 # A round ends at this share of the gap before it.
 _ROUND_GAP_SHARE = 0.05
-# A Newton size is merged into the next if its direction then takes at most this factor more operations, beside the
-# overhead of a step: a size less to compile.
-_MERGED_FLOPS = 1.25
+# A size is merged into the next if a step then takes at most this factor more operations: a size less to compile.
+_MERGED_NEWTON_FLOPS = 1.6
+_MERGED_ROUND_FLOPS = 2.0
 # A working set has room for this multiple of the number of groups that were active before the round.
 _ROOM = 1.2
 # Operations of a Newton step beside its products.
-_NEWTON_OVERHEAD_FLOPS = 3e7
+_NEWTON_OVERHEAD_FLOPS = 1e8
 # Factorisations use the machine less well than products: their operations count by this factor more.
 _FACTORISATION_SLOWNESS = 2.0
 
@@ -67,23 +68,31 @@ class Schedule(NamedTuple):
 
 
 def schedule_of(program: ConvexProgram) -> Schedule:
-    """Sizes that double up to all gates; the smallest is not worth a round of its own, and few gates have one size."""
-    sizes, size = [], _SMALLEST_SIZE if program.num_gates > 2 * _SMALLEST_SIZE else program.num_gates
+    """Sizes that double up to all gates, less those that are hardly cheaper than the next."""
+    sizes, size = [], _SMALLEST_SIZE
     while size < program.num_gates:
         sizes.append(size)
         size *= 2
     sizes.append(program.num_gates)
-    newton_sizes = [size for size, next_size in pairwise(sizes) if not _costs_alike(program, size, next_size)]
-    return Schedule((*newton_sizes, program.num_gates), tuple(sizes[1:] or sizes))
+    newton_sizes = _merge(sizes, partial(_newton_flops, program), _MERGED_NEWTON_FLOPS)
+    if len(newton_sizes) == 1:
+        # Where a Newton step on all groups costs little more than one on few, rounds gain nothing.
+        return Schedule(newton_sizes, ())
+    # The smallest size is not worth a round of its own.
+    return Schedule(newton_sizes, _merge(sizes[1:], partial(newton_system.pass_flops, program), _MERGED_ROUND_FLOPS))
 
 
-def _costs_alike(program: ConvexProgram, size: int, next_size: int) -> bool:
-    most = _MERGED_FLOPS * newton_system.flops(program, size) + _NEWTON_OVERHEAD_FLOPS
-    return newton_system.flops(program, next_size) <= most
+def _merge(sizes: list[int], flops: Callable[[int], float], factor: float) -> tuple[int, ...]:
+    """The largest size, and each of the others for which the next size kept takes more operations by this factor."""
+    kept = sizes[-1:]
+    for size in reversed(sizes[:-1]):
+        if factor * flops(size) < flops(kept[0]):
+            kept.insert(0, size)
+    return tuple(kept)
 
 
 def run_round(
-    program: ConvexProgram, weights: Array, correlations: Array, gap: Array, size: int
+    program: ConvexProgram, weights: Array, correlations: Array, gap: Array, *, size: int
 ) -> tuple[Float[Array, "P d c"], Float[Array, ""]]:
     """First-order steps, in single precision, on the groups that are active or nearest to it.
 

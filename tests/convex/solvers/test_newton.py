@@ -1,5 +1,7 @@
 """Newton against CVXPY, FISTA, and the definition of its matrix (float64 unless said)."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -45,26 +47,32 @@ def test_a_large_sigma_does_not_end_in_rounding(seed, num_outputs, share):
     assert bool(solution.converged), solution.message
 
 
-def test_working_sets_grow_from_the_nearest_groups():
+def test_working_sets_grow_from_the_nearest_groups(monkeypatch):
     program = random_problem(3, 120, 5, 300, share=0.02)
-    state, step = newton.init(program, jnp.zeros(program.group_shape)), jax.jit(newton.step)
-    schedule, active = working_sets.schedule_of(program), []
-    sizes = schedule.round_sizes
+    schedule, active = working_sets.Schedule((300,), (32, 64, 128, 256, 300)), []
+    monkeypatch.setattr(working_sets, "schedule_of", lambda _: schedule)
+    state = newton.init(program, jnp.zeros(program.group_shape))
     while len(schedule.newton_sizes) <= int(state.next_step) < schedule.last_resort:
-        nearest = np.argsort(-np.asarray(group_norms(state.correlations)))[: sizes[0]]
-        state = step(program, state)
+        nearest = np.argsort(-np.asarray(group_norms(state.correlations)))[:32]
+        state = newton.step(program, state)
         active.append(np.flatnonzero(group_norms(state.weights)))
         if len(active) == 1:
             assert set(active[0]) <= set(nearest)
     counts = [len(groups) for groups in active]
-    assert 0 < counts[0] <= sizes[0] < counts[1] < counts[-1] < 300
-    assert sizes == (32, 64, 128, 256, 300)
-    # Directions of a program this small cost less than a step's overhead; of a larger one each size has its own.
-    assert schedule.newton_sizes == (300,)
-    assert working_sets.schedule_of(random_problem(3, 2000, 5, 300)).newton_sizes == (16, 32, 64, 128, 300)
-    assert working_sets.schedule_of(random_problem(3)) == ((20,), (20,))
+    assert 0 < counts[0] <= 32 < counts[1] < counts[-1] < 300
     optimum = fx.solve(program, method="fista", tol=1e-10)
     np.testing.assert_allclose(fx.solve(program, method="newton", tol=1e-10).primal, optimum.primal, rtol=1e-9)
+
+
+def test_sizes_differ_in_cost():
+    # Directions of a small program cost less than the rest of a step; of a larger one each size has its own.
+    assert working_sets.schedule_of(random_problem(3)) == ((20,), ())
+    assert working_sets.schedule_of(random_problem(3, 120, 5, 300)) == ((300,), ())
+    newton_sizes, round_sizes = working_sets.schedule_of(random_problem(3, 1000, 10, 1000))
+    assert len(newton_sizes) > 2 < len(round_sizes)
+    for sizes in (newton_sizes, round_sizes):
+        assert sizes[-1] == 1000
+        assert all(size < following for size, following in itertools.pairwise(sizes))
 
 
 def test_a_step_on_all_groups_is_the_step_on_those_that_are_active():
@@ -82,7 +90,7 @@ def test_a_step_on_all_groups_is_the_step_on_those_that_are_active():
 @pytest.mark.parametrize("options", [{}, {"intercept": True, "ridge": 0.7}])
 def test_each_direction_solves_the_derivative_of_the_gradient(monkeypatch, rng, solver, num_outputs, options):
     monkeypatch.setattr(newton_system, "SOLVERS", ((solver, lambda *_: 0.0),))
-    monkeypatch.setattr(newton_system, "_MIN_ROWS_FOR_BLOCKS", 10)
+    monkeypatch.setattr(newton_system, "_MAX_SIMPLE_ROWS", 10)
     program = random_problem(2, 25, 4, 40, num_outputs)
     program = fx.ConvexProgram(program.x, program.y, program.masks, 1.0, **options)
     theta, multiplier = (jnp.asarray(rng.standard_normal(s)) for s in ((25, num_outputs), program.group_shape))
@@ -99,7 +107,7 @@ def test_each_direction_solves_the_derivative_of_the_gradient(monkeypatch, rng, 
     shifted = multiplier + sigma * program.correlations(theta)
     prox, slope = newton_step.shrink(program, shifted, sigma), gradient(theta)
     assert int(jnp.sum(prox.kept > 0)) == 20
-    direction = newton_step.find_direction(program, sigma, prox, slope, 32)
+    direction = newton_step.find_direction(program, sigma, prox, slope, size=32)
     _, change = jax.jvp(gradient, (theta,), (direction,))
     tolerance = _ACCURACY.get(solver, 1e-10)
     assert float(jnp.linalg.norm(change + slope)) <= tolerance * float(jnp.linalg.norm(slope))

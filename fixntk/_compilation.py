@@ -1,0 +1,121 @@
+"""Functions that the host calls one after another, compiled in little time.
+
+On a CPU most of a first call is XLA compiling programs that then run for milliseconds. Two of its options shorten that:
+without LLVM's optimisations a program compiles in a third of the time, and without the emitters of fused operations
+that jaxlib 0.7 to 0.10 have in a half. Matrix products and factorisations come from libraries and stay as fast.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from functools import cache, partial, wraps
+from typing import Any
+
+import jax
+import jax.monitoring
+
+from fixntk._checks import is_traced
+
+_WITHOUT_EMITTERS = {"xla_cpu_use_fusion_emitters": False}
+_WITHOUT_OPTIMISATION = {"xla_backend_optimization_level": 0}
+
+
+class _Clock:
+    """What a thread has compiled: number of programs, seconds of the calls that did, and since when it compiles now."""
+
+    def __init__(self) -> None:
+        self.num_programs = 0
+        self.seconds = 0.0
+        self.since: float | None = None
+
+
+_local = threading.local()
+
+
+def _clock() -> _Clock:
+    """The clock of this thread."""
+    if not hasattr(_local, "clock"):
+        _local.clock = _Clock()
+    return _local.clock
+
+
+# A program has been lowered, which XLA compiles next; and it has been compiled, or read from the cache.
+_LOWERED, _COMPILED = "/jax/core/compile/jaxpr_to_mlir_module_duration", "/jax/core/compile/backend_compile_duration"
+
+
+def _follow(event: str, duration_secs: float, **kwargs: Any) -> None:  # noqa: ARG001  # JAX's signature.
+    if event == _LOWERED:
+        _clock().since = time.perf_counter()
+    elif event == _COMPILED:
+        _clock().since = None
+        _clock().num_programs += 1
+
+
+jax.monitoring.register_event_duration_secs_listener(_follow)
+
+
+def seconds_compiling() -> float:
+    """Seconds that calls of functions made by :func:`jit_for_host` have taken in this thread because they compiled."""
+    return _clock().seconds
+
+
+def seconds_in_compiler() -> Callable[[], float]:
+    """A function for other threads that tells for how long this thread has been in XLA's compiler; 0 when it is not."""
+    clock = _clock()
+
+    def seconds() -> float:
+        since = clock.since
+        return 0.0 if since is None else time.perf_counter() - since
+
+    return seconds
+
+
+def jit_for_host(
+    function: Callable[..., Any], *, static_argnames: tuple[str, ...] = (), optimised: bool = False
+) -> Callable[..., Any]:
+    """``jax.jit`` for a function that the host calls; under a JAX transformation it is an ordinary jitted function.
+
+    Parameters
+    ----------
+    function
+        Static arguments are passed by name.
+    static_argnames
+        As for ``jax.jit``.
+    optimised
+        Whether LLVM optimises the operations that are not library calls, for functions that run for longer than they
+        compile.
+    """
+    jit = partial(jax.jit, function, static_argnames=static_argnames)
+    plain = jit()
+
+    @cache
+    def on_cpu() -> Callable[..., Any]:
+        options = _WITHOUT_EMITTERS if optimised else _WITHOUT_EMITTERS | _WITHOUT_OPTIMISATION
+        return jit(compiler_options={name: value for name, value in options.items() if _is_known(name, value)})
+
+    @wraps(function)
+    def call(*args: Any, **static: Any) -> Any:
+        # Compiler options belong to the outermost function that is compiled.
+        if is_traced(args):
+            return plain(*args, **static)
+        jitted = on_cpu() if jax.default_backend() == "cpu" else plain
+        clock = _clock()
+        began, num_programs = time.perf_counter(), clock.num_programs
+        result = jitted(*args, **static)
+        if clock.num_programs > num_programs:
+            clock.seconds += time.perf_counter() - began
+        return result
+
+    return call
+
+
+@cache
+def _is_known(name: str, value: Any) -> bool:
+    """Whether the compiler has an option: they come and go with versions of jaxlib."""
+    try:
+        jax.jit(lambda: 0, compiler_options={name: value}).lower().compile()
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True

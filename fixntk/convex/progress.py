@@ -1,0 +1,94 @@
+"""How far a solver has come: what callbacks are given, the progress bar, and what an interrupted call leaves."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from tqdm.auto import tqdm
+
+from fixntk._compilation import seconds_in_compiler
+
+# The bar is looked after this often, and says so when XLA has been compiling for this long.
+_SECONDS_BETWEEN_LOOKS = 0.3
+_SECONDS_WORTH_TELLING = 1.0
+
+
+class Progress(NamedTuple):
+    """What a callback gets after each iteration; plain numbers.
+
+    Attributes
+    ----------
+    iteration
+        0 for the start.
+    primal, gap, relative_gap
+        Objective and its certificate.
+    num_active
+        Number of active groups.
+    seconds
+        Time since the start, compilation and callbacks not included.
+    """
+
+    iteration: int
+    primal: float
+    gap: float
+    relative_gap: float
+    num_active: int
+    seconds: float
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C in a call with a callback or a progress bar.
+
+    Attributes
+    ----------
+    result
+        What the call had reached, of the type that it returns.
+    """
+
+    def __init__(self, result: Any) -> None:
+        super().__init__(f"interrupted; what was reached: {result!r}")
+        self.result = result
+
+
+# Shows how many units of work are done, and a line about the last one.
+Show = Callable[[int, str], None]
+
+
+@contextmanager
+def progress_bar(title: str, *, total: int | None = None, unit: str = "it", shown: bool = True) -> Iterator[Show]:
+    """A tqdm bar, in a notebook a widget, that also says when XLA compiles for more than a second.
+
+    Nothing is shown unless ``shown``, so that callers need no second way.
+    """
+    if not shown:
+        yield lambda *_: None
+        return
+    bar, last = tqdm(desc=title, total=total, unit=unit), [""]
+    compiling, is_over = seconds_in_compiler(), threading.Event()
+
+    def watch() -> None:
+        while not is_over.wait(_SECONDS_BETWEEN_LOOKS):
+            if (seconds := compiling()) > _SECONDS_WORTH_TELLING:
+                bar.set_postfix_str(", ".join(filter(None, [last[0], f"compiling for {seconds:.0f} s"])))
+
+    def show(done: int, line: str) -> None:
+        last[0] = line
+        bar.set_postfix_str(line, refresh=False)
+        bar.update(done - bar.n)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield show
+    finally:
+        is_over.set()
+        watcher.join()
+        bar.close()
+
+
+def describe(relative_gap: float, num_active: float) -> str:
+    """The line that a bar shows about an iterate or a solution."""
+    return f"relative gap {relative_gap:.1e}, {int(num_active)} active"
