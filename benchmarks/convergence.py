@@ -45,7 +45,7 @@ def program_of(problem: str, share: float) -> fx.ConvexProgram:
     return fx.ConvexProgram(made.x, made.y, made.masks, made.reg)
 
 
-def warm(solve: Callable[[], Any]) -> tuple[Any, float]:
+def time_warm(solve: Callable[[], Any]) -> tuple[Any, float]:
     """The result of the second run, and its seconds."""
     jax.block_until_ready(solve())
     began = time.perf_counter()
@@ -60,7 +60,7 @@ def convergence() -> None:
         program = program_of(problem, share)
         at_zero = float(program.primal_at_zero())
         solutions = {
-            method: warm(lambda m=method, k=max_iter, p=program: fx.solve(p, method=m, tol=1e-9, max_iter=k))[0]
+            method: time_warm(lambda m=method, k=max_iter, p=program: fx.solve(p, method=m, tol=1e-9, max_iter=k))[0]
             for method, max_iter in METHODS.items()
         }
         bound = max(float(solution.dual) for solution in solutions.values())
@@ -106,7 +106,7 @@ def scaling() -> None:
             seconds = []
             for size in sizes:
                 program = random_program(**{**BASE, name: size})
-                solution, elapsed = warm(lambda m=method, p=program: fx.solve(p, method=m))
+                solution, elapsed = time_warm(lambda m=method, p=program: fx.solve(p, method=m))
                 seconds.append(elapsed)
                 assert bool(solution.converged), solution.message
             slope = np.polyfit(np.log(sizes), np.log(seconds), 1)[0]
@@ -123,8 +123,8 @@ def scaling() -> None:
 
 def path() -> None:
     made = make("teacher", "M", 0.001)
-    _, single = warm(lambda: fx.solve(fx.ConvexProgram(made.x, made.y, made.masks, made.reg)))
-    solutions, whole = warm(
+    _, single = time_warm(lambda: fx.solve(fx.ConvexProgram(made.x, made.y, made.masks, made.reg)))
+    solutions, whole = time_warm(
         lambda: fx.solve_path(fx.ConvexProgram(made.x, made.y, made.masks, 1.0), num_regs=100, min_share=1e-3)
     )
     gaps = max(float(solution.relative_gap) for solution in solutions)

@@ -159,11 +159,11 @@ def _run_features(config: Config, seed: int, x: np.ndarray, labels: np.ndarray) 
         ):
             accuracy = model.fit(inputs, odd).score(inputs_test, odd_test)
             found.append({"inputs": name, "kernel": kernel, "accuracy": accuracy})
-        found[-1]["left_by_ntk"] = _left_by_ntk(config, seed, inputs, odd)
+        found[-1]["left_by_ntk"] = _ntk_excess_share(config, seed, inputs, odd)
     return found
 
 
-def _left_by_ntk(config: Config, seed: int, inputs: np.ndarray, odd: np.ndarray) -> float:
+def _ntk_excess_share(config: Config, seed: int, inputs: np.ndarray, odd: np.ndarray) -> float:
     gates = sample_gates(jax.random.key(seed), config.num_gates, inputs.shape[1])
     program = program_at_share(inputs, 2.0 * odd - 1, activation_masks(inputs, gates), config.left_reg_share)
     return float(
@@ -237,8 +237,8 @@ def summarise(_: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
                 f"{accuracy[deep, 'NTK']:.3f} and {accuracy[deep, 'fixed']:.3f}."
             )
         else:
-            found["left_by_equal_weights"] = _left_by_equal_weights(rows)
-            found["kept_layers"] = _kept_layers(rows)
+            found["left_by_equal_weights"] = _equal_weights_excess_shares(rows)
+            found["kept_layers"] = _count_kept_layers(rows)
             left = " and ".join(f"{share:.1%} ({name})" for name, share in found["left_by_equal_weights"].items())
             words.append(
                 f"A deep NTK's layers with equal weights leave {left} of the training objective, medians over seeds "
@@ -247,7 +247,7 @@ def summarise(_: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
     return found | {"headline": " ".join(words)}
 
 
-def _kept_layers(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+def _count_kept_layers(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     """For each state of the network, the mean share of the trace of each layer and the number of seeds that keep it."""
     learnt = [row for row in rows if row["study"] == "layers" and row["kernel"] == "fixed"]
     found = {}
@@ -270,7 +270,7 @@ def by_kernel(rows: list[dict[str, Any]]) -> pd.DataFrame:
     return table.rename(columns={"margin": "±"})
 
 
-def _left_by_equal_weights(rows: list[dict[str, Any]]) -> dict[str, float]:
+def _equal_weights_excess_shares(rows: list[dict[str, Any]]) -> dict[str, float]:
     """For each state of the network, the share of J that learnt weights of the layers save: median over seeds and λ."""
     frame = pd.DataFrame([row for row in rows if row["study"] == "layers"])
     pairs = frame.pivot(index=["inputs", "seed"], columns="kernel", values="objectives")

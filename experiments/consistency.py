@@ -50,7 +50,7 @@ class Config(Settings):
     seeds: TwoOrMore = 10
 
     @model_validator(mode="after")
-    def _planted_gates_are_on_offer(self) -> Config:
+    def _check_planted_gates(self) -> Config:
         fewest = min(*self.gates, self.base_gates)
         if self.num_active > fewest:
             raise ValueError(f"num_active: {self.num_active} planted gates cannot be among {fewest}")

@@ -177,7 +177,7 @@ def summarise(config: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
     below = sum(row["objective"] < row["bound"] * (1 - 1e-9) for row in trained)
     wide = [row["objective"] / row["optimum"] - 1 for row in trained if row["width_share"] >= 2]
     narrow = [row["objective"] / row["optimum"] - 1 for row in trained if row["width_share"] < 1]
-    best = _best_by_problem(trained)
+    best = _least_excess_by_problem(trained)
     headline = (
         f"Training ends below the certified bound in {below} of {len(trained)} cases; the best optimiser ends within "
         f"{max(1e-12, *best.values()):.2g} of the optimum, relative, on the worst problem."
@@ -192,7 +192,7 @@ def summarise(config: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _best_by_problem(trained: list[dict[str, Any]]) -> dict[str, float]:
+def _least_excess_by_problem(trained: list[dict[str, Any]]) -> dict[str, float]:
     excess: dict[str, float] = {}
     for row in trained:
         key = f"{row['problem']}, seed {row['seed']}"

@@ -107,7 +107,7 @@ def _sample_network(key: jax.Array, width: int, num_features: int) -> GatedReLUN
 
 def summarise(_: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """The slope of the log sup-norm distance over the log width, with its interval over widths."""
-    frame = _by_width(rows)
+    frame = _distances_by_width(rows)
     slopes = {name: slope(frame.index, frame[name]) for name in ("training", "test")}
     return {
         "headline": (
@@ -118,7 +118,7 @@ def summarise(_: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _by_width(rows: list[dict[str, Any]]) -> pd.DataFrame:
+def _distances_by_width(rows: list[dict[str, Any]]) -> pd.DataFrame:
     """For each width, the root mean square over the networks of their largest distance over times and points."""
     frame = pd.DataFrame(
         {
@@ -142,7 +142,7 @@ def sections(config: Config, rows: list[dict[str, Any]], summary: dict[str, Any]
         "The largest distance between a trained network's outputs and the closed form, root mean square over networks: "
         "over all times against width (left), over test points against time (right)."
     )
-    frame = _by_width(rows)
+    frame = _distances_by_width(rows)
     figure = (("distance", _figure(rows, frame), caption),)
     return [
         Section("Distance from the closed form", text, figures=figure),

@@ -154,7 +154,7 @@ def _plant(config: Config, task: dict[str, Any], keys: Array) -> _Data:
     return _Data(x[:n], noisy[:n], x[n : 2 * n], noisy[n : 2 * n], x[2 * n :], truth[2 * n :], teacher_gates)
 
 
-def _best(data: _Data, fits: Iterable[T], predict: Callable[[T, Array], Array]) -> T:
+def _best_fit(data: _Data, fits: Iterable[T], predict: Callable[[T, Array], Array]) -> T:
     """The fit whose predictions have the least squared error on the held-out rows."""
     return min(fits, key=lambda fit: float(jnp.mean((predict(fit, data.x_held) - data.y_held) ** 2)))
 
@@ -170,7 +170,7 @@ def _ntk_row(data: _Data) -> dict[str, Any]:
         return kernel_ridge(kernel, data.y, gated_relu_ntk(x, data.x), reg=reg)
 
     ridges = float(jnp.trace(kernel)) / len(data.x) * _RIDGES
-    return _row(data, "NTK", predict(_best(data, ridges, predict), data.x_test))
+    return _row(data, "NTK", predict(_best_fit(data, ridges, predict), data.x_test))
 
 
 def _random_gates_row(data: _Data, gates: Array, program: ConvexProgram, regs: Array) -> tuple[Array, dict[str, Any]]:
@@ -180,7 +180,7 @@ def _random_gates_row(data: _Data, gates: Array, program: ConvexProgram, regs: A
         return fit[1].predict(x, gates)
 
     fits = [(reg, solve(program.with_reg(reg), tol=_TOL)) for reg in regs]
-    reg, solution = _best(data, fits, predict)
+    reg, solution = _best_fit(data, fits, predict)
     measured = _measure_gates(data, activation_masks(data.x, gates), solution)
     return reg, _row(data, "fixed, random gates", solution.predict(data.x_test, gates), **measured)
 
@@ -214,7 +214,7 @@ def _trained_row(
         validation=(data.x_held, data.y_held),
     ).network
     networks = [jax.tree.map(itemgetter(k), stack) for k in range(len(regs))]
-    best = _best(data, networks, lambda network, x: network(x))
+    best = _best_fit(data, networks, lambda network, x: network(x))
     return _row(data, method, best(data.x_test))
 
 
@@ -239,7 +239,7 @@ def by_size(rows: list[dict[str, Any]]) -> pd.DataFrame:
     return frame.pivot_table("squared_error", ["teacher", "features", "rows"], "method", sort=False)[list(METHODS)]
 
 
-def recovered_by_size(rows: list[dict[str, Any]]) -> pd.DataFrame:
+def agreement_by_size(rows: list[dict[str, Any]]) -> pd.DataFrame:
     """Mean agreement with the planted gates: a row for each teacher and size, columns for random and discovered."""
     frame = pd.DataFrame(rows).dropna(subset="recovered")
     found = frame.pivot_table("recovered", ["teacher", "features", "rows"], "method", sort=False)
@@ -288,7 +288,7 @@ def sections(config: Config, rows: list[dict[str, Any]], summary: dict[str, Any]
         "that of the random gates. The "
         f"planted networks have {config.num_neurons} neurons, the noise is {config.noise:g} of their deviation."
     )
-    table = by_size(rows).join(recovered_by_size(rows)).reset_index()
+    table = by_size(rows).join(agreement_by_size(rows)).reset_index()
     table["teacher"] = table["teacher"].map(planted.label)
     caption = (
         "Mean squared error against the planted outputs on fresh rows, by training rows and number of features d: each "

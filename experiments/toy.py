@@ -97,17 +97,17 @@ def _program_rows(config: Config, data: planted.Planted, program: ConvexProgram)
     best = program.best_scale(weights)
     start = best.scale * weights
 
-    def after(steps: int) -> Solution:
+    def solve_steps(steps: int) -> Solution:
         return solve_quietly(program, method="irls", init=start, max_iter=steps, tol=1e-12)
 
     def outputs(solution: Solution) -> jax.Array:
         return solution.predict(data.x_test, data.gates)
 
-    whole = after(config.irls_steps)
+    whole = solve_steps(config.irls_steps)
     done = int(whole.iterations) + 1
     optimum = solve(program, tol=1e-10)
     relu = solve_relu(program, data.gates)
-    ntk = after(0)
+    ntk = solve_steps(0)
     return [
         _row(
             data,
@@ -117,7 +117,7 @@ def _program_rows(config: Config, data: planted.Planted, program: ConvexProgram)
             of_solution=float(ntk.primal),
             path=np.asarray(whole.history.primal)[:done],
         ),
-        *(_row(data, _step_label(k), float((s := after(k)).primal), outputs(s)) for k in config.shown_steps),
+        *(_row(data, _step_label(k), float((s := solve_steps(k)).primal), outputs(s)) for k in config.shown_steps),
         _row(
             data,
             "optimum",

@@ -99,7 +99,7 @@ class Config(Settings):
 
     @field_validator("path_table")
     @classmethod
-    def _among_the_tables(cls, name: str | None, info: ValidationInfo) -> str | None:
+    def _check_path_table(cls, name: str | None, info: ValidationInfo) -> str | None:
         # `tables` is absent where it is wrong itself, which is an error of its own.
         if name is not None and name not in (info.data.get("tables", (name,)) or TABLES):
             raise ValueError("it is not among the tables")
@@ -138,11 +138,13 @@ def run_task(config: Config, task: dict[str, Any]) -> list[dict[str, Any]]:
         test_kernel = masked_gram(equal, test_masks, x_test, masks, x)
         return fit_ridge(masked_gram(equal, masks, x), test_kernel, y, keep, regs)
 
-    ntk, ntk_seconds = _timed(fit_ntk)
-    sampled, sampled_seconds = _timed(fit_sampled_ntk)
-    fixed, fixed_seconds = _timed(lambda: fit_fixed(x, y, masks, keep, regs, steps=config.steps, tol=config.tol))
+    ntk, ntk_seconds = _measure_seconds(fit_ntk)
+    sampled, sampled_seconds = _measure_seconds(fit_sampled_ntk)
+    fixed, fixed_seconds = _measure_seconds(
+        lambda: fit_fixed(x, y, masks, keep, regs, steps=config.steps, tol=config.tol)
+    )
     program = ConvexProgram(x, y, masks, regs[int(fixed.chosen)])
-    optimum, optimum_seconds = _timed(lambda: solve_quietly(program, method="newton", tol=config.optimum_tol))
+    optimum, optimum_seconds = _measure_seconds(lambda: solve_quietly(program, method="newton", tol=config.optimum_tol))
     if fixed.ntk.objective < optimum.dual * (1 - _ROUNDING):
         raise ArithmeticError(f"{task}: J of the NTK, {fixed.ntk.objective}, is below the bound {optimum.dual}")
 
@@ -167,7 +169,7 @@ def run_task(config: Config, task: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _timed(function: Callable[[], T]) -> tuple[T, float]:
+def _measure_seconds(function: Callable[[], T]) -> tuple[T, float]:
     """What a function returns, and the seconds that it takes."""
     began = time.perf_counter()
     result = jax.block_until_ready(function())
@@ -242,14 +244,14 @@ def sections(config: Config, rows: list[dict[str, Any]], summary: dict[str, Any]
     table = by_table(rows)
     path = next((row for row in rows if row.get("path")), None)
     return [
-        _comparison(config, table, summary),
-        _left(config, table, summary),
+        _comparison_section(config, table, summary),
+        _gap_section(config, table, summary),
         *([] if path is None else [_path_section(path)]),
-        _every_table(config, rows, table, summary),
+        _tables_section(config, rows, table, summary),
     ]
 
 
-def _comparison(config: Config, table: pd.DataFrame, summary: dict[str, Any]) -> Section:
+def _comparison_section(config: Config, table: pd.DataFrame, summary: dict[str, Any]) -> Section:
     means = summary["mean_accuracy"]
     against = " ".join(
         f"{words} is {comparison_text(summary[key])}."
@@ -284,7 +286,9 @@ def _path_section(row: dict[str, Any]) -> Section:
     return Section("From the NTK to the optimum", figures=(("fixed", path_figure(row["path"]), caption),))
 
 
-def _every_table(config: Config, rows: list[dict[str, Any]], table: pd.DataFrame, summary: dict[str, Any]) -> Section:
+def _tables_section(
+    config: Config, rows: list[dict[str, Any]], table: pd.DataFrame, summary: dict[str, Any]
+) -> Section:
     note = (
         f"Means over the splits with the seeds 0 to {config.seeds - 1}, ± half the width of the 95 % interval of the "
         "difference over them. The same folds, the same λ to choose from and "
@@ -307,7 +311,7 @@ def _grid_ends_text(summary: dict[str, Any]) -> str:
     return f"Of {summary['splits']} splits the largest and the smallest λ on offer were chosen {words}."
 
 
-def _left(config: Config, table: pd.DataFrame, summary: dict[str, Any]) -> Section:
+def _gap_section(config: Config, table: pd.DataFrame, summary: dict[str, Any]) -> Section:
     least, most = summary["least_and_most_left_by_ntk"]
     text = (
         "On the training objective the NTK of the sampled gates, at its best scale, leaves "

@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replace_when_written(path: Path) -> Iterator[Path]:
     """Give the path of a new file beside ``path``, which takes its place when the block ends without an error.
 
     After an error the new file is removed and ``path`` is as it was.

@@ -53,7 +53,7 @@ def default_tol(dtype: DTypeLike) -> float:
     return 1e-6 if jnp.dtype(dtype) == jnp.float64 else 1e-4
 
 
-def float64_allowed() -> AbstractContextManager[Any]:
+def allow_float64() -> AbstractContextManager[Any]:
     """A context in which float64 exists, in this thread alone; for host-driven solvers that need its digits."""
     if hasattr(jax, "enable_x64"):
         return jax.enable_x64(True)
@@ -63,10 +63,10 @@ def float64_allowed() -> AbstractContextManager[Any]:
 def with_dtype(tree: Any, dtype: Any) -> Any:
     """A pytree with its floating-point arrays in another dtype."""
 
-    def converted(leaf: Array) -> Array:
+    def convert(leaf: Array) -> Array:
         return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
-    return jax.tree.map(converted, tree)
+    return jax.tree.map(convert, tree)
 
 
 def solve_kernel_ridge(kernel: Array, reg: Array, targets: Array) -> Float[Array, "n c"]:
@@ -82,7 +82,7 @@ def solve_kernel_ridge(kernel: Array, reg: Array, targets: Array) -> Float[Array
     def factor(jitter: Array) -> Array:
         return jnp.linalg.cholesky(shifted + jitter * jnp.eye(kernel.shape[0], dtype=kernel.dtype))
 
-    def broken(state: tuple[Array, Array, Array]) -> Array:
+    def needs_jitter(state: tuple[Array, Array, Array]) -> Array:
         tries, _, lower = state
         return (tries < _MAX_JITTERS) & ~jnp.all(jnp.isfinite(lower))
 
@@ -90,7 +90,7 @@ def solve_kernel_ridge(kernel: Array, reg: Array, targets: Array) -> Float[Array
         tries, jitter, _ = state
         return tries + 1, 10 * jitter, factor(jitter)
 
-    _, _, lower = lax.while_loop(broken, retry, (jnp.asarray(0), smallest, factor(jnp.zeros_like(smallest))))
+    _, _, lower = lax.while_loop(needs_jitter, retry, (jnp.asarray(0), smallest, factor(jnp.zeros_like(smallest))))
     solution = jsl.cho_solve((lower, True), targets)
     remainder = targets - matmul(shifted, solution)
     return solution + jsl.cho_solve((lower, True), remainder)

@@ -20,7 +20,7 @@ Blocks = tuple[Array, ...]
 BlocksBothWays = tuple[Blocks, Blocks]
 
 
-def in_row_tiles(block_from: Callable[[Array], Array], num_rows: int, tile: int) -> Array:
+def compute_in_row_tiles(block_from: Callable[[Array], Array], num_rows: int, tile: int) -> Array:
     """Result of ``num_rows`` rows from blocks of ``tile`` rows, each given by the row at which it begins."""
     block = jax.eval_shape(block_from, jnp.asarray(0))
 
@@ -98,7 +98,7 @@ class Grid:
             return lax.scan(fill_tile, results, jnp.arange(self.num_steps))[0], None
 
         results, _ = lax.scan(fill_row, results, jnp.arange(self.num_rows))
-        return self._without_padding(results)
+        return self._remove_padding(results)
 
     def fill_from_host(
         self,
@@ -137,7 +137,7 @@ class Grid:
                 results = put(results, blocks, i * self.height, j * self.width)
                 if self.is_symmetric and not is_diagonal:
                     results = put(results, transposed, j * self.width, i * self.height)
-        return self._without_padding(results)
+        return self._remove_padding(results)
 
     def _column_number(self, i: Any, step: Any) -> Any:
         """The tile of x2 that tile i of x1 meets in a step."""
@@ -149,7 +149,7 @@ class Grid:
         is_met_already = self.is_symmetric and 2 * i >= self.num_columns and self.num_columns % 2 == 0
         return [self._column_number(i, step) for step in range(self.num_steps - is_met_already)]
 
-    def _without_padding(self, results: tuple[Any, ...]) -> tuple[Any, ...]:
+    def _remove_padding(self, results: tuple[Any, ...]) -> tuple[Any, ...]:
         """Results of all pairs from those of the padded ones."""
         return tuple(result[: self._size[0], : self._size[1]] for result in results)
 

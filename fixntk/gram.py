@@ -28,7 +28,7 @@ from fixntk._checks import (
     check_same_rows,
 )
 from fixntk._numerics import einsum, matmul
-from fixntk._tiling import in_row_tiles, sum_over_tiles
+from fixntk._tiling import compute_in_row_tiles, sum_over_tiles
 from fixntk.gates.masks import as_masks
 
 # Largest array, in bytes, of masks converted to numbers; above that size they are converted a tile at a time.
@@ -177,7 +177,7 @@ def masked_apply(masks: Array, x: Array, weights: Array) -> Float[Array, "n c"]:
     """
     num_gates, num_features, num_outputs = weights.shape
     flat = weights.reshape(num_gates, num_features * num_outputs)
-    summed = _over_rows(lambda tile: matmul(tile, flat), masks, num_gates, x.dtype)
+    summed = _apply_to_rows(lambda tile: matmul(tile, flat), masks, num_gates, x.dtype)
     summed = summed.reshape(x.shape[0], num_features, num_outputs)
     return einsum("nd,ndc->nc", x, summed)
 
@@ -227,7 +227,7 @@ def _product(weights: Array, masks: Array, x: Array, columns: Array) -> Array:
 
 @jax.jit
 def _diagonal(weights: Array, masks: Array, x: Array) -> Array:
-    counts = _over_rows(lambda tile: matmul(tile, weights), masks, weights.size, x.dtype)
+    counts = _apply_to_rows(lambda tile: matmul(tile, weights), masks, weights.size, x.dtype)
     return counts * jnp.sum(x**2, axis=1)
 
 
@@ -269,13 +269,15 @@ def _weighted_coactivations(weights: Array, masks1: Array, masks2: Array) -> Arr
     return sum_over_tiles(term, length, tile)
 
 
-def _over_rows(function: Callable[[Array], Array], masks: Array, num_gates: int, dtype: jnp.dtype) -> Array:
+def _apply_to_rows(function: Callable[[Array], Array], masks: Array, num_gates: int, dtype: jnp.dtype) -> Array:
     """Apply a function of the masks as numbers, in which rows are independent, to tiles of rows."""
     num_rows = masks.shape[0]
     tile = _tile_size(num_rows, num_gates * dtype.itemsize)
     if tile == num_rows:
         return function(as_numbers(masks, num_gates, dtype))
-    return in_row_tiles(lambda begin: function(_rows_as_numbers(masks, begin, tile, num_gates, dtype)), num_rows, tile)
+    return compute_in_row_tiles(
+        lambda begin: function(_rows_as_numbers(masks, begin, tile, num_gates, dtype)), num_rows, tile
+    )
 
 
 def _tile_size(length: int, bytes_each: int, multiple: int = 1) -> int:

@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int
 
 from fixntk._checks import as_float_array, as_positive_int, is_traced
-from fixntk._numerics import default_tol, float64_allowed, matmul, with_dtype
+from fixntk._numerics import allow_float64, default_tol, matmul, with_dtype
 from fixntk._warnings import ConvergenceWarning
 from fixntk.convex.kernel_interior_point import KernelProblem, follow_path, is_idle
 
@@ -175,7 +175,7 @@ def solve_kernels(
     max_iter = as_positive_int("max_iter", max_iter)
     if is_traced(problem):
         return _solve(problem, tol, max_iter, squeeze)
-    with float64_allowed():
+    with allow_float64():
         solution = with_dtype(_solve(with_dtype(problem, jnp.float64), tol, max_iter, squeeze), dtype)
     if not bool(solution.converged):
         warnings.warn(solution.message, ConvergenceWarning, stacklevel=2)
@@ -209,7 +209,7 @@ def _as_problem(
 def _check_kernels(kernels: Array) -> None:
     """Raise ValueError if a kernel is not symmetric or not positive semi-definite, beyond rounding error."""
     allowed = _KERNEL_SLACK * float(jnp.finfo(kernels.dtype).eps)
-    with float64_allowed():
+    with allow_float64():
         skew, is_definite = _kernel_defects(kernels.astype(jnp.float64), allowed)
         if bool(jnp.any(skew > allowed)):
             worst = int(jnp.argmax(skew))

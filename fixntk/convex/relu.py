@@ -32,7 +32,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Float
 
 from fixntk._checks import as_positive_int, is_traced
-from fixntk._numerics import default_tol, einsum, float64_allowed, matmul, with_dtype
+from fixntk._numerics import allow_float64, default_tol, einsum, matmul, with_dtype
 from fixntk._warnings import ConvergenceWarning
 from fixntk.convex.driver import Progress
 from fixntk.convex.program import ConvexProgram, canonical, with_masks
@@ -177,7 +177,7 @@ def solve_relu(
     program, gates = _as_single_output(program, gates)
     dtype, max_iter = program.x.dtype, as_positive_int("max_iter", max_iter)
     tol = default_tol(dtype) if tol is None else float(tol)
-    with float64_allowed():
+    with allow_float64():
         wide, wide_gates = with_dtype((canonical(program), gates), jnp.float64)
         solution = _follow_path(wide, wide_gates, tol, max_iter, callback)
     narrow = with_dtype((solution.positive, solution.negative, solution.intercept), dtype)

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 from sklearn.model_selection import KFold, StratifiedKFold
 
 from fixntk._checks import as_positive_int
-from fixntk._numerics import float64_allowed
+from fixntk._numerics import allow_float64
 from fixntk.convex import ConvexProgram, solve_quietly
 from fixntk.convex.program import canonical
 from fixntk.convex.solvers import irls
@@ -133,7 +133,7 @@ def choose_gated(
     """
     shares = check_regs(regs, 1.0)
     max_steps = as_positive_int("max_steps", max_steps)
-    with float64_allowed():
+    with allow_float64():
         problem = gated_problem(training, gates, "squared")
         candidates = problem.max_reg * jnp.asarray(shares)
         data = jnp.asarray(training.padded_x), jnp.asarray(training.padded_targets), problem.program.masks
@@ -157,8 +157,8 @@ def _as_splits(folds: Folds, training: Training) -> Splits:
     held_out = np.zeros((len(folds), len(training.padded_x)), bool)
     for k, (kept, others) in enumerate(folds):
         train[k, : len(kept)], held_out[k, others] = kept, True
-    counted = np.where(np.arange(train.shape[1]) < sizes[:, None], training.padded_weights[train], 0)
-    return Splits(jnp.asarray(train), jnp.asarray(counted), jnp.asarray(held_out))
+    weights = np.where(np.arange(train.shape[1]) < sizes[:, None], training.padded_weights[train], 0)
+    return Splits(jnp.asarray(train), jnp.asarray(weights), jnp.asarray(held_out))
 
 
 @partial(jax.jit, static_argnames="max_steps")
@@ -173,13 +173,13 @@ def _held_out_outputs(
     """(λ, steps, m, c) outputs of each row without its fold, after 0, 1, … steps."""
     start = jnp.full(masks.shape[1], 1 / masks.shape[1], x.dtype)
 
-    def of_fold(fold: Splits) -> Array:
+    def outputs_of_fold(fold: Splits) -> Array:
         given = x[fold.train], targets[fold.train], masks[fold.train], 1.0
         program = canonical(ConvexProgram(*given, sample_weight=fold.weights, intercept=True))
-        outputs = lax.map(lambda reg: at_reg(program.with_reg(reg)), regs)
+        outputs = lax.map(lambda reg: outputs_at_reg(program.with_reg(reg)), regs)
         return jnp.where(fold.held_out[:, None], outputs, 0)
 
-    def at_reg(program: ConvexProgram) -> Array:
+    def outputs_at_reg(program: ConvexProgram) -> Array:
         def outputs(state: irls.IRLSState) -> Array:
             intercept = program.datafit.fit(program.fitted(state.weights)).intercept
             return masked_apply(masks, x, state.weights) + intercept
@@ -194,5 +194,5 @@ def _held_out_outputs(
 
     # Each row is held out once; folds one after another, for their memory.
     shape = len(regs), max_steps + 1, *targets.shape
-    total, _ = lax.scan(lambda sofar, fold: (sofar + of_fold(fold), None), jnp.zeros(shape, x.dtype), splits)
+    total, _ = lax.scan(lambda total, fold: (total + outputs_of_fold(fold), None), jnp.zeros(shape, x.dtype), splits)
     return total

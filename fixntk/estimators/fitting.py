@@ -13,7 +13,7 @@ from jax import Array
 from jaxtyping import Float
 from sklearn.utils import check_random_state
 
-from fixntk._numerics import float64_allowed, with_dtype
+from fixntk._numerics import allow_float64, with_dtype
 from fixntk.convex import ConvexProgram, Solution, solve
 from fixntk.convex.program import canonical
 from fixntk.estimators.gaussian_process import LEAST_FREEDOM, Kernel, condition
@@ -173,7 +173,7 @@ def fit_gated(
         As for :class:`fixntk.ConvexProgram` and :func:`fixntk.solve`.
     """
     share = check_reg(reg, 1.0)
-    with float64_allowed():
+    with allow_float64():
         problem = gated_problem(training, gates, loss)
         solution = solve(problem.program.with_reg(share * problem.max_reg), tol=tol, max_iter=max_iter)
     return as_gated_fit(solution, problem.gates, share * problem.max_reg)
@@ -205,7 +205,7 @@ def _program_targets(training: Training, loss: str) -> Float[np.ndarray, "m ..."
 
 def as_gated_fit(solution: Solution, gates: Float[Array, "P w"], reg: float) -> GatedFit:
     """Bring a solution to the host, with its network."""
-    with float64_allowed():
+    with allow_float64():
         network = replace(solution.to_network(gates), squeeze=solution.weights.shape[2] == 1)
     return GatedFit(
         solution=jax.tree.map(np.asarray, solution),
@@ -260,6 +260,6 @@ def leave_one_out(kernel: Kernel, training: Training, reg: float) -> Float[np.nd
 
 def kernel_matrix(kernel: Kernel, training: Training) -> Float[np.ndarray, "n n"]:
     """The kernel's matrix on the training rows, computed on padded ones."""
-    with float64_allowed():
+    with allow_float64():
         matrix = np.asarray(kernel(jnp.asarray(training.padded_x)))
     return matrix[: training.num_rows, : training.num_rows]

@@ -28,8 +28,8 @@ from fixntk.estimators.preprocessing import (
     as_probabilities,
     as_scores,
     as_signs,
+    compute_in_tiles,
     distinct_rows,
-    in_tiles,
     pad_rows,
     scale_inputs,
     scale_targets,
@@ -60,8 +60,10 @@ class InputMixin:
         self._scaling, padded = scale_inputs(X, chosen, standardize=self.standardize, bias=self.bias)
         return padded
 
-    def _in_tiles(self, outputs: Callable[[Array], np.ndarray], X: Float[np.ndarray, "n d"], size: int) -> np.ndarray:
-        return in_tiles(outputs, X, self._scaling, size)
+    def _compute_in_tiles(
+        self, outputs: Callable[[Array], np.ndarray], X: Float[np.ndarray, "n d"], size: int
+    ) -> np.ndarray:
+        return compute_in_tiles(outputs, X, self._scaling, size)
 
 
 class RegressionMixin(InputMixin, MultiOutputMixin, RegressorMixin):
@@ -81,7 +83,7 @@ class RegressionMixin(InputMixin, MultiOutputMixin, RegressorMixin):
         chosen = choose(X, y, weights)
         self._target_scaling, targets = scale_targets(y, chosen)
         training = Training(self._scale_inputs(X, chosen), targets, pad_rows(chosen[1]), len(chosen[0]))
-        self._training = training.counted()
+        self._training = training.select_weighted()
         return training
 
     def predict(self, X: Any, return_std: bool = False) -> Any:
@@ -109,7 +111,7 @@ class RegressionMixin(InputMixin, MultiOutputMixin, RegressorMixin):
         def of_rows(rows: Array) -> np.ndarray:
             return process.deviations(rows, jnp.asarray(self._training.padded_x))
 
-        return self._target_scaling.restore_deviations(self._in_tiles(of_rows, X, _DEVIATION_ROWS))
+        return self._target_scaling.restore_deviations(self._compute_in_tiles(of_rows, X, _DEVIATION_ROWS))
 
     def _condition(self, kernel: Kernel, reg: float, *, centre: bool) -> Process:
         training = self._training
@@ -131,13 +133,13 @@ class ClassificationMixin(InputMixin, ClassifierMixin):
         check_classification_targets(y)
         weights = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
         # Rows of weight zero do not count, nor do classes that have no others.
-        counted = weights > 0
-        self.classes_ = np.unique(y[counted])
+        has_weight = weights > 0
+        self.classes_ = np.unique(y[has_weight])
         if len(self.classes_) < 2:
             raise ValueError(f"y must hold at least two classes, got 1 class: {self.classes_.tolist()}")
         if self.class_weight is not None:
             of_class = np.zeros(len(weights))
-            of_class[counted] = compute_sample_weight(self.class_weight, y[counted])
+            of_class[has_weight] = compute_sample_weight(self.class_weight, y[has_weight])
             weights = weights * of_class
         codes = np.searchsorted(self.classes_, y)
         chosen = distinct_rows(X, codes, weights)
@@ -193,7 +195,7 @@ class GatedMixin(InputMixin):
         def of_rows(rows: Array) -> np.ndarray:
             return np.asarray(self.solution_.predict(rows, self.gates_)).reshape(len(rows), -1)
 
-        return self._in_tiles(of_rows, X, _PREDICT_ROWS)
+        return self._compute_in_tiles(of_rows, X, _PREDICT_ROWS)
 
     def _process(self) -> Process:
         """The Gaussian process with the learnt kernel, held fixed, and a constant for the intercept."""
@@ -221,7 +223,7 @@ class NTKMixin(InputMixin):
         def of_rows(rows: Array) -> np.ndarray:
             return np.asarray(gated_relu_ntk(rows, jnp.asarray(fitted))) @ coefficients
 
-        return self._in_tiles(of_rows, X, _PREDICT_ROWS)
+        return self._compute_in_tiles(of_rows, X, _PREDICT_ROWS)
 
     def _process(self) -> Process:
         """The Gaussian process with the NTK, without a constant."""

@@ -11,7 +11,7 @@ from jax import Array
 from jaxtyping import Float, Int, Num, Shaped
 from scipy.special import expit, softmax
 
-from fixntk._numerics import float64_allowed
+from fixntk._numerics import allow_float64
 
 # Rows and columns are padded with zeros to few sizes, so that tables of similar sizes share one compilation.
 _SMALLEST_ROWS = 32  # rows
@@ -61,9 +61,9 @@ class Scaling(NamedTuple):
 
     def __call__(self, x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n w"]:
         """Scaled inputs."""
-        return self.padded(x)[: len(x)]
+        return self.scale_and_pad(x)[: len(x)]
 
-    def padded(self, x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "m w"]:
+    def scale_and_pad(self, x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "m w"]:
         """Scaled inputs with rows of zeros up to a padded size."""
         out = np.zeros((padded_size(len(x)), padded_width(len(self.mean) + self.bias)))
         self.write(x, out)
@@ -135,13 +135,13 @@ class Training(NamedTuple):
         """Weights without the padding, a view."""
         return self.padded_weights[: self.num_rows]
 
-    def counted(self) -> Training:
+    def select_weighted(self) -> Training:
         """The rows of positive weight; these rows themselves where all are."""
-        counted = self.weights > 0
-        if counted.all():
+        has_weight = self.weights > 0
+        if has_weight.all():
             return self
-        x, targets, weights = (pad_rows(array[counted]) for array in (self.x, self.targets, self.weights))
-        return Training(x, targets, weights, int(counted.sum()))
+        x, targets, weights = (pad_rows(array[has_weight]) for array in (self.x, self.targets, self.weights))
+        return Training(x, targets, weights, int(has_weight.sum()))
 
 
 def all_rows(
@@ -233,13 +233,13 @@ def _reduce_to_moments(
     return mean * largest, np.where(constant, 1.0, deviation * largest)
 
 
-def in_tiles(
+def compute_in_tiles(
     outputs: Callable[[Array], np.ndarray], x: Float[np.ndarray, "n d"], scaling: Scaling, tile_rows: int
 ) -> Float[np.ndarray, "n c"]:
     """Outputs of all rows, a tile of them at a time, each scaled and padded like the rows of a fit."""
-    with float64_allowed():
+    with allow_float64():
         tiles = [x[begin : begin + tile_rows] for begin in range(0, len(x), tile_rows)]
-        return np.concatenate([outputs(jnp.asarray(scaling.padded(tile)))[: len(tile)] for tile in tiles])
+        return np.concatenate([outputs(jnp.asarray(scaling.scale_and_pad(tile)))[: len(tile)] for tile in tiles])
 
 
 def as_signs(codes: Int[np.ndarray, " n"], num_classes: int) -> Float[np.ndarray, "n c"]:

@@ -107,7 +107,7 @@ def enumerate_arrangements(x: ArrayLike, *, max_cells: int = 200_000) -> Arrange
     points, planes = _points_in_cells(x, max_cells)
     points = _move_inside(points, planes.normals)
     masks, gates = _masks_at(points, planes), jnp.asarray(points @ planes.basis.T, array.dtype)
-    if narrow := int(np.sum(~_surely_have_masks(array, gates, masks))):
+    if narrow := int(np.sum(~_have_certain_masks(array, gates, masks))):
         higher = "" if array.dtype == jnp.float64 else ", or pass it in float64 with jax_enable_x64"
         warnings.warn(
             f"{narrow} of {masks.shape[1]} cells are narrower than {array.dtype} resolves: the masks are exact, but "
@@ -181,14 +181,14 @@ def _points_in_cells(x: ArrayLike, max_cells: int) -> tuple[np.ndarray, Hyperpla
     num_planes, rank = planes.normals.shape
     # Any arrangement of rank r has at least 2^r cells.
     if 2**rank > max_cells:
-        raise ValueError(_too_many(max_cells, num_planes, rank))
+        raise ValueError(_budget_message(max_cells, num_planes, rank))
     try:
         return _cells(planes.normals, np.full(num_planes, _NOISE), max_cells), planes
     except _TooManyCellsError:
-        raise ValueError(_too_many(max_cells, num_planes, rank)) from None
+        raise ValueError(_budget_message(max_cells, num_planes, rank)) from None
 
 
-def _too_many(max_cells: int, num_planes: int, rank: int) -> str:
+def _budget_message(max_cells: int, num_planes: int, rank: int) -> str:
     return (
         f"x has more than max_cells={max_cells} arrangements: {num_planes} distinct hyperplanes of rank {rank} have "
         f"{cover_count(num_planes, rank)} cells in general position; "
@@ -236,8 +236,8 @@ def _cells(normals: np.ndarray, noise: np.ndarray, budget: int) -> np.ndarray:
         # Hyperplane j cuts as many cells in two as its restricted arrangement has cells.
         crossed = _restricted_cells(normals[:j], normals[j], noise[:j], noise[j], budget - count)
         count += crossed.shape[0]
-        candidates.append(_both_sides(crossed, normals[:j], normals[j]))
-    return _one_in_each_cell(np.concatenate(candidates), normals, noise, count)
+        candidates.append(_push_to_both_sides(crossed, normals[:j], normals[j]))
+    return _select_one_per_cell(np.concatenate(candidates), normals, noise, count)
 
 
 def _cells_of_a_plane(normals: np.ndarray, noise: np.ndarray) -> np.ndarray:
@@ -271,7 +271,7 @@ def _restricted_cells(
     return _cells(projected, noise, budget) @ basis.T
 
 
-def _both_sides(points: np.ndarray, previous: np.ndarray, normal: np.ndarray) -> np.ndarray:
+def _push_to_both_sides(points: np.ndarray, previous: np.ndarray, normal: np.ndarray) -> np.ndarray:
     """Push points of a hyperplane off it to either side, halfway to the nearest of the previous hyperplanes."""
     step = np.ones(points.shape[0])
     if previous.shape[0]:
@@ -283,7 +283,7 @@ def _both_sides(points: np.ndarray, previous: np.ndarray, normal: np.ndarray) ->
     return moved / np.linalg.norm(moved, axis=1, keepdims=True)
 
 
-def _one_in_each_cell(points: np.ndarray, normals: np.ndarray, noise: np.ndarray, expected: int) -> np.ndarray:
+def _select_one_per_cell(points: np.ndarray, normals: np.ndarray, noise: np.ndarray, expected: int) -> np.ndarray:
     """Of several points in some cells keep the one farthest from the hyperplanes.
 
     A point that lies on a hyperplane was made before that hyperplane was added, which has then put new points on
@@ -342,7 +342,7 @@ def _masks_at(points: np.ndarray, planes: Hyperplanes) -> np.ndarray:
     return masks
 
 
-def _surely_have_masks(x: Array, gates: Array, masks: np.ndarray) -> np.ndarray:
+def _have_certain_masks(x: Array, gates: Array, masks: np.ndarray) -> np.ndarray:
     """Tell which gates have their masks on x however their inner products are rounded in their dtype.
 
     A sum of d products is off by at most d·ε/2 times the sum of their absolute values, in any order. Twice that also

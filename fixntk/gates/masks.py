@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Key, UInt8
 
 from fixntk._checks import as_matrix, as_positive_int, as_real_array, check_memory, check_same_columns, is_traced
 from fixntk._numerics import matmul
-from fixntk._tiling import in_row_tiles
+from fixntk._tiling import compute_in_row_tiles
 
 # Largest temporary, in bytes, that the inner products of rows and gates may make before they are taken in tiles.
 _TILE_BYTES = 2**28
@@ -119,7 +119,7 @@ def _masks_in_tiles(x: Array, gates: Array, tile: int) -> Array:
 
     if tile == x.shape[0]:
         return masks_of(x)
-    return in_row_tiles(lambda begin: masks_of(lax.dynamic_slice_in_dim(x, begin, tile)), x.shape[0], tile)
+    return compute_in_row_tiles(lambda begin: masks_of(lax.dynamic_slice_in_dim(x, begin, tile)), x.shape[0], tile)
 
 
 def pack_masks(masks: ArrayLike) -> UInt8[Array, "n bytes"]:

@@ -71,10 +71,10 @@ def arrangement_weights(
     planes = distinct_hyperplanes(x)
     rank = planes.normals.shape[1]
     if rank <= 3:
-        weights = _exact(planes, masks, as_numpy(gates) @ planes.basis)
+        weights = _exact_shares(planes, masks, as_numpy(gates) @ planes.basis)
         errors = np.zeros(num_gates)
     else:
-        weights, errors = _monte_carlo(planes, masks, jax.random.key(0) if key is None else key, num_samples)
+        weights, errors = _monte_carlo_shares(planes, masks, jax.random.key(0) if key is None else key, num_samples)
     return jnp.asarray(weights, dtype), jnp.asarray(errors, dtype)
 
 
@@ -84,7 +84,7 @@ def _plane_signs(planes: Hyperplanes, masks: np.ndarray) -> np.ndarray:
     return np.where(masks[first] == (planes.side[first] > 0)[:, None], 1.0, -1.0).T
 
 
-def _exact(planes: Hyperplanes, masks: np.ndarray, points: np.ndarray) -> np.ndarray:
+def _exact_shares(planes: Hyperplanes, masks: np.ndarray, points: np.ndarray) -> np.ndarray:
     num_planes, rank = planes.normals.shape
     if num_planes == 0:
         return np.ones(masks.shape[1])
@@ -178,7 +178,9 @@ def _hull_edges(plane: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.
         cells, current, start, turned = cells[open_], following[open_], start[open_], turned[open_]
 
 
-def _monte_carlo(planes: Hyperplanes, masks: np.ndarray, key: Array, num_samples: int) -> tuple[np.ndarray, np.ndarray]:
+def _monte_carlo_shares(
+    planes: Hyperplanes, masks: np.ndarray, key: Array, num_samples: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Shares of random gates with their standard errors."""
     positive = _plane_signs(planes, masks) > 0
     index = {row.tobytes(): p for p, row in enumerate(np.packbits(positive, axis=1))}

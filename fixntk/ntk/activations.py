@@ -131,7 +131,7 @@ class _NoisyPair(NamedTuple):
     sine: Array
 
 
-def _with_noise(pair: Gaussians, s: int) -> _NoisyPair:
+def _add_noise(pair: Gaussians, s: int) -> _NoisyPair:
     noise1, noise2 = (1 / (1 + s * std**2) for std in (pair.std1, pair.std2))
     signal1, signal2 = 1 - noise1, 1 - noise2
     rest = noise1 * noise2 + signal1 * noise2 + noise1 * signal2
@@ -142,12 +142,12 @@ def _with_noise(pair: Gaussians, s: int) -> _NoisyPair:
 
 def _erf(pair: Gaussians) -> Moments:
     # Williams 1997: E[erf(u)erf(v)] = (2/π) arcsin(correlation); arctan2 keeps its digits near ±1.
-    noise1, noise2, correlation, sine = _with_noise(pair, 2)
+    noise1, noise2, correlation, sine = _add_noise(pair, 2)
     return (2 / jnp.pi) * jnp.arctan2(correlation, sine), (4 / jnp.pi) * (noise1 / sine) * noise2
 
 
 def _gelu(pair: Gaussians) -> Moments:
-    noise1, noise2, correlation, sine = _with_noise(pair, 1)
+    noise1, noise2, correlation, sine = _add_noise(pair, 1)
     # φ(x) = x Φ(x), and Φ(x) is the probability that x plus noise is positive: first that both are.
     both_positive = 0.25 + jnp.arctan2(correlation, sine) / (2 * jnp.pi)
     # The normal density at u and v, times E[uv].
@@ -168,7 +168,7 @@ def _sin_and_cos(pair: Gaussians) -> tuple[Array, Array]:
 
 
 def _gaussian(pair: Gaussians) -> Moments:
-    noise1, noise2, correlation, sine = _with_noise(pair, 2)
+    noise1, noise2, correlation, sine = _add_noise(pair, 2)
     values = noise1 / sine * noise2
     return values, 2 * correlation * values * (noise1 / sine) * (noise2 / sine)
 

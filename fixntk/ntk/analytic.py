@@ -96,7 +96,7 @@ def gated_relu_ntk(x1: ArrayLike, x2: ArrayLike | None = None) -> Float[Array, "
         check_same_columns("x1", x1, "x2", x2)
     _check_squares(x1, x2)
     check_kernel_fits(x1, x1 if x2 is None else x2, _REMEDY)
-    return kernels_of_all_pairs(_gated_relu, 1, None, x1, x2, _tile(None, 1))[0]
+    return kernels_of_all_pairs(_gated_relu, 1, None, x1, x2, _tile_rows(None, 1))[0]
 
 
 def mlp_kernel(
@@ -171,7 +171,7 @@ def mlp_kernel(
     See docs/mathematics.md, M13.
     """
     network = mlp(depth, activation, w_std, b_std)
-    return _checked(network, x1, x2, (2,), input_scale, batch_size, store_on_device)
+    return _compute_kernels(network, x1, x2, (2,), input_scale, batch_size, store_on_device)
 
 
 def network_kernel(
@@ -228,10 +228,10 @@ def network_kernel(
     functions = [leaf for leaf in jax.tree.leaves(network) if callable(leaf)]
     if functions:
         raise TypeError(f"network must be built of layers that are pytrees, such as Dense(), got {functions[0]!r}")
-    return _checked(network, x1, x2, (2, 3, 4, 5), input_scale, batch_size, store_on_device)
+    return _compute_kernels(network, x1, x2, (2, 3, 4, 5), input_scale, batch_size, store_on_device)
 
 
-def _checked(
+def _compute_kernels(
     network: Layer,
     x1: ArrayLike,
     x2: ArrayLike | None,
@@ -248,7 +248,7 @@ def _checked(
     if store_on_device:
         check_kernel_fits(x1, x1 if x2 is None else x2, _REMEDY, num_kernels=2)
     num_positions = math.prod(x1.shape[1:-1])
-    tile = _tile(batch_size, num_positions**2 if _pools(network) else num_positions)
+    tile = _tile_rows(batch_size, num_positions**2 if _needs_all_positions(network) else num_positions)
     if input_scale is None:
         input_scale = 1 / x1.shape[-1]
     check_scalar("input_scale", input_scale)
@@ -266,7 +266,7 @@ def _check_squares(x1: Array, x2: Array | None) -> None:
         check_squares("x2", x2)
 
 
-def _tile(batch_size: int | None, numbers_per_pair: int) -> int:
+def _tile_rows(batch_size: int | None, numbers_per_pair: int) -> int:
     """Rows of a tile."""
     if batch_size is not None:
         return as_positive_int("batch_size", batch_size)
@@ -274,7 +274,7 @@ def _tile(batch_size: int | None, numbers_per_pair: int) -> int:
     return max(1, math.isqrt(size // numbers_per_pair))
 
 
-def _pools(network: Any) -> bool:
+def _needs_all_positions(network: Any) -> bool:
     """Whether covariances between different positions are needed."""
     return bool(layers_of(GlobalAveragePool, network))
 
@@ -286,7 +286,7 @@ def _gated_relu(_: None, rows1: Rows, rows2: Rows) -> tuple[Array]:
 
 def _network(parameters: tuple[Layer, Any], rows1: Rows, rows2: Rows) -> tuple[Array, Array]:
     network, input_scale = as_scalars(*parameters, rows1.lengths.dtype)
-    outputs = network(covariances_of_inputs(rows1, rows2, input_scale, _pools(network)))
+    outputs = network(covariances_of_inputs(rows1, rows2, input_scale, _needs_all_positions(network)))
     if not isinstance(outputs, Covariances):
         raise TypeError(f"network must return Covariances, got {outputs!r}")
     if outputs.num_positions:

@@ -91,7 +91,7 @@ def products_and_angles(rows1: Rows, rows2: Rows) -> tuple[Array, Array, Array]:
     # Only pairs that are nearly parallel, or nearly opposite (sign −1), need their differences.
     near, sign = (jnp.abs(cosine) > _NEARLY_PARALLEL) & ~same, jnp.sign(cosine)
 
-    def corrected(rows1: Rows, sign: Array, near: Array, haversine: Array, havercosine: Array) -> tuple[Array, Array]:
+    def recompute(rows1: Rows, sign: Array, near: Array, haversine: Array, havercosine: Array) -> tuple[Array, Array]:
         # sin²(θ/2) of the angle to v, or to −v where the vectors are nearly opposite.
         quarter = jnp.sum(_difference(rows1, rows2, sign) ** 2, axis=-1) / 4
         smaller, larger = jnp.where(near, quarter, 0.0), jnp.where(near, 1 - quarter, 0.0)
@@ -100,23 +100,23 @@ def products_and_angles(rows1: Rows, rows2: Rows) -> tuple[Array, Array, Array]:
 
     if rows1.units.shape[1] <= _FEW_COLUMNS:
         each = jax.tree.map(lambda array: array[:, None], rows1)
-        haversine, havercosine = corrected(each, sign, near, haversine, havercosine)
+        haversine, havercosine = recompute(each, sign, near, haversine, havercosine)
     else:
         # A loop over the rows that have such a pair, usually none: all differences would take n1 × n2 × d numbers.
         has_near = jnp.any(near, axis=1)
         num_rows = jnp.sum(has_near)
         numbers = jnp.nonzero(has_near, size=near.shape[0], fill_value=0)[0]
 
-        def correct(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        def recompute_row(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
             step, haversine, havercosine = state
             row = numbers[step]
             one = jax.tree.map(lambda array: array[row], rows1)
-            new = corrected(one, sign[row], near[row], haversine[row], havercosine[row])
+            new = recompute(one, sign[row], near[row], haversine[row], havercosine[row])
             return step + 1, haversine.at[row].set(new[0]), havercosine.at[row].set(new[1])
 
         # The lengths of the loop are known only at run time: a while loop, not a scan.
         start = jnp.zeros_like(num_rows), haversine, havercosine
-        _, haversine, havercosine = lax.while_loop(lambda state: state[0] < num_rows, correct, start)
+        _, haversine, havercosine = lax.while_loop(lambda state: state[0] < num_rows, recompute_row, start)
     haversine, havercosine = jnp.where(same, 0.0, haversine), jnp.where(same, 1.0, havercosine)
     cosine = jnp.where(near | same, havercosine - haversine, cosine)
     return rows1.lengths[:, None] * rows2.lengths * cosine, haversine, havercosine
@@ -162,19 +162,19 @@ def _differences_along(near: Array, sign: Array, rows: tuple[Rows, Rows], change
 
     # Not kept for the backward pass: n1 × n2 × d numbers.
     @jax.checkpoint
-    def of_rows(rows1: Rows, changes1: Array, sign: Array) -> Array:
+    def sum_products(rows1: Rows, changes1: Array, sign: Array) -> Array:
         """One row, or (n1, 1, d) of them, with all of the second."""
         return jnp.sum(_difference(rows1, rows2, sign) * (changes1 - sign[..., None] * changes2), axis=-1)
 
     if changes1.shape[1] <= _FEW_COLUMNS:
-        return of_rows(jax.tree.map(lambda array: array[:, None], rows1), changes1[:, None], sign)
+        return sum_products(jax.tree.map(lambda array: array[:, None], rows1), changes1[:, None], sign)
 
     @jax.checkpoint
-    def of_row(_: None, row: tuple[Array, Rows, Array, Array]) -> tuple[None, Array]:
+    def sum_products_of_row(_: None, row: tuple[Array, Rows, Array, Array]) -> tuple[None, Array]:
         near, *operands = row
-        return None, lax.cond(jnp.any(near), of_rows, lambda *_: jnp.zeros_like(row[-1]), *operands)
+        return None, lax.cond(jnp.any(near), sum_products, lambda *_: jnp.zeros_like(row[-1]), *operands)
 
-    return lax.scan(of_row, None, (near, rows1, changes1, sign))[1]
+    return lax.scan(sum_products_of_row, None, (near, rows1, changes1, sign))[1]
 
 
 @jax.custom_jvp

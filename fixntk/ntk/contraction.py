@@ -57,7 +57,7 @@ class OutputAxes(NamedTuple):
         result = "".join((one + two) if one != two else one for k, (one, two) in enumerate(both) if self._copies(k))
         return first, second, result
 
-    def transposed(self, kernel: Array, leading: int) -> Array:
+    def transpose(self, kernel: Array, leading: int) -> Array:
         """Swap the two copies of each full axis; ``leading`` axes stand before the output axes."""
         order, position = list(range(leading)), leading
         for k in range(len(self.sizes)):
@@ -99,13 +99,13 @@ def outer_inner_product(axes: OutputAxes, site: Site, factors1: Factors, factors
     else:
         activations = _einsum(
             f"{group}{row}i,{group}{column}i->{group}{row}{column}",
-            _without_ones(factors1.activations, site),
-            _without_ones(factors2.activations, site),
+            _drop_unit_axes(factors1.activations, site),
+            _drop_unit_axes(factors2.activations, site),
         )
     products = _einsum(
         f"{first}{group}{row}j,{second}{group}{column}j->{result}{group}{row}{column}",
-        _without_ones(factors1.signals, site),
-        _without_ones(factors2.signals, site),
+        _drop_unit_axes(factors1.signals, site),
+        _drop_unit_axes(factors2.signals, site),
     )
     if not group and not row:
         return activations * products
@@ -131,7 +131,7 @@ def jacobian_flops(site: Site, axes: OutputAxes) -> tuple[float, float]:
     return 2.0 * axes.num_outputs * site.positions * size, 2.0 * axes.num_pairs * size
 
 
-def _without_ones(factor: Array, site: Site) -> Array:
+def _drop_unit_axes(factor: Array, site: Site) -> Array:
     """Drop the group and position axes (the second and third from the end) of size one."""
     kept = [size for size in (site.groups, site.positions) if size > 1]
     return factor.reshape(*factor.shape[:-3], *kept, factor.shape[-1])

@@ -156,7 +156,7 @@ def covariances_of_inputs(rows1: Rows, rows2: Rows, scale: Any, has_all_position
         return Covariances(_inner_products(rows1, rows2, scale), None, None, 0, is_gaussian=False)
     size, ones = math.prod(positions), (1,) * len(positions)
 
-    def stacked(rows: Rows) -> Rows:
+    def stack_positions(rows: Rows) -> Rows:
         """Positions (n, S, …) in one axis, each with a number of its own."""
         step = jnp.where(rows.numbers < 0, -1, 1)[:, None]
         numbers = rows.numbers[:, None] * size + step * jnp.arange(size)
@@ -164,18 +164,18 @@ def covariances_of_inputs(rows1: Rows, rows2: Rows, scale: Any, has_all_position
         x, units, scaled = vectors
         return Rows(x, units, rows.lengths.reshape(-1, size), numbers, scaled, rows.scaled_lengths.reshape(-1, size))
 
-    first, second = stacked(rows1), stacked(rows2)
+    first, second = stack_positions(rows1), stack_positions(rows2)
     if not has_all_positions:
         at_each = jax.vmap(partial(_inner_products, scale=scale), in_axes=1, out_axes=-1)(first, second)
         pairs = jax.tree.map(lambda array: array.reshape(*array.shape[:2], *positions), at_each)
         return Covariances(pairs, None, None, len(positions), is_gaussian=False)
 
-    def of_all(first: Rows, second: Rows) -> Pairs:
+    def pairs_of_all_positions(first: Rows, second: Rows) -> Pairs:
         """Every position of every input in one long list."""
         flat1, flat2 = jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), (first, second))
         num_rows1, num_rows2 = first.lengths.shape[0], second.lengths.shape[0]
 
-        def unfolded(array: Array) -> Array:
+        def unfold(array: Array) -> Array:
             array = array.reshape(num_rows1, size, num_rows2, size).swapaxes(1, 2)
             return array.reshape(num_rows1, num_rows2, *positions, *positions)
 
@@ -183,17 +183,19 @@ def covariances_of_inputs(rows1: Rows, rows2: Rows, scale: Any, has_all_position
         variance1 = flat.variance1.reshape(num_rows1, 1, *positions, *ones)
         variance2 = flat.variance2.reshape(1, num_rows2, *ones, *positions)
         crossed = (flat.covariance, flat.haversine, flat.havercosine, flat.ntk)
-        return Pairs(variance1, variance2, *map(unfolded, crossed))
+        return Pairs(variance1, variance2, *map(unfold, crossed))
 
-    def own(rows: Rows) -> Pairs:
-        def alone(row: Rows) -> Pairs:
+    def pairs_of_own_positions(rows: Rows) -> Pairs:
+        def pairs_of_one(row: Rows) -> Pairs:
             single = jax.tree.map(lambda array: array[None], row)
-            return of_all(single, single)
+            return pairs_of_all_positions(single, single)
 
-        return jax.tree.map(lambda array: array[:, 0], jax.vmap(alone)(rows))
+        return jax.tree.map(lambda array: array[:, 0], jax.vmap(pairs_of_one)(rows))
 
-    own2 = jax.tree.map(lambda array: array.swapaxes(0, 1), own(second))
-    return Covariances(of_all(first, second), own(first), own2, len(positions), is_gaussian=False)
+    own2 = jax.tree.map(lambda array: array.swapaxes(0, 1), pairs_of_own_positions(second))
+    return Covariances(
+        pairs_of_all_positions(first, second), pairs_of_own_positions(first), own2, len(positions), is_gaussian=False
+    )
 
 
 def _inner_products(rows1: Rows, rows2: Rows, scale: Any) -> Pairs:

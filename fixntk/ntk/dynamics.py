@@ -109,7 +109,7 @@ class GradientFlow:
         See docs/mathematics.md, M15.
         """
         times = as_times(t, self.kernel.dtype)
-        f0_train = self._initial("f0", f0, self.y.shape)
+        f0_train = self._initial_outputs("f0", f0, self.y.shape)
         if kernel_test_train is None:
             if f0_test is not None:
                 raise ValueError("f0_test is for other points, but kernel_test_train is None: pass both or neither")
@@ -120,7 +120,7 @@ class GradientFlow:
                 "f0 and f0_test must be given together: the outputs at t = 0 on the training points and on the others"
                 " are different things (pass 0.0 where they are zero)"
             )
-        start = self._initial("f0_test", f0_test, (between.rows, *self.y.shape[1:]))
+        start = self._initial_outputs("f0_test", f0_test, (between.rows, *self.y.shape[1:]))
         return outputs_elsewhere(self, times, f0_train, start, between.matrix)
 
     def coefficients(self, t: ArrayLike | None = None, *, f0: ArrayLike | None = None) -> Array:
@@ -137,9 +137,9 @@ class GradientFlow:
         -----
         See docs/mathematics.md, M15.
         """
-        return _coefficients(self, as_times(t, self.kernel.dtype), self._initial("f0", f0, self.y.shape))
+        return _coefficients(self, as_times(t, self.kernel.dtype), self._initial_outputs("f0", f0, self.y.shape))
 
-    def _initial(self, name: str, value: ArrayLike | None, shape: tuple[int, ...]) -> Array:
+    def _initial_outputs(self, name: str, value: ArrayLike | None, shape: tuple[int, ...]) -> Array:
         value = as_float_array(name, 0.0 if value is None else value, (0, len(shape)))
         if value.shape not in ((), shape):
             raise ValueError(f"{name} must be a scalar or have shape {shape}, got shape {value.shape}")

@@ -16,7 +16,7 @@ from jax.typing import ArrayLike
 
 from fixntk._numerics import default_precision, full_precision
 from fixntk._tiling import num_rows
-from fixntk.ntk.inputs import as_operands, check_rows_are_independent, hashable
+from fixntk.ntk.inputs import as_hashable, as_operands, check_rows_are_independent
 from fixntk.ntk.linearize import value_and_change
 from fixntk.ntk.methods import METHODS
 from fixntk.ntk.plan import Request, split_request
@@ -225,7 +225,7 @@ def ntk_vector_product(
     pull_back, push_forward = _pull_back, _push_forward
     if is_concrete:
         pull_back, push_forward = _compiled_pull_back, _compiled_push_forward
-    f, step = hashable(f), batch_size or max(num_rows(x1), num_rows(x2))
+    f, step = as_hashable(f), batch_size or max(num_rows(x1), num_rows(x2))
     directions = [
         pull_back(f, params, jax.tree.map(lambda a, k=k: a[k : k + step], x2), vector[k : k + step])
         for k in range(0, num_rows(x2), step)
@@ -291,7 +291,7 @@ def _request(
             "with axis 0 in trace_axes or diagonal_axes x1 and x2 are paired row by row, got"
             f" {num_rows(x1)} and {num_rows(x2)} rows"
         )
-    return Request(hashable(f), traced, diagonal, groups, method, batch_size, default_precision())
+    return Request(as_hashable(f), traced, diagonal, groups, method, batch_size, default_precision())
 
 
 def _axes(name: str, axes: int | Sequence[int], shape: tuple[int, ...]) -> tuple[int, ...]:

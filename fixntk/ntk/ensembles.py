@@ -127,23 +127,23 @@ class EnsembleFlow:
     def _covariance_of_training(self, t: Array) -> Array:
         times, eye = scaled_times(self.flow, t), jnp.eye(self.nngp.shape[0], dtype=self.nngp.dtype)
         if self.mode == "nngp":
-            return self._with_output_axes(matmul(eye - displacement(self.flow, 2 * times, eye), self.nngp), t.shape)
+            return self._restore_output_axes(matmul(eye - displacement(self.flow, 2 * times, eye), self.nngp), t.shape)
         left = eye - displacement(self.flow, times, eye)
-        return self._with_output_axes(matmul(matmul(left, self.nngp), jnp.swapaxes(left, -1, -2)), t.shape)
+        return self._restore_output_axes(matmul(matmul(left, self.nngp), jnp.swapaxes(left, -1, -2)), t.shape)
 
     @jax.jit
     def _covariance(self, t: Array, leading: Array, nngp: Array, prior: Array) -> Array:
         times = scaled_times(self.flow, t)
         if self.mode == "nngp":
             explained = matmul(nngp, kernel_function("inverse", self.flow, 2 * times, nngp.T))
-            return self._with_output_axes(prior - explained, t.shape)
+            return self._restore_output_axes(prior - explained, t.shape)
         # The outputs are those of t = 0 on the other points, less these weights times those on the training points.
         weights = jnp.swapaxes(kernel_function("inverse", self.flow, times, leading.T), -1, -2)
         cross = matmul(weights, nngp.T)
         explained = matmul(matmul(weights, self.nngp), jnp.swapaxes(weights, -1, -2))
-        return self._with_output_axes(prior - cross - jnp.swapaxes(cross, -1, -2) + explained, t.shape)
+        return self._restore_output_axes(prior - cross - jnp.swapaxes(cross, -1, -2) + explained, t.shape)
 
-    def _with_output_axes(self, covariance: Array, shape: tuple[int, ...]) -> Array:
+    def _restore_output_axes(self, covariance: Array, shape: tuple[int, ...]) -> Array:
         """Symmetric, with t's axes in front and the output axes as in the kernels."""
         outputs = self.flow.y.shape[1:] if self.flow.full else ()
         num_axes, rows = 1 + len(outputs), covariance.shape[-1] // math.prod(outputs)

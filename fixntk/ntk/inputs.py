@@ -15,7 +15,7 @@ from fixntk._checks import is_traced
 from fixntk._tiling import num_rows
 
 
-def hashable(f: Callable[..., Any]) -> Callable[..., Any]:
+def as_hashable(f: Callable[..., Any]) -> Callable[..., Any]:
     """Return f, or f in a wrapper that is its own key where f cannot be one in JAX's cache of compiled functions."""
     try:
         hash(f)
@@ -44,14 +44,14 @@ def as_operands(f: Callable[..., Any], params: Any, x1: Any, x2: Any) -> tuple[A
         one, two = ([(a.shape[1:], str(a.dtype)) for a in jax.tree.leaves(x)] for x in (x1, x2))
         if one != two:
             raise ValueError(
-                f"x1 and x2 must agree but for their rows, got an example's shape and dtype {_listed(one)} in x1 and"
-                f" {_listed(two)} in x2"
+                f"x1 and x2 must agree but for their rows, got an example's shape and dtype {_join(one)} in x1 and"
+                f" {_join(two)} in x2"
             )
     _check_output(f, params, x1)
     return params, x1, x2
 
 
-def _listed(items: list[Any]) -> str:
+def _join(items: list[Any]) -> str:
     return ", ".join(str(item) for item in items)
 
 
@@ -136,14 +136,14 @@ def check_rows_are_independent(f: Callable[..., Any], params: Any, x1: Any, x2: 
     """
     if is_traced(params, x1, x2):
         return False
-    f = hashable(f)
+    f = as_hashable(f)
     probe = _probe(x1 if x2 is None else jax.tree.map(lambda *leaves: np.concatenate(leaves), x1, x2))
-    alone = _at_row(f, params, jax.tree.map(lambda a: a[:1], probe), 0)
+    alone = _output_and_derivative(f, params, jax.tree.map(lambda a: a[:1], probe), 0)
     if is_traced(alone):
         return False
     behind = jax.tree.map(lambda a: a[::-1], probe)
     last = num_rows(probe) - 1
-    for found in (_at_row(f, params, probe, 0), _at_row(f, params, behind, last)):
+    for found in (_output_and_derivative(f, params, probe, 0), _output_and_derivative(f, params, behind, last)):
         for what, one, other in zip(("output", "derivative"), alone, found, strict=True):
             scale = max(float(jnp.max(jnp.abs(one))), float(jnp.finfo(one.dtype).tiny))
             difference = float(jnp.max(jnp.abs(one - other)))
@@ -165,7 +165,7 @@ def _probe(x: Any) -> Any:
 
 
 @partial(jax.jit, static_argnums=0)
-def _at_row(f: Callable[..., Any], params: Any, x: Any, row: Array) -> tuple[Array, Array]:
+def _output_and_derivative(f: Callable[..., Any], params: Any, x: Any, row: Array) -> tuple[Array, Array]:
     """Output of one row, and the derivative by all parameters of its product with a random vector."""
     output, pullback = jax.vjp(lambda p: f(p, x)[row], params)
     cotangent = jax.random.normal(jax.random.key(0), output.shape, output.dtype)

@@ -129,7 +129,7 @@ class Conv:
                 widths[axis] = pad
         padded = jnp.pad(array, widths, mode="wrap" if self.padding == "CIRCULAR" else "constant")
 
-        def shifted(offsets: tuple[int, ...]) -> Array:
+        def shift(offsets: tuple[int, ...]) -> Array:
             where = [slice(None)] * array.ndim
             for axes in sides:
                 for axis, offset, count, stride in zip(axes, offsets, counts, strides, strict=True):
@@ -138,7 +138,7 @@ class Conv:
 
         # All shifts in one pass: a sum for each axis in turn has fewer terms, but writes and reads once more.
         windows = itertools.product(*map(range, self.filter_shape))
-        return reduce(operator.add, map(shifted, windows)) / math.prod(self.filter_shape)
+        return reduce(operator.add, map(shift, windows)) / math.prod(self.filter_shape)
 
 
 @jax.tree_util.register_dataclass

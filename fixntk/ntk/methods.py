@@ -91,17 +91,17 @@ class Pairwise(NamedTuple):
     pair_bytes: int
 
 
-def structured(network: Network, n1: int, n2: int) -> Pairwise:
+def structured_method(network: Network, n1: int, n2: int) -> Pairwise:
     """Activations and back-propagated signals where a leaf enters by a product, its Jacobian elsewhere."""
     sites, others = find_sites(network.closed, len(network.leaves))
-    return _from_sites(network, sites, sorted(others), n1, n2)
+    return _method_from_sites(network, sites, sorted(others), n1, n2)
 
 
-def jacobian(network: Network, n1: int, n2: int) -> Pairwise:
+def jacobian_method(network: Network, n1: int, n2: int) -> Pairwise:
     """Contraction of the Jacobians of all leaves that are in a group."""
     sites, others = find_sites(network.closed, len(network.leaves))
     entering = {*others, *(site.leaf for site in sites)}
-    return _from_sites(network, [], sorted(leaf for leaf in entering if network.groups[leaf] >= 0), n1, n2)
+    return _method_from_sites(network, [], sorted(leaf for leaf in entering if network.groups[leaf] >= 0), n1, n2)
 
 
 class _Layout(NamedTuple):
@@ -128,18 +128,18 @@ class _Layout(NamedTuple):
     chunk: int
 
 
-def _from_sites(network: Network, sites: list[Site], others: list[int], n1: int, n2: int) -> Pairwise:
+def _method_from_sites(network: Network, sites: list[Site], others: list[int], n1: int, n2: int) -> Pairwise:
     """Kernels from factors at sites and from the Jacobians of other leaves."""
     if not sites and not others:
         # No leaf enters: the zeros of one leaf's Jacobian, for vmap needs an array to map over.
         others = [min(range(len(network.leaves)), key=lambda k: (network.groups[k] < 0, network.leaves[k].size))]
     costs = [_site_flops(site, network.axes, n1, n2) for site in sites]
     is_explicit = [factored > explicit for factored, explicit in costs]
-    forward, largest = _entries(network.closed.jaxpr)
+    forward, largest = _count_entries(network.closed.jaxpr)
     # A backward pass holds about three arrays of the largest size for each signal.
     chunk = max(1, _CHUNK_BYTES // max(1, 3 * largest * network.output.dtype.itemsize))
     layout = _Layout(network, sites, is_explicit, others, chunk)
-    kept, by_pair = _kept_entries(layout)
+    kept, by_pair = _count_kept_entries(layout)
     live = forward + 3 * min(network.axes.num_outputs, chunk) * largest
     itemsize = network.output.dtype.itemsize
     return Pairwise(
@@ -211,7 +211,7 @@ def _total_flops(layout: _Layout, site_flops: list[float], n1: int, n2: int) -> 
     return flops
 
 
-def _kept_entries(layout: _Layout) -> tuple[int, int]:
+def _count_kept_entries(layout: _Layout) -> tuple[int, int]:
     """Entries of an example's features, and of the largest intermediate value of a pair's kernels."""
     axes = layout.network.axes
     kept = axes.num_outputs * sum(math.prod(layout.network.leaves[k].shape) for k in layout.others)
@@ -226,7 +226,7 @@ def _kept_entries(layout: _Layout) -> tuple[int, int]:
     return kept, by_pair
 
 
-def ntvp(network: Network, n1: int, n2: int) -> Pairwise:
+def ntvp_method(network: Network, n1: int, n2: int) -> Pairwise:
     """NTK-vector products: push the pulled-back cotangents of one example through the linearisation at the other."""
     axes = network.axes
     members = [[k for k, g in enumerate(network.groups) if g == group] for group in range(network.num_groups)]
@@ -248,7 +248,7 @@ def ntvp(network: Network, n1: int, n2: int) -> Pairwise:
     def kernels(leaves: Sequence[Array], features1: Any, features2: Any) -> tuple[Array, ...]:
         return _mean_over_traced(network, [kernel(leaves, features1, features2, group) for group in members])
 
-    forward_flops, (forward, largest) = count_flops(network.closed.jaxpr), _entries(network.closed.jaxpr)
+    forward_flops, (forward, largest) = count_flops(network.closed.jaxpr), _count_entries(network.closed.jaxpr)
     size = sum(math.prod(leaf.shape) for leaf in network.leaves)
     itemsize = network.output.dtype.itemsize
     flops = network.num_groups * axes.num_outputs * (2.0 * n1 * n2 + 3.0 * n2) * forward_flops
@@ -263,17 +263,17 @@ def ntvp(network: Network, n1: int, n2: int) -> Pairwise:
 
 
 METHODS: dict[str, Callable[[Network, int, int], Pairwise]] = {
-    "structured": structured,
-    "jacobian": jacobian,
-    "ntvp": ntvp,
+    "structured": structured_method,
+    "jacobian": jacobian_method,
+    "ntvp": ntvp_method,
 }
 
 
-def cheapest(network: Network, n1: int, n2: int) -> Pairwise:
+def cheapest_method(network: Network, n1: int, n2: int) -> Pairwise:
     """Return the method with the fewest operations; products only where forward differentiation is possible."""
-    candidates = [structured(network, n1, n2)]
+    candidates = [structured_method(network, n1, n2)]
     if not uses_primitive(network.closed.jaxpr, "custom_vjp"):
-        candidates.append(ntvp(network, n1, n2))
+        candidates.append(ntvp_method(network, n1, n2))
     return min(candidates, key=lambda method: method.flops)
 
 
@@ -285,13 +285,13 @@ def _mean_over_traced(network: Network, totals: Sequence[Any]) -> tuple[Array, .
     )
 
 
-def _entries(jaxpr: Jaxpr) -> tuple[int, int]:
+def _count_entries(jaxpr: Jaxpr) -> tuple[int, int]:
     """Entries of all intermediate values, as they are kept for a backward pass, and of the largest one."""
     total, largest = 0, 1
     for equation in jaxpr.eqns:
         sizes = [math.prod(v.aval.shape) for v in equation.outvars if hasattr(v.aval, "shape")]
         for sub in inner_jaxprs(equation):
-            inner_total, inner_largest = _entries(sub)
+            inner_total, inner_largest = _count_entries(sub)
             total += inner_total * equation.params.get("length", 1)
             largest = max(largest, inner_largest)
         total += sum(sizes)

@@ -56,7 +56,7 @@ def import_neural_tangents() -> ModuleType:
         for package in ("neural_tangents", "frozendict"):
             if importlib.util.find_spec(package) is None:
                 raise ImportError(f"{package} is not installed: run `{_INSTALL}`", name=package)
-        with _moved_names_put_back(), _in_sys_modules(_NEEDS_TENSORFLOW, ModuleType(_NEEDS_TENSORFLOW)):
+        with _restore_moved_names(), _add_to_sys_modules(_NEEDS_TENSORFLOW, ModuleType(_NEEDS_TENSORFLOW)):
             try:
                 module = importlib.import_module("neural_tangents")
             except (ImportError, AttributeError) as error:
@@ -67,7 +67,7 @@ def import_neural_tangents() -> ModuleType:
 
 
 @contextlib.contextmanager
-def _moved_names_put_back() -> Iterator[None]:
+def _restore_moved_names() -> Iterator[None]:
     """Make each of the moved names importable from its old module, inside the block only."""
     with contextlib.ExitStack() as undo:
         for old_module_name, new_module_name, names in _MOVED_NAMES:
@@ -75,7 +75,7 @@ def _moved_names_put_back() -> Iterator[None]:
                 old_module = importlib.import_module(old_module_name)
             except ModuleNotFoundError:
                 old_module = ModuleType(old_module_name)
-                undo.enter_context(_in_sys_modules(old_module_name, old_module))
+                undo.enter_context(_add_to_sys_modules(old_module_name, old_module))
             for name in names:
                 # Not hasattr: JAX's modules answer it for a deprecated name too, with a DeprecationWarning.
                 if name not in vars(old_module):
@@ -96,7 +96,7 @@ def _moved_name(module_name: str, name: str) -> Any:
 
 
 @contextlib.contextmanager
-def _in_sys_modules(name: str, module: ModuleType) -> Iterator[None]:
+def _add_to_sys_modules(name: str, module: ModuleType) -> Iterator[None]:
     """Let ``import name`` find ``module``, inside the block only."""
     previous = sys.modules.get(name)
     sys.modules[name] = module

@@ -13,7 +13,7 @@ from jax import Array
 
 from fixntk._tiling import Blocks, BlocksBothWays, num_rows
 from fixntk.ntk.contraction import OutputAxes
-from fixntk.ntk.methods import METHODS, Network, Pairwise, cheapest
+from fixntk.ntk.methods import METHODS, Network, Pairwise, cheapest_method
 
 # What a tile of examples, or of pairs of them, may take while it is computed when no batch size is given.
 _TILE_BYTES = 2**28
@@ -58,7 +58,7 @@ class Plan(NamedTuple):
     def kernels_both_ways(self, leaves: Sequence[Array], features1: Any, features2: Any) -> BlocksBothWays:
         """The same, and the kernels of the pairs the other way round."""
         blocks = self.kernels(leaves, features1, features2)
-        return blocks, tuple(self.network.axes.transposed(jnp.swapaxes(block, 0, 1), 2) for block in blocks)
+        return blocks, tuple(self.network.axes.transpose(jnp.swapaxes(block, 0, 1), 2) for block in blocks)
 
 
 def make_plan(request: Request, params: Any, x1: Any, x2: Any) -> Plan:
@@ -66,16 +66,18 @@ def make_plan(request: Request, params: Any, x1: Any, x2: Any) -> Plan:
     leaves, treedef = jax.tree.flatten(params)
     example = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), x1)
 
-    def one(leaves: Sequence[Array], inputs: Any) -> Array:
+    def apply_to_example(leaves: Sequence[Array], inputs: Any) -> Array:
         return request.f(jax.tree.unflatten(treedef, leaves), jax.tree.map(lambda a: a[None], inputs))[0]
 
     shapes = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
-    closed = jax.make_jaxpr(one)(shapes, example)
+    closed = jax.make_jaxpr(apply_to_example)(shapes, example)
     traced, diagonal = (tuple(k - 1 for k in axes if k > 0) for axes in (request.traced, request.diagonal))
     axes = OutputAxes(closed.jaxpr.outvars[0].aval.shape, traced, diagonal)
     network = Network(closed, shapes, axes, request.groups)
     counts = num_rows(x1), 1 if request.is_paired else num_rows(x1 if x2 is None else x2)
-    method = cheapest(network, *counts) if request.method == "auto" else METHODS[request.method](network, *counts)
+    method = (
+        cheapest_method(network, *counts) if request.method == "auto" else METHODS[request.method](network, *counts)
+    )
     tile = request.batch_size
     if tile is None and request.is_paired:
         tile = _TILE_BYTES // max(1, method.example_bytes + method.pair_bytes)

@@ -49,7 +49,7 @@ def elementwise(function: Callable[[Array], Array], num_terms: int = 100) -> Act
     _check_elementwise(function)
     nodes, projection = _hermite_projection(as_positive_int("num_terms", num_terms))
 
-    def at_nodes(std: Array) -> tuple[Array, Array]:
+    def values_at_nodes(std: Array) -> tuple[Array, Array]:
         inputs = std[..., None] * jnp.asarray(nodes, std.dtype)
         values, derivatives = jax.jvp(function, (inputs,), (jnp.ones_like(inputs),))
         return values.astype(std.dtype), derivatives.astype(std.dtype)
@@ -58,13 +58,13 @@ def elementwise(function: Callable[[Array], Array], num_terms: int = 100) -> Act
         return jnp.moveaxis(matmul(values, jnp.asarray(projection, values.dtype)), -1, 0)
 
     def truncation(std: Array) -> tuple[Array, Array]:
-        def left_out(values: Array) -> Array:
+        def truncated_share(values: Array) -> Array:
             whole = jnp.sum(jnp.asarray(projection[:, 0], values.dtype) * values**2, axis=-1)
             kept = jnp.sum(coefficients(values) ** 2, axis=0)
             return jnp.where(whole > 0, 1 - kept / jnp.where(whole > 0, whole, 1.0), 0.0)
 
-        values, derivatives = at_nodes(std)
-        return left_out(values), left_out(derivatives)
+        values, derivatives = values_at_nodes(std)
+        return truncated_share(values), truncated_share(derivatives)
 
     def moments(pair: Gaussians) -> Moments:
         dtype = pair.covariance.dtype
@@ -74,7 +74,7 @@ def elementwise(function: Callable[[Array], Array], num_terms: int = 100) -> Act
             (values1, derivatives1), (values2, derivatives2) = terms
             return (sums[0] * cosine + values1 * values2, sums[1] * cosine + derivatives1 * derivatives2), None
 
-        terms = tuple(tuple(map(coefficients, at_nodes(std))) for std in (pair.std1, pair.std2))
+        terms = tuple(tuple(map(coefficients, values_at_nodes(std))) for std in (pair.std1, pair.std2))
         shape = jnp.broadcast_shapes(cosine.shape, pair.std1.shape, pair.std2.shape)
         sums, _ = lax.scan(add_term, (jnp.zeros(shape, dtype),) * 2, terms, reverse=True, unroll=8)
         return sums

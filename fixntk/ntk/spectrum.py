@@ -32,7 +32,7 @@ def apply_function(
 ) -> Float[Array, "t m k"]:
     """F_s(matrix) @ vectors for (t,) values of s and (m, k) vectors, by the eigendecomposition that is passed."""
     del matrix  # Derivatives go through it.
-    factors = _function(kind, jnp.maximum(eigenvalues, 0), times[:, None], cutoff)
+    factors = _spectral_function(kind, jnp.maximum(eigenvalues, 0), times[:, None], cutoff)
     return matmul(eigenvectors, factors[:, :, None] * matmul(eigenvectors.T, vectors))
 
 
@@ -54,7 +54,7 @@ def _apply_function_jvp(kind: str, primals: tuple[Array, ...], tangents: tuple[A
     eigenvalues, eigenvectors = jnp.linalg.eigh(matrix, symmetrize_input=False)
     eigenvalues = jnp.maximum(eigenvalues, 0)
     if not _is_zero(d_vectors):
-        factors = _function(kind, eigenvalues, times[:, None], cutoff)
+        factors = _spectral_function(kind, eigenvalues, times[:, None], cutoff)
         change += matmul(eigenvectors, factors[:, :, None] * matmul(eigenvectors.T, d_vectors))
     if not _is_zero(d_matrix):
         direction = matmul(matmul(eigenvectors.T, d_matrix), eigenvectors)
@@ -72,9 +72,9 @@ def _is_zero(tangent: Any) -> bool:
     return isinstance(tangent, jax.custom_derivatives.SymbolicZero)
 
 
-def _function(kind: str, mu: Array, s: Array, cutoff: Array) -> Array:
+def _spectral_function(kind: str, mu: Array, s: Array, cutoff: Array) -> Array:
     if kind == "decay":
-        value = jnp.where(jnp.isinf(s), 0, jnp.exp(-mu * _finite(s)))
+        value = jnp.where(jnp.isinf(s), 0, jnp.exp(-mu * _finite_times(s)))
     else:
         value = _inverse(mu, s) if kind == "inverse" else _progress(mu, s)
     return jnp.where(_is_null(mu, s, cutoff), 0, value)
@@ -87,17 +87,17 @@ def _divided_differences(kind: str, mu: Array, s: Array, cutoff: Array) -> Float
     safe_high = jnp.where(high > 0, high, 1)
     safe_low = jnp.where(low > 0, low, 1)
     # (e^(−s low) − e^(−s high))/(high − low)
-    progress = jnp.where(jnp.isinf(s), 0, jnp.exp(-_finite(s) * low) * _inverse(high - low, _finite(s)))
+    progress = jnp.where(jnp.isinf(s), 0, jnp.exp(-_finite_times(s) * low) * _inverse(high - low, _finite_times(s)))
     if kind == "inverse":
         # By Leibniz's rule for μ · (1 − e^(−sμ))/μ; for small sμ by the series.
-        small = _finite(s) * high < _SERIES_BELOW
-        x, y = (jnp.where(small, _finite(s) * value, 0) for value in (high, low))
-        series = _finite(s) ** 2 * _series(x, y)[1]
-        value = jnp.where(small, series, (progress - _inverse(low, _finite(s))) / safe_high)
+        small = _finite_times(s) * high < _SERIES_BELOW
+        x, y = (jnp.where(small, _finite_times(s) * value, 0) for value in (high, low))
+        series = _finite_times(s) ** 2 * _series(x, y)[1]
+        value = jnp.where(small, series, (progress - _inverse(low, _finite_times(s))) / safe_high)
         value = jnp.where(jnp.isinf(s), -1 / (safe_high * safe_low), value)
     else:
         value = progress if kind == "progress" else -progress
-    against_null = _function(kind, high, s, cutoff) / safe_high
+    against_null = _spectral_function(kind, high, s, cutoff) / safe_high
     return jnp.where(null_high & null_low, 0, jnp.where(null_low & ~null_high, against_null, value))
 
 
@@ -106,21 +106,21 @@ def _is_null(mu: Array, s: Array, cutoff: Array) -> Array:
     return (mu <= cutoff) & ~(s * cutoff < 1)
 
 
-def _finite(s: Array) -> Array:
+def _finite_times(s: Array) -> Array:
     return jnp.where(jnp.isinf(s), 1, s)
 
 
 def _progress(mu: Array, s: Array) -> Array:
-    return jnp.where(jnp.isinf(s), 1, -jnp.expm1(-mu * _finite(s)))
+    return jnp.where(jnp.isinf(s), 1, -jnp.expm1(-mu * _finite_times(s)))
 
 
 def _inverse(mu: Array, s: Array) -> Array:
     """(1 − e^(−sμ))/μ, and s at μ = 0."""
-    z = _finite(s) * mu
+    z = _finite_times(s) * mu
     small = (z < _SERIES_BELOW) & ~jnp.isinf(s)
     z = jnp.where(small, z, 0)
     series, _ = _series(z, z)
-    return jnp.where(small, _finite(s) * series, _progress(mu, s) / jnp.where(mu > 0, mu, 1))
+    return jnp.where(small, _finite_times(s) * series, _progress(mu, s) / jnp.where(mu > 0, mu, 1))
 
 
 def _series(x: Array, y: Array) -> tuple[Array, Array]:

@@ -38,10 +38,10 @@ def _truncated_shares(parameters: tuple[Layer, Any], x: Array, tile: int) -> dic
     """Largest share that series leave out, by activation: of each input's own variances, layer by layer."""
     network, input_scale = as_scalars(*parameters, x.dtype)
 
-    def of_one(x: Array) -> dict[str, Array]:
+    def shares_of_one(x: Array) -> dict[str, Array]:
         shares: dict[str, list[Array]] = {}
 
-        def watched(layer: Any) -> Any:
+        def add_watch(layer: Any) -> Any:
             if not isinstance(layer, Activate) or layer.activation.truncation is None:
                 return layer
 
@@ -52,9 +52,9 @@ def _truncated_shares(parameters: tuple[Layer, Any], x: Array, tile: int) -> dic
 
             return watch
 
-        watching = jax.tree.map(watched, network, is_leaf=lambda layer: isinstance(layer, Activate))
+        watching = jax.tree.map(add_watch, network, is_leaf=lambda layer: isinstance(layer, Activate))
         row = as_rows(x[None], jnp.zeros(1, int))
         watching(covariances_of_inputs(row, row, input_scale, bool(layers_of(GlobalAveragePool, network))))
         return {name: jnp.max(jnp.stack([jnp.max(share) for share in found])) for name, found in shares.items()}
 
-    return jax.tree.map(jnp.max, jax.lax.map(of_one, x, batch_size=tile))
+    return jax.tree.map(jnp.max, jax.lax.map(shares_of_one, x, batch_size=tile))

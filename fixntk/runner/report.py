@@ -22,7 +22,7 @@ from cycler import cycler
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
-from fixntk._files import replacing
+from fixntk._files import replace_when_written
 
 # Okabe and Ito's colours for colour-blind readers, those with the most contrast on white first.
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
@@ -143,7 +143,7 @@ def render(
         config=yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True, default_flow_style=None),
     )
     path = directory / "report.html"
-    with replacing(path) as part:
+    with replace_when_written(path) as part:
         part.write_text(html, encoding="utf-8")
     return path
 
@@ -183,7 +183,7 @@ def render_markdown(path: str | Path, title: str, sections: Sequence[Section], e
         for stem, figure, caption in section.figures:
             _save(figure, folder / f"{stem}.png")
             parts += [f"![{caption.replace('`', '')}](figures/{path.stem}/{stem}.png)", f"*{caption}*"]
-    with replacing(path) as part:
+    with replace_when_written(path) as part:
         part.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     return path
 
@@ -208,7 +208,7 @@ def _template_values(section: Section, folder: Path) -> dict[str, Any]:
         for stem, figure, caption in section.figures
     ]
     columns = None if section.table is None else _columns(section.table)
-    return {"title": section.title, "text": _markup(section.text), "columns": columns, "figures": figures}
+    return {"title": section.title, "text": _mark_up(section.text), "columns": columns, "figures": figures}
 
 
 def _save(figure: Figure, path: Path) -> str:
@@ -217,17 +217,17 @@ def _save(figure: Figure, path: Path) -> str:
     with use_style():
         figure.savefig(buffer, format="png")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as part:
+    with replace_when_written(path) as part:
         part.write_bytes(buffer.getvalue())
     return base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def _markup(text: str) -> Markup:
+def _mark_up(text: str) -> Markup:
     paragraphs = [part.strip() for part in re.split(r"\n\s*\n", text) if part.strip()]
-    return Markup("\n").join(Markup("<p>{}</p>").format(_inline(part)) for part in paragraphs)
+    return Markup("\n").join(Markup("<p>{}</p>").format(_mark_up_inline(part)) for part in paragraphs)
 
 
-def _inline(text: str) -> Markup:
+def _mark_up_inline(text: str) -> Markup:
     """Escape the text, then mark up code and, outside of code, bold."""
     pieces = re.split(r"`([^`]+)`", str(escape(text)))
     marked = (
@@ -296,20 +296,20 @@ def format_numbers(values: Sequence[float | int]) -> list[str]:
     finite = [value for value in values if math.isfinite(value)]
     largest = max((abs(value) for value in finite), default=0.0)
     if all(float(value).is_integer() for value in finite) and largest < 1e15:
-        return [_signed(f"{value:.0f}") for value in values]
+        return [_use_minus_sign(f"{value:.0f}") for value in values]
     decimals = max(0, 3 - math.floor(math.log10(largest)))
     smallest = min(abs(value) for value in finite if value)
     if largest < 1e6 and decimals <= 6 and smallest >= 9.5 * 10.0**-decimals:
-        return [_signed(f"{value:.{decimals}f}") for value in values]
-    return [_signed(_own_digits(value)) for value in values]
+        return [_use_minus_sign(f"{value:.{decimals}f}") for value in values]
+    return [_use_minus_sign(_format_alone(value)) for value in values]
 
 
-def _own_digits(value: float | int) -> str:
+def _format_alone(value: float | int) -> str:
     text = f"{value:.0f}" if 100 <= abs(value) < 1e6 else f"{value:.3g}"
     return re.sub(r"e([+-])0*", r"e\1", text).replace("e+", "e")
 
 
-def _signed(text: str) -> str:
+def _use_minus_sign(text: str) -> str:
     """Replace the hyphen by a minus sign and inf by ∞; a number that rounds to zero gets no sign."""
     if re.fullmatch(r"-0(\.0*)?", text):
         return text[1:]

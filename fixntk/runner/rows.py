@@ -10,7 +10,7 @@ from io import RawIOBase
 from pathlib import Path
 from typing import Any
 
-from fixntk._files import replacing
+from fixntk._files import replace_when_written
 from fixntk.runner.config import ConfigError, Row
 
 
@@ -47,14 +47,14 @@ def keep_finished(results: Path, tasks: list[Row]) -> tuple[list[Row], bool]:
     rows, torn = _read_results(results)
     kept = [row for row in rows if "error" not in row]
     if torn:
-        kept = _without_torn_task(kept, torn, tasks)
+        kept = _drop_torn_task(kept, torn, tasks)
     if torn or len(kept) < len(rows):
-        with replacing(results) as part:
+        with replace_when_written(results) as part:
             part.write_bytes(b"".join(map(_line, kept)))
     return kept, bool(torn)
 
 
-def _without_torn_task(rows: list[Row], torn: bytes, tasks: list[Row]) -> list[Row]:
+def _drop_torn_task(rows: list[Row], torn: bytes, tasks: list[Row]) -> list[Row]:
     """Drop the task of the last row if the torn line may belong to the same task, which is then incomplete."""
     for task, of_task in zip(tasks, rows_by_task(tasks, rows), strict=True):
         start = _dumps(task)[:-1].encode()  # each of the task's lines begins with this
@@ -109,7 +109,7 @@ def read_json(path: Path) -> Row:
 def write_json(path: Path, value: Row) -> None:
     """Write an object to a JSON file, whole or not at all."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
-    with replacing(path) as part:
+    with replace_when_written(path) as part:
         part.write_text(text + "\n", encoding="utf-8")
 
 

@@ -81,7 +81,7 @@ def execute(
             "the same command with --resume does the rest"
         )
         return INTERRUPTED
-    for reason, labels in _failures(tasks, failed).items():
+    for reason, labels in _labels_by_reason(tasks, failed).items():
         _say(f"skipped {', '.join(labels)}: {reason}")
     return 1 if failed else 0
 
@@ -151,23 +151,23 @@ def _prepare(directory: Path, description: Row, tasks: list[Row], *, resume: boo
 
 def _check_same_config(path: Path, description: Row) -> None:
     """Raise ConfigError, naming each key that differs, if the config of an earlier run is another one."""
-    earlier, now = _flat(read_json(path)), _flat(description)
+    earlier, now = _flatten(read_json(path)), _flatten(description)
     differing = [key for key in {**earlier, **now} if earlier.get(key) != now.get(key)]
     if differing:
         pairs = "; ".join(f"{key} was {earlier.get(key)!r}, now {now.get(key)!r}" for key in differing)
         raise ConfigError(f"{path} is of another config, so --resume cannot go on: {pairs}")
 
 
-def _flat(value: Row, prefix: str = "") -> Row:
+def _flatten(value: Row, prefix: str = "") -> Row:
     """Nested mappings as one, with dots in its keys."""
     flat: Row = {}
     for key, item in value.items():
-        flat |= _flat(item, f"{prefix}{key}.") if isinstance(item, dict) else {prefix + key: item}
+        flat |= _flatten(item, f"{prefix}{key}.") if isinstance(item, dict) else {prefix + key: item}
     return flat
 
 
 def _run_tasks(experiment: Experiment, config: BaseModel, pending: list[Row], file: RawIOBase, total: int) -> None:
-    with contextlib.closing(_with_progress(pending, total)) as tracked:
+    with contextlib.closing(_track_progress(pending, total)) as tracked:
         for task in tracked:
             append_rows(file, _run_task(experiment, config, task))
             if _num_memory_maps() > _MOST_MEMORY_MAPS:
@@ -199,7 +199,7 @@ def _run_task(experiment: Experiment, config: BaseModel, task: Row) -> list[Row]
     return [{**task, **row, **task} for row in rows]
 
 
-def _with_progress(pending: list[Row], total: int) -> Generator[Row, None, None]:
+def _track_progress(pending: list[Row], total: int) -> Generator[Row, None, None]:
     """Yield the tasks, with the progress on stderr: a bar on a terminal, otherwise about ten lines."""
     finished = total - len(pending)
     if sys.stderr.isatty():
@@ -244,14 +244,14 @@ def _missing_parts(tasks: list[Row], failed: list[Row], unfinished: int, *, need
         text = f"**{unfinished} of {len(tasks)} tasks are not finished**; {without}."
         sections.append(report.Section("Unfinished", text))
     if failed:
-        failures = _failures(tasks, failed)
+        failures = _labels_by_reason(tasks, failed)
         table = pd.DataFrame({"skipped": map(", ".join, failures.values()), "reason": failures.keys()})
         text = f"**{len(failed)} of {len(tasks)} tasks could not use their data**; {without}."
         sections.append(report.Section("Skipped", text, table))
     return sections
 
 
-def _failures(tasks: list[Row], failed: list[Row]) -> dict[str, list[str]]:
+def _labels_by_reason(tasks: list[Row], failed: list[Row]) -> dict[str, list[str]]:
     """Return the tables that failed for each reason, or the tasks where they have no key ``table``."""
     failures: dict[str, list[str]] = {}
     for task, rows in zip(tasks, rows_by_task(tasks, failed), strict=True):

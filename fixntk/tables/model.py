@@ -15,7 +15,7 @@ import pandas as pd
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import Pipeline
 
-from fixntk._files import replacing
+from fixntk._files import replace_when_written
 from fixntk.estimators import GatedReLUClassifier, GatedReLURegressor, NTKClassifier, NTKRegressor
 from fixntk.tables.encode import Columns, imputing_encoder, match_columns, read_columns, read_target
 from fixntk.tables.read import TableError, read_strings, read_table
@@ -54,7 +54,7 @@ def fit(
     y, is_class = read_target(path, labels)
     frame, columns = read_columns(path, features)
     kind = "class" if is_class else "quantity"
-    lines = [f"{len(y)} rows, {features.shape[1]} columns; {target!r} is a {kind}", *_missing(features, columns)]
+    lines = [f"{len(y)} rows, {features.shape[1]} columns; {target!r} is a {kind}", *_missing_lines(features, columns)]
     estimator = _estimator(method, is_class, seed)
     model: Any = Pipeline([("columns", imputing_encoder(columns)), ("estimator", estimator)])
     if reg is None:
@@ -106,7 +106,7 @@ def write_table(frame: pd.DataFrame, path: Path) -> None:
         frame.to_csv(path, index=False)
 
 
-def _missing(features: pd.DataFrame, columns: Columns) -> list[str]:
+def _missing_lines(features: pd.DataFrame, columns: Columns) -> list[str]:
     """A line for each column with missing values."""
     lines = []
     for name in features.columns:
@@ -135,7 +135,7 @@ def _write(out: Path, about: dict[str, Any], model: Any) -> None:
     payload = stream.getvalue()
     header = {"format": _FORMAT, "version": _VERSION, "fixntk": version("fixntk"), **about}
     header["sha256"] = hashlib.sha256(payload).hexdigest()
-    with replacing(out) as part:
+    with replace_when_written(out) as part:
         part.write_bytes(json.dumps(header).encode() + b"\n" + payload)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from fixntk._numerics import float64_allowed
+from fixntk._numerics import allow_float64
 from fixntk.verify import kernels, programs
 from fixntk.verify.check import Check, Data, run_check
 
@@ -39,7 +39,7 @@ def main(data: Path | None = None, json_file: Path | None = None) -> int:
     """
     if json_file is not None:
         _check_writable(json_file)
-    with float64_allowed():
+    with allow_float64():
         data_sets = built_in_data() if data is None else [read_data(data)]
         checks = []
         for check in run_checks(data_sets):

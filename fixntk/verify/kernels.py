@@ -163,10 +163,10 @@ def check_neural_tangents(data: Data) -> Iterator[Check]:
         return
     x, ntk = data.x, gated_relu_ntk(data.x)
 
-    def dense() -> tuple[Callable, Callable, Callable]:
+    def dense_layer() -> tuple[Callable, Callable, Callable]:
         return nt.stax.Dense(1, W_std=1.0, b_std=None)
 
-    kernel = nt.stax.serial(dense(), nt.stax.Relu(), dense())[2](x, None, ("nngp", "ntk"))
+    kernel = nt.stax.serial(dense_layer(), nt.stax.Relu(), dense_layer())[2](x, None, ("nngp", "ntk"))
     figure = _distance_off_the_diagonal(x, x.shape[1] * (kernel.ntk - kernel.nngp), ntk)
     yield check_at_most("M3", data, claims[0], figure, 1e-8)
 
@@ -185,7 +185,7 @@ def _empirical_ntk_by_neural_tangents(nt: ModuleType, x: Float[Array, "n d"]) ->
     """neural-tangents' empirical NTK of a gated network, as a function of its width and the seed of its gates."""
 
     @partial(jax.jit, static_argnames="num_gates")
-    def empirical(num_gates: int, seed: Any) -> Array:
+    def kernel_of_gates(num_gates: int, seed: Any) -> Array:
         gates = sample_gates(jax.random.key(seed), num_gates, x.shape[1], dtype=x.dtype)
         signs = jnp.where(jax.random.bernoulli(jax.random.key(seed + 1), shape=(num_gates,)), 1.0, -1.0)
 
@@ -196,7 +196,7 @@ def _empirical_ntk_by_neural_tangents(nt: ModuleType, x: Float[Array, "n d"]) ->
         kernel_fn = nt.empirical_ntk_fn(network, trace_axes=(1,), implementation=implementation)
         return kernel_fn(x, None, jnp.zeros((num_gates, x.shape[1])))
 
-    return empirical
+    return kernel_of_gates
 
 
 def check_analytic(data: Data) -> Iterator[Check]:
@@ -266,7 +266,7 @@ def check_empirical(data: Data) -> Iterator[Check]:
         yield check_at_most("M14", data, claim, relative_distance(structured, theirs), 1e-10)
 
     @partial(jax.jit, static_argnames="width")
-    def gated(width: int, seed: Any) -> Array:
+    def gated_ntk(width: int, seed: Any) -> Array:
         gates = sample_gates(jax.random.key(seed), width, x.shape[1], dtype=x.dtype)
 
         def gated_network(weights: Array, inputs: Array) -> Array:
@@ -274,7 +274,9 @@ def check_empirical(data: Data) -> Iterator[Check]:
 
         return empirical_ntk(gated_network, jnp.zeros((x.shape[1], width)), x, outputs="trace")
 
-    slope = slope_of_log_error(lambda width, seed: relative_distance(gated(width, seed), ntk), _WIDTHS, _NUM_REPEATS)
+    slope = slope_of_log_error(
+        lambda width, seed: relative_distance(gated_ntk(width, seed), ntk), _WIDTHS, _NUM_REPEATS
+    )
     claim = "empirical NTK of gated networks converges to the analytic: slope of log error over log width"
     yield check_near("M14", data, claim, slope, -0.5, 0.15)
 
