@@ -23,11 +23,13 @@ from problems import make
 import fixntk as fx
 from fixntk.runner.report import STYLE
 
+# Folder of the figures.
 FIGURES = Path(__file__).parent.parent / "docs" / "figures"
-# Most iterations of each method.
+# Largest number of iterations of each method.
 METHODS = {"irls": 400, "anderson": 200, "fista": 20_000, "newton": 200}
+# Sizes from which one is varied at a time.
 BASE = {"num_rows": 500, "num_gates": 512, "num_features": 20}
-# Sizes of each sweep: each is twice the one before.
+# Number of sizes in each sweep; each size is twice the one before.
 DOUBLINGS = 4
 
 

@@ -37,7 +37,7 @@ _COLOURS: Mapping[str, str] = MappingProxyType(
     {"NTK": colours.NTK, "network": colours.TRAINED_RELU, "fixed": colours.FIXED}
 )
 # Share of the kernel's trace above which a layer counts as kept.
-_KEPT = 0.01
+_KEPT_SHARE = 0.01
 
 NEEDS_EVERY_TASK = True
 
@@ -253,7 +253,7 @@ def _count_kept_layers(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, A
     found = {}
     for inputs in dict.fromkeys(row["inputs"] for row in learnt):
         shares = np.array([row["layer_shares"] for row in learnt if row["inputs"] == inputs])
-        kept = np.sum(shares > _KEPT, axis=0)
+        kept = np.sum(shares > _KEPT_SHARE, axis=0)
         found[inputs] = [
             {"share": share, "kept": int(count), "seeds": len(shares)}
             for share, count in zip(shares.mean(axis=0).tolist(), kept, strict=True)
@@ -327,7 +327,7 @@ def _layer_section(config: Config, table: pd.DataFrame, rows: list[dict[str, Any
         f"certificate (`fixntk.solve_kernels`), lowers the training objective by: {saved}, medians over seeds and "
         f"values of λ. All {config.depth + 1} layers of a network of {config.depth} hidden layers, ten digits, "
         f"{num_fit} rows, λ chosen on {config.train_rows - num_fit} others."
-        f"\n\nLayers kept at this λ, with more than {_KEPT:.0%} of the kernel's trace: {kept}. "
+        f"\n\nLayers kept at this λ, with more than {_KEPT_SHARE:.0%} of the kernel's trace: {kept}. "
         f"{_changes_text(summary['fixed_minus_ntk_on_layers'])}"
     )
     caption = "Shares of the layers in the kernel's trace: in the NTK and as learnt, means over splits."

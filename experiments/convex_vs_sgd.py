@@ -33,9 +33,9 @@ from fixntk.runner.report import Section, new_figure
 Problem = Literal["toy", "teacher", "relu_teacher"]
 Optimizer = Literal["sgd", "adam", "adamw"]
 _SOLVERS = ("newton", "irls")
-# Relative excesses over the optimum below this are drawn at it.
+# Relative excesses over the optimum below this value are drawn at this value.
 _FLOOR = 1e-7
-# Times below this, in seconds, are drawn at it.
+# Times in seconds below this value are drawn at this value.
 _LEAST_SECONDS = 1e-4
 
 NEEDS_EVERY_TASK = True
@@ -141,7 +141,8 @@ def _training_row(
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", ".*networks diverged", UserWarning)
                 run = partial(train, networks, data.x, data.y, optimizer, reg=program.reg, record_every=each)
-                run(num_steps=each)  # only to compile
+                # The first call only compiles.
+                run(num_steps=each)
                 training = run(num_steps=each * (config.num_steps // each))
         except DivergedError:
             continue

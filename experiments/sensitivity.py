@@ -25,7 +25,7 @@ from fixntk.convex.solvers import irls
 from fixntk.gram import masked_apply
 from fixntk.runner.report import Section, new_figure
 
-# What each sweep varies, in words.
+# The setting that each sweep varies, in words.
 SWEEPS = {"gates": "gates P", "reg": "λ/λ_max", "steps": "reweighting steps", "epsilon": "ε, as the gap it may cost"}
 
 

@@ -28,7 +28,7 @@ _METHODS: Mapping[str, Mapping[str, Any]] = {"classification": CLASSIFIERS, "reg
 _TABLES: Mapping[str, Mapping[str, Any]] = {"classification": TABLES, "regression": REGRESSION_TABLES}
 _SCORES = {"classification": "accuracy", "regression": "R²"}
 _OURS = "fixed kernel"
-# How methods that do not use the folds choose their settings.
+# Methods that choose their settings without the folds, and how they do.
 _TUNED_OTHERWISE = {
     "NTK": "whose ridge has the least leave-one-out error, in closed form",
     "xRFM": "for which a fifth of the rows is set aside",

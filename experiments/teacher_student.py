@@ -51,13 +51,13 @@ METHODS: Mapping[str, str] = MappingProxyType(
 )
 """The methods, with their colours."""
 
-# Test rows of each data set.
+# Number of test rows of each data set.
 _NUM_TEST = 2000
-# Ridges of the NTK to choose from, in units of the mean of its kernel's diagonal.
+# Candidates for the ridge of the NTK, in units of the kernel's mean diagonal.
 _RIDGES = np.geomspace(1e-5, 10, 13)
 # Relative gap of the solutions.
 _TOL = 1e-5
-# Most rounds of discovery.
+# Largest number of rounds of gate discovery.
 _MAX_ROUNDS = 10
 
 NEEDS_EVERY_TASK = True

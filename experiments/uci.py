@@ -38,12 +38,12 @@ _SHOWN: Mapping[str, tuple[str, str]] = MappingProxyType(
         "optimum": ("optimum", colours.OPTIMUM),
     }
 )
-# Relative rounding error of a certified bound in float32.
+# Bound on the relative rounding error of a certified bound in float32.
 _ROUNDING = 1e-5
 # Number of tables in the paper.
-_IN_THE_PAPER = 33
-# A correlation over fewer tables says nothing.
-_ENOUGH_TABLES = 10
+_NUM_PAPER_TABLES = 33
+# Smallest number of tables for which a rank correlation is reported.
+_MIN_CORRELATION_TABLES = 10
 _PAPER = (
     " The paper reports 26 of 33, on splits and with settings of its own. The default settings here were settled after "
     "looking at test accuracies of about eight settings on these tables and the seeds 0 to 4: read the comparison as "
@@ -262,7 +262,7 @@ def _comparison_section(config: Config, table: pd.DataFrame, summary: dict[str, 
         )
     )
     text = (
-        f"**{summary['headline']}**{_PAPER if len(config.tables or TABLES) >= _IN_THE_PAPER else ''}\n\n"
+        f"**{summary['headline']}**{_PAPER if len(config.tables or TABLES) >= _NUM_PAPER_TABLES else ''}\n\n"
         f"Mean test accuracy over tables: NTK {means['NTK']:.4f}, NTK of the sampled gates "
         f"{means['sampled NTK']:.4f}, fixed {means['fixed']:.4f}, certified optimum {means['optimum']:.4f}. {against}"
     )
@@ -324,7 +324,7 @@ def _gap_section(config: Config, table: pd.DataFrame, summary: dict[str, Any]) -
     related = summary["left_against_difference"]
     if related is None:
         return Section("What the NTK leaves", text)
-    if len(table) >= _ENOUGH_TABLES:
+    if len(table) >= _MIN_CORRELATION_TABLES:
         correlation = use_minus_signs(f"{related['spearman']:+.2f}")
         text += (
             " Over the tables the rank correlation of what is left in training with what is gained on the test part is "

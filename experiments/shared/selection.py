@@ -23,7 +23,7 @@ from fixntk.estimators.cross_validation import stratified_folds
 from fixntk.gram import masked_apply
 
 # The number of training rows of a fold is rounded up to a multiple of this.
-_ROWS = 16
+_ROW_MULTIPLE = 16
 
 
 class RidgeFit(NamedTuple):
@@ -120,7 +120,7 @@ def _fit_fixed(
 def _training_rows(keep: np.ndarray) -> np.ndarray:
     """(folds, m) indices of the rows that each fold keeps, padded by n; few values of m, as each one is compiled."""
     kept = [np.flatnonzero(rows) for rows in keep]
-    size = -(-max(map(len, kept)) // _ROWS) * _ROWS
+    size = -(-max(map(len, kept)) // _ROW_MULTIPLE) * _ROW_MULTIPLE
     return np.stack([np.pad(rows, (0, size - len(rows)), constant_values=keep.shape[1]) for rows in kept])
 
 

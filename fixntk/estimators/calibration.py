@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
-# Bounds of the temperature's logarithm.
+# Bounds of the search for the natural logarithm of the temperature (no unit).
 _LOG_BOUNDS = (-9, 9)
 
 

@@ -26,7 +26,7 @@ from fixntk.estimators.fitting import GatedFit, GateOptions, as_gated_fit, check
 from fixntk.estimators.preprocessing import Training, padded_size
 from fixntk.gram import masked_apply
 
-# Sets the smoothing of the reweighting, which stops by the number of its steps; a relative gap.
+# Relative gap that determines the smoothing ε of the reweighting. The reweighting itself stops by its number of steps.
 _IRLS_TOL = 1e-6
 
 Folds = Sequence[tuple[Int[np.ndarray, "_"], Int[np.ndarray, "_"]]]

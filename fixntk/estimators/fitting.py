@@ -23,11 +23,11 @@ from fixntk.gram import masked_gram
 from fixntk.networks.models import GatedReLUNetwork
 from fixntk.ntk import gated_relu_ntk
 
-# Ridges to choose from, in units of the kernel's mean diagonal.
+# Candidates for the ridge, in units of the kernel's mean diagonal.
 DEFAULT_REGS = tuple(10.0**k for k in range(-6, 3))
-# λ to choose from, in units of λ_max.
+# Candidates for λ in classification, in units of λ_max.
 DEFAULT_REG_SHARES = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
-# Quantities can be almost without noise.
+# Candidates for λ in regression, in units of λ_max. Some are smaller, as targets can be almost free of noise.
 DEFAULT_REGRESSION_SHARES = (*DEFAULT_REG_SHARES, 0.0003, 0.0001, 0.00001)
 
 

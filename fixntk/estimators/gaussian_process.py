@@ -13,8 +13,9 @@ from scipy.linalg import cholesky, solve_triangular
 # Kernel matrix of rows with each other, or with others.
 Kernel = Callable[..., Array]
 
-# Least 1 − h of a row with leverage h, so that a row that alone fixes its output does not divide by zero.
-LEAST_FREEDOM = 1e-12  # share
+# Smallest value of 1 − h for a row of leverage h (no unit). It avoids a division by zero for a row that determines its
+# own output.
+LEAST_FREEDOM = 1e-12
 
 
 class Posterior(NamedTuple):

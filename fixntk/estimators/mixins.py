@@ -37,10 +37,11 @@ from fixntk.estimators.preprocessing import (
 from fixntk.networks.models import GatedReLUNetwork
 from fixntk.ntk import gated_relu_ntk
 
-# Rows for which outputs are computed together.
-_PREDICT_ROWS = 4096  # rows
-# With deviations, which need kernels of all these rows with each other and with those fitted.
-_DEVIATION_ROWS = 512  # rows
+# Number of rows for which outputs are computed at a time.
+_PREDICT_ROWS = 4096
+# Number of rows for which standard deviations are computed at a time. It is smaller because they need the kernel matrix
+# of these rows with themselves and with the training rows.
+_DEVIATION_ROWS = 512
 
 
 class InputMixin:

@@ -13,11 +13,15 @@ from scipy.special import expit, softmax
 
 from fixntk._numerics import allow_float64
 
-# Rows and columns are padded with zeros to few sizes, so that tables of similar sizes share one compilation.
-_SMALLEST_ROWS = 32  # rows
-_COLUMN_MULTIPLE = 8  # columns
-# Rows are gathered in blocks of this many, so that no second copy of a table is made on the way.
-_BLOCK_ROWS = 1024  # rows
+# Rows and columns are padded with zeros to a small set of sizes, so that tables of similar sizes share one compilation.
+
+# Smallest padded number of rows.
+_SMALLEST_ROWS = 32
+# The number of columns is padded to a multiple of this.
+_COLUMN_MULTIPLE = 8
+# Number of rows that are gathered at a time, so that gathering does not make a second copy of the table.
+_BLOCK_ROWS = 1024
+# Message of the error for tables without a row to fit to.
 _NO_WEIGHT = "sample_weight must not be zero for all rows"
 
 Chosen = tuple[Int[np.ndarray, " k"], Float[np.ndarray, " k"]]

@@ -24,7 +24,7 @@ from jax.typing import ArrayLike
 from fixntk._checks import as_matrix, as_numpy, as_positive_int
 from fixntk.gates.masks import Arrangements, _row_bytes
 
-# Error of a unit normal after a few dozen operations in float64: well above their rounding.
+# Bound on the error of a unit normal (no unit) after a few dozen operations in float64.
 _NOISE = 1e-13
 
 

@@ -21,7 +21,7 @@ _TYPES: dict[str, type[GatedReLUNetwork] | type[ReLUNetwork]] = {
     "GatedReLUNetwork": GatedReLUNetwork,
     "ReLUNetwork": ReLUNetwork,
 }
-# What the files' metadata says.
+# Name and version of the format in the metadata of the files.
 _FORMAT = "fixntk network"
 _VERSION = 1
 

@@ -30,10 +30,12 @@ from fixntk.ntk.covariances import Covariances, covariances_of_inputs
 from fixntk.ntk.layers import GlobalAveragePool, Layer, as_scalars, layers_of, mlp
 from fixntk.ntk.truncation import warn_if_truncated
 
+# Advice in the error for kernels that are larger than the memory.
 _REMEDY = "pass x1 in blocks of rows"
 
-# Numbers in a temporary of a tile. On a CPU it should stay in the cache, on an accelerator keep it busy.
+# Number of entries in a temporary array of a tile, by backend. On a CPU the array should fit into the cache.
 _TILE_SIZES = {"cpu": 2**18}
+# The same for all other backends, large enough to occupy an accelerator.
 _ACCELERATORS_TILE_SIZE = 2**22
 
 

@@ -20,7 +20,7 @@ from fixntk._numerics import safe_sqrt
 from fixntk.ntk.angles import Rows, products_and_angles
 from fixntk.ntk.gaussians import Gaussians
 
-# Rounding error of a mean, in units of the dtype's epsilon: a smaller difference says nothing about an angle.
+# Bound on the rounding error of a mean, in units of the dtype's epsilon. A difference below it is treated as zero.
 _MEAN_ROUNDING = 32
 
 

@@ -27,11 +27,13 @@ from fixntk.ntk.activations import as_activation
 from fixntk.ntk.covariances import Covariances, Pairs, add_pairs, average_pairs, haversines_from_moments
 from fixntk.ntk.gaussians import Gaussians
 
+# Values of the argument padding of Conv.
 _PADDINGS = ("SAME", "VALID", "CIRCULAR")
 
+# A layer maps the covariances of its inputs to those of its outputs.
 Layer = Callable[[Covariances], Covariances]
 
-
+# Metadata of fields that belong to the structure of a pytree, not to its leaves.
 _STATIC = {"static": True}
 
 

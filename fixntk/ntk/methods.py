@@ -37,7 +37,7 @@ from fixntk.ntk.structure import (
     uses_primitive,
 )
 
-# Signals of at most this many outputs and bytes are propagated backwards at once.
+# Largest size, in bytes, of the signals that are propagated backwards at the same time.
 _CHUNK_BYTES = 2**26
 
 

@@ -13,9 +13,10 @@ from typing import Any
 
 import jax
 
+# Command that installs neural-tangents, for error messages.
 _INSTALL = "pip install --no-deps neural-tangents==0.6.5 frozendict"
 
-# Where neural-tangents looks for a name that JAX has removed, where that name is now, and the names.
+# Modules in which neural-tangents looks for names that JAX has removed, the modules that have them now, and the names.
 _MOVED_NAMES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("jax.core", "jax.extend.core", ("Jaxpr", "JaxprEqn", "Literal", "Primitive", "Var")),
     ("jax.interpreters.ad", "jax._src.ad_util", ("zeros_like_p",)),

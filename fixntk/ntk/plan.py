@@ -15,7 +15,7 @@ from fixntk._tiling import Blocks, BlocksBothWays, num_rows
 from fixntk.ntk.contraction import OutputAxes
 from fixntk.ntk.methods import METHODS, Network, Pairwise, cheapest_method
 
-# What a tile of examples, or of pairs of them, may take while it is computed when no batch size is given.
+# Largest size, in bytes, of the temporary arrays of a tile of examples, or of pairs of them, if no batch size is given.
 _TILE_BYTES = 2**28
 
 

@@ -14,7 +14,7 @@ from fixntk.ntk.angles import as_rows
 from fixntk.ntk.covariances import Covariances, covariances_of_inputs
 from fixntk.ntk.layers import Activate, GlobalAveragePool, Layer, as_scalars, layers_of
 
-# Share of a second moment left out by a series above which there is a warning.
+# Largest fraction of a second moment that a series may omit without a warning.
 _LARGEST_SHARE = 1e-4
 
 

@@ -52,10 +52,10 @@ STYLE: Any = {
     "ytick.labelsize": 9,
 }
 
-# Shown for a missing value.
+# Text that is shown for a missing value.
 _MISSING = "–"
-# Characters above which a text gets several lines.
-_LONG = 40
+# Number of characters above which a text in a table is wrapped.
+_MAX_LINE_CHARACTERS = 40
 # Pixels on the page for each inch of a figure.
 _PIXELS_PER_INCH = 110
 
@@ -234,7 +234,8 @@ def _mark_up_inline(text: str) -> Markup:
         f"<code>{piece}</code>" if k % 2 else re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", piece, flags=re.S)
         for k, piece in enumerate(pieces)
     )
-    return Markup("".join(marked))  # escaped in the first line
+    # The first line has escaped the text, so that it is safe to declare it as markup.
+    return Markup("".join(marked))
 
 
 # ------------------------------------------------------------------------------------------------ tables
@@ -242,10 +243,24 @@ def _mark_up_inline(text: str) -> Markup:
 
 @dataclass(frozen=True)
 class _Column:
+    """A column of a table as text.
+
+    Attributes
+    ----------
+    heading
+        The column's name.
+    numeric
+        Whether all values are numbers.
+    long
+        Whether a text is long enough to be wrapped.
+    cells
+        For each row the text that is shown, and the key to sort by, which is empty for a missing value.
+    """
+
     heading: str
     numeric: bool
-    long: bool  # has texts that need several lines
-    cells: tuple[tuple[str, str], ...]  # what is shown, what is sorted by ("" for a missing value)
+    long: bool
+    cells: tuple[tuple[str, str], ...]
 
 
 def _columns(table: pd.DataFrame) -> list[_Column]:
@@ -272,7 +287,7 @@ def _column(heading: str, values: Sequence[Any]) -> _Column:
         shown = iter([_text(value) for value in present])
         keys = iter([_text(value) for value in present])
     cells = tuple((_MISSING, "") if _is_missing(value) else (next(shown), next(keys)) for value in values)
-    return _Column(heading, numeric, any(len(text) > _LONG for text, _ in cells), cells)
+    return _Column(heading, numeric, any(len(text) > _MAX_LINE_CHARACTERS for text, _ in cells), cells)
 
 
 def _is_missing(value: Any) -> bool:
@@ -280,7 +295,8 @@ def _is_missing(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)  # NumPy's scalars are Real too
+    # NumPy's scalars are instances of Real too.
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def _text(value: Any) -> str:

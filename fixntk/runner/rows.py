@@ -57,7 +57,8 @@ def keep_finished(results: Path, tasks: list[Row]) -> tuple[list[Row], bool]:
 def _drop_torn_task(rows: list[Row], torn: bytes, tasks: list[Row]) -> list[Row]:
     """Drop the task of the last row if the torn line may belong to the same task, which is then incomplete."""
     for task, of_task in zip(tasks, rows_by_task(tasks, rows), strict=True):
-        start = _dumps(task)[:-1].encode()  # each of the task's lines begins with this
+        # Every line of a task begins with the task's keys.
+        start = _dumps(task)[:-1].encode()
         if of_task and of_task[-1] is rows[-1] and start[: len(torn)] == torn[: len(start)]:
             return [row for row in rows if all(row is not one for one in of_task)]
     return rows

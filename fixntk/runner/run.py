@@ -24,9 +24,9 @@ from fixntk.runner.rows import append_rows, keep_finished, read_json, read_rows,
 
 __all__ = ["ConfigError", "Experiment", "Row", "execute", "load_config", "read_rows", "regenerate", "to_json"]
 
-# Exit status of a run ended by SIGINT or SIGTERM, the one that shells give.
+# Exit status of a run that SIGINT or SIGTERM ends, 128 + SIGINT as in shells.
 INTERRUPTED = 130
-# Memory maps of the process above which compiled functions are dropped, a count.
+# Number of memory maps of the process above which compiled functions are dropped.
 _MOST_MEMORY_MAPS = 30_000
 
 
@@ -107,7 +107,8 @@ def regenerate(directory: str | Path, markdown: str | Path | None = None) -> Pat
         raise ConfigError(f"{directory}: is not the folder of a run: it has no config.json")
     if not read_rows(directory):
         raise ConfigError(f"{directory}: there are no results yet")
-    experiment, config = load_config(directory / "config.json")  # JSON is YAML
+    # JSON is a subset of YAML.
+    experiment, config = load_config(directory / "config.json")
     _, sections = _finish(experiment, config, directory)
     if markdown is not None:
         try:
@@ -286,7 +287,8 @@ def _read_environment(experiment: Experiment, directory: Path) -> Row:
 @contextlib.contextmanager
 def _terminate_as_interrupt() -> Iterator[None]:
     """Let SIGTERM end a run as Ctrl-C does."""
-    if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
+    # Python allows signal handlers to be set in the main thread only.
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
     earlier = signal.signal(signal.SIGTERM, signal.default_int_handler)

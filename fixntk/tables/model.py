@@ -23,9 +23,11 @@ from fixntk.tables.read import TableError, read_strings, read_table
 METHODS = ("gated", "ntk")
 # Regularisation to choose from by cross-validation.
 REGS = (0.1, 0.03, 0.01, 0.003, 0.001)
-_MOST_FOLDS = 4  # count
+# Largest number of folds of the cross-validation that chooses reg.
+_MAX_FOLDS = 4
+# Name of the format in the first line of a model's file.
 _FORMAT = "fixntk model"
-# Raised whenever a pickle of an earlier version cannot be loaded any more.
+# Version of the format. It is increased whenever pickles of earlier versions can no longer be loaded.
 _VERSION = 2
 
 
@@ -125,7 +127,7 @@ def _estimator(method: str, is_class: bool, seed: int) -> Any:
 def _num_folds(y: np.ndarray, is_class: bool) -> int:
     """As many folds as every class has rows for."""
     smallest = int(pd.Series(y).value_counts().min()) if is_class else len(y)
-    return min(_MOST_FOLDS, smallest)
+    return min(_MAX_FOLDS, smallest)
 
 
 def _write(out: Path, about: dict[str, Any], model: Any) -> None:

@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+# Names of the target column, in lower case, when the user gives none.
 TARGET_NAMES = ("class", "target", "label")
+# Texts that stand for a missing value.
 MISSING = ("", "?", "NA", "N/A", "NaN", "nan", "null", "NULL")
-# What a column of a Parquet file may hold, in the words of pandas.
+# Kinds of values that a column of a Parquet file may hold, named as by pandas.api.types.infer_dtype.
 _KINDS = ("string", "integer", "floating", "mixed-integer-float", "decimal", "boolean", "categorical", "empty")
 
 

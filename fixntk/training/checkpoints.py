@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 State = TypeVar("State")
 
-# Number of checkpoints that are kept.
+# Number of the newest checkpoints that are kept.
 _MAX_KEPT = 2
 
 

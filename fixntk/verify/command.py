@@ -17,7 +17,7 @@ from fixntk._numerics import allow_float64
 from fixntk.verify import kernels, programs
 from fixntk.verify.check import Check, Data, run_check
 
-# Rows of a user's table that are checked.
+# Largest number of rows of a user's table that are checked.
 _MAX_ROWS = 200
 
 

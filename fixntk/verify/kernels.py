@@ -29,34 +29,44 @@ from fixntk.verify.check import (
     slope_of_log_error,
 )
 
-# Arrangements that are enumerated; data with more of them gets random gates.
+# Largest number of arrangements to enumerate. Data with more of them get random gates instead.
 _MAX_CELLS = 50_000
-# The number of those random gates.
+# Number of random gates for such data.
 _NUM_WEIGHTED_GATES = 200
 # Rank of the inputs up to which solid angles have a closed form.
 _MAX_EXACT_RANK = 3
-# Gates of the masked Gram matrix that is summed one by one.
+# Largest number of gates in the masked Gram matrix that is summed gate by gate.
 _MAX_SUMMED_GATES = 200
-# Random gates whose mean kernel estimates the NTK, where solid angles have no closed form.
+# Number of random gates whose mean kernel estimates the NTK where solid angles have no closed form.
 _NUM_RANDOM_GATES = 20_000
-# Random directions v whose quadratic forms vᵀKv are compared there.
+# Number of random directions v whose quadratic forms vᵀKv are compared there.
 _NUM_QUADRATIC_FORMS = 8
-# Numbers of sampled gates from which the rate of convergence of their kernel is estimated.
+# Numbers of sampled gates from which the rate of convergence to the NTK is estimated.
 _NUMS_OF_GATES = [2**k for k in range(5, 13)]
-# Widths of gated networks from which that of their empirical NTK is estimated.
+# Widths of gated networks from which the rate of convergence of the empirical NTK is estimated.
 _WIDTHS = [16, 64, 256, 1024]
-# Seeds for each of those numbers and widths, a count.
+# Number of seeds for each number of gates and each width.
 _NUM_REPEATS = 16
 # Width of the one network whose empirical NTK is compared entry by entry.
 _SAME_GATES_WIDTH = 512
 
 
 class WeightedGates(NamedTuple):
-    """Gates, and the weights with which their masked Gram kernel is the NTK or estimates it."""
+    """Gates, and the weights with which their masked Gram kernel is the NTK or estimates it.
+
+    Attributes
+    ----------
+    arrangements
+        Masks and gates.
+    weights
+        (P,) kernel weights.
+    is_exact
+        Whether these are all arrangements with their solid angles, so that the kernel is exactly the NTK.
+    """
 
     arrangements: Arrangements
     weights: Float[Array, " P"]
-    is_exact: bool  # all arrangements and their solid angles: the kernel is the NTK
+    is_exact: bool
 
 
 def weighted_gates(data: Data) -> WeightedGates:

@@ -19,16 +19,19 @@ from fixntk.training import network_objective, train
 from fixntk.verify.check import Check, Data, check_at_most, check_not_negative, not_checked, relative_distance
 from fixntk.verify.kernels import WeightedGates, ntk_of
 
-# λ of the programs, as a share of the λ above which all weights are zero.
+# λ/λ_max of the programs.
 _REG_SHARE = 0.05
+# λ/λ_max of the program that CVXPY solves as well.
 _REG_SHARE_FOR_CVXPY = 0.1
-# Sizes of the program that CVXPY solves too, which takes it seconds.
+# Largest number of rows of that program, such that CVXPY takes seconds.
 _MAX_ROWS_FOR_CVXPY = 30
+# Largest number of gates of that program.
 _MAX_GATES_FOR_CVXPY = 40
-# Gates of a network with a convex program.
+# Number of gates of the network that is compared with its convex program.
 _NUM_NETWORK_GATES = 50
-# Networks trained from different weights, and the steps of each.
+# Number of networks that are trained, from different initial weights.
 _NUM_TRAINED_NETWORKS = 4
+# Number of gradient steps of each.
 _NUM_TRAINING_STEPS = 3000
 
 
