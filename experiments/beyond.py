@@ -213,7 +213,7 @@ def _layer_kernels(network: Layers, x: np.ndarray, x_train: np.ndarray) -> Array
 
 
 def summarise(_: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Mean accuracies of both studies, paired differences with their intervals, and what equal weights leave."""
+    """Mean accuracies of both studies, paired differences with their intervals, and the gain over equal weights."""
     table = by_kernel(rows)
     found: dict[str, Any] = {"headline": "", "accuracy": table.to_dict("records")}
     words = []
@@ -241,8 +241,8 @@ def summarise(_: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
             found["kept_layers"] = _count_kept_layers(rows)
             left = " and ".join(f"{share:.1%} ({name})" for name, share in found["left_by_equal_weights"].items())
             words.append(
-                f"A deep NTK's layers with equal weights leave {left} of the training objective, medians over seeds "
-                "and values of λ."
+                f"Learnt weights of a deep NTK's layers lower the training objective by {left}, medians over seeds and "
+                "values of λ."
             )
     return found | {"headline": " ".join(words)}
 
@@ -308,8 +308,8 @@ def _feature_section(
         "network of the table learns from the kernels' own rows alone.\n\n"
         f"{_changes_text(summary['fixed_minus_ntk_on_features'])} The features of the network that knows digits, in "
         f"place of pixels, change the NTK's by {_difference_text(deep['NTK'])} and the fixed kernel's by "
-        f"{_difference_text(deep['fixed'])}. Of the training objective the NTK of the sampled gates leaves, at λ = "
-        f"{config.left_reg_share:g} λ_max: {shares}."
+        f"{_difference_text(deep['fixed'])}. At λ = {config.left_reg_share:g} λ_max the optimum is below the training "
+        f"objective of the NTK of the sampled gates by: {shares}."
     )
     figure = _feature_figure(table), "Test accuracy by inputs, means and 95 % intervals over splits."
     return Section(
@@ -322,8 +322,8 @@ def _layer_section(config: Config, table: pd.DataFrame, rows: list[dict[str, Any
     kept = "; ".join(f"{name}: {_layers_text(layers)}" for name, layers in summary["kept_layers"].items())
     num_fit = config.train_rows * 2 // 3
     text = (
-        "The empirical NTK of a deep network is a sum of kernels, one for each layer: weights that ignore the "
-        "targets, once more. Multiple kernel learning over the layers, with penalties by their traces and a "
+        "The empirical NTK of a deep network is a sum of kernels, one for each layer, with equal weights that do not "
+        "depend on the targets. Multiple kernel learning over the layers, with penalties by their traces and a "
         f"certificate (`fixntk.solve_kernels`), lowers the training objective by: {saved}, medians over seeds and "
         f"values of λ. All {config.depth + 1} layers of a network of {config.depth} hidden layers, ten digits, "
         f"{num_fit} rows, λ chosen on {config.train_rows - num_fit} others."

@@ -1,4 +1,4 @@
-"""How the prediction error of the group lasso falls with rows, and grows with gates, on planted sparse networks."""
+"""Prediction error of the group lasso against the numbers of rows and of gates, on planted sparse networks."""
 
 from __future__ import annotations
 
@@ -124,15 +124,15 @@ def sections(config: Config, rows: list[dict[str, Any]], summary: dict[str, Any]
     """The report: the two slopes beside the theory's."""
     by_rows, by_gates = _split_by_varied_size(config, rows)
     text = (
-        f"**{summary['headline']}** The fast rate of the theory is (d + log P)/n, +1 in log P where log P is far above "
-        "d, under a condition that nearly equal masks strain; the slow rate is without it.\n\n"
-        f"Gated networks of {config.num_active} neurons whose gates are among the P on offer, {config.num_features} "
-        f"features, noise of σ = {config.noise:g} of the outputs' deviation; {config.seeds} data sets of each size. λ "
-        f"is {config.reg_factor:g} σ(√(nd/2) + √(n log P)), {config.reg_factor:g} times an estimate from above of the "
-        "noise level, the largest ‖Xᵀ D_p noise‖ of a gate p. Both rates are proved for a λ at or above that level, "
-        "which a factor below 1 does not assure: the slopes stand beside the theory's and do not test it. The error is "
-        "in-sample, at the training rows against the outputs without noise, as in the theory; of fresh rows neither "
-        "says anything."
+        f"**{summary['headline']}** The fast rate of the theory is (d + log P)/n, a slope of +1 in log P where log P "
+        "is far above d. It holds under a condition that nearly equal masks weaken; the slow rate needs no such "
+        f"condition.\n\nGated networks of {config.num_active} neurons whose gates are among the P on offer, "
+        f"{config.num_features} features, noise of σ = {config.noise:g} of the outputs' deviation; {config.seeds} data "
+        f"sets of each size. λ is {config.reg_factor:g} σ(√(nd/2) + √(n log P)), {config.reg_factor:g} times an "
+        "estimate from above of the noise level, the largest ‖Xᵀ D_p noise‖ of a gate p. Both rates are proved for a λ "
+        "at or above that level, which a factor below 1 does not ensure: the slopes are compared with the theory and "
+        "do not test it. The error is in-sample, at the training rows against the outputs without noise, as in the "
+        "theory. Neither makes a statement about fresh rows."
     )
     figure = new_figure(9.6, 3.6)
     left, right = figure.subplots(1, 2)

@@ -208,13 +208,13 @@ def sections(config: Config, rows: list[dict[str, Any]], summary: dict[str, Any]
         "The trained networks are given the gates that are active at the optimum, which the convex program has to find "
         "itself, and the objective is the same: squared loss and weight decay, λ = "
         f"{config.reg_share:g} λ_max. The best of {config.inits} networks counts, at the best of "
-        f"{len(config.learning_rates)} learning rates; seconds are those of this one learning rate, all networks at "
-        "once, compilation not included. adamw has its own weight decay of 1e-4 besides. IRLS begins at the NTK."
+        f"{len(config.learning_rates)} learning rates. Seconds are measured at this learning rate, for all networks at "
+        "once, without compilation. adamw has its own weight decay of 1e-4 in addition. IRLS begins at the NTK."
     )
     caption = (
-        "Relative excess over the certified optimum against seconds, for each problem's first seed; an excess below "
-        f"{_FLOOR:g}, where the optimum's own tolerance may show, is drawn at it, and times below "
-        f"{_LEAST_SECONDS:g} s at that."
+        "Relative excess over the certified optimum against seconds, for each problem's first seed. Excesses below "
+        f"{_FLOOR:g}, which may be due to the tolerance of the optimum, are drawn at this value, and times below "
+        f"{_LEAST_SECONDS:g} s at that time."
     )
     found = [Section("Convex and trained", text, figures=(("objective", _figure(config, rows), caption),))]
     columns = ["problem", "seed", "method", "width", "active", "learning_rate", "objective", "optimum", "test_error"]
@@ -222,7 +222,7 @@ def sections(config: Config, rows: list[dict[str, Any]], summary: dict[str, Any]
     table["excess"] = table["objective"] / table["optimum"] - 1
     table["problem"] = table["problem"].map(planted.label)
     table.columns = table.columns.str.replace("_", " ")
-    return [*found, Section("Every case", "Widths are those of the trained networks.", table=table)]
+    return [*found, Section("Every case", "The widths refer to the trained networks.", table=table)]
 
 
 def _figure(config: Config, rows: list[dict[str, Any]]) -> Figure:

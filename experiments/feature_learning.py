@@ -1,4 +1,4 @@
-"""How the kernels align with the targets: the NTK, the reweighted kernels, the optimum, and trained networks' NTKs."""
+"""Alignment of kernels with the targets: the NTK, the reweighted kernels, the optimum, and trained networks' NTKs."""
 
 from __future__ import annotations
 
@@ -171,7 +171,10 @@ def sections(config: Config, rows: list[dict[str, Any]], summary: dict[str, Any]
     figures = (("alignment", _figure(config, rows), caption),)
     table = _final_alignments(rows).reset_index()
     table["problem"] = table["problem"].map(planted.label)
-    return [Section("What the kernels learn", text, figures=figures), Section("At the end", table=table)]
+    return [
+        Section("Alignment of the kernels with the targets", text, figures=figures),
+        Section("Alignments at the end", table=table),
+    ]
 
 
 def _figure(config: Config, rows: list[dict[str, Any]]) -> Figure:

@@ -284,9 +284,10 @@ def sections(config: Config, rows: list[dict[str, Any]], summary: dict[str, Any]
         f"interval): {means}.\n\nAn active gate agrees with a "
         f"planted one on {recovered['fixed, random gates']:.0%} of the training rows with random gates, on "
         f"{recovered['fixed, discovered gates']:.0%} with discovered ones (a gate and its opposite count alike; the "
-        "best for each planted gate).\n\nλ is chosen on as many fresh rows as there are for training; discovery takes "
-        "that of the random gates. The "
-        f"planted networks have {config.num_neurons} neurons, the noise is {config.noise:g} of their deviation."
+        "best for each planted gate).\n\nλ is chosen on fresh rows, equal in number to the training rows; discovery "
+        "uses the λ of the random gates. The "
+        f"planted networks have {config.num_neurons} neurons; the standard deviation of the noise is {config.noise:g} "
+        "times that of their outputs."
     )
     table = by_size(rows).join(agreement_by_size(rows)).reset_index()
     table["teacher"] = table["teacher"].map(planted.label)

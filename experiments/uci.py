@@ -206,14 +206,14 @@ def summarise(config: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
     bounds = frame[frame["method"] == "optimum"].set_index(["table", "seed"])["lower_bound"].reindex(splits.index)
     left = 1 - splits["optimum"] / splits["sampled_ntk"]
     comparison = compare(table["fixed"], table["NTK"])
-    correlated = len(table) > 2 and table["left by NTK"].nunique() > 1 and table["difference"].nunique() > 1
-    related = stats.spearmanr(table["left by NTK"], table["difference"]) if correlated else None
+    correlated = len(table) > 2 and table["optimum below NTK"].nunique() > 1 and table["difference"].nunique() > 1
+    related = stats.spearmanr(table["optimum below NTK"], table["difference"]) if correlated else None
     return {
         "headline": (
             f"The fixed kernel's test accuracy is higher than or the same as the NTK's on "
             f"{comparison['higher'] + comparison['same']} of {len(table)} tables ({comparison['higher']} higher); "
-            f"Wilcoxon signed-rank p = {comparison['wilcoxon_p']:.2g}. On the training objective the NTK leaves "
-            f"{left.median():.1%} in the median split."
+            f"Wilcoxon signed-rank p = {comparison['wilcoxon_p']:.2g}. In the median split the optimum is "
+            f"{left.median():.1%} below the NTK's training objective."
         ),
         "tables": len(table),
         "splits": len(splits),
@@ -223,7 +223,10 @@ def summarise(config: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
         "optimum_against_ntk": compare(table["optimum"], table["NTK"]),
         "splits_where_the_ntk_beats_the_bound": int(np.sum(splits["sampled_ntk"] < bounds * (1 - _ROUNDING))),
         "median_left_by_ntk": float(left.median()),
-        "least_and_most_left_by_ntk": [float(table["left by NTK"].min()), float(table["left by NTK"].max())],
+        "least_and_most_left_by_ntk": [
+            float(table["optimum below NTK"].min()),
+            float(table["optimum below NTK"].max()),
+        ],
         "left_against_difference": related and {"spearman": float(related.statistic), "p": float(related.pvalue)},
         "largest_relative_gap": float(frame.loc[frame["method"] == "fixed", "relative_gap"].max()),
         "largest_relative_gap_of_an_optimum": float(frame.loc[frame["method"] == "optimum", "relative_gap"].max()),
@@ -240,7 +243,7 @@ def _grid_ends(config: Config, frame: pd.DataFrame) -> dict[str, dict[str, int]]
 
 
 def sections(config: Config, rows: list[dict[str, Any]], summary: dict[str, Any]) -> list[Section]:
-    """The report: the comparison, what the NTK leaves, the path of one table, and every table."""
+    """The report: test accuracies, the NTK's distance from the optimum, the path of one table, and every table."""
     table = by_table(rows)
     path = next((row for row in rows if row.get("path")), None)
     return [
@@ -273,15 +276,15 @@ def _comparison_section(config: Config, table: pd.DataFrame, summary: dict[str, 
             f"{config.seeds} splits, which share rows: the intervals are too narrow for new data."
         )
         figures.append(("differences", differences_figure(table, "test accuracy, fixed − NTK"), caption))
-    return Section("What fixing the NTK was worth", text, figures=tuple(figures))
+    return Section("Test accuracy of the NTK and of the fixed kernel", text, figures=tuple(figures))
 
 
 def _path_section(row: dict[str, Any]) -> Section:
     caption = (
         f"On {row['table']}: the training objective of the weights W at each reweighting step, from the "
         "solution of the NTK of the same gates, at its best scale, to the certified optimum; J(η) of the NTK "
-        "charges for its kernel weights as they are, the objective for those that W needs (left). The kernel "
-        "weights, largest first: the NTK's are the same for every gate whatever the targets (right)."
+        "charges for all its kernel weights, the objective only for those that W needs (left). The kernel "
+        "weights in decreasing order; those of the NTK are equal and do not depend on the targets (right)."
     )
     return Section("From the NTK to the optimum", figures=(("fixed", path_figure(row["path"]), caption),))
 
@@ -292,10 +295,10 @@ def _tables_section(
     note = (
         f"Means over the splits with the seeds 0 to {config.seeds - 1}, ± half the width of the 95 % interval of the "
         "difference over them. The same folds, the same λ to choose from and "
-        "the same criterion, squared error on held-out rows, for both kernels. The NTK's accuracy is that of its "
-        f"closed form; its objective is that of the {config.num_gates} sampled gates at their best scale, in the "
-        f"fixed kernel's program. The reweighting stops at {config.steps} steps, or earlier at a relative gap of "
-        f"{config.tol:g}; the optimum is that of the same program, to a relative gap of {config.optimum_tol:g}. "
+        "the same criterion, squared error on held-out rows, for both kernels. The NTK's accuracy is measured with its "
+        f"closed form, its objective with the {config.num_gates} sampled gates at their best scale, in the fixed "
+        f"kernel's program. The reweighting stops at {config.steps} steps, or earlier at a relative gap of "
+        f"{config.tol:g}; the optimum of the same program is computed to a relative gap of {config.optimum_tol:g}. "
         "Seconds are medians; the first split of a shape also compiles. " + _grid_ends_text(summary)
     )
     caption = "Test accuracy on every split (points) and its mean (bars), each table with an axis of its own."
@@ -314,30 +317,32 @@ def _grid_ends_text(summary: dict[str, Any]) -> str:
 def _gap_section(config: Config, table: pd.DataFrame, summary: dict[str, Any]) -> Section:
     least, most = summary["least_and_most_left_by_ntk"]
     text = (
-        "On the training objective the NTK of the sampled gates, at its best scale, leaves "
-        f"{summary['median_left_by_ntk']:.1%} on the table in the median split, on single tables from {least:.1%} to "
-        f"{most:.1%}; it is below the certified bound in {summary['splits_where_the_ntk_beats_the_bound']} of "
-        f"{summary['splits']} splits: the NTK of these gates cannot be. The "
-        f"largest relative gap of a certified optimum is {summary['largest_relative_gap_of_an_optimum']:.1e}, of a "
-        f"fixed kernel after at most {config.steps} steps {summary['largest_relative_gap']:.1e}."
+        f"The optimum is {summary['median_left_by_ntk']:.1%} below the training objective of the NTK of the sampled "
+        f"gates at its best scale in the median split, {least:.1%} to {most:.1%} on single tables. The NTK's objective "
+        f"is below the certified bound in {summary['splits_where_the_ntk_beats_the_bound']} of {summary['splits']} "
+        "splits; no NTK of these gates can be below it. The largest relative gap is "
+        f"{summary['largest_relative_gap_of_an_optimum']:.1e} for a certified optimum and "
+        f"{summary['largest_relative_gap']:.1e} for a fixed kernel after at most {config.steps} steps."
     )
     related = summary["left_against_difference"]
     if related is None:
-        return Section("What the NTK leaves", text)
+        return Section("Distance of the NTK from the optimum", text)
     if len(table) >= _MIN_CORRELATION_TABLES:
         correlation = use_minus_signs(f"{related['spearman']:+.2f}")
         text += (
-            " Over the tables the rank correlation of what is left in training with what is gained on the test part is "
+            " Over the tables, the rank correlation of this difference with the gain in test accuracy is "
             f"{correlation} (Spearman, p = {related['p']:.2g})."
         )
     figure = new_figure(6.4, 3.8)
     axes = figure.add_subplot()
     axes.axhline(0, color="0.6", linewidth=1)
-    axes.plot(table["left by NTK"], table["difference"], "o", color=colours.FIXED)
-    annotate_largest(axes, table["left by NTK"], table["difference"], table["difference"])
-    axes.set(xlabel="share of the training objective that the NTK leaves", ylabel="test accuracy, fixed − NTK")
-    caption = "What the NTK leaves on the training objective, and what fixing it gains in test accuracy, by table."
-    return Section("What the NTK leaves", text, figures=(("left", figure, caption),))
+    axes.plot(table["optimum below NTK"], table["difference"], "o", color=colours.FIXED)
+    annotate_largest(axes, table["optimum below NTK"], table["difference"], table["difference"])
+    axes.set(xlabel="1 − optimum / training objective of the NTK", ylabel="test accuracy, fixed − NTK")
+    caption = (
+        "Distance of the NTK from the optimum in training, and gain of the fixed kernel in test accuracy, by table."
+    )
+    return Section("Distance of the NTK from the optimum", text, figures=(("left", figure, caption),))
 
 
 def by_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
@@ -366,7 +371,7 @@ def by_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
             "NTK objective": means["objective", "sampled_ntk"],
             "fixed objective": means["objective", "fixed"],
             "optimal objective": means["objective", "optimum"],
-            "left by NTK": 1 - means["objective", "optimum"] / means["objective", "sampled_ntk"],
+            "optimum below NTK": 1 - means["objective", "optimum"] / means["objective", "sampled_ntk"],
             "relative gap": means["relative_gap", "fixed"],
             "gap of the optimum": means["relative_gap", "optimum"],
             "active gates": means["active_gates", "optimum"],
