@@ -1,8 +1,8 @@
 """Figures of docs/convex_programs.md: objective and gap against seconds, seconds against size, cost of a path.
 
 Sizes double from a planted problem of 500 rows, 512 gates and 20 features, solved to 1e-6 at 0.1 λ_max; slopes are of
-a line through the logarithms. The path is that of teacher-M from λ_max to 0.001 λ_max, each solution to 1e-6. float64;
-the second run counts.
+a line through the logarithms. The path is on teacher-M from λ_max to 0.001 λ_max, each solution to 1e-6. All in
+float64; the second run of each is timed.
 
 Run with `python benchmarks/convergence.py`; writes docs/figures/convergence.png and docs/figures/scaling.png.
 """
@@ -56,7 +56,7 @@ def time_warm(solve: Callable[[], Any]) -> tuple[Any, float]:
 
 
 def convergence() -> None:
-    """Upper panels: lowest objective so far minus the best lower bound of all methods; lower: smallest gap so far."""
+    """Draw the lowest objective reached minus the best lower bound of all methods, and the smallest gap reached."""
     figure, axes = plt.subplots(2, 2, figsize=(9, 6), sharey=True, sharex="col")
     for column, (problem, share) in zip(axes.T, (("planted-S", 0.1), ("teacher-S", 0.01)), strict=True):
         program = program_of(problem, share)

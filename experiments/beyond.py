@@ -29,7 +29,7 @@ from fixntk.runner.report import Section, new_figure
 Study = Literal["features", "layers"]
 Layers = list[dict[str, Array]]
 
-# The kernels whose weights are learnt: the program of their sum alone learns no more than its scale.
+# The kernels whose weights are learnt. With the sum of all layers as the only kernel, only its scale is learnt.
 _MIXES: Mapping[str, Callable[[Array], Array]] = MappingProxyType(
     {"NTK": lambda kernels: jnp.sum(kernels, axis=0, keepdims=True), "fixed": lambda kernels: kernels}
 )
@@ -52,21 +52,21 @@ class Config(Settings):
         layer of networks, one of which has learnt the ten digits on other rows. ``"layers"``: which digit is it? The
         empirical NTK of a network, its layers with equal and with learnt weights.
     feature_rows
-        Rows on which the network of the features has learnt.
+        Number of rows on which the network of the features has learnt.
     train_rows
-        Rows to train on; a third of them is held out to choose λ of the layers. All other rows are for testing.
+        Number of rows to train on; a third of them is held out to choose λ of the layers. All other rows are test rows.
     width, depth
-        Of the hidden layers, and their number.
+        Width of the hidden layers, and their number.
     num_steps, learning_rate
-        Of Adam with the softmax loss, all rows at once.
+        Number of steps and learning rate of Adam with the softmax loss, all rows at once.
     num_gates
-        Sampled gates of the fixed kernel.
+        Number of sampled gates of the fixed kernel.
     reg_shares
-        λ/λ_max to choose from for the layers.
+        Candidates for λ/λ_max in the study of the layers.
     left_reg_share
         λ/λ_max at which the objective of the NTK of the sampled gates is compared with the optimum, on features.
     seeds
-        Splits, each with networks of its own.
+        Number of splits, each with its own networks.
     """
 
     studies: NonEmpty[Study] = ("features", "layers")
@@ -135,7 +135,7 @@ def _train(config: Config, layers: Layers, x: Any, labels: Any) -> Layers:
 
 
 def _accuracy(outputs: Any, labels: np.ndarray) -> float:
-    # The mean of a JAX array of bools is in float32, and the results of earlier runs have that rounding.
+    # The mean of a JAX array of bools is in float32. It is kept, so that results agree with those of earlier runs.
     return float(np.mean(np.argmax(outputs, axis=1) == labels))
 
 
@@ -196,7 +196,7 @@ def _run_layers(config: Config, seed: int, x: np.ndarray, labels: np.ndarray) ->
                     "reg_share": config.reg_shares[best],
                     "objectives": [solution.primal for solution in solutions],
                     "lower_bounds": [solution.dual for solution in solutions],
-                    # Shares of the trace, in which the penalty is measured.
+                    # Shares of the trace, because the penalty is in units of the trace.
                     "layer_shares": traces
                     * solutions[best].kernel_weights
                     / jnp.sum(traces * solutions[best].kernel_weights),
@@ -271,7 +271,7 @@ def by_kernel(rows: list[dict[str, Any]]) -> pd.DataFrame:
 
 
 def _equal_weights_excess_shares(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """For each state of the network, the share of J that learnt weights of the layers save: median over seeds and λ."""
+    """For each state of the network, the share by which learnt weights of the layers lower J: median over seeds, λ."""
     frame = pd.DataFrame([row for row in rows if row["study"] == "layers"])
     pairs = frame.pivot(index=["inputs", "seed"], columns="kernel", values="objectives")
     left = [1 - np.divide(fixed, ntk) for fixed, ntk in zip(pairs["fixed"], pairs["NTK"], strict=True)]

@@ -28,7 +28,7 @@ class Config(Settings):
     rows, gates
         Numbers of rows n, and of gates P.
     base_rows, base_gates
-        The n at which the gates vary, the P at which the rows do.
+        Number of rows n while the gates vary, and number of gates P while the rows vary.
     num_features, num_active
         Number d of features, and number s of gates of the planted network, which are among the P.
     noise
@@ -36,7 +36,7 @@ class Config(Settings):
     reg_factor
         λ in units of σ(sqrt(nd/2) + sqrt(n log P)), an upper estimate of the noise level max_p ‖Xᵀ D_p noise‖.
     seeds
-        Data sets of each size.
+        Number of data sets of each size.
     """
 
     rows: NonEmpty[TwoOrMore] = (100, 200, 400, 800, 1600)
@@ -58,7 +58,7 @@ class Config(Settings):
 
 
 def tasks(config: Config) -> list[dict[str, Any]]:
-    """One task for each size, those of the rows first."""
+    """One task for each size: first the numbers of rows, then the numbers of gates."""
     sizes = [(n, config.base_gates) for n in config.rows] + [(config.base_rows, p) for p in config.gates]
     return [{"rows": n, "gates": p} for n, p in dict.fromkeys(sizes)]
 
@@ -73,7 +73,7 @@ def run_task(config: Config, task: dict[str, Any]) -> list[dict[str, Any]]:
         keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), n * 10_007 + num_gates), 4)
         x, gates = jax.random.normal(keys[0], (n, d)), sample_gates(keys[1], num_gates, d)
         masks = activation_masks(x, gates)
-        # The planted network has the first of the gates on offer, which are as random as any others.
+        # The planted network has the first of the P gates, which are random like all others.
         planted = jax.random.normal(keys[2], (config.num_active, d))
         truth = jnp.einsum("np,nd,pd->n", masks[:, : config.num_active], x, planted)
         truth = truth / jnp.std(truth)
@@ -95,7 +95,7 @@ def run_task(config: Config, task: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _split_by_varied_size(config: Config, rows: list[dict[str, Any]]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The rows of the sizes at which n varies, and of those at which P does."""
+    """The rows of the sizes at which n varies, and the rows of the sizes at which P varies."""
     frame = pd.DataFrame(rows)
     return frame[frame["gates"] == config.base_gates], frame[frame["rows"] == config.base_rows]
 
@@ -121,7 +121,7 @@ def summarise(config: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def sections(config: Config, rows: list[dict[str, Any]], summary: dict[str, Any]) -> list[Section]:
-    """The report: the two slopes beside the theory's."""
+    """The report: the two slopes beside the slopes of the theory."""
     by_rows, by_gates = _split_by_varied_size(config, rows)
     text = (
         f"**{summary['headline']}** The fast rate of the theory is (d + log P)/n, a slope of +1 in log P where log P "

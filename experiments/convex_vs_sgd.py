@@ -49,7 +49,7 @@ class Config(Settings):
     problems
         Names of planted problems.
     seeds
-        Data sets of each problem.
+        Number of data sets of each problem.
     reg_share
         λ/λ_max.
     optimizers
@@ -57,15 +57,15 @@ class Config(Settings):
     width_shares
         Widths of the trained networks, as multiples of the number of active groups at the optimum.
     learning_rates
-        To choose from, by the objective at the end.
+        Candidates for the learning rate; the one with the lowest objective at the end is chosen.
     inits
-        Networks trained at once for each width and learning rate; the best of them counts.
+        Number of networks trained at once for each width and learning rate; the best of them counts.
     num_steps
-        Full-batch gradient steps.
+        Number of full-batch gradient steps.
     tol
         Relative gap at which Newton stops.
     irls_steps
-        Reweighting steps of IRLS.
+        Number of reweighting steps of IRLS.
     """
 
     problems: NonEmpty[Problem] = ("toy", "teacher", "relu_teacher")

@@ -43,13 +43,13 @@ class Config(Settings):
     reg_share
         λ/λ_max of the programs and of the training.
     irls_steps
-        Reweighting steps.
+        Number of reweighting steps.
     width
-        Neurons of each trained network.
+        Number of neurons of each trained network.
     num_steps, learning_rate
-        Gradient steps and learning rate of Adam.
+        Number of gradient steps, and learning rate of Adam.
     num_looks
-        Times at which a trained network's NTK is taken.
+        Number of times at which a trained network's NTK is computed.
     """
 
     problems: NonEmpty[Problem] = ("teacher", "relu_teacher")

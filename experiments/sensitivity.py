@@ -35,7 +35,7 @@ class Config(Settings):
     Attributes
     ----------
     tables, seeds
-        Names of listed tables, and splits of each.
+        Names of listed tables, and number of splits of each.
     num_gates, reg_share, steps, epsilon_gap
         Values of the settings that are held while another one varies: P, λ/λ_max, reweighting steps, and the relative
         gap of which ε may cost a tenth.

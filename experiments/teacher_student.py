@@ -73,17 +73,17 @@ class Config(Settings):
     num_features, rows
         Numbers of features d and of training rows n.
     num_neurons
-        Neurons of the planted network.
+        Number of neurons of the planted network.
     noise
         Standard deviation of the noise; the planted outputs have 1.
     num_gates
-        Random gates P.
+        Number of random gates P.
     reg_shares
-        λ/λ_max to choose from, by the error on n fresh rows.
+        Candidates for λ/λ_max; the error on n fresh rows decides.
     width, num_steps, learning_rate
-        Neurons of each trained network, and steps and learning rate of Adam.
+        Number of neurons of each trained network, and number of steps and learning rate of Adam.
     seeds
-        Data sets of each kind and size.
+        Number of data sets of each kind and size.
     """
 
     teachers: NonEmpty[Literal["gated", "relu"]] = ("gated", "relu")
@@ -225,7 +225,7 @@ def _measure_gates(data: _Data, masks: Array, solution: Solution) -> dict[str, f
 
 def _agreement(x: Array, teacher_gates: Array, masks: Array) -> float:
     """Mean over planted gates of the largest share of rows on which an active gate's mask, or its opposite, agrees."""
-    # The product of two masks of ±1 is n times the share of rows that agree less that of the others.
+    # The product of two masks of ±1 is n times the share of rows that agree minus the share of rows that differ.
     teacher = np.asarray(activation_masks(x, teacher_gates), float) * 2 - 1
     active = np.asarray(masks, float) * 2 - 1
     if active.shape[1] == 0:

@@ -46,13 +46,13 @@ class Config(Settings):
     reg_share
         λ/λ_max.
     irls_steps
-        Reweighting steps.
+        Number of reweighting steps.
     shown_steps
         Steps whose functions are drawn.
     width, num_networks
-        Neurons of each trained network, and number of networks, of which the best is shown.
+        Number of neurons of each trained network, and number of networks, of which the best is shown.
     num_steps, learning_rate
-        Steps and learning rate of Adam.
+        Number of steps and learning rate of Adam.
     """
 
     seed: NonNegative = 0

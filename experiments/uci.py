@@ -63,15 +63,15 @@ class Config(Settings):
     tables
         Names of listed tables or CSV files; all listed ones when empty.
     seeds
-        Number of splits of each table, with the seeds 0, 1, …; the seed of a split is also that of its gates and folds.
+        Number of splits of each table, with the seeds 0, 1, …; gates and folds of a split have the same seed.
     num_gates
         Number of sampled gates P.
     num_folds
-        Folds of the cross-validation.
+        Number of folds of the cross-validation.
     reg_shares
-        The λ to choose from, as shares of λ_max.
+        Candidates for λ/λ_max.
     steps
-        Reweighting steps, in each fold and in the final fit.
+        Number of reweighting steps, in each fold and in the final fit.
     tol
         Relative gap at which the reweighting stops earlier.
     optimum_tol
@@ -82,7 +82,7 @@ class Config(Settings):
         One of the tables, whose first split shows the path from the NTK to the optimum; when None, iris if it is
         among them and otherwise the first table that can be used.
     path_steps
-        Reweighting steps of that path.
+        Number of reweighting steps of that path.
     """
 
     tables: TableNames = ()
@@ -100,7 +100,7 @@ class Config(Settings):
     @field_validator("path_table")
     @classmethod
     def _check_path_table(cls, name: str | None, info: ValidationInfo) -> str | None:
-        # `tables` is absent where it is wrong itself, which is an error of its own.
+        # `tables` is absent if it is invalid, which is reported as a separate error.
         if name is not None and name not in (info.data.get("tables", (name,)) or TABLES):
             raise ValueError("it is not among the tables")
         return name
@@ -112,7 +112,7 @@ def tasks(config: Config) -> list[dict[str, Any]]:
 
 
 def run_task(config: Config, task: dict[str, Any]) -> list[dict[str, Any]]:
-    """Fit the NTK, that of the sampled gates, the fixed kernel and the optimum on one split of one table: a row each.
+    """Fit the NTK, the NTK of the sampled gates, the fixed kernel and the optimum on one split: a row for each.
 
     Raises
     ------
@@ -162,7 +162,7 @@ def run_task(config: Config, task: dict[str, Any]) -> list[dict[str, Any]]:
     path = {"path": reweighting_path(program, fixed.ntk, config.path_steps)} if is_shown else {}
     return [
         row("ntk", ntk.outputs, ntk.chosen, ntk_seconds),
-        # The objective is that in the program of the fixed kernel, and so with its λ.
+        # The objective is evaluated in the program of the fixed kernel, with its λ.
         row("sampled_ntk", sampled.outputs, sampled.chosen, sampled_seconds, objective=fixed.ntk.objective),
         certified_row("fixed", fixed.solution, fixed_seconds, **path),
         certified_row("optimum", optimum, optimum_seconds),
@@ -170,7 +170,7 @@ def run_task(config: Config, task: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _measure_seconds(function: Callable[[], T]) -> tuple[T, float]:
-    """What a function returns, and the seconds that it takes."""
+    """The result of a function, and the seconds that it takes."""
     began = time.perf_counter()
     result = jax.block_until_ready(function())
     return result, time.perf_counter() - began

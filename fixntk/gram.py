@@ -148,7 +148,7 @@ class MaskedGram:
         """Yield (rows, K(η)[rows]) from top to bottom, ``num_rows`` rows at a time."""
         size, total = as_positive_int("num_rows", num_rows), self.x.shape[0]
         blocks = (slice(start, min(start + size, total)) for start in range(0, total, size))
-        # Not a generator function, which would look at num_rows only when the first block is asked for.
+        # A generator function would check num_rows only when the first block is requested.
         return (
             (rows, _masked_gram(self.weights, self.masks[rows], self.x[rows], self.masks, self.x)) for rows in blocks
         )
@@ -270,7 +270,7 @@ def _weighted_coactivations(weights: Array, masks1: Array, masks2: Array) -> Arr
 
 
 def _apply_to_rows(function: Callable[[Array], Array], masks: Array, num_gates: int, dtype: jnp.dtype) -> Array:
-    """Apply a function of the masks as numbers, in which rows are independent, to tiles of rows."""
+    """Apply a function to the masks as numbers, a tile of rows at a time; it must treat rows independently."""
     num_rows = masks.shape[0]
     tile = _tile_size(num_rows, num_gates * dtype.itemsize)
     if tile == num_rows:
@@ -281,7 +281,7 @@ def _apply_to_rows(function: Callable[[Array], Array], masks: Array, num_gates: 
 
 
 def _tile_size(length: int, bytes_each: int, multiple: int = 1) -> int:
-    """Largest number of rows or gates whose masks as numbers stay within the tile's bytes."""
+    """Largest number of rows or gates whose masks, as numbers, fit into the bytes of a tile."""
     if length * bytes_each <= _TILE_BYTES:
         return length
     return min(length, max(multiple, _TILE_BYTES // bytes_each // multiple * multiple))

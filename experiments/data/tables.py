@@ -177,8 +177,8 @@ _HEPATITIS = (
     "bilirubin alk_phosphate sgot albumin protime histology"
 )
 _VEHICLE = "V1 V2 V3 V4 V5 V6 V7 V8 V9 V10 V11 V12 V13 V14 V15 V16 V17 V18 class"
-# Integers stay numeric (counts, grades, yes/no) unless the table's description calls their values names of things;
-# those are listed as categorical. "KEEL left out k rows" are rows with missing values that its file no longer has.
+# Integers stay numeric (counts, grades, yes/no) unless the table's description says that the values are names; such
+# columns are listed as categorical. "KEEL left out k rows": rows with missing values that KEEL's file does not have.
 # Not listed: australian (the rows of credit, recoded), spect (the patients of spectf, made binary), cm1 (PROMISE).
 _SPECS = (
     _keel("appendicitis", "", note="from Weiss and Kulikowski (1991)"),
@@ -188,7 +188,7 @@ _SPECS = (
     _keel("bupa", "Liver Disorders", note="UCI says the label was meant to select the training rows"),
     # Cp is the type of pain, Restecg and Thal are findings; Slope and Ca are ordered.
     _keel("cleveland", "Heart Disease", categorical="Cp Restecg Thal", note="KEEL left out 6 rows"),
-    # In these three columns the file has lost the decimal points, for good: 125 may be 12.5, 1.25 or 0.125.
+    # In these three columns the file has lost the decimal points: 125 may be 12.5, 1.25 or 0.125.
     _keel("credit", "Credit Approval", "crx", drop="A2 A3 A8", note="A2, A3, A8 are damaged; KEEL left out 37 rows"),
     _keel("dermatology", "Dermatology", note="KEEL left out 8 rows"),
     # The sequence is a name; chg is constant once the small classes are out.

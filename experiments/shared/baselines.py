@@ -67,7 +67,7 @@ class _StandardisedTarget(RegressorMixin, BaseEstimator):
 
 
 class _XRFM(BaseEstimator):
-    """xRFM (recursive feature machines); bandwidth and ridge chosen, as its authors advise, on a fifth set aside."""
+    """xRFM (recursive feature machines); a held-out fifth of the rows chooses bandwidth and ridge, as advised."""
 
     def __init__(self, metric: str, seed: int) -> None:
         self.metric = metric

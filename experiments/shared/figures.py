@@ -28,7 +28,7 @@ def annotate_largest(axes: Axes, x: pd.Series, y: pd.Series, differences: pd.Ser
 
 
 def scatter_figure(ntk: pd.Series, fixed: pd.Series) -> Figure:
-    """Mean test accuracy of the fixed kernel against that of the NTK, a point for each table."""
+    """Mean test accuracy of the fixed kernel against the NTK, a point for each table."""
     figure = new_figure(5.2, 5.2)
     axes = figure.add_subplot()
     low = min(ntk.min(), fixed.min()) - 0.03

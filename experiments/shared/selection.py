@@ -50,7 +50,7 @@ class FixedFit(NamedTuple):
     Attributes
     ----------
     solution
-        Of the convex program at the λ chosen, on all training rows.
+        Solution of the convex program at the chosen λ, on all training rows.
     ntk
         The NTK of the same gates at its best scale in the same program.
     chosen, errors
@@ -66,7 +66,7 @@ class FixedFit(NamedTuple):
 def fold_masks(labels: np.ndarray, num_folds: int, seed: int) -> np.ndarray:
     """(num_folds, n) float32, 1 for the training rows of each stratified fold and 0 for its held-out rows."""
     keep = np.ones((num_folds, labels.size), np.float32)
-    # With fewer folds than asked for, the rows that are left over hold nothing out.
+    # If there are fewer folds than requested, the remaining rows of the array hold nothing out.
     for row, (_, held_out) in zip(keep, stratified_folds(labels, num_folds, seed=seed), strict=False):
         row[held_out] = 0
     return keep

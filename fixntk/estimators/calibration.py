@@ -1,4 +1,4 @@
-"""Probabilities from scores: the temperature that fits held-out scores best."""
+"""Probabilities from scores: the temperature with the smallest log-loss of held-out scores."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _LOG_BOUNDS = (-9, 9)
 
 
 class Temperature(NamedTuple):
-    """Factor of scores that makes them logits, and the mean log-loss of these.
+    """Factor that turns scores into logits, and their mean log-loss.
 
     Attributes
     ----------
     factor
-        Positive.
+        Positive factor, no unit.
     log_loss
-        In nats.
+        Mean log-loss in nats.
     """
 
     factor: float
@@ -36,9 +36,9 @@ def fit_temperature(
     Parameters
     ----------
     scores
-        (n, 1) for two classes, otherwise (n, classes), of rows that were held out.
+        Scores of held-out rows, (n, 1) for two classes, otherwise (n, classes).
     weights
-        (n,) of the rows.
+        (n,) weights of the rows.
     codes
         (n,) classes as numbers.
     """

@@ -39,15 +39,15 @@ class GatedChoice(NamedTuple):
     Attributes
     ----------
     fit
-        On all rows.
+        Fit to all rows.
     share
         λ/λ_max.
     num_steps
-        Reweighting steps.
+        Number of reweighting steps.
     losses
         (R, steps + 1) held-out loss of each candidate.
     held_out_outputs
-        (n, c) of the chosen λ and steps.
+        (n, c) held-out outputs at the chosen λ and number of steps.
     """
 
     fit: GatedFit
@@ -63,9 +63,9 @@ class Splits(NamedTuple):
     Attributes
     ----------
     train
-        (folds, t) indices of the training rows, filled up to one size.
+        (folds, t) indices of the training rows, padded to one size.
     weights
-        (folds, t) weights of these rows, zero where they only fill up.
+        (folds, t) weights of these rows, zero for the padding.
     held_out
         (folds, m) whether a row is held out.
     """
@@ -87,7 +87,7 @@ def shuffled_folds(num_rows: int, num_folds: int, *, seed: int) -> Folds:
 
 
 def stratified_folds(labels: np.ndarray, num_folds: int, *, seed: int) -> Folds:
-    """Folds in random order, each with the classes' shares of all rows; as many as the largest class has rows at most.
+    """Stratified folds in random order, at most as many as the largest class has rows.
 
     A class of fewer rows than folds is absent from some held-out parts.
     """
@@ -114,22 +114,22 @@ def choose_gated(
     regs: Sequence[Any],
     max_steps: Any,
 ) -> GatedChoice:
-    """Choose λ and the number of reweighting steps by held-out outputs, and reweight so.
+    """Choose λ and the number of reweighting steps by held-out outputs, and fit all rows with them.
 
     Parameters
     ----------
     training
         Rows, with targets for the squared loss.
     gates
-        How to draw them.
+        Options for drawing the gates.
     folds
         Each row is held out once.
     loss
-        Of (n, c) held-out outputs, to be minimised.
+        Loss of (n, c) held-out outputs, to be minimised.
     regs
-        λ/λ_max to choose from.
+        Candidates for λ/λ_max.
     max_steps
-        Most reweighting steps.
+        Largest number of reweighting steps.
     """
     shares = check_regs(regs, 1.0)
     max_steps = as_positive_int("max_steps", max_steps)
@@ -140,7 +140,7 @@ def choose_gated(
         outputs = np.asarray(_held_out_outputs(*data, _as_splits(folds, training), candidates, max_steps))
         outputs = outputs[:, :, : training.num_rows]
         losses = np.array([[loss(of_step) for of_step in of_reg] for of_reg in outputs])
-        # The fewest steps, and the largest λ, where losses are equal.
+        # Among equal losses the largest λ is chosen, then the smallest number of steps.
         order = np.argsort(-np.array(shares), kind="stable")
         first, steps = divmod(int(np.argmin(losses[order])), losses.shape[1])
         best = int(order[first])
@@ -192,7 +192,8 @@ def _held_out_outputs(
         _, following = lax.scan(step, first, length=max_steps)
         return jnp.concatenate([outputs(first)[None], following])
 
-    # Each row is held out once; folds one after another, for their memory.
+    # Each row is held out once, so that the sum over folds has each row's outputs. The folds run one after another to
+    # save memory.
     shape = len(regs), max_steps + 1, *targets.shape
     total, _ = lax.scan(lambda total, fold: (total + outputs_of_fold(fold), None), jnp.zeros(shape, x.dtype), splits)
     return total

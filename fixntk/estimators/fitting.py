@@ -1,4 +1,4 @@
-"""The two fits, as pure functions from scaled rows to frozen parts: the convex program, and ridge with the NTK."""
+"""The two fits as pure functions of scaled rows: the convex program, and ridge regression with the NTK."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ DEFAULT_REGRESSION_SHARES = (*DEFAULT_REG_SHARES, 0.0003, 0.0001, 0.00001)
 
 
 class GateOptions(NamedTuple):
-    """How gates are drawn.
+    """Options for drawing gates.
 
     Attributes
     ----------
     num_gates
-        P.
+        Number of gates P.
     num_columns
-        Columns of the scaled inputs that are not padding: the bias counts.
+        Number of columns of the scaled inputs without the padding, the bias column included.
     random_state
         As everywhere in scikit-learn.
     """
@@ -55,7 +55,7 @@ class GatedProblem(NamedTuple):
     Attributes
     ----------
     program
-        Without sample weights where the loss is the squared one.
+        The program; for the squared loss the sample weights are part of x and y.
     gates
         (P, w), zero in the columns of the padding.
     max_reg
@@ -73,9 +73,9 @@ class GatedFit(NamedTuple):
     Attributes
     ----------
     solution
-        With NumPy arrays.
+        The solution, with NumPy arrays.
     gates
-        (P, w).
+        (P, w) gates.
     network
         The solution as a network, in JAX's default dtype.
     reg
@@ -164,9 +164,9 @@ def fit_gated(
     Parameters
     ----------
     training
-        With targets ±1 for the losses of classes.
+        Rows; the targets are ±1 for classification losses.
     gates
-        How to draw them.
+        Options for drawing the gates.
     reg
         λ/λ_max, between 0 and 1.
     loss, tol, max_iter
@@ -182,12 +182,12 @@ def fit_gated(
 def gated_problem(training: Training, options: GateOptions, loss: str) -> GatedProblem:
     """State the convex program on padded rows with random gates."""
     seed = int(check_random_state(options.random_state).randint(2**31 - 1))
-    # The same gates whatever the padding.
+    # The gates do not depend on the padding.
     gates = sample_gates(jax.random.key(seed), options.num_gates, options.num_columns)
     gates = jnp.pad(gates, ((0, 0), (0, padded_width(options.num_columns) - options.num_columns)))
     rows = jnp.asarray(training.padded_x)
     data = rows, jnp.asarray(_program_targets(training, loss)), activation_masks(rows, gates), 1.0, loss
-    # Without an intercept, so that a class of little weight does not set the scale.
+    # λ_max is computed without an intercept, so that a class of small weight does not determine the scale.
     largest = float(ConvexProgram(*data, sample_weight=training.padded_weights).max_reg())
     program = ConvexProgram(*data, sample_weight=training.padded_weights, intercept=True)
     return GatedProblem(canonical(program), gates, largest if largest > 0 else 1.0)
@@ -231,7 +231,7 @@ def fit_ntk(training: Training, regs: Sequence[Any]) -> NTKFit:
     rotated = vectors.T @ (root[:, None] * targets)
 
     def left_out_residuals(share: float) -> np.ndarray:
-        # Times the roots of the rows' weights.
+        # The residuals are multiplied by the roots of the rows' weights.
         left = share * unit / (eigenvalues + share * unit)
         # 1 − h of a row of weight zero is 1.
         freedom = np.maximum(vectors**2 @ left, LEAST_FREEDOM)

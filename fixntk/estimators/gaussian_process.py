@@ -152,7 +152,7 @@ def condition(
     reg : float
         Ridge, positive.
     weights : ndarray (n,)
-        Of the rows, positive.
+        Positive weights of the rows.
     centre : bool
         Whether there is a constant.
 

@@ -1,4 +1,4 @@
-"""What the estimators share: reading rows, and what regressors, classifiers, gated and NTK estimators do alike."""
+"""Code that the estimators share: reading rows, and methods of regressors, classifiers, gated and NTK estimators."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _DEVIATION_ROWS = 512
 
 
 class InputMixin:
-    """Inputs, which are standardised and get a bias column where asked for."""
+    """Inputs, optionally standardised and with a bias column."""
 
     standardize: bool
     bias: bool
@@ -53,7 +53,7 @@ class InputMixin:
     _scaling: Scaling
 
     def _read_new(self, X: Any) -> Float[np.ndarray, "n d"]:
-        """New inputs, checked; they are scaled a tile at a time."""
+        """Check new inputs; they are scaled later, a tile at a time."""
         check_is_fitted(self)
         return validate_data(self, X, reset=False, dtype=np.float64)
 
@@ -78,7 +78,7 @@ class RegressionMixin(InputMixin, MultiOutputMixin, RegressorMixin):
     def _read(
         self, X: Any, y: Any, sample_weight: Any, choose: Callable[[Any, Any, Any], Chosen] = all_rows
     ) -> Training:
-        """Check inputs and targets, and scale those rows that are chosen; the rows that count are kept."""
+        """Check inputs and targets, and scale the chosen rows; rows of positive weight are stored as well."""
         X, y = validate_data(self, X, y, multi_output=True, y_numeric=True, dtype=np.float64)
         weights = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
         chosen = choose(X, y, weights)
@@ -133,7 +133,7 @@ class ClassificationMixin(InputMixin, ClassifierMixin):
         X, y = validate_data(self, X, y, dtype=np.float64)
         check_classification_targets(y)
         weights = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
-        # Rows of weight zero do not count, nor do classes that have no others.
+        # Rows of weight zero are ignored, and so are classes that have no other rows.
         has_weight = weights > 0
         self.classes_ = np.unique(y[has_weight])
         if len(self.classes_) < 2:

@@ -1,4 +1,4 @@
-"""Rows of the estimators: which count, scaling of inputs and targets, codes of labels, and padding to few sizes."""
+"""Rows of the estimators: selection, scaling of inputs and targets, codes of labels, padding to a few sizes."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def pad_rows(array: Shaped[np.ndarray, "n ..."]) -> Shaped[np.ndarray, "m ..."]:
 
 
 class Scaling(NamedTuple):
-    """The affine map that brings inputs to mean 0 and deviation 1, with a bias column or not, and zero columns.
+    """The affine map of inputs to mean 0 and deviation 1, with an optional bias column, and zero columns as padding.
 
     Attributes
     ----------
@@ -74,7 +74,7 @@ class Scaling(NamedTuple):
         return out
 
     def write(self, x: Float[np.ndarray, "n d"], out: Float[np.ndarray, "m w"]) -> None:
-        """Write scaled inputs into the first rows and columns of ``out``, where x itself may be."""
+        """Write scaled inputs into the first rows and columns of ``out``, which may be the memory of x."""
         inner = out[: len(x), : len(self.mean)]
         np.subtract(x, self.mean, out=inner)
         inner /= self.scale
@@ -103,7 +103,7 @@ class TargetScaling(NamedTuple):
         return targets[:, 0] if self.squeeze else targets
 
     def restore_deviations(self, deviations: Float[np.ndarray, "n c"]) -> Float[np.ndarray, "n ..."]:
-        """Standard deviations of targets from those of outputs."""
+        """Standard deviations of targets from standard deviations of outputs."""
         scaled = deviations * self.scale
         return scaled[:, 0] if self.squeeze else scaled
 
@@ -140,7 +140,7 @@ class Training(NamedTuple):
         return self.padded_weights[: self.num_rows]
 
     def select_weighted(self) -> Training:
-        """The rows of positive weight; these rows themselves where all are."""
+        """The rows of positive weight; this object itself if every row has one."""
         has_weight = self.weights > 0
         if has_weight.all():
             return self
@@ -153,7 +153,7 @@ def all_rows(
     y: Num[np.ndarray, "n ..."],  # noqa: ARG001  the signature of :func:`distinct_rows`
     weights: Float[np.ndarray, " n"],
 ) -> Chosen:
-    """Every row, those of weight zero too."""
+    """Every row, including rows of weight zero."""
     if not np.any(weights > 0):
         raise ValueError(_NO_WEIGHT)
     return np.arange(len(X)), weights
@@ -162,7 +162,7 @@ def all_rows(
 def distinct_rows(X: Float[np.ndarray, "n d"], y: Num[np.ndarray, "n ..."], weights: Float[np.ndarray, " n"]) -> Chosen:
     """Distinct rows of inputs and targets in lexicographic order, each with the weight of all its copies.
 
-    Leaving one out then means leaving all its copies out. Rows of weight zero are left out.
+    Leaving one row out then leaves out all its copies. Rows of weight zero are dropped.
 
     Raises
     ------

@@ -59,9 +59,9 @@ def enumerate_arrangements(x: ArrayLike, *, max_cells: int = 200_000) -> Arrange
     Exact for any rank and for degenerate data: duplicate, parallel, opposite and zero rows, more than r hyperplanes
     through a line, a bias column. Gates *on* a hyperplane are not counted: they have probability zero.
 
-    The entries of x are taken as exact whatever their dtype, and rows that are parallel, or dependent, up to the
-    rounding of float64 (an angle of about 1e-12) as exactly so. Rows that are so only up to the rounding of a lower
-    precision have cells of their own, as narrow as that rounding.
+    The entries of x are taken as exact in any dtype. Rows that are parallel or dependent up to the rounding of float64
+    (an angle of about 1e-12) are treated as exactly parallel or dependent. Rows that are so only up to the rounding of
+    a lower precision have separate cells, whose width is of the order of that rounding.
 
     Parameters
     ----------
@@ -79,7 +79,7 @@ def enumerate_arrangements(x: ArrayLike, *, max_cells: int = 200_000) -> Arrange
     -----
     UserWarning
         If some cells are so narrow that their gates, rounded to x's dtype, or :func:`fixntk.activation_masks` in it may
-        miss their masks. Without the warning the gates have their masks, in whatever order products are summed.
+        miss their masks. Without the warning every gate has its mask, for every order of summation.
 
     Raises
     ------
@@ -134,7 +134,7 @@ def distinct_hyperplanes(x: ArrayLike) -> Hyperplanes:
     Raises
     ------
     ValueError
-        If the rows merged, or the rank, depend on the units of the columns: those are lost in float64's rounding.
+        If the merged rows, or the rank, depend on the units of the columns, and so on rounding errors of float64.
 
     Notes
     -----
@@ -142,15 +142,15 @@ def distinct_hyperplanes(x: ArrayLike) -> Hyperplanes:
     """
     rows = np.asarray(x, np.float64)
     planes = _distinct_hyperplanes(rows)
-    # Which rows are parallel, or dependent, does not change with the columns' units. This finds years or times, which
-    # differ by little beside a bias column: (10⁷, 1) and (10⁷ + 1, 1) are at an angle of 10⁻¹⁴.
+    # Scaling the columns does not change which rows are parallel or dependent. If the result changes, rounding errors
+    # decided, as for large values next to a bias column: (10⁷, 1) and (10⁷ + 1, 1) are at an angle of 10⁻¹⁴.
     largest = np.abs(rows).max(axis=0)
     scaled = _distinct_hyperplanes(rows / np.where(largest > 0, largest, 1.0))
     if scaled.normals.shape != planes.normals.shape:
         described = [f"{k} distinct hyperplanes of rank {r}" for k, r in (planes.normals.shape, scaled.normals.shape)]
         raise ValueError(
             f"x is too close to degenerate for float64: {described[0]} as it is, {described[1]} with its columns "
-            "scaled; centre and scale the columns of x, and leave out those of nothing but rounding errors"
+            "scaled; centre and scale the columns of x, and leave out columns that hold only rounding errors"
         )
     return planes
 
@@ -284,10 +284,10 @@ def _push_to_both_sides(points: np.ndarray, previous: np.ndarray, normal: np.nda
 
 
 def _select_one_per_cell(points: np.ndarray, normals: np.ndarray, noise: np.ndarray, expected: int) -> np.ndarray:
-    """Of several points in some cells keep the one farthest from the hyperplanes.
+    """Keep, in each cell, the point that is farthest from the hyperplanes.
 
-    A point that lies on a hyperplane was made before that hyperplane was added, which has then put new points on
-    either side of itself: it can go. The number of cells is known from the counting recursion, an independent check.
+    A point on a hyperplane was made before that hyperplane was added. Adding it made new points on both of its sides,
+    so that the old point is not needed. ``expected`` is the number of cells by the counting recursion, a check.
     """
     products = points @ normals.T
     margins = np.min(np.abs(products) - 8 * noise, axis=1)
@@ -303,7 +303,7 @@ def _select_one_per_cell(points: np.ndarray, normals: np.ndarray, noise: np.ndar
 
 
 def _move_inside(points: np.ndarray, normals: np.ndarray, num_steps: int = 40) -> np.ndarray:
-    """Move each point away from its nearest hyperplane, within its cell, to raise the distance to the nearest one."""
+    """Move each point within its cell so that its distance to the nearest hyperplane grows."""
     if normals.shape[0] == 0:
         return points
     moved = [_ascend_margin(block, normals, num_steps) for block in _row_blocks(points, normals.shape[0])]
@@ -343,10 +343,11 @@ def _masks_at(points: np.ndarray, planes: Hyperplanes) -> np.ndarray:
 
 
 def _have_certain_masks(x: Array, gates: Array, masks: np.ndarray) -> np.ndarray:
-    """Tell which gates have their masks on x however their inner products are rounded in their dtype.
+    """Tell which gates have their masks on x for every rounding of their inner products in their dtype.
 
-    A sum of d products is off by at most d·ε/2 times the sum of their absolute values, in any order. Twice that also
-    covers the sum here if the dtype is float64. Products below the smallest normal number may be flushed to zero.
+    The error of a sum of d products is at most d·ε/2 times the sum of their absolute values, in any order. Twice this
+    bound also covers the sum here if the dtype is float64. Products below the smallest normal number may be flushed to
+    zero.
     """
     info, rows = jnp.finfo(gates.dtype), as_numpy(x)
     num_rows, num_columns = rows.shape

@@ -144,7 +144,7 @@ def pack_masks(masks: ArrayLike) -> UInt8[Array, "n bytes"]:
 
 
 def as_masks(name: str, masks: ArrayLike, num_gates: int | None = None) -> Array:
-    """Return masks as (n, P) bool, or as they are if packed, having checked shape and values.
+    """Check masks and return them as (n, P) bool, or unchanged if they are packed.
 
     Parameters
     ----------
@@ -153,7 +153,7 @@ def as_masks(name: str, masks: ArrayLike, num_gates: int | None = None) -> Array
     masks
         Bool, 0/1 numbers, or uint8 packed by :func:`pack_masks`.
     num_gates
-        P where it is known from elsewhere; packed masks are not accepted without it.
+        P, if known; packed masks are accepted only with it.
 
     Raises
     ------
@@ -195,7 +195,7 @@ def as_masks(name: str, masks: ArrayLike, num_gates: int | None = None) -> Array
 def merge_duplicate_masks(
     masks: ArrayLike, gates: ArrayLike, weights: ArrayLike | None = None
 ) -> tuple[Arrangements, Float[Array, " P"]]:
-    """Keep one gate for each distinct mask and sum the weights of those that it stands for.
+    """Keep one gate for each distinct mask, with the sum of the weights of all gates of that mask.
 
     Runs on the host: the number of distinct masks depends on the values.
 

@@ -1,4 +1,4 @@
-"""The share of all gates that each cell takes: the weights with which the NTK mixes masked kernels.
+"""Solid angles of cells: the probability of a random gate in each cell, which is the weight of its kernel in the NTK.
 
 See docs/mathematics.md, M3 and M4.
 """
@@ -45,8 +45,8 @@ def arrangement_weights(
     Returns
     -------
     weights, standard_errors
-        (P,) each. Standard errors are zero where the weights are exact; those of Monte Carlo count half a hit more
-        than was seen, so that a cell never hit has one as well.
+        (P,) each. Standard errors are zero if the weights are exact. For Monte Carlo, half a hit is added to each
+        count, so that a cell without hits has a positive standard error.
 
     Raises
     ------
@@ -181,7 +181,7 @@ def _hull_edges(plane: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.
 def _monte_carlo_shares(
     planes: Hyperplanes, masks: np.ndarray, key: Array, num_samples: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Shares of random gates with their standard errors."""
+    """Shares of random gates in each cell, with their standard errors."""
     positive = _plane_signs(planes, masks) > 0
     index = {row.tobytes(): p for p, row in enumerate(np.packbits(positive, axis=1))}
     rank = planes.normals.shape[1]
@@ -190,9 +190,9 @@ def _monte_carlo_shares(
     for block in _row_blocks(samples, planes.normals.shape[0]):
         for row in np.packbits(block @ planes.normals.T > 0, axis=1):
             cell = index.get(row.tobytes())
-            # A sample on a hyperplane, or in a cell that is not asked about, counts for none.
+            # A sample on a hyperplane, or in a cell that is not among the masks, is not counted.
             if cell is not None:
                 counts[cell] += 1
-    # Half a hit more than was seen, so that a cell never hit has an error as well.
+    # Half a hit is added so that a cell without hits has a positive error.
     smoothed = (counts + 0.5) / (num_samples + 1)
     return counts / num_samples, np.sqrt(smoothed * (1 - smoothed) / num_samples)

@@ -40,7 +40,7 @@ class Decomposition(NamedTuple):
     positive, negative
         (P, d) the two parts.
     gaps
-        (P,) upper bounds on how far ‖positive‖ + ‖negative‖ is above its minimum, absolute; ∞ where none is known.
+        (P,) upper bounds on the excess of ‖positive‖ + ‖negative‖ over its minimum, absolute; ∞ if none is known.
     """
 
     positive: Float[Array, "P d"]
@@ -96,7 +96,7 @@ def _shift_into_cones(cones: Cones, vectors: Array) -> Decomposition:
 
 
 class _PathState(NamedTuple):
-    """Where Newton's method is on the central path, and the best decomposition so far."""
+    """Position of Newton's method on the central path, and the shortest decomposition found."""
 
     iterations: Int[Array, ""]
     negative: Float[Array, "P d"]

@@ -50,7 +50,7 @@ def _leaky_relu(slope: float) -> Activation:
 
     def haversines(pair: Gaussians) -> Haversines:
         if slope == -1:
-            # |u| forgets the sign: the angle θ and π − θ become the same one.
+            # |u| does not depend on the sign of u, so that angles θ and π − θ give the same result.
             smaller = jnp.minimum(pair.haversine, pair.havercosine)
             pair = pair._replace(haversine=smaller, havercosine=jnp.maximum(pair.haversine, pair.havercosine))
         lune = sine_less_angle_times_cosine(pair.haversine, pair.havercosine)
@@ -102,7 +102,7 @@ def polynomial(coefficients: Sequence[float]) -> Activation:
 
 
 def _as_numbers(name: str, values: Any) -> list[float]:
-    """Check constants, by which nothing is differentiated."""
+    """Check constants, for which there are no derivatives."""
     try:
         array = np.asarray(values)
     except (TypeError, ValueError) as error:
@@ -231,7 +231,7 @@ _KNOWN_FUNCTIONS: dict[Any, str] = {
 
 
 def as_activation(activation: str | Activation | Callable[[Array], Array]) -> Activation:
-    """An activation from its name, itself, or a function: in closed form where one is known, else by quadrature.
+    """Return an activation by its name, unchanged, or from a function: in closed form if known, else by quadrature.
 
     Raises
     ------

@@ -27,7 +27,7 @@ def kernels_of_all_pairs(
     tile: int,
     store_on_device: bool = True,
 ) -> tuple[Any, ...]:
-    """Kernels of all pairs of rows of x1 and x2, a tile at a time, from those of two tiles of rows."""
+    """Kernels of all pairs of rows of x1 and x2, computed by ``kernels`` for two tiles of rows at a time."""
     if x2 is not None:
         dtype = jnp.promote_types(x1.dtype, x2.dtype)
         x1, x2 = x1.astype(dtype), x2.astype(dtype)
@@ -69,7 +69,7 @@ def _tile_kernels(kernels: _Kernels, parameters: Any, tiles: tuple[Rows, Rows], 
 
 @jax.jit
 def _symmetrize(blocks: Blocks) -> Blocks:
-    """Rounding may differ by the order of two inputs: take the upper half."""
+    """Copy the upper half into the lower half, as rounding errors can depend on the order of two inputs."""
     return tuple(jnp.triu(block) + jnp.triu(block, 1).T for block in blocks)
 
 
@@ -85,5 +85,5 @@ def _transpose(blocks: Blocks) -> Blocks:
 @jax.jit
 def _as_rows(x1: Array, x2: Array | None) -> tuple[Rows, Rows | None]:
     rows1 = as_rows(x1, jnp.arange(x1.shape[0]))
-    # Negative numbers: a row of x2 may equal one of x1, but only its entries tell.
+    # Negative numbers: whether a row of x2 equals a row of x1 is not known in advance.
     return rows1, None if x2 is None else as_rows(x2, -1 - jnp.arange(x2.shape[0]))

@@ -124,7 +124,7 @@ def mlp_kernel(
     x1
         (n1, d) inputs. No unit.
     x2
-        (n2, d) inputs; x1 when None; then only about half of the tiles, where there are several, is computed.
+        (n2, d) inputs; x1 when None; of several tiles only about half are then computed.
     depth
         Number of hidden layers.
     activation
@@ -134,9 +134,9 @@ def mlp_kernel(
     w_std, b_std
         Standard deviations of weights and biases. No bias for 0. JAX scalars can be differentiated by.
     input_scale
-        What the inner products of inputs are multiplied with; 1/d when None.
+        Factor of the inner products of inputs; 1/d when None.
     batch_size
-        Rows of x1 and x2 that are computed at a time; chosen by the size of the cache when None.
+        Number of rows of x1, and of x2, that are computed at a time; chosen by the size of the cache when None.
     store_on_device
         False collects the tiles in NumPy arrays on the host as they are finished, for kernels larger than the device's
         memory. Not possible under ``jax.jit``.
@@ -157,7 +157,7 @@ def mlp_kernel(
     Warns
     -----
     UserWarning
-        If the series of an activation that is integrated leaves out more than 1e-4 of a second moment.
+        If the series of an activation without closed form omits more than 1e-4 of a second moment.
 
     References
     ----------
@@ -199,9 +199,9 @@ def network_kernel(
     x1
         (n1, d) inputs, or (n1, …, channels), such as images, with up to three axes of positions. No unit.
     x2
-        (n2, …) inputs; x1 when None; then only about half of the tiles, where there are several, is computed.
+        (n2, …) inputs; x1 when None; of several tiles only about half are then computed.
     input_scale
-        What the inner products of inputs are multiplied with; one over the number of features or channels when None.
+        Factor of the inner products of inputs; one over the number of features or channels when None.
     batch_size, store_on_device
         As in :func:`mlp_kernel`, and so are the result and the warning.
 
@@ -269,7 +269,7 @@ def _check_squares(x1: Array, x2: Array | None) -> None:
 
 
 def _tile_rows(batch_size: int | None, numbers_per_pair: int) -> int:
-    """Rows of a tile."""
+    """Number of rows of a tile."""
     if batch_size is not None:
         return as_positive_int("batch_size", batch_size)
     size = _TILE_SIZES.get(jax.default_backend(), _ACCELERATORS_TILE_SIZE)

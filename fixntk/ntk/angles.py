@@ -24,7 +24,7 @@ _NEARLY_PARALLEL = 1 - 2 / 16**2
 
 
 class Rows(NamedTuple):
-    """Vectors with what all their pairs need.
+    """Vectors with the quantities that the angles of all their pairs need.
 
     Attributes
     ----------
@@ -82,8 +82,8 @@ def products_and_angles(rows1: Rows, rows2: Rows) -> tuple[Array, Array, Array]:
     θ is π/2 to a zero vector and exactly 0 between vectors of the same number.
 
     ‖u − v‖²/4 and ‖u + v‖²/4 of unit vectors keep full precision at every angle, where arccos(u·v) loses half of the
-    digits near 0 and π. Away from there they come from u·v, one matrix product; pairs near there are taken again by
-    the differences of the vectors, a row at a time where columns are many.
+    digits near 0 and π. Away from 0 and π they are computed from u·v, one matrix product. Pairs near 0 and π are
+    recomputed from the differences of the vectors, one row at a time if there are many columns.
     """
     same = rows1.numbers[:, None] == rows2.numbers
     cosine = matmul(rows1.units, rows2.units.T)
@@ -149,7 +149,7 @@ def _products_and_angles_jvp(primals: tuple[Rows, Rows], tangents: tuple[Rows, R
     stretch = change1.lengths[:, None] * rows2.lengths + rows1.lengths[:, None] * change2.lengths
     cosine = (product - (havercosine - haversine) * stretch) / jnp.where(lengths > 0, lengths, 1.0)
     cosine = jnp.where(lengths > 0, cosine, 0.0)
-    # Which cancels near 0 and π, where an angle's derivative divides by its sine.
+    # This difference cancels near 0 and π, where the derivative of the angle divides by its sine.
     near = (jnp.abs(havercosine - haversine) > _NEARLY_PARALLEL) & (rows1.numbers[:, None] != rows2.numbers)
     sign = jnp.sign(havercosine - haversine)
     cosine = jnp.where(near, -sign * _differences_along(near, sign, primals, tangents), cosine)
@@ -203,7 +203,7 @@ def sine_less_angle_times_cosine(haversine: Array, havercosine: Array) -> Array:
     """Sin θ − θ cos θ, about θ³/3 near 0, to a few units of rounding; so is its derivative θ sin θ."""
     square = jnp.minimum(haversine, havercosine)
     folded = 2 * square * safe_sqrt(square) * _polynomial_value(_lune_series, square)
-    # At π − θ it is π cos θ more.
+    # The function at θ is its value at π − θ minus π cos θ.
     return jnp.where(haversine > havercosine, folded + jnp.pi * (haversine - havercosine), folded)
 
 
@@ -231,7 +231,7 @@ def _arcsine_series(is_double: bool) -> tuple[float, ...]:
 
 @cache
 def _lune_series(is_double: bool) -> tuple[float, ...]:
-    """The same for (sin θ − θ cos θ) / (2 t√t), with sin θ = 2 √t √(1 − t) and cos θ = 1 − 2t."""
+    """Coefficients of (sin θ − θ cos θ) / (2 t√t) in t, from sin θ = 2 √t √(1 − t) and cos θ = 1 − 2t."""
     roots = np.cumprod([1.0, *((k - 1.5) / k for k in range(1, _NUM_TERMS))])  # √(1 − t)
     shifted = np.concatenate([[0.0], _ARCSINE[:-1]])
     return _short_polynomial((roots - _ARCSINE + 2 * shifted)[1:], is_double)

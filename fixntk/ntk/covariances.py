@@ -27,11 +27,11 @@ _MEAN_ROUNDING = 32
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Pairs:
-    """Pairs of inputs as they are after some layers: one hidden unit's two values, over the random weights.
+    """Second moments of a hidden unit's values at pairs of inputs after some layers, over the random weights.
 
-    The arrays broadcast to (n1, n2, positions …), where positions are none, those of an image that both inputs share
-    (each position of the first with the same one of the second), or all pairs of positions: first the first input's,
-    then the second's.
+    The arrays broadcast to (n1, n2, positions …). The positions are absent; or positions of an image, where each
+    position of the first input is paired with the same position of the second; or all pairs of positions, with the axes
+    of the first input before the axes of the second.
 
     Attributes
     ----------
@@ -42,7 +42,7 @@ class Pairs:
     haversine, havercosine
         sin²(θ/2) and cos²(θ/2) of the angle θ with cos θ = their correlation.
     ntk
-        The NTK Θ so far.
+        The NTK Θ after these layers.
     """
 
     variance1: Array
@@ -60,19 +60,19 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Covariances:
-    """All that a layer needs to know about pairs of inputs.
+    """The state that a layer maps: pairs of first and second inputs, and pairs of each input with itself.
 
     Attributes
     ----------
     pairs
         Each of the first inputs with each of the second.
     own1, own2
-        Each first input with itself, (n1, 1, …), and each second, (1, n2, …), at all pairs of positions; None where
-        a position only meets itself.
+        Each first input with itself, (n1, 1, …), and each second input with itself, (1, n2, …), at all pairs of
+        positions; None if only equal positions are paired.
     num_positions
-        How many axes of positions an input has.
+        Number of axes of positions of an input.
     is_gaussian
-        Whether the values are Gaussian: sums over random weights.
+        Whether the values are Gaussian, as sums over random weights are.
     """
 
     pairs: Pairs
@@ -83,7 +83,7 @@ class Covariances:
 
     @property
     def has_all_positions(self) -> bool:
-        """Whether pairs of different positions are known as well."""
+        """Whether pairs of different positions are included."""
         return self.own1 is not None
 
     def map(self, change: Callable[[Pairs], Pairs], **flags: Any) -> Covariances:
@@ -93,7 +93,7 @@ class Covariances:
 
     @property
     def sides(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Axes of the positions of the first and of the second inputs; the same ones where both share them."""
+        """Axes of the positions of the first and of the second inputs; the same axes if both share them."""
         first = tuple(range(2, 2 + self.num_positions))
         second = tuple(axis + self.num_positions for axis in first)
         return first, second if self.has_all_positions else first
@@ -134,7 +134,7 @@ def average_pairs(pairs: Pairs, mean: Callable[..., Array], sides: tuple[tuple[i
 
 
 def haversines_from_moments(variance1: Array, variance2: Array, covariance: Array) -> tuple[Array, Array]:
-    """Haversine and havercosine from second moments alone, zero where they cannot tell them from zero."""
+    """Haversine and havercosine from second moments alone; zero if they are below the rounding error."""
     total = safe_sqrt(variance1) * safe_sqrt(variance2)
     rounding = _MEAN_ROUNDING * jnp.finfo(total.dtype).eps * total
     shares = (jnp.where(share > rounding, share, 0.0) for share in (total - covariance, total + covariance))
@@ -142,7 +142,7 @@ def haversines_from_moments(variance1: Array, variance2: Array, covariance: Arra
 
 
 def haversines_from_shares(sin_share: Array, cos_share: Array) -> tuple[Array, Array]:
-    """Haversine and havercosine from two numbers in their ratio; a right angle if both are 0."""
+    """Haversine and havercosine in the ratio of two numbers; a right angle if both numbers are 0."""
     total = sin_share + cos_share
     known = total > 0
     scale = 1 / jnp.where(known, total, 1.0)
@@ -150,14 +150,14 @@ def haversines_from_shares(sin_share: Array, cos_share: Array) -> tuple[Array, A
 
 
 def covariances_of_inputs(rows1: Rows, rows2: Rows, scale: Any, has_all_positions: bool) -> Covariances:
-    """Covariances of inputs: they are fixed, so their inner products take the place of expectations."""
+    """Covariances of inputs, which are fixed, so that inner products replace expectations."""
     positions = rows1.lengths.shape[1:]
     if not positions:
         return Covariances(_inner_products(rows1, rows2, scale), None, None, 0, is_gaussian=False)
     size, ones = math.prod(positions), (1,) * len(positions)
 
     def stack_positions(rows: Rows) -> Rows:
-        """Positions (n, S, …) in one axis, each with a number of its own."""
+        """Merge the axes of positions into one, (n, S, …), and give each position its own number."""
         step = jnp.where(rows.numbers < 0, -1, 1)[:, None]
         numbers = rows.numbers[:, None] * size + step * jnp.arange(size)
         vectors = (array.reshape(-1, size, array.shape[-1]) for array in (rows.x, rows.units, rows.scaled))
@@ -171,7 +171,7 @@ def covariances_of_inputs(rows1: Rows, rows2: Rows, scale: Any, has_all_position
         return Covariances(pairs, None, None, len(positions), is_gaussian=False)
 
     def pairs_of_all_positions(first: Rows, second: Rows) -> Pairs:
-        """Every position of every input in one long list."""
+        """Pairs of every position of the first inputs with every position of the second inputs."""
         flat1, flat2 = jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), (first, second))
         num_rows1, num_rows2 = first.lengths.shape[0], second.lengths.shape[0]
 
@@ -199,7 +199,7 @@ def covariances_of_inputs(rows1: Rows, rows2: Rows, scale: Any, has_all_position
 
 
 def _inner_products(rows1: Rows, rows2: Rows, scale: Any) -> Pairs:
-    """Pairs of plain vectors."""
+    """Pairs of vectors without positions."""
     products, haversine, havercosine = products_and_angles(rows1, rows2)
     variance1, variance2 = scale * rows1.lengths[:, None] ** 2, scale * rows2.lengths**2
     return Pairs(variance1, variance2[None], scale * products, haversine, havercosine, jnp.zeros_like(products))

@@ -85,12 +85,12 @@ class GradientFlow:
             Times in steps of the learning rate, of any shape, not negative. None and ``inf`` are the limit t = ∞.
         kernel_test_train
             (n_test, n) kernel between other points and the training points, with the output axes that the training
-            kernel has. None asks for the training points. (With a ridge neural-tangents' predictions without this
-            kernel are those of the noisy targets; here they are the network's outputs on the training points.)
+            kernel has. None for the training points. (With a ridge and without this kernel, neural-tangents predicts
+            the noisy targets; here the result is the network's outputs on the training points.)
         f0
             Outputs at t = 0 on the **training** points, of the shape of y, or a scalar; 0 when None.
         f0_test
-            Outputs at t = 0 on the **other** points, (n_test, …) or a scalar. To be given whenever ``f0`` is.
+            Outputs at t = 0 on the **other** points, (n_test, …) or a scalar. Required if ``f0`` is given.
 
         Returns
         -------
@@ -126,7 +126,7 @@ class GradientFlow:
     def coefficients(self, t: ArrayLike | None = None, *, f0: ArrayLike | None = None) -> Array:
         """Kernel coefficients A of the outputs f₀ + Θ(·, X) A at time t, of the shape of y behind the axes of t.
 
-        For new points whose kernel is too large to hold: apply it to them in tiles.
+        They serve for new points whose kernel does not fit into memory: apply that kernel to them in tiles.
 
         Raises
         ------
@@ -171,7 +171,7 @@ def gradient_flow(
         (n, n) kernel shared by all outputs, or with a pair of axes for each output axis of y, (n, n, c, c), as
         :func:`fixntk.empirical_ntk` and neural-tangents return it. Symmetric and positive semidefinite.
     y
-        (n,) or (n, c) targets, or with more output axes. Taken to the kernel's dtype.
+        (n,) or (n, c) targets, or with more output axes. Converted to the kernel's dtype.
     learning_rate
         α > 0. Outputs per unit of time and of the kernel.
     diag_reg
@@ -179,10 +179,10 @@ def gradient_flow(
     diag_reg_absolute_scale
         True takes ``diag_reg`` as λ itself.
     rcond
-        At t = ∞ eigenvalues up to ``rcond`` times the largest count as zero (the pseudo-inverse). So they do at finite
-        times with αt · cutoff ≥ 1, at which rounding alone would decide. By default the matrix size times the
-        dtype's machine epsilon; with noisy targets, no ridge and eigenvalues that decay without a break, the limit
-        depends on it: use a ridge there.
+        At t = ∞ eigenvalues up to ``rcond`` times the largest count as zero (the pseudo-inverse). The same holds at
+        finite times with αt · cutoff ≥ 1, where rounding errors would determine the result. By default the matrix size
+        times the dtype's machine epsilon. With noisy targets, no ridge and eigenvalues that decay without a gap, the
+        limit depends on this value: use a ridge there.
 
     Returns
     -------
@@ -194,7 +194,7 @@ def gradient_flow(
         If an argument is not numeric.
     ValueError
         If the kernel is not symmetric or, with the ridge, not positive semidefinite beyond rounding, its shape does not
-        fit y, values are NaN or infinite, α ≤ 0, ``diag_reg`` < 0 or ``rcond`` < 0. Values are not looked at under a
+        fit y, values are NaN or infinite, α ≤ 0, ``diag_reg`` < 0 or ``rcond`` < 0. Values are not checked under a
         JAX transformation.
 
     References
@@ -228,7 +228,7 @@ def gradient_flow(
 
 @jax.jit
 def training_outputs(flow: GradientFlow, t: Array, f0: Array) -> Array:
-    """Outputs on the training points, those at t = 0 plus their displacement."""
+    """Outputs on the training points: the outputs at t = 0 plus their displacement."""
     change = displacement(flow, scaled_times(flow, t), (flow.y - f0).reshape(flow.kernel.shape[0], -1))
     return f0 + change.reshape(t.shape + flow.y.shape)
 
@@ -249,7 +249,7 @@ def _coefficients(flow: GradientFlow, t: Array, f0: Array) -> Array:
 
 
 def scaled_times(flow: GradientFlow, t: Array) -> Float[Array, " t"]:
-    """Products αt of the learning rate and the times, in one axis."""
+    """Products αt of the learning rate and the times, flattened to one axis."""
     endless = jnp.isinf(t)
     # Not inf · α, whose derivative in α is infinite.
     return jnp.where(endless, jnp.inf, flow.learning_rate * jnp.where(endless, 0, t)).ravel()
@@ -261,7 +261,7 @@ def kernel_function(kind: str, flow: GradientFlow, times: Array, vectors: Array)
 
 
 def displacement(flow: GradientFlow, times: Array, vectors: Array) -> Array:
-    """Θ times the coefficients on the training points, without a product that rounding could spoil for singular Θ."""
+    """Θ times the coefficients on the training points, without a product that loses precision for singular Θ."""
     progress, inverse = (kernel_function(kind, flow, times, vectors) for kind in ("progress", "inverse"))
     return progress - flow.reg * inverse
 

@@ -64,7 +64,7 @@ def empirical_ntk(
         (n2, …); x1 when None, which then costs about half.
     outputs
         A shorthand for the two arguments below: ``"full"``, every pair of outputs; ``"trace"``, the mean over all
-        outputs; ``"diagonal"``, each output with itself. None leaves the choice to them.
+        outputs; ``"diagonal"``, each output with itself. With None the two arguments decide.
     trace_axes
         Axes of ``f(params, x)`` along which the kernel is averaged: only pairs of equal indices, divided by the axis's
         size. Axis 0 is the batch. As in neural-tangents.
@@ -77,8 +77,8 @@ def empirical_ntk(
         once, through its Jacobian. ``"jacobian"``: Jacobians of all parameters, those of a few leaves at a time where
         they are large. ``"ntvp"``: NTK-vector products. ``"auto"``: the method with the fewest operations by count.
     batch_size
-        Number of examples of x1, and of x2, in a tile; it need not divide their numbers. By default as many as
-        256 MiB of temporary arrays allow.
+        Number of examples of x1, and of x2, in a tile; it need not divide their numbers. By default the largest
+        number whose temporary arrays fit into 256 MiB.
     store_on_device
         False collects the tiles in a NumPy array on the host as they are finished, for kernels larger than the
         device's memory. Not possible under ``jax.jit``.
@@ -144,7 +144,7 @@ def layerwise_ntk(
         Pytree of labels, a prefix of ``params``: a label for each leaf or subtree, for instance
         ``{"backbone": "frozen", "head": "trained"}``. None makes each leaf a group of its own.
     f, params, x1, x2, outputs, trace_axes, diagonal_axes, method, batch_size, store_on_device
-        As for :func:`empirical_ntk`, and so are the precision and what is raised.
+        As for :func:`empirical_ntk`, which also describes the precision and the errors.
 
     Returns
     -------

@@ -30,7 +30,7 @@ Mode = Literal["ntk", "nngp"]
 
 
 class Gaussian(NamedTuple):
-    """Outputs of an ensemble: their mean and their covariance."""
+    """Mean and covariance of the outputs of an ensemble."""
 
     mean: Array
     covariance: Array
@@ -70,7 +70,7 @@ class EnsembleFlow:
             As in :meth:`GradientFlow.predict`.
         kernel_test_train
             Kernels between the other points and the training points: an object with attributes ``nngp`` and ``ntk``,
-            each (n_test, n), or with output axes as in training. In mode "nngp" the array alone will do. None asks for
+            each (n_test, n), or with output axes as in training. In mode "nngp" the array alone is sufficient. None for
             the training points.
         kernel_test
             The NNGP kernel of the other points among themselves, (n_test, n_test), or an object with ``nngp``.
@@ -102,7 +102,7 @@ class EnsembleFlow:
         return Gaussian(mean, self._covariance(times, leading, nngp, prior))
 
     def _kernels_elsewhere(self, kernel_test_train: Any, kernel_test: Any) -> tuple[Array, Array, Array]:
-        """The flow's kernel and the NNGP between other points and the training points, and the NNGP of the former."""
+        """The flow's kernel and the NNGP between other points and training points, and the NNGP among other points."""
         y, full = self.flow.y, self.flow.full
         nngp = kernel_member("kernel_test_train", kernel_test_train, "nngp", self.mode)
         between = as_kernel_between("kernel_test_train.nngp", nngp, y, full)
@@ -137,14 +137,14 @@ class EnsembleFlow:
         if self.mode == "nngp":
             explained = matmul(nngp, kernel_function("inverse", self.flow, 2 * times, nngp.T))
             return self._restore_output_axes(prior - explained, t.shape)
-        # The outputs are those of t = 0 on the other points, less these weights times those on the training points.
+        # The random part of the outputs is f₀ on the other points minus these weights times f₀ on the training points.
         weights = jnp.swapaxes(kernel_function("inverse", self.flow, times, leading.T), -1, -2)
         cross = matmul(weights, nngp.T)
         explained = matmul(matmul(weights, self.nngp), jnp.swapaxes(weights, -1, -2))
         return self._restore_output_axes(prior - cross - jnp.swapaxes(cross, -1, -2) + explained, t.shape)
 
     def _restore_output_axes(self, covariance: Array, shape: tuple[int, ...]) -> Array:
-        """Symmetric, with t's axes in front and the output axes as in the kernels."""
+        """Symmetrise, with the axes of t in front and the output axes in the order of the kernels."""
         outputs = self.flow.y.shape[1:] if self.flow.full else ()
         num_axes, rows = 1 + len(outputs), covariance.shape[-1] // math.prod(outputs)
         covariance = (covariance + jnp.swapaxes(covariance, -1, -2)) / 2
@@ -168,7 +168,7 @@ def gradient_flow_ensemble(
     ----------
     kernel_train
         Kernels of the training points: an object with attributes ``nngp`` and ``ntk``, (n, n) each or with output axes
-        as in :func:`gradient_flow`. In mode "nngp" the NNGP array alone will do.
+        as in :func:`gradient_flow`. In mode "nngp" the NNGP array alone is sufficient.
     mode
         ``"ntk"``: all layers are trained. With a ridge the penalty is on the way from each network's own initial
         parameters. ``"nngp"``: the last layer alone is trained, so that the NNGP is also the kernel of the flow. Its

@@ -1,4 +1,4 @@
-"""Checks of what the empirical kernels are given: a function of a batch, its parameters, its inputs."""
+"""Checks of the arguments of empirical kernels: a function of a batch, its parameters, its inputs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fixntk._tiling import num_rows
 
 
 def as_hashable(f: Callable[..., Any]) -> Callable[..., Any]:
-    """Return f, or f in a wrapper that is its own key where f cannot be one in JAX's cache of compiled functions."""
+    """Return f, or a hashable wrapper if f itself cannot be a key of JAX's cache of compiled functions."""
     try:
         hash(f)
     except TypeError:
@@ -25,7 +25,7 @@ def as_hashable(f: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def as_operands(f: Callable[..., Any], params: Any, x1: Any, x2: Any) -> tuple[Any, Any, Any]:
-    """Check what is passed and return params, x1 and x2 as pytrees of JAX arrays.
+    """Check the arguments and return params, x1 and x2 as pytrees of JAX arrays.
 
     Raises
     ------
@@ -93,7 +93,8 @@ def _as_inputs(name: str, x: Any) -> Any:
 def _check_finite(name: str, tree: Any) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if not is_traced(leaf) and jnp.issubdtype(leaf.dtype, jnp.floating):
-            # A concrete array closed over by a traced function can be looked at, but only eagerly.
+            # A concrete array that a traced function closes over has known values, but reading them needs eager
+            # evaluation.
             with jax.ensure_compile_time_eval():
                 finite = bool(jnp.all(jnp.isfinite(leaf)))
             if not finite:
@@ -120,19 +121,19 @@ def _check_output(f: Callable[..., Any], params: Any, x: Any) -> None:
 
 
 def check_rows_are_independent(f: Callable[..., Any], params: Any, x1: Any, x2: Any = None) -> bool:
-    """Compare a row's output and a derivative of it alone, before and behind others: batch statistics show.
+    """Check that a row has the same output and derivative alone and in a batch, unlike with batch statistics.
 
-    The derivative by the parameters tells where the output cannot, such as behind a head that starts at zero. The
-    others are a row that differs from the first one, of x1 or x2, and the last one.
+    The derivative in the parameters detects a dependence that the output hides, for instance in a network whose last
+    layer starts at zero. The batch has the first row, a row of x1 or x2 that differs from it, and the last row.
 
     Returns
     -------
-    Whether the values could be looked at; not so under a JAX transformation, also of what f closes over.
+    Whether the values are known; they are not under a JAX transformation of the arguments or of values in f.
 
     Raises
     ------
     ValueError
-        If they differ by more than rounding.
+        If they differ by more than rounding errors.
     """
     if is_traced(params, x1, x2):
         return False
@@ -166,7 +167,7 @@ def _probe(x: Any) -> Any:
 
 @partial(jax.jit, static_argnums=0)
 def _output_and_derivative(f: Callable[..., Any], params: Any, x: Any, row: Array) -> tuple[Array, Array]:
-    """Output of one row, and the derivative by all parameters of its product with a random vector."""
+    """Output of one row, and the derivative in all parameters of its product with a random vector."""
     output, pullback = jax.vjp(lambda p: f(p, x)[row], params)
     cotangent = jax.random.normal(jax.random.key(0), output.shape, output.dtype)
     derivatives = jax.tree.leaves(pullback(cotangent)[0])

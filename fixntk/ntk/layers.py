@@ -47,7 +47,7 @@ class Dense:
     w_std
         Standard deviation of the weights before the division by √N.
     b_std
-        Standard deviation of the biases; 0 or None is a layer without.
+        Standard deviation of the biases; 0 or None for a layer without biases.
     """
 
     w_std: Any = 1.0
@@ -75,7 +75,7 @@ class Conv:
     padding
         "SAME" and "VALID" with zeros as in JAX, or "CIRCULAR" (SAME, wrapped around).
     w_std, b_std
-        As of :class:`Dense`.
+        As in :class:`Dense`.
     """
 
     filter_shape: tuple[int, ...] = field(metadata=_STATIC)
@@ -146,7 +146,7 @@ class Conv:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Activate:
-    """An activation, entry by entry; after a layer with random weights.
+    """An elementwise activation; a layer with random weights must precede it.
 
     Attributes
     ----------
@@ -182,7 +182,7 @@ class Activate:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class LayerNorm:
-    """Layer normalisation over the channels, without trained scale or offset; after a layer with random weights.
+    """Layer normalisation over the channels, without trained scale or offset; random weights must precede it.
 
     Attributes
     ----------
@@ -340,7 +340,7 @@ def as_scalars(network: Layer, input_scale: Any, dtype: Any) -> tuple[Layer, Arr
 
 
 def _mean_over_positions(array: Array, *sides: tuple[int, ...]) -> Array:
-    """Mean over positions, of two sides over each position with itself."""
+    """Mean over positions; for two sides over the pairs of equal positions."""
     if len(sides) == 1:
         return jnp.mean(array, axis=tuple(range(2, array.ndim)))
     size = math.prod(array.shape[axis] for axis in sides[0])
@@ -366,7 +366,7 @@ def _after_weights(layer: Dense | Conv, pairs: Pairs) -> Pairs:
 
 
 def _check_stds(layer: Dense | Conv) -> None:
-    """Check both standard deviations, and note that zero biases are none."""
+    """Check both standard deviations, and store None for biases of standard deviation zero."""
     check_scalar("w_std", layer.w_std)
     if layer.b_std is not None:
         check_scalar("b_std", layer.b_std)

@@ -1,7 +1,8 @@
-"""Three ways to the empirical NTK of a pair of examples: Jacobians, NTK-vector products, structured.
+"""Three methods for the empirical NTK of a pair of examples: Jacobians, NTK-vector products, structured.
 
-Each is a :class:`Pairwise`: what to compute once an example, and the kernel of two examples from it. Both are mapped
-over tiles of examples by :mod:`fixntk.ntk.tiles`; under ``jax.vmap`` their inner products become matrix products.
+Each is a :class:`Pairwise`: features of one example, and the kernel of two examples from their features. Both are
+mapped over tiles of examples by :mod:`fixntk.ntk.tiles`. Under ``jax.vmap`` their inner products become matrix
+products.
 
 See docs/mathematics.md, M14.
 """
@@ -42,9 +43,9 @@ _CHUNK_BYTES = 2**26
 
 
 class Network(NamedTuple):
-    """A network read for one example: its jaxpr in (*leaves, *inputs), and which group each leaf belongs to.
+    """A network traced for one example: its jaxpr in (*leaves, *inputs), and the group of each leaf.
 
-    Only the method "jacobian" leaves a leaf out, as group −1.
+    Group −1, which only the method "jacobian" uses, excludes a leaf.
     """
 
     closed: ClosedJaxpr
@@ -54,7 +55,7 @@ class Network(NamedTuple):
 
     @property
     def num_groups(self) -> int:
-        """Number of kernels that are asked for."""
+        """Number of kernels to compute."""
         return max(self.groups) + 1
 
     @property
@@ -92,20 +93,20 @@ class Pairwise(NamedTuple):
 
 
 def structured_method(network: Network, n1: int, n2: int) -> Pairwise:
-    """Activations and back-propagated signals where a leaf enters by a product, its Jacobian elsewhere."""
+    """Activations and back-propagated signals for leaves that enter by a product, Jacobians for other leaves."""
     sites, others = find_sites(network.closed, len(network.leaves))
     return _method_from_sites(network, sites, sorted(others), n1, n2)
 
 
 def jacobian_method(network: Network, n1: int, n2: int) -> Pairwise:
-    """Contraction of the Jacobians of all leaves that are in a group."""
+    """Contraction of the Jacobians of all leaves that belong to a group."""
     sites, others = find_sites(network.closed, len(network.leaves))
     entering = {*others, *(site.leaf for site in sites)}
     return _method_from_sites(network, [], sorted(leaf for leaf in entering if network.groups[leaf] >= 0), n1, n2)
 
 
 class _Layout(NamedTuple):
-    """How the Jacobian of each leaf is held, for a network and numbers of examples.
+    """Representation of the Jacobian of each leaf, for a network and numbers of examples.
 
     Attributes
     ----------
@@ -114,11 +115,11 @@ class _Layout(NamedTuple):
     sites
         Leaves with factors: activations a and signals δ whose Σ_t a_t ⊗ δ_t is the Jacobian.
     is_explicit
-        For each site whether that sum is formed once an example, rather than the factors kept.
+        For each site whether this sum is formed once for each example, instead of keeping the factors.
     others
         Leaves whose Jacobian is taken by differentiation.
     chunk
-        Signals that are propagated backwards at once.
+        Number of signals that are propagated backwards at the same time.
     """
 
     network: Network
@@ -131,7 +132,7 @@ class _Layout(NamedTuple):
 def _method_from_sites(network: Network, sites: list[Site], others: list[int], n1: int, n2: int) -> Pairwise:
     """Kernels from factors at sites and from the Jacobians of other leaves."""
     if not sites and not others:
-        # No leaf enters: the zeros of one leaf's Jacobian, for vmap needs an array to map over.
+        # If no leaf enters the network, keep the zero Jacobian of one leaf, because vmap needs an array to map over.
         others = [min(range(len(network.leaves)), key=lambda k: (network.groups[k] < 0, network.leaves[k].size))]
     costs = [_site_flops(site, network.axes, n1, n2) for site in sites]
     is_explicit = [factored > explicit for factored, explicit in costs]
@@ -202,7 +203,8 @@ def _site_flops(site: Site, axes: OutputAxes, n1: int, n2: int) -> tuple[float, 
 def _total_flops(layout: _Layout, site_flops: list[float], n1: int, n2: int) -> float:
     """Operations of all features and kernels."""
     network, axes = layout.network, layout.network.axes
-    # Forwards once; backwards once for each output, twice the operations where a leaf's own gradient is taken.
+    # One forward pass, and one backward pass for each output, which takes twice the operations if a leaf's own gradient
+    # is computed.
     forward = count_flops(network.closed.jaxpr)
     flops = (n1 + n2) * forward * (1 + axes.num_outputs) + sum(site_flops)
     flops += sum(math.prod(network.leaves[k].shape) * (2.0 * axes.num_pairs * n1 * n2) for k in layout.others)
@@ -217,7 +219,7 @@ def _count_kept_entries(layout: _Layout) -> tuple[int, int]:
     kept = axes.num_outputs * sum(math.prod(layout.network.leaves[k].shape) for k in layout.others)
     by_pair = 2 * math.prod(axes.result_shape)
     for site, explicit in zip(layout.sites, layout.is_explicit, strict=True):
-        # The factors are there before the product that is formed of them.
+        # The factors are in memory when their product is formed.
         kept += site.groups * site.positions * (site.inputs + axes.num_outputs * site.outputs)
         if explicit:
             kept += axes.num_outputs * site.groups * site.inputs * site.outputs
@@ -270,7 +272,7 @@ METHODS: dict[str, Callable[[Network, int, int], Pairwise]] = {
 
 
 def cheapest_method(network: Network, n1: int, n2: int) -> Pairwise:
-    """Return the method with the fewest operations; products only where forward differentiation is possible."""
+    """Return the method with the fewest operations; NTK-vector products only if forward derivatives exist."""
     candidates = [structured_method(network, n1, n2)]
     if not uses_primitive(network.closed.jaxpr, "custom_vjp"):
         candidates.append(ntvp_method(network, n1, n2))

@@ -1,4 +1,4 @@
-"""Import neural-tangents 0.6.5, its last release, on the JAX of today."""
+"""Import neural-tangents 0.6.5, its last release, on current JAX."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ _lock = threading.Lock()
 
 
 def import_neural_tangents() -> ModuleType:
-    """Import neural-tangents with the names that JAX has removed since its last release put back for the import.
+    """Import neural-tangents, with the names that JAX has removed since its last release restored for the import.
 
-    Afterwards JAX's modules are as they were: neural-tangents binds the names while it is imported and looks none of
-    them up later, so none has to stay. A plain ``import neural_tangents`` then finds the module as well. A second call
+    Afterwards JAX's modules are unchanged, because neural-tangents binds the names during its import and does not look
+    them up later. A plain ``import neural_tangents`` then finds the module as well. A second call
     returns the same module. Calls from several threads wait for each other; a thread that looks up one of the names in
     JAX's modules during the import sees it.
 

@@ -27,7 +27,7 @@ def elementwise(function: Callable[[Array], Array], num_terms: int = 100) -> Act
     coefficients are found by quadrature in one variable. Exact for polynomials of a degree below ``num_terms``. With
     100 terms and standard deviations up to 1.2 the error is 1e-9 for tanh and 1e-12 for softer functions (sigmoid,
     softplus, swish). Kinks converge slowly (ReLU: 3e-4, near θ = 0 1e-2): use the closed forms for those. Kernels of
-    arrays warn where the series leaves out more than a ten thousandth.
+    arrays warn if the series omits more than 1e-4 of a second moment.
 
     Parameters
     ----------
@@ -83,7 +83,7 @@ def elementwise(function: Callable[[Array], Array], num_terms: int = 100) -> Act
 
 
 def _check_elementwise(function: Callable[[Array], Array]) -> None:
-    """Compare the function of some numbers together with that of each alone."""
+    """Check that a function of several numbers has the values that it has at each number alone."""
     is_for_numpy = TypeError(f"activation must be a function of JAX, such as jnp.tanh, got {function!r}")
     if isinstance(function, np.ufunc):
         raise is_for_numpy
@@ -98,7 +98,8 @@ def _check_elementwise(function: Callable[[Array], Array]) -> None:
     except jax.errors.TracerArrayConversionError as error:
         raise is_for_numpy from error
     except jax.errors.ConcretizationTypeError:
-        return  # A function of something traced: it cannot be tried out.
+        # The function closes over traced values, so that it cannot be evaluated here.
+        return
     if not is_elementwise:
         raise ValueError(f"activation must work entry by entry, {function!r} does not")
 

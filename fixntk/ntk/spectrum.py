@@ -1,9 +1,9 @@
 """Functions of a kernel along gradient flow, with derivatives that stay finite where eigenvalues repeat.
 
 The functions of an eigenvalue μ at s = αt: "inverse" (1 − e^(−sμ))/μ, "progress" 1 − e^(−sμ), "decay" e^(−sμ). At
-eigenvalues taken for zero all three are zero. The derivative of a matrix function F(Θ) in the direction E is
-V (Γ ∘ (Vᵀ E V)) Vᵀ with Γ the divided differences of F (Daleckii and Krein), where the derivatives of the
-eigenvectors would be infinite.
+eigenvalues that count as zero all three are zero. The derivative of a matrix function F(Θ) in the direction E is
+V (Γ ∘ (Vᵀ E V)) Vᵀ with Γ the divided differences of F (Daleckii and Krein). It is finite also where eigenvalues
+repeat and eigenvectors have no derivative.
 
 See docs/mathematics.md, M15.
 """
@@ -33,7 +33,8 @@ def apply_function(
     kind: str, matrix: Array, eigenvalues: Array, eigenvectors: Array, cutoff: Array, times: Array, vectors: Array
 ) -> Float[Array, "t m k"]:
     """F_s(matrix) @ vectors for (t,) values of s and (m, k) vectors, by the eigendecomposition that is passed."""
-    del matrix  # Derivatives go through it.
+    # The matrix is an argument only because derivatives are taken with respect to it.
+    del matrix
     factors = _spectral_function(kind, jnp.maximum(eigenvalues, 0), times[:, None], cutoff)
     return matmul(eigenvectors, factors[:, :, None] * matmul(eigenvectors.T, vectors))
 
@@ -51,8 +52,8 @@ def _apply_function_jvp(kind: str, primals: tuple[Array, ...], tangents: tuple[A
         change += d_times[:, None, None] * rate
     if _is_zero(d_matrix) and _is_zero(d_vectors):
         return value, change
-    # Decomposed anew, so that a second derivative in the matrix goes through the eigenvectors. (What is linear in the
-    # tangents cannot call apply_function: its transpose would forget this rule.)
+    # The matrix is decomposed again, so that second derivatives in it go through the eigenvectors. (Code that is linear
+    # in the tangents cannot call apply_function instead, because its transpose would not use this rule.)
     eigenvalues, eigenvectors = jnp.linalg.eigh(matrix, symmetrize_input=False)
     eigenvalues = jnp.maximum(eigenvalues, 0)
     if not _is_zero(d_vectors):

@@ -1,4 +1,4 @@
-"""What the series of an integrated activation leaves out of a network's kernels, and the warning about it."""
+"""Share of a second moment that the series of an activation omits in a network, and the warning about it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LARGEST_SHARE = 1e-4
 
 
 def warn_if_truncated(network: Layer, input_scale: Any, inputs: list[Array], tile: int) -> None:
-    """Warn if a series of an activation converges slowly at a standard deviation that occurs."""
+    """Warn if the series of an activation converges slowly at a standard deviation that occurs in the network."""
     if not any(layer.activation.truncation for layer in layers_of(Activate, network)):
         return
     for x in inputs:
@@ -35,7 +35,7 @@ def warn_if_truncated(network: Layer, input_scale: Any, inputs: list[Array], til
 
 @partial(jax.jit, static_argnums=2)
 def _truncated_shares(parameters: tuple[Layer, Any], x: Array, tile: int) -> dict[str, Array]:
-    """Largest share that series leave out, by activation: of each input's own variances, layer by layer."""
+    """Largest share of a second moment that the series of each activation omits, over all inputs and layers."""
     network, input_scale = as_scalars(*parameters, x.dtype)
 
     def shares_of_one(x: Array) -> dict[str, Array]:

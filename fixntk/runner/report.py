@@ -306,8 +306,8 @@ def _text(value: Any) -> str:
 def format_numbers(values: Sequence[float | int]) -> list[str]:
     """Format a column's numbers with about four significant digits, aligned where their sizes allow it.
 
-    Integers are shown without decimals. Otherwise all numbers get as many decimals as the largest one needs, unless the
-    smallest would then have fewer than two digits: in that case each number has decimals of its own.
+    Integers are shown without decimals. Otherwise all numbers get the number of decimals that the largest one needs. If
+    the smallest number would then have fewer than two digits, each number is formatted on its own.
     """
     finite = [value for value in values if math.isfinite(value)]
     largest = max((abs(value) for value in finite), default=0.0)

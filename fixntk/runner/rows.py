@@ -35,7 +35,7 @@ def append_rows(file: RawIOBase, rows: Iterable[Row]) -> None:
 
 
 def keep_finished(results: Path, tasks: list[Row]) -> tuple[list[Row], bool]:
-    """Remove from the file what the tasks to be run again have left there.
+    """Remove from the file the rows of tasks that will be run again.
 
     These are the error rows, a last line that a kill left incomplete, and the other rows of that line's task.
 

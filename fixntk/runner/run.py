@@ -1,4 +1,4 @@
-"""Run an experiment: one row per result, written as soon as it is finished, resumable, then a report."""
+"""Run an experiment: rows are written when a task is finished, a run can be resumed, and a report is made."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def execute(
         Gets ``config.json``, ``environment.json``, ``results.jsonl``, ``summary.json``, ``figures/*.png``
         and ``report.html``.
     resume
-        Keep the finished tasks of an earlier, interrupted run and do the rest; tasks that failed are run
-        again. A directory without results just starts.
+        Keep the finished tasks of an earlier, interrupted run and run the others; tasks that failed are run
+        again. Without results in the directory all tasks are run.
     command
         The command line that started the run, for ``environment.json`` and the report.
 
@@ -160,7 +160,7 @@ def _check_same_config(path: Path, description: Row) -> None:
 
 
 def _flatten(value: Row, prefix: str = "") -> Row:
-    """Nested mappings as one, with dots in its keys."""
+    """Flatten nested mappings into one, with dots in its keys."""
     flat: Row = {}
     for key, item in value.items():
         flat |= _flatten(item, f"{prefix}{key}.") if isinstance(item, dict) else {prefix + key: item}
@@ -177,10 +177,10 @@ def _run_tasks(experiment: Experiment, config: BaseModel, pending: list[Row], fi
 
 
 def _num_memory_maps() -> int:
-    """Number of memory maps of this process; 0 where the system does not say.
+    """Number of memory maps of this process; 0 if the system does not report it.
 
-    XLA makes several for each function that it compiles, and Linux ends a process that wants more than 65,530. A run
-    over many tables of different sizes reaches that in a quarter of an hour.
+    XLA makes several for each compiled function, and Linux ends a process that needs more than 65,530. A run over many
+    tables of different sizes reaches this number in a quarter of an hour.
     """
     try:
         return Path("/proc/self/maps").read_bytes().count(b"\n")
@@ -238,9 +238,11 @@ def _finish(experiment: Experiment, config: BaseModel, directory: Path) -> tuple
 
 
 def _missing_parts(tasks: list[Row], failed: list[Row], unfinished: int, *, needs_more: bool) -> list[report.Section]:
-    """Sections that say, first in the report, which tasks are missing from it."""
+    """Sections at the start of the report that name the tasks missing from it."""
     sections = []
-    without = "this report needs every task and is empty without them" if needs_more else "what follows is without them"
+    without = "the rest of the report is without them"
+    if needs_more:
+        without = "this report needs every task and is empty without them"
     if unfinished:
         text = f"**{unfinished} of {len(tasks)} tasks are not finished**; {without}."
         sections.append(report.Section("Unfinished", text))
@@ -279,7 +281,7 @@ def _record_environment(directory: Path, source: Path | None, command: str | Non
 
 
 def _read_environment(experiment: Experiment, directory: Path) -> Row:
-    """The run's environment; a run started without a command gets that of the experiment's own config."""
+    """The run's environment; without a recorded command it has the command of the experiment's own config."""
     read = read_json(directory / "environment.json")
     return {**read, "command": read.get("command") or f"fixntk run configs/{_name(experiment)}.yaml"}
 

@@ -94,7 +94,7 @@ def read_columns(path: Path, features: pd.DataFrame) -> tuple[pd.DataFrame, Colu
 
 
 def match_columns(path: Path, strings: pd.DataFrame, columns: Columns) -> pd.DataFrame:
-    """Bring a table of strings, '?' where a value is missing, to the columns of another.
+    """Convert a table of strings, with '?' for missing values, to the columns of another table.
 
     Raises
     ------

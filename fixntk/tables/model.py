@@ -1,4 +1,4 @@
-"""Models of a column of a table: what ``fixntk fit`` saves in one file, and ``fixntk predict`` uses."""
+"""Models of a table's column, which ``fixntk fit`` saves in a file and ``fixntk predict`` loads."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fixntk.tables.encode import Columns, imputing_encoder, match_columns, read_
 from fixntk.tables.read import TableError, read_strings, read_table
 
 METHODS = ("gated", "ntk")
-# Regularisation to choose from by cross-validation.
+# Candidates for reg in the cross-validation.
 REGS = (0.1, 0.03, 0.01, 0.003, 0.001)
 # Largest number of folds of the cross-validation that chooses reg.
 _MAX_FOLDS = 4
@@ -78,7 +78,7 @@ def fit(
 
 
 def predict(model_path: Path, table: Path) -> pd.DataFrame:
-    """Predict for a table's rows: a column named as the target, and for classes one of each one's probability.
+    """Predict for a table's rows: a column with the target's name, and for classes a column of each probability.
 
     Loads a pickle, which can run any code: use files that you trust.
 
@@ -99,7 +99,7 @@ def predict(model_path: Path, table: Path) -> pd.DataFrame:
 
 
 def write_table(frame: pd.DataFrame, path: Path) -> None:
-    """Write a CSV file, or a Parquet file where the name ends so."""
+    """Write a Parquet file if the name ends in .parquet, otherwise a CSV file."""
     if path.name.lower().endswith(".parquet"):
         import pyarrow  # noqa: F401  to name the package that is missing; pandas would hide it
 
@@ -125,7 +125,7 @@ def _estimator(method: str, is_class: bool, seed: int) -> Any:
 
 
 def _num_folds(y: np.ndarray, is_class: bool) -> int:
-    """As many folds as every class has rows for."""
+    """Number of folds, at most the number of rows of the smallest class."""
     smallest = int(pd.Series(y).value_counts().min()) if is_class else len(y)
     return min(_MAX_FOLDS, smallest)
 

@@ -50,7 +50,7 @@ def read_table(path: str | Path, target: str | None = None) -> tuple[pd.DataFram
 
 
 def read_strings(path: str | Path) -> pd.DataFrame:
-    """Read a CSV file with a header, or a Parquet file (by the name's end), as strings, '?' where a value is missing.
+    """Read a CSV file with a header, or a .parquet file, as strings, with '?' for missing values.
 
     Raises
     ------
@@ -110,7 +110,7 @@ def _read_csv(path: str | Path) -> pd.DataFrame:
 
 
 def as_feature(column: pd.Series, nominal: bool = False, categories: list[str] | None = None) -> pd.Series:
-    """A column of strings, '?' where missing, as float64, or as 'category' if it is nominal or not all numbers."""
+    """A column of strings, '?' for missing values, as float64, or as 'category' if nominal or not all numbers."""
     column = column.mask(column == "?")
     numbers = pd.to_numeric(column, errors="coerce")
     if nominal or categories or numbers.isna().sum() > column.isna().sum():

@@ -45,7 +45,7 @@ from fixntk.training.results import DivergedError, Training, TrainingHistory, Tr
 
 
 class _State(NamedTuple):
-    """What training carries from record to record, and what a checkpoint holds.
+    """State of a training between two records, which a checkpoint stores.
 
     Attributes
     ----------
@@ -123,7 +123,7 @@ def train(
         Stop after this number of records without a lower validation loss, or objective if there is no validation data;
         a stack stops when none of its networks has a lower one.
     parameters
-        Which of ``hidden``, ``output`` and ``intercept`` to train.
+        Names of the parameters to train, among ``hidden``, ``output`` and ``intercept``.
     callback
         Called with a :class:`TrainingProgress` at each record; returning True stops the training.
     checkpoint
@@ -198,7 +198,7 @@ def train(
 
 
 def _as_names(network: Network, names: Sequence[str]) -> tuple[str, ...]:
-    """The names of the parameters to train, without those that the network does not have."""
+    """The names of the parameters to train that the network has."""
     known = {name for name, value in network.parameters._asdict().items() if value is not None}
     if isinstance(names, str) or not set(names) <= set(Parameters._fields) or not set(names) & known:
         raise ValueError(f"parameters must be some of {', '.join(sorted(known))}, got {names!r}")
@@ -228,7 +228,7 @@ def _start(parameters: Parameters, names: tuple[str, ...], optimizer: optax.Grad
 def _keep_best(
     state: _State, monitored: Float[Array, "*S"], objectives: Float[Array, "*S"]
 ) -> tuple[_State, Bool[Array, ""]]:
-    """Update the last good and the best parameters; whether any network is better than before."""
+    """Update the last good and the best parameters, and tell whether any network has improved."""
 
     def select(condition: Array, new: dict[str, Array], old: dict[str, Array]) -> dict[str, Array]:
         def select_leaf(a: Array, b: Array) -> Array:

@@ -30,7 +30,7 @@ def main(data: Path | None = None, json_file: Path | None = None) -> int:
         A CSV file with a header to check on, instead of the built-in data. Its target is the column called class,
         target or label, otherwise the last one.
     json_file
-        Where to write the rows as JSON as well.
+        File for the rows as JSON, in addition to the printed table.
 
     Raises
     ------

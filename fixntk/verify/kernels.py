@@ -297,7 +297,7 @@ def _rank(data: Data) -> int:
 
 
 def _distance_off_the_diagonal(x: Float[Array, "n d"], actual: Array, expected: Array) -> float:
-    """Relative distance without pairs of rows at angles near 0 and π, where neural-tangents loses half its digits."""
+    """Relative distance without pairs of rows at angles near 0 or π, where neural-tangents loses half its digits."""
     lengths = jnp.linalg.norm(x, axis=1)
     is_ordinary = np.abs(x @ x.T) < (1 - 1e-6) * np.outer(lengths, lengths)
     return relative_distance(jnp.where(is_ordinary, actual, expected), expected)

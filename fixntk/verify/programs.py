@@ -80,7 +80,7 @@ def _check_kernel_form(
     ntk_objective, primal = float(program.best_scale(ntk_weights).objective), float(optimum.primal)
     excess = ntk_objective - primal
     note = f"NTK {ntk_objective:.6g}, optimum {primal:.6g}: the optimum is {excess / ntk_objective:.1%} lower"
-    # The dual bound holds whatever the solver found; the slack is for rounding in either objective.
+    # The dual bound holds for any weights that the solver returns. The slack covers rounding errors of both objectives.
     holds = ntk_objective >= float(optimum.dual) - 1e-12 * half_squares
     yield Check("M5", data.name, "J(NTK at its best scale) − optimum", excess, "≥ 0", holds, note)
     kernel_objective = float(program.kernel_objective(optimum.kernel_weights))
