@@ -21,11 +21,11 @@ BlocksBothWays = tuple[Blocks, Blocks]
 
 
 def compute_in_row_tiles(block_from: Callable[[Array], Array], num_rows: int, tile: int) -> Array:
-    """Result of ``num_rows`` rows, from blocks of ``tile`` rows; ``block_from(begin)`` gives the one from there."""
+    """Result of ``num_rows`` rows, in blocks of ``tile`` rows that ``block_from`` gives from their first row on."""
     block = jax.eval_shape(block_from, jnp.asarray(0))
 
     def fill_tile(i: Array, result: Array) -> Array:
-        # The last tile ends with the rows, and so goes over some of them again.
+        # The last tile ends with the last row, and may repeat rows of the tile before it, so that all have one shape.
         begin = jnp.minimum(i * tile, num_rows - tile)
         return lax.dynamic_update_slice_in_dim(result, block_from(begin), begin, axis=0)
 
@@ -89,6 +89,7 @@ class Grid:
             features1 = features(self.row(i))
 
             def fill_tile(results: Blocks, step: Array) -> tuple[Blocks, None]:
+                # A diagonal tile is written twice, with the same values up to rounding errors.
                 j = self._column_number(i, step)
                 blocks, transposed = kernels(features1, features(self.column(j)))
                 results = _put(results, blocks, i * self.height, j * self.width)
@@ -130,6 +131,7 @@ class Grid:
         zeros: Callable[..., Any] = jnp.zeros if store_on_device else np.zeros
         put: Callable[..., Any] = _put_in_place if store_on_device else _put_on_host
         results = tuple(zeros((*self.padded_shape, *shape), dtype) for dtype in dtypes)
+        # JAX returns before a tile is computed, so that with results on the device this loop only queues work.
         for i in range(self.num_rows):
             features1 = features(0, i)
             for j in self._columns_of(i):
@@ -142,11 +144,12 @@ class Grid:
 
     def _column_number(self, i: Any, step: Any) -> Any:
         """The tile of x2 that tile i of x1 meets in a step."""
+        # In the symmetric case step s visits the tiles (i, i + s mod N).
         return (i + step) % self.num_columns if self.is_symmetric else step
 
     def _columns_of(self, i: int) -> list[int]:
         """The tiles of x2 that tile i of x1 meets, itself first if symmetric, so that no two tiles meet twice."""
-        # With an even number of tiles, those half way round would meet from both sides.
+        # With an even number N of tiles, tiles at distance N/2 would meet twice, once from each side.
         is_met_already = self.is_symmetric and 2 * i >= self.num_columns and self.num_columns % 2 == 0
         return [self._column_number(i, step) for step in range(self.num_steps - is_met_already)]
 
@@ -164,6 +167,7 @@ def _cut_into_tiles(x: Any, tile: int) -> Any:
     """Cut rows (n, …) into equal tiles (N, b, …), b ≤ tile; the last is padded with copies of the last row."""
 
     def cut(array: Array) -> Array:
+        # Equal heights need less padding than one short last tile would.
         count = -(-array.shape[0] // tile)
         height = -(-array.shape[0] // count)
         width = [(0, count * height - array.shape[0]), *[(0, 0)] * (array.ndim - 1)]

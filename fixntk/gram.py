@@ -175,6 +175,8 @@ def masked_apply(masks: Array, x: Array, weights: Array) -> Float[Array, "n c"]:
 
     See docs/mathematics.md, M2.
     """
+    # Row i of the outputs is Σ_d x_id (Σ_p m_ip W_pdc): one product of the masks with the flattened weights, then a sum
+    # over features.
     num_gates, num_features, num_outputs = weights.shape
     flat = weights.reshape(num_gates, num_features * num_outputs)
     summed = _apply_to_rows(lambda tile: matmul(tile, flat), masks, num_gates, x.dtype)
@@ -190,6 +192,7 @@ def masked_adjoint(masks: Array, x: Array, residual: Array, num_gates: int) -> F
     """
     num_rows, num_features = x.shape
     num_outputs = residual.shape[1]
+    # Xᵀ D_p R = Σ_i m_ip x_i ⊗ R_i: one product of the masks with the rows' outer products.
     outer = (x[:, :, None] * residual[:, None, :]).reshape(num_rows, num_features * num_outputs)
     tile = _tile_size(num_rows, num_gates * x.dtype.itemsize)
 
@@ -207,6 +210,7 @@ def masked_adjoint(masks: Array, x: Array, residual: Array, num_gates: int) -> F
 def select_masks(masks: Array, chosen: Array) -> Array:
     """Masks (n, B) of the chosen gates: bool from bool or packed ones, numbers from numbers."""
     if masks.dtype == jnp.uint8:
+        # Gate 8k + j is bit 7 − j of byte k.
         return (masks[:, chosen // 8] >> (7 - chosen % 8).astype(jnp.uint8)) & 1 > 0
     return masks[:, chosen]
 
@@ -221,6 +225,7 @@ def _as_operands(weights: ArrayLike, masks: ArrayLike, x: ArrayLike, suffix: str
 
 @jax.jit
 def _product(weights: Array, masks: Array, x: Array, columns: Array) -> Array:
+    # K(η) v is the adjoint, a scaling of each gate by η_p, and the forward map.
     correlations = masked_adjoint(masks, x, columns, weights.size)
     return masked_apply(masks, x, weights[:, None, None] * correlations)
 
@@ -251,10 +256,12 @@ def _weighted_coactivations(weights: Array, masks1: Array, masks2: Array) -> Arr
         return product(weights, masks1, masks2)
 
     if masks1.dtype != masks2.dtype:
-        # One column of both has to be one gate or eight.
+        # Both masks need the same number of gates in a column, one or eight.
         masks1, masks2 = (
             masks if masks.dtype == jnp.uint8 else jnp.packbits(masks, axis=1) for masks in (masks1, masks2)
         )
+    # A tile of gates has to start at a whole byte of packed masks, so gates of weight zero are added up to a multiple
+    # of eight.
     per_column = 8 if masks1.dtype == jnp.uint8 else 1
     length = -(-num_gates // per_column) * per_column
     padded = jnp.pad(weights, (0, length - num_gates))
@@ -264,6 +271,7 @@ def _weighted_coactivations(weights: Array, masks1: Array, masks2: Array) -> Arr
             lax.dynamic_slice_in_dim(masks, begin // per_column, tile // per_column, axis=1)
             for masks in (masks1, masks2)
         ]
+        # Gates that an earlier tile has counted get weight zero.
         return product(lax.dynamic_slice_in_dim(padded, begin, tile) * is_new, *columns)
 
     return sum_over_tiles(term, length, tile)

@@ -42,11 +42,13 @@ def fit_temperature(
     codes
         (n,) classes as numbers.
     """
+    # A single score is the logit of the second class against a logit of zero for the first.
     logits = np.column_stack([np.zeros_like(scores), scores]) if scores.shape[1] == 1 else scores
 
     def log_loss(log_factor: float) -> float:
         chosen = log_softmax(np.exp(log_factor) * logits, axis=1)[np.arange(len(logits)), codes]
         return float(-np.average(chosen, weights=weights))
 
+    # The search over the logarithm keeps the factor positive and treats small and large factors alike.
     found = minimize_scalar(log_loss, bounds=_LOG_BOUNDS, method="bounded")
     return Temperature(float(np.exp(found.x)), float(found.fun))

@@ -165,12 +165,14 @@ def _distinct_hyperplanes(rows: np.ndarray) -> Hyperplanes:
     side = np.zeros(rows.shape[0], int)
     if not nonzero.any():
         return Hyperplanes(np.zeros((rows.shape[1], 0)), np.zeros((0, 0)), owner, side)
+    # Singular values move by at most the norm of the error matrix, which is bounded by this threshold.
     _, singular, basis = np.linalg.svd(units, full_matrices=False)
     rank = int(np.sum(singular > _NOISE * np.sqrt(units.size)))
     basis = basis[:rank].T
     units = units @ basis
     kept, group = _merge_parallel(units, np.full(units.shape[0], _NOISE))
     owner[nonzero] = group
+    # The first row of each group is its normal; other rows of the group may point against it.
     side[nonzero] = np.where(np.sum(units * units[kept][group], axis=1) > 0, 1, -1)
     return Hyperplanes(basis, units[kept], owner, side)
 
@@ -225,6 +227,7 @@ def _cells(normals: np.ndarray, noise: np.ndarray, budget: int) -> np.ndarray:
     if num_planes == 0:
         return np.eye(1, rank)
     if rank <= 2:
+        # In one dimension the only hyperplane is the origin, and the cells are the two half-lines.
         points = _cells_of_a_plane(normals, noise) if rank == 2 else np.array([[1.0], [-1.0]])
         if points.shape[0] > budget:
             raise _TooManyCellsError
@@ -236,6 +239,7 @@ def _cells(normals: np.ndarray, noise: np.ndarray, budget: int) -> np.ndarray:
         # Hyperplane j cuts as many cells in two as its restricted arrangement has cells.
         crossed = _restricted_cells(normals[:j], normals[j], noise[:j], noise[j], budget - count)
         count += crossed.shape[0]
+        # One of the two points lies in the new half of the cell; the other may replace a point closer to the boundary.
         candidates.append(_push_to_both_sides(crossed, normals[:j], normals[j]))
     return _select_one_per_cell(np.concatenate(candidates), normals, noise, count)
 
@@ -246,11 +250,13 @@ def _cells_of_a_plane(normals: np.ndarray, noise: np.ndarray) -> np.ndarray:
     angles = np.arctan2(normals[:, 1], normals[:, 0]) + np.pi / 2
     order = np.argsort(angles % np.pi)
     angles, noise = (angles % np.pi)[order], noise[order]
-    # The gap to the next line; a gap below the noise lies between two copies of one line.
+    # The gap to the next line, from the last line to the first one half a turn later. A gap below the noise lies
+    # between two copies of one line.
     gaps = np.diff(angles, append=angles[0] + np.pi)
     kept = gaps > 8 * (noise + np.roll(noise, -1))
     middles = (angles + gaps / 2)[kept]
     points = np.stack([np.cos(middles), np.sin(middles)], axis=1)
+    # Every arc has an opposite one, because all lines pass through the origin.
     return np.concatenate([points, -points])
 
 
@@ -260,12 +266,14 @@ def _restricted_cells(
     """A point in each cell of the arrangement restricted to the hyperplane of ``normal``, in R^r."""
     # The last r − 1 columns of the complete QR factor are an orthonormal basis of the hyperplane.
     basis = np.linalg.qr(normal[:, None], mode="complete")[0][:, 1:]
-    # A normal projected into the hyperplane is the normal of the intersection there; shorter ones are less exact.
+    # A normal projected into the hyperplane is the normal of the intersection there. Scaling a short projection to unit
+    # length also scales its error.
     projected = previous @ basis
     lengths = np.linalg.norm(projected, axis=1)
     projected /= lengths[:, None]
     noise = (noise + own_noise) / lengths
-    if projected.shape[1] > 2:  # in a plane, sorting the angles finds the parallel ones
+    # In a plane this is not needed, because sorting the angles there finds parallel normals.
+    if projected.shape[1] > 2:
         kept, _ = _merge_parallel(projected, noise)
         projected, noise = projected[kept], noise[kept]
     return _cells(projected, noise, budget) @ basis.T
@@ -273,6 +281,7 @@ def _restricted_cells(
 
 def _push_to_both_sides(points: np.ndarray, previous: np.ndarray, normal: np.ndarray) -> np.ndarray:
     """Push points of a hyperplane off it to either side, halfway to the nearest of the previous hyperplanes."""
+    # Half the distance leaves the points on the same side of all previous hyperplanes.
     step = np.ones(points.shape[0])
     if previous.shape[0]:
         # Moving by t along the normal changes the distance to a hyperplane by t times this.
@@ -290,7 +299,9 @@ def _select_one_per_cell(points: np.ndarray, normals: np.ndarray, noise: np.ndar
     so that the old point is not needed. ``expected`` is the number of cells by the counting recursion, a check.
     """
     products = points @ normals.T
+    # The signs of a point are known only if its products exceed a safe multiple of their errors.
     margins = np.min(np.abs(products) - 8 * noise, axis=1)
+    # np.unique returns the first of equal sign patterns, which has the largest margin in this order.
     order = np.argsort(-margins, kind="stable")
     order = order[margins[order] > 0]
     _, first = np.unique(_row_bytes(products[order] > 0), return_index=True)
@@ -316,7 +327,8 @@ def _ascend_margin(points: np.ndarray, normals: np.ndarray, num_steps: int) -> n
         index = np.argmin(products, axis=1)
         return index, products[np.arange(index.size), index]
 
-    # The signs hold fast the cell: a product times its sign is the distance to a hyperplane, from inside.
+    # The signs fix the cell: a product times its sign is the distance to a hyperplane, positive inside the cell. The
+    # smallest distance is concave in the point, and the loop is a subgradient ascent on it, with normalised points.
     signs = np.sign(points @ normals.T)
     rows = np.arange(points.shape[0])
     index, margin = nearest(points)
@@ -337,6 +349,7 @@ def _masks_at(points: np.ndarray, planes: Hyperplanes) -> np.ndarray:
     """(n, P) masks of all rows at gates given in the row space; zero rows are active."""
     positive = points @ planes.normals.T > 0
     masks = np.ones((planes.owner.size, points.shape[0]), bool)
+    # A row is active on the positive side of its normal, or on the negative side if it points against the normal.
     real = planes.owner >= 0
     masks[real] = positive.T[planes.owner[real]] == (planes.side[real] > 0)[:, None]
     return masks
@@ -357,6 +370,7 @@ def _have_certain_masks(x: Array, gates: Array, masks: np.ndarray) -> np.ndarray
         for block, mask in zip(_row_blocks(as_numpy(gates), num_rows), _row_blocks(masks.T, num_rows), strict=True):
             products, sizes = block @ rows.T, np.abs(block) @ np.abs(rows.T)
             errors = num_columns * float(info.eps) * sizes + floor
+            # A product is certain if it exceeds its error bound and no partial sum can overflow in the dtype.
             right = np.where(mask, products >= errors, products < -errors) & (sizes < float(info.max))
             sure.append(right.all(axis=1))
     return np.concatenate(sure)

@@ -85,6 +85,7 @@ def _decompose(cones: Cones, vectors: Array, method: str, tol: float, max_iter: 
 @jax.jit
 def _shift_into_cones(cones: Cones, vectors: Array) -> Decomposition:
     """The shorter of the closed forms w = (w + t h) − t h and w = t h − (t h − w)."""
+    # The second form is the first one for −w, with the two parts exchanged.
     both = jnp.stack([vectors, -vectors])
     shifts = cones.shift(both)[..., None] * cones.directions
     sizes = _norms(both + shifts) + _norms(shifts)
@@ -134,6 +135,7 @@ def _minimize_norms(
         pair_direction = jnp.stack([direction, direction])
         slope = jnp.sum(gradient * direction, axis=1)
 
+        # Each gate has its own step length: its largest step inside both cones, shortened by Armijo's rule.
         def value(length: Array) -> Array:
             moved = pair_of(state.negative + length[:, None] * direction)
             return jnp.sum(barrier_values(cones, moved, 1.0, weight), axis=0)
@@ -153,6 +155,7 @@ def _minimize_norms(
 
 def _select_shorter(old: Decomposition, new: Decomposition) -> Decomposition:
     """The shorter of two decompositions of each vector, with the better of their two lower bounds."""
+    # Lower bounds hold for every decomposition, so the larger one is kept; fmax ignores the NaN of a failed step.
     lower = jnp.fmax(_sizes(new) - new.gaps, _sizes(old) - old.gaps)
     is_shorter = (_sizes(new) < _sizes(old))[:, None]
     positive, negative = (jnp.where(is_shorter, *parts) for parts in zip(new[:2], old[:2], strict=True))

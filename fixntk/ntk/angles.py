@@ -69,6 +69,7 @@ def as_rows(x: Array, numbers: Array) -> Rows:
 
 def _powers_of_two(sizes: Array) -> tuple[Array, Array]:
     """Two powers of two within the dtype's range, whose product is the next one above a size; ones for zero."""
+    # frexp writes a size as m · 2^e with 1/2 ≤ m < 1. The exponent e is piecewise constant and has no derivative.
     exponents = jnp.where(sizes > 0, jnp.frexp(lax.stop_gradient(sizes))[1], 0)
     half = exponents // 2
     ones = jnp.ones_like(sizes)
@@ -87,12 +88,14 @@ def products_and_angles(rows1: Rows, rows2: Rows) -> tuple[Array, Array, Array]:
     """
     same = rows1.numbers[:, None] == rows2.numbers
     cosine = matmul(rows1.units, rows2.units.T)
+    # 1 − cos θ = 2 sin²(θ/2) and 1 + cos θ = 2 cos²(θ/2); rounding errors can make them negative.
     haversine, havercosine = jnp.maximum(1 - cosine, 0) / 2, jnp.maximum(1 + cosine, 0) / 2
     # Only pairs that are nearly parallel, or nearly opposite (sign −1), need their differences.
     near, sign = (jnp.abs(cosine) > _NEARLY_PARALLEL) & ~same, jnp.sign(cosine)
 
     def recompute(rows1: Rows, sign: Array, near: Array, haversine: Array, havercosine: Array) -> tuple[Array, Array]:
-        # sin²(θ/2) of the angle to v, or to −v where the vectors are nearly opposite.
+        # sin²(θ/2) of the angle to v, or to −v where the vectors are nearly opposite. One minus this small number has
+        # full relative precision.
         quarter = jnp.sum(_difference(rows1, rows2, sign) ** 2, axis=-1) / 4
         smaller, larger = jnp.where(near, quarter, 0.0), jnp.where(near, 1 - quarter, 0.0)
         haversine = jnp.where(near, jnp.where(sign > 0, smaller, larger), haversine)
@@ -118,6 +121,7 @@ def products_and_angles(rows1: Rows, rows2: Rows) -> tuple[Array, Array, Array]:
         start = jnp.zeros_like(num_rows), haversine, havercosine
         _, haversine, havercosine = lax.while_loop(lambda state: state[0] < num_rows, recompute_row, start)
     haversine, havercosine = jnp.where(same, 0.0, haversine), jnp.where(same, 1.0, havercosine)
+    # cos θ = cos²(θ/2) − sin²(θ/2) replaces the less exact product of the unit vectors.
     cosine = jnp.where(near | same, havercosine - haversine, cosine)
     return rows1.lengths[:, None] * rows2.lengths * cosine, haversine, havercosine
 
@@ -145,6 +149,7 @@ def _products_and_angles_jvp(primals: tuple[Rows, Rows], tangents: tuple[Rows, R
     _, haversine, havercosine = values
     # Not by the units, which have no derivative at zero, where the product has one.
     product = matmul(change1.x, rows2.x.T) + matmul(rows1.x, change2.x.T)
+    # The derivative of cos θ = product / lengths is (d product − cos θ d lengths) / lengths; stretch is d lengths.
     lengths = rows1.lengths[:, None] * rows2.lengths
     stretch = change1.lengths[:, None] * rows2.lengths + rows1.lengths[:, None] * change2.lengths
     cosine = (product - (havercosine - haversine) * stretch) / jnp.where(lengths > 0, lengths, 1.0)
@@ -152,7 +157,9 @@ def _products_and_angles_jvp(primals: tuple[Rows, Rows], tangents: tuple[Rows, R
     # This difference cancels near 0 and π, where the derivative of the angle divides by its sine.
     near = (jnp.abs(havercosine - haversine) > _NEARLY_PARALLEL) & (rows1.numbers[:, None] != rows2.numbers)
     sign = jnp.sign(havercosine - haversine)
+    # There cos θ = sign · (1 − ‖u − sign·v‖²/2) is differentiated instead.
     cosine = jnp.where(near, -sign * _differences_along(near, sign, primals, tangents), cosine)
+    # The haversine is (1 − cos θ)/2 and the havercosine (1 + cos θ)/2.
     return values, (product, -cosine / 2, cosine / 2)
 
 
@@ -171,6 +178,7 @@ def _differences_along(near: Array, sign: Array, rows: tuple[Rows, Rows], change
 
     @jax.checkpoint
     def sum_products_of_row(_: None, row: tuple[Array, Rows, Array, Array]) -> tuple[None, Array]:
+        # Rows without a near pair, usually all, skip the differences.
         near, *operands = row
         return None, lax.cond(jnp.any(near), sum_products, lambda *_: jnp.zeros_like(row[-1]), *operands)
 
@@ -184,6 +192,7 @@ def full_angle(haversine: Array, havercosine: Array) -> Array:
     A polynomial of the smaller one: several times faster than the library's arctan2. The derivative is zero at 0 and
     π, where the angle between vectors has a kink: the mean of the one-sided ones.
     """
+    # The smaller one, t = sin² of half the angle or of half its supplement, is at most 1/2, where the series is short.
     square = jnp.minimum(haversine, havercosine)
     doubled = 2 * safe_sqrt(square) * _polynomial_value(_arcsine_series, square)
     return jnp.where(haversine > havercosine, jnp.pi - doubled, doubled)
@@ -192,6 +201,7 @@ def full_angle(haversine: Array, havercosine: Array) -> Array:
 @full_angle.defjvp
 def _full_angle_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
     haversine, havercosine = primals
+    # With h = sin²(θ/2), dh = √(h (1 − h)) dθ; the tangents of h and of 1 − h enter symmetrically.
     half_sine = safe_sqrt(haversine * havercosine)
     change = havercosine * tangents[0] - haversine * tangents[1]
     change = jnp.where(half_sine > 0, change / jnp.where(half_sine > 0, half_sine, 1.0), 0.0)
@@ -232,8 +242,10 @@ def _arcsine_series(is_double: bool) -> tuple[float, ...]:
 @cache
 def _lune_series(is_double: bool) -> tuple[float, ...]:
     """Coefficients of (sin θ − θ cos θ) / (2 t√t) in t, from sin θ = 2 √t √(1 − t) and cos θ = 1 − 2t."""
-    roots = np.cumprod([1.0, *((k - 1.5) / k for k in range(1, _NUM_TERMS))])  # √(1 − t)
+    # Taylor coefficients of √(1 − t), and of t times the arcsine series.
+    roots = np.cumprod([1.0, *((k - 1.5) / k for k in range(1, _NUM_TERMS))])
     shifted = np.concatenate([[0.0], _ARCSINE[:-1]])
+    # The constant terms cancel, so that the division by t drops the first coefficient.
     return _short_polynomial((roots - _ARCSINE + 2 * shifted)[1:], is_double)
 
 

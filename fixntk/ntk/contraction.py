@@ -36,6 +36,7 @@ class OutputAxes(NamedTuple):
     @property
     def num_pairs(self) -> int:
         """Number of pairs of outputs whose Jacobians are multiplied."""
+        # A traced or diagonal axis pairs each index with itself only.
         shared = math.prod(self.sizes[k] for k in (*self.traced, *self.diagonal))
         return self.num_outputs**2 // max(shared, 1)
 
@@ -49,6 +50,8 @@ class OutputAxes(NamedTuple):
 
     def subscripts(self) -> tuple[str, str, str]:
         """Einsum subscripts of the output axes of both examples and of the result."""
+        # The first example has letters from the start of the alphabet, the second from the end. Both share the letter
+        # of an axis that is traced or diagonal. A traced axis has no letter in the result: einsum sums over it.
         first = string.ascii_uppercase[: len(self.sizes)]
         second = "".join(
             letter if self._copies(k) < 2 else string.ascii_uppercase[-1 - k] for k, letter in enumerate(first)
@@ -59,6 +62,7 @@ class OutputAxes(NamedTuple):
 
     def transpose(self, kernel: Array, leading: int) -> Array:
         """Swap the two copies of each full axis; ``leading`` axes stand before the output axes."""
+        # ``position`` counts the axes of the kernel, of which each output axis has as many as its copies.
         order, position = list(range(leading)), leading
         for k in range(len(self.sizes)):
             copies = self._copies(k)
@@ -91,7 +95,10 @@ def outer_inner_product(axes: OutputAxes, site: Site, factors1: Factors, factors
     # Axes of size one are left out: with them the products below would be batched instead of one large product.
     group = "g" if site.groups > 1 else ""
     row, column = ("t", "s") if site.positions > 1 else ("", "")
+    # First the products a_t · a'_s of activations and δ_t · δ'_s of signals for all positions t, s, then their sum.
     if site.is_lookup:
+        # The activations of a look-up are one-hot vectors, whose inner product tells whether two row numbers are equal.
+        # Row numbers out of bounds have no derivative.
         rows, columns = factors1.activations[:, None], factors2.activations[None, :]
         known = (rows >= 0) & (rows < site.inputs)
         activations = ((rows == columns) & known).astype(factors1.signals.dtype)
@@ -108,6 +115,7 @@ def outer_inner_product(axes: OutputAxes, site: Site, factors1: Factors, factors
         _drop_unit_axes(factors2.signals, site),
     )
     if not group and not row:
+        # With one group and one position the activations' product is a single number.
         return activations * products
     return _einsum(f"{group}{row}{column},{result}{group}{row}{column}->{result}", activations, products)
 

@@ -105,11 +105,13 @@ def add_pairs(pairs1: Pairs, pairs2: Pairs) -> Pairs:
     variance1, variance2 = pairs1.variance1 + pairs2.variance1, pairs1.variance2 + pairs2.variance2
     product1, product2 = first.std1 * first.std2, second.std1 * second.std2
     lengths = product1 + product2
-    # Lagrange's identity: what √(variance1 variance2) exceeds the sum of the lengths' products by.
+    # Lagrange's identity: √(variance1 variance2) − lengths = crossed² / total, without a difference of near numbers.
     product3, product4 = first.std1 * second.std2, second.std1 * first.std2
     crossed, rounding = product3 - product4, 4 * jnp.finfo(lengths.dtype).eps * product3
     total = safe_sqrt(variance1) * safe_sqrt(variance2) + lengths
+    # A difference within rounding errors counts as zero, so that equal inputs keep the angle zero.
     excess = jnp.where(jnp.abs(crossed) > rounding, crossed**2 / jnp.where(total > 0, total, 1.0), 0.0)
+    # Both shares are the new haversine and havercosine times 2 √(variance1 variance2), which cancels in the ratio.
     haversines = haversines_from_shares(
         excess + 2 * (product1 * pairs1.haversine + product2 * pairs2.haversine),
         excess + 2 * (product1 * pairs1.havercosine + product2 * pairs2.havercosine),
@@ -126,10 +128,11 @@ def average_pairs(pairs: Pairs, mean: Callable[..., Array], sides: tuple[tuple[i
     sin_share = mean(2 * lengths * pairs.haversine, *both)
     cos_share = mean(2 * lengths * pairs.havercosine, *both)
     total = safe_sqrt(variance1) * safe_sqrt(variance2)
+    # √(variance1 variance2) minus the mean length, which is not negative by the Cauchy–Schwarz inequality.
     excess = total - (sin_share + cos_share) / 2
     excess = jnp.where(excess > _MEAN_ROUNDING * jnp.finfo(total.dtype).eps * total, excess, 0.0)
     haversines = haversines_from_shares(sin_share + excess, cos_share + excess)
-    # One sum less than by the covariances, which are lengths · (cos² − sin²).
+    # The covariance is lengths · (cos² − sin²), so its mean follows from the shares without another sum.
     return Pairs(variance1, variance2, (cos_share - sin_share) / 2, *haversines, mean(pairs.ntk, *both))
 
 
@@ -137,6 +140,7 @@ def haversines_from_moments(variance1: Array, variance2: Array, covariance: Arra
     """Haversine and havercosine from second moments alone; zero if they are below the rounding error."""
     total = safe_sqrt(variance1) * safe_sqrt(variance2)
     rounding = _MEAN_ROUNDING * jnp.finfo(total.dtype).eps * total
+    # total ∓ covariance are 2 · total · sin²(θ/2) and 2 · total · cos²(θ/2).
     shares = (jnp.where(share > rounding, share, 0.0) for share in (total - covariance, total + covariance))
     return haversines_from_shares(*shares)
 
@@ -158,6 +162,7 @@ def covariances_of_inputs(rows1: Rows, rows2: Rows, scale: Any, has_all_position
 
     def stack_positions(rows: Rows) -> Rows:
         """Merge the axes of positions into one, (n, S, …), and give each position its own number."""
+        # Numbers of different rows and positions stay distinct, and rows of x2 keep negative numbers.
         step = jnp.where(rows.numbers < 0, -1, 1)[:, None]
         numbers = rows.numbers[:, None] * size + step * jnp.arange(size)
         vectors = (array.reshape(-1, size, array.shape[-1]) for array in (rows.x, rows.units, rows.scaled))
@@ -176,6 +181,7 @@ def covariances_of_inputs(rows1: Rows, rows2: Rows, scale: Any, has_all_position
         num_rows1, num_rows2 = first.lengths.shape[0], second.lengths.shape[0]
 
         def unfold(array: Array) -> Array:
+            # From (n1 · S, n2 · S) to (n1, n2, positions of the first, positions of the second).
             array = array.reshape(num_rows1, size, num_rows2, size).swapaxes(1, 2)
             return array.reshape(num_rows1, num_rows2, *positions, *positions)
 
@@ -190,6 +196,7 @@ def covariances_of_inputs(rows1: Rows, rows2: Rows, scale: Any, has_all_position
             single = jax.tree.map(lambda array: array[None], row)
             return pairs_of_all_positions(single, single)
 
+        # Each input alone with itself gives (n, 1, 1, …), of which one axis is dropped.
         return jax.tree.map(lambda array: array[:, 0], jax.vmap(pairs_of_one)(rows))
 
     own2 = jax.tree.map(lambda array: array.swapaxes(0, 1), pairs_of_own_positions(second))

@@ -222,6 +222,7 @@ def gradient_flow(
     relative = len(matrix) * jnp.finfo(dtype).eps if rcond is None else as_scalar("rcond", rcond, dtype)
     matrix, eigenvalues, eigenvectors = _decompose(matrix, reg)
     check_positive_semidefinite("kernel_train", eigenvalues, reg)
+    # The cutoff is relative to the largest eigenvalue of Θ + λI; the eigenvalues are in ascending order.
     cutoff = relative * jnp.maximum(eigenvalues[-1], 0)
     return GradientFlow(y.astype(dtype), matrix, eigenvalues, eigenvectors, cutoff, learning_rate, reg, kernel.full)
 
@@ -229,6 +230,7 @@ def gradient_flow(
 @jax.jit
 def training_outputs(flow: GradientFlow, t: Array, f0: Array) -> Array:
     """Outputs on the training points: the outputs at t = 0 plus their displacement."""
+    # A kernel with output axes acts on one column of n·c numbers, a shared one on a column for each output.
     change = displacement(flow, scaled_times(flow, t), (flow.y - f0).reshape(flow.kernel.shape[0], -1))
     return f0 + change.reshape(t.shape + flow.y.shape)
 
@@ -238,6 +240,7 @@ def outputs_elsewhere(flow: GradientFlow, t: Array, f0: Array, f0_test: Array, b
     """Outputs on other points, by the (n_test, n) kernel between them and the training points."""
     residual = (flow.y - f0).reshape(flow.kernel.shape[0], -1)
     change = matmul(between, kernel_function("inverse", flow, scaled_times(flow, t), residual))
+    # The matrix has a row for each point and output if the kernel has output axes, else a row for each point.
     rows = between.shape[0] * residual.shape[1] // math.prod(flow.y.shape[1:])
     return f0_test + change.reshape(*t.shape, rows, *flow.y.shape[1:])
 
@@ -251,7 +254,7 @@ def _coefficients(flow: GradientFlow, t: Array, f0: Array) -> Array:
 def scaled_times(flow: GradientFlow, t: Array) -> Float[Array, " t"]:
     """Products αt of the learning rate and the times, flattened to one axis."""
     endless = jnp.isinf(t)
-    # Not inf · α, whose derivative in α is infinite.
+    # Infinite times are not multiplied by α, because the derivative of the product in α would be infinite.
     return jnp.where(endless, jnp.inf, flow.learning_rate * jnp.where(endless, 0, t)).ravel()
 
 
@@ -262,6 +265,7 @@ def kernel_function(kind: str, flow: GradientFlow, times: Array, vectors: Array)
 
 def displacement(flow: GradientFlow, times: Array, vectors: Array) -> Array:
     """Θ times the coefficients on the training points, without a product that loses precision for singular Θ."""
+    # Θ φ(Θ + λI) = (Θ + λI) φ(Θ + λI) − λ φ(Θ + λI), of which the first term is 1 − e^(−s(Θ + λI)), the progress.
     progress, inverse = (kernel_function(kind, flow, times, vectors) for kind in ("progress", "inverse"))
     return progress - flow.reg * inverse
 
@@ -269,6 +273,7 @@ def displacement(flow: GradientFlow, times: Array, vectors: Array) -> Array:
 @jax.jit
 def _decompose(matrix: Array, reg: Array) -> tuple[Array, Array, Array]:
     matrix = (matrix + matrix.T) / 2 + reg * jnp.eye(len(matrix), dtype=matrix.dtype)
-    # apply_function takes derivatives through the matrix alone: the eigenvectors have none where eigenvalues repeat.
+    # apply_function takes derivatives through the matrix alone, because eigenvectors of repeated eigenvalues have no
+    # derivative.
     eigenvalues, eigenvectors = jnp.linalg.eigh(lax.stop_gradient(matrix), symmetrize_input=False)
     return matrix, eigenvalues, eigenvectors

@@ -50,15 +50,18 @@ def elementwise(function: Callable[[Array], Array], num_terms: int = 100) -> Act
     nodes, projection = _hermite_projection(as_positive_int("num_terms", num_terms))
 
     def values_at_nodes(std: Array) -> tuple[Array, Array]:
+        # φ acts entry by entry, so a tangent of ones gives the derivative of every entry.
         inputs = std[..., None] * jnp.asarray(nodes, std.dtype)
         values, derivatives = jax.jvp(function, (inputs,), (jnp.ones_like(inputs),))
         return values.astype(std.dtype), derivatives.astype(std.dtype)
 
     def coefficients(values: Array) -> Array:
+        # a_k is the quadrature sum of φ(σz) He_k(z)/√(k!), the terms k on the first axis for the scan below.
         return jnp.moveaxis(matmul(values, jnp.asarray(projection, values.dtype)), -1, 0)
 
     def truncation(std: Array) -> tuple[Array, Array]:
         def truncated_share(values: Array) -> Array:
+            # Parseval: the sum of all a_k² is E[φ(u)²], for which the weights of the nodes are enough (k = 0).
             whole = jnp.sum(jnp.asarray(projection[:, 0], values.dtype) * values**2, axis=-1)
             kept = jnp.sum(coefficients(values) ** 2, axis=0)
             return jnp.where(whole > 0, 1 - kept / jnp.where(whole > 0, whole, 1.0), 0.0)
@@ -71,6 +74,7 @@ def elementwise(function: Callable[[Array], Array], num_terms: int = 100) -> Act
         cosine = pair.havercosine - pair.haversine
 
         def add_term(sums: tuple[Array, Array], terms: Any) -> tuple[tuple[Array, Array], None]:
+            # Horner's rule in cos θ, from the last term to the first.
             (values1, derivatives1), (values2, derivatives2) = terms
             return (sums[0] * cosine + values1 * values2, sums[1] * cosine + derivatives1 * derivatives2), None
 
@@ -109,6 +113,9 @@ def _hermite_projection(num_terms: int) -> tuple[np.ndarray, np.ndarray]:
     """Gauss–Hermite nodes (N,) of the standard normal, and the (N, K) matrix from values there to coefficients a_k."""
     # Golub and Welsch: nodes are eigenvalues of the Jacobi matrix; its eigenvectors hold √w_i h_k(z_i), of size at most
     # one where h_k itself overflows.
+    # With K terms, 4K nodes integrate polynomials up to degree 8K − 1 exactly, so that all a_k are exact for
+    # polynomials φ up to degree 7K.
     off_diagonal = np.sqrt(np.arange(1.0, 4 * num_terms))
     nodes, vectors = np.linalg.eigh(np.diag(off_diagonal, 1) + np.diag(off_diagonal, -1))
+    # The first row of the eigenvectors is √w_i, so that the products are w_i h_k(z_i).
     return nodes, (vectors * vectors[0])[:num_terms].T

@@ -46,6 +46,7 @@ def _apply_function_jvp(kind: str, primals: tuple[Array, ...], tangents: tuple[A
     value = apply_function(kind, *primals)
     change = jnp.zeros_like(value)
     if not _is_zero(d_times):
+        # Derivatives in s: e^(−sμ) for "inverse", μ e^(−sμ) for "progress", −μ e^(−sμ) for "decay".
         rate = apply_function("decay", *primals)
         if kind != "inverse":
             rate = matmul(matrix, rate) * (1 if kind == "progress" else -1)
@@ -63,6 +64,7 @@ def _apply_function_jvp(kind: str, primals: tuple[Array, ...], tangents: tuple[A
         direction = matmul(matmul(eigenvectors.T, d_matrix), eigenvectors)
         rotated = matmul(eigenvectors.T, vectors)
 
+        # One time after another, because the divided differences of each time are an (m, m) matrix.
         def at_time(time: Array) -> Array:
             differences = _divided_differences(kind, eigenvalues, time, cutoff)
             return matmul(eigenvectors, matmul(differences * direction, rotated))
@@ -89,10 +91,10 @@ def _divided_differences(kind: str, mu: Array, s: Array, cutoff: Array) -> Float
     null_high, null_low = _is_null(high, s, cutoff), _is_null(low, s, cutoff)
     safe_high = jnp.where(high > 0, high, 1)
     safe_low = jnp.where(low > 0, low, 1)
-    # (e^(−s low) − e^(−s high))/(high − low)
+    # (e^(−s low) − e^(−s high))/(high − low) = e^(−s low) (1 − e^(−s (high − low)))/(high − low), without cancellation.
     progress = jnp.where(jnp.isinf(s), 0, jnp.exp(-_finite_times(s) * low) * _inverse(high - low, _finite_times(s)))
     if kind == "inverse":
-        # By Leibniz's rule for μ · (1 − e^(−sμ))/μ; for small sμ by the series.
+        # Leibniz's rule for μ F(μ) = 1 − e^(−sμ) gives high · [F] + F(low) = progress; for small sμ by the series.
         small = _finite_times(s) * high < _SERIES_BELOW
         x, y = (jnp.where(small, _finite_times(s) * value, 0) for value in (high, low))
         series = _finite_times(s) ** 2 * _series(x, y)[1]
@@ -100,12 +102,13 @@ def _divided_differences(kind: str, mu: Array, s: Array, cutoff: Array) -> Float
         value = jnp.where(jnp.isinf(s), -1 / (safe_high * safe_low), value)
     else:
         value = progress if kind == "progress" else -progress
+    # An eigenvalue that counts as zero has F = 0 at μ = 0, so the difference to it is F(high)/high.
     against_null = _spectral_function(kind, high, s, cutoff) / safe_high
     return jnp.where(null_high & null_low, 0, jnp.where(null_low & ~null_high, against_null, value))
 
 
 def _is_null(mu: Array, s: Array, cutoff: Array) -> Array:
-    # Not ≥ 1, for the kernel zero at t = ∞: cutoff · s is NaN.
+    # Not s · cutoff ≥ 1: for the zero kernel at t = ∞ the product is NaN, and its eigenvalues have to count as zero.
     return (mu <= cutoff) & ~(s * cutoff < 1)
 
 
@@ -130,6 +133,7 @@ def _series(x: Array, y: Array) -> tuple[Array, Array]:
     """(1 − e^(−z))/z = Σ_k (−z)^k/(k + 1)! at small y, and its divided difference between small x and y (Horner)."""
     value, difference = jnp.zeros_like(y), jnp.zeros_like(y)
     for k in reversed(range(_NUM_TERMS)):
+        # For q(z) = p(z) z + c, the divided difference is (q(x) − q(y))/(x − y) = [p] x + p(y).
         difference = difference * x + value
         value = value * y + (-1) ** k / math.factorial(k + 1)
     return value, difference
