@@ -25,8 +25,8 @@ class Problem(NamedTuple):
 def make(kind: str, size: str, share: float) -> Problem:
     """Make a problem at a share of λ_max.
 
-    ``planted``: the gates of the network that made the targets are among those on offer. ``teacher``: they are not,
-    the usual case and the harder one. Both add noise of 0.1 and standardise the targets.
+    ``planted``: the gates of the network that made the targets are among the gates of the program. ``teacher``: they
+    are not, which is the usual and the harder case. Both add noise of 0.1 and standardise the targets.
     """
     num_rows, num_features, num_gates = SIZES[size]
     rng = np.random.default_rng(0)

@@ -126,7 +126,7 @@ def sections(config: Config, rows: list[dict[str, Any]], summary: dict[str, Any]
     text = (
         f"**{summary['headline']}** The fast rate of the theory is (d + log P)/n, a slope of +1 in log P where log P "
         "is far above d. It holds under a condition that nearly equal masks weaken; the slow rate needs no such "
-        f"condition.\n\nGated networks of {config.num_active} neurons whose gates are among the P on offer, "
+        f"condition.\n\nGated networks of {config.num_active} neurons whose gates are among the P, "
         f"{config.num_features} features, noise of σ = {config.noise:g} of the outputs' deviation; {config.seeds} data "
         f"sets of each size. λ is {config.reg_factor:g} σ(√(nd/2) + √(n log P)), {config.reg_factor:g} times an "
         "estimate from above of the noise level, the largest ‖Xᵀ D_p noise‖ of a gate p. Both rates are proved for a λ "

@@ -45,8 +45,8 @@ _NUM_PAPER_TABLES = 33
 # Smallest number of tables for which a rank correlation is reported.
 _MIN_CORRELATION_TABLES = 10
 _PAPER = (
-    " The paper reports 26 of 33, on splits and with settings of its own. The default settings here were settled after "
-    "looking at test accuracies of about eight settings on these tables and the seeds 0 to 4: read the comparison as "
+    " The paper reports 26 of 33, on other splits and with other settings. The default settings here were chosen after "
+    "looking at test accuracies of about eight settings on these tables with the seeds 0 to 4: read the comparison as "
     "exploratory and its p-values as nominal."
 )
 _SCATTER_CAPTION = (
@@ -236,7 +236,7 @@ def summarise(config: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _grid_ends(config: Config, frame: pd.DataFrame) -> dict[str, dict[str, int]]:
-    """For each kernel, the number of splits in which the largest or the smallest λ on offer is chosen."""
+    """For each kernel, the number of splits in which the largest or the smallest candidate for λ is chosen."""
     chosen = frame[frame["method"].isin(["ntk", "fixed"])].groupby("method")["reg_share"]
     ends = {"largest": max(config.reg_shares), "smallest": min(config.reg_shares)}
     return {str(method): {end: int((part == share).sum()) for end, share in ends.items()} for method, part in chosen}
@@ -311,7 +311,7 @@ def _grid_ends_text(summary: dict[str, Any]) -> str:
         f"{label} in {ends[method]['largest']} and {ends[method]['smallest']}"
         for method, label in (("ntk", "for the NTK"), ("fixed", "for the fixed kernel"))
     )
-    return f"Of {summary['splits']} splits the largest and the smallest λ on offer were chosen {words}."
+    return f"Of {summary['splits']} splits the largest and the smallest candidate for λ were chosen {words}."
 
 
 def _gap_section(config: Config, table: pd.DataFrame, summary: dict[str, Any]) -> Section:

@@ -32,7 +32,7 @@ def einsum(subscripts: str, *operands: Array) -> Array:
 def full_precision() -> Iterator[None]:
     """Trace products in full precision inside the block, including products in functions that a user passes.
 
-    A precision that the user has set, by ``jax.default_matmul_precision`` or the option of that name, stays as it is.
+    A precision that the user has set, by ``jax.default_matmul_precision`` or the option of that name, is kept.
     """
     with jax.default_matmul_precision(default_precision() or "highest"):
         yield

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-# Kernels (b1, b2, …) of all pairs of two tiles, and the same of the pairs the other way round, (b2, b1, …).
+# Kernels (b1, b2, …) of all pairs of two tiles, and the kernels with the tiles exchanged, (b2, b1, …).
 Blocks = tuple[Array, ...]
 BlocksBothWays = tuple[Blocks, Blocks]
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
-# Most of the tests' time is XLA compiling programs that then run for milliseconds: it need not optimise them. With
-# XLA_FLAGS set, to nothing if need be, they run as it says. XLA dies of flags that it does not know, and the second one
-# is internal to it.
+# Most of the tests' time goes into compiling XLA programs that run for milliseconds, so XLA's optimisations are
+# switched off. A value of XLA_FLAGS in the environment, even an empty one, is kept. XLA fails on unknown flags, and the
+# second flag is internal to its version.
 _FLAGS = "--xla_backend_optimization_level=0"
 if version("jaxlib").startswith("0.10."):
     _FLAGS += " --xla_cpu_use_fusion_emitters=false"

@@ -13,7 +13,7 @@ from fixntk import activation_masks, enumerate_arrangements, sample_gates
 
 
 class Planted(NamedTuple):
-    """Training and test data, and the gates on offer.
+    """Training and test data, and the gates of the program.
 
     Attributes
     ----------
@@ -53,7 +53,7 @@ def make(problem: str, seed: int) -> Planted:
     """Data of a seed, in JAX's default floating-point type.
 
     ``toy``: five points on a line with a bias column and all of their arrangements. ``teacher``: a gated network whose
-    gates are not among those on offer. ``relu_teacher``: a ReLU network.
+    gates are not among the gates of the program. ``relu_teacher``: a ReLU network.
     """
     rng = np.random.default_rng(seed)
     if problem == "toy":

@@ -21,7 +21,7 @@ LEAST_FREEDOM = 1e-12
 class Posterior(NamedTuple):
     """y_i = f(x_i) + b + noise, f of covariance s²·K, noise of variance s²·reg/w_i, b a constant of flat prior, or 0.
 
-    The mean is the ridge regression with K, whatever s² is; s² is where the likelihood is largest.
+    The mean is the ridge regression with K for every s²; s² maximises the likelihood.
 
     Attributes
     ----------

@@ -74,7 +74,7 @@ def sample_gates(
 def activation_masks(x: ArrayLike, gates: ArrayLike) -> Bool[Array, "n P"]:
     """Masks 1{x·g ≥ 0} of gates on the rows of x; a zero row is active under every gate.
 
-    The inner products are taken some rows at a time, so that memory beyond the masks stays bounded.
+    The inner products are computed for some rows at a time, so that memory beyond the masks stays bounded.
 
     Parameters
     ----------
@@ -125,7 +125,7 @@ def _masks_in_tiles(x: Array, gates: Array, tile: int) -> Array:
 def pack_masks(masks: ArrayLike) -> UInt8[Array, "n bytes"]:
     """Pack bool masks eight gates to a byte, an eighth of their memory.
 
-    Every function that takes masks takes them packed as well: dtype uint8 means packed.
+    Every function of masks also accepts packed masks: dtype uint8 means packed.
 
     Parameters
     ----------

@@ -129,8 +129,8 @@ def products_and_angles(rows1: Rows, rows2: Rows) -> tuple[Array, Array, Array]:
 def _difference(rows1: Rows, rows2: Rows, sign: Array) -> Array:
     """Difference u − sign·v of unit vectors from x − sign·y, which is exact where they are close.
 
-    With δ = ‖x‖ − ‖y‖ it is (x − sign·y − sign·δ v) / ‖x‖. Powers of two bring the lengths near each other first,
-    so that the first difference is exact whatever they are.
+    With δ = ‖x‖ − ‖y‖ it is (x − sign·y − sign·δ v) / ‖x‖. Powers of two first bring the lengths close to each
+    other, so that the first difference is exact for all lengths.
     """
     sign, length1, length2 = (array[..., None] for array in (sign, rows1.scaled_lengths, rows2.scaled_lengths))
     power = jnp.where(length1 > 1.4 * length2, 2.0, jnp.where(1.4 * length1 < length2, 0.5, 1.0)).astype(sign.dtype)

@@ -71,7 +71,7 @@ class OutputAxes(NamedTuple):
         return jnp.transpose(kernel, order)
 
     def select(self, full: Array) -> Array:
-        """Reduce a kernel (*outputs, *outputs) of a pair of examples to the axes asked for, summed where traced."""
+        """Reduce a kernel (*outputs, *outputs) of a pair of examples to the requested axes, summed where traced."""
         first, second, result = self.subscripts()
         return jnp.einsum(f"{first}{second}->{result}", full)
 

@@ -117,7 +117,7 @@ class _Layout(NamedTuple):
     is_explicit
         For each site whether this sum is formed once for each example, instead of keeping the factors.
     others
-        Leaves whose Jacobian is taken by differentiation.
+        Leaves whose Jacobian is computed by differentiation.
     chunk
         Number of signals that are propagated backwards at the same time.
     """
@@ -288,7 +288,7 @@ def _mean_over_traced(network: Network, totals: Sequence[Any]) -> tuple[Array, .
 
 
 def _count_entries(jaxpr: Jaxpr) -> tuple[int, int]:
-    """Entries of all intermediate values, as they are kept for a backward pass, and of the largest one."""
+    """Number of entries of all intermediate values, which a backward pass keeps, and of the largest value."""
     total, largest = 0, 1
     for equation in jaxpr.eqns:
         sizes = [math.prod(v.aval.shape) for v in equation.outvars if hasattr(v.aval, "shape")]

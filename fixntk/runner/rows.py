@@ -66,7 +66,7 @@ def _drop_torn_task(rows: list[Row], torn: bytes, tasks: list[Row]) -> list[Row]
 
 def rows_by_task(tasks: list[Row], rows: list[Row]) -> list[list[Row]]:
     """Return each task's rows, in the order of the tasks; rows of no task are left out."""
-    # Tasks may differ in their keys; the largest set of keys, which says most, is tried first.
+    # Tasks may differ in their keys; the largest set of keys, which is the most specific, is tried first.
     key_sets = sorted({tuple(sorted(task)) for task in tasks}, key=len, reverse=True)
     found: dict[str, list[Row]] = {_identity(task, sorted(task)): [] for task in tasks}
     for row in rows:

@@ -39,7 +39,7 @@ class TrainingProgress(NamedTuple):
     Attributes
     ----------
     step, num_steps
-        Steps made and asked for.
+        Numbers of steps made and requested.
     objective, validation
         As in the history.
     seconds
