@@ -155,8 +155,8 @@ def summarise(_: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
 def by_value(rows: list[dict[str, Any]]) -> pd.DataFrame:
     """Means over splits and tables for each value of each setting.
 
-    ± is half the width of the 95 % interval, over the tables, of the column before it: the difference of Algorithm 1
-    from the NTK, then the difference of the optimum from the NTK.
+    Each column ± is half the width of the 95 % interval, over the tables, of the column before it: the difference of
+    Algorithm 1 from the NTK, and the difference of the optimum from the NTK.
     """
     frame = pd.DataFrame(rows)
     frame["difference"] = frame["accuracy"] - frame["ntk"]

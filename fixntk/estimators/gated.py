@@ -125,7 +125,7 @@ class GatedReLUClassifier(GatedMixin, ClassificationMixin, BaseEstimator):
         "squared", on ±1 for two classes and for each of several against the rest, with one kernel for all; or
         "logistic", the log-loss, of the softmax for several.
     class_weight : dict, "balanced" or None
-        Weights of the classes, which multiply those of the rows.
+        Weights of the classes, which multiply the weights of the rows.
 
     Attributes
     ----------

@@ -90,9 +90,9 @@ class RegressionMixin(InputMixin, MultiOutputMixin, RegressorMixin):
     def predict(self, X: Any, return_std: bool = False) -> Any:
         """Targets (n,) or (n, c) of new inputs, and with ``return_std`` the standard deviations of new observations.
 
-        The deviations, noise included, are those of the Gaussian process whose mean this is and whose covariance is the
-        estimator's kernel, with the most likely scale and noise for ``reg_``. The kernel of gated estimators was learnt
-        from the same targets and is held fixed here, so that their deviations are somewhat small.
+        The deviations include the noise. They belong to the Gaussian process whose mean is the prediction and whose
+        covariance is the estimator's kernel, with the most likely scale and noise for ``reg_``. The kernel of gated
+        estimators was learnt from the same targets and is held fixed here, so that their deviations are somewhat small.
 
         See docs/mathematics.md, M5 and M15.
         """

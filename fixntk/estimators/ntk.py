@@ -70,7 +70,7 @@ class NTKClassifier(NTKMixin, ClassificationMixin, BaseEstimator):
     reg, standardize, bias
         As for :class:`NTKRegressor`.
     class_weight : dict, "balanced" or None
-        Weights of the classes, which multiply those of the rows.
+        Weights of the classes, which multiply the weights of the rows.
 
     Attributes
     ----------

@@ -144,7 +144,7 @@ def _make_cones(x: Array, gates: Array, masks: Array) -> Cones:
 
 
 def _max_margin_directions(cones: Cones) -> Float[Array, "P d"]:
-    """Unit vectors close to those of largest margin: min ½‖h‖² subject to G h ≥ 1, solved in its dual by FISTA.
+    """Unit vectors close to the vectors of largest margin: min ½‖h‖² subject to G h ≥ 1, solved in its dual by FISTA.
 
     The dual is max over a ≥ 0 of Σ a − ½‖Gᵀa‖², with h = Gᵀa. Step size 1 is right, as ‖G‖ = 1.
     """

@@ -118,7 +118,7 @@ class _NoisyPair(NamedTuple):
     Attributes
     ----------
     noise1, noise2
-        √(1 / (1 + s std²)) of u and of v, where s scales the variance of the variable against that of the noise.
+        √(1 / (1 + s std²)) of u and of v, where s scales the variance of the variable relative to the noise.
     correlation
         s E[uv] / √((1 + s std1²)(1 + s std2²)).
     sine

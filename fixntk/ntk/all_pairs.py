@@ -1,4 +1,4 @@
-"""Analytic kernels of all pairs of rows of two arrays, a tile of pairs at a time."""
+"""Analytic kernels of all pairs of rows of two arrays, computed for a tile of pairs at a time."""
 
 from __future__ import annotations
 

@@ -74,8 +74,8 @@ def empirical_ntk(
     method
         ``"structured"``: reads where parameters enter. A parameter of a matrix product, a convolution or a table
         look-up contributes through activations and back-propagated signals; one that enters otherwise, or more than
-        once, through its Jacobian. ``"jacobian"``: Jacobians of all parameters, those of a few leaves at a time where
-        they are large. ``"ntvp"``: NTK-vector products. ``"auto"``: the method with the fewest operations by count.
+        once, through its Jacobian. ``"jacobian"``: Jacobians of all parameters, computed for a few leaves at a time
+        if they are large. ``"ntvp"``: NTK-vector products. ``"auto"``: the method with the fewest operations by count.
     batch_size
         Number of examples of x1, and of x2, in a tile; it need not divide their numbers. By default the largest
         number whose temporary arrays fit into 256 MiB.

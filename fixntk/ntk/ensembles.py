@@ -172,8 +172,8 @@ def gradient_flow_ensemble(
     mode
         ``"ntk"``: all layers are trained. With a ridge the penalty is on the way from each network's own initial
         parameters. ``"nngp"``: the last layer alone is trained, so that the NNGP is also the kernel of the flow. Its
-        limit t = ∞ is the Gaussian-process posterior with noise variance λ: with a ridge the covariance contains that
-        of targets with such noise. Both as in neural-tangents.
+        limit t = ∞ is the Gaussian-process posterior with noise variance λ: with a ridge the covariance is the one for
+        targets with such noise. Both as in neural-tangents.
     y, learning_rate, diag_reg, diag_reg_absolute_scale, rcond
         As in :func:`gradient_flow`; ``diag_reg`` is in units of the diagonal of the kernel of the flow.
 

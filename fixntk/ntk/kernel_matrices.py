@@ -83,7 +83,7 @@ def _as_matrix(kernel: Array) -> Array:
 
 
 def kernel_member(name: str, kernels: Any, member: str, mode: str) -> Any:
-    """The kernel called ``member``, or in mode "nngp" the array that stands for it."""
+    """The attribute ``member`` of kernels, or in mode "nngp" the array that is passed instead."""
     kernel = getattr(kernels, member, kernels if mode == "nngp" else None)
     if kernel is None:
         raise TypeError(

@@ -1,7 +1,7 @@
 """Layers of infinitely wide networks, each a map of the covariances between pairs of inputs.
 
-A layer is a small pytree that is called with :class:`Covariances` and returns those of its outputs. Networks are built
-from them and handed to :func:`fixntk.network_kernel`.
+A layer is a small pytree that maps the :class:`Covariances` of its inputs to the covariances of its outputs. Networks
+are built from layers and passed to :func:`fixntk.network_kernel`.
 
 See docs/mathematics.md, M13.
 """

@@ -26,7 +26,7 @@ _LOOKUP_MODES = (
     lax.GatherScatterMode.PROMISE_IN_BOUNDS,
 )
 
-# A place in a jaxpr: the equation's index, after those of the calls around it.
+# A place in a jaxpr: the indices of the calls around an equation, then the index of the equation.
 Path = tuple[int, ...]
 
 

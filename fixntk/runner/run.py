@@ -61,7 +61,7 @@ def execute(
     Raises
     ------
     ConfigError
-        If the directory has results and ``resume`` is false, or it has those of another config.
+        If the directory has results and ``resume`` is false, or the results belong to another config.
     """
     directory = Path(directory)
     tasks = _tasks(experiment, config)

@@ -1,7 +1,7 @@
 r"""Training of gated and ReLU networks by gradient descent, for comparison with the convex program.
 
-The objective is that of :mod:`fixntk.training.objective`. For one output, and gates that the program has, it is never
-below the program's certified lower bound.
+The objective is defined in :mod:`fixntk.training.objective`. For one output, and gates that the program has, it is
+never below the program's certified lower bound.
 
 See docs/mathematics.md, M10.
 """
@@ -129,8 +129,8 @@ def train(
     checkpoint
         Folder to which the state is written at each record; needs orbax.
     resume
-        Continue from the newest checkpoint in the folder, if there is one. The result is that of an uninterrupted
-        training.
+        Continue from the newest checkpoint in the folder, if there is one. The result is the same as without the
+        interruption.
 
     Returns
     -------
