@@ -1,8 +1,8 @@
 """Figures of docs/convex_programs.md: objective and gap against seconds, seconds against size, cost of a path.
 
 Sizes double from a planted problem of 500 rows, 512 gates and 20 features, solved to 1e-6 at 0.1 λ_max; slopes are of
-a line through the logarithms. The path is that of teacher-M from λ_max to 0.001 λ_max, each solution to 1e-6. float64;
-the second run counts.
+a line through the logarithms. The path is on teacher-M from λ_max to 0.001 λ_max, each solution to 1e-6. All in
+float64; the second run of each is timed.
 
 Run with `python benchmarks/convergence.py`; writes docs/figures/convergence.png and docs/figures/scaling.png.
 """
@@ -23,11 +23,13 @@ from problems import make
 import fixntk as fx
 from fixntk.runner.report import STYLE
 
+# Folder of the figures.
 FIGURES = Path(__file__).parent.parent / "docs" / "figures"
-# Most iterations of each method.
+# Largest number of iterations of each method.
 METHODS = {"irls": 400, "anderson": 200, "fista": 20_000, "newton": 200}
+# Sizes from which one is varied at a time.
 BASE = {"num_rows": 500, "num_gates": 512, "num_features": 20}
-# Sizes of each sweep: each is twice the one before.
+# Number of sizes in each sweep; each size is twice the one before.
 DOUBLINGS = 4
 
 
@@ -45,7 +47,7 @@ def program_of(problem: str, share: float) -> fx.ConvexProgram:
     return fx.ConvexProgram(made.x, made.y, made.masks, made.reg)
 
 
-def warm(solve: Callable[[], Any]) -> tuple[Any, float]:
+def time_warm(solve: Callable[[], Any]) -> tuple[Any, float]:
     """The result of the second run, and its seconds."""
     jax.block_until_ready(solve())
     began = time.perf_counter()
@@ -54,13 +56,13 @@ def warm(solve: Callable[[], Any]) -> tuple[Any, float]:
 
 
 def convergence() -> None:
-    """Upper panels: lowest objective so far minus the best lower bound of all methods; lower: smallest gap so far."""
+    """Draw the lowest objective reached minus the best lower bound of all methods, and the smallest gap reached."""
     figure, axes = plt.subplots(2, 2, figsize=(9, 6), sharey=True, sharex="col")
     for column, (problem, share) in zip(axes.T, (("planted-S", 0.1), ("teacher-S", 0.01)), strict=True):
         program = program_of(problem, share)
         at_zero = float(program.primal_at_zero())
         solutions = {
-            method: warm(lambda m=method, k=max_iter, p=program: fx.solve(p, method=m, tol=1e-9, max_iter=k))[0]
+            method: time_warm(lambda m=method, k=max_iter, p=program: fx.solve(p, method=m, tol=1e-9, max_iter=k))[0]
             for method, max_iter in METHODS.items()
         }
         bound = max(float(solution.dual) for solution in solutions.values())
@@ -106,7 +108,7 @@ def scaling() -> None:
             seconds = []
             for size in sizes:
                 program = random_program(**{**BASE, name: size})
-                solution, elapsed = warm(lambda m=method, p=program: fx.solve(p, method=m))
+                solution, elapsed = time_warm(lambda m=method, p=program: fx.solve(p, method=m))
                 seconds.append(elapsed)
                 assert bool(solution.converged), solution.message
             slope = np.polyfit(np.log(sizes), np.log(seconds), 1)[0]
@@ -123,8 +125,8 @@ def scaling() -> None:
 
 def path() -> None:
     made = make("teacher", "M", 0.001)
-    _, single = warm(lambda: fx.solve(fx.ConvexProgram(made.x, made.y, made.masks, made.reg)))
-    solutions, whole = warm(
+    _, single = time_warm(lambda: fx.solve(fx.ConvexProgram(made.x, made.y, made.masks, made.reg)))
+    solutions, whole = time_warm(
         lambda: fx.solve_path(fx.ConvexProgram(made.x, made.y, made.masks, 1.0), num_regs=100, min_share=1e-3)
     )
     gaps = max(float(solution.relative_gap) for solution in solutions)

@@ -125,7 +125,7 @@ def measure(contestant: str, case: str) -> dict[str, float]:
     return {"cold": cold, "warm": warm, "peak_mb": peak / 1024}
 
 
-def empirical(contestant: str, n: int, trace: bool, shape: tuple[int, ...], network: Any) -> Any:
+def empirical_case(contestant: str, n: int, trace: bool, shape: tuple[int, ...], network: Any) -> Any:
     import jax
     import numpy as np
 
@@ -144,23 +144,23 @@ def empirical(contestant: str, n: int, trace: bool, shape: tuple[int, ...], netw
     return jax.jit(kernel), (x1, x2, params)
 
 
-def mlp(contestant: str, n: int, trace: bool) -> Any:
+def mlp_case(contestant: str, n: int, trace: bool) -> Any:
     def network(stax: Any) -> Any:
         hidden = [layer for _ in range(3) for layer in (stax.Dense(512, b_std=0.1), stax.Relu())]
         return stax.serial(*hidden, stax.Dense(10, b_std=0.1))
 
-    return empirical(contestant, n, trace, (784,), network)
+    return empirical_case(contestant, n, trace, (784,), network)
 
 
-def cnn(contestant: str, n: int, trace: bool) -> Any:
+def cnn_case(contestant: str, n: int, trace: bool) -> Any:
     def network(stax: Any) -> Any:
         hidden = [layer for _ in range(3) for layer in (stax.Conv(32, (3, 3), padding="SAME", b_std=0.1), stax.Relu())]
         return stax.serial(*hidden, stax.GlobalAvgPool(), stax.Dense(10, b_std=0.1))
 
-    return empirical(contestant, n, trace, (32, 32, 3), network)
+    return empirical_case(contestant, n, trace, (32, 32, 3), network)
 
 
-def analytic(contestant: str, n: int, _: bool) -> Any:
+def analytic_case(contestant: str, n: int, _: bool) -> Any:
     import jax
     import numpy as np
 
@@ -177,7 +177,7 @@ def analytic(contestant: str, n: int, _: bool) -> Any:
     return jax.jit(lambda a: tuple(kernel(a, None, ("nngp", "ntk")))), (x,)
 
 
-FUNCTIONS = {"mlp": mlp, "cnn": cnn, "analytic": analytic}
+FUNCTIONS = {"mlp": mlp_case, "cnn": cnn_case, "analytic": analytic_case}
 
 if __name__ == "__main__":
     main()

@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-# Rows n, features d and gates P by name.
+# Numbers of rows n, features d and gates P by name.
 SIZES = {"S": (200, 10, 200), "M": (1000, 20, 1000), "L": (5000, 50, 1000), "T": (2000, 30, 2000)}
-# Neurons of the network that makes the targets.
+# Number of neurons of the network that makes the targets.
 NUM_NEURONS = 5
 
 
@@ -25,8 +25,8 @@ class Problem(NamedTuple):
 def make(kind: str, size: str, share: float) -> Problem:
     """Make a problem at a share of λ_max.
 
-    ``planted``: the gates of the network that made the targets are among those on offer. ``teacher``: they are not,
-    the usual case and the harder one. Both add noise of 0.1 and standardise the targets.
+    ``planted``: the gates of the network that made the targets are among the gates of the program. ``teacher``: they
+    are not, which is the usual and the harder case. Both add noise of 0.1 and standardise the targets.
     """
     num_rows, num_features, num_gates = SIZES[size]
     rng = np.random.default_rng(0)

@@ -17,11 +17,11 @@ from jax import lax
 
 import fixntk as fx
 
-# Networks trained at once.
+# Number of networks that are trained at once.
 NUM_NETWORKS = 16
-# Timed runs of each contestant.
+# Number of timed runs of each contestant.
 REPEATS = 3
-# Rows, features, width and gradient steps.
+# Numbers of rows and features, width, and number of gradient steps.
 CASES = [
     (25, 5, 16, 20_000),
     (50, 5, 64, 10_000),

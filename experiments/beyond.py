@@ -29,7 +29,7 @@ from fixntk.runner.report import Section, new_figure
 Study = Literal["features", "layers"]
 Layers = list[dict[str, Array]]
 
-# The kernels whose weights are learnt: the program of their sum alone learns no more than its scale.
+# The kernels whose weights are learnt. With the sum of all layers as the only kernel, only its scale is learnt.
 _MIXES: Mapping[str, Callable[[Array], Array]] = MappingProxyType(
     {"NTK": lambda kernels: jnp.sum(kernels, axis=0, keepdims=True), "fixed": lambda kernels: kernels}
 )
@@ -37,7 +37,7 @@ _COLOURS: Mapping[str, str] = MappingProxyType(
     {"NTK": colours.NTK, "network": colours.TRAINED_RELU, "fixed": colours.FIXED}
 )
 # Share of the kernel's trace above which a layer counts as kept.
-_KEPT = 0.01
+_KEPT_SHARE = 0.01
 
 NEEDS_EVERY_TASK = True
 
@@ -52,21 +52,21 @@ class Config(Settings):
         layer of networks, one of which has learnt the ten digits on other rows. ``"layers"``: which digit is it? The
         empirical NTK of a network, its layers with equal and with learnt weights.
     feature_rows
-        Rows on which the network of the features has learnt.
+        Number of rows on which the network of the features has learnt.
     train_rows
-        Rows to train on; a third of them is held out to choose λ of the layers. All other rows are for testing.
+        Number of rows to train on; a third of them is held out to choose λ of the layers. All other rows are test rows.
     width, depth
-        Of the hidden layers, and their number.
+        Width of the hidden layers, and their number.
     num_steps, learning_rate
-        Of Adam with the softmax loss, all rows at once.
+        Number of steps and learning rate of Adam with the softmax loss, all rows at once.
     num_gates
-        Sampled gates of the fixed kernel.
+        Number of sampled gates of the fixed kernel.
     reg_shares
-        λ/λ_max to choose from for the layers.
+        Candidates for λ/λ_max in the study of the layers.
     left_reg_share
         λ/λ_max at which the objective of the NTK of the sampled gates is compared with the optimum, on features.
     seeds
-        Splits, each with networks of its own.
+        Number of splits, each with its own networks.
     """
 
     studies: NonEmpty[Study] = ("features", "layers")
@@ -135,7 +135,7 @@ def _train(config: Config, layers: Layers, x: Any, labels: Any) -> Layers:
 
 
 def _accuracy(outputs: Any, labels: np.ndarray) -> float:
-    # The mean of a JAX array of bools is in float32, and the results of earlier runs have that rounding.
+    # The mean of a JAX array of bools is in float32. It is kept, so that results agree with those of earlier runs.
     return float(np.mean(np.argmax(outputs, axis=1) == labels))
 
 
@@ -159,11 +159,11 @@ def _run_features(config: Config, seed: int, x: np.ndarray, labels: np.ndarray) 
         ):
             accuracy = model.fit(inputs, odd).score(inputs_test, odd_test)
             found.append({"inputs": name, "kernel": kernel, "accuracy": accuracy})
-        found[-1]["left_by_ntk"] = _left_by_ntk(config, seed, inputs, odd)
+        found[-1]["left_by_ntk"] = _ntk_excess_share(config, seed, inputs, odd)
     return found
 
 
-def _left_by_ntk(config: Config, seed: int, inputs: np.ndarray, odd: np.ndarray) -> float:
+def _ntk_excess_share(config: Config, seed: int, inputs: np.ndarray, odd: np.ndarray) -> float:
     gates = sample_gates(jax.random.key(seed), config.num_gates, inputs.shape[1])
     program = program_at_share(inputs, 2.0 * odd - 1, activation_masks(inputs, gates), config.left_reg_share)
     return float(
@@ -196,7 +196,7 @@ def _run_layers(config: Config, seed: int, x: np.ndarray, labels: np.ndarray) ->
                     "reg_share": config.reg_shares[best],
                     "objectives": [solution.primal for solution in solutions],
                     "lower_bounds": [solution.dual for solution in solutions],
-                    # Shares of the trace, in which the penalty is measured.
+                    # Shares of the trace, because the penalty is in units of the trace.
                     "layer_shares": traces
                     * solutions[best].kernel_weights
                     / jnp.sum(traces * solutions[best].kernel_weights),
@@ -213,7 +213,7 @@ def _layer_kernels(network: Layers, x: np.ndarray, x_train: np.ndarray) -> Array
 
 
 def summarise(_: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Mean accuracies of both studies, paired differences with their intervals, and what equal weights leave."""
+    """Mean accuracies of both studies, paired differences with their intervals, and the gain over equal weights."""
     table = by_kernel(rows)
     found: dict[str, Any] = {"headline": "", "accuracy": table.to_dict("records")}
     words = []
@@ -237,23 +237,23 @@ def summarise(_: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
                 f"{accuracy[deep, 'NTK']:.3f} and {accuracy[deep, 'fixed']:.3f}."
             )
         else:
-            found["left_by_equal_weights"] = _left_by_equal_weights(rows)
-            found["kept_layers"] = _kept_layers(rows)
+            found["left_by_equal_weights"] = _equal_weights_excess_shares(rows)
+            found["kept_layers"] = _count_kept_layers(rows)
             left = " and ".join(f"{share:.1%} ({name})" for name, share in found["left_by_equal_weights"].items())
             words.append(
-                f"A deep NTK's layers with equal weights leave {left} of the training objective, medians over seeds "
-                "and values of λ."
+                f"Learnt weights of a deep NTK's layers lower the training objective by {left}, medians over seeds and "
+                "values of λ."
             )
     return found | {"headline": " ".join(words)}
 
 
-def _kept_layers(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+def _count_kept_layers(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     """For each state of the network, the mean share of the trace of each layer and the number of seeds that keep it."""
     learnt = [row for row in rows if row["study"] == "layers" and row["kernel"] == "fixed"]
     found = {}
     for inputs in dict.fromkeys(row["inputs"] for row in learnt):
         shares = np.array([row["layer_shares"] for row in learnt if row["inputs"] == inputs])
-        kept = np.sum(shares > _KEPT, axis=0)
+        kept = np.sum(shares > _KEPT_SHARE, axis=0)
         found[inputs] = [
             {"share": share, "kept": int(count), "seeds": len(shares)}
             for share, count in zip(shares.mean(axis=0).tolist(), kept, strict=True)
@@ -270,8 +270,8 @@ def by_kernel(rows: list[dict[str, Any]]) -> pd.DataFrame:
     return table.rename(columns={"margin": "±"})
 
 
-def _left_by_equal_weights(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """For each state of the network, the share of J that learnt weights of the layers save: median over seeds and λ."""
+def _equal_weights_excess_shares(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """For each state of the network, the share by which learnt weights of the layers lower J: median over seeds, λ."""
     frame = pd.DataFrame([row for row in rows if row["study"] == "layers"])
     pairs = frame.pivot(index=["inputs", "seed"], columns="kernel", values="objectives")
     left = [1 - np.divide(fixed, ntk) for fixed, ntk in zip(pairs["fixed"], pairs["NTK"], strict=True)]
@@ -308,8 +308,8 @@ def _feature_section(
         "network of the table learns from the kernels' own rows alone.\n\n"
         f"{_changes_text(summary['fixed_minus_ntk_on_features'])} The features of the network that knows digits, in "
         f"place of pixels, change the NTK's by {_difference_text(deep['NTK'])} and the fixed kernel's by "
-        f"{_difference_text(deep['fixed'])}. Of the training objective the NTK of the sampled gates leaves, at λ = "
-        f"{config.left_reg_share:g} λ_max: {shares}."
+        f"{_difference_text(deep['fixed'])}. At λ = {config.left_reg_share:g} λ_max the optimum is below the training "
+        f"objective of the NTK of the sampled gates by: {shares}."
     )
     figure = _feature_figure(table), "Test accuracy by inputs, means and 95 % intervals over splits."
     return Section(
@@ -322,12 +322,12 @@ def _layer_section(config: Config, table: pd.DataFrame, rows: list[dict[str, Any
     kept = "; ".join(f"{name}: {_layers_text(layers)}" for name, layers in summary["kept_layers"].items())
     num_fit = config.train_rows * 2 // 3
     text = (
-        "The empirical NTK of a deep network is a sum of kernels, one for each layer: weights that ignore the "
-        "targets, once more. Multiple kernel learning over the layers, with penalties by their traces and a "
+        "The empirical NTK of a deep network is a sum of kernels, one for each layer, with equal weights that do not "
+        "depend on the targets. Multiple kernel learning over the layers, with penalties by their traces and a "
         f"certificate (`fixntk.solve_kernels`), lowers the training objective by: {saved}, medians over seeds and "
         f"values of λ. All {config.depth + 1} layers of a network of {config.depth} hidden layers, ten digits, "
         f"{num_fit} rows, λ chosen on {config.train_rows - num_fit} others."
-        f"\n\nLayers kept at this λ, with more than {_KEPT:.0%} of the kernel's trace: {kept}. "
+        f"\n\nLayers kept at this λ, with more than {_KEPT_SHARE:.0%} of the kernel's trace: {kept}. "
         f"{_changes_text(summary['fixed_minus_ntk_on_layers'])}"
     )
     caption = "Shares of the layers in the kernel's trace: in the NTK and as learnt, means over splits."

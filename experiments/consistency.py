@@ -1,4 +1,4 @@
-"""How the prediction error of the group lasso falls with rows, and grows with gates, on planted sparse networks."""
+"""Prediction error of the group lasso against the numbers of rows and of gates, on planted sparse networks."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Config(Settings):
     rows, gates
         Numbers of rows n, and of gates P.
     base_rows, base_gates
-        The n at which the gates vary, the P at which the rows do.
+        Number of rows n while the gates vary, and number of gates P while the rows vary.
     num_features, num_active
         Number d of features, and number s of gates of the planted network, which are among the P.
     noise
@@ -36,7 +36,7 @@ class Config(Settings):
     reg_factor
         λ in units of σ(sqrt(nd/2) + sqrt(n log P)), an upper estimate of the noise level max_p ‖Xᵀ D_p noise‖.
     seeds
-        Data sets of each size.
+        Number of data sets of each size.
     """
 
     rows: NonEmpty[TwoOrMore] = (100, 200, 400, 800, 1600)
@@ -50,7 +50,7 @@ class Config(Settings):
     seeds: TwoOrMore = 10
 
     @model_validator(mode="after")
-    def _planted_gates_are_on_offer(self) -> Config:
+    def _check_planted_gates(self) -> Config:
         fewest = min(*self.gates, self.base_gates)
         if self.num_active > fewest:
             raise ValueError(f"num_active: {self.num_active} planted gates cannot be among {fewest}")
@@ -58,7 +58,7 @@ class Config(Settings):
 
 
 def tasks(config: Config) -> list[dict[str, Any]]:
-    """One task for each size, those of the rows first."""
+    """One task for each size: first the numbers of rows, then the numbers of gates."""
     sizes = [(n, config.base_gates) for n in config.rows] + [(config.base_rows, p) for p in config.gates]
     return [{"rows": n, "gates": p} for n, p in dict.fromkeys(sizes)]
 
@@ -73,7 +73,7 @@ def run_task(config: Config, task: dict[str, Any]) -> list[dict[str, Any]]:
         keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), n * 10_007 + num_gates), 4)
         x, gates = jax.random.normal(keys[0], (n, d)), sample_gates(keys[1], num_gates, d)
         masks = activation_masks(x, gates)
-        # The planted network has the first of the gates on offer, which are as random as any others.
+        # The planted network has the first of the P gates, which are random like all others.
         planted = jax.random.normal(keys[2], (config.num_active, d))
         truth = jnp.einsum("np,nd,pd->n", masks[:, : config.num_active], x, planted)
         truth = truth / jnp.std(truth)
@@ -95,7 +95,7 @@ def run_task(config: Config, task: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _split_by_varied_size(config: Config, rows: list[dict[str, Any]]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The rows of the sizes at which n varies, and of those at which P does."""
+    """The rows of the sizes at which n varies, and the rows of the sizes at which P varies."""
     frame = pd.DataFrame(rows)
     return frame[frame["gates"] == config.base_gates], frame[frame["rows"] == config.base_rows]
 
@@ -121,18 +121,18 @@ def summarise(config: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def sections(config: Config, rows: list[dict[str, Any]], summary: dict[str, Any]) -> list[Section]:
-    """The report: the two slopes beside the theory's."""
+    """The report: the two slopes beside the slopes of the theory."""
     by_rows, by_gates = _split_by_varied_size(config, rows)
     text = (
-        f"**{summary['headline']}** The fast rate of the theory is (d + log P)/n, +1 in log P where log P is far above "
-        "d, under a condition that nearly equal masks strain; the slow rate is without it.\n\n"
-        f"Gated networks of {config.num_active} neurons whose gates are among the P on offer, {config.num_features} "
-        f"features, noise of σ = {config.noise:g} of the outputs' deviation; {config.seeds} data sets of each size. λ "
-        f"is {config.reg_factor:g} σ(√(nd/2) + √(n log P)), {config.reg_factor:g} times an estimate from above of the "
-        "noise level, the largest ‖Xᵀ D_p noise‖ of a gate p. Both rates are proved for a λ at or above that level, "
-        "which a factor below 1 does not assure: the slopes stand beside the theory's and do not test it. The error is "
-        "in-sample, at the training rows against the outputs without noise, as in the theory; of fresh rows neither "
-        "says anything."
+        f"**{summary['headline']}** The fast rate of the theory is (d + log P)/n, a slope of +1 in log P where log P "
+        "is far above d. It holds under a condition that nearly equal masks weaken; the slow rate needs no such "
+        f"condition.\n\nGated networks of {config.num_active} neurons whose gates are among the P, "
+        f"{config.num_features} features, noise of σ = {config.noise:g} of the outputs' deviation; {config.seeds} data "
+        f"sets of each size. λ is {config.reg_factor:g} σ(√(nd/2) + √(n log P)), {config.reg_factor:g} times an "
+        "estimate from above of the noise level, the largest ‖Xᵀ D_p noise‖ of a gate p. Both rates are proved for a λ "
+        "at or above that level, which a factor below 1 does not ensure: the slopes are compared with the theory and "
+        "do not test it. The error is in-sample, at the training rows against the outputs without noise, as in the "
+        "theory. Neither makes a statement about fresh rows."
     )
     figure = new_figure(9.6, 3.6)
     left, right = figure.subplots(1, 2)

@@ -33,9 +33,9 @@ from fixntk.runner.report import Section, new_figure
 Problem = Literal["toy", "teacher", "relu_teacher"]
 Optimizer = Literal["sgd", "adam", "adamw"]
 _SOLVERS = ("newton", "irls")
-# Relative excesses over the optimum below this are drawn at it.
+# Relative excesses over the optimum below this value are drawn at this value.
 _FLOOR = 1e-7
-# Times below this, in seconds, are drawn at it.
+# Times in seconds below this value are drawn at this value.
 _LEAST_SECONDS = 1e-4
 
 NEEDS_EVERY_TASK = True
@@ -49,7 +49,7 @@ class Config(Settings):
     problems
         Names of planted problems.
     seeds
-        Data sets of each problem.
+        Number of data sets of each problem.
     reg_share
         λ/λ_max.
     optimizers
@@ -57,15 +57,15 @@ class Config(Settings):
     width_shares
         Widths of the trained networks, as multiples of the number of active groups at the optimum.
     learning_rates
-        To choose from, by the objective at the end.
+        Candidates for the learning rate; the one with the lowest objective at the end is chosen.
     inits
-        Networks trained at once for each width and learning rate; the best of them counts.
+        Number of networks trained at once for each width and learning rate; the best of them counts.
     num_steps
-        Full-batch gradient steps.
+        Number of full-batch gradient steps.
     tol
         Relative gap at which Newton stops.
     irls_steps
-        Reweighting steps of IRLS.
+        Number of reweighting steps of IRLS.
     """
 
     problems: NonEmpty[Problem] = ("toy", "teacher", "relu_teacher")
@@ -141,7 +141,8 @@ def _training_row(
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", ".*networks diverged", UserWarning)
                 run = partial(train, networks, data.x, data.y, optimizer, reg=program.reg, record_every=each)
-                run(num_steps=each)  # only to compile
+                # The first call only compiles.
+                run(num_steps=each)
                 training = run(num_steps=each * (config.num_steps // each))
         except DivergedError:
             continue
@@ -177,7 +178,7 @@ def summarise(config: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
     below = sum(row["objective"] < row["bound"] * (1 - 1e-9) for row in trained)
     wide = [row["objective"] / row["optimum"] - 1 for row in trained if row["width_share"] >= 2]
     narrow = [row["objective"] / row["optimum"] - 1 for row in trained if row["width_share"] < 1]
-    best = _best_by_problem(trained)
+    best = _least_excess_by_problem(trained)
     headline = (
         f"Training ends below the certified bound in {below} of {len(trained)} cases; the best optimiser ends within "
         f"{max(1e-12, *best.values()):.2g} of the optimum, relative, on the worst problem."
@@ -192,7 +193,7 @@ def summarise(config: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _best_by_problem(trained: list[dict[str, Any]]) -> dict[str, float]:
+def _least_excess_by_problem(trained: list[dict[str, Any]]) -> dict[str, float]:
     excess: dict[str, float] = {}
     for row in trained:
         key = f"{row['problem']}, seed {row['seed']}"
@@ -207,13 +208,13 @@ def sections(config: Config, rows: list[dict[str, Any]], summary: dict[str, Any]
         "The trained networks are given the gates that are active at the optimum, which the convex program has to find "
         "itself, and the objective is the same: squared loss and weight decay, λ = "
         f"{config.reg_share:g} λ_max. The best of {config.inits} networks counts, at the best of "
-        f"{len(config.learning_rates)} learning rates; seconds are those of this one learning rate, all networks at "
-        "once, compilation not included. adamw has its own weight decay of 1e-4 besides. IRLS begins at the NTK."
+        f"{len(config.learning_rates)} learning rates. Seconds are measured at this learning rate, for all networks at "
+        "once, without compilation. adamw has its own weight decay of 1e-4 in addition. IRLS begins at the NTK."
     )
     caption = (
-        "Relative excess over the certified optimum against seconds, for each problem's first seed; an excess below "
-        f"{_FLOOR:g}, where the optimum's own tolerance may show, is drawn at it, and times below "
-        f"{_LEAST_SECONDS:g} s at that."
+        "Relative excess over the certified optimum against seconds, for each problem's first seed. Excesses below "
+        f"{_FLOOR:g}, which may be due to the tolerance of the optimum, are drawn at this value, and times below "
+        f"{_LEAST_SECONDS:g} s at that time."
     )
     found = [Section("Convex and trained", text, figures=(("objective", _figure(config, rows), caption),))]
     columns = ["problem", "seed", "method", "width", "active", "learning_rate", "objective", "optimum", "test_error"]
@@ -221,7 +222,7 @@ def sections(config: Config, rows: list[dict[str, Any]], summary: dict[str, Any]
     table["excess"] = table["objective"] / table["optimum"] - 1
     table["problem"] = table["problem"].map(planted.label)
     table.columns = table.columns.str.replace("_", " ")
-    return [*found, Section("Every case", "Widths are those of the trained networks.", table=table)]
+    return [*found, Section("Every case", "The widths refer to the trained networks.", table=table)]
 
 
 def _figure(config: Config, rows: list[dict[str, Any]]) -> Figure:

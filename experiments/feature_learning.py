@@ -1,4 +1,4 @@
-"""How the kernels align with the targets: the NTK, the reweighted kernels, the optimum, and trained networks' NTKs."""
+"""Alignment of kernels with the targets: the NTK, the reweighted kernels, the optimum, and trained networks' NTKs."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ class Config(Settings):
     reg_share
         λ/λ_max of the programs and of the training.
     irls_steps
-        Reweighting steps.
+        Number of reweighting steps.
     width
-        Neurons of each trained network.
+        Number of neurons of each trained network.
     num_steps, learning_rate
-        Gradient steps and learning rate of Adam.
+        Number of gradient steps, and learning rate of Adam.
     num_looks
-        Times at which a trained network's NTK is taken.
+        Number of times at which a trained network's NTK is computed.
     """
 
     problems: NonEmpty[Problem] = ("teacher", "relu_teacher")
@@ -85,17 +85,17 @@ def run_task(config: Config, task: dict[str, Any]) -> list[dict[str, Any]]:
         aligned = {"training": alignment(training, data.y), "test": alignment(test, data.y_test)}
         return {"kernel": kernel, "step": step, **aligned}
 
-    def of_weights(kernel: str, step: int, weights: jax.Array) -> dict[str, Any]:
+    def row_of_weights(kernel: str, step: int, weights: jax.Array) -> dict[str, Any]:
         grams = masked_gram(weights, data.masks, data.x), masked_gram(weights, test_masks, data.x_test)
         return row(kernel, step, *grams)
 
     rows = [row("NTK", 0, gated_relu_ntk(data.x), gated_relu_ntk(data.x_test))]
     weights = jnp.full(program.num_gates, 1 / program.num_gates)
-    rows.append(of_weights("reweighted", 0, weights))
+    rows.append(row_of_weights("reweighted", 0, weights))
     for step in range(1, config.irls_steps + 1):
         weights = solve_quietly(program, method="irls", init=weights, max_iter=1, tol=1e-10).kernel_weights
-        rows.append(of_weights("reweighted", step, weights))
-    rows.append(of_weights("optimum", config.irls_steps, solve(program).kernel_weights))
+        rows.append(row_of_weights("reweighted", step, weights))
+    rows.append(row_of_weights("optimum", config.irls_steps, solve(program).kernel_weights))
 
     key = jax.random.key(task["seed"])
     for name, network in (
@@ -126,7 +126,7 @@ def _outputs(network: Any, parameters: Any, x: jax.Array) -> jax.Array:
 
 def summarise(_: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Mean alignments at the end of each kernel's path, and at the best step of the reweighting."""
-    frame = _ends(rows)
+    frame = _final_alignments(rows)
     means = {
         problem: frame.loc[problem].to_dict("index") for problem in frame.index.get_level_values("problem").unique()
     }
@@ -154,7 +154,7 @@ def _best_step(rows: list[dict[str, Any]], problem: str) -> dict[str, Any]:
     return {"step": int(path.index.to_numpy()[position]), **at}
 
 
-def _ends(rows: list[dict[str, Any]]) -> pd.DataFrame:
+def _final_alignments(rows: list[dict[str, Any]]) -> pd.DataFrame:
     frame = pd.DataFrame(rows)
     last = frame.sort_values("step", kind="stable").groupby(["problem", "seed", "kernel"], sort=False).last()
     return last.groupby(["problem", "kernel"], sort=False)[["training", "test"]].mean()
@@ -169,9 +169,12 @@ def sections(config: Config, rows: list[dict[str, Any]], summary: dict[str, Any]
     )
     caption = "Alignment with the targets on fresh data along the reweighting (left) and along training (right)."
     figures = (("alignment", _figure(config, rows), caption),)
-    table = _ends(rows).reset_index()
+    table = _final_alignments(rows).reset_index()
     table["problem"] = table["problem"].map(planted.label)
-    return [Section("What the kernels learn", text, figures=figures), Section("At the end", table=table)]
+    return [
+        Section("Alignment of the kernels with the targets", text, figures=figures),
+        Section("Alignments at the end", table=table),
+    ]
 
 
 def _figure(config: Config, rows: list[dict[str, Any]]) -> Figure:

@@ -28,15 +28,15 @@ class Config(Settings):
     widths
         Widths of the networks.
     seeds
-        Networks of each width.
+        Number of networks of each width.
     num_rows, num_test
-        Training and test points, of the 200 and 1,000 of the teacher's problem.
+        Numbers of training and test points, of the 200 and 1,000 points of the teacher's problem.
     step_share
         Learning rate as a share of the largest stable one.
     num_steps
-        Gradient steps.
+        Number of gradient steps.
     num_looks
-        Times at which outputs are compared.
+        Number of times at which outputs are compared.
     """
 
     widths: NonEmpty[Positive] = (64, 128, 256, 512, 1024, 2048, 4096)
@@ -95,9 +95,9 @@ def run_task(config: Config, task: dict[str, Any]) -> list[dict[str, Any]]:
 def _sample_network(key: jax.Array, width: int, num_features: int) -> GatedReLUNetwork:
     """A network of m = ``width`` gates N(0, 1), whose hidden and output weights are N(0, 1) divided by m^¼.
 
-    The factor m^−½ of the NTK's parameterisation is split evenly between the two layers. Its kernel is √m times that of
-    the parameterisation, so that gradient descent with 1/√m times the learning rate takes the same steps in function
-    space. See docs/mathematics.md, M3.
+    The factor m^−½ of the NTK's parameterisation is split evenly between the two layers. The network's kernel is √m
+    times the kernel of that parameterisation, so that gradient descent with 1/√m times the learning rate takes the same
+    steps in function space. See docs/mathematics.md, M3.
     """
     keys = jax.random.split(key, 3)
     hidden = jax.random.normal(keys[1], (width, num_features)) / width**0.25
@@ -107,7 +107,7 @@ def _sample_network(key: jax.Array, width: int, num_features: int) -> GatedReLUN
 
 def summarise(_: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """The slope of the log sup-norm distance over the log width, with its interval over widths."""
-    frame = _by_width(rows)
+    frame = _distances_by_width(rows)
     slopes = {name: slope(frame.index, frame[name]) for name in ("training", "test")}
     return {
         "headline": (
@@ -118,7 +118,7 @@ def summarise(_: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _by_width(rows: list[dict[str, Any]]) -> pd.DataFrame:
+def _distances_by_width(rows: list[dict[str, Any]]) -> pd.DataFrame:
     """For each width, the root mean square over the networks of their largest distance over times and points."""
     frame = pd.DataFrame(
         {
@@ -142,7 +142,7 @@ def sections(config: Config, rows: list[dict[str, Any]], summary: dict[str, Any]
         "The largest distance between a trained network's outputs and the closed form, root mean square over networks: "
         "over all times against width (left), over test points against time (right)."
     )
-    frame = _by_width(rows)
+    frame = _distances_by_width(rows)
     figure = (("distance", _figure(rows, frame), caption),)
     return [
         Section("Distance from the closed form", text, figures=figure),

@@ -127,14 +127,16 @@ PARTS: Mapping[str, Part] = MappingProxyType(
         "tabular": Part(
             tabular,
             "Estimators",
-            "Beyond the paper: an estimator for tables, with an intercept, chosen by held-out log-loss, the number of "
-            "steps too.",
+            "Beyond the paper: an estimator for tables with an intercept, whose λ and number of steps are chosen by "
+            "held-out log-loss.",
         ),
-        "sensitivity": Part(sensitivity, "Sensitivity", "Beyond the paper: what the settings of its algorithm do."),
+        "sensitivity": Part(
+            sensitivity, "Sensitivity", "Beyond the paper: the effect of its algorithm's settings on test accuracy."
+        ),
         "teacher_student": Part(
             teacher_student,
             "Teacher–student",
-            "Learning the kernel weights, as training does, is what the NTK misses on planted networks.",
+            "Training learns the kernel weights and the NTK does not, which costs test error on planted networks.",
             "For each kind of planted network, and for random and for discovered gates, the interval of the fixed "
             "kernel's test error over the NTK's is below 1.",
             _check_teacher_student,
@@ -150,21 +152,21 @@ PARTS: Mapping[str, Part] = MappingProxyType(
             consistency,
             "Consistency",
             "The prediction error of the fixed kernel is, for planted sparse networks, at most about s(d + log P)/n.",
-            "The interval of the slope in n is below the slow rate's −0.5; it reaches down to the fast rate's −1; that "
-            "in log P reaches down to the fast rate's.",
+            "The interval of the slope in n is below the slow rate's −0.5 and reaches the fast rate's −1; the interval "
+            "of the slope in log P reaches the fast rate's slope.",
             _check_consistency,
         ),
         "lazy_training": Part(
             lazy_training,
             "Lazy training",
             "Very wide networks follow their NTK and do not learn kernels of their own.",
-            "The interval of the slope in the width is below 0; it reaches down to −0.5.",
+            "The interval of the slope in the width is below 0 and reaches −0.5.",
             _check_lazy_training,
         ),
         "feature_learning": Part(
             feature_learning,
             "Feature learning",
-            "What the NTK lacks are weights that depend on the targets.",
+            "The kernel weights of the NTK do not depend on the targets, unlike those of trained networks.",
             "On each problem the best step of the reweighting, and the NTK of the trained ReLU network, are better "
             "aligned with fresh targets than the NTK.",
             _check_feature_learning,
@@ -223,7 +225,7 @@ def _has_rows(name: str, module: Experiment, part: Any, rows: list[dict[str, Any
 
 
 def sections(config: BaseModel, rows: list[dict[str, Any]], summary: dict[str, Any]) -> list[Section]:
-    """The report: the claims of the paper beside what was measured, then the report of each part."""
+    """The report: the claims of the paper beside their measurements, then the report of each part."""
     table, found = [], []
     for name, (module, settings) in _parts_of(config).items():
         part, is_finished = PARTS[name], name in summary
@@ -239,11 +241,11 @@ def sections(config: BaseModel, rows: list[dict[str, Any]], summary: dict[str, A
         row = {"the paper": part.claim, "what is checked": checked, "measured here": measured, "verdict": verdict}
         table.append(row)
     text = (
-        "Each claim beside its measurement; the parts follow with their figures. Every number on this page comes from "
-        "the results of this run. A claim **holds** where all that is checked is so, holds **partly** where some of it "
-        "is, and **not here** where none is."
+        "The table lists each claim beside its measurement; the parts follow with their figures. Every number on this "
+        "page comes from the results of this run. A claim **holds** if all checked conditions hold, holds **partly** "
+        "if some of them do, and **not here** if none does."
     )
-    return [Section("What the paper says, and what was measured", text, table=pd.DataFrame(table)), *found]
+    return [Section("Claims of the paper and measurements", text, table=pd.DataFrame(table)), *found]
 
 
 def _verdict(checks: list[bool]) -> str:

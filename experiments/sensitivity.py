@@ -1,4 +1,4 @@
-"""What the settings of Algorithm 1 do to test accuracy: the number of gates, λ, the steps and ε, one at a time."""
+"""Effect of the settings of Algorithm 1 on test accuracy: the number of gates, λ, the steps and ε, one at a time."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from fixntk.convex.solvers import irls
 from fixntk.gram import masked_apply
 from fixntk.runner.report import Section, new_figure
 
-# What each sweep varies, in words.
+# The setting that each sweep varies, in words.
 SWEEPS = {"gates": "gates P", "reg": "λ/λ_max", "steps": "reweighting steps", "epsilon": "ε, as the gap it may cost"}
 
 
@@ -35,7 +35,7 @@ class Config(Settings):
     Attributes
     ----------
     tables, seeds
-        Names of listed tables, and splits of each.
+        Names of listed tables, and number of splits of each.
     num_gates, reg_share, steps, epsilon_gap
         Values of the settings that are held while another one varies: P, λ/λ_max, reweighting steps, and the relative
         gap of which ε may cost a tenth.
@@ -81,7 +81,7 @@ def run_task(config: Config, task: dict[str, Any]) -> list[dict[str, Any]]:
     seed = task["seed"]
     split = split_table(load_table(task["table"]), seed)
     x, x_test, y = split_arrays(split)
-    # For every P the first P of the same gates.
+    # Each P takes the first P of the same gates, so that the sweep over P varies nothing else.
     gates = sample_gates(jax.random.key(seed), max(*config.gates, config.num_gates), x.shape[1], dtype=x.dtype)
 
     def program_of(num_gates: int, reg_share: float) -> ConvexProgram:
@@ -146,7 +146,7 @@ def summarise(_: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
     words = ", ".join(f"{SWEEPS[sweep]} {width:.3f}" for sweep, width in spread.items())
     return {
-        "headline": f"Mean test accuracies of Algorithm 1 are apart by at most: {words}.",
+        "headline": f"Range of the mean test accuracy of Algorithm 1 when one setting varies: {words}.",
         "spread": spread,
         **found,
     }
@@ -155,8 +155,8 @@ def summarise(_: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
 def by_value(rows: list[dict[str, Any]]) -> pd.DataFrame:
     """Means over splits and tables for each value of each setting.
 
-    ± is half the width of the 95 % interval, over the tables, of the column before it: the difference of Algorithm 1
-    from the NTK, then that of the optimum.
+    Each column ± is half the width of the 95 % interval, over the tables, of the column before it: the difference of
+    Algorithm 1 from the NTK, and the difference of the optimum from the NTK.
     """
     frame = pd.DataFrame(rows)
     frame["difference"] = frame["accuracy"] - frame["ntk"]
@@ -191,19 +191,19 @@ def sections(config: Config, rows: list[dict[str, Any]], summary: dict[str, Any]
     table = by_value(rows)
     text = (
         f"**{summary['headline']}**\n\nMeans over {len(config.tables)} tables ({', '.join(config.tables)}) and "
-        f"{config.seeds} splits of each. Each setting in turn is varied, the others stay at {config.num_gates} gates, "
+        f"{config.seeds} splits of each. One setting varies at a time, the others stay at {config.num_gates} gates, "
         f"λ = {config.reg_share:g} λ_max, {config.steps} steps and an ε that may cost a tenth of a relative gap of "
-        f"{config.epsilon_gap:g}. No steps is ridge regression with the NTK of the sampled gates."
+        f"{config.epsilon_gap:g}. Zero steps are ridge regression with the NTK of the sampled gates."
         f"{_clear_differences(table)}"
     )
     caption = (
-        "Mean test accuracy by setting; dotted where the other settings were held. At each λ also the certified "
-        "optimum of the same program. Bars are 95 % intervals, over the tables with their splits averaged, of the "
-        "difference from the NTK at the same setting."
+        "Mean test accuracy by setting; dotted lines mark the value in the other panels. The panel of λ also shows "
+        "the certified optimum of the same program. Bars are 95 % intervals, over the tables with their splits "
+        "averaged, of the difference from the NTK at the same setting."
     )
     figures = (("sensitivity", _figure(config, table), caption),)
     shown = table.rename(columns={"ntk": "NTK", "relative_gap": "relative gap"})
-    return [Section("What the settings do", text, table=shown, figures=figures)]
+    return [Section("Effect of the settings", text, table=shown, figures=figures)]
 
 
 def _figure(config: Config, table: pd.DataFrame) -> Figure:

@@ -1,4 +1,4 @@
-"""The estimators against what people use on tables: the same splits, every method tuned on its training rows."""
+"""The estimators against common methods on tables: the same splits, every method tuned on its training rows."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _METHODS: Mapping[str, Mapping[str, Any]] = {"classification": CLASSIFIERS, "reg
 _TABLES: Mapping[str, Mapping[str, Any]] = {"classification": TABLES, "regression": REGRESSION_TABLES}
 _SCORES = {"classification": "accuracy", "regression": "R²"}
 _OURS = "fixed kernel"
-# How methods that do not use the folds choose their settings.
+# Methods that choose their settings without the folds, and how they do.
 _TUNED_OTHERWISE = {
     "NTK": "whose ridge has the least leave-one-out error, in closed form",
     "xRFM": "for which a fifth of the rows is set aside",
@@ -99,7 +99,7 @@ def run_task(config: Config, task: dict[str, Any]) -> list[dict[str, Any]]:
     split: Any
     if task["kind"] == "classification":
         split = split_table(load_table(task["table"]), task["seed"], test_size=config.test_size)
-        # Without the bias column: every method has a constant of its own.
+        # The bias column is dropped, as every method has its own constant.
         x, x_test = split.x_train[:, :-1], split.x_test[:, :-1]
     else:
         split = split_regression_table(load_regression_table(task["table"]), task["seed"], test_size=config.test_size)
@@ -149,9 +149,9 @@ def by_table(rows: list[dict[str, Any]]) -> dict[str, pd.DataFrame]:
 
 
 def critical_difference(num_tables: int, num_methods: int) -> float | None:
-    """Average ranks further apart than this differ significantly: Nemenyi's test at 5 % (Demšar, JMLR 7, 2006).
+    """Difference of average ranks above which Nemenyi's test at 5 % is significant (Demšar, JMLR 7, 2006).
 
-    None of a single method, as in a run that has just begun.
+    None for a single method, as in a run that has just begun.
     """
     if num_methods < 2:
         return None
@@ -193,7 +193,7 @@ def sections(config: Config, rows: list[dict[str, Any]], summary: dict[str, Any]
 
 
 def _tuning(methods: Collection[Any]) -> str:
-    """How the settings of these methods are chosen, in one sentence."""
+    """One sentence that says how the settings of these methods are chosen."""
     others = " and ".join(f"the {name}, {how}" for name, how in _TUNED_OTHERWISE.items() if name in methods)
     return f"{NUM_FOLDS} folds choose the settings{f' of all but {others}' if others else ''}."
 

@@ -51,13 +51,13 @@ METHODS: Mapping[str, str] = MappingProxyType(
 )
 """The methods, with their colours."""
 
-# Test rows of each data set.
+# Number of test rows of each data set.
 _NUM_TEST = 2000
-# Ridges of the NTK to choose from, in units of the mean of its kernel's diagonal.
+# Candidates for the ridge of the NTK, in units of the kernel's mean diagonal.
 _RIDGES = np.geomspace(1e-5, 10, 13)
 # Relative gap of the solutions.
 _TOL = 1e-5
-# Most rounds of discovery.
+# Largest number of rounds of gate discovery.
 _MAX_ROUNDS = 10
 
 NEEDS_EVERY_TASK = True
@@ -73,17 +73,17 @@ class Config(Settings):
     num_features, rows
         Numbers of features d and of training rows n.
     num_neurons
-        Neurons of the planted network.
+        Number of neurons of the planted network.
     noise
         Standard deviation of the noise; the planted outputs have 1.
     num_gates
-        Random gates P.
+        Number of random gates P.
     reg_shares
-        λ/λ_max to choose from, by the error on n fresh rows.
+        Candidates for λ/λ_max; the error on n fresh rows decides.
     width, num_steps, learning_rate
-        Neurons of each trained network, and steps and learning rate of Adam.
+        Number of neurons of each trained network, and number of steps and learning rate of Adam.
     seeds
-        Data sets of each kind and size.
+        Number of data sets of each kind and size.
     """
 
     teachers: NonEmpty[Literal["gated", "relu"]] = ("gated", "relu")
@@ -154,7 +154,7 @@ def _plant(config: Config, task: dict[str, Any], keys: Array) -> _Data:
     return _Data(x[:n], noisy[:n], x[n : 2 * n], noisy[n : 2 * n], x[2 * n :], truth[2 * n :], teacher_gates)
 
 
-def _best(data: _Data, fits: Iterable[T], predict: Callable[[T, Array], Array]) -> T:
+def _best_fit(data: _Data, fits: Iterable[T], predict: Callable[[T, Array], Array]) -> T:
     """The fit whose predictions have the least squared error on the held-out rows."""
     return min(fits, key=lambda fit: float(jnp.mean((predict(fit, data.x_held) - data.y_held) ** 2)))
 
@@ -170,7 +170,7 @@ def _ntk_row(data: _Data) -> dict[str, Any]:
         return kernel_ridge(kernel, data.y, gated_relu_ntk(x, data.x), reg=reg)
 
     ridges = float(jnp.trace(kernel)) / len(data.x) * _RIDGES
-    return _row(data, "NTK", predict(_best(data, ridges, predict), data.x_test))
+    return _row(data, "NTK", predict(_best_fit(data, ridges, predict), data.x_test))
 
 
 def _random_gates_row(data: _Data, gates: Array, program: ConvexProgram, regs: Array) -> tuple[Array, dict[str, Any]]:
@@ -180,7 +180,7 @@ def _random_gates_row(data: _Data, gates: Array, program: ConvexProgram, regs: A
         return fit[1].predict(x, gates)
 
     fits = [(reg, solve(program.with_reg(reg), tol=_TOL)) for reg in regs]
-    reg, solution = _best(data, fits, predict)
+    reg, solution = _best_fit(data, fits, predict)
     measured = _measure_gates(data, activation_masks(data.x, gates), solution)
     return reg, _row(data, "fixed, random gates", solution.predict(data.x_test, gates), **measured)
 
@@ -214,7 +214,7 @@ def _trained_row(
         validation=(data.x_held, data.y_held),
     ).network
     networks = [jax.tree.map(itemgetter(k), stack) for k in range(len(regs))]
-    best = _best(data, networks, lambda network, x: network(x))
+    best = _best_fit(data, networks, lambda network, x: network(x))
     return _row(data, method, best(data.x_test))
 
 
@@ -225,7 +225,7 @@ def _measure_gates(data: _Data, masks: Array, solution: Solution) -> dict[str, f
 
 def _agreement(x: Array, teacher_gates: Array, masks: Array) -> float:
     """Mean over planted gates of the largest share of rows on which an active gate's mask, or its opposite, agrees."""
-    # The product of two masks of ±1 is n times the share of rows that agree less that of the others.
+    # The product of two masks of ±1 is n times the share of rows that agree minus the share of rows that differ.
     teacher = np.asarray(activation_masks(x, teacher_gates), float) * 2 - 1
     active = np.asarray(masks, float) * 2 - 1
     if active.shape[1] == 0:
@@ -239,7 +239,7 @@ def by_size(rows: list[dict[str, Any]]) -> pd.DataFrame:
     return frame.pivot_table("squared_error", ["teacher", "features", "rows"], "method", sort=False)[list(METHODS)]
 
 
-def recovered_by_size(rows: list[dict[str, Any]]) -> pd.DataFrame:
+def agreement_by_size(rows: list[dict[str, Any]]) -> pd.DataFrame:
     """Mean agreement with the planted gates: a row for each teacher and size, columns for random and discovered."""
     frame = pd.DataFrame(rows).dropna(subset="recovered")
     found = frame.pivot_table("recovered", ["teacher", "features", "rows"], "method", sort=False)
@@ -284,11 +284,12 @@ def sections(config: Config, rows: list[dict[str, Any]], summary: dict[str, Any]
         f"interval): {means}.\n\nAn active gate agrees with a "
         f"planted one on {recovered['fixed, random gates']:.0%} of the training rows with random gates, on "
         f"{recovered['fixed, discovered gates']:.0%} with discovered ones (a gate and its opposite count alike; the "
-        "best for each planted gate).\n\nλ is chosen on as many fresh rows as there are for training; discovery takes "
-        "that of the random gates. The "
-        f"planted networks have {config.num_neurons} neurons, the noise is {config.noise:g} of their deviation."
+        "best for each planted gate).\n\nλ is chosen on fresh rows, equal in number to the training rows; discovery "
+        "uses the λ of the random gates. The "
+        f"planted networks have {config.num_neurons} neurons; the standard deviation of the noise is {config.noise:g} "
+        "times that of their outputs."
     )
-    table = by_size(rows).join(recovered_by_size(rows)).reset_index()
+    table = by_size(rows).join(agreement_by_size(rows)).reset_index()
     table["teacher"] = table["teacher"].map(planted.label)
     caption = (
         "Mean squared error against the planted outputs on fresh rows, by training rows and number of features d: each "

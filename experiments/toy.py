@@ -46,13 +46,13 @@ class Config(Settings):
     reg_share
         λ/λ_max.
     irls_steps
-        Reweighting steps.
+        Number of reweighting steps.
     shown_steps
         Steps whose functions are drawn.
     width, num_networks
-        Neurons of each trained network, and number of networks, of which the best is shown.
+        Number of neurons of each trained network, and number of networks, of which the best is shown.
     num_steps, learning_rate
-        Steps and learning rate of Adam.
+        Number of steps and learning rate of Adam.
     """
 
     seed: NonNegative = 0
@@ -97,17 +97,17 @@ def _program_rows(config: Config, data: planted.Planted, program: ConvexProgram)
     best = program.best_scale(weights)
     start = best.scale * weights
 
-    def after(steps: int) -> Solution:
+    def solve_steps(steps: int) -> Solution:
         return solve_quietly(program, method="irls", init=start, max_iter=steps, tol=1e-12)
 
     def outputs(solution: Solution) -> jax.Array:
         return solution.predict(data.x_test, data.gates)
 
-    whole = after(config.irls_steps)
+    whole = solve_steps(config.irls_steps)
     done = int(whole.iterations) + 1
     optimum = solve(program, tol=1e-10)
     relu = solve_relu(program, data.gates)
-    ntk = after(0)
+    ntk = solve_steps(0)
     return [
         _row(
             data,
@@ -117,7 +117,7 @@ def _program_rows(config: Config, data: planted.Planted, program: ConvexProgram)
             of_solution=float(ntk.primal),
             path=np.asarray(whole.history.primal)[:done],
         ),
-        *(_row(data, _step_label(k), float((s := after(k)).primal), outputs(s)) for k in config.shown_steps),
+        *(_row(data, _step_label(k), float((s := solve_steps(k)).primal), outputs(s)) for k in config.shown_steps),
         _row(
             data,
             "optimum",
@@ -155,10 +155,12 @@ def summarise(_: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
     objective = {name: row["objective"] for name, row in row_of.items()}
     best, ntk, optimum = row_of["optimum"], objective["NTK"], objective["optimum"]
     difference = None if best["cvxpy"] is None else abs(best["cvxpy"] - optimum) / optimum
-    agreement = "" if difference is None else f"; CVXPY's optimum differs by {difference:.0e} of it"
+    agreement = ""
+    if difference is not None:
+        agreement = f"; CVXPY finds the same optimum, to a relative difference of {difference:.0e}"
     return {
         "headline": (
-            f"On the toy problem the NTK leaves {1 - optimum / ntk:.1%} of the training objective{agreement}."
+            f"On the toy problem the optimum is {1 - optimum / ntk:.1%} below the NTK's training objective{agreement}."
         ),
         "objective": objective,
         "objective_of_the_ntk_solution": row_of["NTK"]["of_solution"],
@@ -172,13 +174,12 @@ def summarise(_: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def sections(config: Config, rows: list[dict[str, Any]], summary: dict[str, Any]) -> list[Section]:
     """The report: the path, the functions, the objectives."""
-    difference = summary["relative_difference_from_cvxpy"]
-    checked = f" CVXPY finds the same optimum, to {difference:.0e} of it." if difference is not None else ""
     text = (
         f"**{summary['headline']}**\n\nAll arrangements of the points are enumerated, and the NTK's weights η are "
-        "their solid angles at the best scale. What they leave is 1 − optimum/J(η). J charges for the kernel weights "
-        "as they are; the objective P(W) of the NTK's solution W, where the reweighting starts, charges for those that "
-        f"W needs. {config.irls_steps} steps leave {summary['left_by_reweighting']:.1e}.{checked} "
+        "their solid angles at the best scale. The NTK's objective is J(η), which charges for all of these kernel "
+        "weights. The objective P(W) of the NTK's solution W, where the reweighting starts, charges only for the "
+        f"kernel weights that W needs. After {config.irls_steps} steps the optimum is a fraction of "
+        f"{summary['left_by_reweighting']:.1e} below the objective. "
         f"The best of {config.num_networks} trained gated networks ends "
         f"{summary['best_trained_gated_above_bound']:.1e} above the certified bound, the best ReLU network "
         f"{summary['best_trained_relu_above_bound']:.1e} above its own."
@@ -192,9 +193,9 @@ def sections(config: Config, rows: list[dict[str, Any]], summary: dict[str, Any]
     functions = (
         "toy_functions",
         _function_figure(rows),
-        "The functions fitted: by the NTK, after some reweighting steps (the darker, the later) and at the optimum "
-        "(left); by the convex programs and by training (right). Between the points a gated network's function depends "
-        "on which gates stand for the arrangements, its values at the points do not.",
+        "The fitted functions: by the NTK, after some reweighting steps (later steps are darker) and at the optimum "
+        "(left); by the convex programs and by training (right). Between the points, the function of a gated network "
+        "depends on the representative gate of each arrangement; its values at the points do not.",
     )
     return [Section("Five points on a line", text, table=_objectives(rows), figures=(path, functions))]
 

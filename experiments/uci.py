@@ -38,15 +38,15 @@ _SHOWN: Mapping[str, tuple[str, str]] = MappingProxyType(
         "optimum": ("optimum", colours.OPTIMUM),
     }
 )
-# Relative rounding error of a certified bound in float32.
+# Bound on the relative rounding error of a certified bound in float32.
 _ROUNDING = 1e-5
 # Number of tables in the paper.
-_IN_THE_PAPER = 33
-# A correlation over fewer tables says nothing.
-_ENOUGH_TABLES = 10
+_NUM_PAPER_TABLES = 33
+# Smallest number of tables for which a rank correlation is reported.
+_MIN_CORRELATION_TABLES = 10
 _PAPER = (
-    " The paper reports 26 of 33, on splits and with settings of its own. The default settings here were settled after "
-    "looking at test accuracies of about eight settings on these tables and the seeds 0 to 4: read the comparison as "
+    " The paper reports 26 of 33, on other splits and with other settings. The default settings here were chosen after "
+    "looking at test accuracies of about eight settings on these tables with the seeds 0 to 4: read the comparison as "
     "exploratory and its p-values as nominal."
 )
 _SCATTER_CAPTION = (
@@ -63,15 +63,15 @@ class Config(Settings):
     tables
         Names of listed tables or CSV files; all listed ones when empty.
     seeds
-        Number of splits of each table, with the seeds 0, 1, …; the seed of a split is also that of its gates and folds.
+        Number of splits of each table, with the seeds 0, 1, …; gates and folds of a split have the same seed.
     num_gates
         Number of sampled gates P.
     num_folds
-        Folds of the cross-validation.
+        Number of folds of the cross-validation.
     reg_shares
-        The λ to choose from, as shares of λ_max.
+        Candidates for λ/λ_max.
     steps
-        Reweighting steps, in each fold and in the final fit.
+        Number of reweighting steps, in each fold and in the final fit.
     tol
         Relative gap at which the reweighting stops earlier.
     optimum_tol
@@ -82,7 +82,7 @@ class Config(Settings):
         One of the tables, whose first split shows the path from the NTK to the optimum; when None, iris if it is
         among them and otherwise the first table that can be used.
     path_steps
-        Reweighting steps of that path.
+        Number of reweighting steps of that path.
     """
 
     tables: TableNames = ()
@@ -99,8 +99,8 @@ class Config(Settings):
 
     @field_validator("path_table")
     @classmethod
-    def _among_the_tables(cls, name: str | None, info: ValidationInfo) -> str | None:
-        # `tables` is absent where it is wrong itself, which is an error of its own.
+    def _check_path_table(cls, name: str | None, info: ValidationInfo) -> str | None:
+        # `tables` is absent if it is invalid, which is reported as a separate error.
         if name is not None and name not in (info.data.get("tables", (name,)) or TABLES):
             raise ValueError("it is not among the tables")
         return name
@@ -112,7 +112,7 @@ def tasks(config: Config) -> list[dict[str, Any]]:
 
 
 def run_task(config: Config, task: dict[str, Any]) -> list[dict[str, Any]]:
-    """Fit the NTK, that of the sampled gates, the fixed kernel and the optimum on one split of one table: a row each.
+    """Fit the NTK, the NTK of the sampled gates, the fixed kernel and the optimum on one split: a row for each.
 
     Raises
     ------
@@ -138,11 +138,13 @@ def run_task(config: Config, task: dict[str, Any]) -> list[dict[str, Any]]:
         test_kernel = masked_gram(equal, test_masks, x_test, masks, x)
         return fit_ridge(masked_gram(equal, masks, x), test_kernel, y, keep, regs)
 
-    ntk, ntk_seconds = _timed(fit_ntk)
-    sampled, sampled_seconds = _timed(fit_sampled_ntk)
-    fixed, fixed_seconds = _timed(lambda: fit_fixed(x, y, masks, keep, regs, steps=config.steps, tol=config.tol))
+    ntk, ntk_seconds = _measure_seconds(fit_ntk)
+    sampled, sampled_seconds = _measure_seconds(fit_sampled_ntk)
+    fixed, fixed_seconds = _measure_seconds(
+        lambda: fit_fixed(x, y, masks, keep, regs, steps=config.steps, tol=config.tol)
+    )
     program = ConvexProgram(x, y, masks, regs[int(fixed.chosen)])
-    optimum, optimum_seconds = _timed(lambda: solve_quietly(program, method="newton", tol=config.optimum_tol))
+    optimum, optimum_seconds = _measure_seconds(lambda: solve_quietly(program, method="newton", tol=config.optimum_tol))
     if fixed.ntk.objective < optimum.dual * (1 - _ROUNDING):
         raise ArithmeticError(f"{task}: J of the NTK, {fixed.ntk.objective}, is below the bound {optimum.dual}")
 
@@ -160,15 +162,15 @@ def run_task(config: Config, task: dict[str, Any]) -> list[dict[str, Any]]:
     path = {"path": reweighting_path(program, fixed.ntk, config.path_steps)} if is_shown else {}
     return [
         row("ntk", ntk.outputs, ntk.chosen, ntk_seconds),
-        # The objective is that in the program of the fixed kernel, and so with its λ.
+        # The objective is evaluated in the program of the fixed kernel, with its λ.
         row("sampled_ntk", sampled.outputs, sampled.chosen, sampled_seconds, objective=fixed.ntk.objective),
         certified_row("fixed", fixed.solution, fixed_seconds, **path),
         certified_row("optimum", optimum, optimum_seconds),
     ]
 
 
-def _timed(function: Callable[[], T]) -> tuple[T, float]:
-    """What a function returns, and the seconds that it takes."""
+def _measure_seconds(function: Callable[[], T]) -> tuple[T, float]:
+    """The result of a function, and the seconds that it takes."""
     began = time.perf_counter()
     result = jax.block_until_ready(function())
     return result, time.perf_counter() - began
@@ -204,14 +206,14 @@ def summarise(config: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
     bounds = frame[frame["method"] == "optimum"].set_index(["table", "seed"])["lower_bound"].reindex(splits.index)
     left = 1 - splits["optimum"] / splits["sampled_ntk"]
     comparison = compare(table["fixed"], table["NTK"])
-    correlated = len(table) > 2 and table["left by NTK"].nunique() > 1 and table["difference"].nunique() > 1
-    related = stats.spearmanr(table["left by NTK"], table["difference"]) if correlated else None
+    correlated = len(table) > 2 and table["optimum below NTK"].nunique() > 1 and table["difference"].nunique() > 1
+    related = stats.spearmanr(table["optimum below NTK"], table["difference"]) if correlated else None
     return {
         "headline": (
             f"The fixed kernel's test accuracy is higher than or the same as the NTK's on "
             f"{comparison['higher'] + comparison['same']} of {len(table)} tables ({comparison['higher']} higher); "
-            f"Wilcoxon signed-rank p = {comparison['wilcoxon_p']:.2g}. On the training objective the NTK leaves "
-            f"{left.median():.1%} in the median split."
+            f"Wilcoxon signed-rank p = {comparison['wilcoxon_p']:.2g}. In the median split the optimum is "
+            f"{left.median():.1%} below the NTK's training objective."
         ),
         "tables": len(table),
         "splits": len(splits),
@@ -221,7 +223,10 @@ def summarise(config: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
         "optimum_against_ntk": compare(table["optimum"], table["NTK"]),
         "splits_where_the_ntk_beats_the_bound": int(np.sum(splits["sampled_ntk"] < bounds * (1 - _ROUNDING))),
         "median_left_by_ntk": float(left.median()),
-        "least_and_most_left_by_ntk": [float(table["left by NTK"].min()), float(table["left by NTK"].max())],
+        "least_and_most_left_by_ntk": [
+            float(table["optimum below NTK"].min()),
+            float(table["optimum below NTK"].max()),
+        ],
         "left_against_difference": related and {"spearman": float(related.statistic), "p": float(related.pvalue)},
         "largest_relative_gap": float(frame.loc[frame["method"] == "fixed", "relative_gap"].max()),
         "largest_relative_gap_of_an_optimum": float(frame.loc[frame["method"] == "optimum", "relative_gap"].max()),
@@ -231,25 +236,25 @@ def summarise(config: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _grid_ends(config: Config, frame: pd.DataFrame) -> dict[str, dict[str, int]]:
-    """For each kernel, the number of splits in which the largest or the smallest λ on offer is chosen."""
+    """For each kernel, the number of splits in which the largest or the smallest candidate for λ is chosen."""
     chosen = frame[frame["method"].isin(["ntk", "fixed"])].groupby("method")["reg_share"]
     ends = {"largest": max(config.reg_shares), "smallest": min(config.reg_shares)}
     return {str(method): {end: int((part == share).sum()) for end, share in ends.items()} for method, part in chosen}
 
 
 def sections(config: Config, rows: list[dict[str, Any]], summary: dict[str, Any]) -> list[Section]:
-    """The report: the comparison, what the NTK leaves, the path of one table, and every table."""
+    """The report: test accuracies, the NTK's distance from the optimum, the path of one table, and every table."""
     table = by_table(rows)
     path = next((row for row in rows if row.get("path")), None)
     return [
-        _comparison(config, table, summary),
-        _left(config, table, summary),
+        _comparison_section(config, table, summary),
+        _gap_section(config, table, summary),
         *([] if path is None else [_path_section(path)]),
-        _every_table(config, rows, table, summary),
+        _tables_section(config, rows, table, summary),
     ]
 
 
-def _comparison(config: Config, table: pd.DataFrame, summary: dict[str, Any]) -> Section:
+def _comparison_section(config: Config, table: pd.DataFrame, summary: dict[str, Any]) -> Section:
     means = summary["mean_accuracy"]
     against = " ".join(
         f"{words} is {comparison_text(summary[key])}."
@@ -260,7 +265,7 @@ def _comparison(config: Config, table: pd.DataFrame, summary: dict[str, Any]) ->
         )
     )
     text = (
-        f"**{summary['headline']}**{_PAPER if len(config.tables or TABLES) >= _IN_THE_PAPER else ''}\n\n"
+        f"**{summary['headline']}**{_PAPER if len(config.tables or TABLES) >= _NUM_PAPER_TABLES else ''}\n\n"
         f"Mean test accuracy over tables: NTK {means['NTK']:.4f}, NTK of the sampled gates "
         f"{means['sampled NTK']:.4f}, fixed {means['fixed']:.4f}, certified optimum {means['optimum']:.4f}. {against}"
     )
@@ -271,27 +276,29 @@ def _comparison(config: Config, table: pd.DataFrame, summary: dict[str, Any]) ->
             f"{config.seeds} splits, which share rows: the intervals are too narrow for new data."
         )
         figures.append(("differences", differences_figure(table, "test accuracy, fixed − NTK"), caption))
-    return Section("What fixing the NTK was worth", text, figures=tuple(figures))
+    return Section("Test accuracy of the NTK and of the fixed kernel", text, figures=tuple(figures))
 
 
 def _path_section(row: dict[str, Any]) -> Section:
     caption = (
         f"On {row['table']}: the training objective of the weights W at each reweighting step, from the "
         "solution of the NTK of the same gates, at its best scale, to the certified optimum; J(η) of the NTK "
-        "charges for its kernel weights as they are, the objective for those that W needs (left). The kernel "
-        "weights, largest first: the NTK's are the same for every gate whatever the targets (right)."
+        "charges for all its kernel weights, the objective only for those that W needs (left). The kernel "
+        "weights in decreasing order; those of the NTK are equal and do not depend on the targets (right)."
     )
     return Section("From the NTK to the optimum", figures=(("fixed", path_figure(row["path"]), caption),))
 
 
-def _every_table(config: Config, rows: list[dict[str, Any]], table: pd.DataFrame, summary: dict[str, Any]) -> Section:
+def _tables_section(
+    config: Config, rows: list[dict[str, Any]], table: pd.DataFrame, summary: dict[str, Any]
+) -> Section:
     note = (
         f"Means over the splits with the seeds 0 to {config.seeds - 1}, ± half the width of the 95 % interval of the "
         "difference over them. The same folds, the same λ to choose from and "
-        "the same criterion, squared error on held-out rows, for both kernels. The NTK's accuracy is that of its "
-        f"closed form; its objective is that of the {config.num_gates} sampled gates at their best scale, in the "
-        f"fixed kernel's program. The reweighting stops at {config.steps} steps, or earlier at a relative gap of "
-        f"{config.tol:g}; the optimum is that of the same program, to a relative gap of {config.optimum_tol:g}. "
+        "the same criterion, squared error on held-out rows, for both kernels. The NTK's accuracy is measured with its "
+        f"closed form, its objective with the {config.num_gates} sampled gates at their best scale, in the fixed "
+        f"kernel's program. The reweighting stops at {config.steps} steps, or earlier at a relative gap of "
+        f"{config.tol:g}; the optimum of the same program is computed to a relative gap of {config.optimum_tol:g}. "
         "Seconds are medians; the first split of a shape also compiles. " + _grid_ends_text(summary)
     )
     caption = "Test accuracy on every split (points) and its mean (bars), each table with an axis of its own."
@@ -304,36 +311,38 @@ def _grid_ends_text(summary: dict[str, Any]) -> str:
         f"{label} in {ends[method]['largest']} and {ends[method]['smallest']}"
         for method, label in (("ntk", "for the NTK"), ("fixed", "for the fixed kernel"))
     )
-    return f"Of {summary['splits']} splits the largest and the smallest λ on offer were chosen {words}."
+    return f"Of {summary['splits']} splits the largest and the smallest candidate for λ were chosen {words}."
 
 
-def _left(config: Config, table: pd.DataFrame, summary: dict[str, Any]) -> Section:
+def _gap_section(config: Config, table: pd.DataFrame, summary: dict[str, Any]) -> Section:
     least, most = summary["least_and_most_left_by_ntk"]
     text = (
-        "On the training objective the NTK of the sampled gates, at its best scale, leaves "
-        f"{summary['median_left_by_ntk']:.1%} on the table in the median split, on single tables from {least:.1%} to "
-        f"{most:.1%}; it is below the certified bound in {summary['splits_where_the_ntk_beats_the_bound']} of "
-        f"{summary['splits']} splits: the NTK of these gates cannot be. The "
-        f"largest relative gap of a certified optimum is {summary['largest_relative_gap_of_an_optimum']:.1e}, of a "
-        f"fixed kernel after at most {config.steps} steps {summary['largest_relative_gap']:.1e}."
+        f"The optimum is {summary['median_left_by_ntk']:.1%} below the training objective of the NTK of the sampled "
+        f"gates at its best scale in the median split, {least:.1%} to {most:.1%} on single tables. The NTK's objective "
+        f"is below the certified bound in {summary['splits_where_the_ntk_beats_the_bound']} of {summary['splits']} "
+        "splits; no NTK of these gates can be below it. The largest relative gap is "
+        f"{summary['largest_relative_gap_of_an_optimum']:.1e} for a certified optimum and "
+        f"{summary['largest_relative_gap']:.1e} for a fixed kernel after at most {config.steps} steps."
     )
     related = summary["left_against_difference"]
     if related is None:
-        return Section("What the NTK leaves", text)
-    if len(table) >= _ENOUGH_TABLES:
+        return Section("Distance of the NTK from the optimum", text)
+    if len(table) >= _MIN_CORRELATION_TABLES:
         correlation = use_minus_signs(f"{related['spearman']:+.2f}")
         text += (
-            " Over the tables the rank correlation of what is left in training with what is gained on the test part is "
+            " Over the tables, the rank correlation of this difference with the gain in test accuracy is "
             f"{correlation} (Spearman, p = {related['p']:.2g})."
         )
     figure = new_figure(6.4, 3.8)
     axes = figure.add_subplot()
     axes.axhline(0, color="0.6", linewidth=1)
-    axes.plot(table["left by NTK"], table["difference"], "o", color=colours.FIXED)
-    annotate_largest(axes, table["left by NTK"], table["difference"], table["difference"])
-    axes.set(xlabel="share of the training objective that the NTK leaves", ylabel="test accuracy, fixed − NTK")
-    caption = "What the NTK leaves on the training objective, and what fixing it gains in test accuracy, by table."
-    return Section("What the NTK leaves", text, figures=(("left", figure, caption),))
+    axes.plot(table["optimum below NTK"], table["difference"], "o", color=colours.FIXED)
+    annotate_largest(axes, table["optimum below NTK"], table["difference"], table["difference"])
+    axes.set(xlabel="1 − optimum / training objective of the NTK", ylabel="test accuracy, fixed − NTK")
+    caption = (
+        "Distance of the NTK from the optimum in training, and gain of the fixed kernel in test accuracy, by table."
+    )
+    return Section("Distance of the NTK from the optimum", text, figures=(("left", figure, caption),))
 
 
 def by_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
@@ -362,7 +371,7 @@ def by_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
             "NTK objective": means["objective", "sampled_ntk"],
             "fixed objective": means["objective", "fixed"],
             "optimal objective": means["objective", "optimum"],
-            "left by NTK": 1 - means["objective", "optimum"] / means["objective", "sampled_ntk"],
+            "optimum below NTK": 1 - means["objective", "optimum"] / means["objective", "sampled_ntk"],
             "relative gap": means["relative_gap", "fixed"],
             "gap of the optimum": means["relative_gap", "optimum"],
             "active gates": means["active_gates", "optimum"],

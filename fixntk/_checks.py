@@ -14,12 +14,12 @@ from jax import Array
 
 
 def is_traced(*values: Any) -> bool:
-    """Tell whether any leaf is a tracer, whose entries cannot be looked at."""
+    """Tell whether any leaf is a tracer, whose values are not known."""
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
 
 
 def as_positive_int(name: str, value: Any) -> int:
-    """Return a number of things as an int.
+    """Return a count as an int.
 
     Raises
     ------
@@ -38,7 +38,7 @@ def as_positive_int(name: str, value: Any) -> int:
 
 
 def check_scalar(name: str, value: Any) -> None:
-    """Check a number that is not negative; arrays, tracers and the placeholders that JAX puts into pytrees pass.
+    """Check that a number is finite and not negative; arrays with axes, tracers and pytree placeholders of JAX pass.
 
     Raises
     ------
@@ -74,7 +74,7 @@ def _as_real(name: str, value: Any) -> Array | np.ndarray:
             value = np.asarray(value)
         except (TypeError, ValueError) as error:
             raise TypeError(f"{name} must be a numeric array, got {type(value).__name__}: {error}") from error
-    # JAX's hierarchy of dtypes, as NumPy's does not know bfloat16.
+    # JAX's hierarchy of dtypes, because NumPy's hierarchy does not contain bfloat16.
     if not any(jnp.issubdtype(value.dtype, kind) for kind in (jnp.bool_, jnp.integer, jnp.floating)):
         raise TypeError(f"{name} must be a real numeric array, got dtype {value.dtype}")
     return value
@@ -122,7 +122,7 @@ def largest_entry(array: Array) -> float:
         # NumPy reads what lies on a CPU where it lies, and needs no compiling.
         entries = np.asarray(array)
         return float(np.maximum(np.max(entries), -np.min(entries)))
-    # A concrete array closed over by a traced function can be looked at, but only eagerly.
+    # A concrete array that a traced function closes over has known values, but reading them needs eager evaluation.
     with jax.ensure_compile_time_eval():
         return float(_largest(array))
 
@@ -182,7 +182,7 @@ def check_memory(needing: str, num_bytes: int, remedy: str) -> None:
 
 
 def _device_memory() -> int | None:
-    """Total memory of the default device in bytes, None where the system does not say."""
+    """Total memory of the default device in bytes; None if the system does not report it."""
     stats = jax.devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return int(stats["bytes_limit"])

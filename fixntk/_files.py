@@ -1,4 +1,4 @@
-"""Files that are seen whole or not at all."""
+"""Files that are written completely or not at all."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import Path
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give the path of a new file beside ``path``, which takes its place when the block ends without an error.
+def replace_when_written(path: Path) -> Iterator[Path]:
+    """Yield the path of a new file next to ``path``, which it replaces when the block ends without an error.
 
-    After an error the new file is removed and ``path`` is as it was.
+    After an error the new file is removed and ``path`` is unchanged.
     """
     part = path.with_name(path.name + ".part")
     try:

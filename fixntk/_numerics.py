@@ -1,4 +1,4 @@
-"""Arithmetic with care that more than one part of the library needs."""
+"""Numerically careful arithmetic that several parts of the library share."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
-# Jitters tried, each ten times the one before, until a kernel matrix can be factorised.
+# Largest number of jitters to try until a kernel matrix can be factorised; each is ten times the one before.
 _MAX_JITTERS = 6
 
 
@@ -30,16 +30,16 @@ def einsum(subscripts: str, *operands: Array) -> Array:
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """Trace products in full precision here, those in functions that a user passes too.
+    """Trace products in full precision inside the block, including products in functions that a user passes.
 
-    A precision that the user has set, by ``jax.default_matmul_precision`` or the option of that name, stays as it is.
+    A precision that the user has set, by ``jax.default_matmul_precision`` or the option of that name, is kept.
     """
     with jax.default_matmul_precision(default_precision() or "highest"):
         yield
 
 
 def default_precision() -> str | None:
-    """Precision of products that do not set one themselves; None where JAX chooses it."""
+    """Default precision of matrix products; None if JAX chooses it."""
     return jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]  # JAX adds its options at run time.
 
 
@@ -49,12 +49,12 @@ def safe_sqrt(squares: Array) -> Array:
 
 
 def default_tol(dtype: DTypeLike) -> float:
-    """Relative gap that solvers reach when none is asked for: 1e-6 in float64, 1e-4 in float32."""
+    """Default tolerance for the relative gap of a solver: 1e-6 in float64, 1e-4 in float32."""
     return 1e-6 if jnp.dtype(dtype) == jnp.float64 else 1e-4
 
 
-def float64_allowed() -> AbstractContextManager[Any]:
-    """A context in which float64 exists, in this thread alone; for host-driven solvers that need its digits."""
+def allow_float64() -> AbstractContextManager[Any]:
+    """Context in which JAX has float64, in this thread only, for host-driven solvers that need its precision."""
     if hasattr(jax, "enable_x64"):
         return jax.enable_x64(True)
     return jax.experimental.enable_x64(True)  # type: ignore[attr-defined]  # JAX below 0.8
@@ -63,17 +63,17 @@ def float64_allowed() -> AbstractContextManager[Any]:
 def with_dtype(tree: Any, dtype: Any) -> Any:
     """A pytree with its floating-point arrays in another dtype."""
 
-    def converted(leaf: Array) -> Array:
+    def convert(leaf: Array) -> Array:
         return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
-    return jax.tree.map(converted, tree)
+    return jax.tree.map(convert, tree)
 
 
 def solve_kernel_ridge(kernel: Array, reg: Array, targets: Array) -> Float[Array, "n c"]:
     """Solve (K + λI) A = Y by Cholesky, with growing jitter where rounding leaves K + λI indefinite.
 
-    One step of refinement against the matrix without jitter takes most of the jitter's effect back. NaN where no jitter
-    helps; the caller tells.
+    One step of iterative refinement against the matrix without jitter removes most of the effect of the jitter. The
+    result is NaN if no jitter makes the factorisation succeed; callers check for it.
     """
     shifted = kernel + reg * jnp.eye(kernel.shape[0], dtype=kernel.dtype)
     scale = jnp.mean(jnp.diagonal(shifted))
@@ -82,7 +82,7 @@ def solve_kernel_ridge(kernel: Array, reg: Array, targets: Array) -> Float[Array
     def factor(jitter: Array) -> Array:
         return jnp.linalg.cholesky(shifted + jitter * jnp.eye(kernel.shape[0], dtype=kernel.dtype))
 
-    def broken(state: tuple[Array, Array, Array]) -> Array:
+    def needs_jitter(state: tuple[Array, Array, Array]) -> Array:
         tries, _, lower = state
         return (tries < _MAX_JITTERS) & ~jnp.all(jnp.isfinite(lower))
 
@@ -90,7 +90,7 @@ def solve_kernel_ridge(kernel: Array, reg: Array, targets: Array) -> Float[Array
         tries, jitter, _ = state
         return tries + 1, 10 * jitter, factor(jitter)
 
-    _, _, lower = lax.while_loop(broken, retry, (jnp.asarray(0), smallest, factor(jnp.zeros_like(smallest))))
+    _, _, lower = lax.while_loop(needs_jitter, retry, (jnp.asarray(0), smallest, factor(jnp.zeros_like(smallest))))
     solution = jsl.cho_solve((lower, True), targets)
     remainder = targets - matmul(shifted, solution)
     return solution + jsl.cho_solve((lower, True), remainder)

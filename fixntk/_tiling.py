@@ -1,7 +1,7 @@
-"""Results made block by block, so that no more than one block's intermediate values are in memory.
+"""Results computed block by block, so that only the intermediate values of one block are in memory.
 
-Inside a compiled program: :func:`in_row_tiles` and :func:`sum_over_tiles` along one axis, :meth:`Grid.fill` over pairs
-of rows. Driven from the host, one compiled block after another: :meth:`Grid.fill_from_host`.
+Inside a compiled program: :func:`compute_in_row_tiles` and :func:`sum_over_tiles` along one axis, :meth:`Grid.fill` over
+pairs of rows. Driven from the host, one compiled block after another: :meth:`Grid.fill_from_host`.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-# Kernels (b1, b2, …) of all pairs of two tiles, and the same of the pairs the other way round, (b2, b1, …).
+# Kernels (b1, b2, …) of all pairs of two tiles, and the kernels with the tiles exchanged, (b2, b1, …).
 Blocks = tuple[Array, ...]
 BlocksBothWays = tuple[Blocks, Blocks]
 
 
-def in_row_tiles(block_from: Callable[[Array], Array], num_rows: int, tile: int) -> Array:
-    """Result of ``num_rows`` rows from blocks of ``tile`` rows, each given by the row at which it begins."""
+def compute_in_row_tiles(block_from: Callable[[Array], Array], num_rows: int, tile: int) -> Array:
+    """Result of ``num_rows`` rows, in blocks of ``tile`` rows that ``block_from`` gives from their first row on."""
     block = jax.eval_shape(block_from, jnp.asarray(0))
 
     def fill_tile(i: Array, result: Array) -> Array:
-        # The last tile ends with the rows, and so goes over some of them again.
+        # The last tile ends with the last row, and may repeat rows of the tile before it, so that all have one shape.
         begin = jnp.minimum(i * tile, num_rows - tile)
         return lax.dynamic_update_slice_in_dim(result, block_from(begin), begin, axis=0)
 
@@ -34,10 +34,10 @@ def in_row_tiles(block_from: Callable[[Array], Array], num_rows: int, tile: int)
 
 
 def sum_over_tiles(term_from: Callable[[Array, Array], Array], length: int, tile: int) -> Array:
-    """Sum of the terms of tiles of an axis, each given by where it begins and which entries it has.
+    """Sum of terms over the tiles of an axis; ``term_from(begin, is_new)`` gives the term of a tile.
 
-    The last tile ends with the axis, and so goes over entries that an earlier one has had: ``term_from(begin, is_new)``
-    has to leave those out for which the (tile,) bool array ``is_new`` is False.
+    The last tile ends with the axis and may overlap the tile before it. ``term_from`` must omit the entries for which
+    the (tile,) bool array ``is_new`` is False, so that every entry counts once.
     """
 
     def add_tile(i: Array, total: Array) -> Array:
@@ -51,8 +51,9 @@ def sum_over_tiles(term_from: Callable[[Array, Array], Array], length: int, tile
 class Grid:
     """The grid of tiles of pairs of rows of two pytrees, x1 and x2, or of x1 with itself when x2 is None.
 
-    Of a symmetric kernel's N×N tiles, those (i, i + s mod N) with s ≤ N/2 hold every pair. Rows are cut into equal
-    tiles, the last one filled up with copies of the last row: ``tiles`` holds x1's and x2's, (N, b, …) each.
+    Rows are cut into N tiles of b rows, the last one padded with copies of the last row; ``tiles`` holds the tiles of
+    x1 and of x2, (N, b, …) each. For a symmetric kernel the tiles (i, i + s mod N) with s ≤ N/2 contain every pair of
+    rows, so that only about half of the N×N tiles is computed.
     """
 
     def __init__(self, x1: Any, x2: Any, tile: int) -> None:
@@ -81,13 +82,14 @@ class Grid:
     ) -> Blocks:
         """Fill padded results with the kernels of all pairs, in a loop inside the caller's program.
 
-        ``kernels`` are those of the features of two tiles, both ways round.
+        ``kernels(features1, features2)`` gives the kernels of two tiles, and the kernels with the tiles exchanged.
         """
 
         def fill_row(results: Blocks, i: Array) -> tuple[Blocks, None]:
             features1 = features(self.row(i))
 
             def fill_tile(results: Blocks, step: Array) -> tuple[Blocks, None]:
+                # A diagonal tile is written twice, with the same values up to rounding errors.
                 j = self._column_number(i, step)
                 blocks, transposed = kernels(features1, features(self.column(j)))
                 results = _put(results, blocks, i * self.height, j * self.width)
@@ -98,7 +100,7 @@ class Grid:
             return lax.scan(fill_tile, results, jnp.arange(self.num_steps))[0], None
 
         results, _ = lax.scan(fill_row, results, jnp.arange(self.num_rows))
-        return self._without_padding(results)
+        return self._remove_padding(results)
 
     def fill_from_host(
         self,
@@ -116,19 +118,20 @@ class Grid:
         Parameters
         ----------
         shape
-            Of one pair's kernel, behind the two axes of examples.
+            Shape of the kernel of one pair, which follows the two axes of examples.
         dtypes
-            One for each kernel.
+            Dtype of each kernel.
         features
-            What ``kernels`` needs of tile ``number`` of x1 (side 0) or x2 (side 1): ``features(side, number)``.
+            ``features(side, number)`` gives the features of tile ``number`` of x1 (side 0) or x2 (side 1).
         kernels
-            Those of the features of two tiles, both ways round.
+            ``kernels(features1, features2)`` gives the kernels of two tiles, and the kernels with the tiles exchanged.
         store_on_device
-            False collects them in NumPy arrays.
+            False collects the results in NumPy arrays.
         """
         zeros: Callable[..., Any] = jnp.zeros if store_on_device else np.zeros
         put: Callable[..., Any] = _put_in_place if store_on_device else _put_on_host
         results = tuple(zeros((*self.padded_shape, *shape), dtype) for dtype in dtypes)
+        # JAX returns before a tile is computed, so that with results on the device this loop only queues work.
         for i in range(self.num_rows):
             features1 = features(0, i)
             for j in self._columns_of(i):
@@ -137,20 +140,21 @@ class Grid:
                 results = put(results, blocks, i * self.height, j * self.width)
                 if self.is_symmetric and not is_diagonal:
                     results = put(results, transposed, j * self.width, i * self.height)
-        return self._without_padding(results)
+        return self._remove_padding(results)
 
     def _column_number(self, i: Any, step: Any) -> Any:
         """The tile of x2 that tile i of x1 meets in a step."""
+        # In the symmetric case step s visits the tiles (i, i + s mod N).
         return (i + step) % self.num_columns if self.is_symmetric else step
 
     def _columns_of(self, i: int) -> list[int]:
         """The tiles of x2 that tile i of x1 meets, itself first if symmetric, so that no two tiles meet twice."""
-        # With an even number of tiles, those half way round would meet from both sides.
+        # With an even number N of tiles, tiles at distance N/2 would meet twice, once from each side.
         is_met_already = self.is_symmetric and 2 * i >= self.num_columns and self.num_columns % 2 == 0
         return [self._column_number(i, step) for step in range(self.num_steps - is_met_already)]
 
-    def _without_padding(self, results: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Results of all pairs from those of the padded ones."""
+    def _remove_padding(self, results: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Results without the rows and columns of the padding."""
         return tuple(result[: self._size[0], : self._size[1]] for result in results)
 
 
@@ -160,9 +164,10 @@ def num_rows(x: Any) -> int:
 
 
 def _cut_into_tiles(x: Any, tile: int) -> Any:
-    """Cut rows (n, …) into equal tiles (N, b, …), b ≤ tile; the last is filled up with its last row."""
+    """Cut rows (n, …) into equal tiles (N, b, …), b ≤ tile; the last is padded with copies of the last row."""
 
     def cut(array: Array) -> Array:
+        # Equal heights need less padding than one short last tile would.
         count = -(-array.shape[0] // tile)
         height = -(-array.shape[0] // count)
         width = [(0, count * height - array.shape[0]), *[(0, 0)] * (array.ndim - 1)]
@@ -172,7 +177,7 @@ def _cut_into_tiles(x: Any, tile: int) -> Any:
 
 
 def _put(results: Blocks, blocks: Blocks, row: Any, column: Any) -> Blocks:
-    """Results with a block each put in at a row and column."""
+    """Write a block into each result, at a row and a column."""
     corners = [(row, column, *(0 for _ in block.shape[2:])) for block in blocks]
     return tuple(map(lax.dynamic_update_slice, results, blocks, corners))
 
@@ -183,7 +188,7 @@ def _put_in_place(results: Blocks, blocks: Blocks, row: Array | int, column: Arr
 
 
 def _put_on_host(results: tuple[np.ndarray, ...], blocks: Blocks, row: int, column: int) -> tuple[np.ndarray, ...]:
-    """The same in NumPy arrays."""
+    """Write a block into each NumPy array, at a row and a column, in place."""
     for result, block in zip(results, blocks, strict=True):
         result[row : row + block.shape[0], column : column + block.shape[1]] = block
     return results

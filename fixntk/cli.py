@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-# Modules that a command may need beyond the core dependencies. Their names differ from those of the packages.
+# Modules that a command may need beyond the core dependencies. Names of modules can differ from names of packages.
 _OPTIONAL_IMPORTS = {
     "celer",
     "clarabel",
@@ -35,7 +35,7 @@ _OPTIONAL_IMPORTS = {
     "yaml",
 }
 
-# Exit status of a command ended by SIGINT, the one that shells give.
+# Exit status of a command that SIGINT ends, 128 + SIGINT as in shells.
 _INTERRUPTED = 130
 
 _DESCRIPTION = """\
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Parameters
     ----------
     argv
-        The arguments, by default those of the process.
+        The arguments, by default the arguments of the process.
     """
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)

@@ -28,7 +28,7 @@ from fixntk._checks import (
     check_same_rows,
 )
 from fixntk._numerics import einsum, matmul
-from fixntk._tiling import in_row_tiles, sum_over_tiles
+from fixntk._tiling import compute_in_row_tiles, sum_over_tiles
 from fixntk.gates.masks import as_masks
 
 # Largest array, in bytes, of masks converted to numbers; above that size they are converted a tile at a time.
@@ -148,7 +148,7 @@ class MaskedGram:
         """Yield (rows, K(η)[rows]) from top to bottom, ``num_rows`` rows at a time."""
         size, total = as_positive_int("num_rows", num_rows), self.x.shape[0]
         blocks = (slice(start, min(start + size, total)) for start in range(0, total, size))
-        # Not a generator function, which would look at num_rows only when the first block is asked for.
+        # A generator function would check num_rows only when the first block is requested.
         return (
             (rows, _masked_gram(self.weights, self.masks[rows], self.x[rows], self.masks, self.x)) for rows in blocks
         )
@@ -175,9 +175,11 @@ def masked_apply(masks: Array, x: Array, weights: Array) -> Float[Array, "n c"]:
 
     See docs/mathematics.md, M2.
     """
+    # Row i of the outputs is Σ_d x_id (Σ_p m_ip W_pdc): one product of the masks with the flattened weights, then a sum
+    # over features.
     num_gates, num_features, num_outputs = weights.shape
     flat = weights.reshape(num_gates, num_features * num_outputs)
-    summed = _over_rows(lambda tile: matmul(tile, flat), masks, num_gates, x.dtype)
+    summed = _apply_to_rows(lambda tile: matmul(tile, flat), masks, num_gates, x.dtype)
     summed = summed.reshape(x.shape[0], num_features, num_outputs)
     return einsum("nd,ndc->nc", x, summed)
 
@@ -190,6 +192,7 @@ def masked_adjoint(masks: Array, x: Array, residual: Array, num_gates: int) -> F
     """
     num_rows, num_features = x.shape
     num_outputs = residual.shape[1]
+    # Xᵀ D_p R = Σ_i m_ip x_i ⊗ R_i: one product of the masks with the rows' outer products.
     outer = (x[:, :, None] * residual[:, None, :]).reshape(num_rows, num_features * num_outputs)
     tile = _tile_size(num_rows, num_gates * x.dtype.itemsize)
 
@@ -207,6 +210,7 @@ def masked_adjoint(masks: Array, x: Array, residual: Array, num_gates: int) -> F
 def select_masks(masks: Array, chosen: Array) -> Array:
     """Masks (n, B) of the chosen gates: bool from bool or packed ones, numbers from numbers."""
     if masks.dtype == jnp.uint8:
+        # Gate 8k + j is bit 7 − j of byte k.
         return (masks[:, chosen // 8] >> (7 - chosen % 8).astype(jnp.uint8)) & 1 > 0
     return masks[:, chosen]
 
@@ -221,13 +225,14 @@ def _as_operands(weights: ArrayLike, masks: ArrayLike, x: ArrayLike, suffix: str
 
 @jax.jit
 def _product(weights: Array, masks: Array, x: Array, columns: Array) -> Array:
+    # K(η) v is the adjoint, a scaling of each gate by η_p, and the forward map.
     correlations = masked_adjoint(masks, x, columns, weights.size)
     return masked_apply(masks, x, weights[:, None, None] * correlations)
 
 
 @jax.jit
 def _diagonal(weights: Array, masks: Array, x: Array) -> Array:
-    counts = _over_rows(lambda tile: matmul(tile, weights), masks, weights.size, x.dtype)
+    counts = _apply_to_rows(lambda tile: matmul(tile, weights), masks, weights.size, x.dtype)
     return counts * jnp.sum(x**2, axis=1)
 
 
@@ -251,10 +256,12 @@ def _weighted_coactivations(weights: Array, masks1: Array, masks2: Array) -> Arr
         return product(weights, masks1, masks2)
 
     if masks1.dtype != masks2.dtype:
-        # One column of both has to be one gate or eight.
+        # Both masks need the same number of gates in a column, one or eight.
         masks1, masks2 = (
             masks if masks.dtype == jnp.uint8 else jnp.packbits(masks, axis=1) for masks in (masks1, masks2)
         )
+    # A tile of gates has to start at a whole byte of packed masks, so gates of weight zero are added up to a multiple
+    # of eight.
     per_column = 8 if masks1.dtype == jnp.uint8 else 1
     length = -(-num_gates // per_column) * per_column
     padded = jnp.pad(weights, (0, length - num_gates))
@@ -264,22 +271,25 @@ def _weighted_coactivations(weights: Array, masks1: Array, masks2: Array) -> Arr
             lax.dynamic_slice_in_dim(masks, begin // per_column, tile // per_column, axis=1)
             for masks in (masks1, masks2)
         ]
+        # Gates that an earlier tile has counted get weight zero.
         return product(lax.dynamic_slice_in_dim(padded, begin, tile) * is_new, *columns)
 
     return sum_over_tiles(term, length, tile)
 
 
-def _over_rows(function: Callable[[Array], Array], masks: Array, num_gates: int, dtype: jnp.dtype) -> Array:
-    """Apply a function of the masks as numbers, in which rows are independent, to tiles of rows."""
+def _apply_to_rows(function: Callable[[Array], Array], masks: Array, num_gates: int, dtype: jnp.dtype) -> Array:
+    """Apply a function to the masks as numbers, a tile of rows at a time; it must treat rows independently."""
     num_rows = masks.shape[0]
     tile = _tile_size(num_rows, num_gates * dtype.itemsize)
     if tile == num_rows:
         return function(as_numbers(masks, num_gates, dtype))
-    return in_row_tiles(lambda begin: function(_rows_as_numbers(masks, begin, tile, num_gates, dtype)), num_rows, tile)
+    return compute_in_row_tiles(
+        lambda begin: function(_rows_as_numbers(masks, begin, tile, num_gates, dtype)), num_rows, tile
+    )
 
 
 def _tile_size(length: int, bytes_each: int, multiple: int = 1) -> int:
-    """Largest number of rows or gates whose masks as numbers stay within the tile's bytes."""
+    """Largest number of rows or gates whose masks, as numbers, fit into the bytes of a tile."""
     if length * bytes_each <= _TILE_BYTES:
         return length
     return min(length, max(multiple, _TILE_BYTES // bytes_each // multiple * multiple))

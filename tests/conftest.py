@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
-# Most of the tests' time is XLA compiling programs that then run for milliseconds: it need not optimise them. With
-# XLA_FLAGS set, to nothing if need be, they run as it says. XLA dies of flags that it does not know, and the second one
-# is internal to it.
+# Most of the tests' time goes into compiling XLA programs that run for milliseconds, so XLA's optimisations are
+# switched off. A value of XLA_FLAGS in the environment, even an empty one, is kept. XLA fails on unknown flags, and the
+# second flag is internal to its version.
 _FLAGS = "--xla_backend_optimization_level=0"
 if version("jaxlib").startswith("0.10."):
     _FLAGS += " --xla_cpu_use_fusion_emitters=false"
@@ -25,13 +25,18 @@ settings.load_profile("repeatable")
 
 jax.config.update("jax_enable_x64", True)
 
-# What rounding leaves of identities between arrays of a few hundred entries.
+# Tolerance for rounding errors in identities between arrays of a few hundred entries, by dtype.
 TOLERANCE = {jnp.dtype("float64"): 1e-10, jnp.dtype("float32"): 2e-5}
 
 
-# Each program that XLA compiles for a CPU takes a few of the 65,530 memory maps that Linux gives a process; it
-# crashes where there are none left.
-_MOST_MAPS, _TESTS_PER_LOOK = 25_000, 20
+# Each program that XLA compiles for a CPU takes a few of the 65,530 memory maps that Linux allows a process. It
+# crashes when there are none left.
+
+# Number of memory maps above which compiled programs are dropped.
+_MAX_MAPS = 25_000
+# Number of tests between two counts of the memory maps.
+_TESTS_PER_COUNT = 20
+# File with a line for each memory map of this process, on Linux.
 _MAPS = Path("/proc/self/maps")
 _count = itertools.count(1)
 
@@ -39,7 +44,7 @@ _count = itertools.count(1)
 @pytest.fixture(autouse=True)
 def _room_for_compiled_programs():
     yield
-    if next(_count) % _TESTS_PER_LOOK == 0 and _MAPS.exists() and _MAPS.read_bytes().count(b"\n") > _MOST_MAPS:
+    if next(_count) % _TESTS_PER_COUNT == 0 and _MAPS.exists() and _MAPS.read_bytes().count(b"\n") > _MAX_MAPS:
         jax.clear_caches()
 
 

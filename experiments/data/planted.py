@@ -13,7 +13,7 @@ from fixntk import activation_masks, enumerate_arrangements, sample_gates
 
 
 class Planted(NamedTuple):
-    """Training and test data, and the gates on offer.
+    """Training and test data, and the gates of the program.
 
     Attributes
     ----------
@@ -36,9 +36,9 @@ class Planted(NamedTuple):
 # Numbers of rows n, features d and gates P of the teachers' problems.
 SIZES = {"teacher": (200, 5, 200), "relu_teacher": (200, 5, 200)}
 PROBLEMS = ("toy", *SIZES)
-# Neurons of a teacher.
+# Number of neurons of a teacher.
 _NUM_NEURONS = 4
-# Test rows of a teacher's problem.
+# Number of test rows of a teacher's problem.
 _NUM_TEST = 1000
 # Standard deviation of the noise, in units of the targets' own.
 _NOISE = 0.1
@@ -53,7 +53,7 @@ def make(problem: str, seed: int) -> Planted:
     """Data of a seed, in JAX's default floating-point type.
 
     ``toy``: five points on a line with a bias column and all of their arrangements. ``teacher``: a gated network whose
-    gates are not among those on offer. ``relu_teacher``: a ReLU network.
+    gates are not among the gates of the program. ``relu_teacher``: a ReLU network.
     """
     rng = np.random.default_rng(seed)
     if problem == "toy":

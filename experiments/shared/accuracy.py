@@ -7,7 +7,7 @@ from jax.typing import ArrayLike
 
 
 def share_correct(outputs: ArrayLike, labels: np.ndarray) -> float:
-    """Share of rows whose output has the sign of the label, or whose largest output is that of the label.
+    """Share of rows whose output has the sign of the label, or whose largest output belongs to the label.
 
     ``outputs`` is (n, 1) for two classes and (n, c) for c classes, ``labels`` (n,) from 0 to c - 1.
     """

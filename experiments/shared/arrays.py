@@ -13,7 +13,7 @@ from experiments.data.tables import Split
 from fixntk.estimators.preprocessing import as_signs
 
 # The number of columns is rounded up to a multiple of this.
-_COLUMNS = 8
+_COLUMN_MULTIPLE = 8
 
 
 class SplitArrays(NamedTuple):
@@ -40,4 +40,4 @@ def split_arrays(split: Split) -> SplitArrays:
 
 def pad_columns(x: np.ndarray) -> Float[Array, "n d"]:
     """Add columns of zeros, which change neither masks nor kernels, so that splits of a table share one compilation."""
-    return jnp.asarray(np.pad(x, ((0, 0), (0, -x.shape[1] % _COLUMNS))), jnp.float32)
+    return jnp.asarray(np.pad(x, ((0, 0), (0, -x.shape[1] % _COLUMN_MULTIPLE))), jnp.float32)

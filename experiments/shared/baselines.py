@@ -24,9 +24,11 @@ from sklearn.svm import SVC, SVR
 from fixntk.estimators import GatedReLUClassifierCV, GatedReLURegressorCV, NTKClassifierCV, NTKRegressorCV
 from fixntk.runner.config import ConfigError
 
-# Folds of each search.
+# Number of folds of each grid search.
 NUM_FOLDS = 4
-_GAMMAS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)  # of standardised columns
+# Grid of the RBF kernel's γ, for standardised columns.
+_GAMMAS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
+# Grids of gradient boosting, of the random forest and of the multilayer perceptron.
 _BOOSTING = {"learning_rate": (0.03, 0.1), "max_leaf_nodes": (4, 16)}
 _FOREST = {"max_features": ("sqrt", 0.33, 1.0)}
 _MLP = {"alpha": (1e-4, 1e-2, 1.0)}
@@ -65,7 +67,7 @@ class _StandardisedTarget(RegressorMixin, BaseEstimator):
 
 
 class _XRFM(BaseEstimator):
-    """xRFM (recursive feature machines); bandwidth and ridge chosen, as its authors advise, on a fifth set aside."""
+    """xRFM (recursive feature machines); a held-out fifth of the rows chooses bandwidth and ridge, as advised."""
 
     def __init__(self, metric: str, seed: int) -> None:
         self.metric = metric

@@ -15,10 +15,10 @@ from fixntk.runner.report import new_figure
 
 # Differences of accuracies no larger than this are rounding errors.
 _ROUNDING = 1e-12
-# Tables with the largest differences, whose names are shown.
+# Number of tables, those with the largest differences, whose names are shown.
 _NUM_NAMES = 4
-# Panels in a row of the figure of all splits.
-_PANELS = 6
+# Largest number of panels in a row of the figure of all splits.
+_PANELS_PER_ROW = 6
 
 
 def annotate_largest(axes: Axes, x: pd.Series, y: pd.Series, differences: pd.Series) -> None:
@@ -28,7 +28,7 @@ def annotate_largest(axes: Axes, x: pd.Series, y: pd.Series, differences: pd.Ser
 
 
 def scatter_figure(ntk: pd.Series, fixed: pd.Series) -> Figure:
-    """Mean test accuracy of the fixed kernel against that of the NTK, a point for each table."""
+    """Mean test accuracy of the fixed kernel against the NTK, a point for each table."""
     figure = new_figure(5.2, 5.2)
     axes = figure.add_subplot()
     low = min(ntk.min(), fixed.min()) - 0.03
@@ -75,7 +75,7 @@ def splits_figure(rows: list[dict[str, Any]], methods: Mapping[str, tuple[str, s
     """
     frame = pd.DataFrame(rows)
     tables = list(frame["table"].unique())
-    columns = min(_PANELS, len(tables))
+    columns = min(_PANELS_PER_ROW, len(tables))
     height = -(-len(tables) // columns)
     figure = new_figure(1.6 * columns + 0.4, 1.35 * height + 0.3)
     grid = np.ravel(figure.subplots(height, columns, squeeze=False))

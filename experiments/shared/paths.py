@@ -15,10 +15,11 @@ from fixntk import ConvexProgram, Solution, solve
 from fixntk.convex.program import BestScale
 from fixntk.runner.report import new_figure
 
-# Relative gaps at which the reweighting stops and that the optimum has to reach.
+# Relative gap at which the reweighting stops.
 _PATH_TOL = 1e-6
+# Relative gap of the optimum.
 _OPTIMUM_TOL = 1e-5
-# Most iterations of FISTA.
+# Largest number of iterations of FISTA.
 _MAX_ITER = 20_000
 
 

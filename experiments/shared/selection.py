@@ -23,7 +23,7 @@ from fixntk.estimators.cross_validation import stratified_folds
 from fixntk.gram import masked_apply
 
 # The number of training rows of a fold is rounded up to a multiple of this.
-_ROWS = 16
+_ROW_MULTIPLE = 16
 
 
 class RidgeFit(NamedTuple):
@@ -50,7 +50,7 @@ class FixedFit(NamedTuple):
     Attributes
     ----------
     solution
-        Of the convex program at the λ chosen, on all training rows.
+        Solution of the convex program at the chosen λ, on all training rows.
     ntk
         The NTK of the same gates at its best scale in the same program.
     chosen, errors
@@ -66,7 +66,7 @@ class FixedFit(NamedTuple):
 def fold_masks(labels: np.ndarray, num_folds: int, seed: int) -> np.ndarray:
     """(num_folds, n) float32, 1 for the training rows of each stratified fold and 0 for its held-out rows."""
     keep = np.ones((num_folds, labels.size), np.float32)
-    # With fewer folds than asked for, the rows that are left over hold nothing out.
+    # If there are fewer folds than requested, the remaining rows of the array hold nothing out.
     for row, (_, held_out) in zip(keep, stratified_folds(labels, num_folds, seed=seed), strict=False):
         row[held_out] = 0
     return keep
@@ -120,7 +120,7 @@ def _fit_fixed(
 def _training_rows(keep: np.ndarray) -> np.ndarray:
     """(folds, m) indices of the rows that each fold keeps, padded by n; few values of m, as each one is compiled."""
     kept = [np.flatnonzero(rows) for rows in keep]
-    size = -(-max(map(len, kept)) // _ROWS) * _ROWS
+    size = -(-max(map(len, kept)) // _ROW_MULTIPLE) * _ROW_MULTIPLE
     return np.stack([np.pad(rows, (0, size - len(rows)), constant_values=keep.shape[1]) for rows in kept])
 
 

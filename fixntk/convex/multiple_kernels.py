@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 
 from fixntk._checks import as_float_array, as_positive_int, is_traced
 from fixntk._compilation import jit_for_host
-from fixntk._numerics import default_tol, float64_allowed, matmul, with_dtype
+from fixntk._numerics import allow_float64, default_tol, matmul, with_dtype
 from fixntk._warnings import ConvergenceWarning
 from fixntk.convex.kernel_interior_point import KernelPoint, KernelProblem, PathState, follow_path, is_idle
 from fixntk.convex.progress import describe, progress_bar
@@ -183,7 +183,7 @@ def solve_kernels(
             raise ValueError("progress needs the host: not under jit or vmap")
         found = _as_fields(problem, *follow_path(problem, tol, max_iter), tol)
         return KernelSolution(**found, tol=tol, squeeze=squeeze)
-    with float64_allowed(), progress_bar("solve_kernels", total=max_iter, shown=progress) as show:
+    with allow_float64(), progress_bar("solve_kernels", total=max_iter, shown=progress) as show:
         problem = with_dtype(problem, jnp.float64)
 
         def watch(state: PathState) -> None:
@@ -225,7 +225,7 @@ def _as_problem(
 def _check_kernels(kernels: Array) -> None:
     """Raise ValueError if a kernel is not symmetric or not positive semi-definite, beyond rounding error."""
     allowed = _KERNEL_SLACK * float(jnp.finfo(kernels.dtype).eps)
-    with float64_allowed():
+    with allow_float64():
         skew, is_definite = _kernel_defects(kernels.astype(jnp.float64), allowed)
         if bool(jnp.any(skew > allowed)):
             worst = int(jnp.argmax(skew))

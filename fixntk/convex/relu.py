@@ -33,7 +33,7 @@ from jaxtyping import Float
 
 from fixntk._checks import as_positive_int, is_traced
 from fixntk._compilation import jit_for_host
-from fixntk._numerics import default_tol, einsum, float64_allowed, matmul, with_dtype
+from fixntk._numerics import allow_float64, default_tol, einsum, matmul, with_dtype
 from fixntk._warnings import ConvergenceWarning
 from fixntk.convex.program import ConvexProgram, canonical, with_masks
 from fixntk.convex.progress import Progress, describe, progress_bar
@@ -181,7 +181,7 @@ def solve_relu(
     program, gates = _as_single_output(program, gates)
     dtype, max_iter = program.x.dtype, as_positive_int("max_iter", max_iter)
     tol = default_tol(dtype) if tol is None else float(tol)
-    with float64_allowed(), progress_bar("solve_relu", shown=progress) as show:
+    with allow_float64(), progress_bar("solve_relu", shown=progress) as show:
 
         def watch(seen: Progress) -> bool | None:
             show(seen.iteration, describe(seen.relative_gap, seen.num_active))

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 from sklearn.model_selection import KFold, StratifiedKFold
 
 from fixntk._checks import as_positive_int
-from fixntk._numerics import float64_allowed
+from fixntk._numerics import allow_float64
 from fixntk.convex import ConvexProgram, solve_quietly
 from fixntk.convex.program import canonical
 from fixntk.convex.solvers import irls
@@ -26,7 +26,7 @@ from fixntk.estimators.fitting import GatedFit, GateOptions, as_gated_fit, check
 from fixntk.estimators.preprocessing import Training, padded_size
 from fixntk.gram import masked_apply
 
-# Sets the smoothing of the reweighting, which stops by the number of its steps; a relative gap.
+# Relative gap that determines the smoothing ε of the reweighting. The reweighting itself stops by its number of steps.
 _IRLS_TOL = 1e-6
 
 Folds = Sequence[tuple[Int[np.ndarray, "_"], Int[np.ndarray, "_"]]]
@@ -39,15 +39,15 @@ class GatedChoice(NamedTuple):
     Attributes
     ----------
     fit
-        On all rows.
+        Fit to all rows.
     share
         λ/λ_max.
     num_steps
-        Reweighting steps.
+        Number of reweighting steps.
     losses
         (R, steps + 1) held-out loss of each candidate.
     held_out_outputs
-        (n, c) of the chosen λ and steps.
+        (n, c) held-out outputs at the chosen λ and number of steps.
     """
 
     fit: GatedFit
@@ -63,9 +63,9 @@ class Splits(NamedTuple):
     Attributes
     ----------
     train
-        (folds, t) indices of the training rows, filled up to one size.
+        (folds, t) indices of the training rows, padded to one size.
     weights
-        (folds, t) weights of these rows, zero where they only fill up.
+        (folds, t) weights of these rows, zero for the padding.
     held_out
         (folds, m) whether a row is held out.
     """
@@ -87,7 +87,7 @@ def shuffled_folds(num_rows: int, num_folds: int, *, seed: int) -> Folds:
 
 
 def stratified_folds(labels: np.ndarray, num_folds: int, *, seed: int) -> Folds:
-    """Folds in random order, each with the classes' shares of all rows; as many as the largest class has rows at most.
+    """Stratified folds in random order, at most as many as the largest class has rows.
 
     A class of fewer rows than folds is absent from some held-out parts.
     """
@@ -114,33 +114,33 @@ def choose_gated(
     regs: Sequence[Any],
     max_steps: Any,
 ) -> GatedChoice:
-    """Choose λ and the number of reweighting steps by held-out outputs, and reweight so.
+    """Choose λ and the number of reweighting steps by held-out outputs, and fit all rows with them.
 
     Parameters
     ----------
     training
         Rows, with targets for the squared loss.
     gates
-        How to draw them.
+        Options for drawing the gates.
     folds
         Each row is held out once.
     loss
-        Of (n, c) held-out outputs, to be minimised.
+        Loss of (n, c) held-out outputs, to be minimised.
     regs
-        λ/λ_max to choose from.
+        Candidates for λ/λ_max.
     max_steps
-        Most reweighting steps.
+        Largest number of reweighting steps.
     """
     shares = check_regs(regs, 1.0)
     max_steps = as_positive_int("max_steps", max_steps)
-    with float64_allowed():
+    with allow_float64():
         problem = gated_problem(training, gates, "squared")
         candidates = problem.max_reg * jnp.asarray(shares)
         data = jnp.asarray(training.padded_x), jnp.asarray(training.padded_targets), problem.program.masks
         outputs = np.asarray(_held_out_outputs(*data, _as_splits(folds, training), candidates, max_steps))
         outputs = outputs[:, :, : training.num_rows]
         losses = np.array([[loss(of_step) for of_step in of_reg] for of_reg in outputs])
-        # The fewest steps, and the largest λ, where losses are equal.
+        # Among equal losses the largest λ is chosen, then the smallest number of steps.
         order = np.argsort(-np.array(shares), kind="stable")
         first, steps = divmod(int(np.argmin(losses[order])), losses.shape[1])
         best = int(order[first])
@@ -157,8 +157,8 @@ def _as_splits(folds: Folds, training: Training) -> Splits:
     held_out = np.zeros((len(folds), len(training.padded_x)), bool)
     for k, (kept, others) in enumerate(folds):
         train[k, : len(kept)], held_out[k, others] = kept, True
-    counted = np.where(np.arange(train.shape[1]) < sizes[:, None], training.padded_weights[train], 0)
-    return Splits(jnp.asarray(train), jnp.asarray(counted), jnp.asarray(held_out))
+    weights = np.where(np.arange(train.shape[1]) < sizes[:, None], training.padded_weights[train], 0)
+    return Splits(jnp.asarray(train), jnp.asarray(weights), jnp.asarray(held_out))
 
 
 @partial(jax.jit, static_argnames="max_steps")
@@ -173,13 +173,13 @@ def _held_out_outputs(
     """(λ, steps, m, c) outputs of each row without its fold, after 0, 1, … steps."""
     start = jnp.full(masks.shape[1], 1 / masks.shape[1], x.dtype)
 
-    def of_fold(fold: Splits) -> Array:
+    def outputs_of_fold(fold: Splits) -> Array:
         given = x[fold.train], targets[fold.train], masks[fold.train], 1.0
         program = canonical(ConvexProgram(*given, sample_weight=fold.weights, intercept=True))
-        outputs = lax.map(lambda reg: at_reg(program.with_reg(reg)), regs)
+        outputs = lax.map(lambda reg: outputs_at_reg(program.with_reg(reg)), regs)
         return jnp.where(fold.held_out[:, None], outputs, 0)
 
-    def at_reg(program: ConvexProgram) -> Array:
+    def outputs_at_reg(program: ConvexProgram) -> Array:
         def outputs(state: irls.IRLSState) -> Array:
             intercept = program.datafit.fit(program.fitted(state.weights)).intercept
             return masked_apply(masks, x, state.weights) + intercept
@@ -192,7 +192,8 @@ def _held_out_outputs(
         _, following = lax.scan(step, first, length=max_steps)
         return jnp.concatenate([outputs(first)[None], following])
 
-    # Each row is held out once; folds one after another, for their memory.
+    # Each row is held out once, so that the sum over folds has each row's outputs. The folds run one after another to
+    # save memory.
     shape = len(regs), max_steps + 1, *targets.shape
-    total, _ = lax.scan(lambda sofar, fold: (sofar + of_fold(fold), None), jnp.zeros(shape, x.dtype), splits)
+    total, _ = lax.scan(lambda total, fold: (total + outputs_of_fold(fold), None), jnp.zeros(shape, x.dtype), splits)
     return total

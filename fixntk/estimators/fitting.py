@@ -1,4 +1,4 @@
-"""The two fits, as pure functions from scaled rows to frozen parts: the convex program, and ridge with the NTK."""
+"""The two fits as pure functions of scaled rows: the convex program, and ridge regression with the NTK."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jax import Array
 from jaxtyping import Float
 from sklearn.utils import check_random_state
 
-from fixntk._numerics import float64_allowed, with_dtype
+from fixntk._numerics import allow_float64, with_dtype
 from fixntk.convex import ConvexProgram, Solution, solve
 from fixntk.convex.program import canonical
 from fixntk.estimators.gaussian_process import LEAST_FREEDOM, Kernel, condition
@@ -23,23 +23,23 @@ from fixntk.gram import masked_gram
 from fixntk.networks.models import GatedReLUNetwork
 from fixntk.ntk import gated_relu_ntk
 
-# Ridges to choose from, in units of the kernel's mean diagonal.
+# Candidates for the ridge, in units of the kernel's mean diagonal.
 DEFAULT_REGS = tuple(10.0**k for k in range(-6, 3))
-# λ to choose from, in units of λ_max.
+# Candidates for λ in classification, in units of λ_max.
 DEFAULT_REG_SHARES = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
-# Quantities can be almost without noise.
+# Candidates for λ in regression, in units of λ_max. Some are smaller, as targets can be almost free of noise.
 DEFAULT_REGRESSION_SHARES = (*DEFAULT_REG_SHARES, 0.0003, 0.0001, 0.00001)
 
 
 class GateOptions(NamedTuple):
-    """How gates are drawn.
+    """Options for drawing gates.
 
     Attributes
     ----------
     num_gates
-        P.
+        Number of gates P.
     num_columns
-        Columns of the scaled inputs that are not padding: the bias counts.
+        Number of columns of the scaled inputs without the padding, the bias column included.
     random_state
         As everywhere in scikit-learn.
     """
@@ -55,7 +55,7 @@ class GatedProblem(NamedTuple):
     Attributes
     ----------
     program
-        Without sample weights where the loss is the squared one.
+        The program; for the squared loss the sample weights are part of x and y.
     gates
         (P, w), zero in the columns of the padding.
     max_reg
@@ -73,9 +73,9 @@ class GatedFit(NamedTuple):
     Attributes
     ----------
     solution
-        With NumPy arrays.
+        The solution, with NumPy arrays.
     gates
-        (P, w).
+        (P, w) gates.
     network
         The solution as a network, in JAX's default dtype.
     reg
@@ -164,16 +164,16 @@ def fit_gated(
     Parameters
     ----------
     training
-        With targets ±1 for the losses of classes.
+        Rows; the targets are ±1 for classification losses.
     gates
-        How to draw them.
+        Options for drawing the gates.
     reg
         λ/λ_max, between 0 and 1.
     loss, tol, max_iter
         As for :class:`fixntk.ConvexProgram` and :func:`fixntk.solve`.
     """
     share = check_reg(reg, 1.0)
-    with float64_allowed():
+    with allow_float64():
         problem = gated_problem(training, gates, loss)
         solution = solve(problem.program.with_reg(share * problem.max_reg), tol=tol, max_iter=max_iter)
     return as_gated_fit(solution, problem.gates, share * problem.max_reg)
@@ -182,12 +182,12 @@ def fit_gated(
 def gated_problem(training: Training, options: GateOptions, loss: str) -> GatedProblem:
     """State the convex program on padded rows with random gates."""
     seed = int(check_random_state(options.random_state).randint(2**31 - 1))
-    # The same gates whatever the padding.
+    # The gates do not depend on the padding.
     gates = sample_gates(jax.random.key(seed), options.num_gates, options.num_columns)
     gates = jnp.pad(gates, ((0, 0), (0, padded_width(options.num_columns) - options.num_columns)))
     rows = jnp.asarray(training.padded_x)
     data = rows, jnp.asarray(_program_targets(training, loss)), activation_masks(rows, gates), 1.0, loss
-    # Without an intercept, so that a class of little weight does not set the scale.
+    # λ_max is computed without an intercept, so that a class of small weight does not determine the scale.
     largest = float(ConvexProgram(*data, sample_weight=training.padded_weights).max_reg())
     program = ConvexProgram(*data, sample_weight=training.padded_weights, intercept=True)
     return GatedProblem(canonical(program), gates, largest if largest > 0 else 1.0)
@@ -205,7 +205,7 @@ def _program_targets(training: Training, loss: str) -> Float[np.ndarray, "m ..."
 
 def as_gated_fit(solution: Solution, gates: Float[Array, "P w"], reg: float) -> GatedFit:
     """Bring a solution to the host, with its network."""
-    with float64_allowed():
+    with allow_float64():
         network = replace(solution.to_network(gates), squeeze=solution.weights.shape[2] == 1)
     return GatedFit(
         solution=jax.tree.map(np.asarray, solution),
@@ -231,7 +231,7 @@ def fit_ntk(training: Training, regs: Sequence[Any]) -> NTKFit:
     rotated = vectors.T @ (root[:, None] * targets)
 
     def left_out_residuals(share: float) -> np.ndarray:
-        # Times the roots of the rows' weights.
+        # The residuals are multiplied by the roots of the rows' weights.
         left = share * unit / (eigenvalues + share * unit)
         # 1 − h of a row of weight zero is 1.
         freedom = np.maximum(vectors**2 @ left, LEAST_FREEDOM)
@@ -260,6 +260,6 @@ def leave_one_out(kernel: Kernel, training: Training, reg: float) -> Float[np.nd
 
 def kernel_matrix(kernel: Kernel, training: Training) -> Float[np.ndarray, "n n"]:
     """The kernel's matrix on the training rows, computed on padded ones."""
-    with float64_allowed():
+    with allow_float64():
         matrix = np.asarray(kernel(jnp.asarray(training.padded_x)))
     return matrix[: training.num_rows, : training.num_rows]

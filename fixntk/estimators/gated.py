@@ -55,7 +55,7 @@ class GatedReLURegressor(GatedMixin, RegressionMixin, BaseEstimator):
         Relative duality gap reached: a bound on the objective's distance from the optimum, as a share of the objective
         of zero weights.
     n_active_gates_ : int
-        Gates in use.
+        Number of gates with a nonzero weight.
     network_ : GatedReLUNetwork
         The network, on standardised inputs with a bias column and zero padding, for standardised targets; outputs (n,)
         where there is one.
@@ -125,7 +125,7 @@ class GatedReLUClassifier(GatedMixin, ClassificationMixin, BaseEstimator):
         "squared", on ±1 for two classes and for each of several against the rest, with one kernel for all; or
         "logistic", the log-loss, of the softmax for several.
     class_weight : dict, "balanced" or None
-        Weights of the classes, which multiply those of the rows.
+        Weights of the classes, which multiply the weights of the rows.
 
     Attributes
     ----------
@@ -196,20 +196,21 @@ class GatedReLUClassifier(GatedMixin, ClassificationMixin, BaseEstimator):
 class GatedReLURegressorCV(GatedMixin, RegressionMixin, BaseEstimator):
     """Regression with a fixed kernel: λ and the number of reweighting steps from the NTK by cross-validation.
 
-    With no step the kernel is the NTK of the sampled gates, so that the choice is never worse than it on held-out rows.
+    With zero steps the kernel is the NTK of the sampled gates, so that the choice is never worse than this NTK on
+    held-out rows.
 
     Parameters
     ----------
     num_gates : int
-        P; few gates cost accuracy (docs/comparison.md).
+        P; the accuracy decreases with fewer gates (docs/comparison.md).
     standardize, bias, random_state
         As for :class:`GatedReLURegressor`.
     regs : sequence of float
-        λ/λ_max to choose from.
+        Candidates for λ/λ_max.
     num_folds : int
         Folds of the cross-validation, in random order.
     max_steps : int
-        Most reweighting steps.
+        Largest number of reweighting steps.
 
     Attributes
     ----------
@@ -263,7 +264,7 @@ class GatedReLURegressorCV(GatedMixin, RegressionMixin, BaseEstimator):
 class GatedReLUClassifierCV(GatedMixin, ClassificationMixin, BaseEstimator):
     """Classification with a fixed kernel: λ and the number of reweighting steps by cross-validation.
 
-    Fitted with the squared loss on ±1 and chosen by the log-loss; with no step the kernel is the NTK of the sampled
+    Fitted with the squared loss on ±1 and chosen by the log-loss. With zero steps the kernel is the NTK of the sampled
     gates.
 
     Parameters

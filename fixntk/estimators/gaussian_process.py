@@ -13,14 +13,15 @@ from scipy.linalg import cholesky, solve_triangular
 # Kernel matrix of rows with each other, or with others.
 Kernel = Callable[..., Array]
 
-# Least 1 − h of a row with leverage h, so that a row that alone fixes its output does not divide by zero.
-LEAST_FREEDOM = 1e-12  # share
+# Smallest value of 1 − h for a row of leverage h (no unit). It avoids a division by zero for a row that determines its
+# own output.
+LEAST_FREEDOM = 1e-12
 
 
 class Posterior(NamedTuple):
     """y_i = f(x_i) + b + noise, f of covariance s²·K, noise of variance s²·reg/w_i, b a constant of flat prior, or 0.
 
-    The mean is the ridge regression with K, whatever s² is; s² is where the likelihood is largest.
+    The mean is the ridge regression with K for every s²; s² maximises the likelihood.
 
     Attributes
     ----------
@@ -58,12 +59,15 @@ class Posterior(NamedTuple):
         """
         if not np.all(self.scale > 0):
             raise ValueError("the marginal likelihood needs targets that vary")
+        # Half the log-determinant of A; integrating out the constant adds half the logarithm of rootᵀ A⁻¹ root.
         log_determinant = np.sum(np.log(np.diag(self.factor)))
         degrees = len(self.root)
         if self.along is not None:
             log_determinant += 0.5 * np.log(self.along @ self.along)
             degrees -= 1
+        # At the most likely s² the quadratic form equals the degrees of freedom.
         fit = 0.5 * degrees * (np.log(2 * np.pi * self.scale * unit**2) + 1)
+        # The first term converts the density of root · y to the density of y.
         return np.sum(np.log(self.root)) - log_determinant - fit
 
     def predict(
@@ -76,9 +80,11 @@ class Posterior(NamedTuple):
         cross, diagonal
             K between the new rows and the given ones (m, n), and of the new rows with themselves (m,).
         """
+        # The columns are factor⁻¹ · (root · cross), whose squared lengths are the variance explained by the given rows.
         seen = solve_triangular(self.factor, self.root[:, None] * cross.T, lower=True)
         variance = diagonal + self.reg - np.sum(seen**2, axis=0)
         if self.along is not None:
+            # The variance of the estimated constant, times the square of its weight in the mean.
             variance += (1 - self.along @ seen) ** 2 / (self.along @ self.along)
         # Rounding errors can make the difference negative.
         variance = np.maximum(variance, np.finfo(float).eps * self.reg)
@@ -96,6 +102,7 @@ class Posterior(NamedTuple):
             y, as given to :func:`condition`.
         """
         inverse = solve_triangular(self.factor, np.eye(len(self.root)), lower=True)
+        # The diagonal of A⁻¹ = factor⁻ᵀ factor⁻¹.
         diagonal = np.sum(inverse**2, axis=0)
         if self.along is not None:
             diagonal -= (self.along @ inverse) ** 2 / (self.along @ self.along)
@@ -151,7 +158,7 @@ def condition(
     reg : float
         Ridge, positive.
     weights : ndarray (n,)
-        Of the rows, positive.
+        Positive weights of the rows.
     centre : bool
         Whether there is a constant.
 
@@ -176,8 +183,10 @@ def condition(
     whitened = solve_triangular(factor, root[:, None] * targets, lower=True)
     along, constant = None, np.zeros(targets.shape[1])
     if centre:
+        # Generalised least squares for the constant: b = (rootᵀ A⁻¹ root y) / (rootᵀ A⁻¹ root).
         along = solve_triangular(factor, root, lower=True)
         constant = along @ whitened / (along @ along)
         whitened = whitened - along[:, None] * constant
+    # The most likely s², with one degree of freedom less for the constant.
     scale = np.sum(whitened**2, axis=0) / max(len(root) - centre, 1)
     return Posterior(root, factor, along, whitened, constant, scale, float(reg))

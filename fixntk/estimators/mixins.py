@@ -1,4 +1,4 @@
-"""What the estimators share: reading rows, and what regressors, classifiers, gated and NTK estimators do alike."""
+"""Code that the estimators share: reading rows, and methods of regressors, classifiers, gated and NTK estimators."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from fixntk.estimators.preprocessing import (
     as_probabilities,
     as_scores,
     as_signs,
+    compute_in_tiles,
     distinct_rows,
-    in_tiles,
     pad_rows,
     scale_inputs,
     scale_targets,
@@ -37,14 +37,15 @@ from fixntk.estimators.preprocessing import (
 from fixntk.networks.models import GatedReLUNetwork
 from fixntk.ntk import gated_relu_ntk
 
-# Rows for which outputs are computed together.
-_PREDICT_ROWS = 4096  # rows
-# With deviations, which need kernels of all these rows with each other and with those fitted.
-_DEVIATION_ROWS = 512  # rows
+# Number of rows for which outputs are computed at a time.
+_PREDICT_ROWS = 4096
+# Number of rows for which standard deviations are computed at a time. It is smaller because they need the kernel matrix
+# of these rows with themselves and with the training rows.
+_DEVIATION_ROWS = 512
 
 
 class InputMixin:
-    """Inputs, which are standardised and get a bias column where asked for."""
+    """Inputs, optionally standardised and with a bias column."""
 
     standardize: bool
     bias: bool
@@ -52,7 +53,7 @@ class InputMixin:
     _scaling: Scaling
 
     def _read_new(self, X: Any) -> Float[np.ndarray, "n d"]:
-        """New inputs, checked; they are scaled a tile at a time."""
+        """Check new inputs; they are scaled later, a tile at a time."""
         check_is_fitted(self)
         return validate_data(self, X, reset=False, dtype=np.float64)
 
@@ -60,8 +61,10 @@ class InputMixin:
         self._scaling, padded = scale_inputs(X, chosen, standardize=self.standardize, bias=self.bias)
         return padded
 
-    def _in_tiles(self, outputs: Callable[[Array], np.ndarray], X: Float[np.ndarray, "n d"], size: int) -> np.ndarray:
-        return in_tiles(outputs, X, self._scaling, size)
+    def _compute_in_tiles(
+        self, outputs: Callable[[Array], np.ndarray], X: Float[np.ndarray, "n d"], size: int
+    ) -> np.ndarray:
+        return compute_in_tiles(outputs, X, self._scaling, size)
 
 
 class RegressionMixin(InputMixin, MultiOutputMixin, RegressorMixin):
@@ -75,21 +78,21 @@ class RegressionMixin(InputMixin, MultiOutputMixin, RegressorMixin):
     def _read(
         self, X: Any, y: Any, sample_weight: Any, choose: Callable[[Any, Any, Any], Chosen] = all_rows
     ) -> Training:
-        """Check inputs and targets, and scale those rows that are chosen; the rows that count are kept."""
+        """Check inputs and targets, and scale the chosen rows; rows of positive weight are stored as well."""
         X, y = validate_data(self, X, y, multi_output=True, y_numeric=True, dtype=np.float64)
         weights = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
         chosen = choose(X, y, weights)
         self._target_scaling, targets = scale_targets(y, chosen)
         training = Training(self._scale_inputs(X, chosen), targets, pad_rows(chosen[1]), len(chosen[0]))
-        self._training = training.counted()
+        self._training = training.select_weighted()
         return training
 
     def predict(self, X: Any, return_std: bool = False) -> Any:
         """Targets (n,) or (n, c) of new inputs, and with ``return_std`` the standard deviations of new observations.
 
-        The deviations, noise included, are those of the Gaussian process whose mean this is and whose covariance is the
-        estimator's kernel, with the most likely scale and noise for ``reg_``. The kernel of gated estimators was learnt
-        from the same targets and is held fixed here, so that their deviations are somewhat small.
+        The deviations include the noise. They belong to the Gaussian process whose mean is the prediction and whose
+        covariance is the estimator's kernel, with the most likely scale and noise for ``reg_``. The kernel of gated
+        estimators was learnt from the same targets and is held fixed here, so that their deviations are somewhat small.
 
         See docs/mathematics.md, M5 and M15.
         """
@@ -109,7 +112,7 @@ class RegressionMixin(InputMixin, MultiOutputMixin, RegressorMixin):
         def of_rows(rows: Array) -> np.ndarray:
             return process.deviations(rows, jnp.asarray(self._training.padded_x))
 
-        return self._target_scaling.restore_deviations(self._in_tiles(of_rows, X, _DEVIATION_ROWS))
+        return self._target_scaling.restore_deviations(self._compute_in_tiles(of_rows, X, _DEVIATION_ROWS))
 
     def _condition(self, kernel: Kernel, reg: float, *, centre: bool) -> Process:
         training = self._training
@@ -130,14 +133,14 @@ class ClassificationMixin(InputMixin, ClassifierMixin):
         X, y = validate_data(self, X, y, dtype=np.float64)
         check_classification_targets(y)
         weights = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
-        # Rows of weight zero do not count, nor do classes that have no others.
-        counted = weights > 0
-        self.classes_ = np.unique(y[counted])
+        # Rows of weight zero are ignored, and so are classes that have no other rows.
+        has_weight = weights > 0
+        self.classes_ = np.unique(y[has_weight])
         if len(self.classes_) < 2:
             raise ValueError(f"y must hold at least two classes, got 1 class: {self.classes_.tolist()}")
         if self.class_weight is not None:
             of_class = np.zeros(len(weights))
-            of_class[counted] = compute_sample_weight(self.class_weight, y[counted])
+            of_class[has_weight] = compute_sample_weight(self.class_weight, y[has_weight])
             weights = weights * of_class
         codes = np.searchsorted(self.classes_, y)
         chosen = distinct_rows(X, codes, weights)
@@ -193,7 +196,7 @@ class GatedMixin(InputMixin):
         def of_rows(rows: Array) -> np.ndarray:
             return np.asarray(self.solution_.predict(rows, self.gates_)).reshape(len(rows), -1)
 
-        return self._in_tiles(of_rows, X, _PREDICT_ROWS)
+        return self._compute_in_tiles(of_rows, X, _PREDICT_ROWS)
 
     def _process(self) -> Process:
         """The Gaussian process with the learnt kernel, held fixed, and a constant for the intercept."""
@@ -221,7 +224,7 @@ class NTKMixin(InputMixin):
         def of_rows(rows: Array) -> np.ndarray:
             return np.asarray(gated_relu_ntk(rows, jnp.asarray(fitted))) @ coefficients
 
-        return self._in_tiles(of_rows, X, _PREDICT_ROWS)
+        return self._compute_in_tiles(of_rows, X, _PREDICT_ROWS)
 
     def _process(self) -> Process:
         """The Gaussian process with the NTK, without a constant."""

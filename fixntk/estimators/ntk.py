@@ -70,7 +70,7 @@ class NTKClassifier(NTKMixin, ClassificationMixin, BaseEstimator):
     reg, standardize, bias
         As for :class:`NTKRegressor`.
     class_weight : dict, "balanced" or None
-        Weights of the classes, which multiply those of the rows.
+        Weights of the classes, which multiply the weights of the rows.
 
     Attributes
     ----------
@@ -115,7 +115,7 @@ class NTKRegressorCV(NTKMixin, RegressionMixin, BaseEstimator):
     Parameters
     ----------
     regs : sequence of float
-        Ridges to choose from.
+        Candidates for the ridge.
     standardize, bias : bool
         As for :class:`NTKRegressor`.
 
@@ -157,7 +157,7 @@ class NTKClassifierCV(NTKMixin, ClassificationMixin, BaseEstimator):
     Parameters
     ----------
     regs : sequence of float
-        Ridges to choose from.
+        Candidates for the ridge.
     class_weight, standardize, bias
         As for :class:`NTKClassifier`.
 

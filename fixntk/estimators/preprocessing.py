@@ -1,4 +1,4 @@
-"""Rows of the estimators: which count, scaling of inputs and targets, codes of labels, and padding to few sizes."""
+"""Rows of the estimators: selection, scaling of inputs and targets, codes of labels, padding to a few sizes."""
 
 from __future__ import annotations
 
@@ -11,13 +11,17 @@ from jax import Array
 from jaxtyping import Float, Int, Num, Shaped
 from scipy.special import expit, softmax
 
-from fixntk._numerics import float64_allowed
+from fixntk._numerics import allow_float64
 
-# Rows and columns are padded with zeros to few sizes, so that tables of similar sizes share one compilation.
-_SMALLEST_ROWS = 32  # rows
-_COLUMN_MULTIPLE = 8  # columns
-# Rows are gathered in blocks of this many, so that no second copy of a table is made on the way.
-_BLOCK_ROWS = 1024  # rows
+# Rows and columns are padded with zeros to a small set of sizes, so that tables of similar sizes share one compilation.
+
+# Smallest padded number of rows.
+_SMALLEST_ROWS = 32
+# The number of columns is padded to a multiple of this.
+_COLUMN_MULTIPLE = 8
+# Number of rows that are gathered at a time, so that gathering does not make a second copy of the table.
+_BLOCK_ROWS = 1024
+# Message of the error for tables without a row to fit to.
 _NO_WEIGHT = "sample_weight must not be zero for all rows"
 
 Chosen = tuple[Int[np.ndarray, " k"], Float[np.ndarray, " k"]]
@@ -45,7 +49,7 @@ def pad_rows(array: Shaped[np.ndarray, "n ..."]) -> Shaped[np.ndarray, "m ..."]:
 
 
 class Scaling(NamedTuple):
-    """The affine map that brings inputs to mean 0 and deviation 1, with a bias column or not, and zero columns.
+    """The affine map of inputs to mean 0 and deviation 1, with an optional bias column, and zero columns as padding.
 
     Attributes
     ----------
@@ -61,16 +65,16 @@ class Scaling(NamedTuple):
 
     def __call__(self, x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n w"]:
         """Scaled inputs."""
-        return self.padded(x)[: len(x)]
+        return self.scale_and_pad(x)[: len(x)]
 
-    def padded(self, x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "m w"]:
+    def scale_and_pad(self, x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "m w"]:
         """Scaled inputs with rows of zeros up to a padded size."""
         out = np.zeros((padded_size(len(x)), padded_width(len(self.mean) + self.bias)))
         self.write(x, out)
         return out
 
     def write(self, x: Float[np.ndarray, "n d"], out: Float[np.ndarray, "m w"]) -> None:
-        """Write scaled inputs into the first rows and columns of ``out``, where x itself may be."""
+        """Write scaled inputs into the first rows and columns of ``out``, which may be the memory of x."""
         inner = out[: len(x), : len(self.mean)]
         np.subtract(x, self.mean, out=inner)
         inner /= self.scale
@@ -99,7 +103,7 @@ class TargetScaling(NamedTuple):
         return targets[:, 0] if self.squeeze else targets
 
     def restore_deviations(self, deviations: Float[np.ndarray, "n c"]) -> Float[np.ndarray, "n ..."]:
-        """Standard deviations of targets from those of outputs."""
+        """Standard deviations of targets from standard deviations of outputs."""
         scaled = deviations * self.scale
         return scaled[:, 0] if self.squeeze else scaled
 
@@ -135,13 +139,13 @@ class Training(NamedTuple):
         """Weights without the padding, a view."""
         return self.padded_weights[: self.num_rows]
 
-    def counted(self) -> Training:
-        """The rows of positive weight; these rows themselves where all are."""
-        counted = self.weights > 0
-        if counted.all():
+    def select_weighted(self) -> Training:
+        """The rows of positive weight; this object itself if every row has one."""
+        has_weight = self.weights > 0
+        if has_weight.all():
             return self
-        x, targets, weights = (pad_rows(array[counted]) for array in (self.x, self.targets, self.weights))
-        return Training(x, targets, weights, int(counted.sum()))
+        x, targets, weights = (pad_rows(array[has_weight]) for array in (self.x, self.targets, self.weights))
+        return Training(x, targets, weights, int(has_weight.sum()))
 
 
 def all_rows(
@@ -149,7 +153,7 @@ def all_rows(
     y: Num[np.ndarray, "n ..."],  # noqa: ARG001  the signature of :func:`distinct_rows`
     weights: Float[np.ndarray, " n"],
 ) -> Chosen:
-    """Every row, those of weight zero too."""
+    """Every row, including rows of weight zero."""
     if not np.any(weights > 0):
         raise ValueError(_NO_WEIGHT)
     return np.arange(len(X)), weights
@@ -158,7 +162,7 @@ def all_rows(
 def distinct_rows(X: Float[np.ndarray, "n d"], y: Num[np.ndarray, "n ..."], weights: Float[np.ndarray, " n"]) -> Chosen:
     """Distinct rows of inputs and targets in lexicographic order, each with the weight of all its copies.
 
-    Leaving one out then means leaving all its copies out. Rows of weight zero are left out.
+    Leaving one row out then leaves out all its copies. Rows of weight zero are dropped.
 
     Raises
     ------
@@ -233,13 +237,13 @@ def _reduce_to_moments(
     return mean * largest, np.where(constant, 1.0, deviation * largest)
 
 
-def in_tiles(
+def compute_in_tiles(
     outputs: Callable[[Array], np.ndarray], x: Float[np.ndarray, "n d"], scaling: Scaling, tile_rows: int
 ) -> Float[np.ndarray, "n c"]:
     """Outputs of all rows, a tile of them at a time, each scaled and padded like the rows of a fit."""
-    with float64_allowed():
+    with allow_float64():
         tiles = [x[begin : begin + tile_rows] for begin in range(0, len(x), tile_rows)]
-        return np.concatenate([outputs(jnp.asarray(scaling.padded(tile)))[: len(tile)] for tile in tiles])
+        return np.concatenate([outputs(jnp.asarray(scaling.scale_and_pad(tile)))[: len(tile)] for tile in tiles])
 
 
 def as_signs(codes: Int[np.ndarray, " n"], num_classes: int) -> Float[np.ndarray, "n c"]:

@@ -24,7 +24,7 @@ from jax.typing import ArrayLike
 from fixntk._checks import as_matrix, as_numpy, as_positive_int
 from fixntk.gates.masks import Arrangements, _row_bytes
 
-# Error of a unit normal after a few dozen operations in float64: well above their rounding.
+# Bound on the error of a unit normal (no unit) after a few dozen operations in float64.
 _NOISE = 1e-13
 
 
@@ -59,9 +59,9 @@ def enumerate_arrangements(x: ArrayLike, *, max_cells: int = 200_000) -> Arrange
     Exact for any rank and for degenerate data: duplicate, parallel, opposite and zero rows, more than r hyperplanes
     through a line, a bias column. Gates *on* a hyperplane are not counted: they have probability zero.
 
-    The entries of x are taken as exact whatever their dtype, and rows that are parallel, or dependent, up to the
-    rounding of float64 (an angle of about 1e-12) as exactly so. Rows that are so only up to the rounding of a lower
-    precision have cells of their own, as narrow as that rounding.
+    The entries of x are taken as exact in any dtype. Rows that are parallel or dependent up to the rounding of float64
+    (an angle of about 1e-12) are treated as exactly parallel or dependent. Rows that are so only up to the rounding of
+    a lower precision have separate cells, whose width is of the order of that rounding.
 
     Parameters
     ----------
@@ -79,7 +79,7 @@ def enumerate_arrangements(x: ArrayLike, *, max_cells: int = 200_000) -> Arrange
     -----
     UserWarning
         If some cells are so narrow that their gates, rounded to x's dtype, or :func:`fixntk.activation_masks` in it may
-        miss their masks. Without the warning the gates have their masks, in whatever order products are summed.
+        miss their masks. Without the warning every gate has its mask, for every order of summation.
 
     Raises
     ------
@@ -107,7 +107,7 @@ def enumerate_arrangements(x: ArrayLike, *, max_cells: int = 200_000) -> Arrange
     points, planes = _points_in_cells(x, max_cells)
     points = _move_inside(points, planes.normals)
     masks, gates = _masks_at(points, planes), jnp.asarray(points @ planes.basis.T, array.dtype)
-    if narrow := int(np.sum(~_surely_have_masks(array, gates, masks))):
+    if narrow := int(np.sum(~_have_certain_masks(array, gates, masks))):
         higher = "" if array.dtype == jnp.float64 else ", or pass it in float64 with jax_enable_x64"
         warnings.warn(
             f"{narrow} of {masks.shape[1]} cells are narrower than {array.dtype} resolves: the masks are exact, but "
@@ -134,7 +134,7 @@ def distinct_hyperplanes(x: ArrayLike) -> Hyperplanes:
     Raises
     ------
     ValueError
-        If the rows merged, or the rank, depend on the units of the columns: those are lost in float64's rounding.
+        If the merged rows, or the rank, depend on the units of the columns, and so on rounding errors of float64.
 
     Notes
     -----
@@ -142,15 +142,15 @@ def distinct_hyperplanes(x: ArrayLike) -> Hyperplanes:
     """
     rows = np.asarray(x, np.float64)
     planes = _distinct_hyperplanes(rows)
-    # Which rows are parallel, or dependent, does not change with the columns' units. This finds years or times, which
-    # differ by little beside a bias column: (10⁷, 1) and (10⁷ + 1, 1) are at an angle of 10⁻¹⁴.
+    # Scaling the columns does not change which rows are parallel or dependent. If the result changes, rounding errors
+    # decided, as for large values next to a bias column: (10⁷, 1) and (10⁷ + 1, 1) are at an angle of 10⁻¹⁴.
     largest = np.abs(rows).max(axis=0)
     scaled = _distinct_hyperplanes(rows / np.where(largest > 0, largest, 1.0))
     if scaled.normals.shape != planes.normals.shape:
         described = [f"{k} distinct hyperplanes of rank {r}" for k, r in (planes.normals.shape, scaled.normals.shape)]
         raise ValueError(
             f"x is too close to degenerate for float64: {described[0]} as it is, {described[1]} with its columns "
-            "scaled; centre and scale the columns of x, and leave out those of nothing but rounding errors"
+            "scaled; centre and scale the columns of x, and leave out columns that hold only rounding errors"
         )
     return planes
 
@@ -165,12 +165,14 @@ def _distinct_hyperplanes(rows: np.ndarray) -> Hyperplanes:
     side = np.zeros(rows.shape[0], int)
     if not nonzero.any():
         return Hyperplanes(np.zeros((rows.shape[1], 0)), np.zeros((0, 0)), owner, side)
+    # Singular values move by at most the norm of the error matrix, which is bounded by this threshold.
     _, singular, basis = np.linalg.svd(units, full_matrices=False)
     rank = int(np.sum(singular > _NOISE * np.sqrt(units.size)))
     basis = basis[:rank].T
     units = units @ basis
     kept, group = _merge_parallel(units, np.full(units.shape[0], _NOISE))
     owner[nonzero] = group
+    # The first row of each group is its normal; other rows of the group may point against it.
     side[nonzero] = np.where(np.sum(units * units[kept][group], axis=1) > 0, 1, -1)
     return Hyperplanes(basis, units[kept], owner, side)
 
@@ -181,14 +183,14 @@ def _points_in_cells(x: ArrayLike, max_cells: int) -> tuple[np.ndarray, Hyperpla
     num_planes, rank = planes.normals.shape
     # Any arrangement of rank r has at least 2^r cells.
     if 2**rank > max_cells:
-        raise ValueError(_too_many(max_cells, num_planes, rank))
+        raise ValueError(_budget_message(max_cells, num_planes, rank))
     try:
         return _cells(planes.normals, np.full(num_planes, _NOISE), max_cells), planes
     except _TooManyCellsError:
-        raise ValueError(_too_many(max_cells, num_planes, rank)) from None
+        raise ValueError(_budget_message(max_cells, num_planes, rank)) from None
 
 
-def _too_many(max_cells: int, num_planes: int, rank: int) -> str:
+def _budget_message(max_cells: int, num_planes: int, rank: int) -> str:
     return (
         f"x has more than max_cells={max_cells} arrangements: {num_planes} distinct hyperplanes of rank {rank} have "
         f"{cover_count(num_planes, rank)} cells in general position; "
@@ -225,6 +227,7 @@ def _cells(normals: np.ndarray, noise: np.ndarray, budget: int) -> np.ndarray:
     if num_planes == 0:
         return np.eye(1, rank)
     if rank <= 2:
+        # In one dimension the only hyperplane is the origin, and the cells are the two half-lines.
         points = _cells_of_a_plane(normals, noise) if rank == 2 else np.array([[1.0], [-1.0]])
         if points.shape[0] > budget:
             raise _TooManyCellsError
@@ -236,8 +239,9 @@ def _cells(normals: np.ndarray, noise: np.ndarray, budget: int) -> np.ndarray:
         # Hyperplane j cuts as many cells in two as its restricted arrangement has cells.
         crossed = _restricted_cells(normals[:j], normals[j], noise[:j], noise[j], budget - count)
         count += crossed.shape[0]
-        candidates.append(_both_sides(crossed, normals[:j], normals[j]))
-    return _one_in_each_cell(np.concatenate(candidates), normals, noise, count)
+        # One of the two points lies in the new half of the cell; the other may replace a point closer to the boundary.
+        candidates.append(_push_to_both_sides(crossed, normals[:j], normals[j]))
+    return _select_one_per_cell(np.concatenate(candidates), normals, noise, count)
 
 
 def _cells_of_a_plane(normals: np.ndarray, noise: np.ndarray) -> np.ndarray:
@@ -246,11 +250,13 @@ def _cells_of_a_plane(normals: np.ndarray, noise: np.ndarray) -> np.ndarray:
     angles = np.arctan2(normals[:, 1], normals[:, 0]) + np.pi / 2
     order = np.argsort(angles % np.pi)
     angles, noise = (angles % np.pi)[order], noise[order]
-    # The gap to the next line; a gap below the noise lies between two copies of one line.
+    # The gap to the next line, from the last line to the first one half a turn later. A gap below the noise lies
+    # between two copies of one line.
     gaps = np.diff(angles, append=angles[0] + np.pi)
     kept = gaps > 8 * (noise + np.roll(noise, -1))
     middles = (angles + gaps / 2)[kept]
     points = np.stack([np.cos(middles), np.sin(middles)], axis=1)
+    # Every arc has an opposite one, because all lines pass through the origin.
     return np.concatenate([points, -points])
 
 
@@ -260,19 +266,22 @@ def _restricted_cells(
     """A point in each cell of the arrangement restricted to the hyperplane of ``normal``, in R^r."""
     # The last r − 1 columns of the complete QR factor are an orthonormal basis of the hyperplane.
     basis = np.linalg.qr(normal[:, None], mode="complete")[0][:, 1:]
-    # A normal projected into the hyperplane is the normal of the intersection there; shorter ones are less exact.
+    # A normal projected into the hyperplane is the normal of the intersection there. Scaling a short projection to unit
+    # length also scales its error.
     projected = previous @ basis
     lengths = np.linalg.norm(projected, axis=1)
     projected /= lengths[:, None]
     noise = (noise + own_noise) / lengths
-    if projected.shape[1] > 2:  # in a plane, sorting the angles finds the parallel ones
+    # In a plane this is not needed, because sorting the angles there finds parallel normals.
+    if projected.shape[1] > 2:
         kept, _ = _merge_parallel(projected, noise)
         projected, noise = projected[kept], noise[kept]
     return _cells(projected, noise, budget) @ basis.T
 
 
-def _both_sides(points: np.ndarray, previous: np.ndarray, normal: np.ndarray) -> np.ndarray:
+def _push_to_both_sides(points: np.ndarray, previous: np.ndarray, normal: np.ndarray) -> np.ndarray:
     """Push points of a hyperplane off it to either side, halfway to the nearest of the previous hyperplanes."""
+    # Half the distance leaves the points on the same side of all previous hyperplanes.
     step = np.ones(points.shape[0])
     if previous.shape[0]:
         # Moving by t along the normal changes the distance to a hyperplane by t times this.
@@ -283,14 +292,16 @@ def _both_sides(points: np.ndarray, previous: np.ndarray, normal: np.ndarray) ->
     return moved / np.linalg.norm(moved, axis=1, keepdims=True)
 
 
-def _one_in_each_cell(points: np.ndarray, normals: np.ndarray, noise: np.ndarray, expected: int) -> np.ndarray:
-    """Of several points in some cells keep the one farthest from the hyperplanes.
+def _select_one_per_cell(points: np.ndarray, normals: np.ndarray, noise: np.ndarray, expected: int) -> np.ndarray:
+    """Keep, in each cell, the point that is farthest from the hyperplanes.
 
-    A point that lies on a hyperplane was made before that hyperplane was added, which has then put new points on
-    either side of itself: it can go. The number of cells is known from the counting recursion, an independent check.
+    A point on a hyperplane was made before that hyperplane was added. Adding it made new points on both of its sides,
+    so that the old point is not needed. ``expected`` is the number of cells by the counting recursion, a check.
     """
     products = points @ normals.T
+    # The signs of a point are known only if its products exceed a safe multiple of their errors.
     margins = np.min(np.abs(products) - 8 * noise, axis=1)
+    # np.unique returns the first of equal sign patterns, which has the largest margin in this order.
     order = np.argsort(-margins, kind="stable")
     order = order[margins[order] > 0]
     _, first = np.unique(_row_bytes(products[order] > 0), return_index=True)
@@ -303,7 +314,7 @@ def _one_in_each_cell(points: np.ndarray, normals: np.ndarray, noise: np.ndarray
 
 
 def _move_inside(points: np.ndarray, normals: np.ndarray, num_steps: int = 40) -> np.ndarray:
-    """Move each point away from its nearest hyperplane, within its cell, to raise the distance to the nearest one."""
+    """Move each point within its cell so that its distance to the nearest hyperplane grows."""
     if normals.shape[0] == 0:
         return points
     moved = [_ascend_margin(block, normals, num_steps) for block in _row_blocks(points, normals.shape[0])]
@@ -316,7 +327,8 @@ def _ascend_margin(points: np.ndarray, normals: np.ndarray, num_steps: int) -> n
         index = np.argmin(products, axis=1)
         return index, products[np.arange(index.size), index]
 
-    # The signs hold fast the cell: a product times its sign is the distance to a hyperplane, from inside.
+    # The signs fix the cell: a product times its sign is the distance to a hyperplane, positive inside the cell. The
+    # smallest distance is concave in the point, and the loop is a subgradient ascent on it, with normalised points.
     signs = np.sign(points @ normals.T)
     rows = np.arange(points.shape[0])
     index, margin = nearest(points)
@@ -337,16 +349,18 @@ def _masks_at(points: np.ndarray, planes: Hyperplanes) -> np.ndarray:
     """(n, P) masks of all rows at gates given in the row space; zero rows are active."""
     positive = points @ planes.normals.T > 0
     masks = np.ones((planes.owner.size, points.shape[0]), bool)
+    # A row is active on the positive side of its normal, or on the negative side if it points against the normal.
     real = planes.owner >= 0
     masks[real] = positive.T[planes.owner[real]] == (planes.side[real] > 0)[:, None]
     return masks
 
 
-def _surely_have_masks(x: Array, gates: Array, masks: np.ndarray) -> np.ndarray:
-    """Tell which gates have their masks on x however their inner products are rounded in their dtype.
+def _have_certain_masks(x: Array, gates: Array, masks: np.ndarray) -> np.ndarray:
+    """Tell which gates have their masks on x for every rounding of their inner products in their dtype.
 
-    A sum of d products is off by at most d·ε/2 times the sum of their absolute values, in any order. Twice that also
-    covers the sum here if the dtype is float64. Products below the smallest normal number may be flushed to zero.
+    The error of a sum of d products is at most d·ε/2 times the sum of their absolute values, in any order. Twice this
+    bound also covers the sum here if the dtype is float64. Products below the smallest normal number may be flushed to
+    zero.
     """
     info, rows = jnp.finfo(gates.dtype), as_numpy(x)
     num_rows, num_columns = rows.shape
@@ -356,6 +370,7 @@ def _surely_have_masks(x: Array, gates: Array, masks: np.ndarray) -> np.ndarray:
         for block, mask in zip(_row_blocks(as_numpy(gates), num_rows), _row_blocks(masks.T, num_rows), strict=True):
             products, sizes = block @ rows.T, np.abs(block) @ np.abs(rows.T)
             errors = num_columns * float(info.eps) * sizes + floor
+            # A product is certain if it exceeds its error bound and no partial sum can overflow in the dtype.
             right = np.where(mask, products >= errors, products < -errors) & (sizes < float(info.max))
             sure.append(right.all(axis=1))
     return np.concatenate(sure)

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Key, UInt8
 
 from fixntk._checks import as_matrix, as_positive_int, as_real_array, check_memory, check_same_columns, is_traced
 from fixntk._numerics import matmul
-from fixntk._tiling import in_row_tiles
+from fixntk._tiling import compute_in_row_tiles
 
 # Largest temporary, in bytes, that the inner products of rows and gates may make before they are taken in tiles.
 _TILE_BYTES = 2**28
@@ -74,7 +74,7 @@ def sample_gates(
 def activation_masks(x: ArrayLike, gates: ArrayLike) -> Bool[Array, "n P"]:
     """Masks 1{x·g ≥ 0} of gates on the rows of x; a zero row is active under every gate.
 
-    The inner products are taken some rows at a time, so that memory beyond the masks stays bounded.
+    The inner products are computed for some rows at a time, so that memory beyond the masks stays bounded.
 
     Parameters
     ----------
@@ -119,13 +119,13 @@ def _masks_in_tiles(x: Array, gates: Array, tile: int) -> Array:
 
     if tile == x.shape[0]:
         return masks_of(x)
-    return in_row_tiles(lambda begin: masks_of(lax.dynamic_slice_in_dim(x, begin, tile)), x.shape[0], tile)
+    return compute_in_row_tiles(lambda begin: masks_of(lax.dynamic_slice_in_dim(x, begin, tile)), x.shape[0], tile)
 
 
 def pack_masks(masks: ArrayLike) -> UInt8[Array, "n bytes"]:
     """Pack bool masks eight gates to a byte, an eighth of their memory.
 
-    Every function that takes masks takes them packed as well: dtype uint8 means packed.
+    Every function of masks also accepts packed masks: dtype uint8 means packed.
 
     Parameters
     ----------
@@ -144,7 +144,7 @@ def pack_masks(masks: ArrayLike) -> UInt8[Array, "n bytes"]:
 
 
 def as_masks(name: str, masks: ArrayLike, num_gates: int | None = None) -> Array:
-    """Return masks as (n, P) bool, or as they are if packed, having checked shape and values.
+    """Check masks and return them as (n, P) bool, or unchanged if they are packed.
 
     Parameters
     ----------
@@ -153,7 +153,7 @@ def as_masks(name: str, masks: ArrayLike, num_gates: int | None = None) -> Array
     masks
         Bool, 0/1 numbers, or uint8 packed by :func:`pack_masks`.
     num_gates
-        P where it is known from elsewhere; packed masks are not accepted without it.
+        P, if known; packed masks are accepted only with it.
 
     Raises
     ------
@@ -195,7 +195,7 @@ def as_masks(name: str, masks: ArrayLike, num_gates: int | None = None) -> Array
 def merge_duplicate_masks(
     masks: ArrayLike, gates: ArrayLike, weights: ArrayLike | None = None
 ) -> tuple[Arrangements, Float[Array, " P"]]:
-    """Keep one gate for each distinct mask and sum the weights of those that it stands for.
+    """Keep one gate for each distinct mask, with the sum of the weights of all gates of that mask.
 
     Runs on the host: the number of distinct masks depends on the values.
 

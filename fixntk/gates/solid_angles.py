@@ -1,4 +1,4 @@
-"""The share of all gates that each cell takes: the weights with which the NTK mixes masked kernels.
+"""Solid angles of cells: the probability of a random gate in each cell, which is the weight of its kernel in the NTK.
 
 See docs/mathematics.md, M3 and M4.
 """
@@ -45,8 +45,8 @@ def arrangement_weights(
     Returns
     -------
     weights, standard_errors
-        (P,) each. Standard errors are zero where the weights are exact; those of Monte Carlo count half a hit more
-        than was seen, so that a cell never hit has one as well.
+        (P,) each. Standard errors are zero if the weights are exact. For Monte Carlo, half a hit is added to each
+        count, so that a cell without hits has a positive standard error.
 
     Raises
     ------
@@ -71,25 +71,27 @@ def arrangement_weights(
     planes = distinct_hyperplanes(x)
     rank = planes.normals.shape[1]
     if rank <= 3:
-        weights = _exact(planes, masks, as_numpy(gates) @ planes.basis)
+        weights = _exact_shares(planes, masks, as_numpy(gates) @ planes.basis)
         errors = np.zeros(num_gates)
     else:
-        weights, errors = _monte_carlo(planes, masks, jax.random.key(0) if key is None else key, num_samples)
+        weights, errors = _monte_carlo_shares(planes, masks, jax.random.key(0) if key is None else key, num_samples)
     return jnp.asarray(weights, dtype), jnp.asarray(errors, dtype)
 
 
 def _plane_signs(planes: Hyperplanes, masks: np.ndarray) -> np.ndarray:
     """(P, k) signs ±1 of the masks with respect to each distinct hyperplane's normal."""
+    # Any row of a hyperplane tells the side of a gate; ``side`` relates the row to the normal.
     first = np.array([np.flatnonzero(planes.owner == j)[0] for j in range(planes.normals.shape[0])], int)
     return np.where(masks[first] == (planes.side[first] > 0)[:, None], 1.0, -1.0).T
 
 
-def _exact(planes: Hyperplanes, masks: np.ndarray, points: np.ndarray) -> np.ndarray:
+def _exact_shares(planes: Hyperplanes, masks: np.ndarray, points: np.ndarray) -> np.ndarray:
     num_planes, rank = planes.normals.shape
     if num_planes == 0:
         return np.ones(masks.shape[1])
     lengths = np.linalg.norm(points, axis=1, keepdims=True)
     points = points / np.where(lengths > 0, lengths, 1.0)
+    # The areas below are computed around a point inside each cell, so the gates must lie inside.
     signs = _plane_signs(planes, masks)
     outside = np.any((points @ planes.normals.T) * signs <= 0, axis=1)
     if outside.any():
@@ -109,6 +111,7 @@ def _arc_share(points: np.ndarray, normals: np.ndarray) -> np.ndarray:
     tangents = np.stack([-points[:, 1], points[:, 0]], axis=1)
     # A normal at angle φ from the point allows the arc from φ − π/2 to φ + π/2.
     angle = np.arctan2(np.einsum("pki,pi->pk", normals, tangents), np.einsum("pki,pi->pk", normals, points))
+    # The intersection of these arcs goes from max φ − π/2 to min φ + π/2.
     return (np.pi - angle.max(axis=1) + angle.min(axis=1)) / (2 * np.pi)
 
 
@@ -121,6 +124,7 @@ def _polygon_share(points: np.ndarray, normals: np.ndarray) -> np.ndarray:
     # Any two directions that complete the point to an orthonormal frame.
     # The last two right singular vectors of the point as a matrix of one row.
     frame = np.linalg.svd(points[:, None, :])[2][:, 1:, :]
+    # A right-handed frame makes the cross products of successive normals below point into the cone.
     frame[:, 1] *= np.sign(np.linalg.det(np.concatenate([points[:, None], frame], axis=1)))[:, None]
     # Gnomonic projection of the dual: facet {g : n·g = 0} becomes the point n·frame / n·point of the plane.
     plane = np.einsum("pki,pji->pkj", normals, frame) / np.einsum("pki,pi->pk", normals, points)[:, :, None]
@@ -139,6 +143,7 @@ def _polygon_share(points: np.ndarray, normals: np.ndarray) -> np.ndarray:
             first_vertex[cells] = vertex
             started = True
         last_vertex[cells] = vertex
+    # The last triangle closes the polygon.
     return (total + _triangle_area(points, last_vertex, first_vertex)) / (4 * np.pi)
 
 
@@ -146,6 +151,7 @@ def _triangle_area(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
     """Areas of spherical triangles of unit vectors, (P, 3) each (Van Oosterom and Strackee 1983)."""
     volume = np.einsum("pi,pi->p", a, np.cross(b, c))
     dots = [np.einsum("pi,pi->p", u, v) for u, v in ((a, b), (b, c), (c, a))]
+    # The two arguments of arctan2 also give areas above π, for which the second one is negative.
     return 2 * np.arctan2(volume, 1 + sum(dots))
 
 
@@ -166,21 +172,26 @@ def _hull_edges(plane: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.
         turn = (np.arctan2(offset[:, :, 1], offset[:, :, 0]) - direction[:, None]) % (2 * np.pi)
         # Rounding can turn an edge in line with the last one into a full turn back.
         turn[turn > 2 * np.pi - 1e-9] = 0.0
+        # The current corner and copies of it cannot be the next corner.
         turn[np.all(offset == 0, axis=2)] = np.inf
         following = np.argmin(turn, axis=1)
         step = turn[np.arange(cells.size), following]
         turned = turned + step
-        # Past a full turn the walk has gone over its start, a corner that is in line with its neighbours.
+        # After more than a full turn the walk has passed its start, which is in line with its neighbours: end there.
         following = np.where(turned > 2 * np.pi + 1e-9, start, following)
         yield cells, current, following
+        # Only the hulls that are not closed yet stay in the arrays.
         open_ = following != start
         direction = (direction + step)[open_]
         cells, current, start, turned = cells[open_], following[open_], start[open_], turned[open_]
 
 
-def _monte_carlo(planes: Hyperplanes, masks: np.ndarray, key: Array, num_samples: int) -> tuple[np.ndarray, np.ndarray]:
-    """Shares of random gates with their standard errors."""
+def _monte_carlo_shares(
+    planes: Hyperplanes, masks: np.ndarray, key: Array, num_samples: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Shares of random gates in each cell, with their standard errors."""
     positive = _plane_signs(planes, masks) > 0
+    # Packed sign patterns serve as keys, to find the cell of a sample without comparing it with every cell.
     index = {row.tobytes(): p for p, row in enumerate(np.packbits(positive, axis=1))}
     rank = planes.normals.shape[1]
     samples = as_numpy(jax.random.normal(key, (num_samples, rank)))
@@ -188,9 +199,9 @@ def _monte_carlo(planes: Hyperplanes, masks: np.ndarray, key: Array, num_samples
     for block in _row_blocks(samples, planes.normals.shape[0]):
         for row in np.packbits(block @ planes.normals.T > 0, axis=1):
             cell = index.get(row.tobytes())
-            # A sample on a hyperplane, or in a cell that is not asked about, counts for none.
+            # A sample on a hyperplane, or in a cell that is not among the masks, is not counted.
             if cell is not None:
                 counts[cell] += 1
-    # Half a hit more than was seen, so that a cell never hit has an error as well.
+    # Half a hit is added so that a cell without hits has a positive error.
     smoothed = (counts + 0.5) / (num_samples + 1)
     return counts / num_samples, np.sqrt(smoothed * (1 - smoothed) / num_samples)

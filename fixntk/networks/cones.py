@@ -66,6 +66,7 @@ class Cones(NamedTuple):
     @property
     def num_terms(self) -> int:
         """Barrier parameter of a pair of vectors: on the central path its duality gap is this over the weight."""
+        # Each of the two vectors has a logarithm for each row, and a second-order cone, whose barrier counts twice.
         return 2 * (self.rows.shape[0] + 2)
 
     def apply(self, vectors: Array) -> Float[Array, "... n P"]:
@@ -78,6 +79,7 @@ class Cones(NamedTuple):
 
     def shift(self, vectors: Array) -> Float[Array, "... P"]:
         """The smallest t ≥ 0 for which u_p + t h_p is in its cone, for each vector."""
+        # Along h_p the value of row i grows by its margin per unit of t. Zero rows have margin ∞ and need no shift.
         return jnp.max(jnp.maximum(-self.apply(vectors), 0) / self.margins, axis=-2)
 
 
@@ -123,6 +125,8 @@ def make_cones(x: Array, gates: Array, masks: Array) -> Cones:
 @jax.jit
 def _make_cones(x: Array, gates: Array, masks: Array) -> Cones:
     lengths = jnp.linalg.norm(x, axis=1, keepdims=True)
+    # Positive factors of rows do not change the cones. Spectral norm 1 makes step size 1 valid for the dual problem of
+    # the directions.
     units = x / jnp.where(lengths > 0, lengths, 1.0)
     rows = units / jnp.maximum(jnp.linalg.norm(units, 2), jnp.finfo(x.dtype).tiny)
     signs = 2 * masks.astype(x.dtype) - 1
@@ -140,13 +144,14 @@ def _make_cones(x: Array, gates: Array, masks: Array) -> Cones:
 
 
 def _max_margin_directions(cones: Cones) -> Float[Array, "P d"]:
-    """Unit vectors close to those of largest margin: min ½‖h‖² subject to G h ≥ 1, solved in its dual by FISTA.
+    """Unit vectors close to the vectors of largest margin: min ½‖h‖² subject to G h ≥ 1, solved in its dual by FISTA.
 
     The dual is max over a ≥ 0 of Σ a − ½‖Gᵀa‖², with h = Gᵀa. Step size 1 is right, as ‖G‖ = 1.
     """
     zeros = jnp.zeros_like(cones.signs)
 
     def ascend(_: ArrayLike, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        # A projected step along the gradient 1 − G Gᵀ a, then Nesterov's extrapolation.
         old, extrapolated, momentum = carry
         new = jnp.maximum(extrapolated + 1 - cones.apply(cones.adjoint(extrapolated)), 0)
         next_momentum = 0.5 * (1 + jnp.sqrt(1 + 4 * momentum**2))
@@ -167,6 +172,7 @@ def barrier_values(cones: Cones, vectors: Array, thresholds: float | Array, weig
     """
     values = cones.apply(vectors)
     radius, _ = smooth_radius(vectors, thresholds, weight)
+    # Logarithms are taken of positive values only; a vector outside its cone gets ∞ in the last line.
     is_inside = jnp.all((values > 0) | cones.zero_rows, axis=-2)
     logarithms = jnp.sum(jnp.where(values > 0, jnp.log(jnp.where(values > 0, values, 1.0)), 0.0), axis=-2)
     smooth = thresholds * radius - (jnp.log(2 * radius / (thresholds * weight)) + logarithms) / weight
@@ -180,6 +186,7 @@ def cone_barrier(cones: Cones, vectors: Array, thresholds: float | Array, weight
     (τ/r) I − (τ/r)² t / √(1 + τ²t²‖u‖²) u uᵀ + Gᵀ diag(t μ²) G.
     """
     values = cones.apply(vectors)
+    # A zero row constrains nothing and has multiplier zero.
     multipliers = jnp.where(cones.zero_rows, 0.0, 1 / (jnp.where(cones.zero_rows, 1.0, values) * weight))
     radius, root = smooth_radius(vectors, thresholds, weight)
     slope = thresholds / radius
@@ -188,6 +195,7 @@ def cone_barrier(cones: Cones, vectors: Array, thresholds: float | Array, weight
     squares = (cones.rows[:, :, None] * cones.rows[:, None, :]).reshape(-1, num_features**2)
     hessian = matmul((weight * multipliers**2).swapaxes(-1, -2), squares)
     hessian = hessian.reshape(*hessian.shape[:-1], num_features, num_features)
+    # The smoothed norm has the curvature τ/r, reduced along u itself.
     curvature = slope**2 * weight / root
     hessian -= curvature[..., None, None] * vectors[..., :, None] * vectors[..., None, :]
     hessian += slope[..., None, None] * jnp.eye(num_features, dtype=hessian.dtype)
@@ -220,6 +228,7 @@ def longest_step(cones: Cones, vectors: Array, directions: Array) -> Float[Array
     """The longest step, up to 1, that keeps a fixed share of the distance to the cones' boundaries."""
     values, changes = cones.apply(vectors), cones.apply(directions)
     is_approaching = changes < 0
+    # The step at which the value of a row reaches zero; ∞ for rows whose value does not fall.
     distances = jnp.where(is_approaching, -values / jnp.where(is_approaching, changes, 1.0), jnp.inf)
     return jnp.minimum(1.0, _BOUNDARY_SHARE * jnp.min(distances, axis=-2))
 

@@ -22,8 +22,9 @@ def from_group_weights(
 
     For one output: w = W/√‖W‖ and v = √‖W‖. The weight decay is Σ ‖W_p‖, so network and convex program have the same
     objective. For several outputs: one neuron for each singular value of W_p. The weight decay is the sum of the
-    nuclear norms, so the network's objective is that of the program with ``norm="nuclear"``, and at least that of
-    ``norm="frobenius"``. Neurons that are zero are left out, except under ``jit`` and ``vmap``.
+    nuclear norms, so the network's objective equals the objective of the program with ``norm="nuclear"``, and is at
+    least the objective of the program with ``norm="frobenius"``. Neurons that are zero are left out, except under
+    ``jit`` and ``vmap``.
 
     Parameters
     ----------

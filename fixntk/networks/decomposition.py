@@ -14,7 +14,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 from jaxtyping import Float, Int
 
-from fixntk._numerics import float64_allowed, safe_sqrt, with_dtype
+from fixntk._numerics import allow_float64, safe_sqrt, with_dtype
 from fixntk._warnings import ConvergenceWarning
 from fixntk.gates.masks import activation_masks
 from fixntk.networks.cones import (
@@ -40,7 +40,7 @@ class Decomposition(NamedTuple):
     positive, negative
         (P, d) the two parts.
     gaps
-        (P,) upper bounds on how far ‖positive‖ + ‖negative‖ is above its minimum, absolute; ∞ where none is known.
+        (P,) upper bounds on the excess of ‖positive‖ + ‖negative‖ over its minimum, absolute; ∞ if none is known.
     """
 
     positive: Float[Array, "P d"]
@@ -58,7 +58,7 @@ def decompose(x: Array, gates: Array, vectors: Array, *, method: str, tol: float
     if method not in DECOMPOSITIONS:
         raise ValueError(f"method must be one of {', '.join(DECOMPOSITIONS)}, got {method!r}")
     dtype, masks = vectors.dtype, activation_masks(x, gates)
-    with float64_allowed():
+    with allow_float64():
         x, gates, vectors = with_dtype((x, gates, vectors), jnp.float64)
         parts = _decompose(make_cones(x, gates, masks), vectors, method, tol, max_iter)
     return with_dtype(parts, dtype)
@@ -85,6 +85,7 @@ def _decompose(cones: Cones, vectors: Array, method: str, tol: float, max_iter: 
 @jax.jit
 def _shift_into_cones(cones: Cones, vectors: Array) -> Decomposition:
     """The shorter of the closed forms w = (w + t h) − t h and w = t h − (t h − w)."""
+    # The second form is the first one for −w, with the two parts exchanged.
     both = jnp.stack([vectors, -vectors])
     shifts = cones.shift(both)[..., None] * cones.directions
     sizes = _norms(both + shifts) + _norms(shifts)
@@ -96,7 +97,7 @@ def _shift_into_cones(cones: Cones, vectors: Array) -> Decomposition:
 
 
 class _PathState(NamedTuple):
-    """Where Newton's method is on the central path, and the best decomposition so far."""
+    """Position of Newton's method on the central path, and the shortest decomposition found."""
 
     iterations: Int[Array, ""]
     negative: Float[Array, "P d"]
@@ -134,6 +135,7 @@ def _minimize_norms(
         pair_direction = jnp.stack([direction, direction])
         slope = jnp.sum(gradient * direction, axis=1)
 
+        # Each gate has its own step length: its largest step inside both cones, shortened by Armijo's rule.
         def value(length: Array) -> Array:
             moved = pair_of(state.negative + length[:, None] * direction)
             return jnp.sum(barrier_values(cones, moved, 1.0, weight), axis=0)
@@ -153,6 +155,7 @@ def _minimize_norms(
 
 def _select_shorter(old: Decomposition, new: Decomposition) -> Decomposition:
     """The shorter of two decompositions of each vector, with the better of their two lower bounds."""
+    # Lower bounds hold for every decomposition, so the larger one is kept; fmax ignores the NaN of a failed step.
     lower = jnp.fmax(_sizes(new) - new.gaps, _sizes(old) - old.gaps)
     is_shorter = (_sizes(new) < _sizes(old))[:, None]
     positive, negative = (jnp.where(is_shorter, *parts) for parts in zip(new[:2], old[:2], strict=True))

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from fixntk._files import replacing
+from fixntk._files import replace_when_written
 from fixntk.gates.masks import activation_masks
 from fixntk.networks.models import GatedReLUNetwork, ReLUNetwork
 from fixntk.networks.neurons import Parameters, outputs, reshape_outputs
@@ -21,7 +21,7 @@ _TYPES: dict[str, type[GatedReLUNetwork] | type[ReLUNetwork]] = {
     "GatedReLUNetwork": GatedReLUNetwork,
     "ReLUNetwork": ReLUNetwork,
 }
-# What the files' metadata says.
+# Name and version of the format in the metadata of the files.
 _FORMAT = "fixntk network"
 _VERSION = 1
 
@@ -97,7 +97,7 @@ def save_network(network: GatedReLUNetwork | ReLUNetwork, path: str | Path) -> N
         "squeeze": str(network.squeeze),
     }
     library = _safetensors()
-    with replacing(path) as part:
+    with replace_when_written(path) as part:
         library.numpy.save_file(to_dict(network), part, metadata=metadata)
 
 

@@ -136,7 +136,7 @@ class GatedReLUNetwork:
         return weight_decay(self.parameters)
 
     def pruned(self, share: float = 0.0) -> GatedReLUNetwork:
-        """Without the neurons whose ‖w_j‖ ‖v_j‖ is at most ``share`` of the largest; at least one neuron stays."""
+        """Drop the neurons whose ‖w_j‖ ‖v_j‖ is at most ``share`` of the largest; at least one neuron stays."""
         kept = large_neurons(self.parameters, share)
         return replace(self, gates=self.gates[kept], hidden=self.hidden[kept], output=self.output[kept])
 
@@ -187,7 +187,7 @@ class GatedReLUNetwork:
             ``"minimum_norm"`` minimises ‖a‖ + ‖b‖ over all w = a − b with both in the cone. ``"interior"`` shifts w
             along a direction inside the cone, a closed form: faster, with larger norms.
         tol
-            For ``"minimum_norm"``: how far ‖a‖ + ‖b‖ may be above the minimum, as a share of ‖w‖.
+            For ``"minimum_norm"``: largest excess of ‖a‖ + ‖b‖ over the minimum, as a share of ‖w‖.
         max_iter
             For ``"minimum_norm"``: largest number of Newton steps.
 
@@ -199,7 +199,7 @@ class GatedReLUNetwork:
         Warns
         -----
         ConvergenceWarning
-            If the tolerance is not reached; the outputs are right, the norms larger than necessary.
+            If the tolerance is not reached; the outputs are correct, the norms are larger than necessary.
 
         Notes
         -----
@@ -280,7 +280,7 @@ class ReLUNetwork:
         return weight_decay(self.parameters)
 
     def pruned(self, share: float = 0.0) -> ReLUNetwork:
-        """Without the neurons whose ‖w_j‖ ‖v_j‖ is at most ``share`` of the largest; at least one neuron stays."""
+        """Drop the neurons whose ‖w_j‖ ‖v_j‖ is at most ``share`` of the largest; at least one neuron stays."""
         kept = large_neurons(self.parameters, share)
         return replace(self, hidden=self.hidden[kept], output=self.output[kept])
 

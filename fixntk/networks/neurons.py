@@ -105,7 +105,7 @@ def large_neurons(parameters: Parameters, share: float) -> Int[np.ndarray, " kep
     Raises
     ------
     ValueError
-        Under ``jit``, ``vmap`` and ``grad``: how many there are depends on values.
+        Under ``jit``, ``vmap`` and ``grad``: the number of neurons depends on values.
     """
     if is_traced(parameters):
         raise ValueError("pruned depends on values: it cannot be traced by jit, vmap or grad")

@@ -50,7 +50,7 @@ def _leaky_relu(slope: float) -> Activation:
 
     def haversines(pair: Gaussians) -> Haversines:
         if slope == -1:
-            # |u| forgets the sign: the angle θ and π − θ become the same one.
+            # |u| does not depend on the sign of u, so that angles θ and π − θ give the same result.
             smaller = jnp.minimum(pair.haversine, pair.havercosine)
             pair = pair._replace(haversine=smaller, havercosine=jnp.maximum(pair.haversine, pair.havercosine))
         lune = sine_less_angle_times_cosine(pair.haversine, pair.havercosine)
@@ -102,7 +102,7 @@ def polynomial(coefficients: Sequence[float]) -> Activation:
 
 
 def _as_numbers(name: str, values: Any) -> list[float]:
-    """Check constants, by which nothing is differentiated."""
+    """Check constants, for which there are no derivatives."""
     try:
         array = np.asarray(values)
     except (TypeError, ValueError) as error:
@@ -118,7 +118,7 @@ class _NoisyPair(NamedTuple):
     Attributes
     ----------
     noise1, noise2
-        √(1 / (1 + s std²)) of u and of v, where s scales the variance of the variable against that of the noise.
+        √(1 / (1 + s std²)) of u and of v, where s scales the variance of the variable relative to the noise.
     correlation
         s E[uv] / √((1 + s std1²)(1 + s std2²)).
     sine
@@ -131,7 +131,7 @@ class _NoisyPair(NamedTuple):
     sine: Array
 
 
-def _with_noise(pair: Gaussians, s: int) -> _NoisyPair:
+def _add_noise(pair: Gaussians, s: int) -> _NoisyPair:
     noise1, noise2 = (1 / (1 + s * std**2) for std in (pair.std1, pair.std2))
     signal1, signal2 = 1 - noise1, 1 - noise2
     rest = noise1 * noise2 + signal1 * noise2 + noise1 * signal2
@@ -142,12 +142,12 @@ def _with_noise(pair: Gaussians, s: int) -> _NoisyPair:
 
 def _erf(pair: Gaussians) -> Moments:
     # Williams 1997: E[erf(u)erf(v)] = (2/π) arcsin(correlation); arctan2 keeps its digits near ±1.
-    noise1, noise2, correlation, sine = _with_noise(pair, 2)
+    noise1, noise2, correlation, sine = _add_noise(pair, 2)
     return (2 / jnp.pi) * jnp.arctan2(correlation, sine), (4 / jnp.pi) * (noise1 / sine) * noise2
 
 
 def _gelu(pair: Gaussians) -> Moments:
-    noise1, noise2, correlation, sine = _with_noise(pair, 1)
+    noise1, noise2, correlation, sine = _add_noise(pair, 1)
     # φ(x) = x Φ(x), and Φ(x) is the probability that x plus noise is positive: first that both are.
     both_positive = 0.25 + jnp.arctan2(correlation, sine) / (2 * jnp.pi)
     # The normal density at u and v, times E[uv].
@@ -168,7 +168,7 @@ def _sin_and_cos(pair: Gaussians) -> tuple[Array, Array]:
 
 
 def _gaussian(pair: Gaussians) -> Moments:
-    noise1, noise2, correlation, sine = _with_noise(pair, 2)
+    noise1, noise2, correlation, sine = _add_noise(pair, 2)
     values = noise1 / sine * noise2
     return values, 2 * correlation * values * (noise1 / sine) * (noise2 / sine)
 
@@ -231,7 +231,7 @@ _KNOWN_FUNCTIONS: dict[Any, str] = {
 
 
 def as_activation(activation: str | Activation | Callable[[Array], Array]) -> Activation:
-    """An activation from its name, itself, or a function: in closed form where one is known, else by quadrature.
+    """Return an activation by its name, unchanged, or from a function: in closed form if known, else by quadrature.
 
     Raises
     ------

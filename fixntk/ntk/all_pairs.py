@@ -1,4 +1,4 @@
-"""Analytic kernels of all pairs of rows of two arrays, a tile of pairs at a time."""
+"""Analytic kernels of all pairs of rows of two arrays, computed for a tile of pairs at a time."""
 
 from __future__ import annotations
 
@@ -27,36 +27,36 @@ def kernels_of_all_pairs(
     tile: int,
     store_on_device: bool = True,
 ) -> tuple[Any, ...]:
-    """Kernels of all pairs of rows of x1 and x2, a tile at a time, from those of two tiles of rows."""
+    """Kernels of all pairs of rows of x1 and x2, computed by ``kernels`` for two tiles of rows at a time."""
     if x2 is not None:
         dtype = jnp.promote_types(x1.dtype, x2.dtype)
         x1, x2 = x1.astype(dtype), x2.astype(dtype)
     if store_on_device and max(x1.shape[0], 0 if x2 is None else x2.shape[0]) <= tile:
-        blocks = _one_tile(kernels, parameters, x1, x2)
-        return _symmetric(blocks) if x2 is None else blocks
+        blocks = _kernels_of_one_tile(kernels, parameters, x1, x2)
+        return _symmetrize(blocks) if x2 is None else blocks
     rows1, rows2 = _as_rows(x1, x2)
     grid = Grid(rows1, rows2, tile)
     if is_traced(parameters, x1, x2):
         # For derivatives a tile is computed again rather than kept.
         block = jax.checkpoint(partial(kernels, parameters), prevent_cse=False)
         empty = tuple(jnp.zeros(grid.padded_shape, x1.dtype) for _ in range(num_kernels))
-        return grid.fill(empty, lambda rows: rows, lambda rows1, rows2: _both_ways(block(rows1, rows2)))
+        return grid.fill(empty, lambda rows: rows, lambda rows1, rows2: _add_transposes(block(rows1, rows2)))
 
     def tile_kernels(i: int, j: int) -> BlocksBothWays:
         blocks = _tile_kernels(kernels, parameters, grid.tiles, i, j)
         if not grid.is_symmetric:
             return blocks, ()
         if i == j:
-            return _symmetric(blocks), ()
+            return _symmetrize(blocks), ()
         # Two programs: in one, XLA would compute everything again for the transposed tile.
-        return blocks, _transposed(blocks)
+        return blocks, _transpose(blocks)
 
     # The numbers of tiles are their features: taking tiles out of the grid is a part of the compiled program.
     return grid.fill_from_host((), (x1.dtype,) * num_kernels, lambda _, k: k, tile_kernels, store_on_device)
 
 
 @partial(jax.jit, static_argnums=0)
-def _one_tile(kernels: _Kernels, parameters: Any, x1: Array, x2: Array | None) -> Blocks:
+def _kernels_of_one_tile(kernels: _Kernels, parameters: Any, x1: Array, x2: Array | None) -> Blocks:
     rows1, rows2 = _as_rows(x1, x2)
     return kernels(parameters, rows1, rows1 if rows2 is None else rows2)
 
@@ -68,22 +68,22 @@ def _tile_kernels(kernels: _Kernels, parameters: Any, tiles: tuple[Rows, Rows], 
 
 
 @jax.jit
-def _symmetric(blocks: Blocks) -> Blocks:
-    """Rounding may differ by the order of two inputs: take the upper half."""
+def _symmetrize(blocks: Blocks) -> Blocks:
+    """Copy the upper half into the lower half, as rounding errors can depend on the order of two inputs."""
     return tuple(jnp.triu(block) + jnp.triu(block, 1).T for block in blocks)
 
 
-def _both_ways(blocks: Blocks) -> BlocksBothWays:
+def _add_transposes(blocks: Blocks) -> BlocksBothWays:
     return blocks, tuple(block.T for block in blocks)
 
 
 @jax.jit
-def _transposed(blocks: Blocks) -> Blocks:
+def _transpose(blocks: Blocks) -> Blocks:
     return tuple(block.T for block in blocks)
 
 
 @jax.jit
 def _as_rows(x1: Array, x2: Array | None) -> tuple[Rows, Rows | None]:
     rows1 = as_rows(x1, jnp.arange(x1.shape[0]))
-    # Negative numbers: a row of x2 may equal one of x1, but only its entries tell.
+    # Negative numbers: whether a row of x2 equals a row of x1 is not known in advance.
     return rows1, None if x2 is None else as_rows(x2, -1 - jnp.arange(x2.shape[0]))

@@ -30,10 +30,12 @@ from fixntk.ntk.covariances import Covariances, covariances_of_inputs
 from fixntk.ntk.layers import GlobalAveragePool, Layer, as_scalars, layers_of, mlp
 from fixntk.ntk.truncation import warn_if_truncated
 
+# Advice in the error for kernels that are larger than the memory.
 _REMEDY = "pass x1 in blocks of rows"
 
-# Numbers in a temporary of a tile. On a CPU it should stay in the cache, on an accelerator keep it busy.
+# Number of entries in a temporary array of a tile, by backend. On a CPU the array should fit into the cache.
 _TILE_SIZES = {"cpu": 2**18}
+# The same for all other backends, large enough to occupy an accelerator.
 _ACCELERATORS_TILE_SIZE = 2**22
 
 
@@ -96,7 +98,7 @@ def gated_relu_ntk(x1: ArrayLike, x2: ArrayLike | None = None) -> Float[Array, "
         check_same_columns("x1", x1, "x2", x2)
     _check_squares(x1, x2)
     check_kernel_fits(x1, x1 if x2 is None else x2, _REMEDY)
-    return kernels_of_all_pairs(_gated_relu, 1, None, x1, x2, _tile(None, 1))[0]
+    return kernels_of_all_pairs(_gated_relu, 1, None, x1, x2, _tile_rows(None, 1))[0]
 
 
 def mlp_kernel(
@@ -122,7 +124,7 @@ def mlp_kernel(
     x1
         (n1, d) inputs. No unit.
     x2
-        (n2, d) inputs; x1 when None; then only about half of the tiles, where there are several, is computed.
+        (n2, d) inputs; x1 when None; of several tiles only about half are then computed.
     depth
         Number of hidden layers.
     activation
@@ -132,9 +134,9 @@ def mlp_kernel(
     w_std, b_std
         Standard deviations of weights and biases. No bias for 0. JAX scalars can be differentiated by.
     input_scale
-        What the inner products of inputs are multiplied with; 1/d when None.
+        Factor of the inner products of inputs; 1/d when None.
     batch_size
-        Rows of x1 and x2 that are computed at a time; chosen by the size of the cache when None.
+        Number of rows of x1, and of x2, that are computed at a time; chosen by the size of the cache when None.
     store_on_device
         False collects the tiles in NumPy arrays on the host as they are finished, for kernels larger than the device's
         memory. Not possible under ``jax.jit``.
@@ -155,7 +157,7 @@ def mlp_kernel(
     Warns
     -----
     UserWarning
-        If the series of an activation that is integrated leaves out more than 1e-4 of a second moment.
+        If the series of an activation without closed form omits more than 1e-4 of a second moment.
 
     References
     ----------
@@ -171,7 +173,7 @@ def mlp_kernel(
     See docs/mathematics.md, M13.
     """
     network = mlp(depth, activation, w_std, b_std)
-    return _checked(network, x1, x2, (2,), input_scale, batch_size, store_on_device)
+    return _compute_kernels(network, x1, x2, (2,), input_scale, batch_size, store_on_device)
 
 
 def network_kernel(
@@ -197,9 +199,9 @@ def network_kernel(
     x1
         (n1, d) inputs, or (n1, …, channels), such as images, with up to three axes of positions. No unit.
     x2
-        (n2, …) inputs; x1 when None; then only about half of the tiles, where there are several, is computed.
+        (n2, …) inputs; x1 when None; of several tiles only about half are then computed.
     input_scale
-        What the inner products of inputs are multiplied with; one over the number of features or channels when None.
+        Factor of the inner products of inputs; one over the number of features or channels when None.
     batch_size, store_on_device
         As in :func:`mlp_kernel`, and so are the result and the warning.
 
@@ -228,10 +230,10 @@ def network_kernel(
     functions = [leaf for leaf in jax.tree.leaves(network) if callable(leaf)]
     if functions:
         raise TypeError(f"network must be built of layers that are pytrees, such as Dense(), got {functions[0]!r}")
-    return _checked(network, x1, x2, (2, 3, 4, 5), input_scale, batch_size, store_on_device)
+    return _compute_kernels(network, x1, x2, (2, 3, 4, 5), input_scale, batch_size, store_on_device)
 
 
-def _checked(
+def _compute_kernels(
     network: Layer,
     x1: ArrayLike,
     x2: ArrayLike | None,
@@ -248,7 +250,7 @@ def _checked(
     if store_on_device:
         check_kernel_fits(x1, x1 if x2 is None else x2, _REMEDY, num_kernels=2)
     num_positions = math.prod(x1.shape[1:-1])
-    tile = _tile(batch_size, num_positions**2 if _pools(network) else num_positions)
+    tile = _tile_rows(batch_size, num_positions**2 if _needs_all_positions(network) else num_positions)
     if input_scale is None:
         input_scale = 1 / x1.shape[-1]
     check_scalar("input_scale", input_scale)
@@ -266,15 +268,15 @@ def _check_squares(x1: Array, x2: Array | None) -> None:
         check_squares("x2", x2)
 
 
-def _tile(batch_size: int | None, numbers_per_pair: int) -> int:
-    """Rows of a tile."""
+def _tile_rows(batch_size: int | None, numbers_per_pair: int) -> int:
+    """Number of rows of a tile."""
     if batch_size is not None:
         return as_positive_int("batch_size", batch_size)
     size = _TILE_SIZES.get(jax.default_backend(), _ACCELERATORS_TILE_SIZE)
     return max(1, math.isqrt(size // numbers_per_pair))
 
 
-def _pools(network: Any) -> bool:
+def _needs_all_positions(network: Any) -> bool:
     """Whether covariances between different positions are needed."""
     return bool(layers_of(GlobalAveragePool, network))
 
@@ -286,7 +288,7 @@ def _gated_relu(_: None, rows1: Rows, rows2: Rows) -> tuple[Array]:
 
 def _network(parameters: tuple[Layer, Any], rows1: Rows, rows2: Rows) -> tuple[Array, Array]:
     network, input_scale = as_scalars(*parameters, rows1.lengths.dtype)
-    outputs = network(covariances_of_inputs(rows1, rows2, input_scale, _pools(network)))
+    outputs = network(covariances_of_inputs(rows1, rows2, input_scale, _needs_all_positions(network)))
     if not isinstance(outputs, Covariances):
         raise TypeError(f"network must return Covariances, got {outputs!r}")
     if outputs.num_positions:

@@ -24,7 +24,7 @@ _NEARLY_PARALLEL = 1 - 2 / 16**2
 
 
 class Rows(NamedTuple):
-    """Vectors with what all their pairs need.
+    """Vectors with the quantities that the angles of all their pairs need.
 
     Attributes
     ----------
@@ -69,6 +69,7 @@ def as_rows(x: Array, numbers: Array) -> Rows:
 
 def _powers_of_two(sizes: Array) -> tuple[Array, Array]:
     """Two powers of two within the dtype's range, whose product is the next one above a size; ones for zero."""
+    # frexp writes a size as m · 2^e with 1/2 ≤ m < 1. The exponent e is piecewise constant and has no derivative.
     exponents = jnp.where(sizes > 0, jnp.frexp(lax.stop_gradient(sizes))[1], 0)
     half = exponents // 2
     ones = jnp.ones_like(sizes)
@@ -82,17 +83,19 @@ def products_and_angles(rows1: Rows, rows2: Rows) -> tuple[Array, Array, Array]:
     θ is π/2 to a zero vector and exactly 0 between vectors of the same number.
 
     ‖u − v‖²/4 and ‖u + v‖²/4 of unit vectors keep full precision at every angle, where arccos(u·v) loses half of the
-    digits near 0 and π. Away from there they come from u·v, one matrix product; pairs near there are taken again by
-    the differences of the vectors, a row at a time where columns are many.
+    digits near 0 and π. Away from 0 and π they are computed from u·v, one matrix product. Pairs near 0 and π are
+    recomputed from the differences of the vectors, one row at a time if there are many columns.
     """
     same = rows1.numbers[:, None] == rows2.numbers
     cosine = matmul(rows1.units, rows2.units.T)
+    # 1 − cos θ = 2 sin²(θ/2) and 1 + cos θ = 2 cos²(θ/2); rounding errors can make them negative.
     haversine, havercosine = jnp.maximum(1 - cosine, 0) / 2, jnp.maximum(1 + cosine, 0) / 2
     # Only pairs that are nearly parallel, or nearly opposite (sign −1), need their differences.
     near, sign = (jnp.abs(cosine) > _NEARLY_PARALLEL) & ~same, jnp.sign(cosine)
 
-    def corrected(rows1: Rows, sign: Array, near: Array, haversine: Array, havercosine: Array) -> tuple[Array, Array]:
-        # sin²(θ/2) of the angle to v, or to −v where the vectors are nearly opposite.
+    def recompute(rows1: Rows, sign: Array, near: Array, haversine: Array, havercosine: Array) -> tuple[Array, Array]:
+        # sin²(θ/2) of the angle to v, or to −v where the vectors are nearly opposite. One minus this small number has
+        # full relative precision.
         quarter = jnp.sum(_difference(rows1, rows2, sign) ** 2, axis=-1) / 4
         smaller, larger = jnp.where(near, quarter, 0.0), jnp.where(near, 1 - quarter, 0.0)
         haversine = jnp.where(near, jnp.where(sign > 0, smaller, larger), haversine)
@@ -100,24 +103,25 @@ def products_and_angles(rows1: Rows, rows2: Rows) -> tuple[Array, Array, Array]:
 
     if rows1.units.shape[1] <= _FEW_COLUMNS:
         each = jax.tree.map(lambda array: array[:, None], rows1)
-        haversine, havercosine = corrected(each, sign, near, haversine, havercosine)
+        haversine, havercosine = recompute(each, sign, near, haversine, havercosine)
     else:
         # A loop over the rows that have such a pair, usually none: all differences would take n1 × n2 × d numbers.
         has_near = jnp.any(near, axis=1)
         num_rows = jnp.sum(has_near)
         numbers = jnp.nonzero(has_near, size=near.shape[0], fill_value=0)[0]
 
-        def correct(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        def recompute_row(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
             step, haversine, havercosine = state
             row = numbers[step]
             one = jax.tree.map(lambda array: array[row], rows1)
-            new = corrected(one, sign[row], near[row], haversine[row], havercosine[row])
+            new = recompute(one, sign[row], near[row], haversine[row], havercosine[row])
             return step + 1, haversine.at[row].set(new[0]), havercosine.at[row].set(new[1])
 
         # The lengths of the loop are known only at run time: a while loop, not a scan.
         start = jnp.zeros_like(num_rows), haversine, havercosine
-        _, haversine, havercosine = lax.while_loop(lambda state: state[0] < num_rows, correct, start)
+        _, haversine, havercosine = lax.while_loop(lambda state: state[0] < num_rows, recompute_row, start)
     haversine, havercosine = jnp.where(same, 0.0, haversine), jnp.where(same, 1.0, havercosine)
+    # cos θ = cos²(θ/2) − sin²(θ/2) replaces the less exact product of the unit vectors.
     cosine = jnp.where(near | same, havercosine - haversine, cosine)
     return rows1.lengths[:, None] * rows2.lengths * cosine, haversine, havercosine
 
@@ -125,8 +129,8 @@ def products_and_angles(rows1: Rows, rows2: Rows) -> tuple[Array, Array, Array]:
 def _difference(rows1: Rows, rows2: Rows, sign: Array) -> Array:
     """Difference u − sign·v of unit vectors from x − sign·y, which is exact where they are close.
 
-    With δ = ‖x‖ − ‖y‖ it is (x − sign·y − sign·δ v) / ‖x‖. Powers of two bring the lengths near each other first,
-    so that the first difference is exact whatever they are.
+    With δ = ‖x‖ − ‖y‖ it is (x − sign·y − sign·δ v) / ‖x‖. Powers of two first bring the lengths close to each
+    other, so that the first difference is exact for all lengths.
     """
     sign, length1, length2 = (array[..., None] for array in (sign, rows1.scaled_lengths, rows2.scaled_lengths))
     power = jnp.where(length1 > 1.4 * length2, 2.0, jnp.where(1.4 * length1 < length2, 0.5, 1.0)).astype(sign.dtype)
@@ -145,14 +149,17 @@ def _products_and_angles_jvp(primals: tuple[Rows, Rows], tangents: tuple[Rows, R
     _, haversine, havercosine = values
     # Not by the units, which have no derivative at zero, where the product has one.
     product = matmul(change1.x, rows2.x.T) + matmul(rows1.x, change2.x.T)
+    # The derivative of cos θ = product / lengths is (d product − cos θ d lengths) / lengths; stretch is d lengths.
     lengths = rows1.lengths[:, None] * rows2.lengths
     stretch = change1.lengths[:, None] * rows2.lengths + rows1.lengths[:, None] * change2.lengths
     cosine = (product - (havercosine - haversine) * stretch) / jnp.where(lengths > 0, lengths, 1.0)
     cosine = jnp.where(lengths > 0, cosine, 0.0)
-    # Which cancels near 0 and π, where an angle's derivative divides by its sine.
+    # This difference cancels near 0 and π, where the derivative of the angle divides by its sine.
     near = (jnp.abs(havercosine - haversine) > _NEARLY_PARALLEL) & (rows1.numbers[:, None] != rows2.numbers)
     sign = jnp.sign(havercosine - haversine)
+    # There cos θ = sign · (1 − ‖u − sign·v‖²/2) is differentiated instead.
     cosine = jnp.where(near, -sign * _differences_along(near, sign, primals, tangents), cosine)
+    # The haversine is (1 − cos θ)/2 and the havercosine (1 + cos θ)/2.
     return values, (product, -cosine / 2, cosine / 2)
 
 
@@ -162,19 +169,20 @@ def _differences_along(near: Array, sign: Array, rows: tuple[Rows, Rows], change
 
     # Not kept for the backward pass: n1 × n2 × d numbers.
     @jax.checkpoint
-    def of_rows(rows1: Rows, changes1: Array, sign: Array) -> Array:
+    def sum_products(rows1: Rows, changes1: Array, sign: Array) -> Array:
         """One row, or (n1, 1, d) of them, with all of the second."""
         return jnp.sum(_difference(rows1, rows2, sign) * (changes1 - sign[..., None] * changes2), axis=-1)
 
     if changes1.shape[1] <= _FEW_COLUMNS:
-        return of_rows(jax.tree.map(lambda array: array[:, None], rows1), changes1[:, None], sign)
+        return sum_products(jax.tree.map(lambda array: array[:, None], rows1), changes1[:, None], sign)
 
     @jax.checkpoint
-    def of_row(_: None, row: tuple[Array, Rows, Array, Array]) -> tuple[None, Array]:
+    def sum_products_of_row(_: None, row: tuple[Array, Rows, Array, Array]) -> tuple[None, Array]:
+        # Rows without a near pair, usually all, skip the differences.
         near, *operands = row
-        return None, lax.cond(jnp.any(near), of_rows, lambda *_: jnp.zeros_like(row[-1]), *operands)
+        return None, lax.cond(jnp.any(near), sum_products, lambda *_: jnp.zeros_like(row[-1]), *operands)
 
-    return lax.scan(of_row, None, (near, rows1, changes1, sign))[1]
+    return lax.scan(sum_products_of_row, None, (near, rows1, changes1, sign))[1]
 
 
 @jax.custom_jvp
@@ -184,6 +192,7 @@ def full_angle(haversine: Array, havercosine: Array) -> Array:
     A polynomial of the smaller one: several times faster than the library's arctan2. The derivative is zero at 0 and
     π, where the angle between vectors has a kink: the mean of the one-sided ones.
     """
+    # The smaller one, t = sin² of half the angle or of half its supplement, is at most 1/2, where the series is short.
     square = jnp.minimum(haversine, havercosine)
     doubled = 2 * safe_sqrt(square) * _polynomial_value(_arcsine_series, square)
     return jnp.where(haversine > havercosine, jnp.pi - doubled, doubled)
@@ -192,6 +201,7 @@ def full_angle(haversine: Array, havercosine: Array) -> Array:
 @full_angle.defjvp
 def _full_angle_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
     haversine, havercosine = primals
+    # With h = sin²(θ/2), dh = √(h (1 − h)) dθ; the tangents of h and of 1 − h enter symmetrically.
     half_sine = safe_sqrt(haversine * havercosine)
     change = havercosine * tangents[0] - haversine * tangents[1]
     change = jnp.where(half_sine > 0, change / jnp.where(half_sine > 0, half_sine, 1.0), 0.0)
@@ -203,7 +213,7 @@ def sine_less_angle_times_cosine(haversine: Array, havercosine: Array) -> Array:
     """Sin θ − θ cos θ, about θ³/3 near 0, to a few units of rounding; so is its derivative θ sin θ."""
     square = jnp.minimum(haversine, havercosine)
     folded = 2 * square * safe_sqrt(square) * _polynomial_value(_lune_series, square)
-    # At π − θ it is π cos θ more.
+    # The function at θ is its value at π − θ minus π cos θ.
     return jnp.where(haversine > havercosine, folded + jnp.pi * (haversine - havercosine), folded)
 
 
@@ -231,9 +241,11 @@ def _arcsine_series(is_double: bool) -> tuple[float, ...]:
 
 @cache
 def _lune_series(is_double: bool) -> tuple[float, ...]:
-    """The same for (sin θ − θ cos θ) / (2 t√t), with sin θ = 2 √t √(1 − t) and cos θ = 1 − 2t."""
-    roots = np.cumprod([1.0, *((k - 1.5) / k for k in range(1, _NUM_TERMS))])  # √(1 − t)
+    """Coefficients of (sin θ − θ cos θ) / (2 t√t) in t, from sin θ = 2 √t √(1 − t) and cos θ = 1 − 2t."""
+    # Taylor coefficients of √(1 − t), and of t times the arcsine series.
+    roots = np.cumprod([1.0, *((k - 1.5) / k for k in range(1, _NUM_TERMS))])
     shifted = np.concatenate([[0.0], _ARCSINE[:-1]])
+    # The constant terms cancel, so that the division by t drops the first coefficient.
     return _short_polynomial((roots - _ARCSINE + 2 * shifted)[1:], is_double)
 
 

@@ -36,6 +36,7 @@ class OutputAxes(NamedTuple):
     @property
     def num_pairs(self) -> int:
         """Number of pairs of outputs whose Jacobians are multiplied."""
+        # A traced or diagonal axis pairs each index with itself only.
         shared = math.prod(self.sizes[k] for k in (*self.traced, *self.diagonal))
         return self.num_outputs**2 // max(shared, 1)
 
@@ -49,6 +50,8 @@ class OutputAxes(NamedTuple):
 
     def subscripts(self) -> tuple[str, str, str]:
         """Einsum subscripts of the output axes of both examples and of the result."""
+        # The first example has letters from the start of the alphabet, the second from the end. Both share the letter
+        # of an axis that is traced or diagonal. A traced axis has no letter in the result: einsum sums over it.
         first = string.ascii_uppercase[: len(self.sizes)]
         second = "".join(
             letter if self._copies(k) < 2 else string.ascii_uppercase[-1 - k] for k, letter in enumerate(first)
@@ -57,8 +60,9 @@ class OutputAxes(NamedTuple):
         result = "".join((one + two) if one != two else one for k, (one, two) in enumerate(both) if self._copies(k))
         return first, second, result
 
-    def transposed(self, kernel: Array, leading: int) -> Array:
+    def transpose(self, kernel: Array, leading: int) -> Array:
         """Swap the two copies of each full axis; ``leading`` axes stand before the output axes."""
+        # ``position`` counts the axes of the kernel, of which each output axis has as many as its copies.
         order, position = list(range(leading)), leading
         for k in range(len(self.sizes)):
             copies = self._copies(k)
@@ -67,7 +71,7 @@ class OutputAxes(NamedTuple):
         return jnp.transpose(kernel, order)
 
     def select(self, full: Array) -> Array:
-        """Reduce a kernel (*outputs, *outputs) of a pair of examples to the axes asked for, summed where traced."""
+        """Reduce a kernel (*outputs, *outputs) of a pair of examples to the requested axes, summed where traced."""
         first, second, result = self.subscripts()
         return jnp.einsum(f"{first}{second}->{result}", full)
 
@@ -91,7 +95,10 @@ def outer_inner_product(axes: OutputAxes, site: Site, factors1: Factors, factors
     # Axes of size one are left out: with them the products below would be batched instead of one large product.
     group = "g" if site.groups > 1 else ""
     row, column = ("t", "s") if site.positions > 1 else ("", "")
+    # First the products a_t · a'_s of activations and δ_t · δ'_s of signals for all positions t, s, then their sum.
     if site.is_lookup:
+        # The activations of a look-up are one-hot vectors, whose inner product tells whether two row numbers are equal.
+        # Row numbers out of bounds have no derivative.
         rows, columns = factors1.activations[:, None], factors2.activations[None, :]
         known = (rows >= 0) & (rows < site.inputs)
         activations = ((rows == columns) & known).astype(factors1.signals.dtype)
@@ -99,15 +106,16 @@ def outer_inner_product(axes: OutputAxes, site: Site, factors1: Factors, factors
     else:
         activations = _einsum(
             f"{group}{row}i,{group}{column}i->{group}{row}{column}",
-            _without_ones(factors1.activations, site),
-            _without_ones(factors2.activations, site),
+            _drop_unit_axes(factors1.activations, site),
+            _drop_unit_axes(factors2.activations, site),
         )
     products = _einsum(
         f"{first}{group}{row}j,{second}{group}{column}j->{result}{group}{row}{column}",
-        _without_ones(factors1.signals, site),
-        _without_ones(factors2.signals, site),
+        _drop_unit_axes(factors1.signals, site),
+        _drop_unit_axes(factors2.signals, site),
     )
     if not group and not row:
+        # With one group and one position the activations' product is a single number.
         return activations * products
     return _einsum(f"{group}{row}{column},{result}{group}{row}{column}->{result}", activations, products)
 
@@ -131,7 +139,7 @@ def jacobian_flops(site: Site, axes: OutputAxes) -> tuple[float, float]:
     return 2.0 * axes.num_outputs * site.positions * size, 2.0 * axes.num_pairs * size
 
 
-def _without_ones(factor: Array, site: Site) -> Array:
+def _drop_unit_axes(factor: Array, site: Site) -> Array:
     """Drop the group and position axes (the second and third from the end) of size one."""
     kept = [size for size in (site.groups, site.positions) if size > 1]
     return factor.reshape(*factor.shape[:-3], *kept, factor.shape[-1])

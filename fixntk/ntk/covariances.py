@@ -20,18 +20,18 @@ from fixntk._numerics import safe_sqrt
 from fixntk.ntk.angles import Rows, products_and_angles
 from fixntk.ntk.gaussians import Gaussians
 
-# Rounding error of a mean, in units of the dtype's epsilon: a smaller difference says nothing about an angle.
+# Bound on the rounding error of a mean, in units of the dtype's epsilon. A difference below it is treated as zero.
 _MEAN_ROUNDING = 32
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Pairs:
-    """Pairs of inputs as they are after some layers: one hidden unit's two values, over the random weights.
+    """Second moments of a hidden unit's values at pairs of inputs after some layers, over the random weights.
 
-    The arrays broadcast to (n1, n2, positions …), where positions are none, those of an image that both inputs share
-    (each position of the first with the same one of the second), or all pairs of positions: first the first input's,
-    then the second's.
+    The arrays broadcast to (n1, n2, positions …). The positions are absent; or positions of an image, where each
+    position of the first input is paired with the same position of the second; or all pairs of positions, with the axes
+    of the first input before the axes of the second.
 
     Attributes
     ----------
@@ -42,7 +42,7 @@ class Pairs:
     haversine, havercosine
         sin²(θ/2) and cos²(θ/2) of the angle θ with cos θ = their correlation.
     ntk
-        The NTK Θ so far.
+        The NTK Θ after these layers.
     """
 
     variance1: Array
@@ -60,19 +60,19 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Covariances:
-    """All that a layer needs to know about pairs of inputs.
+    """The state that a layer maps: pairs of first and second inputs, and pairs of each input with itself.
 
     Attributes
     ----------
     pairs
         Each of the first inputs with each of the second.
     own1, own2
-        Each first input with itself, (n1, 1, …), and each second, (1, n2, …), at all pairs of positions; None where
-        a position only meets itself.
+        Each first input with itself, (n1, 1, …), and each second input with itself, (1, n2, …), at all pairs of
+        positions; None if only equal positions are paired.
     num_positions
-        How many axes of positions an input has.
+        Number of axes of positions of an input.
     is_gaussian
-        Whether the values are Gaussian: sums over random weights.
+        Whether the values are Gaussian, as sums over random weights are.
     """
 
     pairs: Pairs
@@ -83,7 +83,7 @@ class Covariances:
 
     @property
     def has_all_positions(self) -> bool:
-        """Whether pairs of different positions are known as well."""
+        """Whether pairs of different positions are included."""
         return self.own1 is not None
 
     def map(self, change: Callable[[Pairs], Pairs], **flags: Any) -> Covariances:
@@ -93,7 +93,7 @@ class Covariances:
 
     @property
     def sides(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Axes of the positions of the first and of the second inputs; the same ones where both share them."""
+        """Axes of the positions of the first and of the second inputs; the same axes if both share them."""
         first = tuple(range(2, 2 + self.num_positions))
         second = tuple(axis + self.num_positions for axis in first)
         return first, second if self.has_all_positions else first
@@ -105,11 +105,13 @@ def add_pairs(pairs1: Pairs, pairs2: Pairs) -> Pairs:
     variance1, variance2 = pairs1.variance1 + pairs2.variance1, pairs1.variance2 + pairs2.variance2
     product1, product2 = first.std1 * first.std2, second.std1 * second.std2
     lengths = product1 + product2
-    # Lagrange's identity: what √(variance1 variance2) exceeds the sum of the lengths' products by.
+    # Lagrange's identity: √(variance1 variance2) − lengths = crossed² / total, without a difference of near numbers.
     product3, product4 = first.std1 * second.std2, second.std1 * first.std2
     crossed, rounding = product3 - product4, 4 * jnp.finfo(lengths.dtype).eps * product3
     total = safe_sqrt(variance1) * safe_sqrt(variance2) + lengths
+    # A difference within rounding errors counts as zero, so that equal inputs keep the angle zero.
     excess = jnp.where(jnp.abs(crossed) > rounding, crossed**2 / jnp.where(total > 0, total, 1.0), 0.0)
+    # Both shares are the new haversine and havercosine times 2 √(variance1 variance2), which cancels in the ratio.
     haversines = haversines_from_shares(
         excess + 2 * (product1 * pairs1.haversine + product2 * pairs2.haversine),
         excess + 2 * (product1 * pairs1.havercosine + product2 * pairs2.havercosine),
@@ -126,23 +128,25 @@ def average_pairs(pairs: Pairs, mean: Callable[..., Array], sides: tuple[tuple[i
     sin_share = mean(2 * lengths * pairs.haversine, *both)
     cos_share = mean(2 * lengths * pairs.havercosine, *both)
     total = safe_sqrt(variance1) * safe_sqrt(variance2)
+    # √(variance1 variance2) minus the mean length, which is not negative by the Cauchy–Schwarz inequality.
     excess = total - (sin_share + cos_share) / 2
     excess = jnp.where(excess > _MEAN_ROUNDING * jnp.finfo(total.dtype).eps * total, excess, 0.0)
     haversines = haversines_from_shares(sin_share + excess, cos_share + excess)
-    # One sum less than by the covariances, which are lengths · (cos² − sin²).
+    # The covariance is lengths · (cos² − sin²), so its mean follows from the shares without another sum.
     return Pairs(variance1, variance2, (cos_share - sin_share) / 2, *haversines, mean(pairs.ntk, *both))
 
 
 def haversines_from_moments(variance1: Array, variance2: Array, covariance: Array) -> tuple[Array, Array]:
-    """Haversine and havercosine from second moments alone, zero where they cannot tell them from zero."""
+    """Haversine and havercosine from second moments alone; zero if they are below the rounding error."""
     total = safe_sqrt(variance1) * safe_sqrt(variance2)
     rounding = _MEAN_ROUNDING * jnp.finfo(total.dtype).eps * total
+    # total ∓ covariance are 2 · total · sin²(θ/2) and 2 · total · cos²(θ/2).
     shares = (jnp.where(share > rounding, share, 0.0) for share in (total - covariance, total + covariance))
     return haversines_from_shares(*shares)
 
 
 def haversines_from_shares(sin_share: Array, cos_share: Array) -> tuple[Array, Array]:
-    """Haversine and havercosine from two numbers in their ratio; a right angle if both are 0."""
+    """Haversine and havercosine in the ratio of two numbers; a right angle if both numbers are 0."""
     total = sin_share + cos_share
     known = total > 0
     scale = 1 / jnp.where(known, total, 1.0)
@@ -150,32 +154,34 @@ def haversines_from_shares(sin_share: Array, cos_share: Array) -> tuple[Array, A
 
 
 def covariances_of_inputs(rows1: Rows, rows2: Rows, scale: Any, has_all_positions: bool) -> Covariances:
-    """Covariances of inputs: they are fixed, so their inner products take the place of expectations."""
+    """Covariances of inputs, which are fixed, so that inner products replace expectations."""
     positions = rows1.lengths.shape[1:]
     if not positions:
         return Covariances(_inner_products(rows1, rows2, scale), None, None, 0, is_gaussian=False)
     size, ones = math.prod(positions), (1,) * len(positions)
 
-    def stacked(rows: Rows) -> Rows:
-        """Positions (n, S, …) in one axis, each with a number of its own."""
+    def stack_positions(rows: Rows) -> Rows:
+        """Merge the axes of positions into one, (n, S, …), and give each position its own number."""
+        # Numbers of different rows and positions stay distinct, and rows of x2 keep negative numbers.
         step = jnp.where(rows.numbers < 0, -1, 1)[:, None]
         numbers = rows.numbers[:, None] * size + step * jnp.arange(size)
         vectors = (array.reshape(-1, size, array.shape[-1]) for array in (rows.x, rows.units, rows.scaled))
         x, units, scaled = vectors
         return Rows(x, units, rows.lengths.reshape(-1, size), numbers, scaled, rows.scaled_lengths.reshape(-1, size))
 
-    first, second = stacked(rows1), stacked(rows2)
+    first, second = stack_positions(rows1), stack_positions(rows2)
     if not has_all_positions:
         at_each = jax.vmap(partial(_inner_products, scale=scale), in_axes=1, out_axes=-1)(first, second)
         pairs = jax.tree.map(lambda array: array.reshape(*array.shape[:2], *positions), at_each)
         return Covariances(pairs, None, None, len(positions), is_gaussian=False)
 
-    def of_all(first: Rows, second: Rows) -> Pairs:
-        """Every position of every input in one long list."""
+    def pairs_of_all_positions(first: Rows, second: Rows) -> Pairs:
+        """Pairs of every position of the first inputs with every position of the second inputs."""
         flat1, flat2 = jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), (first, second))
         num_rows1, num_rows2 = first.lengths.shape[0], second.lengths.shape[0]
 
-        def unfolded(array: Array) -> Array:
+        def unfold(array: Array) -> Array:
+            # From (n1 · S, n2 · S) to (n1, n2, positions of the first, positions of the second).
             array = array.reshape(num_rows1, size, num_rows2, size).swapaxes(1, 2)
             return array.reshape(num_rows1, num_rows2, *positions, *positions)
 
@@ -183,21 +189,24 @@ def covariances_of_inputs(rows1: Rows, rows2: Rows, scale: Any, has_all_position
         variance1 = flat.variance1.reshape(num_rows1, 1, *positions, *ones)
         variance2 = flat.variance2.reshape(1, num_rows2, *ones, *positions)
         crossed = (flat.covariance, flat.haversine, flat.havercosine, flat.ntk)
-        return Pairs(variance1, variance2, *map(unfolded, crossed))
+        return Pairs(variance1, variance2, *map(unfold, crossed))
 
-    def own(rows: Rows) -> Pairs:
-        def alone(row: Rows) -> Pairs:
+    def pairs_of_own_positions(rows: Rows) -> Pairs:
+        def pairs_of_one(row: Rows) -> Pairs:
             single = jax.tree.map(lambda array: array[None], row)
-            return of_all(single, single)
+            return pairs_of_all_positions(single, single)
 
-        return jax.tree.map(lambda array: array[:, 0], jax.vmap(alone)(rows))
+        # Each input alone with itself gives (n, 1, 1, …), of which one axis is dropped.
+        return jax.tree.map(lambda array: array[:, 0], jax.vmap(pairs_of_one)(rows))
 
-    own2 = jax.tree.map(lambda array: array.swapaxes(0, 1), own(second))
-    return Covariances(of_all(first, second), own(first), own2, len(positions), is_gaussian=False)
+    own2 = jax.tree.map(lambda array: array.swapaxes(0, 1), pairs_of_own_positions(second))
+    return Covariances(
+        pairs_of_all_positions(first, second), pairs_of_own_positions(first), own2, len(positions), is_gaussian=False
+    )
 
 
 def _inner_products(rows1: Rows, rows2: Rows, scale: Any) -> Pairs:
-    """Pairs of plain vectors."""
+    """Pairs of vectors without positions."""
     products, haversine, havercosine = products_and_angles(rows1, rows2)
     variance1, variance2 = scale * rows1.lengths[:, None] ** 2, scale * rows2.lengths**2
     return Pairs(variance1, variance2[None], scale * products, haversine, havercosine, jnp.zeros_like(products))

@@ -85,12 +85,12 @@ class GradientFlow:
             Times in steps of the learning rate, of any shape, not negative. None and ``inf`` are the limit t = ∞.
         kernel_test_train
             (n_test, n) kernel between other points and the training points, with the output axes that the training
-            kernel has. None asks for the training points. (With a ridge neural-tangents' predictions without this
-            kernel are those of the noisy targets; here they are the network's outputs on the training points.)
+            kernel has. None for the training points. (With a ridge and without this kernel, neural-tangents predicts
+            the noisy targets; here the result is the network's outputs on the training points.)
         f0
             Outputs at t = 0 on the **training** points, of the shape of y, or a scalar; 0 when None.
         f0_test
-            Outputs at t = 0 on the **other** points, (n_test, …) or a scalar. To be given whenever ``f0`` is.
+            Outputs at t = 0 on the **other** points, (n_test, …) or a scalar. Required if ``f0`` is given.
 
         Returns
         -------
@@ -109,7 +109,7 @@ class GradientFlow:
         See docs/mathematics.md, M15.
         """
         times = as_times(t, self.kernel.dtype)
-        f0_train = self._initial("f0", f0, self.y.shape)
+        f0_train = self._initial_outputs("f0", f0, self.y.shape)
         if kernel_test_train is None:
             if f0_test is not None:
                 raise ValueError("f0_test is for other points, but kernel_test_train is None: pass both or neither")
@@ -120,13 +120,13 @@ class GradientFlow:
                 "f0 and f0_test must be given together: the outputs at t = 0 on the training points and on the others"
                 " are different things (pass 0.0 where they are zero)"
             )
-        start = self._initial("f0_test", f0_test, (between.rows, *self.y.shape[1:]))
+        start = self._initial_outputs("f0_test", f0_test, (between.rows, *self.y.shape[1:]))
         return outputs_elsewhere(self, times, f0_train, start, between.matrix)
 
     def coefficients(self, t: ArrayLike | None = None, *, f0: ArrayLike | None = None) -> Array:
         """Kernel coefficients A of the outputs f₀ + Θ(·, X) A at time t, of the shape of y behind the axes of t.
 
-        For new points whose kernel is too large to hold: apply it to them in tiles.
+        They serve for new points whose kernel does not fit into memory: apply that kernel to them in tiles.
 
         Raises
         ------
@@ -137,9 +137,9 @@ class GradientFlow:
         -----
         See docs/mathematics.md, M15.
         """
-        return _coefficients(self, as_times(t, self.kernel.dtype), self._initial("f0", f0, self.y.shape))
+        return _coefficients(self, as_times(t, self.kernel.dtype), self._initial_outputs("f0", f0, self.y.shape))
 
-    def _initial(self, name: str, value: ArrayLike | None, shape: tuple[int, ...]) -> Array:
+    def _initial_outputs(self, name: str, value: ArrayLike | None, shape: tuple[int, ...]) -> Array:
         value = as_float_array(name, 0.0 if value is None else value, (0, len(shape)))
         if value.shape not in ((), shape):
             raise ValueError(f"{name} must be a scalar or have shape {shape}, got shape {value.shape}")
@@ -171,7 +171,7 @@ def gradient_flow(
         (n, n) kernel shared by all outputs, or with a pair of axes for each output axis of y, (n, n, c, c), as
         :func:`fixntk.empirical_ntk` and neural-tangents return it. Symmetric and positive semidefinite.
     y
-        (n,) or (n, c) targets, or with more output axes. Taken to the kernel's dtype.
+        (n,) or (n, c) targets, or with more output axes. Converted to the kernel's dtype.
     learning_rate
         α > 0. Outputs per unit of time and of the kernel.
     diag_reg
@@ -179,10 +179,10 @@ def gradient_flow(
     diag_reg_absolute_scale
         True takes ``diag_reg`` as λ itself.
     rcond
-        At t = ∞ eigenvalues up to ``rcond`` times the largest count as zero (the pseudo-inverse). So they do at finite
-        times with αt · cutoff ≥ 1, at which rounding alone would decide. By default the matrix size times the
-        dtype's machine epsilon; with noisy targets, no ridge and eigenvalues that decay without a break, the limit
-        depends on it: use a ridge there.
+        At t = ∞ eigenvalues up to ``rcond`` times the largest count as zero (the pseudo-inverse). The same holds at
+        finite times with αt · cutoff ≥ 1, where rounding errors would determine the result. By default the matrix size
+        times the dtype's machine epsilon. With noisy targets, no ridge and eigenvalues that decay without a gap, the
+        limit depends on this value: use a ridge there.
 
     Returns
     -------
@@ -194,7 +194,7 @@ def gradient_flow(
         If an argument is not numeric.
     ValueError
         If the kernel is not symmetric or, with the ridge, not positive semidefinite beyond rounding, its shape does not
-        fit y, values are NaN or infinite, α ≤ 0, ``diag_reg`` < 0 or ``rcond`` < 0. Values are not looked at under a
+        fit y, values are NaN or infinite, α ≤ 0, ``diag_reg`` < 0 or ``rcond`` < 0. Values are not checked under a
         JAX transformation.
 
     References
@@ -222,13 +222,15 @@ def gradient_flow(
     relative = len(matrix) * jnp.finfo(dtype).eps if rcond is None else as_scalar("rcond", rcond, dtype)
     matrix, eigenvalues, eigenvectors = _decompose(matrix, reg)
     check_positive_semidefinite("kernel_train", eigenvalues, reg)
+    # The cutoff is relative to the largest eigenvalue of Θ + λI; the eigenvalues are in ascending order.
     cutoff = relative * jnp.maximum(eigenvalues[-1], 0)
     return GradientFlow(y.astype(dtype), matrix, eigenvalues, eigenvectors, cutoff, learning_rate, reg, kernel.full)
 
 
 @jax.jit
 def training_outputs(flow: GradientFlow, t: Array, f0: Array) -> Array:
-    """Outputs on the training points, those at t = 0 plus their displacement."""
+    """Outputs on the training points: the outputs at t = 0 plus their displacement."""
+    # A kernel with output axes acts on one column of n·c numbers, a shared one on a column for each output.
     change = displacement(flow, scaled_times(flow, t), (flow.y - f0).reshape(flow.kernel.shape[0], -1))
     return f0 + change.reshape(t.shape + flow.y.shape)
 
@@ -238,6 +240,7 @@ def outputs_elsewhere(flow: GradientFlow, t: Array, f0: Array, f0_test: Array, b
     """Outputs on other points, by the (n_test, n) kernel between them and the training points."""
     residual = (flow.y - f0).reshape(flow.kernel.shape[0], -1)
     change = matmul(between, kernel_function("inverse", flow, scaled_times(flow, t), residual))
+    # The matrix has a row for each point and output if the kernel has output axes, else a row for each point.
     rows = between.shape[0] * residual.shape[1] // math.prod(flow.y.shape[1:])
     return f0_test + change.reshape(*t.shape, rows, *flow.y.shape[1:])
 
@@ -249,9 +252,9 @@ def _coefficients(flow: GradientFlow, t: Array, f0: Array) -> Array:
 
 
 def scaled_times(flow: GradientFlow, t: Array) -> Float[Array, " t"]:
-    """Products αt of the learning rate and the times, in one axis."""
+    """Products αt of the learning rate and the times, flattened to one axis."""
     endless = jnp.isinf(t)
-    # Not inf · α, whose derivative in α is infinite.
+    # Infinite times are not multiplied by α, because the derivative of the product in α would be infinite.
     return jnp.where(endless, jnp.inf, flow.learning_rate * jnp.where(endless, 0, t)).ravel()
 
 
@@ -261,7 +264,8 @@ def kernel_function(kind: str, flow: GradientFlow, times: Array, vectors: Array)
 
 
 def displacement(flow: GradientFlow, times: Array, vectors: Array) -> Array:
-    """Θ times the coefficients on the training points, without a product that rounding could spoil for singular Θ."""
+    """Θ times the coefficients on the training points, without a product that loses precision for singular Θ."""
+    # Θ φ(Θ + λI) = (Θ + λI) φ(Θ + λI) − λ φ(Θ + λI), of which the first term is 1 − e^(−s(Θ + λI)), the progress.
     progress, inverse = (kernel_function(kind, flow, times, vectors) for kind in ("progress", "inverse"))
     return progress - flow.reg * inverse
 
@@ -269,6 +273,7 @@ def displacement(flow: GradientFlow, times: Array, vectors: Array) -> Array:
 @jax.jit
 def _decompose(matrix: Array, reg: Array) -> tuple[Array, Array, Array]:
     matrix = (matrix + matrix.T) / 2 + reg * jnp.eye(len(matrix), dtype=matrix.dtype)
-    # apply_function takes derivatives through the matrix alone: the eigenvectors have none where eigenvalues repeat.
+    # apply_function takes derivatives through the matrix alone, because eigenvectors of repeated eigenvalues have no
+    # derivative.
     eigenvalues, eigenvectors = jnp.linalg.eigh(lax.stop_gradient(matrix), symmetrize_input=False)
     return matrix, eigenvalues, eigenvectors

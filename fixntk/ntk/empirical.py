@@ -16,7 +16,7 @@ from jax.typing import ArrayLike
 
 from fixntk._numerics import default_precision, full_precision
 from fixntk._tiling import num_rows
-from fixntk.ntk.inputs import as_operands, check_rows_are_independent, hashable
+from fixntk.ntk.inputs import as_hashable, as_operands, check_rows_are_independent
 from fixntk.ntk.linearize import value_and_change
 from fixntk.ntk.methods import METHODS
 from fixntk.ntk.plan import Request, split_request
@@ -64,7 +64,7 @@ def empirical_ntk(
         (n2, …); x1 when None, which then costs about half.
     outputs
         A shorthand for the two arguments below: ``"full"``, every pair of outputs; ``"trace"``, the mean over all
-        outputs; ``"diagonal"``, each output with itself. None leaves the choice to them.
+        outputs; ``"diagonal"``, each output with itself. With None the two arguments decide.
     trace_axes
         Axes of ``f(params, x)`` along which the kernel is averaged: only pairs of equal indices, divided by the axis's
         size. Axis 0 is the batch. As in neural-tangents.
@@ -74,11 +74,11 @@ def empirical_ntk(
     method
         ``"structured"``: reads where parameters enter. A parameter of a matrix product, a convolution or a table
         look-up contributes through activations and back-propagated signals; one that enters otherwise, or more than
-        once, through its Jacobian. ``"jacobian"``: Jacobians of all parameters, those of a few leaves at a time where
-        they are large. ``"ntvp"``: NTK-vector products. ``"auto"``: the method with the fewest operations by count.
+        once, through its Jacobian. ``"jacobian"``: Jacobians of all parameters, computed for a few leaves at a time
+        if they are large. ``"ntvp"``: NTK-vector products. ``"auto"``: the method with the fewest operations by count.
     batch_size
-        Number of examples of x1, and of x2, in a tile; it need not divide their numbers. By default as many as
-        256 MiB of temporary arrays allow.
+        Number of examples of x1, and of x2, in a tile; it need not divide their numbers. By default the largest
+        number whose temporary arrays fit into 256 MiB.
     store_on_device
         False collects the tiles in a NumPy array on the host as they are finished, for kernels larger than the
         device's memory. Not possible under ``jax.jit``.
@@ -144,7 +144,7 @@ def layerwise_ntk(
         Pytree of labels, a prefix of ``params``: a label for each leaf or subtree, for instance
         ``{"backbone": "frozen", "head": "trained"}``. None makes each leaf a group of its own.
     f, params, x1, x2, outputs, trace_axes, diagonal_axes, method, batch_size, store_on_device
-        As for :func:`empirical_ntk`, and so are the precision and what is raised.
+        As for :func:`empirical_ntk`, which also describes the precision and the errors.
 
     Returns
     -------
@@ -225,7 +225,7 @@ def ntk_vector_product(
     pull_back, push_forward = _pull_back, _push_forward
     if is_concrete:
         pull_back, push_forward = _compiled_pull_back, _compiled_push_forward
-    f, step = hashable(f), batch_size or max(num_rows(x1), num_rows(x2))
+    f, step = as_hashable(f), batch_size or max(num_rows(x1), num_rows(x2))
     directions = [
         pull_back(f, params, jax.tree.map(lambda a, k=k: a[k : k + step], x2), vector[k : k + step])
         for k in range(0, num_rows(x2), step)
@@ -291,7 +291,7 @@ def _request(
             "with axis 0 in trace_axes or diagonal_axes x1 and x2 are paired row by row, got"
             f" {num_rows(x1)} and {num_rows(x2)} rows"
         )
-    return Request(hashable(f), traced, diagonal, groups, method, batch_size, default_precision())
+    return Request(as_hashable(f), traced, diagonal, groups, method, batch_size, default_precision())
 
 
 def _axes(name: str, axes: int | Sequence[int], shape: tuple[int, ...]) -> tuple[int, ...]:

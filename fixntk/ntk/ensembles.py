@@ -30,7 +30,7 @@ Mode = Literal["ntk", "nngp"]
 
 
 class Gaussian(NamedTuple):
-    """Outputs of an ensemble: their mean and their covariance."""
+    """Mean and covariance of the outputs of an ensemble."""
 
     mean: Array
     covariance: Array
@@ -70,7 +70,7 @@ class EnsembleFlow:
             As in :meth:`GradientFlow.predict`.
         kernel_test_train
             Kernels between the other points and the training points: an object with attributes ``nngp`` and ``ntk``,
-            each (n_test, n), or with output axes as in training. In mode "nngp" the array alone will do. None asks for
+            each (n_test, n), or with output axes as in training. In mode "nngp" the array alone is sufficient. None for
             the training points.
         kernel_test
             The NNGP kernel of the other points among themselves, (n_test, n_test), or an object with ``nngp``.
@@ -102,7 +102,7 @@ class EnsembleFlow:
         return Gaussian(mean, self._covariance(times, leading, nngp, prior))
 
     def _kernels_elsewhere(self, kernel_test_train: Any, kernel_test: Any) -> tuple[Array, Array, Array]:
-        """The flow's kernel and the NNGP between other points and the training points, and the NNGP of the former."""
+        """The flow's kernel and the NNGP between other points and training points, and the NNGP among other points."""
         y, full = self.flow.y, self.flow.full
         nngp = kernel_member("kernel_test_train", kernel_test_train, "nngp", self.mode)
         between = as_kernel_between("kernel_test_train.nngp", nngp, y, full)
@@ -127,24 +127,24 @@ class EnsembleFlow:
     def _covariance_of_training(self, t: Array) -> Array:
         times, eye = scaled_times(self.flow, t), jnp.eye(self.nngp.shape[0], dtype=self.nngp.dtype)
         if self.mode == "nngp":
-            return self._with_output_axes(matmul(eye - displacement(self.flow, 2 * times, eye), self.nngp), t.shape)
+            return self._restore_output_axes(matmul(eye - displacement(self.flow, 2 * times, eye), self.nngp), t.shape)
         left = eye - displacement(self.flow, times, eye)
-        return self._with_output_axes(matmul(matmul(left, self.nngp), jnp.swapaxes(left, -1, -2)), t.shape)
+        return self._restore_output_axes(matmul(matmul(left, self.nngp), jnp.swapaxes(left, -1, -2)), t.shape)
 
     @jax.jit
     def _covariance(self, t: Array, leading: Array, nngp: Array, prior: Array) -> Array:
         times = scaled_times(self.flow, t)
         if self.mode == "nngp":
             explained = matmul(nngp, kernel_function("inverse", self.flow, 2 * times, nngp.T))
-            return self._with_output_axes(prior - explained, t.shape)
-        # The outputs are those of t = 0 on the other points, less these weights times those on the training points.
+            return self._restore_output_axes(prior - explained, t.shape)
+        # The random part of the outputs is f₀ on the other points minus these weights times f₀ on the training points.
         weights = jnp.swapaxes(kernel_function("inverse", self.flow, times, leading.T), -1, -2)
         cross = matmul(weights, nngp.T)
         explained = matmul(matmul(weights, self.nngp), jnp.swapaxes(weights, -1, -2))
-        return self._with_output_axes(prior - cross - jnp.swapaxes(cross, -1, -2) + explained, t.shape)
+        return self._restore_output_axes(prior - cross - jnp.swapaxes(cross, -1, -2) + explained, t.shape)
 
-    def _with_output_axes(self, covariance: Array, shape: tuple[int, ...]) -> Array:
-        """Symmetric, with t's axes in front and the output axes as in the kernels."""
+    def _restore_output_axes(self, covariance: Array, shape: tuple[int, ...]) -> Array:
+        """Symmetrise, with the axes of t in front and the output axes in the order of the kernels."""
         outputs = self.flow.y.shape[1:] if self.flow.full else ()
         num_axes, rows = 1 + len(outputs), covariance.shape[-1] // math.prod(outputs)
         covariance = (covariance + jnp.swapaxes(covariance, -1, -2)) / 2
@@ -168,12 +168,12 @@ def gradient_flow_ensemble(
     ----------
     kernel_train
         Kernels of the training points: an object with attributes ``nngp`` and ``ntk``, (n, n) each or with output axes
-        as in :func:`gradient_flow`. In mode "nngp" the NNGP array alone will do.
+        as in :func:`gradient_flow`. In mode "nngp" the NNGP array alone is sufficient.
     mode
         ``"ntk"``: all layers are trained. With a ridge the penalty is on the way from each network's own initial
         parameters. ``"nngp"``: the last layer alone is trained, so that the NNGP is also the kernel of the flow. Its
-        limit t = ∞ is the Gaussian-process posterior with noise variance λ: with a ridge the covariance contains that
-        of targets with such noise. Both as in neural-tangents.
+        limit t = ∞ is the Gaussian-process posterior with noise variance λ: with a ridge the covariance is the one for
+        targets with such noise. Both as in neural-tangents.
     y, learning_rate, diag_reg, diag_reg_absolute_scale, rcond
         As in :func:`gradient_flow`; ``diag_reg`` is in units of the diagonal of the kernel of the flow.
 

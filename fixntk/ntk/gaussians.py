@@ -60,9 +60,9 @@ class Activation:
         E[φ(u)φ(v)] and E[φ'(u)φ'(v)] of :class:`Gaussians`. The derivative is the one almost everywhere.
     haversines
         Haversine and havercosine of the angle between φ(u) and φ(v), without the cancellation at small angles that the
-        second moments alone would suffer; None where there is no formula for it.
+        second moments alone would suffer; None if there is no formula for it.
     truncation
-        Shares of E[φ(u)²] and E[φ'(u)²] that a finite series leaves out, by the standard deviation of u; None for
+        Shares of E[φ(u)²] and E[φ'(u)²] that a finite series omits, by the standard deviation of u; None for
         closed forms.
     """
 

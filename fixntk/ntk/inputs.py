@@ -1,4 +1,4 @@
-"""Checks of what the empirical kernels are given: a function of a batch, its parameters, its inputs."""
+"""Checks of the arguments of empirical kernels: a function of a batch, its parameters, its inputs."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from fixntk._checks import is_traced
 from fixntk._tiling import num_rows
 
 
-def hashable(f: Callable[..., Any]) -> Callable[..., Any]:
-    """Return f, or f in a wrapper that is its own key where f cannot be one in JAX's cache of compiled functions."""
+def as_hashable(f: Callable[..., Any]) -> Callable[..., Any]:
+    """Return f, or a hashable wrapper if f itself cannot be a key of JAX's cache of compiled functions."""
     try:
         hash(f)
     except TypeError:
@@ -25,7 +25,7 @@ def hashable(f: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def as_operands(f: Callable[..., Any], params: Any, x1: Any, x2: Any) -> tuple[Any, Any, Any]:
-    """Check what is passed and return params, x1 and x2 as pytrees of JAX arrays.
+    """Check the arguments and return params, x1 and x2 as pytrees of JAX arrays.
 
     Raises
     ------
@@ -44,14 +44,14 @@ def as_operands(f: Callable[..., Any], params: Any, x1: Any, x2: Any) -> tuple[A
         one, two = ([(a.shape[1:], str(a.dtype)) for a in jax.tree.leaves(x)] for x in (x1, x2))
         if one != two:
             raise ValueError(
-                f"x1 and x2 must agree but for their rows, got an example's shape and dtype {_listed(one)} in x1 and"
-                f" {_listed(two)} in x2"
+                f"x1 and x2 must agree but for their rows, got an example's shape and dtype {_join(one)} in x1 and"
+                f" {_join(two)} in x2"
             )
     _check_output(f, params, x1)
     return params, x1, x2
 
 
-def _listed(items: list[Any]) -> str:
+def _join(items: list[Any]) -> str:
     return ", ".join(str(item) for item in items)
 
 
@@ -93,7 +93,8 @@ def _as_inputs(name: str, x: Any) -> Any:
 def _check_finite(name: str, tree: Any) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if not is_traced(leaf) and jnp.issubdtype(leaf.dtype, jnp.floating):
-            # A concrete array closed over by a traced function can be looked at, but only eagerly.
+            # A concrete array that a traced function closes over has known values, but reading them needs eager
+            # evaluation.
             with jax.ensure_compile_time_eval():
                 finite = bool(jnp.all(jnp.isfinite(leaf)))
             if not finite:
@@ -120,30 +121,30 @@ def _check_output(f: Callable[..., Any], params: Any, x: Any) -> None:
 
 
 def check_rows_are_independent(f: Callable[..., Any], params: Any, x1: Any, x2: Any = None) -> bool:
-    """Compare a row's output and a derivative of it alone, before and behind others: batch statistics show.
+    """Check that a row has the same output and derivative alone and in a batch, unlike with batch statistics.
 
-    The derivative by the parameters tells where the output cannot, such as behind a head that starts at zero. The
-    others are a row that differs from the first one, of x1 or x2, and the last one.
+    The derivative in the parameters detects a dependence that the output hides, for instance in a network whose last
+    layer starts at zero. The batch has the first row, a row of x1 or x2 that differs from it, and the last row.
 
     Returns
     -------
-    Whether the values could be looked at; not so under a JAX transformation, also of what f closes over.
+    Whether the values are known; they are not under a JAX transformation of the arguments or of values in f.
 
     Raises
     ------
     ValueError
-        If they differ by more than rounding.
+        If they differ by more than rounding errors.
     """
     if is_traced(params, x1, x2):
         return False
-    f = hashable(f)
+    f = as_hashable(f)
     probe = _probe(x1 if x2 is None else jax.tree.map(lambda *leaves: np.concatenate(leaves), x1, x2))
-    alone = _at_row(f, params, jax.tree.map(lambda a: a[:1], probe), 0)
+    alone = _output_and_derivative(f, params, jax.tree.map(lambda a: a[:1], probe), 0)
     if is_traced(alone):
         return False
     behind = jax.tree.map(lambda a: a[::-1], probe)
     last = num_rows(probe) - 1
-    for found in (_at_row(f, params, probe, 0), _at_row(f, params, behind, last)):
+    for found in (_output_and_derivative(f, params, probe, 0), _output_and_derivative(f, params, behind, last)):
         for what, one, other in zip(("output", "derivative"), alone, found, strict=True):
             scale = max(float(jnp.max(jnp.abs(one))), float(jnp.finfo(one.dtype).tiny))
             difference = float(jnp.max(jnp.abs(one - other)))
@@ -165,8 +166,8 @@ def _probe(x: Any) -> Any:
 
 
 @partial(jax.jit, static_argnums=0)
-def _at_row(f: Callable[..., Any], params: Any, x: Any, row: Array) -> tuple[Array, Array]:
-    """Output of one row, and the derivative by all parameters of its product with a random vector."""
+def _output_and_derivative(f: Callable[..., Any], params: Any, x: Any, row: Array) -> tuple[Array, Array]:
+    """Output of one row, and the derivative in all parameters of its product with a random vector."""
     output, pullback = jax.vjp(lambda p: f(p, x)[row], params)
     cotangent = jax.random.normal(jax.random.key(0), output.shape, output.dtype)
     derivatives = jax.tree.leaves(pullback(cotangent)[0])

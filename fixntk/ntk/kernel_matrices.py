@@ -1,4 +1,4 @@
-"""Checks of kernel matrices, and of the numbers that go with them, as gradient flow and kernel regression take them."""
+"""Checks of the kernel matrices, times and numbers that gradient flow and kernel regression take."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def _as_matrix(kernel: Array) -> Array:
 
 
 def kernel_member(name: str, kernels: Any, member: str, mode: str) -> Any:
-    """The kernel called ``member``, or in mode "nngp" the array that stands for it."""
+    """The attribute ``member`` of kernels, or in mode "nngp" the array that is passed instead."""
     kernel = getattr(kernels, member, kernels if mode == "nngp" else None)
     if kernel is None:
         raise TypeError(
@@ -136,6 +136,6 @@ def check_positive_semidefinite(name: str, eigenvalues: Array, reg: Array) -> No
             f"{name} is not positive semidefinite: its smallest eigenvalue is {smallest - float(reg):.3g}, its largest"
             f" {largest - float(reg):.3g}, and rounding in {eigenvalues.dtype} explains no less than {-allowed:.2g}."
             " Likely causes: it was computed in a lower precision (compute it in float64, with jax_enable_x64), its"
-            " rows and columns are not in the same order, or it is no kernel. If its error is that small to you, a"
-            f" ridge covers it: diag_reg={2 * (float(reg) - smallest):.2g} with diag_reg_absolute_scale=True"
+            " rows and columns are not in the same order, or it is no kernel. If an error of this size is acceptable,"
+            f" add a ridge: diag_reg={2 * (float(reg) - smallest):.2g} with diag_reg_absolute_scale=True"
         )

@@ -25,7 +25,7 @@ def kernel_ridge(
     kernel_train, y
         As in :func:`gradient_flow`.
     kernel_test_train
-        As in :meth:`GradientFlow.predict`; None asks for the training points.
+        As in :meth:`GradientFlow.predict`; None for the training points.
     reg
         λ ≥ 0 in the unit of the kernel, of the objective ½‖f − y‖² + (λ/2)‖f‖² in the kernel's norm. At 0 it is the
         least-norm interpolant, by a pseudo-inverse.

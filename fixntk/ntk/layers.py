@@ -1,7 +1,7 @@
 """Layers of infinitely wide networks, each a map of the covariances between pairs of inputs.
 
-A layer is a small pytree that is called with :class:`Covariances` and returns those of its outputs. Networks are built
-from them and handed to :func:`fixntk.network_kernel`.
+A layer is a small pytree that maps the :class:`Covariances` of its inputs to the covariances of its outputs. Networks
+are built from layers and passed to :func:`fixntk.network_kernel`.
 
 See docs/mathematics.md, M13.
 """
@@ -27,11 +27,13 @@ from fixntk.ntk.activations import as_activation
 from fixntk.ntk.covariances import Covariances, Pairs, add_pairs, average_pairs, haversines_from_moments
 from fixntk.ntk.gaussians import Gaussians
 
+# Values of the argument padding of Conv.
 _PADDINGS = ("SAME", "VALID", "CIRCULAR")
 
+# A layer maps the covariances of its inputs to those of its outputs.
 Layer = Callable[[Covariances], Covariances]
 
-
+# Metadata of fields that belong to the structure of a pytree, not to its leaves.
 _STATIC = {"static": True}
 
 
@@ -45,7 +47,7 @@ class Dense:
     w_std
         Standard deviation of the weights before the division by √N.
     b_std
-        Standard deviation of the biases; 0 or None is a layer without.
+        Standard deviation of the biases; 0 or None for a layer without biases.
     """
 
     w_std: Any = 1.0
@@ -73,7 +75,7 @@ class Conv:
     padding
         "SAME" and "VALID" with zeros as in JAX, or "CIRCULAR" (SAME, wrapped around).
     w_std, b_std
-        As of :class:`Dense`.
+        As in :class:`Dense`.
     """
 
     filter_shape: tuple[int, ...] = field(metadata=_STATIC)
@@ -129,7 +131,7 @@ class Conv:
                 widths[axis] = pad
         padded = jnp.pad(array, widths, mode="wrap" if self.padding == "CIRCULAR" else "constant")
 
-        def shifted(offsets: tuple[int, ...]) -> Array:
+        def shift(offsets: tuple[int, ...]) -> Array:
             where = [slice(None)] * array.ndim
             for axes in sides:
                 for axis, offset, count, stride in zip(axes, offsets, counts, strides, strict=True):
@@ -138,13 +140,13 @@ class Conv:
 
         # All shifts in one pass: a sum for each axis in turn has fewer terms, but writes and reads once more.
         windows = itertools.product(*map(range, self.filter_shape))
-        return reduce(operator.add, map(shifted, windows)) / math.prod(self.filter_shape)
+        return reduce(operator.add, map(shift, windows)) / math.prod(self.filter_shape)
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Activate:
-    """An activation, entry by entry; after a layer with random weights.
+    """An elementwise activation; a layer with random weights must precede it.
 
     Attributes
     ----------
@@ -180,7 +182,7 @@ class Activate:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class LayerNorm:
-    """Layer normalisation over the channels, without trained scale or offset; after a layer with random weights.
+    """Layer normalisation over the channels, without trained scale or offset; random weights must precede it.
 
     Attributes
     ----------
@@ -338,7 +340,7 @@ def as_scalars(network: Layer, input_scale: Any, dtype: Any) -> tuple[Layer, Arr
 
 
 def _mean_over_positions(array: Array, *sides: tuple[int, ...]) -> Array:
-    """Mean over positions, of two sides over each position with itself."""
+    """Mean over positions; for two sides over the pairs of equal positions."""
     if len(sides) == 1:
         return jnp.mean(array, axis=tuple(range(2, array.ndim)))
     size = math.prod(array.shape[axis] for axis in sides[0])
@@ -364,7 +366,7 @@ def _after_weights(layer: Dense | Conv, pairs: Pairs) -> Pairs:
 
 
 def _check_stds(layer: Dense | Conv) -> None:
-    """Check both standard deviations, and note that zero biases are none."""
+    """Check both standard deviations, and store None for biases of standard deviation zero."""
     check_scalar("w_std", layer.w_std)
     if layer.b_std is not None:
         check_scalar("b_std", layer.b_std)

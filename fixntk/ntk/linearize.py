@@ -18,21 +18,21 @@ def linearize(f: Callable[..., Any], params0: Any) -> Callable[..., Any]:
     """First-order Taylor expansion of f around params0: f(ϑ₀, ·) + ∂f(ϑ₀, ·)/∂ϑ (ϑ − ϑ₀).
 
     Gradient descent on it has the empirical NTK at params0 as its fixed kernel, so :func:`gradient_flow` predicts it.
-    Its matrix products have the precision that those of f have where it is called, so that both agree at params0: on a
-    GPU that is TF32 unless ``jax.default_matmul_precision("highest")`` says otherwise.
+    Its matrix products have the same precision as the products of f at the place of the call, so that both agree at
+    params0. On a GPU this is TF32 unless ``jax.default_matmul_precision("highest")`` is set.
 
     Parameters
     ----------
     f
-        ``f(params, *args, **kwargs)``, differentiable in params; any pytree of outputs, of which integers stay what
-        they are at params0. One array if it uses ``jax.custom_vjp``.
+        ``f(params, *args, **kwargs)``, differentiable in params. Its outputs are any pytree, in which integers keep
+        their values at params0, or a single array if f uses ``jax.custom_vjp``.
     params0
         Pytree of real floating-point arrays.
 
     Returns
     -------
-    ``f_lin(params, *args, **kwargs)`` for a pytree like params0, with outputs like those of f. It raises ValueError if
-    the structure or a shape of params is another.
+    ``f_lin(params, *args, **kwargs)`` for a pytree like params0, with the structure of the outputs of f. It raises
+    ValueError if the structure or a shape of params differs from params0.
 
     Raises
     ------
@@ -69,7 +69,7 @@ def linearize(f: Callable[..., Any], params0: Any) -> Callable[..., Any]:
 
 
 def value_and_change(f: Callable[[Any], Any], params: Any, direction: Any) -> tuple[Any, Any]:
-    """f(params) and its directional derivative; where f has rules for the backward pass alone, by transposing that.
+    """f(params) and its directional derivative; if f has rules for the backward pass only, by transposing it.
 
     Raises
     ------

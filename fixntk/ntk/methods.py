@@ -1,7 +1,8 @@
-"""Three ways to the empirical NTK of a pair of examples: Jacobians, NTK-vector products, structured.
+"""Three methods for the empirical NTK of a pair of examples: Jacobians, NTK-vector products, structured.
 
-Each is a :class:`Pairwise`: what to compute once an example, and the kernel of two examples from it. Both are mapped
-over tiles of examples by :mod:`fixntk.ntk.tiles`; under ``jax.vmap`` their inner products become matrix products.
+Each is a :class:`Pairwise`: features of one example, and the kernel of two examples from their features. Both are
+mapped over tiles of examples by :mod:`fixntk.ntk.tiles`. Under ``jax.vmap`` their inner products become matrix
+products.
 
 See docs/mathematics.md, M14.
 """
@@ -37,14 +38,14 @@ from fixntk.ntk.structure import (
     uses_primitive,
 )
 
-# Signals of at most this many outputs and bytes are propagated backwards at once.
+# Largest size, in bytes, of the signals that are propagated backwards at the same time.
 _CHUNK_BYTES = 2**26
 
 
 class Network(NamedTuple):
-    """A network read for one example: its jaxpr in (*leaves, *inputs), and which group each leaf belongs to.
+    """A network traced for one example: its jaxpr in (*leaves, *inputs), and the group of each leaf.
 
-    Only the method "jacobian" leaves a leaf out, as group −1.
+    Group −1, which only the method "jacobian" uses, excludes a leaf.
     """
 
     closed: ClosedJaxpr
@@ -54,7 +55,7 @@ class Network(NamedTuple):
 
     @property
     def num_groups(self) -> int:
-        """Number of kernels that are asked for."""
+        """Number of kernels to compute."""
         return max(self.groups) + 1
 
     @property
@@ -91,21 +92,21 @@ class Pairwise(NamedTuple):
     pair_bytes: int
 
 
-def structured(network: Network, n1: int, n2: int) -> Pairwise:
-    """Activations and back-propagated signals where a leaf enters by a product, its Jacobian elsewhere."""
+def structured_method(network: Network, n1: int, n2: int) -> Pairwise:
+    """Activations and back-propagated signals for leaves that enter by a product, Jacobians for other leaves."""
     sites, others = find_sites(network.closed, len(network.leaves))
-    return _from_sites(network, sites, sorted(others), n1, n2)
+    return _method_from_sites(network, sites, sorted(others), n1, n2)
 
 
-def jacobian(network: Network, n1: int, n2: int) -> Pairwise:
-    """Contraction of the Jacobians of all leaves that are in a group."""
+def jacobian_method(network: Network, n1: int, n2: int) -> Pairwise:
+    """Contraction of the Jacobians of all leaves that belong to a group."""
     sites, others = find_sites(network.closed, len(network.leaves))
     entering = {*others, *(site.leaf for site in sites)}
-    return _from_sites(network, [], sorted(leaf for leaf in entering if network.groups[leaf] >= 0), n1, n2)
+    return _method_from_sites(network, [], sorted(leaf for leaf in entering if network.groups[leaf] >= 0), n1, n2)
 
 
 class _Layout(NamedTuple):
-    """How the Jacobian of each leaf is held, for a network and numbers of examples.
+    """Representation of the Jacobian of each leaf, for a network and numbers of examples.
 
     Attributes
     ----------
@@ -114,11 +115,11 @@ class _Layout(NamedTuple):
     sites
         Leaves with factors: activations a and signals δ whose Σ_t a_t ⊗ δ_t is the Jacobian.
     is_explicit
-        For each site whether that sum is formed once an example, rather than the factors kept.
+        For each site whether this sum is formed once for each example, instead of keeping the factors.
     others
-        Leaves whose Jacobian is taken by differentiation.
+        Leaves whose Jacobian is computed by differentiation.
     chunk
-        Signals that are propagated backwards at once.
+        Number of signals that are propagated backwards at the same time.
     """
 
     network: Network
@@ -128,18 +129,18 @@ class _Layout(NamedTuple):
     chunk: int
 
 
-def _from_sites(network: Network, sites: list[Site], others: list[int], n1: int, n2: int) -> Pairwise:
+def _method_from_sites(network: Network, sites: list[Site], others: list[int], n1: int, n2: int) -> Pairwise:
     """Kernels from factors at sites and from the Jacobians of other leaves."""
     if not sites and not others:
-        # No leaf enters: the zeros of one leaf's Jacobian, for vmap needs an array to map over.
+        # If no leaf enters the network, keep the zero Jacobian of one leaf, because vmap needs an array to map over.
         others = [min(range(len(network.leaves)), key=lambda k: (network.groups[k] < 0, network.leaves[k].size))]
     costs = [_site_flops(site, network.axes, n1, n2) for site in sites]
     is_explicit = [factored > explicit for factored, explicit in costs]
-    forward, largest = _entries(network.closed.jaxpr)
+    forward, largest = _count_entries(network.closed.jaxpr)
     # A backward pass holds about three arrays of the largest size for each signal.
     chunk = max(1, _CHUNK_BYTES // max(1, 3 * largest * network.output.dtype.itemsize))
     layout = _Layout(network, sites, is_explicit, others, chunk)
-    kept, by_pair = _kept_entries(layout)
+    kept, by_pair = _count_kept_entries(layout)
     live = forward + 3 * min(network.axes.num_outputs, chunk) * largest
     itemsize = network.output.dtype.itemsize
     return Pairwise(
@@ -202,7 +203,8 @@ def _site_flops(site: Site, axes: OutputAxes, n1: int, n2: int) -> tuple[float, 
 def _total_flops(layout: _Layout, site_flops: list[float], n1: int, n2: int) -> float:
     """Operations of all features and kernels."""
     network, axes = layout.network, layout.network.axes
-    # Forwards once; backwards once for each output, twice the operations where a leaf's own gradient is taken.
+    # One forward pass, and one backward pass for each output, which takes twice the operations if a leaf's own gradient
+    # is computed.
     forward = count_flops(network.closed.jaxpr)
     flops = (n1 + n2) * forward * (1 + axes.num_outputs) + sum(site_flops)
     flops += sum(math.prod(network.leaves[k].shape) * (2.0 * axes.num_pairs * n1 * n2) for k in layout.others)
@@ -211,13 +213,13 @@ def _total_flops(layout: _Layout, site_flops: list[float], n1: int, n2: int) -> 
     return flops
 
 
-def _kept_entries(layout: _Layout) -> tuple[int, int]:
+def _count_kept_entries(layout: _Layout) -> tuple[int, int]:
     """Entries of an example's features, and of the largest intermediate value of a pair's kernels."""
     axes = layout.network.axes
     kept = axes.num_outputs * sum(math.prod(layout.network.leaves[k].shape) for k in layout.others)
     by_pair = 2 * math.prod(axes.result_shape)
     for site, explicit in zip(layout.sites, layout.is_explicit, strict=True):
-        # The factors are there before the product that is formed of them.
+        # The factors are in memory when their product is formed.
         kept += site.groups * site.positions * (site.inputs + axes.num_outputs * site.outputs)
         if explicit:
             kept += axes.num_outputs * site.groups * site.inputs * site.outputs
@@ -226,7 +228,7 @@ def _kept_entries(layout: _Layout) -> tuple[int, int]:
     return kept, by_pair
 
 
-def ntvp(network: Network, n1: int, n2: int) -> Pairwise:
+def ntvp_method(network: Network, n1: int, n2: int) -> Pairwise:
     """NTK-vector products: push the pulled-back cotangents of one example through the linearisation at the other."""
     axes = network.axes
     members = [[k for k, g in enumerate(network.groups) if g == group] for group in range(network.num_groups)]
@@ -248,7 +250,7 @@ def ntvp(network: Network, n1: int, n2: int) -> Pairwise:
     def kernels(leaves: Sequence[Array], features1: Any, features2: Any) -> tuple[Array, ...]:
         return _mean_over_traced(network, [kernel(leaves, features1, features2, group) for group in members])
 
-    forward_flops, (forward, largest) = count_flops(network.closed.jaxpr), _entries(network.closed.jaxpr)
+    forward_flops, (forward, largest) = count_flops(network.closed.jaxpr), _count_entries(network.closed.jaxpr)
     size = sum(math.prod(leaf.shape) for leaf in network.leaves)
     itemsize = network.output.dtype.itemsize
     flops = network.num_groups * axes.num_outputs * (2.0 * n1 * n2 + 3.0 * n2) * forward_flops
@@ -263,17 +265,17 @@ def ntvp(network: Network, n1: int, n2: int) -> Pairwise:
 
 
 METHODS: dict[str, Callable[[Network, int, int], Pairwise]] = {
-    "structured": structured,
-    "jacobian": jacobian,
-    "ntvp": ntvp,
+    "structured": structured_method,
+    "jacobian": jacobian_method,
+    "ntvp": ntvp_method,
 }
 
 
-def cheapest(network: Network, n1: int, n2: int) -> Pairwise:
-    """Return the method with the fewest operations; products only where forward differentiation is possible."""
-    candidates = [structured(network, n1, n2)]
+def cheapest_method(network: Network, n1: int, n2: int) -> Pairwise:
+    """Return the method with the fewest operations; NTK-vector products only if forward derivatives exist."""
+    candidates = [structured_method(network, n1, n2)]
     if not uses_primitive(network.closed.jaxpr, "custom_vjp"):
-        candidates.append(ntvp(network, n1, n2))
+        candidates.append(ntvp_method(network, n1, n2))
     return min(candidates, key=lambda method: method.flops)
 
 
@@ -285,13 +287,13 @@ def _mean_over_traced(network: Network, totals: Sequence[Any]) -> tuple[Array, .
     )
 
 
-def _entries(jaxpr: Jaxpr) -> tuple[int, int]:
-    """Entries of all intermediate values, as they are kept for a backward pass, and of the largest one."""
+def _count_entries(jaxpr: Jaxpr) -> tuple[int, int]:
+    """Number of entries of all intermediate values, which a backward pass keeps, and of the largest value."""
     total, largest = 0, 1
     for equation in jaxpr.eqns:
         sizes = [math.prod(v.aval.shape) for v in equation.outvars if hasattr(v.aval, "shape")]
         for sub in inner_jaxprs(equation):
-            inner_total, inner_largest = _entries(sub)
+            inner_total, inner_largest = _count_entries(sub)
             total += inner_total * equation.params.get("length", 1)
             largest = max(largest, inner_largest)
         total += sum(sizes)

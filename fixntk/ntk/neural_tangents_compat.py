@@ -1,4 +1,4 @@
-"""Import neural-tangents 0.6.5, its last release, on the JAX of today."""
+"""Import neural-tangents 0.6.5, its last release, on current JAX."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from typing import Any
 
 import jax
 
+# Command that installs neural-tangents, for error messages.
 _INSTALL = "pip install --no-deps neural-tangents==0.6.5 frozendict"
 
-# Where neural-tangents looks for a name that JAX has removed, where that name is now, and the names.
+# Modules in which neural-tangents looks for names that JAX has removed, the modules that have them now, and the names.
 _MOVED_NAMES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("jax.core", "jax.extend.core", ("Jaxpr", "JaxprEqn", "Literal", "Primitive", "Var")),
     ("jax.interpreters.ad", "jax._src.ad_util", ("zeros_like_p",)),
@@ -29,10 +30,10 @@ _lock = threading.Lock()
 
 
 def import_neural_tangents() -> ModuleType:
-    """Import neural-tangents with the names that JAX has removed since its last release put back for the import.
+    """Import neural-tangents, with the names that JAX has removed since its last release restored for the import.
 
-    Afterwards JAX's modules are as they were: neural-tangents binds the names while it is imported and looks none of
-    them up later, so none has to stay. A plain ``import neural_tangents`` then finds the module as well. A second call
+    Afterwards JAX's modules are unchanged, because neural-tangents binds the names during its import and does not look
+    them up later. A plain ``import neural_tangents`` then finds the module as well. A second call
     returns the same module. Calls from several threads wait for each other; a thread that looks up one of the names in
     JAX's modules during the import sees it.
 
@@ -56,7 +57,7 @@ def import_neural_tangents() -> ModuleType:
         for package in ("neural_tangents", "frozendict"):
             if importlib.util.find_spec(package) is None:
                 raise ImportError(f"{package} is not installed: run `{_INSTALL}`", name=package)
-        with _moved_names_put_back(), _in_sys_modules(_NEEDS_TENSORFLOW, ModuleType(_NEEDS_TENSORFLOW)):
+        with _restore_moved_names(), _add_to_sys_modules(_NEEDS_TENSORFLOW, ModuleType(_NEEDS_TENSORFLOW)):
             try:
                 module = importlib.import_module("neural_tangents")
             except (ImportError, AttributeError) as error:
@@ -67,7 +68,7 @@ def import_neural_tangents() -> ModuleType:
 
 
 @contextlib.contextmanager
-def _moved_names_put_back() -> Iterator[None]:
+def _restore_moved_names() -> Iterator[None]:
     """Make each of the moved names importable from its old module, inside the block only."""
     with contextlib.ExitStack() as undo:
         for old_module_name, new_module_name, names in _MOVED_NAMES:
@@ -75,7 +76,7 @@ def _moved_names_put_back() -> Iterator[None]:
                 old_module = importlib.import_module(old_module_name)
             except ModuleNotFoundError:
                 old_module = ModuleType(old_module_name)
-                undo.enter_context(_in_sys_modules(old_module_name, old_module))
+                undo.enter_context(_add_to_sys_modules(old_module_name, old_module))
             for name in names:
                 # Not hasattr: JAX's modules answer it for a deprecated name too, with a DeprecationWarning.
                 if name not in vars(old_module):
@@ -96,7 +97,7 @@ def _moved_name(module_name: str, name: str) -> Any:
 
 
 @contextlib.contextmanager
-def _in_sys_modules(name: str, module: ModuleType) -> Iterator[None]:
+def _add_to_sys_modules(name: str, module: ModuleType) -> Iterator[None]:
     """Let ``import name`` find ``module``, inside the block only."""
     previous = sys.modules.get(name)
     sys.modules[name] = module

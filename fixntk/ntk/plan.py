@@ -1,4 +1,4 @@
-"""What an empirical kernel needs: the network read for one example, the method, the number of examples in a tile."""
+"""Plan of an empirical kernel: the network traced for one example, the method, the number of examples in a tile."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from jax import Array
 
 from fixntk._tiling import Blocks, BlocksBothWays, num_rows
 from fixntk.ntk.contraction import OutputAxes
-from fixntk.ntk.methods import METHODS, Network, Pairwise, cheapest
+from fixntk.ntk.methods import METHODS, Network, Pairwise, cheapest_method
 
-# What a tile of examples, or of pairs of them, may take while it is computed when no batch size is given.
+# Largest size, in bytes, of the temporary arrays of a tile of examples, or of pairs of them, if no batch size is given.
 _TILE_BYTES = 2**28
 
 
 class Request(NamedTuple):
-    """What is static about a kernel: the function, axes of its batched output, each leaf's group, method, tile.
+    """Static part of a kernel: the function, axes of its batched output, group of each leaf, method, tile, precision.
 
-    The precision is the one that JAX's default has while the function is traced; two of them have different programs.
+    The precision is JAX's default while the function is traced; each precision has its own compiled program.
     """
 
     f: Callable[..., Any]
@@ -40,7 +40,7 @@ class Request(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """A request read for given shapes: the network, the method, and the number of examples in a tile."""
+    """A request for given shapes: the traced network, the method, and the number of examples in a tile."""
 
     network: Network
     method: Pairwise
@@ -56,26 +56,28 @@ class Plan(NamedTuple):
         return jax.vmap(jax.vmap(pair, in_axes=(None, 0)), in_axes=(0, None))(features1, features2)
 
     def kernels_both_ways(self, leaves: Sequence[Array], features1: Any, features2: Any) -> BlocksBothWays:
-        """The same, and the kernels of the pairs the other way round."""
+        """Kernels of all pairs of two tiles, and the kernels with the two tiles exchanged."""
         blocks = self.kernels(leaves, features1, features2)
-        return blocks, tuple(self.network.axes.transposed(jnp.swapaxes(block, 0, 1), 2) for block in blocks)
+        return blocks, tuple(self.network.axes.transpose(jnp.swapaxes(block, 0, 1), 2) for block in blocks)
 
 
 def make_plan(request: Request, params: Any, x1: Any, x2: Any) -> Plan:
-    """Read the network, choose the method and the size of a tile. Only shapes and dtypes of the arrays are used."""
+    """Trace the network, choose the method and the size of a tile. Only shapes and dtypes of the arrays are used."""
     leaves, treedef = jax.tree.flatten(params)
     example = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), x1)
 
-    def one(leaves: Sequence[Array], inputs: Any) -> Array:
+    def apply_to_example(leaves: Sequence[Array], inputs: Any) -> Array:
         return request.f(jax.tree.unflatten(treedef, leaves), jax.tree.map(lambda a: a[None], inputs))[0]
 
     shapes = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
-    closed = jax.make_jaxpr(one)(shapes, example)
+    closed = jax.make_jaxpr(apply_to_example)(shapes, example)
     traced, diagonal = (tuple(k - 1 for k in axes if k > 0) for axes in (request.traced, request.diagonal))
     axes = OutputAxes(closed.jaxpr.outvars[0].aval.shape, traced, diagonal)
     network = Network(closed, shapes, axes, request.groups)
     counts = num_rows(x1), 1 if request.is_paired else num_rows(x1 if x2 is None else x2)
-    method = cheapest(network, *counts) if request.method == "auto" else METHODS[request.method](network, *counts)
+    method = (
+        cheapest_method(network, *counts) if request.method == "auto" else METHODS[request.method](network, *counts)
+    )
     tile = request.batch_size
     if tile is None and request.is_paired:
         tile = _TILE_BYTES // max(1, method.example_bytes + method.pair_bytes)
@@ -85,10 +87,10 @@ def make_plan(request: Request, params: Any, x1: Any, x2: Any) -> Plan:
 
 
 def split_request(request: Request, params: Any, x1: Any, x2: Any) -> list[tuple[Request, list[int]]]:
-    """Split a request into those whose kernels add up to its own, with no more parameters each than a tile may hold.
+    """Split a request into requests whose kernels add up to its kernels, each with parameters that fit into a tile.
 
-    Jacobians grow with the parameters, so those of one example alone may be too large. A leaf is not divided. With
-    each request go the groups that its kernels belong to.
+    The size of a Jacobian is proportional to the number of parameters, so that the Jacobian of a single example may be
+    too large. A leaf is not divided. Each request is returned with the groups of its kernels.
     """
     if request.method != "jacobian":
         return [(request, sorted(set(request.groups)))]
@@ -131,5 +133,5 @@ def as_shapes(tree: Any) -> Shapes:
 
 @lru_cache(maxsize=64)
 def known_plan(request: Request, shapes: Shapes) -> Plan:
-    """The plan for the shapes of (params, x1, x2), so that a network is read once for all compiled parts."""
+    """The cached plan for the shapes of (params, x1, x2), so that a network is traced once for all compiled parts."""
     return make_plan(request, *shapes.tree())

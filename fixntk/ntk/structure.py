@@ -26,7 +26,7 @@ _LOOKUP_MODES = (
     lax.GatherScatterMode.PROMISE_IN_BOUNDS,
 )
 
-# A place in a jaxpr: the equation's index, after those of the calls around it.
+# A place in a jaxpr: the indices of the calls around an equation, then the index of the equation.
 Path = tuple[int, ...]
 
 
@@ -69,6 +69,7 @@ def find_sites(closed: ClosedJaxpr, num_leaves: int) -> tuple[list[Site], set[in
     _collect(closed.jaxpr, aliases, (), uses)
     sites, others = [], set()
     for leaf, places in uses.items():
+        # Several uses add up in the Jacobian, whose inner products then have cross terms: only a single use is a site.
         if len(places) == 1 and places[0] is not None:
             sites.append(places[0])
         elif places:
@@ -157,6 +158,7 @@ def _site(equation: JaxprEqn, operand: int, leaf: int, path: Path) -> Site | Non
 
 
 def _looks_rows_up(equation: JaxprEqn) -> bool:
+    # Row numbers index the first axis alone, and each slice is one whole row.
     numbers, shape = equation.params["dimension_numbers"], _aval(equation.invars[0]).shape
     return (
         tuple(numbers.collapsed_slice_dims) == (0,)
@@ -230,6 +232,8 @@ def _canonical_activations(site: Site, operands: Sequence[Array]) -> Array:
     other, params = operands[1 - site.operand], site.equation.params
     if site.equation.primitive.name == "dot_general":
         contracted, batch = params["dimension_numbers"]
+        # The axes of the other operand correspond to the parameter's axes: batch axes are groups, contracted axes are
+        # inputs, and free axes are positions.
         summed, grouped = contracted[1 - site.operand], batch[1 - site.operand]
         free = [k for k in range(other.ndim) if k not in (*summed, *grouped)]
         ordered = jnp.transpose(other, (*grouped, *free, *summed))
@@ -237,6 +241,7 @@ def _canonical_activations(site: Site, operands: Sequence[Array]) -> Array:
     if site.is_lookup:
         rows = other.reshape(site.positions)
         if params["mode"] == lax.GatherScatterMode.CLIP:
+            # This mode reads, and so has a derivative in, the nearest row.
             return jnp.clip(rows, 0, site.inputs - 1)
         return rows
     return _patches(other, operands[1].shape, params, site)
@@ -251,9 +256,11 @@ def canonical_signals(site: Site, signal: Array) -> Array:
             return signal.reshape(out, site.groups, site.positions, site.outputs)
         return signal.reshape(out, site.groups, site.outputs, site.positions).swapaxes(2, 3)
     if site.is_lookup:
+        # Offset axes run within a row, all others over positions; the axes of signals start with the outputs.
         offsets = [k + 1 for k in params["dimension_numbers"].offset_dims]
         rows = [k for k in range(1, signal.ndim) if k not in offsets]
         return jnp.transpose(signal, (0, *rows, *offsets)).reshape(out, 1, site.positions, site.outputs)
+    # Channels are ordered by group, so that they split into groups and outputs of a group.
     examples, channels, *space = params["dimension_numbers"].out_spec
     ordered = jnp.transpose(signal, (0, channels + 1, examples + 1, *(k + 1 for k in space)))
     return ordered.reshape(out, site.groups, site.outputs, site.positions).swapaxes(2, 3)
@@ -267,6 +274,7 @@ def _patches(images: Array, filter_shape: tuple[int, ...], params: dict[str, Any
     numbers = params["dimension_numbers"]
     examples, channels, *space = numbers.lhs_spec
     images = jnp.transpose(images, (examples, *space, channels))
+    # Dilating the images puts step − 1 zeros between entries, which is the interior padding of lax.pad.
     padding = [
         (low, high, step - 1) for (low, high), step in zip(params["padding"], params["lhs_dilation"], strict=True)
     ]
@@ -291,9 +299,11 @@ def count_flops(jaxpr: Jaxpr) -> float:
         name, params = equation.primitive.name, equation.params
         size = float(sum(math.prod(_aval(v).shape) for v in equation.outvars))
         if name == "dot_general":
+            # Each entry is a sum over the contracted axes, with a product and an addition for each term.
             (contracted, _), _ = params["dimension_numbers"]
             total += 2 * size * math.prod(_aval(equation.invars[0]).shape[k] for k in contracted)
         elif name == "conv_general_dilated":
+            # Each entry is a sum over the part of the filter that belongs to one output channel.
             shape = _aval(equation.invars[1]).shape
             total += 2 * size * math.prod(shape) / shape[params["dimension_numbers"].rhs_spec[0]]
         else:

@@ -19,9 +19,9 @@ def traced_kernels(request: Request, params: Any, x1: Any, x2: Any) -> Blocks:
     """Kernels of traced arrays: a loop inside the caller's program."""
     plan, leaves = make_plan(request, params, x1, x2), jax.tree.leaves(params)
     if request.is_paired:
-        return _paired(request, plan, leaves, x1, x1 if x2 is None else x2)
+        return _kernels_of_paired_rows(request, plan, leaves, x1, x1 if x2 is None else x2)
     if _fits_one_tile(plan, x1, x2):
-        return _one_tile(plan, leaves, x1, x2)
+        return _kernels_of_one_tile(plan, leaves, x1, x2)
     grid = Grid(x1, x2, plan.tile)
     shape = (*grid.padded_shape, *plan.network.axes.result_shape)
     empty = tuple(jnp.zeros(shape, plan.network.kernel_dtype) for _ in range(plan.network.num_groups))
@@ -51,8 +51,8 @@ def compiled_kernels(
 def _compiled_whole(request: Request, shapes: Shapes, params: Any, x1: Any, x2: Any) -> Blocks:
     plan, leaves = known_plan(request, shapes), jax.tree.leaves(params)
     if request.is_paired:
-        return _paired(request, plan, leaves, x1, x1 if x2 is None else x2)
-    return _one_tile(plan, leaves, x1, x2)
+        return _kernels_of_paired_rows(request, plan, leaves, x1, x1 if x2 is None else x2)
+    return _kernels_of_one_tile(plan, leaves, x1, x2)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -71,16 +71,20 @@ def _fits_one_tile(plan: Plan, x1: Any, x2: Any) -> bool:
     return max(num_rows(x1), num_rows(x1 if x2 is None else x2)) <= plan.tile
 
 
-def _one_tile(plan: Plan, leaves: Sequence[Array], x1: Any, x2: Any) -> Blocks:
+def _kernels_of_one_tile(plan: Plan, leaves: Sequence[Array], x1: Any, x2: Any) -> Blocks:
     features1 = plan.features(leaves, x1)
     return plan.kernels(leaves, features1, features1 if x2 is None else plan.features(leaves, x2))
 
 
-def _paired(request: Request, plan: Plan, leaves: Sequence[Array], x1: Any, x2: Any) -> Blocks:
-    def one(pair: tuple[Any, Any]) -> Blocks:
+def _kernels_of_paired_rows(request: Request, plan: Plan, leaves: Sequence[Array], x1: Any, x2: Any) -> Blocks:
+    def kernels_of_pair(pair: tuple[Any, Any]) -> Blocks:
         features1, features2 = (plan.method.features(leaves, jax.tree.leaves(x)) for x in pair)
         return plan.method.kernels(leaves, features1, features2)
 
     pairs = (x1, x2)
-    results = jax.vmap(one)(pairs) if num_rows(x1) <= plan.tile else lax.map(one, pairs, batch_size=plan.tile)
+    results = (
+        jax.vmap(kernels_of_pair)(pairs)
+        if num_rows(x1) <= plan.tile
+        else lax.map(kernels_of_pair, pairs, batch_size=plan.tile)
+    )
     return tuple(jnp.mean(result, axis=0) for result in results) if 0 in request.traced else results

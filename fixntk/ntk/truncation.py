@@ -1,4 +1,4 @@
-"""What the series of an integrated activation leaves out of a network's kernels, and the warning about it."""
+"""Share of a second moment that the series of an activation omits in a network, and the warning about it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from fixntk.ntk.angles import as_rows
 from fixntk.ntk.covariances import Covariances, covariances_of_inputs
 from fixntk.ntk.layers import Activate, GlobalAveragePool, Layer, as_scalars, layers_of
 
-# Share of a second moment left out by a series above which there is a warning.
+# Largest fraction of a second moment that a series may omit without a warning.
 _LARGEST_SHARE = 1e-4
 
 
 def warn_if_truncated(network: Layer, input_scale: Any, inputs: list[Array], tile: int) -> None:
-    """Warn if a series of an activation converges slowly at a standard deviation that occurs."""
+    """Warn if the series of an activation converges slowly at a standard deviation that occurs in the network."""
     if not any(layer.activation.truncation for layer in layers_of(Activate, network)):
         return
     for x in inputs:
@@ -35,13 +35,13 @@ def warn_if_truncated(network: Layer, input_scale: Any, inputs: list[Array], til
 
 @partial(jax.jit, static_argnums=2)
 def _truncated_shares(parameters: tuple[Layer, Any], x: Array, tile: int) -> dict[str, Array]:
-    """Largest share that series leave out, by activation: of each input's own variances, layer by layer."""
+    """Largest share of a second moment that the series of each activation omits, over all inputs and layers."""
     network, input_scale = as_scalars(*parameters, x.dtype)
 
-    def of_one(x: Array) -> dict[str, Array]:
+    def shares_of_one(x: Array) -> dict[str, Array]:
         shares: dict[str, list[Array]] = {}
 
-        def watched(layer: Any) -> Any:
+        def add_watch(layer: Any) -> Any:
             if not isinstance(layer, Activate) or layer.activation.truncation is None:
                 return layer
 
@@ -52,9 +52,9 @@ def _truncated_shares(parameters: tuple[Layer, Any], x: Array, tile: int) -> dic
 
             return watch
 
-        watching = jax.tree.map(watched, network, is_leaf=lambda layer: isinstance(layer, Activate))
+        watching = jax.tree.map(add_watch, network, is_leaf=lambda layer: isinstance(layer, Activate))
         row = as_rows(x[None], jnp.zeros(1, int))
         watching(covariances_of_inputs(row, row, input_scale, bool(layers_of(GlobalAveragePool, network))))
         return {name: jnp.max(jnp.stack([jnp.max(share) for share in found])) for name, found in shares.items()}
 
-    return jax.tree.map(jnp.max, jax.lax.map(of_one, x, batch_size=tile))
+    return jax.tree.map(jnp.max, jax.lax.map(shares_of_one, x, batch_size=tile))

@@ -72,7 +72,8 @@ def optional_packages() -> dict[str, str | None]:
 def _devices() -> dict[str, Any]:
     try:
         devices = jax.devices()
-    except RuntimeError as error:  # a broken accelerator plug-in must not keep `fixntk info` from saying so
+    except RuntimeError as error:
+        # `fixntk info` has to report a broken accelerator plug-in rather than fail.
         return {"platform": None, "device": f"none: {error}", "device_count": 0}
     return {
         "platform": devices[0].platform,
@@ -85,7 +86,8 @@ def _cores() -> int | None:
     """Count the cores this process may use, which in a container are fewer than the machine has."""
     try:
         return len(os.sched_getaffinity(0))
-    except AttributeError:  # macOS, Windows
+    except AttributeError:
+        # macOS and Windows do not have this function.
         return os.cpu_count()
 
 

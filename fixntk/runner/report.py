@@ -22,7 +22,7 @@ from cycler import cycler
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
-from fixntk._files import replacing
+from fixntk._files import replace_when_written
 
 # Okabe and Ito's colours for colour-blind readers, those with the most contrast on white first.
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
@@ -52,10 +52,10 @@ STYLE: Any = {
     "ytick.labelsize": 9,
 }
 
-# Shown for a missing value.
+# Text that is shown for a missing value.
 _MISSING = "–"
-# Characters above which a text gets several lines.
-_LONG = 40
+# Number of characters above which a text in a table is wrapped.
+_MAX_LINE_CHARACTERS = 40
 # Pixels on the page for each inch of a figure.
 _PIXELS_PER_INCH = 110
 
@@ -143,7 +143,7 @@ def render(
         config=yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True, default_flow_style=None),
     )
     path = directory / "report.html"
-    with replacing(path) as part:
+    with replace_when_written(path) as part:
         part.write_text(html, encoding="utf-8")
     return path
 
@@ -183,7 +183,7 @@ def render_markdown(path: str | Path, title: str, sections: Sequence[Section], e
         for stem, figure, caption in section.figures:
             _save(figure, folder / f"{stem}.png")
             parts += [f"![{caption.replace('`', '')}](figures/{path.stem}/{stem}.png)", f"*{caption}*"]
-    with replacing(path) as part:
+    with replace_when_written(path) as part:
         part.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     return path
 
@@ -208,7 +208,7 @@ def _template_values(section: Section, folder: Path) -> dict[str, Any]:
         for stem, figure, caption in section.figures
     ]
     columns = None if section.table is None else _columns(section.table)
-    return {"title": section.title, "text": _markup(section.text), "columns": columns, "figures": figures}
+    return {"title": section.title, "text": _mark_up(section.text), "columns": columns, "figures": figures}
 
 
 def _save(figure: Figure, path: Path) -> str:
@@ -217,24 +217,25 @@ def _save(figure: Figure, path: Path) -> str:
     with use_style():
         figure.savefig(buffer, format="png")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as part:
+    with replace_when_written(path) as part:
         part.write_bytes(buffer.getvalue())
     return base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def _markup(text: str) -> Markup:
+def _mark_up(text: str) -> Markup:
     paragraphs = [part.strip() for part in re.split(r"\n\s*\n", text) if part.strip()]
-    return Markup("\n").join(Markup("<p>{}</p>").format(_inline(part)) for part in paragraphs)
+    return Markup("\n").join(Markup("<p>{}</p>").format(_mark_up_inline(part)) for part in paragraphs)
 
 
-def _inline(text: str) -> Markup:
+def _mark_up_inline(text: str) -> Markup:
     """Escape the text, then mark up code and, outside of code, bold."""
     pieces = re.split(r"`([^`]+)`", str(escape(text)))
     marked = (
         f"<code>{piece}</code>" if k % 2 else re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", piece, flags=re.S)
         for k, piece in enumerate(pieces)
     )
-    return Markup("".join(marked))  # escaped in the first line
+    # The first line has escaped the text, so that it is safe to declare it as markup.
+    return Markup("".join(marked))
 
 
 # ------------------------------------------------------------------------------------------------ tables
@@ -242,10 +243,24 @@ def _inline(text: str) -> Markup:
 
 @dataclass(frozen=True)
 class _Column:
+    """A column of a table as text.
+
+    Attributes
+    ----------
+    heading
+        The column's name.
+    numeric
+        Whether all values are numbers.
+    long
+        Whether a text is long enough to be wrapped.
+    cells
+        For each row the text that is shown, and the key to sort by, which is empty for a missing value.
+    """
+
     heading: str
     numeric: bool
-    long: bool  # has texts that need several lines
-    cells: tuple[tuple[str, str], ...]  # what is shown, what is sorted by ("" for a missing value)
+    long: bool
+    cells: tuple[tuple[str, str], ...]
 
 
 def _columns(table: pd.DataFrame) -> list[_Column]:
@@ -272,7 +287,7 @@ def _column(heading: str, values: Sequence[Any]) -> _Column:
         shown = iter([_text(value) for value in present])
         keys = iter([_text(value) for value in present])
     cells = tuple((_MISSING, "") if _is_missing(value) else (next(shown), next(keys)) for value in values)
-    return _Column(heading, numeric, any(len(text) > _LONG for text, _ in cells), cells)
+    return _Column(heading, numeric, any(len(text) > _MAX_LINE_CHARACTERS for text, _ in cells), cells)
 
 
 def _is_missing(value: Any) -> bool:
@@ -280,7 +295,8 @@ def _is_missing(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)  # NumPy's scalars are Real too
+    # NumPy's scalars are instances of Real too.
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def _text(value: Any) -> str:
@@ -290,26 +306,26 @@ def _text(value: Any) -> str:
 def format_numbers(values: Sequence[float | int]) -> list[str]:
     """Format a column's numbers with about four significant digits, aligned where their sizes allow it.
 
-    Integers are shown without decimals. Otherwise all numbers get as many decimals as the largest one needs, unless the
-    smallest would then have fewer than two digits: in that case each number has decimals of its own.
+    Integers are shown without decimals. Otherwise all numbers get the number of decimals that the largest one needs. If
+    the smallest number would then have fewer than two digits, each number is formatted on its own.
     """
     finite = [value for value in values if math.isfinite(value)]
     largest = max((abs(value) for value in finite), default=0.0)
     if all(float(value).is_integer() for value in finite) and largest < 1e15:
-        return [_signed(f"{value:.0f}") for value in values]
+        return [_use_minus_sign(f"{value:.0f}") for value in values]
     decimals = max(0, 3 - math.floor(math.log10(largest)))
     smallest = min(abs(value) for value in finite if value)
     if largest < 1e6 and decimals <= 6 and smallest >= 9.5 * 10.0**-decimals:
-        return [_signed(f"{value:.{decimals}f}") for value in values]
-    return [_signed(_own_digits(value)) for value in values]
+        return [_use_minus_sign(f"{value:.{decimals}f}") for value in values]
+    return [_use_minus_sign(_format_alone(value)) for value in values]
 
 
-def _own_digits(value: float | int) -> str:
+def _format_alone(value: float | int) -> str:
     text = f"{value:.0f}" if 100 <= abs(value) < 1e6 else f"{value:.3g}"
     return re.sub(r"e([+-])0*", r"e\1", text).replace("e+", "e")
 
 
-def _signed(text: str) -> str:
+def _use_minus_sign(text: str) -> str:
     """Replace the hyphen by a minus sign and inf by ∞; a number that rounds to zero gets no sign."""
     if re.fullmatch(r"-0(\.0*)?", text):
         return text[1:]

@@ -10,7 +10,7 @@ from io import RawIOBase
 from pathlib import Path
 from typing import Any
 
-from fixntk._files import replacing
+from fixntk._files import replace_when_written
 from fixntk.runner.config import ConfigError, Row
 
 
@@ -35,7 +35,7 @@ def append_rows(file: RawIOBase, rows: Iterable[Row]) -> None:
 
 
 def keep_finished(results: Path, tasks: list[Row]) -> tuple[list[Row], bool]:
-    """Remove from the file what the tasks to be run again have left there.
+    """Remove from the file the rows of tasks that will be run again.
 
     These are the error rows, a last line that a kill left incomplete, and the other rows of that line's task.
 
@@ -47,17 +47,18 @@ def keep_finished(results: Path, tasks: list[Row]) -> tuple[list[Row], bool]:
     rows, torn = _read_results(results)
     kept = [row for row in rows if "error" not in row]
     if torn:
-        kept = _without_torn_task(kept, torn, tasks)
+        kept = _drop_torn_task(kept, torn, tasks)
     if torn or len(kept) < len(rows):
-        with replacing(results) as part:
+        with replace_when_written(results) as part:
             part.write_bytes(b"".join(map(_line, kept)))
     return kept, bool(torn)
 
 
-def _without_torn_task(rows: list[Row], torn: bytes, tasks: list[Row]) -> list[Row]:
+def _drop_torn_task(rows: list[Row], torn: bytes, tasks: list[Row]) -> list[Row]:
     """Drop the task of the last row if the torn line may belong to the same task, which is then incomplete."""
     for task, of_task in zip(tasks, rows_by_task(tasks, rows), strict=True):
-        start = _dumps(task)[:-1].encode()  # each of the task's lines begins with this
+        # Every line of a task begins with the task's keys.
+        start = _dumps(task)[:-1].encode()
         if of_task and of_task[-1] is rows[-1] and start[: len(torn)] == torn[: len(start)]:
             return [row for row in rows if all(row is not one for one in of_task)]
     return rows
@@ -65,7 +66,7 @@ def _without_torn_task(rows: list[Row], torn: bytes, tasks: list[Row]) -> list[R
 
 def rows_by_task(tasks: list[Row], rows: list[Row]) -> list[list[Row]]:
     """Return each task's rows, in the order of the tasks; rows of no task are left out."""
-    # Tasks may differ in their keys; the largest set of keys, which says most, is tried first.
+    # Tasks may differ in their keys; the largest set of keys, which is the most specific, is tried first.
     key_sets = sorted({tuple(sorted(task)) for task in tasks}, key=len, reverse=True)
     found: dict[str, list[Row]] = {_identity(task, sorted(task)): [] for task in tasks}
     for row in rows:
@@ -109,7 +110,7 @@ def read_json(path: Path) -> Row:
 def write_json(path: Path, value: Row) -> None:
     """Write an object to a JSON file, whole or not at all."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
-    with replacing(path) as part:
+    with replace_when_written(path) as part:
         part.write_text(text + "\n", encoding="utf-8")
 
 

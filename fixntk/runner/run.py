@@ -1,4 +1,4 @@
-"""Run an experiment: one row per result, written as soon as it is finished, resumable, then a report."""
+"""Run an experiment: rows are written when a task is finished, a run can be resumed, and a report is made."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from fixntk.runner.rows import append_rows, keep_finished, read_json, read_rows,
 
 __all__ = ["ConfigError", "Experiment", "Row", "execute", "load_config", "read_rows", "regenerate", "to_json"]
 
-# Exit status of a run ended by SIGINT or SIGTERM, the one that shells give.
+# Exit status of a run that SIGINT or SIGTERM ends, 128 + SIGINT as in shells.
 INTERRUPTED = 130
-# Memory maps of the process above which compiled functions are dropped, a count.
+# Number of memory maps of the process above which compiled functions are dropped.
 _MOST_MEMORY_MAPS = 30_000
 
 
@@ -48,8 +48,8 @@ def execute(
         Gets ``config.json``, ``environment.json``, ``results.jsonl``, ``summary.json``, ``figures/*.png``
         and ``report.html``.
     resume
-        Keep the finished tasks of an earlier, interrupted run and do the rest; tasks that failed are run
-        again. A directory without results just starts.
+        Keep the finished tasks of an earlier, interrupted run and run the others; tasks that failed are run
+        again. Without results in the directory all tasks are run.
     command
         The command line that started the run, for ``environment.json`` and the report.
 
@@ -61,7 +61,7 @@ def execute(
     Raises
     ------
     ConfigError
-        If the directory has results and ``resume`` is false, or it has those of another config.
+        If the directory has results and ``resume`` is false, or the results belong to another config.
     """
     directory = Path(directory)
     tasks = _tasks(experiment, config)
@@ -81,7 +81,7 @@ def execute(
             "the same command with --resume does the rest"
         )
         return INTERRUPTED
-    for reason, labels in _failures(tasks, failed).items():
+    for reason, labels in _labels_by_reason(tasks, failed).items():
         _say(f"skipped {', '.join(labels)}: {reason}")
     return 1 if failed else 0
 
@@ -107,7 +107,8 @@ def regenerate(directory: str | Path, markdown: str | Path | None = None) -> Pat
         raise ConfigError(f"{directory}: is not the folder of a run: it has no config.json")
     if not read_rows(directory):
         raise ConfigError(f"{directory}: there are no results yet")
-    experiment, config = load_config(directory / "config.json")  # JSON is YAML
+    # JSON is a subset of YAML.
+    experiment, config = load_config(directory / "config.json")
     _, sections = _finish(experiment, config, directory)
     if markdown is not None:
         try:
@@ -151,23 +152,23 @@ def _prepare(directory: Path, description: Row, tasks: list[Row], *, resume: boo
 
 def _check_same_config(path: Path, description: Row) -> None:
     """Raise ConfigError, naming each key that differs, if the config of an earlier run is another one."""
-    earlier, now = _flat(read_json(path)), _flat(description)
+    earlier, now = _flatten(read_json(path)), _flatten(description)
     differing = [key for key in {**earlier, **now} if earlier.get(key) != now.get(key)]
     if differing:
         pairs = "; ".join(f"{key} was {earlier.get(key)!r}, now {now.get(key)!r}" for key in differing)
         raise ConfigError(f"{path} is of another config, so --resume cannot go on: {pairs}")
 
 
-def _flat(value: Row, prefix: str = "") -> Row:
-    """Nested mappings as one, with dots in its keys."""
+def _flatten(value: Row, prefix: str = "") -> Row:
+    """Flatten nested mappings into one, with dots in its keys."""
     flat: Row = {}
     for key, item in value.items():
-        flat |= _flat(item, f"{prefix}{key}.") if isinstance(item, dict) else {prefix + key: item}
+        flat |= _flatten(item, f"{prefix}{key}.") if isinstance(item, dict) else {prefix + key: item}
     return flat
 
 
 def _run_tasks(experiment: Experiment, config: BaseModel, pending: list[Row], file: RawIOBase, total: int) -> None:
-    with contextlib.closing(_with_progress(pending, total)) as tracked:
+    with contextlib.closing(_track_progress(pending, total)) as tracked:
         for task in tracked:
             append_rows(file, _run_task(experiment, config, task))
             if _num_memory_maps() > _MOST_MEMORY_MAPS:
@@ -176,10 +177,10 @@ def _run_tasks(experiment: Experiment, config: BaseModel, pending: list[Row], fi
 
 
 def _num_memory_maps() -> int:
-    """Number of memory maps of this process; 0 where the system does not say.
+    """Number of memory maps of this process; 0 if the system does not report it.
 
-    XLA makes several for each function that it compiles, and Linux ends a process that wants more than 65,530. A run
-    over many tables of different sizes reaches that in a quarter of an hour.
+    XLA makes several for each compiled function, and Linux ends a process that needs more than 65,530. A run over many
+    tables of different sizes reaches this number in a quarter of an hour.
     """
     try:
         return Path("/proc/self/maps").read_bytes().count(b"\n")
@@ -199,7 +200,7 @@ def _run_task(experiment: Experiment, config: BaseModel, task: Row) -> list[Row]
     return [{**task, **row, **task} for row in rows]
 
 
-def _with_progress(pending: list[Row], total: int) -> Generator[Row, None, None]:
+def _track_progress(pending: list[Row], total: int) -> Generator[Row, None, None]:
     """Yield the tasks, with the progress on stderr: a bar on a terminal, otherwise about ten lines."""
     finished = total - len(pending)
     if sys.stderr.isatty():
@@ -237,21 +238,23 @@ def _finish(experiment: Experiment, config: BaseModel, directory: Path) -> tuple
 
 
 def _missing_parts(tasks: list[Row], failed: list[Row], unfinished: int, *, needs_more: bool) -> list[report.Section]:
-    """Sections that say, first in the report, which tasks are missing from it."""
+    """Sections at the start of the report that name the tasks missing from it."""
     sections = []
-    without = "this report needs every task and is empty without them" if needs_more else "what follows is without them"
+    without = "the rest of the report is without them"
+    if needs_more:
+        without = "this report needs every task and is empty without them"
     if unfinished:
         text = f"**{unfinished} of {len(tasks)} tasks are not finished**; {without}."
         sections.append(report.Section("Unfinished", text))
     if failed:
-        failures = _failures(tasks, failed)
+        failures = _labels_by_reason(tasks, failed)
         table = pd.DataFrame({"skipped": map(", ".join, failures.values()), "reason": failures.keys()})
         text = f"**{len(failed)} of {len(tasks)} tasks could not use their data**; {without}."
         sections.append(report.Section("Skipped", text, table))
     return sections
 
 
-def _failures(tasks: list[Row], failed: list[Row]) -> dict[str, list[str]]:
+def _labels_by_reason(tasks: list[Row], failed: list[Row]) -> dict[str, list[str]]:
     """Return the tables that failed for each reason, or the tasks where they have no key ``table``."""
     failures: dict[str, list[str]] = {}
     for task, rows in zip(tasks, rows_by_task(tasks, failed), strict=True):
@@ -278,7 +281,7 @@ def _record_environment(directory: Path, source: Path | None, command: str | Non
 
 
 def _read_environment(experiment: Experiment, directory: Path) -> Row:
-    """The run's environment; a run started without a command gets that of the experiment's own config."""
+    """The run's environment; without a recorded command it has the command of the experiment's own config."""
     read = read_json(directory / "environment.json")
     return {**read, "command": read.get("command") or f"fixntk run configs/{_name(experiment)}.yaml"}
 
@@ -286,7 +289,8 @@ def _read_environment(experiment: Experiment, directory: Path) -> Row:
 @contextlib.contextmanager
 def _terminate_as_interrupt() -> Iterator[None]:
     """Let SIGTERM end a run as Ctrl-C does."""
-    if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
+    # Python allows signal handlers to be set in the main thread only.
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
     earlier = signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -15,8 +15,8 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from fixntk.tables.read import TableError, as_feature
 
-# A target of numbers with more values than this is a quantity, not a class.
-_MOST_CLASSES = 10  # count
+# A numeric target with more distinct values than this is a quantity, not a class.
+_MAX_CLASSES = 10
 
 
 class Columns(NamedTuple):
@@ -94,7 +94,7 @@ def read_columns(path: Path, features: pd.DataFrame) -> tuple[pd.DataFrame, Colu
 
 
 def match_columns(path: Path, strings: pd.DataFrame, columns: Columns) -> pd.DataFrame:
-    """Bring a table of strings, '?' where a value is missing, to the columns of another.
+    """Convert a table of strings, with '?' for missing values, to the columns of another table.
 
     Raises
     ------
@@ -135,7 +135,7 @@ def read_target(path: Path, labels: pd.Series) -> tuple[np.ndarray, bool]:
     if labels.nunique() < 2:
         raise TableError(f"table '{path}': column '{labels.name}', the target, has one value only")
     column = as_feature(labels)
-    if column.dtype != np.float64 or column.nunique() <= _MOST_CLASSES:
+    if column.dtype != np.float64 or column.nunique() <= _MAX_CLASSES:
         return labels.to_numpy(object), True
     _check_finite(path, column)
     return column.to_numpy(), False

@@ -1,4 +1,4 @@
-"""Models of a column of a table: what ``fixntk fit`` saves in one file, and ``fixntk predict`` uses."""
+"""Models of a table's column, which ``fixntk fit`` saves in a file and ``fixntk predict`` loads."""
 
 from __future__ import annotations
 
@@ -15,17 +15,19 @@ import pandas as pd
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import Pipeline
 
-from fixntk._files import replacing
+from fixntk._files import replace_when_written
 from fixntk.estimators import GatedReLUClassifier, GatedReLURegressor, NTKClassifier, NTKRegressor
 from fixntk.tables.encode import Columns, imputing_encoder, match_columns, read_columns, read_target
 from fixntk.tables.read import TableError, read_strings, read_table
 
 METHODS = ("gated", "ntk")
-# Regularisation to choose from by cross-validation.
+# Candidates for reg in the cross-validation.
 REGS = (0.1, 0.03, 0.01, 0.003, 0.001)
-_MOST_FOLDS = 4  # count
+# Largest number of folds of the cross-validation that chooses reg.
+_MAX_FOLDS = 4
+# Name of the format in the first line of a model's file.
 _FORMAT = "fixntk model"
-# Raised whenever a pickle of an earlier version cannot be loaded any more.
+# Version of the format. It is increased whenever pickles of earlier versions can no longer be loaded.
 _VERSION = 2
 
 
@@ -54,7 +56,7 @@ def fit(
     y, is_class = read_target(path, labels)
     frame, columns = read_columns(path, features)
     kind = "class" if is_class else "quantity"
-    lines = [f"{len(y)} rows, {features.shape[1]} columns; {target!r} is a {kind}", *_missing(features, columns)]
+    lines = [f"{len(y)} rows, {features.shape[1]} columns; {target!r} is a {kind}", *_missing_lines(features, columns)]
     estimator = _estimator(method, is_class, seed)
     model: Any = Pipeline([("columns", imputing_encoder(columns)), ("estimator", estimator)])
     if reg is None:
@@ -76,7 +78,7 @@ def fit(
 
 
 def predict(model_path: Path, table: Path) -> pd.DataFrame:
-    """Predict for a table's rows: a column named as the target, and for classes one of each one's probability.
+    """Predict for a table's rows: a column with the target's name, and for classes a column of each probability.
 
     Loads a pickle, which can run any code: use files that you trust.
 
@@ -97,7 +99,7 @@ def predict(model_path: Path, table: Path) -> pd.DataFrame:
 
 
 def write_table(frame: pd.DataFrame, path: Path) -> None:
-    """Write a CSV file, or a Parquet file where the name ends so."""
+    """Write a Parquet file if the name ends in .parquet, otherwise a CSV file."""
     if path.name.lower().endswith(".parquet"):
         import pyarrow  # noqa: F401  to name the package that is missing; pandas would hide it
 
@@ -106,7 +108,7 @@ def write_table(frame: pd.DataFrame, path: Path) -> None:
         frame.to_csv(path, index=False)
 
 
-def _missing(features: pd.DataFrame, columns: Columns) -> list[str]:
+def _missing_lines(features: pd.DataFrame, columns: Columns) -> list[str]:
     """A line for each column with missing values."""
     lines = []
     for name in features.columns:
@@ -123,9 +125,9 @@ def _estimator(method: str, is_class: bool, seed: int) -> Any:
 
 
 def _num_folds(y: np.ndarray, is_class: bool) -> int:
-    """As many folds as every class has rows for."""
+    """Number of folds, at most the number of rows of the smallest class."""
     smallest = int(pd.Series(y).value_counts().min()) if is_class else len(y)
-    return min(_MOST_FOLDS, smallest)
+    return min(_MAX_FOLDS, smallest)
 
 
 def _write(out: Path, about: dict[str, Any], model: Any) -> None:
@@ -135,7 +137,7 @@ def _write(out: Path, about: dict[str, Any], model: Any) -> None:
     payload = stream.getvalue()
     header = {"format": _FORMAT, "version": _VERSION, "fixntk": version("fixntk"), **about}
     header["sha256"] = hashlib.sha256(payload).hexdigest()
-    with replacing(out) as part:
+    with replace_when_written(out) as part:
         part.write_bytes(json.dumps(header).encode() + b"\n" + payload)
 
 

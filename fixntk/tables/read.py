@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+# Names of the target column, in lower case, when the user gives none.
 TARGET_NAMES = ("class", "target", "label")
+# Texts that stand for a missing value.
 MISSING = ("", "?", "NA", "N/A", "NaN", "nan", "null", "NULL")
-# What a column of a Parquet file may hold, in the words of pandas.
+# Kinds of values that a column of a Parquet file may hold, named as by pandas.api.types.infer_dtype.
 _KINDS = ("string", "integer", "floating", "mixed-integer-float", "decimal", "boolean", "categorical", "empty")
 
 
@@ -48,7 +50,7 @@ def read_table(path: str | Path, target: str | None = None) -> tuple[pd.DataFram
 
 
 def read_strings(path: str | Path) -> pd.DataFrame:
-    """Read a CSV file with a header, or a Parquet file (by the name's end), as strings, '?' where a value is missing.
+    """Read a CSV file with a header, or a .parquet file, as strings, with '?' for missing values.
 
     Raises
     ------
@@ -108,7 +110,7 @@ def _read_csv(path: str | Path) -> pd.DataFrame:
 
 
 def as_feature(column: pd.Series, nominal: bool = False, categories: list[str] | None = None) -> pd.Series:
-    """A column of strings, '?' where missing, as float64, or as 'category' if it is nominal or not all numbers."""
+    """A column of strings, '?' for missing values, as float64, or as 'category' if nominal or not all numbers."""
     column = column.mask(column == "?")
     numbers = pd.to_numeric(column, errors="coerce")
     if nominal or categories or numbers.isna().sum() > column.isna().sum():

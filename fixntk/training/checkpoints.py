@@ -12,17 +12,17 @@ from jaxtyping import Float
 
 State = TypeVar("State")
 
-# Number of checkpoints that are kept.
+# Number of the newest checkpoints that are kept.
 _MAX_KEPT = 2
 
 
 class Record(NamedTuple):
-    """What is recorded of a training at one step.
+    """Entry of the history of a training.
 
     Attributes
     ----------
     step
-        Steps made.
+        Number of steps made.
     objective
         Objective of each network.
     validation

@@ -177,7 +177,7 @@ def objective(
 ) -> Float[Array, ""]:
     """:func:`summed_loss` plus λ · weight decay."""
     penalty = weight_decay(Parameters(**trained, **frozen))
-    # Without a penalty, weights so large that their squares overflow leave the objective finite.
+    # Without a penalty the objective stays finite even if the squares of the weights overflow.
     return summed_loss(trained, frozen, rows, loss) + jnp.where(reg > 0, reg * penalty, 0)
 
 

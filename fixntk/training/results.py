@@ -1,4 +1,4 @@
-"""What training returns, and what it reports while it runs."""
+"""Results of a training, and the progress that its callback receives."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ class TrainingHistory(NamedTuple):
 
 
 class TrainingProgress(NamedTuple):
-    """What a callback of :func:`train` is given.
+    """Argument of the callback of :func:`train`.
 
     Attributes
     ----------
     step, num_steps
-        Steps made and asked for.
+        Numbers of steps made and requested.
     objective, validation
         As in the history.
     seconds
@@ -64,7 +64,7 @@ class Training(Generic[Network]):
     best
         The network at the record with the lowest validation loss; without validation data, with the lowest objective.
     history
-        What was recorded.
+        Objective, validation loss and seconds at each record.
     diverged
         Whether the objective became infinite or NaN; (S,) for a stack.
     """

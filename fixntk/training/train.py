@@ -1,7 +1,7 @@
 r"""Training of gated and ReLU networks by gradient descent, for comparison with the convex program.
 
-The objective is that of :mod:`fixntk.training.objective`. For one output, and gates that the program has, it is never
-below the program's certified lower bound.
+The objective is defined in :mod:`fixntk.training.objective`. For one output, and gates that the program has, it is
+never below the program's certified lower bound.
 
 See docs/mathematics.md, M10.
 """
@@ -46,7 +46,7 @@ from fixntk.training.results import DivergedError, Training, TrainingHistory, Tr
 
 
 class _State(NamedTuple):
-    """What training carries from record to record, and what a checkpoint holds.
+    """State of a training between two records, which a checkpoint stores.
 
     Attributes
     ----------
@@ -125,7 +125,7 @@ def train(
         Stop after this number of records without a lower validation loss, or objective if there is no validation data;
         a stack stops when none of its networks has a lower one.
     parameters
-        Which of ``hidden``, ``output`` and ``intercept`` to train.
+        Names of the parameters to train, among ``hidden``, ``output`` and ``intercept``.
     callback
         Called with a :class:`TrainingProgress` at each record; returning True stops the training.
     progress
@@ -133,8 +133,8 @@ def train(
     checkpoint
         Folder to which the state is written at each record; needs orbax.
     resume
-        Continue from the newest checkpoint in the folder, if there is one. The result is that of an uninterrupted
-        training.
+        Continue from the newest checkpoint in the folder, if there is one. The result is the same as without the
+        interruption.
 
     Returns
     -------
@@ -209,7 +209,7 @@ def _describe(seen: TrainingProgress) -> str:
 
 
 def _as_names(network: Network, names: Sequence[str]) -> tuple[str, ...]:
-    """The names of the parameters to train, without those that the network does not have."""
+    """The names of the parameters to train that the network has."""
     known = {name for name, value in network.parameters._asdict().items() if value is not None}
     if isinstance(names, str) or not set(names) <= set(Parameters._fields) or not set(names) & known:
         raise ValueError(f"parameters must be some of {', '.join(sorted(known))}, got {names!r}")
@@ -239,7 +239,7 @@ def _start(parameters: Parameters, names: tuple[str, ...], optimizer: optax.Grad
 def _keep_best(
     state: _State, monitored: Float[Array, "*S"], objectives: Float[Array, "*S"]
 ) -> tuple[_State, Bool[Array, ""]]:
-    """Update the last good and the best parameters; whether any network is better than before."""
+    """Update the last good and the best parameters, and tell whether any network has improved."""
 
     def select(condition: Array, new: dict[str, Array], old: dict[str, Array]) -> dict[str, Array]:
         def select_leaf(a: Array, b: Array) -> Array:

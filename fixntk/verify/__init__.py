@@ -1,4 +1,4 @@
 """The claims of docs/mathematics.md, checked numerically: ``fixntk verify``.
 
-``command`` is what the command runs, ``kernels`` and ``programs`` are the claims, ``check`` the row that each gives.
+``command`` runs the checks, ``kernels`` and ``programs`` check the claims, ``check`` has the row that each check gives.
 """

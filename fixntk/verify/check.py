@@ -1,4 +1,4 @@
-"""Checks of claims: the row of the table that each gives, and the measures that they share."""
+"""The row that each check of a claim gives, and the error measures that the checks share."""
 
 from __future__ import annotations
 

@@ -13,11 +13,11 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from fixntk._numerics import float64_allowed
+from fixntk._numerics import allow_float64
 from fixntk.verify import kernels, programs
 from fixntk.verify.check import Check, Data, run_check
 
-# Rows of a user's table that are checked.
+# Largest number of rows of a user's table that are checked.
 _MAX_ROWS = 200
 
 
@@ -30,7 +30,7 @@ def main(data: Path | None = None, json_file: Path | None = None) -> int:
         A CSV file with a header to check on, instead of the built-in data. Its target is the column called class,
         target or label, otherwise the last one.
     json_file
-        Where to write the rows as JSON as well.
+        File for the rows as JSON, in addition to the printed table.
 
     Raises
     ------
@@ -39,7 +39,7 @@ def main(data: Path | None = None, json_file: Path | None = None) -> int:
     """
     if json_file is not None:
         _check_writable(json_file)
-    with float64_allowed():
+    with allow_float64():
         data_sets = built_in_data() if data is None else [read_data(data)]
         checks = []
         for check in run_checks(data_sets):

@@ -29,34 +29,44 @@ from fixntk.verify.check import (
     slope_of_log_error,
 )
 
-# Arrangements that are enumerated; data with more of them gets random gates.
+# Largest number of arrangements to enumerate. Data with more of them get random gates instead.
 _MAX_CELLS = 50_000
-# The number of those random gates.
+# Number of random gates for such data.
 _NUM_WEIGHTED_GATES = 200
 # Rank of the inputs up to which solid angles have a closed form.
 _MAX_EXACT_RANK = 3
-# Gates of the masked Gram matrix that is summed one by one.
+# Largest number of gates in the masked Gram matrix that is summed gate by gate.
 _MAX_SUMMED_GATES = 200
-# Random gates whose mean kernel estimates the NTK, where solid angles have no closed form.
+# Number of random gates whose mean kernel estimates the NTK where solid angles have no closed form.
 _NUM_RANDOM_GATES = 20_000
-# Random directions v whose quadratic forms vᵀKv are compared there.
+# Number of random directions v whose quadratic forms vᵀKv are compared there.
 _NUM_QUADRATIC_FORMS = 8
-# Numbers of sampled gates from which the rate of convergence of their kernel is estimated.
+# Numbers of sampled gates from which the rate of convergence to the NTK is estimated.
 _NUMS_OF_GATES = [2**k for k in range(5, 13)]
-# Widths of gated networks from which that of their empirical NTK is estimated.
+# Widths of gated networks from which the rate of convergence of the empirical NTK is estimated.
 _WIDTHS = [16, 64, 256, 1024]
-# Seeds for each of those numbers and widths, a count.
+# Number of seeds for each number of gates and each width.
 _NUM_REPEATS = 16
 # Width of the one network whose empirical NTK is compared entry by entry.
 _SAME_GATES_WIDTH = 512
 
 
 class WeightedGates(NamedTuple):
-    """Gates, and the weights with which their masked Gram kernel is the NTK or estimates it."""
+    """Gates, and the weights with which their masked Gram kernel is the NTK or estimates it.
+
+    Attributes
+    ----------
+    arrangements
+        Masks and gates.
+    weights
+        (P,) kernel weights.
+    is_exact
+        Whether these are all arrangements with their solid angles, so that the kernel is exactly the NTK.
+    """
 
     arrangements: Arrangements
     weights: Float[Array, " P"]
-    is_exact: bool  # all arrangements and their solid angles: the kernel is the NTK
+    is_exact: bool
 
 
 def weighted_gates(data: Data) -> WeightedGates:
@@ -163,10 +173,10 @@ def check_neural_tangents(data: Data) -> Iterator[Check]:
         return
     x, ntk = data.x, gated_relu_ntk(data.x)
 
-    def dense() -> tuple[Callable, Callable, Callable]:
+    def dense_layer() -> tuple[Callable, Callable, Callable]:
         return nt.stax.Dense(1, W_std=1.0, b_std=None)
 
-    kernel = nt.stax.serial(dense(), nt.stax.Relu(), dense())[2](x, None, ("nngp", "ntk"))
+    kernel = nt.stax.serial(dense_layer(), nt.stax.Relu(), dense_layer())[2](x, None, ("nngp", "ntk"))
     figure = _distance_off_the_diagonal(x, x.shape[1] * (kernel.ntk - kernel.nngp), ntk)
     yield check_at_most("M3", data, claims[0], figure, 1e-8)
 
@@ -185,7 +195,7 @@ def _empirical_ntk_by_neural_tangents(nt: ModuleType, x: Float[Array, "n d"]) ->
     """neural-tangents' empirical NTK of a gated network, as a function of its width and the seed of its gates."""
 
     @partial(jax.jit, static_argnames="num_gates")
-    def empirical(num_gates: int, seed: Any) -> Array:
+    def kernel_of_gates(num_gates: int, seed: Any) -> Array:
         gates = sample_gates(jax.random.key(seed), num_gates, x.shape[1], dtype=x.dtype)
         signs = jnp.where(jax.random.bernoulli(jax.random.key(seed + 1), shape=(num_gates,)), 1.0, -1.0)
 
@@ -196,7 +206,7 @@ def _empirical_ntk_by_neural_tangents(nt: ModuleType, x: Float[Array, "n d"]) ->
         kernel_fn = nt.empirical_ntk_fn(network, trace_axes=(1,), implementation=implementation)
         return kernel_fn(x, None, jnp.zeros((num_gates, x.shape[1])))
 
-    return empirical
+    return kernel_of_gates
 
 
 def check_analytic(data: Data) -> Iterator[Check]:
@@ -266,7 +276,7 @@ def check_empirical(data: Data) -> Iterator[Check]:
         yield check_at_most("M14", data, claim, relative_distance(structured, theirs), 1e-10)
 
     @partial(jax.jit, static_argnames="width")
-    def gated(width: int, seed: Any) -> Array:
+    def gated_ntk(width: int, seed: Any) -> Array:
         gates = sample_gates(jax.random.key(seed), width, x.shape[1], dtype=x.dtype)
 
         def gated_network(weights: Array, inputs: Array) -> Array:
@@ -274,7 +284,9 @@ def check_empirical(data: Data) -> Iterator[Check]:
 
         return empirical_ntk(gated_network, jnp.zeros((x.shape[1], width)), x, outputs="trace")
 
-    slope = slope_of_log_error(lambda width, seed: relative_distance(gated(width, seed), ntk), _WIDTHS, _NUM_REPEATS)
+    slope = slope_of_log_error(
+        lambda width, seed: relative_distance(gated_ntk(width, seed), ntk), _WIDTHS, _NUM_REPEATS
+    )
     claim = "empirical NTK of gated networks converges to the analytic: slope of log error over log width"
     yield check_near("M14", data, claim, slope, -0.5, 0.15)
 
@@ -285,7 +297,7 @@ def _rank(data: Data) -> int:
 
 
 def _distance_off_the_diagonal(x: Float[Array, "n d"], actual: Array, expected: Array) -> float:
-    """Relative distance without pairs of rows at angles near 0 and π, where neural-tangents loses half its digits."""
+    """Relative distance without pairs of rows at angles near 0 or π, where neural-tangents loses half its digits."""
     lengths = jnp.linalg.norm(x, axis=1)
     is_ordinary = np.abs(x @ x.T) < (1 - 1e-6) * np.outer(lengths, lengths)
     return relative_distance(jnp.where(is_ordinary, actual, expected), expected)

@@ -19,16 +19,19 @@ from fixntk.training import network_objective, train
 from fixntk.verify.check import Check, Data, check_at_most, check_not_negative, not_checked, relative_distance
 from fixntk.verify.kernels import WeightedGates, ntk_of
 
-# λ of the programs, as a share of the λ above which all weights are zero.
+# λ/λ_max of the programs.
 _REG_SHARE = 0.05
+# λ/λ_max of the program that CVXPY solves as well.
 _REG_SHARE_FOR_CVXPY = 0.1
-# Sizes of the program that CVXPY solves too, which takes it seconds.
+# Largest number of rows of that program, such that CVXPY takes seconds.
 _MAX_ROWS_FOR_CVXPY = 30
+# Largest number of gates of that program.
 _MAX_GATES_FOR_CVXPY = 40
-# Gates of a network with a convex program.
+# Number of gates of the network that is compared with its convex program.
 _NUM_NETWORK_GATES = 50
-# Networks trained from different weights, and the steps of each.
+# Number of networks that are trained, from different initial weights.
 _NUM_TRAINED_NETWORKS = 4
+# Number of gradient steps of each.
 _NUM_TRAINING_STEPS = 3000
 
 
@@ -75,11 +78,11 @@ def _check_kernel_form(
     """The program's optimum is that over kernels, so the NTK cannot be below it."""
     half_squares = _half_squares(data.y)
     ntk_objective, primal = float(program.best_scale(ntk_weights).objective), float(optimum.primal)
-    left = ntk_objective - primal
-    note = f"NTK {ntk_objective:.6g}, optimum {primal:.6g}: {left / ntk_objective:.1%} left on the table"
-    # The dual bound holds whatever the solver found; the slack is for rounding in either objective.
+    excess = ntk_objective - primal
+    note = f"NTK {ntk_objective:.6g}, optimum {primal:.6g}: the optimum is {excess / ntk_objective:.1%} lower"
+    # The dual bound holds for any weights that the solver returns. The slack covers rounding errors of both objectives.
     holds = ntk_objective >= float(optimum.dual) - 1e-12 * half_squares
-    yield Check("M5", data.name, "J(NTK at its best scale) − optimum", left, "≥ 0", holds, note)
+    yield Check("M5", data.name, "J(NTK at its best scale) − optimum", excess, "≥ 0", holds, note)
     kernel_objective = float(program.kernel_objective(optimum.kernel_weights))
     difference = abs(kernel_objective - primal) / half_squares
     yield check_at_most("M5", data, "J(η*) = P(W*), as a share of ½‖Y‖²", difference, 1e-7)

@@ -34,7 +34,7 @@ def test_scaled_rows_are_those_that_the_scaling_gives(rng):
     x, weights = rng.standard_normal((50, 3)) + 7, rng.uniform(0.5, 2, 50)
     rows = rng.permutation(50)[:40]
     scaling, padded = scale_inputs(x, (rows, weights[:40]), standardize=True, bias=True)
-    np.testing.assert_array_equal(padded, scaling.padded(x[rows]))
+    np.testing.assert_array_equal(padded, scaling.scale_and_pad(x[rows]))
     mean = np.average(x[rows], axis=0, weights=weights[:40])
     np.testing.assert_allclose(scaling.mean, mean, rtol=1e-12)
     deviation = np.sqrt(np.average((x[rows] - mean) ** 2, axis=0, weights=weights[:40]))
