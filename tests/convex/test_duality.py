@@ -51,15 +51,16 @@ def test_the_residual_is_scaled_as_little_as_feasibility_needs(rng, case):
 
 
 @pytest.mark.parametrize("case", PROGRAMS)
-def test_no_dual_value_is_above_any_primal_value(rng, case):
-    program = program_of(PROGRAMS[case])
+def test_no_dual_value_is_above_any_primal_value_and_the_highest_is_near(rng, case):
+    # Near λ_max zero is nearly optimal, so that the bound is tight.
+    program = program_of(PROGRAMS[case], share=0.95)
     sizes = np.geomspace(1e-3, 1, 5)
     primals = [program.primal(size * rng.standard_normal(program.group_shape)) for size in (0.0, *sizes)]
     points = [program.dual_point(size * rng.standard_normal(program.group_shape)) for size in (0.0, *sizes)]
     # Zero is in the domain of every conjugate, so that multiples of a feasible point below one are feasible.
     duals = np.array([float(program.dual(share * point)) for point in points for share in (0.0, 0.3, 0.9, 1.0)])
     assert np.all(np.isfinite(duals))
-    assert duals.max() <= float(min(primals)) * (1 + 1e-12)
+    assert 0.95 * float(min(primals)) <= duals.max() <= float(min(primals)) * (1 + 1e-12)
 
 
 @pytest.mark.parametrize("case", ["squared", "nuclear", "logistic", "softmax", "hinge_all", "huber_all"])
