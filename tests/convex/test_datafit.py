@@ -45,10 +45,13 @@ def test_the_conjugate_of_the_weighted_squared_loss_is_its_closed_form(rng):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_no_outputs_bring_the_loss_below_the_bound_of_a_dual_point(rng, case):
+def test_only_outputs_with_this_residual_reach_the_bound_of_a_dual_point(rng, case):
     program = program_of(PROGRAMS[case])
-    theta = program.datafit.fit(jnp.asarray(rng.standard_normal(program.targets.shape))).residual
-    bound = -float(program.datafit.conjugate(theta))
+    fitted = jnp.asarray(rng.standard_normal(program.targets.shape))
+    fit = program.datafit.fit(fitted)
+    theta, bound = fit.residual, -float(program.datafit.conjugate(fit.residual))
+    # The outputs whose residual Θ is reach the bound.
+    np.testing.assert_allclose(float(fit.loss) + float(jnp.sum(theta * fitted)), bound, rtol=1e-10, atol=1e-10)
     for size in (0.0, 0.3, 3.0):
         outputs = size * jnp.asarray(rng.standard_normal(program.targets.shape))
         loss = float(program.datafit.fit(outputs).loss)
