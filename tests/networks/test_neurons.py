@@ -59,7 +59,7 @@ def test_the_neurons_of_a_gate_add_up_to_its_group_with_its_nuclear_norm(rng, sh
     gates, weights = rng.standard_normal((5, shape[1])), rng.standard_normal(shape)
     weights[1] = 0
     # A group of rank one needs one neuron only; the others are zero.
-    weights[2] = np.multiply.outer(np.arange(shape[1]), np.ones(shape[2:]))
+    weights[2] = np.multiply.outer(rng.standard_normal(shape[1]), rng.standard_normal(shape[2:]))
     new_gates, hidden, output = neurons.factor_groups(jnp.asarray(gates), jnp.asarray(weights))
     groups = weights.reshape(5, shape[1], -1)
     for gate, group in zip(gates, groups, strict=True):

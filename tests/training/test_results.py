@@ -26,7 +26,7 @@ def trained(objective, validation, num_networks=None):
         ([[3.0, 2.0, 0.5], [2.5, 2.0, 1.0]], None, 2),
         # What was monitored decides, at any record; diverged networks never win.
         ([[3.0, 2.0, 1.0], [3.0, 2.0, 1.0]], [[5.0, 1.0, 2.0], [0.1, 7.0, 2.0]], 0),
-        ([[3.0, 2.0, 1.0], [3.0, np.nan, -np.inf]], None, 2),
+        ([[3.0, 1.0, 2.0], [3.0, np.nan, -np.inf]], None, 1),
     ],
 )
 def test_of_a_stack_the_lowest_finite_record_decides(objective, validation, lowest):
