@@ -4,6 +4,32 @@ import cvxpy
 import numpy as np
 
 import fixntk as fx
+from fixntk.convex.losses import huber
+
+# What CVXPY is compared on: each loss, each option, and all options together.
+PROGRAMS = {
+    "squared": {},
+    "logistic": {"loss": "logistic"},
+    "softmax": {"loss": "softmax", "num_outputs": 3},
+    "squared_hinge": {"loss": "squared_hinge"},
+    "huber": {"loss": huber(0.4), "num_outputs": 2},
+    "sample_weight": {"sample_weight": True},
+    "intercept": {"intercept": True, "num_outputs": 2},
+    "penalty_weights": {"penalty_weights": True},
+    "ridge": {"ridge": 0.7},
+    "nuclear": {"norm": "nuclear", "num_outputs": 3},
+    "squared_all": {"sample_weight": True, "intercept": True, "penalty_weights": True, "ridge": 0.2, "num_outputs": 2},
+    "logistic_all": {
+        "loss": "logistic",
+        "sample_weight": True,
+        "intercept": True,
+        "penalty_weights": True,
+        "ridge": 0.2,
+    },
+    "softmax_all": {"loss": "softmax", "num_outputs": 3, "sample_weight": True, "intercept": True},
+    "hinge_all": {"loss": "squared_hinge", "sample_weight": True, "intercept": True, "ridge": 0.1},
+    "huber_all": {"loss": "huber", "sample_weight": True, "intercept": True, "penalty_weights": True},
+}
 
 
 def random_problem(
@@ -20,6 +46,19 @@ def random_problem(
         y = np.argmax(y + x[:, :1] * np.arange(num_outputs), axis=1)
     largest = fx.ConvexProgram(x, y, masks, 1.0, loss, **options).max_reg()
     return fx.ConvexProgram(x, y, masks, share * largest, loss, **options)
+
+
+def program_of(options, share=0.1, seed=0):
+    """A program of 30 rows with these options of :func:`random_problem`; ``True`` draws weights of rows or gates."""
+    rng = np.random.default_rng(100 + seed)
+    drawn = {
+        "sample_weight": np.where(rng.random(30) < 0.2, 0.0, rng.random(30) + 0.5),
+        "penalty_weights": rng.random(20) + 0.5,
+    }
+    options = {name: drawn.get(name, value) if value is True else value for name, value in options.items()}
+    if options.get("intercept") is not None:
+        options["intercept"] = True
+    return random_problem(seed, share=share, **options)
 
 
 def _row_losses(name, fitted, targets):

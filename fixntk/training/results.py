@@ -79,8 +79,8 @@ class Training(Generic[Network]):
         monitored = self.history.objective if self.history.validation is None else self.history.validation
         if monitored.ndim == 1:
             return self.best
-        with np.errstate(invalid="ignore"):
-            chosen = int(np.nanargmin(np.nanmin(np.where(np.isfinite(monitored), monitored, np.nan), axis=0)))
+        # A network that diverged before its first record has the lowest value infinity.
+        chosen = int(np.argmin(np.min(np.where(np.isfinite(monitored), monitored, np.inf), axis=0)))
         return jax.tree.map(lambda leaf: leaf[chosen], self.best)
 
 

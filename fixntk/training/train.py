@@ -204,8 +204,11 @@ def train(
 
 
 def _describe(seen: TrainingProgress) -> str:
-    line = f"objective {np.nanmin(seen.objective):.4g}"
-    return line if seen.validation is None else f"{line}, validation loss {np.nanmin(seen.validation):.4g}"
+    # fmin passes over NaN, those of networks that diverged.
+    line = f"objective {np.fmin.reduce(seen.objective, axis=None):.4g}"
+    if seen.validation is None:
+        return line
+    return f"{line}, validation loss {np.fmin.reduce(seen.validation, axis=None):.4g}"
 
 
 def _as_names(network: Network, names: Sequence[str]) -> tuple[str, ...]:

@@ -3,10 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from problems import cvxpy_optimum, random_problem
-from scipy.optimize import minimize_scalar
 
 import fixntk as fx
-from fixntk.convex.penalties import group_norms
 
 OUTPUTS = pytest.mark.parametrize("num_outputs", [None, 1, 3])
 
@@ -79,44 +77,6 @@ def test_zero_is_optimal_exactly_from_max_reg_on(num_outputs):
     assert float(below.gap(zero)) > 1e-5
 
 
-@OUTPUTS
-def test_kernel_objective_is_its_definition_and_above_the_optimum(rng, num_outputs):
-    program = random_problem(6, num_outputs=num_outputs)
-    weights = rng.random(20)
-    kernel = np.asarray(fx.masked_gram(weights, program.masks, program.x)) + float(program.reg) * np.eye(30)
-    targets = np.asarray(program.targets)
-    expected = 0.5 * float(program.reg) * (np.sum(targets * np.linalg.solve(kernel, targets)) + weights.sum())
-    np.testing.assert_allclose(program.kernel_objective(weights), expected, rtol=1e-10)
-    assert expected > cvxpy_optimum(program)[0]
-
-
-@OUTPUTS
-def test_kernel_objective_at_the_optimal_norms_is_the_optimum(num_outputs):
-    program = random_problem(7, num_outputs=num_outputs)
-    optimum, weights = cvxpy_optimum(program)
-    np.testing.assert_allclose(program.kernel_objective(group_norms(jnp.asarray(weights))), optimum, rtol=1e-6)
-
-
-def test_best_scale_is_the_minimum_over_multiples(rng):
-    program = random_problem(8)
-    weights = rng.random(20)
-    best = program.best_scale(weights)
-    found = minimize_scalar(
-        lambda t: float(program.kernel_objective(np.exp(t) * weights)), bracket=(-5, 0, 5), tol=1e-12
-    )
-    np.testing.assert_allclose(best.objective, found.fun, rtol=1e-10)
-    np.testing.assert_allclose(best.scale, np.exp(found.x), rtol=1e-4)
-
-
-def test_best_scale_is_zero_where_any_multiple_is_worse():
-    program = random_problem(9, share=1.0)
-    weights = np.full(20, 1 / 20)
-    best = program.best_scale(weights)
-    assert float(best.scale) == 0
-    np.testing.assert_allclose(best.objective, program.primal_at_zero())
-    assert float(program.kernel_objective(1e-3 * weights)) > float(best.objective)
-
-
 def test_zero_rows_and_columns_leave_objectives_and_gap_alone(rng):
     program = random_problem(10)
     padded = fx.ConvexProgram(
@@ -181,18 +141,6 @@ def test_bad_input_is_named(change, message):
     good = {"x": np.ones((3, 2)), "y": np.zeros(3), "masks": np.ones((3, 5), bool), "reg": 1.0}
     with pytest.raises(ValueError, match=message):
         fx.ConvexProgram(**{**good, **change})
-
-
-@pytest.mark.parametrize(
-    ("weights", "message"),
-    [
-        (np.ones(19), r"kernel_weights must have shape \(20,\), got \(19,\)"),
-        (-np.ones(20), "must not be negative, got -1"),
-    ],
-)
-def test_bad_kernel_weights_are_named(weights, message):
-    with pytest.raises(ValueError, match=message):
-        random_problem(14).kernel_objective(weights)
 
 
 def test_bad_group_weights_are_named():

@@ -8,7 +8,6 @@ import pytest
 
 from fixntk.estimators import GatedReLURegressor, NTKClassifierCV, NTKRegressor, NTKRegressorCV
 from fixntk.estimators import gated as gated_module
-from fixntk.estimators.cross_validation import shuffled_folds, stratified_folds
 from fixntk.estimators.preprocessing import Training, all_rows, distinct_rows, pad_rows, padded_size, scale_inputs
 
 
@@ -84,14 +83,6 @@ def test_three_frames_lie_between_fit_and_solve(monkeypatch, rng):
     with pytest.raises(Reached):
         gated_module.GatedReLURegressor(8).fit(rng.standard_normal((20, 2)), rng.standard_normal(20))
     assert len(names) <= 2, names
-
-
-def test_each_row_is_held_out_once_and_rare_classes_in_some_folds_only():
-    labels = np.array([0] * 10 + [1] * 9 + [2])
-    for folds in (stratified_folds(labels, 4, seed=0), shuffled_folds(20, 4, seed=0)):
-        assert len(folds) == 4
-        np.testing.assert_array_equal(np.sort(np.concatenate([held_out for _, held_out in folds])), np.arange(20))
-    assert len(stratified_folds(np.array([0, 0, 1]), 4, seed=0)) == 2
 
 
 def test_rows_without_weight_are_named():

@@ -3,7 +3,6 @@
 import itertools
 
 import chex
-import cvxpy
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +12,6 @@ from problems import random_problem
 
 import fixntk as fx
 from fixntk.convex.penalties import NORMS
-from fixntk.networks.decomposition import decompose
 
 
 def objective(network, program):
@@ -120,31 +118,6 @@ class TestOutputs(chex.TestCase):
         assert network.num_parameters == 6 * 3 + 6 * 2 + 2
 
 
-def _least_norms(x, gates, vectors):
-    """‖a‖ + ‖b‖ by CVXPY, for each vector."""
-    found = []
-    for gate, vector in zip(gates, vectors, strict=True):
-        signs = 2.0 * (x @ gate >= 0) - 1
-        one, two = cvxpy.Variable(x.shape[1]), cvxpy.Variable(x.shape[1])
-        inside = [cvxpy.multiply(signs, x @ part) >= 0 for part in (one, two)]
-        sizes = cvxpy.norm(one) + cvxpy.norm(two)
-        problem = cvxpy.Problem(cvxpy.Minimize(sizes), [one - two == vector, *inside])
-        found.append(problem.solve(solver=cvxpy.CLARABEL))
-    return np.array(found)
-
-
-def test_cone_decomposition_has_the_least_norms_that_cvxpy_finds():
-    rng = np.random.default_rng(0)
-    x, gates, vectors = rng.standard_normal((20, 3)), rng.standard_normal((5, 3)), rng.standard_normal((5, 3))
-    x[3] = 0
-    gates, vectors = jnp.asarray(gates), jnp.asarray(vectors)
-    parts = decompose(jnp.asarray(x), gates, vectors, method="minimum_norm", tol=1e-7, max_iter=100)
-    sizes = jnp.linalg.norm(parts.positive, axis=1) + jnp.linalg.norm(parts.negative, axis=1)
-    np.testing.assert_allclose(sizes, _least_norms(x, gates, vectors), rtol=1e-6)
-    network = fx.GatedReLUNetwork(gates, vectors, jnp.ones((5, 1)))
-    np.testing.assert_allclose(network.to_relu(x)(x), network(x), atol=1e-11)
-
-
 @pytest.mark.parametrize("method", ["minimum_norm", "interior"])
 @pytest.mark.parametrize("num_outputs", [None, 3])
 def test_relu_networks_have_the_same_outputs_on_the_data(dtype, method, num_outputs):
@@ -156,13 +129,6 @@ def test_relu_networks_have_the_same_outputs_on_the_data(dtype, method, num_outp
     scale = float(jnp.max(jnp.linalg.norm(relu.hidden, axis=1) ** 2))
     error = float(jnp.max(jnp.abs(relu(program.x.astype(dtype)) - network(program.x.astype(dtype)))))
     assert error <= 100 * float(jnp.finfo(dtype).eps) * scale
-
-
-def test_a_vector_inside_of_its_cone_stays_alone():
-    x = np.random.default_rng(0).standard_normal((20, 3))
-    gates = jnp.asarray(np.random.default_rng(1).standard_normal((4, 3)))
-    relu = fx.GatedReLUNetwork(gates, 2 * gates, jnp.ones((4, 1))).to_relu(x)
-    assert relu.hidden.shape[0] == 4
 
 
 def test_bad_input_is_named():

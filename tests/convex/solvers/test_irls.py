@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from problems import cvxpy_optimum, random_problem
 
 import fixntk as fx
-from fixntk._numerics import solve_kernel_ridge
 
 EARLY = pytest.mark.filterwarnings("ignore::fixntk.ConvergenceWarning")
 
@@ -54,30 +53,6 @@ def test_the_smoothed_objective_never_rises_from_any_start(rng):
 
 
 @EARLY
-@pytest.mark.parametrize("num_outputs", [None, 2])
-def test_anderson_reaches_the_optimum_far_sooner_and_never_rises(num_outputs):
-    program = random_problem(3, num_rows=60, num_gates=60, num_outputs=num_outputs)
-    plain = fx.solve(program, method="irls", tol=1e-6, max_iter=200)
-    extrapolated = fx.solve(program, method="anderson", tol=1e-6, max_iter=100)
-    assert bool(extrapolated.converged)
-    assert float(plain.relative_gap) > 5 * float(extrapolated.relative_gap)
-    objective = np.asarray(extrapolated.history.objective)
-    assert np.all(np.diff(objective) <= 1e-10 * objective[:-1])
-    np.testing.assert_allclose(extrapolated.primal, cvxpy_optimum(program)[0], rtol=2e-6)
-
-
-@EARLY
-def test_anderson_in_float32_and_under_jit():
-    program = random_problem(3)
-    narrow = jax.tree.map(lambda leaf: leaf.astype(jnp.float32) if leaf.dtype == jnp.float64 else leaf, program)
-    solution = fx.solve(narrow, method="anderson", tol=1e-5)
-    assert bool(solution.converged)
-    assert solution.weights.dtype == jnp.float32
-    traced = jax.jit(lambda program: fx.solve(program, method="anderson", tol=1e-6))(program)
-    assert bool(traced.converged)
-
-
-@EARLY
 @pytest.mark.parametrize("num_outputs", [None, 3])
 def test_the_limit_is_the_optimum_of_cvxpy(num_outputs):
     program = random_problem(1, num_outputs=num_outputs)
@@ -121,15 +96,6 @@ def test_folds_by_zeroed_rows_are_the_programs_without_those_rows():
     first, second = (fx.solve(p, method="irls", max_iter=15) for p in (zeroed, without))
     np.testing.assert_allclose(first.weights, second.weights, atol=1e-10)
     np.testing.assert_allclose(first.relative_gap, second.relative_gap, rtol=1e-6)
-
-
-def test_ridge_solution_survives_a_matrix_that_rounding_makes_indefinite(rng):
-    factor = rng.standard_normal((40, 3)).astype(np.float32)
-    kernel, reg = jnp.asarray(factor @ factor.T), jnp.float32(1e-9)
-    assert np.isnan(np.asarray(jnp.linalg.cholesky(kernel - 1e-6 * jnp.eye(40, dtype=jnp.float32)))).any()
-    solution = solve_kernel_ridge(kernel - 1e-6 * jnp.eye(40, dtype=jnp.float32), reg, kernel[:, :1])
-    assert np.all(np.isfinite(solution))
-    np.testing.assert_allclose(kernel @ solution, kernel[:, :1], atol=1e-2)
 
 
 def test_a_start_that_cannot_be_factorised_is_a_clear_error(monkeypatch):

@@ -1,0 +1,113 @@
+"""Folds, and the choice of λ and steps: each row is held out once, losses are those of a plain loop."""
+
+import warnings
+
+import numpy as np
+import pytest
+
+import fixntk as fx
+from fixntk.estimators.cross_validation import choose_gated, shuffled_folds, squared_error, stratified_folds
+from fixntk.estimators.fitting import GateOptions
+from fixntk.estimators.preprocessing import Training, pad_rows
+
+OPTIONS = GateOptions(16, 8, 0)
+
+
+@pytest.fixture
+def training(rng):
+    """Rows of different weights, two targets, and columns that need no padding."""
+    x, weights = rng.standard_normal((40, 8)), rng.uniform(0.2, 2, 40)
+    y = np.column_stack([np.abs(x[:, 0]), x[:, 1] * (x[:, 2] > 0)]) + 0.1 * rng.standard_normal((40, 2))
+    return Training(pad_rows(x), pad_rows(y), pad_rows(weights), 40)
+
+
+def test_each_row_is_held_out_once_and_rare_classes_in_some_folds_only():
+    labels = np.array([0] * 10 + [1] * 9 + [2])
+    for folds in (stratified_folds(labels, 4, seed=0), shuffled_folds(20, 4, seed=0)):
+        assert len(folds) == 4
+        np.testing.assert_array_equal(np.sort(np.concatenate([held_out for _, held_out in folds])), np.arange(20))
+    assert len(stratified_folds(np.array([0, 0, 1]), 4, seed=0)) == 2
+
+
+@pytest.mark.parametrize("num_folds", [2, 5])
+def test_stratified_folds_hold_each_classs_share_of_rows_and_others_need_not(rng, num_folds):
+    labels = np.sort(rng.choice(3, 57, p=[0.6, 0.3, 0.1]))
+    counts = np.bincount(labels)
+    folds = stratified_folds(labels, num_folds, seed=1)
+    for train, held_out in folds:
+        assert not set(train) & set(held_out)
+        assert len(train) + len(held_out) == 57
+        of_fold = np.bincount(labels[held_out], minlength=3)
+        assert np.all(np.abs(of_fold - counts / num_folds) < 1)
+    again, others = (stratified_folds(labels, num_folds, seed=seed) for seed in (1, 2))
+    assert all(np.array_equal(one[1], two[1]) for one, two in zip(folds, again, strict=True))
+    assert not all(np.array_equal(one[1], two[1]) for one, two in zip(folds, others, strict=True))
+
+
+def test_fewer_rows_than_folds_are_named():
+    with pytest.raises(ValueError, match="number of splits"):
+        shuffled_folds(3, 4, seed=0)
+
+
+def test_the_squared_error_is_a_weighted_mean_by_a_loop(rng):
+    outputs, targets, weights = rng.standard_normal((9, 2)), rng.standard_normal((9, 2)), rng.uniform(0, 2, 9)
+    total = sum(
+        weight * sum((f - y) ** 2 for f, y in zip(of_row, at_row, strict=True)) / 2
+        for of_row, at_row, weight in zip(outputs, targets, weights, strict=True)
+    )
+    np.testing.assert_allclose(
+        squared_error(outputs, targets=targets, weights=weights), total / weights.sum(), rtol=1e-12
+    )
+
+
+def test_held_out_outputs_are_those_of_weighted_refits_without_the_fold(training):
+    folds, regs, seen = shuffled_folds(40, 2, seed=0), (0.2, 0.02), []
+
+    def loss(outputs):
+        seen.append(outputs)
+        return squared_error(outputs, targets=training.targets, weights=training.weights)
+
+    choice = choose_gated(training, OPTIONS, folds, loss, regs=regs, max_steps=2)
+    masks = np.asarray(fx.activation_masks(training.x, choice.fit.gates))
+    # λ_max of all rows, without an intercept.
+    correlations = [training.x.T @ ((mask * training.weights)[:, None] * training.targets) for mask in masks.T]
+    largest = max(np.linalg.norm(one) for one in correlations)
+    expected = np.zeros((2, 3, 40, 2))
+    for train, held_out in folds:
+        for k, share in enumerate(regs):
+            program = fx.ConvexProgram(
+                training.x[train],
+                training.targets[train],
+                masks[train],
+                share * largest,
+                sample_weight=training.weights[train],
+                intercept=True,
+            )
+            for steps in range(3):
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", fx.ConvergenceWarning)
+                    found = fx.solve(program, method="irls", max_iter=steps, tol=1e-6)
+                expected[k, steps, held_out] = found.predict(training.x[held_out], choice.fit.gates)
+    np.testing.assert_allclose(np.reshape(seen, expected.shape), expected, atol=1e-7)
+    losses = [[loss(outputs) for outputs in of_reg] for of_reg in expected]
+    np.testing.assert_allclose(choice.losses, losses, rtol=1e-6)
+    best = np.unravel_index(np.argmin(losses), (2, 3))
+    assert (choice.share, choice.num_steps) == (regs[best[0]], best[1])
+    np.testing.assert_allclose(choice.held_out_outputs, expected[best], atol=1e-7)
+    np.testing.assert_allclose(choice.fit.reg, choice.share * largest, rtol=1e-10)
+    assert int(choice.fit.solution.iterations) == choice.num_steps
+
+
+def test_of_equal_losses_the_largest_reg_and_the_fewest_steps_are_chosen(training):
+    folds = shuffled_folds(40, 2, seed=0)
+    choice = choose_gated(training, OPTIONS, folds, lambda _: 1.0, regs=(0.02, 0.2), max_steps=2)
+    assert (choice.share, choice.num_steps) == (0.2, 0)
+    np.testing.assert_array_equal(choice.losses, np.ones((2, 3)))
+
+
+def test_bad_candidates_are_named(training):
+    folds = shuffled_folds(40, 2, seed=0)
+    with pytest.raises(ValueError, match=r"reg must be a number between 0 and 1, got 1\.0"):
+        choose_gated(training, OPTIONS, folds, lambda _: 1.0, regs=(0.1, 1.0), max_steps=2)
+    with pytest.raises(ValueError, match="max_steps must be at least 1, got 0"):
+        choose_gated(training, OPTIONS, folds, lambda _: 1.0, regs=(0.1,), max_steps=0)

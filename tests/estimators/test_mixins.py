@@ -1,0 +1,122 @@
+"""What estimators share: errors, weights of rows and classes, labels, probabilities, tiles of rows."""
+
+import numpy as np
+import pytest
+from scipy.special import expit, softmax
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+
+from fixntk.estimators import GatedReLURegressor, NTKClassifier, NTKRegressor, mixins
+
+METHODS = [
+    (NTKRegressor(), "predict"),
+    (GatedReLURegressor(8), "predict"),
+    (NTKClassifier(), "predict"),
+    (NTKClassifier(), "decision_function"),
+    (NTKClassifier(), "predict_proba"),
+]
+EACH = pytest.mark.parametrize(("estimator", "method"), METHODS, ids=lambda value: str(value))
+
+
+@pytest.fixture
+def table(rng):
+    """Rows (40, 3), and for each of two and three classes labels that depend on them."""
+    x = rng.standard_normal((40, 3))
+    return x, np.array(["no", "yes"])[(x[:, 0] > 0).astype(int)], np.digitize(x[:, 0], [-0.5, 0.5])
+
+
+@EACH
+def test_an_estimator_that_is_not_fitted_and_other_columns_are_named(table, estimator, method):
+    x, labels, _ = table
+    with pytest.raises(NotFittedError, match="not fitted yet"):
+        getattr(clone(estimator), method)(x)
+    fitted = clone(estimator).fit(x, x[:, 0] if "Regressor" in str(estimator) else labels)
+    with pytest.raises(ValueError, match=r"X has 2 features, but .* is expecting 3 features"):
+        getattr(fitted, method)(x[:, :2])
+    with pytest.raises(ValueError, match="NaN"):
+        getattr(fitted, method)(np.full((1, 3), np.nan))
+
+
+def test_negative_weights_and_targets_of_classes_that_are_no_classes_are_named(table):
+    x, labels, _ = table
+    for estimator, y in ((NTKRegressor(), x[:, 0]), (NTKClassifier(), labels)):
+        with pytest.raises(ValueError, match="Negative values in data passed to `sample_weight`"):
+            estimator.fit(x, y, sample_weight=np.r_[-1.0, np.ones(39)])
+    with pytest.raises(ValueError, match="Unknown label type"):
+        NTKClassifier().fit(x, x[:, 0])
+    with pytest.raises(ValueError, match=r"got 1 class: \['yes'\]"):
+        NTKClassifier().fit(x, labels, sample_weight=(labels == "yes").astype(float))
+
+
+def test_deviations_need_the_squared_loss(table):
+    x, _, _ = table
+    # The squared loss's fit serves as well, and is compiled already.
+    model = GatedReLURegressor(8).fit(x, x[:, 0]).set_params(loss="huber")
+    for call in (lambda: model.predict(x, return_std=True), model.log_marginal_likelihood):
+        with pytest.raises(ValueError, match="need the squared loss, this is huber"):
+            call()
+    with pytest.raises(NotFittedError):
+        NTKRegressor().log_marginal_likelihood()
+
+
+def test_rows_of_weight_zero_and_classes_that_have_no_others_do_not_count(table):
+    x, _, labels = table
+    weights = np.where(labels == 1, 0.0, 1.0 + np.arange(40) % 3)
+    weighted = NTKClassifier().fit(x, labels, sample_weight=weights)
+    np.testing.assert_array_equal(weighted.classes_, [0, 2])
+    counted = weights > 0
+    alone = NTKClassifier().fit(x[counted], labels[counted], sample_weight=weights[counted])
+    np.testing.assert_allclose(weighted.decision_function(x), alone.decision_function(x), rtol=1e-9)
+    regressed, without = (
+        NTKRegressor().fit(x[rows], x[rows, 1], sample_weight=weights[rows]) for rows in (np.full(40, True), counted)
+    )
+    np.testing.assert_allclose(regressed.predict(x), without.predict(x), rtol=1e-9)
+
+
+def test_balanced_classes_are_those_whose_weights_have_equal_sums(table):
+    x, labels, _ = table
+    labels = np.where(x[:, 1] > 0.8, labels, "no")
+    by_name = NTKClassifier(class_weight="balanced").fit(x, labels)
+    counts = {name: np.sum(labels == name) for name in ("no", "yes")}
+    weights = np.array([40 / (2 * counts[name]) for name in labels])
+    by_rows = NTKClassifier().fit(x, labels, sample_weight=weights)
+    np.testing.assert_allclose(by_name.decision_function(x), by_rows.decision_function(x), rtol=1e-9)
+    assert np.max(np.abs(by_name.decision_function(x) - NTKClassifier().fit(x, labels).decision_function(x))) > 1e-2
+
+
+def test_labels_and_probabilities_are_those_of_the_scores(table):
+    x, two, three = table
+    model = NTKClassifier().fit(x, two)
+    scores = model.decision_function(x)
+    assert scores.shape == (40,)
+    np.testing.assert_array_equal(model.predict(x), np.where(scores > 0, "yes", "no"))
+    np.testing.assert_allclose(model.predict_proba(x)[:, 1], expit(model.temperature_ * scores), rtol=1e-12)
+    model = NTKClassifier().fit(x, three)
+    scores = model.decision_function(x)
+    assert scores.shape == (40, 3)
+    np.testing.assert_array_equal(model.predict(x), np.argmax(scores, axis=1))
+    np.testing.assert_allclose(model.predict_proba(x), softmax(model.temperature_ * scores, axis=1), rtol=1e-12)
+
+
+@EACH
+def test_outputs_do_not_depend_on_the_tiles_in_which_they_are_computed(monkeypatch, table, estimator, method):
+    x, labels, _ = table
+    fitted = clone(estimator).fit(x, x[:, 0] if "Regressor" in str(estimator) else labels)
+    whole = getattr(fitted, method)(x)
+    monkeypatch.setattr(mixins, "_PREDICT_ROWS", 7)
+    in_tiles = getattr(fitted, method)(x)
+    if whole.dtype.kind == "f":
+        np.testing.assert_allclose(in_tiles, whole, atol=1e-10)
+    else:
+        np.testing.assert_array_equal(in_tiles, whole)
+
+
+def test_targets_may_be_a_column_or_several_and_predictions_have_their_shape_and_unit(table):
+    x, _, _ = table
+    both = np.column_stack([x[:, 0], 1000 + 50 * x[:, 1]])
+    model = NTKRegressor().fit(x, both)
+    for k in range(2):
+        alone = NTKRegressor().fit(x, both[:, k])
+        assert alone.predict(x).shape == (40,)
+        np.testing.assert_allclose(model.predict(x)[:, k], alone.predict(x), rtol=1e-8)
+    assert np.abs(model.predict(x)[:, 1] - 1000).max() < 200

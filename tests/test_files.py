@@ -1,0 +1,33 @@
+"""Files are seen whole or not at all."""
+
+import pytest
+
+from fixntk._files import replacing
+
+
+def test_the_old_file_is_there_until_the_block_ends(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text("old")
+    with replacing(path) as part:
+        part.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+@pytest.mark.parametrize("is_begun", [False, True])
+def test_after_an_error_the_old_file_is_as_it_was_and_nothing_beside_it(tmp_path, error, is_begun):
+    path = tmp_path / "table.csv"
+    path.write_text("old")
+
+    def write():
+        with replacing(path) as part:
+            if is_begun:
+                part.write_text("half")
+            raise error
+
+    with pytest.raises(error):
+        write()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
