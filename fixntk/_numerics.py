@@ -43,9 +43,17 @@ def default_precision() -> str | None:
     return jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]  # JAX adds its options at run time.
 
 
+@jax.custom_jvp
 def safe_sqrt(squares: Array) -> Array:
     """Square root, zero with derivative zero where the argument is not positive."""
-    return jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1.0)), 0.0)
+    return jnp.sqrt(jnp.maximum(squares, 0))
+
+
+@safe_sqrt.defjvp
+def _differentiate_safe_sqrt(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    root = safe_sqrt(primals[0])
+    is_positive = root > 0
+    return root, jnp.where(is_positive, tangents[0] / (2 * jnp.where(is_positive, root, 1.0)), 0.0)
 
 
 def default_tol(dtype: DTypeLike) -> float:

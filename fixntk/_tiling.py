@@ -1,7 +1,7 @@
 """Results computed block by block, so that only the intermediate values of one block are in memory.
 
-Inside a compiled program: :func:`compute_in_row_tiles` and :func:`sum_over_tiles` along one axis, :meth:`Grid.fill` over
-pairs of rows. Driven from the host, one compiled block after another: :meth:`Grid.fill_from_host`.
+Inside a compiled program: :func:`compute_in_row_tiles` and :func:`sum_over_tiles` along one axis, :meth:`Grid.fill`
+over pairs of rows. Driven from the host, one compiled block after another: :meth:`Grid.fill_from_host`.
 """
 
 from __future__ import annotations

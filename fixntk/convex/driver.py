@@ -24,7 +24,6 @@ from fixntk.convex.method import Method, step_any
 from fixntk.convex.program import ConvexProgram
 from fixntk.convex.progress import Progress
 from fixntk.convex.solution import History, is_active
-from fixntk.convex.units import Units
 
 # The loop stops at this share of the gap that is asked for, as the certificate is computed anew at the end.
 _GOAL_SHARE = 0.99
@@ -33,12 +32,14 @@ _STEPS_PER_LOOK = 25
 
 
 class Outcome(NamedTuple):
-    """Where a solver ended, in the units of the program that was given.
+    """Where a solver ended.
 
     Attributes
     ----------
     weights
-        (P, d, c) group weights.
+        (P, d, c) group weights, in their unit.
+    unit
+        The unit of the weights, by which they are multiplied when they are certified.
     kernel_weights
         (P,) η of a method that works on them; None otherwise.
     failed
@@ -52,6 +53,7 @@ class Outcome(NamedTuple):
     """
 
     weights: Float[Array, "P d c"]
+    unit: Float[Array, ""]
     kernel_weights: Float[Array, " P"] | None
     failed: Array
     iterations: Array
@@ -63,13 +65,13 @@ def run_traced(
     program: ConvexProgram, method: Method, start: Array, epsilon: Array | None, tol: float, max_iter: int
 ) -> Outcome:
     """The whole loop as one traceable computation."""
-    prepared, units, state, first, scale = _start(program, start, epsilon, tol, method=method)
+    prepared, state, first, scale = _start(program, start, epsilon, tol, method=method)
     # There is room for one step at least, as an empty array cannot be written to even where no step is made.
     room = max(max_iter, 1)
     iterations, end, record = _advance(prepared, state, scale.goal, max_iter, method=method, step=None, room=room)
     record = jnp.concatenate([first[None], record[:max_iter]])
     history = _history(record, jnp.full(max_iter + 1, jnp.nan, program.x.dtype), scale.unit)
-    return _outcome(method, end, units.weights, iterations, history)
+    return _outcome(method, end, scale.weights_unit, iterations, history)
 
 
 def run_from_host(
@@ -90,8 +92,8 @@ def run_from_host(
     With one of them Ctrl-C ends the loop as a true answer of the callback does. Without ``is_timed`` the history has no
     seconds.
     """
-    prepared, units, state, first, scale = _start_on_host(program, start, epsilon, tol, method=method)
-    goal, at_zero, unit = (float(value) for value in scale)
+    prepared, state, first, scale = _start_on_host(program, start, epsilon, tol, method=method)
+    goal, at_zero, unit = float(scale.goal), float(scale.at_zero), float(scale.unit)
     records, seconds, done = [np.asarray(first)[None]], [0.0], 0
     is_interrupted = False
     try:
@@ -120,7 +122,7 @@ def run_from_host(
     history = _history(np.concatenate(records), np.asarray(times, dtype), unit)
     # Eager operations of JAX would each be compiled.
     history = History(*map(jax.device_put, history))
-    outcome = _outcome(method, state, units.weights, jax.device_put(np.asarray(done)), history)
+    outcome = _outcome(method, state, scale.weights_unit, jax.device_put(np.asarray(done)), history)
     return outcome._replace(is_interrupted=is_interrupted)
 
 
@@ -136,11 +138,12 @@ class _Look(NamedTuple):
 
 
 class _Scale(NamedTuple):
-    """The gap at which the loop stops and the objective of W = 0, in the prepared program's units, and that unit."""
+    """The gap at which the loop stops and the objective of W = 0, in the prepared program's units, and these units."""
 
     goal: Float[Array, ""]
     at_zero: Float[Array, ""]
     unit: Float[Array, ""]
+    weights_unit: Float[Array, ""]
 
 
 def _run(
@@ -163,17 +166,17 @@ def _history(record: Any, seconds: Any, unit: Array | float) -> History:
 
 def _outcome(method: Method, state: Any, unit: Array, iterations: Array, history: History) -> Outcome:
     kernel_weights = state.kernel_weights if method.reweights else None
-    return Outcome(state.weights * unit, kernel_weights, state.failed, iterations, history)
+    return Outcome(state.weights, unit, kernel_weights, state.failed, iterations, history)
 
 
 def _start(
     program: ConvexProgram, start: Array, epsilon: Array | None, tol: Array | float, *, method: Method
-) -> tuple[ConvexProgram, Units, Any, Array, _Scale]:
-    """The program that the loop works on with its units, the first state, a row of the record, and the scale."""
+) -> tuple[ConvexProgram, Any, Array, _Scale]:
+    """The program that the loop works on, the first state, a row of the record, and the scale."""
     prepared, units = method.prepare(program)
     state = method.init(prepared, start if method.reweights else start / units.weights, epsilon)
     at_zero = prepared.primal_at_zero()
-    return prepared, units, state, _see(state), _Scale(_GOAL_SHARE * tol * at_zero, at_zero, units.objective)
+    return prepared, state, _see(state), _Scale(_GOAL_SHARE * tol * at_zero, at_zero, units.objective, units.weights)
 
 
 def _advance(

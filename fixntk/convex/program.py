@@ -150,7 +150,8 @@ class ConvexProgram:
     @property
     def group_shape(self) -> tuple[int, int, int]:
         """(P, d, c), the shape of the group weights W."""
-        return self.num_gates, self.x.shape[1], self.targets.shape[1]
+        # From shapes alone: outside of compiled functions an array of targets would have to be made.
+        return self.num_gates, self.x.shape[1], 1 if self.y.ndim == 1 else self.y.shape[1]
 
     @property
     def is_quadratic(self) -> bool:

@@ -208,7 +208,7 @@ def choose_warm_method(program: ConvexProgram, name: str) -> Method:
 
 def certify(program: ConvexProgram, outcome: Outcome, method: Method, tol: float) -> tuple[Solution, Evaluation]:
     """The Solution of an outcome, certified from its weights alone, whatever the solver believed."""
-    found, judged = _certify_on_host(program, outcome.weights, outcome.failed, tol)
+    found, judged = _certify_on_host(program, outcome.weights, outcome.unit, outcome.failed, tol)
     kernel_weights = judged.kernel_weights if outcome.kernel_weights is None else outcome.kernel_weights
     solution = Solution(
         weights=found.weights,
@@ -240,8 +240,10 @@ class _Judgement(NamedTuple):
     kernel_weights: Array
 
 
-def _certify(program: ConvexProgram, weights: Array, failed: Array, tol: ArrayLike) -> tuple[Evaluation, _Judgement]:
-    found = program.evaluate(weights)
+def _certify(
+    program: ConvexProgram, weights: Array, unit: Array, failed: Array, tol: ArrayLike
+) -> tuple[Evaluation, _Judgement]:
+    found = program.evaluate(weights * unit)
     # A λ ≤ 0 that came in traced, where it could not be refused, has no certificate.
     gap = jnp.where(program.reg > 0, found.gap, jnp.nan)
     at_zero = program.primal_at_zero()
@@ -252,7 +254,7 @@ def _certify(program: ConvexProgram, weights: Array, failed: Array, tol: ArrayLi
         relative_gap=relative_gap,
         converged=relative_gap <= tol,
         failed=failed | ~(program.reg > 0),
-        kernel_weights=weights_of_norms(group_norms(weights), program.penalty_weights),
+        kernel_weights=weights_of_norms(group_norms(found.weights), program.penalty_weights),
     )
     return found, judged
 

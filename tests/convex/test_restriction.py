@@ -14,7 +14,7 @@ def test_a_working_set_that_is_too_small_grows(monkeypatch):
     monkeypatch.setattr("fixntk.convex.restriction._ROOM", 1.0)
     monkeypatch.setattr("fixntk.convex.restriction._SMALLEST_SET", 4)
     sizes, restrict = [], restriction._restrict
-    monkeypatch.setattr(restriction, "_restrict", lambda *a: sizes.append(a[-1]) or restrict(*a))
+    monkeypatch.setattr(restriction, "_restrict", lambda *a, size: sizes.append(size) or restrict(*a, size=size))
     program = random_problem(5, num_rows=60, num_gates=60)
     regs = float(program.max_reg()) * np.array([0.2, 0.1])
     solutions = fx.solve_path(program, regs, tol=1e-8)
@@ -32,7 +32,7 @@ def test_paths_with_screening_are_single_solutions(monkeypatch, case):
     monkeypatch.setattr("fixntk.convex.restriction._SMALLEST_SET", 8)
     parts = []
     restrict = restriction._restrict
-    monkeypatch.setattr(restriction, "_restrict", lambda *a: parts.append(a[-1]) or restrict(*a))
+    monkeypatch.setattr(restriction, "_restrict", lambda *a, size: parts.append(size) or restrict(*a, size=size))
     program = program_of(PROGRAMS[case])
     regs = float(program.max_reg()) * np.array([0.9, 0.3, 0.05])
     path = fx.solve_path(program, regs, tol=1e-9)

@@ -159,6 +159,7 @@ def _after_round(
     )
     decrease = jnp.log(state.gap / jnp.maximum(moved.gap, jnp.finfo(program.x.dtype).tiny))
     is_worth_it = (next_round > this_round) | ~(decrease <= _EXPECTED_LOG_DECREASE * cost)
+    is_worth_it &= next_round < schedule.last_resort
     newton_next = schedule.newton_index(newton_step.num_active(program, moved))
     return moved._replace(next_step=jnp.where(is_worth_it, next_round, newton_next))
 

@@ -12,12 +12,11 @@ from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import jax.scipy.linalg as jsl
 import numpy as np
-from jax import Array
-from jaxtyping import Float
+from jax import Array, lax
+from jaxtyping import Float, Int
 
 from fixntk._numerics import einsum, matmul, with_dtype
 from fixntk.convex.program import ConvexProgram
@@ -31,7 +30,7 @@ _FEATURES_PER_ENTRY = 15
 _PASS_SLOWNESS = 2.0
 # A matrix of at most this number of rows is formed as a whole and factorised in its own precision: blocks and
 # refinement would save milliseconds and compile for a second.
-_MAX_SIMPLE_ROWS = 1500
+_MAX_SIMPLE_ROWS = 500
 # A larger one is formed in this number of blocks.
 _NUM_BLOCKS = 4
 # A matrix of more entries is not formed.
@@ -51,6 +50,16 @@ _SHIFT_IN_EPS = 100
 
 # Applies an inverse to an array of right sides' shape.
 Inverse = Callable[[Array], Array]
+
+
+class _CGState(NamedTuple):
+    """Conjugate gradients: number of products, solution, its residual, and the direction with the size rᵀ M⁻¹ r."""
+
+    num_products: Int[Array, ""]
+    solution: Float[Array, "n c"]
+    residual: Float[Array, "n c"]
+    direction: Float[Array, "n c"]
+    size: Float[Array, ""]
 
 
 class Active(NamedTuple):
@@ -96,7 +105,7 @@ def derivative(kept: Array, along: Array, units: Array, change: Array) -> Array:
 
 def pass_flops(program: ConvexProgram, size: int) -> float:
     """Operations of two products with the masks of ``size`` groups, X W and its adjoint."""
-    return 4.0 * program.targets.size * size * (program.x.shape[1] + _FEATURES_PER_ENTRY) + _PASS_OVERHEAD_FLOPS
+    return 4.0 * program.y.size * size * (program.x.shape[1] + _FEATURES_PER_ENTRY) + _PASS_OVERHEAD_FLOPS
 
 
 def largest_sigma(program: ConvexProgram, kept: Array) -> Array:
@@ -117,10 +126,7 @@ def _by_rows(program: ConvexProgram, sigma: Array, active: Active) -> Inverse:
 def _by_single_rows(program: ConvexProgram, sigma: Array, active: Active) -> Inverse:
     """The same in single precision, refined."""
     precondition = _inverse_in_single(_matrix(*with_dtype((program, active), jnp.float32)), 1 / sigma)
-    product = partial(_product, program, sigma, active)
-    return lambda right: jax.scipy.sparse.linalg.cg(
-        product, right, precondition(right), tol=_CG_TOL, maxiter=_MAX_REFINEMENTS, M=precondition
-    )[0]
+    return partial(_conjugate_gradients, partial(_product, program, sigma, active), precondition, _MAX_REFINEMENTS)
 
 
 def _matrix(program: ConvexProgram, active: Active) -> Array:
@@ -205,10 +211,40 @@ def _by_products(program: ConvexProgram, sigma: Array, active: Active) -> Invers
             / shift
         )
 
-    product = partial(_product, program, sigma, active)
-    return lambda right: jax.scipy.sparse.linalg.cg(product, right, tol=_CG_TOL, maxiter=_MAX_PRODUCTS, M=precondition)[
-        0
-    ]
+    return partial(_conjugate_gradients, partial(_product, program, sigma, active), precondition, _MAX_PRODUCTS)
+
+
+def _conjugate_gradients(
+    product: Callable[[Array], Array], precondition: Callable[[Array], Array], max_products: int, right: Array
+) -> Array:
+    """Preconditioned conjugate gradients from zero, to a relative residual of 10⁻³.
+
+    ``jax.scipy.sparse.linalg.cg`` has the product twice and the preconditioner three times in its program, which takes
+    twice as long to compile.
+    """
+    goal = _CG_TOL**2 * jnp.sum(right**2)
+
+    def is_unfinished(state: _CGState) -> Array:
+        return (state.num_products < max_products) & (jnp.sum(state.residual**2) > goal)
+
+    def advance(state: _CGState) -> _CGState:
+        preconditioned = precondition(state.residual)
+        size = jnp.sum(state.residual * preconditioned)
+        # Zero in the first step, as the size before it is infinite.
+        direction = preconditioned + size / state.size * state.direction
+        image = product(direction)
+        length = size / jnp.sum(direction * image)
+        return _CGState(
+            state.num_products + 1,
+            state.solution + length * direction,
+            state.residual - length * image,
+            direction,
+            size,
+        )
+
+    zero = jnp.zeros_like(right)
+    start = _CGState(jnp.asarray(0), zero, right, zero, jnp.asarray(jnp.inf, right.dtype))
+    return lax.while_loop(is_unfinished, advance, start).solution
 
 
 def _product(program: ConvexProgram, sigma: Array, active: Active, vector: Array) -> Array:
@@ -247,13 +283,13 @@ def _inverse_in_single(matrix: Array, shift: Array) -> Inverse:
 
 def _row_flops(program: ConvexProgram, size: int) -> float:
     """Operations of :func:`_by_rows`; an entry of the matrix is passed over some thirty times."""
-    rows = float(program.targets.size)
+    rows = float(program.y.size)
     return rows**3 / 3 + rows**2 * (4 * size + _FLOPS_PER_ENTRY) if rows**2 <= _MAX_ENTRIES else float("inf")
 
 
 def _feature_flops(program: ConvexProgram, size: int) -> float:
     """Operations of :func:`_by_features`."""
-    rows, features = float(program.targets.size), float(size * program.group_shape[1] * program.group_shape[2])
+    rows, features = float(program.y.size), float(size * program.group_shape[1] * program.group_shape[2])
     if max(rows, features) * features > _MAX_ENTRIES:
         return float("inf")
     return 2 * rows * features**2 + features**3 / 3 + _FLOPS_PER_ENTRY * rows * features
@@ -266,7 +302,7 @@ def _product_flops(program: ConvexProgram, size: int) -> float:
 
 def _single_row_flops(program: ConvexProgram, size: int) -> float:
     """Operations of :func:`_by_single_rows`, of which two count as one, and of its refinement."""
-    if program.x.dtype != jnp.float64 or program.targets.size <= _MAX_SIMPLE_ROWS:
+    if program.x.dtype != jnp.float64 or program.y.size <= _MAX_SIMPLE_ROWS:
         return float("inf")
     return 0.5 * _row_flops(program, size) + _PASS_SLOWNESS * _USUAL_REFINEMENTS * pass_flops(program, size)
 

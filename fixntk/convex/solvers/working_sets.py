@@ -5,8 +5,6 @@ A size is a number of groups that a step is compiled for. Sizes double, so that 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -26,9 +24,8 @@ _ROUND_COST_IN_NEWTON_STEPS = 3.0
 _LEAST_STEPS_OF_A_ROUND = 50
 # A round ends at this share of the gap before it.
 _ROUND_GAP_SHARE = 0.05
-# A size is merged into the next if a step then takes at most this factor more operations: a size less to compile.
-_MERGED_NEWTON_FLOPS = 1.6
-_MERGED_ROUND_FLOPS = 2.0
+# A size is merged into the next if a Newton step then takes at most this factor more operations: one less to compile.
+_MERGED_FLOPS = 1.6
 # A working set has room for this multiple of the number of groups that were active before the round.
 _ROOM = 1.2
 # Operations of a Newton step beside its products.
@@ -61,9 +58,8 @@ class Schedule(NamedTuple):
         return jnp.searchsorted(jnp.asarray(self.newton_sizes), num_active).astype(jnp.int32)
 
     def round_index(self, num_active: Int[Array, ""]) -> Int[Array, ""]:
-        """Index of the round after which there is still room for groups that enter."""
-        sizes = jnp.asarray(self.round_sizes)
-        found = jnp.minimum(jnp.searchsorted(sizes, _ROOM * num_active), sizes.size - 1)
+        """Index of the round after which there is still room for groups that enter; ``last_resort`` where none has."""
+        found = jnp.searchsorted(jnp.asarray(self.round_sizes), _ROOM * num_active)
         return (len(self.newton_sizes) + found).astype(jnp.int32)
 
 
@@ -74,19 +70,20 @@ def schedule_of(program: ConvexProgram) -> Schedule:
         sizes.append(size)
         size *= 2
     sizes.append(program.num_gates)
-    newton_sizes = _merge(sizes, partial(_newton_flops, program), _MERGED_NEWTON_FLOPS)
+    newton_sizes = _merge_sizes(program, sizes)
     if len(newton_sizes) == 1:
         # Where a Newton step on all groups costs little more than one on few, rounds gain nothing.
         return Schedule(newton_sizes, ())
-    # The smallest size is not worth a round of its own.
-    return Schedule(newton_sizes, _merge(sizes[1:], partial(newton_system.pass_flops, program), _MERGED_ROUND_FLOPS))
+    # Every second size, as a round takes long to compile. The smallest is not worth one, and where most groups are
+    # active Newton steps are better.
+    return Schedule(newton_sizes, tuple(sizes[1:-1:2]))
 
 
-def _merge(sizes: list[int], flops: Callable[[int], float], factor: float) -> tuple[int, ...]:
-    """The largest size, and each of the others for which the next size kept takes more operations by this factor."""
+def _merge_sizes(program: ConvexProgram, sizes: list[int]) -> tuple[int, ...]:
+    """The largest size, and each of the others for which the next size kept takes more operations by a factor."""
     kept = sizes[-1:]
     for size in reversed(sizes[:-1]):
-        if factor * flops(size) < flops(kept[0]):
+        if _MERGED_FLOPS * _newton_flops(program, size) < _newton_flops(program, kept[0]):
             kept.insert(0, size)
     return tuple(kept)
 
@@ -148,5 +145,5 @@ def is_nonzero(weights: Float[Array, "P d c"]) -> Bool[Array, " P"]:
 def _newton_flops(program: ConvexProgram, size: int) -> float:
     """Operations of a Newton step of a size: the direction, and four products with all masks."""
     num_gates, num_features, _ = program.group_shape
-    products = 8.0 * program.targets.size * num_gates * num_features
+    products = 8.0 * program.y.size * num_gates * num_features
     return _FACTORISATION_SLOWNESS * newton_system.flops(program, size) + products + _NEWTON_OVERHEAD_FLOPS
