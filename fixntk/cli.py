@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib.metadata
 import json
 import os
+import platform
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
+
+import jax
+import platformdirs
 
 # Modules that a command may need beyond the core dependencies. Names of modules can differ from names of packages.
 _OPTIONAL_IMPORTS = {
@@ -41,8 +46,16 @@ _INTERRUPTED = 130
 _DESCRIPTION = """\
 Fix the neural tangent kernel: exact convex programs for gated-ReLU networks.
 
+Compiled programs are kept in the user's cache folder, so that a second run of anything starts at once; fixntk info
+names the folder, which can be removed at any time. --no-compilation-cache or FIXNTK_COMPILATION_CACHE=off keeps
+nothing; a path in that variable, or in JAX_COMPILATION_CACHE_DIR, is used instead.
+
 exit status: 0 done, 1 a check failed or a table was skipped, 2 the input or the config is wrong, 130 interrupted
 """
+
+_CACHE_VARIABLE = "FIXNTK_COMPILATION_CACHE"
+# Programs that take longer than this to compile are kept, those of the solvers among them.
+_LEAST_SECONDS_KEPT = 0.05
 
 
 class _InputError(Exception):
@@ -66,6 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         arguments.overrides += rest
+    if arguments.compilation_cache and arguments.function in (_run, _verify, _fit, _predict):
+        _keep_compiled_programs()
     try:
         return arguments.function(arguments)
     except _InputError as error:
@@ -88,6 +103,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     version = f"fixntk {importlib.metadata.version('fixntk')}"
     parser.add_argument("--version", action="version", version=version)
+    parser.add_argument(
+        "--no-compilation-cache",
+        dest="compilation_cache",
+        action="store_false",
+        help="keep no compiled programs for the next run",
+    )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
     run = commands.add_parser("run", help="run an experiment from a config file")
@@ -107,6 +128,7 @@ def _parser() -> argparse.ArgumentParser:
     verify = commands.add_parser("verify", help="check the mathematics on this machine")
     verify.add_argument("--data", metavar="FILE.csv", type=Path, help="check it on your own table too")
     verify.add_argument("--json", metavar="FILE", type=Path, dest="json_file", help="write the figures there")
+    verify.add_argument("--quick", action="store_true", help="the identities alone, on small data, in a few seconds")
     verify.set_defaults(function=_verify, extra="verify")
 
     fit = commands.add_parser("fit", help="fit a model of a column of a table")
@@ -129,6 +151,33 @@ def _parser() -> argparse.ArgumentParser:
     info = commands.add_parser("info", help="show versions, devices and optional packages")
     info.set_defaults(function=_info, extra="experiments")
     return parser
+
+
+def _cache_folder() -> Path | None:
+    """Where compiled programs are kept, by this machine's processor; None where the user wants none or chose JAX's own.
+
+    Programs that were compiled for one processor may crash on another that shares the folder.
+    """
+    wanted = os.environ.get(_CACHE_VARIABLE, "")
+    if wanted.lower() in ("off", "0", "no", "false") or "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return None
+    if wanted:
+        return Path(wanted)
+    try:
+        processor = Path("/proc/cpuinfo").read_text(encoding="utf-8").partition("\n\n")[0]
+        features = "".join(
+            line for line in processor.splitlines() if line.startswith(("flags", "Features", "model name"))
+        )
+    except OSError:
+        features = platform.processor()
+    return platformdirs.user_cache_path("fixntk") / "compiled" / hashlib.sha256(features.encode()).hexdigest()[:12]
+
+
+def _keep_compiled_programs() -> None:
+    """Let JAX keep compiled programs on disk; the command may set what the library leaves to its users."""
+    if (folder := _cache_folder()) is not None:
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", _LEAST_SECONDS_KEPT)
 
 
 # Each command imports its modules when it is called: --help stays fast, and info works without the extras.
@@ -166,7 +215,7 @@ def _verify(arguments: argparse.Namespace) -> int:
     from fixntk.verify.command import main as verify
 
     try:
-        return verify(arguments.data, arguments.json_file)
+        return verify(arguments.data, arguments.json_file, quick=arguments.quick)
     except (ValueError, OSError) as error:
         # Without a file there is no input that could be wrong: it is a bug.
         if arguments.data is None and arguments.json_file is None:
@@ -207,6 +256,7 @@ def _info(_: argparse.Namespace) -> int:
 
     facts = {key: value for key, value in environment().items() if not key.startswith(("git", "started"))}
     packages = {name: version or "not installed" for name, version in optional_packages().items()}
+    facts["compiled programs"] = str(_cache_folder() or os.environ.get("JAX_COMPILATION_CACHE_DIR", "not kept"))
     width = max(map(len, [*facts, *packages])) + 2
     for name, value in {**facts, **packages}.items():
         print(f"{name:<{width}}{value}")

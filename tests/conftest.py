@@ -19,6 +19,9 @@ if version("jaxlib").startswith("0.10."):
     _FLAGS += " --xla_cpu_use_fusion_emitters=false"
 os.environ.setdefault("XLA_FLAGS", _FLAGS)
 
+# The command keeps no compiled programs outside of the test's folders.
+os.environ.setdefault("FIXNTK_COMPILATION_CACHE", "off")
+
 # The same examples in every run; `--hypothesis-profile=default` looks for new ones.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")

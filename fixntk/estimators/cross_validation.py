@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
@@ -18,9 +17,11 @@ from jaxtyping import Bool, Float, Int
 from sklearn.model_selection import KFold, StratifiedKFold
 
 from fixntk._checks import as_positive_int
+from fixntk._compilation import jit_for_host
 from fixntk._numerics import allow_float64
 from fixntk.convex import ConvexProgram, solve_quietly
 from fixntk.convex.program import canonical
+from fixntk.convex.progress import progress_bar
 from fixntk.convex.solvers import irls
 from fixntk.estimators.fitting import GatedFit, GateOptions, as_gated_fit, check_regs, gated_problem
 from fixntk.estimators.preprocessing import Training, padded_size
@@ -113,6 +114,7 @@ def choose_gated(
     *,
     regs: Sequence[Any],
     max_steps: Any,
+    progress: bool = False,
 ) -> GatedChoice:
     """Choose λ and the number of reweighting steps by held-out outputs, and fit all rows with them.
 
@@ -130,15 +132,17 @@ def choose_gated(
         Candidates for λ/λ_max.
     max_steps
         Largest number of reweighting steps.
+    progress
+        Show a bar with the number of folds and λ done.
     """
     shares = check_regs(regs, 1.0)
     max_steps = as_positive_int("max_steps", max_steps)
     with allow_float64():
         problem = gated_problem(training, gates, "squared")
-        candidates = problem.max_reg * jnp.asarray(shares)
+        candidates = problem.max_reg * np.asarray(shares)
         data = jnp.asarray(training.padded_x), jnp.asarray(training.padded_targets), problem.program.masks
-        outputs = np.asarray(_held_out_outputs(*data, _as_splits(folds, training), candidates, max_steps))
-        outputs = outputs[:, :, : training.num_rows]
+        splits = _as_splits(folds, training)
+        outputs = _held_out_outputs(*data, splits, candidates, max_steps, progress=progress)[:, :, : training.num_rows]
         losses = np.array([[loss(of_step) for of_step in of_reg] for of_reg in outputs])
         # Among equal losses the largest λ is chosen, then the smallest number of steps.
         order = np.argsort(-np.array(shares), kind="stable")
@@ -161,39 +165,54 @@ def _as_splits(folds: Folds, training: Training) -> Splits:
     return Splits(jnp.asarray(train), jnp.asarray(weights), jnp.asarray(held_out))
 
 
-@partial(jax.jit, static_argnames="max_steps")
 def _held_out_outputs(
     x: Float[Array, "m w"],
     targets: Float[Array, "m c"],
     masks: Bool[Array, "m P"],
     splits: Splits,
-    regs: Float[Array, " R"],
+    regs: Float[np.ndarray, " R"],
     max_steps: int,
-) -> Float[Array, "R S m c"]:
-    """(λ, steps, m, c) outputs of each row without its fold, after 0, 1, … steps."""
-    start = jnp.full(masks.shape[1], 1 / masks.shape[1], x.dtype)
+    *,
+    progress: bool,
+) -> Float[np.ndarray, "R S m c"]:
+    """Outputs for each row of the fits without its fold, by λ and step.
 
-    def outputs_of_fold(fold: Splits) -> Array:
-        given = x[fold.train], targets[fold.train], masks[fold.train], 1.0
-        program = canonical(ConvexProgram(*given, sample_weight=fold.weights, intercept=True))
-        outputs = lax.map(lambda reg: outputs_at_reg(program.with_reg(reg)), regs)
-        return jnp.where(fold.held_out[:, None], outputs, 0)
+    One fold after another, and one λ after another: more at once would need more memory, and run no faster, as one
+    factorisation uses all cores.
+    """
+    outputs = np.zeros((len(regs), max_steps + 1, *targets.shape))
+    num_folds, done = len(splits.train), 0
+    with progress_bar("cross-validation", total=num_folds * len(regs), unit="fit", shown=progress) as show:
+        for number, fold in enumerate(zip(*splits, strict=True)):
+            program, held_out = _program_of_fold(x, targets, masks, *fold[:2]), np.asarray(fold[2])
+            for position, reg in enumerate(regs):
+                found = _outputs_at_reg(program.with_reg(reg), x, masks, max_steps=max_steps)
+                outputs[position][:, held_out] = np.asarray(found)[:, held_out]
+                done += 1
+                show(done, f"fold {number + 1} of {num_folds}, λ {reg:.3g}")
+    return outputs
 
-    def outputs_at_reg(program: ConvexProgram) -> Array:
-        def outputs(state: irls.IRLSState) -> Array:
-            intercept = program.datafit.fit(program.fitted(state.weights)).intercept
-            return masked_apply(masks, x, state.weights) + intercept
 
-        def step(state: irls.IRLSState, _: None) -> tuple[irls.IRLSState, Array]:
-            state = irls.step(program, state)
-            return state, outputs(state)
+@jit_for_host
+def _program_of_fold(x: Array, targets: Array, masks: Array, train: Array, weights: Array) -> ConvexProgram:
+    """The program of a fold's training rows at λ = 1."""
+    given = x[train], targets[train], masks[train], 1.0
+    return canonical(ConvexProgram(*given, sample_weight=weights, intercept=True))
 
-        first = irls.init(program, start, irls.default_epsilon(program, _IRLS_TOL))
-        _, following = lax.scan(step, first, length=max_steps)
-        return jnp.concatenate([outputs(first)[None], following])
 
-    # Each row is held out once, so that the sum over folds has each row's outputs. The folds run one after another to
-    # save memory.
-    shape = len(regs), max_steps + 1, *targets.shape
-    total, _ = lax.scan(lambda total, fold: (total + outputs_of_fold(fold), None), jnp.zeros(shape, x.dtype), splits)
-    return total
+@partial(jit_for_host, static_argnames=("max_steps",), optimised=True)
+def _outputs_at_reg(program: ConvexProgram, x: Array, masks: Array, *, max_steps: int) -> Float[Array, "S m c"]:
+    """Outputs for all rows at the NTK and after each reweighting step."""
+
+    def outputs(state: irls.IRLSState) -> Array:
+        intercept = program.datafit.fit(program.fitted(state.weights)).intercept
+        return masked_apply(masks, x, state.weights) + intercept
+
+    def step(state: irls.IRLSState, _: None) -> tuple[irls.IRLSState, Array]:
+        state = irls.step(program, state)
+        return state, outputs(state)
+
+    start = jnp.full(program.num_gates, 1 / program.num_gates, x.dtype)
+    first = irls.init(program, start, irls.default_epsilon(program, _IRLS_TOL))
+    _, following = lax.scan(step, first, length=max_steps)
+    return jnp.concatenate([outputs(first)[None], following])

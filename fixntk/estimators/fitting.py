@@ -157,7 +157,14 @@ def check_regs(regs: Any, largest: float) -> list[float]:
 
 
 def fit_gated(
-    training: Training, gates: GateOptions, *, reg: Any, loss: str, tol: float, max_iter: int | None
+    training: Training,
+    gates: GateOptions,
+    *,
+    reg: Any,
+    loss: str,
+    tol: float,
+    max_iter: int | None,
+    progress: bool = False,
 ) -> GatedFit:
     """Solve the convex program at λ = ``reg`` · λ_max.
 
@@ -169,13 +176,14 @@ def fit_gated(
         Options for drawing the gates.
     reg
         λ/λ_max, between 0 and 1.
-    loss, tol, max_iter
+    loss, tol, max_iter, progress
         As for :class:`fixntk.ConvexProgram` and :func:`fixntk.solve`.
     """
     share = check_reg(reg, 1.0)
     with allow_float64():
         problem = gated_problem(training, gates, loss)
-        solution = solve(problem.program.with_reg(share * problem.max_reg), tol=tol, max_iter=max_iter)
+        program = problem.program.with_reg(share * problem.max_reg)
+        solution = solve(program, tol=tol, max_iter=max_iter, progress=progress)
     return as_gated_fit(solution, problem.gates, share * problem.max_reg)
 
 

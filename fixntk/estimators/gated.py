@@ -46,6 +46,8 @@ class GatedReLURegressor(GatedMixin, RegressionMixin, BaseEstimator):
         Largest number of solver steps.
     random_state : int, RandomState or None
         For the gates.
+    verbose : int
+        Show a progress bar if positive.
 
     Attributes
     ----------
@@ -82,6 +84,7 @@ class GatedReLURegressor(GatedMixin, RegressionMixin, BaseEstimator):
         tol: float = 1e-5,
         max_iter: int | None = None,
         random_state: Any = None,
+        verbose: int = 0,
     ) -> None:
         self.num_gates = num_gates
         self.reg = reg
@@ -91,6 +94,7 @@ class GatedReLURegressor(GatedMixin, RegressionMixin, BaseEstimator):
         self.tol = tol
         self.max_iter = max_iter
         self.random_state = random_state
+        self.verbose = verbose
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> GatedReLURegressor:
         """Fit to (n, d) inputs and (n,) or (n, c) targets.
@@ -109,7 +113,8 @@ class GatedReLURegressor(GatedMixin, RegressionMixin, BaseEstimator):
         if self.loss not in ("squared", "huber"):
             raise ValueError(f"loss must be squared or huber, got {self.loss!r}")
         gates = self._gate_options()
-        fit = fit_gated(training, gates, reg=self.reg, loss=self.loss, tol=self.tol, max_iter=self.max_iter)
+        options: dict[str, Any] = {"tol": self.tol, "max_iter": self.max_iter, "progress": self.verbose > 0}
+        fit = fit_gated(training, gates, reg=self.reg, loss=self.loss, **options)
         self._set_fit(fit)
         return self
 
@@ -119,7 +124,7 @@ class GatedReLUClassifier(GatedMixin, ClassificationMixin, BaseEstimator):
 
     Parameters
     ----------
-    num_gates, reg, standardize, bias, tol, max_iter, random_state
+    num_gates, reg, standardize, bias, tol, max_iter, random_state, verbose
         As for :class:`GatedReLURegressor`.
     loss : str
         "squared", on ±1 for two classes and for each of several against the rest, with one kernel for all; or
@@ -155,6 +160,7 @@ class GatedReLUClassifier(GatedMixin, ClassificationMixin, BaseEstimator):
         tol: float = 1e-5,
         max_iter: int | None = None,
         random_state: Any = None,
+        verbose: int = 0,
     ) -> None:
         self.num_gates = num_gates
         self.reg = reg
@@ -165,6 +171,7 @@ class GatedReLUClassifier(GatedMixin, ClassificationMixin, BaseEstimator):
         self.tol = tol
         self.max_iter = max_iter
         self.random_state = random_state
+        self.verbose = verbose
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> GatedReLUClassifier:
         """Fit to (n, d) inputs and (n,) labels.
@@ -184,7 +191,8 @@ class GatedReLUClassifier(GatedMixin, ClassificationMixin, BaseEstimator):
             raise ValueError(f"loss must be squared or logistic, got {self.loss!r}")
         loss = "softmax" if self.loss == "logistic" and len(self.classes_) > 2 else self.loss
         gates = self._gate_options()
-        fit = fit_gated(training, gates, reg=self.reg, loss=loss, tol=self.tol, max_iter=self.max_iter)
+        options: dict[str, Any] = {"tol": self.tol, "max_iter": self.max_iter, "progress": self.verbose > 0}
+        fit = fit_gated(training, gates, reg=self.reg, loss=loss, **options)
         self._set_fit(fit)
         self.temperature_ = 1.0
         if self.loss == "squared":
@@ -203,7 +211,7 @@ class GatedReLURegressorCV(GatedMixin, RegressionMixin, BaseEstimator):
     ----------
     num_gates : int
         P; the accuracy decreases with fewer gates (docs/comparison.md).
-    standardize, bias, random_state
+    standardize, bias, random_state, verbose
         As for :class:`GatedReLURegressor`.
     regs : sequence of float
         Candidates for λ/λ_max.
@@ -236,6 +244,7 @@ class GatedReLURegressorCV(GatedMixin, RegressionMixin, BaseEstimator):
         standardize: bool = True,
         bias: bool = True,
         random_state: Any = None,
+        verbose: int = 0,
     ) -> None:
         self.num_gates = num_gates
         self.regs = regs
@@ -244,6 +253,7 @@ class GatedReLURegressorCV(GatedMixin, RegressionMixin, BaseEstimator):
         self.standardize = standardize
         self.bias = bias
         self.random_state = random_state
+        self.verbose = verbose
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> GatedReLURegressorCV:
         """Fit to (n, d) inputs and (n,) or (n, c) targets.
@@ -257,7 +267,8 @@ class GatedReLURegressorCV(GatedMixin, RegressionMixin, BaseEstimator):
         folds = shuffled_folds(training.num_rows, self.num_folds, seed=0)
         loss = partial(squared_error, targets=training.targets, weights=training.weights)
         gates = self._gate_options()
-        self._set_choice(choose_gated(training, gates, folds, loss, regs=self.regs, max_steps=self.max_steps))
+        options: dict[str, Any] = {"regs": self.regs, "max_steps": self.max_steps, "progress": self.verbose > 0}
+        self._set_choice(choose_gated(training, gates, folds, loss, **options))
         return self
 
 
@@ -269,7 +280,7 @@ class GatedReLUClassifierCV(GatedMixin, ClassificationMixin, BaseEstimator):
 
     Parameters
     ----------
-    standardize, bias, random_state, class_weight
+    standardize, bias, random_state, class_weight, verbose
         As for :class:`GatedReLUClassifier`.
     num_gates, regs, num_folds, max_steps
         As for :class:`GatedReLURegressorCV`; folds are stratified.
@@ -304,6 +315,7 @@ class GatedReLUClassifierCV(GatedMixin, ClassificationMixin, BaseEstimator):
         standardize: bool = True,
         bias: bool = True,
         random_state: Any = None,
+        verbose: int = 0,
     ) -> None:
         self.num_gates = num_gates
         self.class_weight = class_weight
@@ -313,6 +325,7 @@ class GatedReLUClassifierCV(GatedMixin, ClassificationMixin, BaseEstimator):
         self.standardize = standardize
         self.bias = bias
         self.random_state = random_state
+        self.verbose = verbose
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> GatedReLUClassifierCV:
         """Fit to (n, d) inputs and (n,) labels.
@@ -329,7 +342,8 @@ class GatedReLUClassifierCV(GatedMixin, ClassificationMixin, BaseEstimator):
             return fit_temperature(outputs, training.weights, codes).log_loss
 
         gates = self._gate_options()
-        choice = choose_gated(training, gates, folds, loss, regs=self.regs, max_steps=self.max_steps)
+        options: dict[str, Any] = {"regs": self.regs, "max_steps": self.max_steps, "progress": self.verbose > 0}
+        choice = choose_gated(training, gates, folds, loss, **options)
         self._set_choice(choice)
         self.temperature_ = fit_temperature(choice.held_out_outputs, training.weights, codes).factor
         return self

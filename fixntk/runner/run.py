@@ -28,6 +28,8 @@ __all__ = ["ConfigError", "Experiment", "Row", "execute", "load_config", "read_r
 INTERRUPTED = 130
 # Number of memory maps of the process above which compiled functions are dropped.
 _MOST_MEMORY_MAPS = 30_000
+# Without a terminal the progress is a line each minute.
+_SECONDS_BETWEEN_LINES = 60.0
 
 
 def execute(
@@ -201,19 +203,38 @@ def _run_task(experiment: Experiment, config: BaseModel, task: Row) -> list[Row]
 
 
 def _track_progress(pending: list[Row], total: int) -> Generator[Row, None, None]:
-    """Yield the tasks, with the progress on stderr: a bar on a terminal, otherwise about ten lines."""
+    """Yield the tasks, with the progress on stderr: a bar on a terminal, else a line each minute and at the end."""
     finished = total - len(pending)
     if sys.stderr.isatty():
-        with tqdm(pending, initial=finished, total=total, unit="task", file=sys.stderr) as bar:
+        # Tasks take different times: the mean of all is the steadiest estimate.
+        with tqdm(pending, initial=finished, total=total, unit="task", file=sys.stderr, smoothing=0) as bar:
             for task in bar:
                 bar.set_postfix_str(_label(task))
                 yield task
         return
-    began = time.monotonic()
-    for count, task in enumerate(pending, finished + 1):
-        yield task
-        if count * 10 // total > (count - 1) * 10 // total:
-            _say(f"{count} of {total} tasks, {time.monotonic() - began:.0f} s, last {_label(task)}")
+    began, done, label = time.monotonic(), finished, ""
+
+    def describe() -> str:
+        return f"{done} of {total} tasks, {time.monotonic() - began:.0f} s"
+
+    is_over = threading.Event()
+
+    def report_each_minute() -> None:
+        while not is_over.wait(_SECONDS_BETWEEN_LINES):
+            _say(f"{describe()}, now {label}")
+
+    watcher = threading.Thread(target=report_each_minute, daemon=True)
+    watcher.start()
+    try:
+        for task in pending:
+            label = _label(task)
+            yield task
+            done += 1
+    finally:
+        is_over.set()
+        watcher.join()
+        if done > finished:
+            _say(describe())
 
 
 def _finish(experiment: Experiment, config: BaseModel, directory: Path) -> tuple[list[Row], list[report.Section]]:

@@ -1,4 +1,5 @@
 import json
+import time
 
 import jax
 import pytest
@@ -56,11 +57,17 @@ def test_rows_are_on_disk_before_the_next_task_starts(project):
     assert [call["rows_before"] for call in project.calls()] == [0, 2, 4, 6]
 
 
-def test_progress_without_a_terminal_is_at_most_ten_lines(project, capsys):
+def test_progress_without_a_terminal_is_a_line_a_minute_and_one_at_the_end(project, capsys, monkeypatch):
     execute(project, [f"seeds={list(range(20))}"])
     lines = [line for line in capsys.readouterr().err.splitlines() if " of 40 tasks" in line]
-    assert len(lines) == 10
-    assert lines[-1].startswith("fixntk: 40 of 40 tasks")
+    assert len(lines) == 1
+    assert lines[0].startswith("fixntk: 40 of 40 tasks")
+    monkeypatch.setattr(runs, "_SECONDS_BETWEEN_LINES", 0.05)
+    tracked = runs._track_progress([{"table": "iris", "seed": 3}], 5)
+    next(tracked)
+    time.sleep(0.3)
+    assert "fixntk: 4 of 5 tasks, 0 s, now iris 3" in capsys.readouterr().err.splitlines()
+    tracked.close()
 
 
 def test_progress_on_a_terminal_is_a_bar_with_the_task(project, capsys, monkeypatch):
