@@ -31,7 +31,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float
 
-from fixntk._checks import as_float_array, as_real_array, is_traced
+from fixntk._checks import as_float_array, as_real_array, is_traced, to_device
 
 
 @dataclass(frozen=True)
@@ -163,14 +163,15 @@ def _as_signs(y: Any) -> Array:
     """Labels of two classes as ±1, from ±1, from 0 and 1, or from bools."""
     _refuse_text(y)
     given = as_real_array("y", y)
-    signs = as_float_array("y", given, (1,))
-    if is_traced(signs):
-        return signs
+    if is_traced(given):
+        return as_float_array("y", given, (1,))
+    # NumPy needs no compiling.
+    signs = as_float_array("y", np.asarray(given), (1,))
     labels = np.unique(np.asarray(given))
     if set(labels.tolist()) == {-1, 1}:
         return signs
     if set(labels.tolist()) == {0, 1}:
-        return 2 * signs - 1
+        return to_device(2 * np.asarray(signs) - 1)
     raise ValueError(f"y must hold both labels -1 and 1, or 0 and 1, for this loss, got {_list(labels)}")
 
 
@@ -178,7 +179,7 @@ def _as_one_hot(y: Any) -> Array:
     """Classes as one-hot rows, from these or from integers 0, …, c − 1."""
     _refuse_text(y)
     given = as_real_array("y", y)
-    values = as_float_array("y", given, (1, 2))
+    values = as_float_array("y", given if is_traced(given) else np.asarray(given), (1, 2))
     if values.ndim == 2:
         if values.shape[1] < 2:
             raise ValueError("y must have a column for each of two classes or more, or be (n,) classes, for softmax")
@@ -193,7 +194,7 @@ def _as_one_hot(y: Any) -> Array:
     labels = np.unique(np.asarray(given))
     if not np.array_equal(labels, np.arange(labels.size)) or labels.size < 2:
         raise ValueError(f"y must hold classes 0, 1, …, c − 1, each at least once, for softmax, got {_list(labels)}")
-    return jax.nn.one_hot(values.astype(int), labels.size, dtype=values.dtype)
+    return to_device(np.eye(labels.size, dtype=values.dtype)[np.asarray(given).astype(int)])
 
 
 def _refuse_text(y: Any) -> None:

@@ -125,7 +125,7 @@ class ConvexProgram:
             masks=masks,
             reg=arguments.as_reg(reg, dtype),
             sample_weight=sample_weight,
-            column=jnp.ones(x.shape[0], dtype) if intercept else None,
+            column=to_device(np.ones(x.shape[0], dtype)) if intercept else None,
             penalty_weights=arguments.as_penalty_weights(penalty_weights, num_gates, dtype),
             ridge=arguments.as_ridge(ridge, group_norm, dtype),
             loss=loss,

@@ -31,3 +31,39 @@ def test_the_first_step_from_zero_is_the_optimum_of_the_quadratic_model():
     assert 0 <= near <= 0.03 * float(state.gap)
     assert float(found.primal) < float(state.primal)
     assert float(found.gap) < 0.2 * float(state.gap)
+
+
+def _repeated_rows(loss, seed, options):
+    """Twelve rows, five of them distinct, with labels that contradict each other."""
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((5, 2))[rng.integers(0, 5, 12)]
+    y = 3 * rng.standard_normal(12) if loss == "huber" else rng.permutation(np.tile([-1.0, 1.0], 6))
+    options = {"sample_weight": rng.exponential(size=12)} if options == "weights" else options
+    return fx.ConvexProgram(x, y, fx.activation_masks(x, rng.standard_normal((6, 2))), 1.0, loss=loss, **options)
+
+
+@pytest.mark.parametrize("options", [{}, "weights", {"ridge": 0.3}], ids=str)
+@pytest.mark.parametrize("loss", ["huber", "squared_hinge", "logistic"])
+def test_it_converges_on_repeated_rows_for_every_reg(loss, options):
+    for seed in range(4):
+        program = _repeated_rows(loss, seed, options)
+        for share in (1.1, 0.5, 0.1, 1e-2, 1e-4, 1e-6):
+            solution = fx.solve(program.with_reg(share * program.max_reg()), method="newton", tol=1e-5)
+            assert bool(solution.converged), (seed, share, solution.message)
+
+
+def test_a_small_squared_hinge_with_repeated_rows_converges():
+    a, b, c, d = (
+        [0.516605, -0.93322462],
+        [1.52737854, -0.82404265],
+        [-0.17791958, -1.34175138],
+        [-0.75237747, -1.12241775],
+    )
+    x, y = np.array([a, b, b, c, d, a, d, b]), np.array([1.0, -1, 1, -1, -1, 1, -1, 1])
+    first, second, third = [0, 1, 0, 1, 0, 1], [0, 1, 0, 1, 1, 1], [0, 1, 1, 1, 1, 0]
+    masks = np.array([first, first, first, second, third, first, third, first], bool)
+    program = fx.ConvexProgram(x, y, masks, 0.0004336849958255354, loss="squared_hinge")
+    solution = fx.solve(program, tol=1e-5)
+    assert bool(solution.converged)
+    optimum = fx.solve(program, tol=1e-7, method="fista", max_iter=200_000)
+    np.testing.assert_allclose(solution.primal, optimum.primal, rtol=1e-5)

@@ -1,0 +1,109 @@
+"""Programs that are compiled: how many a first call takes, and that a second one of the same shapes takes none."""
+
+import jax
+import jax.monitoring
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from problems import random_problem
+
+import fixntk as fx
+from fixntk._compilation import jit_for_host, seconds_compiling, seconds_in_compiler
+
+COMPILED = "/jax/core/compile/backend_compile_duration"
+
+
+@pytest.fixture
+def programs():
+    """The list of programs that have been compiled, or read from the persistent cache, since the test began."""
+    compiled = []
+    _listeners.append(compiled)
+    yield compiled
+    _listeners.remove(compiled)
+
+
+# JAX has no way to take a listener back.
+_listeners = []
+
+
+def _listen(event, duration, **_):
+    if event == COMPILED:
+        for compiled in _listeners:
+            compiled.append(duration)
+
+
+jax.monitoring.register_event_duration_secs_listener(_listen)
+
+
+# Shapes that no other test has, so that nothing is compiled yet.
+FIRST_CALLS = {
+    # Start, linearisation, direction, the rest of a step, a look, and the certificate.
+    "newton": ({}, 61, 6),
+    # Start, model, four of Newton's, the step, a look, and the certificate.
+    "proximal newton": ({"loss": "logistic"}, 62, 9),
+    # Start, loop and certificate.
+    "fista": ({}, 63, 3),
+    # Smoothing, whether zero is optimal, start, loop and certificate.
+    "irls": ({}, 64, 5),
+    "anderson": ({}, 65, 5),
+}
+
+
+@pytest.mark.parametrize("name", FIRST_CALLS)
+def test_a_first_solve_compiles_few_programs_and_a_second_none(name, programs):
+    options, num_rows, most = FIRST_CALLS[name]
+    first, second = (random_problem(seed, num_rows, share=0.1, **options) for seed in (0, 1))
+    method = "newton" if "newton" in name else name
+    # What every process compiles once, however many programs it solves.
+    fx.solve(random_problem(0), method="fista", tol=1e-2)
+    programs.clear()
+    fx.solve(first, method=method, tol=1e-4)
+    assert 0 < len(programs) <= most
+    programs.clear()
+    # Other data, λ and tolerance.
+    fx.solve(second.with_reg(0.5 * float(second.reg)), method=method, tol=1e-3)
+    assert programs == []
+
+
+def test_the_next_value_of_a_path_compiles_nothing(programs):
+    program = random_problem(0, 66)
+    fx.solve_path(program, num_regs=4)
+    programs.clear()
+    fx.solve_path(program, num_regs=7)
+    assert programs == []
+
+
+def test_a_program_is_made_without_compiling(programs, rng):
+    x, y, masks = rng.standard_normal((67, 3)), rng.standard_normal(67), rng.random((67, 11)) < 0.5
+    programs.clear()
+    fx.ConvexProgram(x, y, masks, 0.3, intercept=True, sample_weight=np.ones(67), penalty_weights=np.ones(11))
+    fx.ConvexProgram(x, y > 0, masks, 0.3, loss="logistic", ridge=0.2)
+    fx.ConvexProgram(x, np.arange(67) % 3, masks, 0.3, loss="softmax", norm="nuclear")
+    assert programs == []
+
+
+@pytest.mark.parametrize("optimised", [False, True])
+def test_a_function_for_the_host_is_a_jitted_function_under_transformations(optimised):
+    function = jit_for_host(lambda x, *, power: jnp.sum(x**power), static_argnames=("power",), optimised=optimised)
+    x = jnp.arange(4.0)
+    expected = np.sum(np.arange(4.0) ** 3)
+    assert float(function(x, power=3)) == expected
+    assert float(jax.jit(lambda x: function(x, power=3))(x)) == expected
+    np.testing.assert_array_equal(jax.grad(lambda x: function(x, power=3))(x), 3 * x**2)
+    np.testing.assert_array_equal(jax.vmap(lambda x: function(x, power=3))(x[:, None]), x**3)
+
+
+def test_the_clock_counts_calls_that_compile_alone():
+    function = jit_for_host(lambda x: jnp.sin(x) + 3)
+    began = seconds_compiling()
+    function(jnp.ones(5))
+    compiled = seconds_compiling()
+    assert compiled > began
+    function(jnp.zeros(5))
+    assert seconds_compiling() == compiled
+    assert seconds_in_compiler()() == 0.0
+
+
+def test_options_that_the_compiler_does_not_know_are_left_out(monkeypatch):
+    monkeypatch.setattr("fixntk._compilation._WITHOUT_EMITTERS", {"xla_no_such_option": True})
+    assert float(jit_for_host(lambda x: 2 * x)(3.0)) == 6.0
