@@ -74,12 +74,23 @@ def _steps_of(schedule: Schedule) -> tuple[Step, ...]:
 @partial(jit_for_host, static_argnames=("schedule",))
 def _start(program: ConvexProgram, weights: Array, *, schedule: Schedule) -> NewtonState:
     """At rest, before a round if the weights are zero and there are rounds, else before a Newton step."""
+    if not schedule.round_sizes:
+        weights = jnp.where(jnp.any(weights != 0), weights, _gradient_step(program, weights))
     state = _at_rest(program, weights)
     following = schedule.newton_index(newton_step.num_active(program, state))
     if schedule.round_sizes:
         first_round = schedule.round_index(jnp.zeros((), jnp.int32))
         following = jnp.where(jnp.any(weights != 0), following, first_round)
     return state._replace(next_step=following)
+
+
+def _gradient_step(program: ConvexProgram, weights: Array) -> Array:
+    """A proximal gradient step, whose lengths tell Newton's first σ what size the weights have."""
+    correlations = program.correlations(program.datafit.fit(program.fitted(weights)).residual)
+    curvature = jnp.sum(program.datafit.centred(program.fitted(correlations)) ** 2) / jnp.sum(correlations**2)
+    # Without a gradient the curvature is NaN, and the weights stay.
+    moved = program.penalty.prox(weights + correlations / curvature, 1 / curvature)
+    return jnp.where(curvature > 0, moved, weights)
 
 
 def _at_rest(program: ConvexProgram, weights: Array) -> NewtonState:

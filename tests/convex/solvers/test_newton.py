@@ -70,8 +70,9 @@ def test_sizes_differ_in_cost():
     assert working_sets.schedule_of(random_problem(3, 120, 5, 300)) == ((300,), ())
     newton_sizes, round_sizes = working_sets.schedule_of(random_problem(3, 1000, 10, 1000))
     assert len(newton_sizes) > 2 < len(round_sizes)
+    # Newton steps can have all groups active; rounds are for few.
+    assert newton_sizes[-1] == 1000 > round_sizes[-1]
     for sizes in (newton_sizes, round_sizes):
-        assert sizes[-1] == 1000
         assert all(size < following for size, following in itertools.pairwise(sizes))
 
 
