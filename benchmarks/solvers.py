@@ -1,18 +1,18 @@
 """Solvers of the convex program side by side: seconds to a relative gap of 1e-4, 1e-6 and 1e-8, and peak memory.
 
-Contestants: fixntk's Newton and FISTA, celer, skglm, CVXPY with Clarabel on the small problems, and scnn's R-FISTA
-where ``--scnn`` names a Python that has it (`pip install torch linalg_backends tqdm cvxpy scikit-learn`, then `pip
-install --no-deps pyscnn`, in an environment of its own). One certificate,
-`problems.relative_gap`, judges the weights that each returns. A solver that stops by a rule of its own is run with a
-ladder of tolerances, and the fastest run within the gap counts. Each contestant has a process of its own for each
-problem; the dense design that peers need is built before the clock starts. float64.
+Contestants: fixntk's Newton and FISTA, celer, skglm, CVXPY with Clarabel on the small problems, and in environments of
+their own adelie, where ``--adelie`` names a Python that has it (it needs NumPy below 2), and scnn's R-FISTA, where
+``--scnn`` does (`pip install torch linalg_backends tqdm cvxpy scikit-learn`, then `pip install --no-deps pyscnn`). One
+certificate, `problems.relative_gap`, judges the weights that each returns. A solver that stops by a rule of its own is
+run with a ladder of tolerances, and the fastest run within the gap counts. Each contestant has a process of its own for
+each problem; the dense design that peers need is built before the clock starts. float64.
 
 With ``--cold`` the clock runs from the first call in a fresh process, imports, data and dense designs not included, at
 the loosest tolerance with which the contestant reached 1e-6 before; the median of three processes, with the seconds of
 it that JAX spent compiling.
 
 Run with `python benchmarks/solvers.py [--cold] [--problems teacher-M ...] [--shares 0.1 ...] [--limit SECONDS]
-[--scnn PYTHON]`.
+[--scnn PYTHON] [--adelie PYTHON]`.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ def main() -> None:
     parser.add_argument("--solvers", nargs="+", default=list(SOLVERS), choices=list(SOLVERS))
     parser.add_argument("--limit", type=float, default=60.0, help="seconds that a solver has for all of its runs")
     parser.add_argument("--scnn", metavar="PYTHON", help="a Python that has scnn")
+    parser.add_argument("--adelie", metavar="PYTHON", help="a Python that has adelie")
     parser.add_argument("--cold", action="store_true", help="first calls in fresh processes")
     parser.add_argument("--worker", nargs=3, metavar=("SOLVER", "PROBLEM", "SHARE"), help=argparse.SUPPRESS)
     parser.add_argument("--tolerance", type=float, help=argparse.SUPPRESS)
@@ -68,9 +69,9 @@ def main() -> None:
             for solver in arguments.solvers:
                 if solver.startswith("CVXPY") and not problem.endswith("S"):
                     continue
-                if solver.startswith("scnn") and arguments.scnn is None:
+                pythons = {"scnn R-FISTA": arguments.scnn, "adelie": arguments.adelie}
+                if (python := pythons.get(solver, sys.executable)) is None:
                     continue
-                python = arguments.scnn if solver.startswith("scnn") else sys.executable
                 result = run(python, solver, problem, share, arguments.limit)
                 best[solver] = result["seconds"]
                 if arguments.cold:
@@ -220,6 +221,29 @@ def celer(problem: Problem) -> tuple[Callable, list[float]]:
     return attempt, [1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9]
 
 
+def adelie(problem: Problem) -> tuple[Callable, list[float]]:
+    import adelie as ad
+
+    design, n, d = dense_design(problem), *problem.x.shape
+    groups = np.arange(0, design.shape[1], d)
+
+    def attempt(tolerance: float) -> np.ndarray:
+        state = ad.grpnet(
+            design,
+            ad.glm.gaussian(problem.y),
+            groups=groups,
+            penalty=np.ones(groups.size),
+            lmda_path=[problem.reg / n],
+            intercept=False,
+            early_exit=False,
+            tol=tolerance,
+            progress_bar=False,
+        )
+        return state.betas.toarray()[-1].reshape(-1, d)
+
+    return attempt, [1e-6, 1e-7, 1e-8, 1e-9, 1e-10, 1e-12, 1e-14]
+
+
 def skglm(problem: Problem) -> tuple[Callable, list[float]]:
     from skglm.datafits import QuadraticGroup
     from skglm.penalties import WeightedGroupL2
@@ -292,6 +316,7 @@ SOLVERS: dict[str, Callable] = {
     "fixntk fista": fixntk("fista"),
     "celer": celer,
     "skglm": skglm,
+    "adelie": adelie,
     "scnn R-FISTA": scnn,
     "CVXPY + Clarabel": clarabel,
 }
