@@ -195,3 +195,14 @@ def _device_memory() -> int | None:
 def as_numpy(value: Any) -> np.ndarray:
     """Return a float64 NumPy copy for computations on the host."""
     return np.asarray(value, dtype=np.float64)
+
+
+def describe_fields(name: str, **fields: Any) -> str:
+    """A record in a line, for its ``repr``: arrays by dtype and shape, without their numbers; no field that is None."""
+    shown = []
+    for field, value in fields.items():
+        if hasattr(value, "shape") and hasattr(value, "dtype"):
+            shown.append(f"{field} {value.dtype}{list(value.shape)}")
+        elif value is not None:
+            shown.append(f"{field} {value}")
+    return f"{name}({', '.join(shown)})"

@@ -26,6 +26,7 @@ from fixntk._checks import (
     check_kernel_fits,
     check_same_columns,
     check_same_rows,
+    describe_fields,
 )
 from fixntk._numerics import einsum, matmul
 from fixntk._tiling import compute_in_row_tiles, sum_over_tiles
@@ -118,6 +119,9 @@ class MaskedGram:
         operands = _as_operands(weights, masks, x, "")
         for name, value in zip(("weights", "masks", "x"), operands, strict=True):
             object.__setattr__(self, name, value)
+
+    def __repr__(self) -> str:
+        return describe_fields("MaskedGram", weights=self.weights, masks=self.masks, x=self.x)
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -89,6 +89,9 @@ class Discovery:
     rounds: int
     converged: bool
 
+    def __repr__(self) -> str:
+        return f"Discovery({self.message}; objective {float(self.solution.primal):.4g})"
+
     @property
     def gap(self) -> float:
         """How far the objective can be above the optimum over all gates; infinite where the search was not exact."""

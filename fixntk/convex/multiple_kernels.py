@@ -12,7 +12,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int
 
-from fixntk._checks import as_float_array, as_positive_int, is_traced
+from fixntk._checks import as_float_array, as_positive_int, describe_fields, is_traced
 from fixntk._compilation import jit_for_host
 from fixntk._numerics import allow_float64, default_tol, matmul, with_dtype
 from fixntk._warnings import ConvergenceWarning
@@ -63,6 +63,12 @@ class KernelSolution:
     failed: Bool[Array, "*batch"]
     tol: float = field(metadata={"static": True})
     squeeze: bool = field(metadata={"static": True})
+
+    def __repr__(self) -> str:
+        if is_traced(self.relative_gap) or jnp.ndim(self.relative_gap):
+            return describe_fields("KernelSolution", kernel_weights=self.kernel_weights)
+        num_active = int(np.sum(np.asarray(self.kernel_weights) > 0))
+        return f"KernelSolution({self.message}; {num_active} of {self.kernel_weights.shape[0]} kernels in use)"
 
     @property
     def message(self) -> str:

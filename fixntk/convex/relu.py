@@ -102,6 +102,10 @@ class ReLUSolution:
     tol: float
     squeeze: bool
 
+    def __repr__(self) -> str:
+        num_active = int(np.sum(np.any(np.asarray(self.positive) != 0, 1) | np.any(np.asarray(self.negative) != 0, 1)))
+        return f"ReLUSolution({self.message}; {num_active} of {self.positive.shape[0]} gates active)"
+
     @property
     def message(self) -> str:
         """One sentence that says why the solver stopped."""

@@ -11,7 +11,7 @@ from jax import Array
 from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int
 
-from fixntk._checks import as_matrix, is_traced
+from fixntk._checks import as_matrix, describe_fields, is_traced
 from fixntk.convex.penalties import group_norms
 from fixntk.convex.program import ConvexProgram
 from fixntk.gates.masks import activation_masks
@@ -46,6 +46,9 @@ class History(NamedTuple):
     num_active: Float[Array, " k"]
     seconds: Float[Array, " k"]
     objective: Float[Array, " k"]
+
+    def __repr__(self) -> str:
+        return describe_fields("History", **self._asdict())
 
 
 @jax.tree_util.register_dataclass

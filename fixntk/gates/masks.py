@@ -15,7 +15,15 @@ from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Bool, Float, Key, UInt8
 
-from fixntk._checks import as_matrix, as_positive_int, as_real_array, check_memory, check_same_columns, is_traced
+from fixntk._checks import (
+    as_matrix,
+    as_positive_int,
+    as_real_array,
+    check_memory,
+    check_same_columns,
+    describe_fields,
+    is_traced,
+)
 from fixntk._numerics import matmul
 from fixntk._tiling import compute_in_row_tiles
 
@@ -40,6 +48,9 @@ class Arrangements(NamedTuple):
 
     masks: Bool[Array, "n P"]
     gates: Float[Array, "P d"]
+
+    def __repr__(self) -> str:
+        return describe_fields("Arrangements", masks=self.masks, gates=self.gates)
 
 
 def sample_gates(

@@ -18,7 +18,7 @@ from jax import Array
 from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Key
 
-from fixntk._checks import as_matrix, check_same_columns, is_traced
+from fixntk._checks import as_matrix, check_same_columns, describe_fields, is_traced
 from fixntk.gates.masks import activation_masks, sample_gates
 from fixntk.networks.decomposition import decompose
 from fixntk.networks.neurons import (
@@ -58,6 +58,9 @@ class GatedReLUNetwork:
     output: Float[Array, "*S m c"] | Any
     intercept: Float[Array, "*S c"] | Any | None = None
     squeeze: bool = field(default=False, metadata={"static": True})
+
+    def __repr__(self) -> str:
+        return describe_fields("GatedReLUNetwork", gates=self.gates, **self.parameters._asdict())
 
     @classmethod
     def sample(
@@ -230,6 +233,9 @@ class ReLUNetwork:
     output: Float[Array, "*S m c"] | Any
     intercept: Float[Array, "*S c"] | Any | None = None
     squeeze: bool = field(default=False, metadata={"static": True})
+
+    def __repr__(self) -> str:
+        return describe_fields("ReLUNetwork", **self.parameters._asdict())
 
     @classmethod
     def sample(

@@ -22,6 +22,7 @@ from fixntk._checks import (
     check_same_columns,
     check_scalar,
     check_squares,
+    describe_fields,
     is_traced,
 )
 from fixntk.ntk.all_pairs import kernels_of_all_pairs
@@ -52,6 +53,9 @@ class Kernel(NamedTuple):
 
     nngp: Array
     ntk: Array
+
+    def __repr__(self) -> str:
+        return describe_fields("Kernel", nngp=self.nngp, ntk=self.ntk)
 
 
 def gated_relu_ntk(x1: ArrayLike, x2: ArrayLike | None = None) -> Float[Array, "n1 n2"]:

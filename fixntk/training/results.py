@@ -74,6 +74,9 @@ class Training(Generic[Network]):
     history: TrainingHistory
     diverged: np.bool_ | Bool[np.ndarray, " S"]
 
+    def __repr__(self) -> str:
+        return f"Training({self.network!r}, {len(self.history.objective)} records)"
+
     def lowest(self) -> Network:
         """The network with the lowest validation loss, or objective, among a stack's best networks."""
         monitored = self.history.objective if self.history.validation is None else self.history.validation
