@@ -134,14 +134,14 @@ def fake_verify(monkeypatch, function):
 
 def test_verify_passes_the_files_and_the_status_on(monkeypatch, tmp_path):
     calls = []
-    fake_verify(monkeypatch, lambda data, json_file: calls.append((data, json_file)) or 1)
+    fake_verify(monkeypatch, lambda data, json_file, *, quick: calls.append((data, json_file, quick)) or 1)
     assert main(["verify"]) == 1
-    assert main(["verify", "--data", str(tmp_path / "a.csv"), "--json", str(tmp_path / "b")]) == 1
-    assert calls == [(None, None), (tmp_path / "a.csv", tmp_path / "b")]
+    assert main(["verify", "--quick", "--data", str(tmp_path / "a.csv"), "--json", str(tmp_path / "b")]) == 1
+    assert calls == [(None, None, False), (tmp_path / "a.csv", tmp_path / "b", True)]
 
 
 def test_verify_reports_wrong_data_but_not_bugs(monkeypatch, capsys):
-    def fail(*_):
+    def fail(*_, **__):
         raise ValueError("column y is constant")
 
     fake_verify(monkeypatch, fail)
@@ -174,7 +174,7 @@ def test_info_shows_versions_devices_and_optional_packages(monkeypatch, capsys):
 def test_core_dependencies_are_enough_for_help_and_info(arguments):
     program = f"""
 import sys
-for name in ("pydantic", "yaml", "jinja2", "matplotlib", "pandas", "tqdm", "sklearn"):
+for name in ("pydantic", "yaml", "jinja2", "matplotlib", "pandas", "sklearn"):
     sys.modules[name] = None
 import fixntk
 before = set(sys.modules)

@@ -2,13 +2,13 @@
 
 import pytest
 
-from fixntk._files import replacing
+from fixntk._files import replace_when_written
 
 
 def test_the_old_file_is_there_until_the_block_ends(tmp_path):
     path = tmp_path / "table.csv"
     path.write_text("old")
-    with replacing(path) as part:
+    with replace_when_written(path) as part:
         part.write_text("new")
         assert path.read_text() == "old"
     assert path.read_text() == "new"
@@ -22,7 +22,7 @@ def test_after_an_error_the_old_file_is_as_it_was_and_nothing_beside_it(tmp_path
     path.write_text("old")
 
     def write():
-        with replacing(path) as part:
+        with replace_when_written(path) as part:
             if is_begun:
                 part.write_text("half")
             raise error

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fixntk._numerics import default_tol, float64_allowed, full_precision, safe_sqrt, solve_kernel_ridge, with_dtype
+from fixntk._numerics import allow_float64, default_tol, full_precision, safe_sqrt, solve_kernel_ridge, with_dtype
 
 
 def test_ridge_solution_survives_a_matrix_that_rounding_makes_indefinite(rng):
@@ -38,11 +38,11 @@ def test_the_square_root_has_derivative_zero_at_zero():
 
 
 def test_float64_is_allowed_inside_and_as_before_outside():
-    with float64_allowed():
+    with allow_float64():
         assert jnp.ones(1).dtype == jnp.float64
     jax.config.update("jax_enable_x64", False)
     try:
-        with float64_allowed():
+        with allow_float64():
             assert jnp.ones(1).dtype == jnp.float64
         assert jnp.ones(1).dtype == jnp.float32
     finally:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fixntk._tiling import Grid, in_row_tiles, sum_over_tiles
+from fixntk._tiling import Grid, compute_in_row_tiles, sum_over_tiles
 
 # More rows than fit into tiles, exactly as many, one tile of all, and one row a tile.
 TILES = pytest.mark.parametrize(("num_rows", "tile"), [(11, 4), (12, 4), (12, 12), (5, 1), (9, 3), (7, 2)])
@@ -14,7 +14,7 @@ TILES = pytest.mark.parametrize(("num_rows", "tile"), [(11, 4), (12, 4), (12, 12
 @TILES
 def test_rows_in_tiles_are_the_rows(num_rows, tile):
     # From numbers, as a slice of rows would be moved inside by itself where it begins too late.
-    found = in_row_tiles(lambda begin: (begin + jnp.arange(tile))[:, None] * jnp.array([1, 10]), num_rows, tile)
+    found = compute_in_row_tiles(lambda begin: (begin + jnp.arange(tile))[:, None] * jnp.array([1, 10]), num_rows, tile)
     np.testing.assert_array_equal(found, np.arange(num_rows)[:, None] * [1, 10])
 
 

@@ -31,12 +31,15 @@ from fixntk.convex.units import Units
 # The smallest curvature that a row is given, as a share of the loss's largest, in a dtype that resolves it. A higher
 # one would shorten the steps where classes are separable and all curvatures are small.
 _MIN_CURVATURE_SHARE = 1e-9
+# A row's target F + R/h is at most this multiple of the largest output or target away, as for an outlier of Huber's
+# loss, whose curvature is zero: digits of the squared loss would be lost.
+_MAX_AIM_MULTIPLE = 1e3
 # The inner program is solved to this share of the present gap,
 _INNER_GAP_SHARE = 0.03
 # and to this share of the decrease of its own objective, without which the way to its solution may not lead down,
 _INNER_DECREASE_SHARE = 0.5
-# unless its gap is this share of what the first rule asks for, where there may be nothing left to decrease.
-_NEGLIGIBLE_GAP_SHARE = 0.01
+# unless its gap is this multiple of the rounding error of its objective, where nothing is left to decrease.
+_NEGLIGIBLE_GAP_IN_EPS = 1e3
 _MAX_INNER_STEPS = 40
 # Armijo's rule.
 _ARMIJO_SHARE = 1e-4
@@ -95,12 +98,13 @@ def _newton_step(program: ConvexProgram, state: ProxNewtonState) -> ProxNewtonSt
     """Solve the squared loss's program around the iterate, and go as far towards that as the objective falls."""
     model = _model_around(program, state)
     first_primal, gap_goal = model.start.primal, model.gap_goal
+    negligible = _NEGLIGIBLE_GAP_IN_EPS * jnp.finfo(gap_goal.dtype).eps
     if not is_traced(first_primal):
         first_primal, gap_goal = jax.device_get((first_primal, gap_goal))
 
     def is_unfinished(primal: Array, gap: Array) -> Array:
         is_descent_certain = gap <= _INNER_DECREASE_SHARE * (first_primal - primal)
-        return (gap > gap_goal) | ~(is_descent_certain | (gap <= _NEGLIGIBLE_GAP_SHARE * gap_goal))
+        return (gap > gap_goal) | ~(is_descent_certain | (gap <= negligible * first_primal))
 
     inner = run_steps(newton.METHOD, model.program, model.start, is_unfinished, _MAX_INNER_STEPS)
     return _move(program, state, inner.weights, model.units.weights)
@@ -111,9 +115,17 @@ def _model_around(program: ConvexProgram, state: ProxNewtonState) -> _Model:
     """The squared loss with targets F_i + R_i/h_i and row weights h, where h are the loss's curvatures."""
     loss, targets = program.loss, program.targets
     outputs = program.datafit.fit(state.fitted).outputs
-    least = max(_MIN_CURVATURE_SHARE, float(jnp.finfo(targets.dtype).eps)) * loss.steepest
-    curvatures = jnp.maximum(loss.curvatures(outputs, targets), least)
-    aims = outputs + loss.residuals(outputs, targets) / curvatures[:, None]
+    share = max(_MIN_CURVATURE_SHARE, float(jnp.finfo(targets.dtype).eps))
+    residuals = loss.residuals(outputs, targets)
+    farthest = _MAX_AIM_MULTIPLE * (jnp.max(jnp.abs(outputs)) + jnp.max(jnp.abs(targets)))
+    smallest = jnp.maximum(
+        share * loss.steepest, jnp.max(jnp.abs(residuals), axis=1) / jnp.where(farthest > 0, farthest, 1.0)
+    )
+    curvatures = jnp.maximum(loss.curvatures(outputs, targets), smallest)
+    # Where the curvature jumps, as at the bend of Huber's loss, steps can go to and fro between its two sides. With the
+    # largest curvature the model is nowhere below the loss, and its minimum is on the right side.
+    curvatures = jnp.where(state.stalled % 2 == 1, loss.steepest, curvatures)
+    aims = outputs + residuals / curvatures[:, None]
     weights = curvatures if program.sample_weight is None else curvatures * program.sample_weight
     model, units = newton.prepare(as_squared_loss(program, jnp.sqrt(weights), aims.reshape(program.y.shape)))
     start = newton.init(model, state.iterate / units.weights)
