@@ -18,6 +18,11 @@ def is_traced(*values: Any) -> bool:
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
 
 
+def is_tracing() -> bool:
+    """Tell whether a function is being traced, where even arrays made of constants are tracers."""
+    return is_traced(jax.device_put(0.0))
+
+
 def as_positive_int(name: str, value: Any) -> int:
     """Return a count as an int.
 

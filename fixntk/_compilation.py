@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.monitoring
 
-from fixntk._checks import is_traced
+from fixntk._checks import is_traced, is_tracing
 
 _WITHOUT_EMITTERS = {"xla_cpu_use_fusion_emitters": False}
 _WITHOUT_OPTIMISATION = {"xla_backend_optimization_level": 0}
@@ -98,7 +98,7 @@ def jit_for_host(
     @wraps(function)
     def call(*args: Any, **static: Any) -> Any:
         # Compiler options belong to the outermost function that is compiled.
-        if is_traced(args):
+        if is_traced(args) or is_tracing():
             return plain(*args, **static)
         jitted = on_cpu() if jax.default_backend() == "cpu" else plain
         clock = _clock()

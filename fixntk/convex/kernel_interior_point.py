@@ -27,7 +27,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int
 
-from fixntk._checks import is_traced
+from fixntk._checks import is_traced, is_tracing
 from fixntk._compilation import jit_for_host
 from fixntk._line_search import backtrack
 from fixntk._numerics import einsum, matmul
@@ -103,7 +103,7 @@ def follow_path(
     Traced as a loop under a JAX transformation; on the host otherwise, where ``watch`` is called at each state.
     """
     state = _start_on_host(problem)
-    if is_traced(problem):
+    if is_traced(problem) or is_tracing():
         state = lax.while_loop(partial(_is_unfinished, tol, max_iter), partial(_step, problem, tol), state)
         return _sparsest(problem, state.best, tol), state
     while True:

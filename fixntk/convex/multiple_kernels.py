@@ -12,7 +12,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int
 
-from fixntk._checks import as_float_array, as_positive_int, describe_fields, is_traced
+from fixntk._checks import as_float_array, as_positive_int, describe_fields, is_traced, is_tracing
 from fixntk._compilation import jit_for_host
 from fixntk._numerics import allow_float64, default_tol, matmul, with_dtype
 from fixntk._warnings import ConvergenceWarning
@@ -184,7 +184,7 @@ def solve_kernels(
     if not tol > 0:
         raise ValueError(f"tol must be positive, got {tol}")
     max_iter = as_positive_int("max_iter", max_iter)
-    if is_traced(problem):
+    if is_traced(problem) or is_tracing():
         if progress:
             raise ValueError("progress needs the host: not under jit or vmap")
         found = _as_fields(problem, *follow_path(problem, tol, max_iter), tol)

@@ -14,7 +14,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from fixntk._checks import is_traced
+from fixntk._checks import is_traced, is_tracing
 from fixntk._compilation import jit_for_host
 from fixntk._numerics import default_tol
 from fixntk._warnings import ConvergenceWarning
@@ -119,7 +119,8 @@ def solve(
     """
     if not isinstance(program, ConvexProgram):
         raise TypeError(f"program must be a ConvexProgram, got {type(program).__name__}")
-    traced = is_traced(program, init)
+    # A concrete program that a traced function closes over is solved in that function.
+    traced = is_traced(program, init) or is_tracing()
     if traced and (callback is not None or progress):
         raise ValueError("callback and progress need the host: not under jit or vmap")
     program = canonical(program)

@@ -286,3 +286,11 @@ def test_no_steps_under_jit_certify_the_start(method):
         alone = fx.solve(program, method=method, max_iter=0)
     assert solution.history.gap.shape == (1,)
     np.testing.assert_allclose(solution.gap, alone.gap, rtol=1e-9)
+
+
+@pytest.mark.parametrize("options", [{}, {"loss": "logistic"}, {"sample_weight": np.linspace(0.5, 1.5, 30)}], ids=str)
+@pytest.mark.parametrize("method", ["auto", "newton"])
+def test_a_program_that_a_traced_function_closes_over_is_solved_in_it(options, method):
+    program = random_problem(0, **options)
+    solve = jax.jit(lambda scale: scale * fx.solve(program, method=method, tol=1e-8).primal)
+    np.testing.assert_allclose(solve(2.0), 2 * fx.solve(program, tol=1e-8).primal, rtol=1e-7)
