@@ -289,7 +289,7 @@ def _with_gates(program: ConvexProgram, gates: np.ndarray, size: int) -> ConvexP
 
 
 @jit_for_host
-def _restrict(program: ConvexProgram, gates: Array, num_gates: int) -> ConvexProgram:
+def _restrict(program: ConvexProgram, gates: Array, num_gates: ArrayLike) -> ConvexProgram:
     masks = activation_masks(program.x, gates)
     return with_masks(program, masks & (jnp.arange(gates.shape[0]) < num_gates))
 

@@ -75,7 +75,7 @@ def step_any(method: Method, program: ConvexProgram, state: Any) -> Any:
 
 
 def run_steps(
-    method: Method, program: ConvexProgram, state: Any, is_unfinished: Callable[[Array, Array], Array], limit: int
+    method: Method, program: ConvexProgram, state: Any, is_unfinished: Callable[[Any, Any], Any], limit: int
 ) -> Any:
     """At most ``limit`` steps from a state, while ``is_unfinished(primal, gap)`` and arithmetic does not fail.
 

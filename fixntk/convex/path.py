@@ -181,7 +181,7 @@ def solve_path(
                 solutions[int(position)] = solution
                 start = solution.weights
                 known = [*known[-1:], (reg, start)]
-                num_active = np.asarray(solution.history.num_active)[-1]
+                num_active = int(np.asarray(solution.history.num_active)[-1])
                 show(len(solutions), f"λ {reg:.3g}, {describe(float(solution.relative_gap), num_active)}")
                 if callback is not None and callback(solution):
                     break

@@ -89,6 +89,6 @@ def progress_bar(title: str, *, total: int | None = None, unit: str = "it", show
         bar.close()
 
 
-def describe(relative_gap: float, num_active: float) -> str:
+def describe(relative_gap: float, num_active: int) -> str:
     """The line that a bar shows about an iterate or a solution."""
-    return f"relative gap {relative_gap:.1e}, {int(num_active)} active"
+    return f"relative gap {relative_gap:.1e}, {num_active} active"

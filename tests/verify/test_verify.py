@@ -43,7 +43,7 @@ def test_every_claim_holds_on_all_built_in_data(tmp_path, capsys):
 
 
 def test_a_users_csv_is_checked_and_written(csv, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(verify, "run_checks", lambda data_sets: kernels.check_sampling_rate(data_sets[0]))
+    monkeypatch.setattr(verify, "run_checks", lambda data_sets, **_: kernels.check_sampling_rate(data_sets[0]))
     assert main(["verify", "--data", str(csv), "--json", str(tmp_path / "rows.json")]) == 0
     assert [row["data"] for row in json.loads((tmp_path / "rows.json").read_text())] == ["mine.csv"]
     assert "1 claims hold, 0 fail" in capsys.readouterr().out
@@ -88,7 +88,7 @@ def test_a_network_of_too_low_an_objective_is_found(line, monkeypatch):
 
 def test_a_failing_claim_is_exit_code_one(monkeypatch, capsys):
     failing = Check("M2", "line", "two is three", 1.0, "≤ 0", False)
-    monkeypatch.setattr(verify, "run_checks", lambda _: iter([failing]))
+    monkeypatch.setattr(verify, "run_checks", lambda *_, **__: iter([failing]))
     assert verify.main() == 1
     assert "FAILS" in capsys.readouterr().out
 
@@ -137,7 +137,7 @@ def test_an_unusable_csv_is_one_line_and_exit_code_two(text, message, tmp_path, 
 
 @pytest.mark.parametrize("place", ["nowhere/rows.json", "."])
 def test_figures_that_cannot_be_written_are_told_before_any_check(place, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(verify, "run_checks", lambda _: pytest.fail("checked first"))
+    monkeypatch.setattr(verify, "run_checks", lambda *_, **__: pytest.fail("checked first"))
     assert main(["verify", "--json", str(tmp_path / place)]) == 2
     assert "--json" in capsys.readouterr().err
 

@@ -12,7 +12,7 @@ See docs/mathematics.md, M8.
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -102,7 +102,8 @@ def _newton_step(program: ConvexProgram, state: ProxNewtonState) -> ProxNewtonSt
     if not (is_traced(first_primal) or is_tracing()):
         first_primal, gap_goal = jax.device_get((first_primal, gap_goal))
 
-    def is_unfinished(primal: Array, gap: Array) -> Array:
+    # Of arrays where it is traced, of NumPy's numbers on the host.
+    def is_unfinished(primal: Any, gap: Any) -> Any:
         is_descent_certain = gap <= _INNER_DECREASE_SHARE * (first_primal - primal)
         return (gap > gap_goal) | ~(is_descent_certain | (gap <= negligible * first_primal))
 
