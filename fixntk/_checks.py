@@ -18,9 +18,9 @@ def is_traced(*values: Any) -> bool:
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
 
 
-def is_tracing() -> bool:
-    """Tell whether a function is being traced, where even arrays made of constants are tracers."""
-    return is_traced(jax.device_put(0.0))
+def is_tracing(*values: Any) -> bool:
+    """Tell whether any leaf is a tracer, or a function is being traced, where even arrays of constants are tracers."""
+    return is_traced(values, jax.device_put(0.0))
 
 
 def as_positive_int(name: str, value: Any) -> int:

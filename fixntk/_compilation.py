@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.monitoring
 
-from fixntk._checks import is_traced, is_tracing
+from fixntk._checks import is_tracing
 
 _WITHOUT_EMITTERS = {"xla_cpu_use_fusion_emitters": False}
 _WITHOUT_OPTIMISATION = {"xla_backend_optimization_level": 0}
@@ -41,8 +41,10 @@ def _clock() -> _Clock:
     return _local.clock
 
 
-# A program has been lowered, which XLA compiles next; and it has been compiled, or read from the cache.
-_LOWERED, _COMPILED = "/jax/core/compile/jaxpr_to_mlir_module_duration", "/jax/core/compile/backend_compile_duration"
+# JAX's event where a program has been lowered, which XLA compiles next.
+_LOWERED = "/jax/core/compile/jaxpr_to_mlir_module_duration"
+# The one where it has been compiled, or read from the cache.
+_COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
 def _follow(event: str, duration_secs: float, **kwargs: Any) -> None:  # noqa: ARG001  # JAX's signature.
@@ -98,7 +100,7 @@ def jit_for_host(
     @wraps(function)
     def call(*args: Any, **static: Any) -> Any:
         # Compiler options belong to the outermost function that is compiled.
-        if is_traced(args) or is_tracing():
+        if is_tracing(args):
             return plain(*args, **static)
         jitted = on_cpu() if jax.default_backend() == "cpu" else plain
         clock = _clock()

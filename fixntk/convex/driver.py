@@ -92,7 +92,7 @@ def run_from_host(
     With one of them Ctrl-C ends the loop as a true answer of the callback does. Without ``is_timed`` the history has no
     seconds.
     """
-    prepared, state, first, scale = _start_on_host(program, start, epsilon, tol, method=method)
+    prepared, state, first, scale = _start(program, start, epsilon, tol, method=method)
     goal, at_zero, unit = float(scale.goal), float(scale.at_zero), float(scale.unit)
     records, seconds, done = [np.asarray(first)[None]], [0.0], 0
     is_interrupted = False
@@ -152,9 +152,8 @@ def _run(
     """Steps of one kind from the host, at most ``limit``, and a row of the record for each."""
     if method.compiles_its_steps:
         state = method.steps(program)[step](program, state)
-        return state, np.asarray(_see_on_host(state))[None]
-    room = 1 if limit == 1 else _STEPS_PER_LOOK
-    made, state, record = _advance_on_host(program, state, goal, limit, method=method, step=step, room=room)
+        return state, np.asarray(_see(state))[None]
+    made, state, record = _advance(program, state, goal, limit, method=method, step=step, room=_STEPS_PER_LOOK)
     return state, np.asarray(record)[: int(made)]
 
 
@@ -169,6 +168,7 @@ def _outcome(method: Method, state: Any, unit: Array, iterations: Array, history
     return Outcome(state.weights, unit, kernel_weights, state.failed, iterations, history)
 
 
+@partial(jit_for_host, static_argnames=("method",))
 def _start(
     program: ConvexProgram, start: Array, epsilon: Array | None, tol: Array | float, *, method: Method
 ) -> tuple[ConvexProgram, Any, Array, _Scale]:
@@ -179,6 +179,7 @@ def _start(
     return prepared, state, _see(state), _Scale(_GOAL_SHARE * tol * at_zero, at_zero, units.objective, units.weights)
 
 
+@partial(jit_for_host, static_argnames=("method", "step", "room"), optimised=True)
 def _advance(
     program: ConvexProgram, state: Any, goal: Array, limit: ArrayLike, *, method: Method, step: int | None, room: int
 ) -> tuple[Array, Any, Array]:
@@ -206,16 +207,12 @@ def _next_step(state: Any) -> Array | int:
     return getattr(state, "next_step", 0)
 
 
+@jit_for_host
 def _see(state: Any) -> Float[Array, " 6"]:
     """A row of the record, in the order of :class:`_Look`."""
     num_active = jnp.sum(is_active(state.weights))
     seen = (state.primal, state.gap, num_active, state.objective, state.failed, _next_step(state))
     return jnp.stack([jnp.asarray(value, state.gap.dtype) for value in seen])
-
-
-_start_on_host = jit_for_host(_start, static_argnames=("method",))
-_see_on_host = jit_for_host(_see)
-_advance_on_host = jit_for_host(_advance, static_argnames=("method", "step", "room"), optimised=True)
 
 
 def _progress(iteration: int, look: _Look, unit: float, at_zero: float, seconds: float) -> Progress:

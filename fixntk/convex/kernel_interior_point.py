@@ -27,7 +27,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int
 
-from fixntk._checks import is_traced, is_tracing
+from fixntk._checks import is_tracing
 from fixntk._compilation import jit_for_host
 from fixntk._line_search import backtrack
 from fixntk._numerics import einsum, matmul
@@ -102,18 +102,19 @@ def follow_path(
 
     Traced as a loop under a JAX transformation; on the host otherwise, where ``watch`` is called at each state.
     """
-    state = _start_on_host(problem)
-    if is_traced(problem) or is_tracing():
+    state = _start(problem)
+    if is_tracing(problem):
         state = lax.while_loop(partial(_is_unfinished, tol, max_iter), partial(_step, problem, tol), state)
         return _sparsest(problem, state.best, tol), state
     while True:
         if watch is not None:
             watch(state)
-        if not bool(_is_unfinished_on_host(tol, max_iter, state)):
-            return _sparsest_on_host(problem, state.best, tol), state
-        state = _step_on_host(problem, tol, state)
+        if not bool(_is_unfinished(tol, max_iter, state)):
+            return _sparsest(problem, state.best, tol), state
+        state = _step(problem, tol, state)
 
 
+@jit_for_host
 def _is_unfinished(tol: ArrayLike, max_iter: ArrayLike, state: PathState) -> Array:
     return (state.best.relative_gap > tol) & (state.iterations < max_iter) & ~is_idle(state)
 
@@ -123,6 +124,7 @@ def is_idle(state: PathState) -> Bool[Array, ""]:
     return state.idle_steps >= _MAX_IDLE_STEPS
 
 
+@jit_for_host
 def _start(problem: KernelProblem) -> PathState:
     """A point inside of the orthant with multipliers on the central path, and zero as the best point so far."""
     m, n = problem.kernels.shape[:2]
@@ -137,6 +139,7 @@ def _start(problem: KernelProblem) -> PathState:
     return PathState(point, barrier / shares, barrier, best, jnp.asarray(0), jnp.asarray(0))
 
 
+@jit_for_host
 def _step(problem: KernelProblem, tol: ArrayLike, state: PathState) -> PathState:
     """Linearise, find the direction, its length, accept, and lower μ where the new point is near the central path."""
     step, price_step, slope = _direction(problem, state)
@@ -271,6 +274,7 @@ def _better(new: KernelPoint, old: KernelPoint) -> KernelPoint:
     return jax.tree.map(partial(jnp.where, new.relative_gap < old.relative_gap), new, old)
 
 
+@jit_for_host
 def _sparsest(problem: KernelProblem, point: KernelPoint, tol: ArrayLike) -> KernelPoint:
     """The point without the kernels whose shares are small beside μ, as many as the tolerance allows.
 
@@ -286,9 +290,3 @@ def _sparsest(problem: KernelProblem, point: KernelPoint, tol: ArrayLike) -> Ker
     last = good.size - 1 - jnp.argmax(good[::-1])
     chosen = jnp.where(jnp.any(good), last, jnp.argmin(candidates.relative_gap))
     return jax.tree.map(lambda leaves: leaves[chosen], candidates)
-
-
-_start_on_host = jit_for_host(_start)
-_step_on_host = jit_for_host(_step)
-_is_unfinished_on_host = jit_for_host(_is_unfinished)
-_sparsest_on_host = jit_for_host(_sparsest)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from fixntk._checks import is_traced, is_tracing
+from fixntk._checks import is_tracing
 from fixntk.convex.program import ConvexProgram
 from fixntk.convex.units import Units
 
@@ -81,7 +81,7 @@ def run_steps(
 
     Under a JAX transformation it is a loop that is traced, else one on the host, which compiles only steps that occur.
     """
-    if not (is_traced(program, state) or is_tracing()):
+    if not is_tracing(program, state):
         steps = method.steps(program)
         for _ in range(limit):
             primal, gap, failed, step = jax.device_get((state.primal, state.gap, state.failed, state.next_step))

@@ -184,7 +184,7 @@ def solve_kernels(
     if not tol > 0:
         raise ValueError(f"tol must be positive, got {tol}")
     max_iter = as_positive_int("max_iter", max_iter)
-    if is_traced(problem) or is_tracing():
+    if is_tracing(problem):
         if progress:
             raise ValueError("progress needs the host: not under jit or vmap")
         found = _as_fields(problem, *follow_path(problem, tol, max_iter), tol)

@@ -10,14 +10,13 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import overload
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 from jaxtyping import Float
 
-from fixntk._checks import is_traced
+from fixntk._checks import is_traced, to_device
 from fixntk._compilation import jit_for_host
 from fixntk._warnings import ConvergenceWarning
 from fixntk.convex import restriction, screening
@@ -156,7 +155,7 @@ def solve_path(
     chosen = choose_warm_method(program, method)
     values = _as_regs(program, regs, num_regs, min_share)
     tol, max_iter = as_options(program, chosen, tol, max_iter)
-    start = jax.device_put(np.zeros(program.group_shape, program.x.dtype))
+    start = to_device(np.zeros(program.group_shape, program.x.dtype))
     on_all = partial(solve_quietly, method=method, tol=tol, max_iter=max_iter)
     on_sets = None
     if screen and program.x.size * program.num_gates >= _WORTH_SCREENING:

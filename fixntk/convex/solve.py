@@ -8,13 +8,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from fixntk._checks import is_traced, is_tracing
+from fixntk._checks import is_tracing, to_device
 from fixntk._compilation import jit_for_host
 from fixntk._numerics import default_tol
 from fixntk._warnings import ConvergenceWarning
@@ -120,7 +119,7 @@ def solve(
     if not isinstance(program, ConvexProgram):
         raise TypeError(f"program must be a ConvexProgram, got {type(program).__name__}")
     # A concrete program that a traced function closes over is solved in that function.
-    traced = is_traced(program, init) or is_tracing()
+    traced = is_tracing(program, init)
     if traced and (callback is not None or progress):
         raise ValueError("callback and progress need the host: not under jit or vmap")
     program = canonical(program)
@@ -131,7 +130,7 @@ def solve(
     if traced:
         outcome = driver.run_traced(program, chosen, start, smoothing, tol, max_iter)
         return certify(program, outcome, chosen, tol)[0]
-    if chosen.reweights and bool(_is_zero_optimal_on_host(program)):
+    if chosen.reweights and bool(_is_zero_optimal(program)):
         # FISTA starts at W = 0 and sees it there.
         return replace(solve(program, method="fista", tol=tol, callback=callback), method=chosen.name)
     with progress_bar(f"solve ({chosen.name})", shown=progress) as show:
@@ -147,9 +146,7 @@ def solve(
             tol,
             max_iter,
             callback=callback,
-            watch=(lambda seen: show(seen.iteration, describe(seen.relative_gap, seen.num_active)))
-            if progress
-            else None,
+            watch=watch if progress else None,
         )
     if chosen.reweights and bool(outcome.failed) and int(outcome.iterations) == 0:
         raise np.linalg.LinAlgError(
@@ -209,7 +206,7 @@ def choose_warm_method(program: ConvexProgram, name: str) -> Method:
 
 def certify(program: ConvexProgram, outcome: Outcome, method: Method, tol: float) -> tuple[Solution, Evaluation]:
     """The Solution of an outcome, certified from its weights alone, whatever the solver believed."""
-    found, judged = _certify_on_host(program, outcome.weights, outcome.unit, outcome.failed, tol)
+    found, judged = _certify(program, outcome.weights, outcome.unit, outcome.failed, tol)
     kernel_weights = judged.kernel_weights if outcome.kernel_weights is None else outcome.kernel_weights
     solution = Solution(
         weights=found.weights,
@@ -241,6 +238,7 @@ class _Judgement(NamedTuple):
     kernel_weights: Array
 
 
+@jit_for_host
 def _certify(
     program: ConvexProgram, weights: Array, unit: Array, failed: Array, tol: ArrayLike
 ) -> tuple[Evaluation, _Judgement]:
@@ -260,12 +258,9 @@ def _certify(
     return found, judged
 
 
+@jit_for_host
 def _is_zero_optimal(program: ConvexProgram) -> Array:
     return program.reg >= program.max_reg()
-
-
-_certify_on_host = jit_for_host(_certify)
-_is_zero_optimal_on_host = jit_for_host(_is_zero_optimal)
 
 
 def as_options(
@@ -303,9 +298,9 @@ def _as_epsilon(program: ConvexProgram, epsilon: float | None, tol: float) -> Ar
 def _starting_point(program: ConvexProgram, method: Method, init: ArrayLike | Solution | None) -> Array:
     if method.reweights:
         if init is None:
-            return jax.device_put(np.full(program.num_gates, 1 / program.num_gates, program.x.dtype))
+            return to_device(np.full(program.num_gates, 1 / program.num_gates, program.x.dtype))
         weights = init.kernel_weights if isinstance(init, Solution) else init
         return as_kernel_weights(weights, program.num_gates, program.x.dtype)
     if init is None:
-        return jax.device_put(np.zeros(program.group_shape, program.x.dtype))
+        return to_device(np.zeros(program.group_shape, program.x.dtype))
     return program.as_group_weights(init.weights if isinstance(init, Solution) else init)

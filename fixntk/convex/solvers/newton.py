@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from fixntk._compilation import jit_for_host
-from fixntk.convex.method import Method, Step, check_norm, step_any
+from fixntk.convex.method import Method, Step, check_norm
 from fixntk.convex.penalties import group_norms
 from fixntk.convex.program import ConvexProgram, with_mask_numbers
 from fixntk.convex.solvers import newton_step, working_sets
@@ -201,8 +201,3 @@ METHOD = Method(
 METHOD = METHOD._replace(
     on_active_groups=METHOD._replace(init=_init_on_all_groups, steps=lambda program: _steps_of(_all_groups(program)))
 )
-
-
-def step(program: ConvexProgram, state: NewtonState) -> NewtonState:
-    """The next step, whichever it is."""
-    return step_any(METHOD, program, state)

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-from fixntk._checks import is_traced, is_tracing
+from fixntk._checks import is_tracing
 from fixntk._compilation import jit_for_host
 from fixntk._line_search import backtrack
 from fixntk.convex import duality
@@ -99,7 +99,7 @@ def _newton_step(program: ConvexProgram, state: ProxNewtonState) -> ProxNewtonSt
     model = _model_around(program, state)
     first_primal, gap_goal = model.start.primal, model.gap_goal
     negligible = _NEGLIGIBLE_GAP_IN_EPS * jnp.finfo(gap_goal.dtype).eps
-    if not (is_traced(first_primal) or is_tracing()):
+    if not is_tracing(first_primal):
         first_primal, gap_goal = jax.device_get((first_primal, gap_goal))
 
     # Of arrays where it is traced, of NumPy's numbers on the host.

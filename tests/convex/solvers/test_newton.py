@@ -1,6 +1,7 @@
 """Newton against CVXPY, FISTA, and the definition of its matrix (float64 unless said)."""
 
 import itertools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import pytest
 from problems import cvxpy_optimum, random_problem
 
 import fixntk as fx
+from fixntk.convex.method import step_any
 from fixntk.convex.penalties import group_norms
 from fixntk.convex.solvers import newton, newton_step, newton_system, working_sets
 
@@ -54,7 +56,7 @@ def test_working_sets_grow_from_the_nearest_groups(monkeypatch):
     state = newton.init(program, jnp.zeros(program.group_shape))
     while len(schedule.newton_sizes) <= int(state.next_step) < schedule.last_resort:
         nearest = np.argsort(-np.asarray(group_norms(state.correlations)))[:32]
-        state = newton.step(program, state)
+        state = step_any(newton.METHOD, program, state)
         active.append(np.flatnonzero(group_norms(state.weights)))
         if len(active) == 1:
             assert set(active[0]) <= set(nearest)
@@ -81,7 +83,10 @@ def test_a_step_on_all_groups_is_the_step_on_those_that_are_active():
     start = fx.solve(program, method="fista", tol=1e-2).weights
     state = newton.init(program, start)
     assert 0 < int(jnp.sum(group_norms(start) > 0)) <= 64
-    whole, active = newton.METHOD.on_active_groups.steps(program)[0](program, state), newton.step(program, state)
+    whole, active = (
+        newton.METHOD.on_active_groups.steps(program)[0](program, state),
+        step_any(newton.METHOD, program, state),
+    )
     np.testing.assert_allclose(whole.theta, active.theta, rtol=1e-3, atol=1e-5)
     np.testing.assert_allclose(whole.gap, active.gap, rtol=1e-2)
 
@@ -175,7 +180,7 @@ def test_float32_converges_where_the_problem_is_well_posed():
 def test_the_iterate_is_what_the_step_expected_and_better_than_prox():
     program = random_problem(5, 80, 4, 60, share=0.1)
     near = fx.solve(program.with_reg(1.02 * program.reg), method="newton", tol=1e-10)
-    state, step = newton.init(program, near.weights), jax.jit(newton.step)
+    state, step = newton.init(program, near.weights), jax.jit(partial(step_any, newton.METHOD))
     ahead = []
     for _ in range(3):
         before, state = state, step(program, state)
