@@ -39,7 +39,7 @@ def backtrack(is_acceptable: Callable[[Array], Array], longest: Array, *, max_ha
     longest
         The first lengths to try, a scalar or several that are searched for independently.
     max_halvings
-        After so many halvings the search gives up.
+        The search gives up after this number of halvings.
     """
 
     def is_unfinished(search: Backtracking) -> Array:

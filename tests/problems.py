@@ -5,6 +5,7 @@ import numpy as np
 
 import fixntk as fx
 from fixntk.convex.losses import huber
+from fixntk.convex.program import group_shape_of, targets_of, thresholds_of
 
 # What CVXPY is compared on: each loss, each option, and all options together.
 PROGRAMS = {
@@ -74,21 +75,21 @@ def _row_losses(name, fitted, targets):
 
 def cvxpy_optimum(program):
     """The program's optimum and group weights by CVXPY and Clarabel, from its definition."""
-    variables = [cvxpy.Variable(program.group_shape[1:]) for _ in range(program.num_gates)]
+    variables = [cvxpy.Variable(group_shape_of(program)[1:]) for _ in range(program.num_gates)]
     masks, x = np.asarray(program.masks, float), np.asarray(program.x)
     num_rows = x.shape[0]
     fitted = sum((masks[:, [p]] * x) @ group for p, group in enumerate(variables))
     if program.column is not None:
-        intercept = cvxpy.Variable((1, program.group_shape[2]))
+        intercept = cvxpy.Variable((1, group_shape_of(program)[2]))
         fitted = fitted + np.ones((num_rows, 1)) @ intercept
     weights = np.ones(num_rows) if program.sample_weight is None else np.asarray(program.sample_weight)
     present = weights > 0
-    losses = _row_losses(program.loss.name, fitted, np.asarray(program.targets))
+    losses = _row_losses(program.loss.name, fitted, np.asarray(targets_of(program)))
     norm = {"frobenius": lambda group: cvxpy.norm(group, "fro"), "nuclear": cvxpy.normNuc}[program.norm.name]
-    thresholds = np.broadcast_to(np.asarray(program.thresholds), len(variables))
+    thresholds = np.broadcast_to(np.asarray(thresholds_of(program)), len(variables))
     penalty = sum(threshold * norm(group) for threshold, group in zip(thresholds, variables, strict=True))
     if program.ridge is not None:
         penalty = penalty + 0.5 * float(program.ridge) * sum(cvxpy.sum_squares(group) for group in variables)
     objective = cvxpy.Minimize(weights[present] @ losses[present] + penalty)
     optimum = cvxpy.Problem(objective).solve(solver=cvxpy.CLARABEL)
-    return float(optimum), np.stack([group.value.reshape(program.group_shape[1:]) for group in variables])
+    return float(optimum), np.stack([group.value.reshape(group_shape_of(program)[1:]) for group in variables])

@@ -64,8 +64,8 @@ class Datafit:
         if self.column is not None:
             added = self.best_intercept(fitted)
             fitted = fitted + self.column[:, None] * added
-        residual = self.weighted(self.loss.residuals(fitted, self.targets))
-        return Fit(fitted, added, residual, jnp.sum(self.weighted(self.loss.values(fitted, self.targets))))
+        residual = self.weight_rows(self.loss.residuals(fitted, self.targets))
+        return Fit(fitted, added, residual, jnp.sum(self.weight_rows(self.loss.values(fitted, self.targets))))
 
     def best_intercept(self, fitted: Float[Array, "n c"]) -> Float[Array, " c"]:
         """The intercept b that minimises the loss of fitted + column bᵀ."""
@@ -77,11 +77,11 @@ class Datafit:
         """The fit of W = 0."""
         return self.fit(jnp.zeros_like(self.targets))
 
-    def weighted(self, rows: Array) -> Array:
+    def weight_rows(self, rows: Array) -> Array:
         """Rows times their weights."""
         return intercept.weight_rows(self.sample_weight, rows)
 
-    def centred(self, array: Array) -> Array:
+    def remove_intercept(self, array: Array) -> Array:
         """The part of an (n, …) array that is orthogonal to the intercept's column; all of it without an intercept."""
         if self.column is None:
             return array

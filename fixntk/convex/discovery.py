@@ -30,8 +30,9 @@ from fixntk._numerics import default_tol, matmul
 from fixntk._warnings import ConvergenceWarning
 from fixntk.convex import duality, screening
 from fixntk.convex.duality import Evaluation
+from fixntk.convex.groups import check_gates, with_masks
 from fixntk.convex.penalties import group_norms
-from fixntk.convex.program import ConvexProgram, with_masks
+from fixntk.convex.program import ConvexProgram, datafit_of, group_shape_of, penalty_of
 from fixntk.convex.progress import Interrupted, progress_bar
 from fixntk.convex.solution import Solution
 from fixntk.convex.solve import choose_warm_method, solve
@@ -99,7 +100,7 @@ class Discovery:
 
     @property
     def message(self) -> str:
-        """One sentence that says what has been reached, and what is proved."""
+        """One sentence: the objective reached, and what is proved about it."""
         found = f"{self.gates.shape[0]} gates after {self.rounds} rounds"
         if not self.converged:
             return f"discovery stopped early with {found}: a gate violates the dual by {self.violation:.1e}"
@@ -191,7 +192,7 @@ def discover(
 
     See docs/mathematics.md, M11.
     """
-    state = _Round(_as_gates(program, gates), np.zeros(program.group_shape, program.x.dtype), _SMALLEST_SIZE, key)
+    state = _Round(_as_gates(program, gates), np.zeros(group_shape_of(program), program.x.dtype), _SMALLEST_SIZE, key)
     numbers = {"per_round": per_round, "num_candidates": num_candidates}
     for name, value in (numbers | {"max_rounds": max_rounds, "max_cells": max_cells}).items():
         as_positive_int(name, value)
@@ -264,7 +265,7 @@ def _as_gates(program: ConvexProgram, gates: ArrayLike) -> np.ndarray:
         raise ValueError("program must have no penalty_weights: gates that are discovered have none")
     if program.ridge is not None:
         raise ValueError("program must have no ridge: with one, gates in use violate the dual as well")
-    return np.asarray(program.check_gates(gates))
+    return np.asarray(check_gates(program, gates))
 
 
 def _all_cells(x: Array, max_cells: int) -> _Candidates | None:
@@ -309,7 +310,7 @@ def _price(program: ConvexProgram, point: Evaluation, masks: Array) -> tuple[Arr
     further = masked_adjoint(masks, program.x, point.residual, masks.shape[1])
     weights = jnp.concatenate([point.weights, jnp.zeros_like(further)])
     correlations = jnp.concatenate([point.correlations, further])
-    gap = duality.certify(program.datafit, program.penalty, weights, point.outputs, correlations).gap
+    gap = duality.certify(datafit_of(program), penalty_of(program), weights, point.outputs, correlations).gap
     return gap, program.norm.duals(further) / program.reg
 
 

@@ -25,7 +25,7 @@ from fixntk.convex.program import ConvexProgram
 from fixntk.convex.progress import Progress
 from fixntk.convex.solution import History, is_active
 
-# The loop stops at this share of the gap that is asked for, as the certificate is computed anew at the end.
+# The loop stops at this share of the gap that is asked for, because the certificate is recomputed at the end.
 _GOAL_SHARE = 0.99
 # Steps after which the host looks at the gap, where steps are short.
 _STEPS_PER_LOOK = 25

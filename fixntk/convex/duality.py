@@ -73,7 +73,7 @@ def evaluate_fit(datafit: Datafit, penalty: Penalty, weights: Array, fit: Fit, c
 
 def evaluate_again(datafit: Datafit, penalty: Penalty, found: Evaluation) -> Evaluation:
     """The evaluation of the same weights with another penalty, which costs no product with the masks."""
-    loss = jnp.sum(datafit.weighted(datafit.loss.values(found.outputs, datafit.targets)))
+    loss = jnp.sum(datafit.weight_rows(datafit.loss.values(found.outputs, datafit.targets)))
     fit = Fit(found.outputs, found.intercept, found.residual, loss)
     return evaluate_fit(datafit, penalty, found.weights, fit, found.correlations)
 
@@ -89,7 +89,7 @@ def certify(datafit: Datafit, penalty: Penalty, weights: Array, outputs: Array, 
     thresholds = penalty.thresholds
 
     scale = 1 / jnp.maximum(1.0, jnp.max(duals / thresholds))
-    divergence = jnp.sum(datafit.weighted(datafit.loss.divergences(outputs, datafit.targets, scale)))
+    divergence = jnp.sum(datafit.weight_rows(datafit.loss.divergences(outputs, datafit.targets, scale)))
     excess = jnp.sum(thresholds * norms - scale * alignments)
     if penalty.ridge is None:
         return Certificate(jnp.maximum(divergence + excess, 0.0), scale)

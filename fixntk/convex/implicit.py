@@ -22,8 +22,9 @@ from jaxtyping import Float
 
 from fixntk._checks import is_traced
 from fixntk._numerics import default_tol, matmul
+from fixntk.convex.groups import with_masks
 from fixntk.convex.penalties import group_norms
-from fixntk.convex.program import ConvexProgram, with_masks
+from fixntk.convex.program import ConvexProgram, correlations_of, datafit_of, masked_outputs, thresholds_of
 from fixntk.convex.solution import is_active
 from fixntk.convex.solve import solve
 from fixntk.gram import select_masks
@@ -115,12 +116,12 @@ def _optimal_weights_jvp(
 
 def _gradient(program: ConvexProgram, weights: Array) -> Array:
     """G = λτ_p W_p/‖W_p‖ + αW_p − Xᵀ D_p R, without the first term for groups of zero."""
-    fit = program.datafit.fit(program.fitted(weights))
+    fit = datafit_of(program).fit(masked_outputs(program, weights))
     norms = group_norms(weights)
     units = weights / jnp.where(norms > 0, norms, 1.0)[:, None, None]
-    pulls = jnp.broadcast_to(program.thresholds, norms.shape)[:, None, None] * units
+    pulls = jnp.broadcast_to(thresholds_of(program), norms.shape)[:, None, None] * units
     ridge = 0.0 if program.ridge is None else program.ridge * weights
-    return pulls + ridge - program.correlations(fit.residual)
+    return pulls + ridge - correlations_of(program, fit.residual)
 
 
 def _solve_dense(program: ConvexProgram, weights: Array, right: Array) -> Float[Array, "a d c"]:

@@ -37,7 +37,7 @@ def least_squares(
     targets: Float[Array, "n c"],
     sample_weight: Float[Array, " n"] | None,
 ) -> Float[Array, " c"]:
-    """The intercept of the squared loss: the weighted regression of what the outputs miss on the column."""
+    """The intercept of the squared loss: the weighted regression of the remaining residual on the column."""
     rest = weight_rows(sample_weight, targets - fitted)
     return matmul(column, rest) / jnp.sum(weight_rows(sample_weight, column**2))
 

@@ -32,7 +32,7 @@ from fixntk._compilation import jit_for_host
 from fixntk._line_search import backtrack
 from fixntk._numerics import einsum, matmul
 
-# Armijo's rule: a step has to lower the merit function by this share of what its slope promises.
+# Armijo's rule: a step has to lower the merit function by this share of the decrease that its slope predicts.
 _SUFFICIENT_SHARE = 1e-4
 # Count of halvings of a step before the line search gives up.
 _MAX_HALVINGS = 30
@@ -98,7 +98,7 @@ class PathState(NamedTuple):
 def follow_path(
     problem: KernelProblem, tol: float, max_iter: int, watch: Callable[[PathState], None] | None = None
 ) -> tuple[KernelPoint, PathState]:
-    """The best point with as many zeros as the tolerance allows, and the last state.
+    """The best point with the most zeros that the tolerance allows, and the last state.
 
     Traced as a loop under a JAX transformation; on the host otherwise, where ``watch`` is called at each state.
     """
@@ -276,7 +276,7 @@ def _better(new: KernelPoint, old: KernelPoint) -> KernelPoint:
 
 @jit_for_host
 def _sparsest(problem: KernelProblem, point: KernelPoint, tol: ArrayLike) -> KernelPoint:
-    """The point without the kernels whose shares are small beside μ, as many as the tolerance allows.
+    """The point without the kernels whose shares are small beside μ, up to what the tolerance allows.
 
     Points inside of the orthant have no zeros; those shares are zero at the optimum, as far as the gap can tell.
     """

@@ -13,8 +13,8 @@ from fixntk._checks import is_tracing
 from fixntk.convex.program import ConvexProgram
 from fixntk.convex.units import Units
 
-# A state is a pytree with ``weights``, ``primal``, ``gap``, ``objective`` (what the method itself lowers) and
-# ``failed`` (whether arithmetic has broken down); see `Method` for what it has beyond these.
+# A state is a pytree with ``weights``, ``primal``, ``gap``, ``objective`` (the function that the method itself lowers)
+# and ``failed`` (whether arithmetic has broken down); see `Method` for its further fields.
 Step = Callable[[ConvexProgram, Any], Any]
 
 
@@ -44,7 +44,7 @@ class Method(NamedTuple):
         What a start is: (P, d, c) group weights, or (P,) kernel weights. The state of a method that starts at kernel
         weights has ``kernel_weights``, and smooths by ε.
     prepare
-        ``prepare(program) -> (program, units)``: what the loop works on, in those units.
+        ``prepare(program) -> (program, units)``: the program that the loop works on, in those units.
     on_active_groups
         The variant for a program most of whose groups are active; None for the method itself.
     compiles_its_steps

@@ -20,7 +20,8 @@ from fixntk._checks import is_traced, to_device
 from fixntk._compilation import jit_for_host
 from fixntk._warnings import ConvergenceWarning
 from fixntk.convex import restriction, screening
-from fixntk.convex.program import ConvexProgram, canonical, with_mask_numbers
+from fixntk.convex.groups import with_mask_numbers
+from fixntk.convex.program import ConvexProgram, absorb_sample_weight, group_shape_of, targets_of
 from fixntk.convex.progress import Interrupted, describe, progress_bar
 from fixntk.convex.solution import Solution
 from fixntk.convex.solve import as_options, choose_warm_method, solve_quietly
@@ -28,7 +29,8 @@ from fixntk.convex.solvers import working_sets
 
 # Largest extrapolation, in units of the last step in λ.
 _MAX_EXTRAPOLATION = 2.0
-# A product with all masks takes n·P·d multiplications; below so many a smaller program is not worth its compilation.
+# Below this number of multiplications in a product with all masks, n·P·d, a smaller program does not repay its
+# compilation.
 _WORTH_SCREENING = 1e7
 # λ_max counts as zero below this many roundings of ‖X‖ ‖Y‖.
 _ZERO_IN_EPS = 10
@@ -151,11 +153,11 @@ def solve_path(
         raise TypeError(f"program must be a ConvexProgram, got {type(program).__name__}")
     if is_traced(program, regs):
         raise ValueError("solve_path cannot be traced: jax.vmap solve over λ instead")
-    program = canonical(program)
+    program = absorb_sample_weight(program)
     chosen = choose_warm_method(program, method)
     values = _as_regs(program, regs, num_regs, min_share)
     tol, max_iter = as_options(program, chosen, tol, max_iter)
-    start = to_device(np.zeros(program.group_shape, program.x.dtype))
+    start = to_device(np.zeros(group_shape_of(program), program.x.dtype))
     on_all = partial(solve_quietly, method=method, tol=tol, max_iter=max_iter)
     on_sets = None
     if screen and program.x.size * program.num_gates >= _WORTH_SCREENING:
@@ -214,7 +216,7 @@ def _as_regs(
                 f"num_regs must be a positive integer and min_share between 0 and 1, got {num_regs!r} and {min_share!r}"
             )
         largest = float(program.max_reg())
-        scale = float(jnp.linalg.norm(program.x) * jnp.linalg.norm(program.targets))
+        scale = float(jnp.linalg.norm(program.x) * jnp.linalg.norm(targets_of(program)))
         if largest <= _ZERO_IN_EPS * float(jnp.finfo(program.x.dtype).eps) * scale:
             raise ValueError("W = 0 is the solution for every reg, so there is no path: is y zero or constant?")
         return largest * np.logspace(0, np.log10(min_share), num_regs)

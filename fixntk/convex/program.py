@@ -20,11 +20,8 @@ from fixntk.convex.duality import Evaluation
 from fixntk.convex.kernel_form import BestScale, Spectrum
 from fixntk.convex.losses import LOSSES, Loss, as_loss
 from fixntk.convex.penalties import Norm, Penalty
-from fixntk.gates.masks import activation_masks, as_masks
-from fixntk.gram import as_numbers, masked_adjoint, masked_apply, masked_gram, select_masks
-
-# Masks of at most so many entries are turned into numbers once a solve instead of once a product.
-_MAX_MASK_NUMBERS = 2**25
+from fixntk.gates.masks import as_masks
+from fixntk.gram import masked_adjoint, masked_apply, masked_gram
 
 
 @dataclass(frozen=True, eq=False, init=False, repr=False)
@@ -142,77 +139,10 @@ class ConvexProgram:
         ridge = [] if self.ridge is None else ["ridge"]
         return f"ConvexProgram({shape}, λ {reg}, {', '.join([f'loss {self.loss.name}', *norm, *options, *ridge])})"
 
-    @property
-    def targets(self) -> Float[Array, "n c"]:
-        """Y as a matrix, whatever the shape of y."""
-        return self.y[:, None] if self.y.ndim == 1 else self.y
-
-    @property
-    def group_shape(self) -> tuple[int, int, int]:
-        """(P, d, c), the shape of the group weights W."""
-        # From shapes alone: outside of compiled functions an array of targets would have to be made.
-        return self.num_gates, self.x.shape[1], 1 if self.y.ndim == 1 else self.y.shape[1]
-
-    @property
-    def is_quadratic(self) -> bool:
-        """Whether the loss is the squared one, whose residual is linear in the outputs."""
-        return self.loss == LOSSES["squared"]
-
-    @property
-    def thresholds(self) -> Array:
-        """λτ, (P,), or λ alone without penalty weights."""
-        return self.reg if self.penalty_weights is None else self.reg * self.penalty_weights
-
-    @property
-    def datafit(self) -> Datafit:
-        """The loss with its targets, sample weights and intercept."""
-        return Datafit(self.loss, self.targets, self.sample_weight, self.column)
-
-    @property
-    def penalty(self) -> Penalty:
-        """The norm with its thresholds λτ, and the ridge."""
-        return Penalty(self.norm, self.thresholds, self.ridge)
-
     def with_reg(self, reg: ArrayLike) -> ConvexProgram:
         """The program at another λ, unchecked."""
         value = reg if isinstance(reg, Array) else to_device(np.asarray(reg, self.x.dtype))
         return replace_fields(self, reg=value.astype(self.x.dtype))
-
-    def check_gates(self, gates: ArrayLike) -> Array:
-        """Gates as a (P, d) array, checked to give the program's masks on its x.
-
-        Raises
-        ------
-        ValueError
-            If the shape is wrong or a mask differs; masks are not looked at under a JAX transformation.
-        """
-        gates = as_matrix("gates", gates)
-        if gates.shape != self.group_shape[:2]:
-            raise ValueError(f"gates must have shape {self.group_shape[:2]}, got {gates.shape}")
-        if not is_traced(gates, self):
-            given = select_masks(self.masks, jnp.arange(self.num_gates)).astype(bool)
-            if differing := int(jnp.sum(jnp.any(given != activation_masks(self.x, gates), axis=0))):
-                raise ValueError(
-                    f"gates must give the program's masks on its x: {differing} of {gates.shape[0]} do not; "
-                    "are they those of other data?"
-                )
-        return gates
-
-    def as_group_weights(self, weights: ArrayLike) -> Float[Array, "P d c"]:
-        """Group weights as (P, d, c), given so or, for targets (n,), as (P, d)."""
-        given = as_float_array("weights", weights, (2, 3)).astype(self.x.dtype)
-        groups = given[:, :, None] if given.ndim == 2 and self.y.ndim == 1 else given
-        if groups.shape != self.group_shape:
-            raise ValueError(f"weights must have shape {self.group_shape}, got {given.shape}")
-        return groups
-
-    def fitted(self, weights: ArrayLike) -> Float[Array, "n c"]:
-        """Outputs on the training data without an intercept, Σ_p D_p X W_p."""
-        return masked_apply(self.masks, self.x, self.as_group_weights(weights))
-
-    def correlations(self, residual: Float[Array, "n c"]) -> Float[Array, "P d c"]:
-        """Xᵀ D_p R of every group with a residual R."""
-        return masked_adjoint(self.masks, self.x, residual, self.num_gates)
 
     def evaluate(self, weights: ArrayLike) -> Evaluation:
         """Outputs, residual, correlations, primal and gap of group weights, in one product with the masks each way.
@@ -222,24 +152,26 @@ class ConvexProgram:
         weights
             (P, d, c) or, for targets (n,), (P, d).
         """
-        weights = self.as_group_weights(weights)
-        fit = self.datafit.fit(self.fitted(weights))
-        return duality.evaluate_fit(self.datafit, self.penalty, weights, fit, self.correlations(fit.residual))
+        weights = as_group_weights(self, weights)
+        fit = datafit_of(self).fit(masked_outputs(self, weights))
+        return duality.evaluate_fit(
+            datafit_of(self), penalty_of(self), weights, fit, correlations_of(self, fit.residual)
+        )
 
     def primal(self, weights: ArrayLike) -> Float[Array, ""]:
         """The objective of the group weights, (P, d, c) or, for targets (n,), (P, d), at the best intercept.
 
         See docs/mathematics.md, M5.
         """
-        weights = self.as_group_weights(weights)
-        return self.datafit.fit(self.fitted(weights)).loss + self.penalty.value(weights)
+        weights = as_group_weights(self, weights)
+        return datafit_of(self).fit(masked_outputs(self, weights)).loss + penalty_of(self).value(weights)
 
     def primal_at_zero(self) -> Float[Array, ""]:
         """The objective of W = 0, ½‖Y‖² for the squared loss, by which relative gaps are measured.
 
         See docs/mathematics.md, M7.
         """
-        return self.datafit.fit_at_zero().loss
+        return datafit_of(self).fit_at_zero().loss
 
     def dual(self, theta: ArrayLike) -> Float[Array, ""]:
         """Dual objective of Θ, shaped like y: a lower bound on every primal value.
@@ -250,10 +182,10 @@ class ConvexProgram:
         See docs/mathematics.md, M7.
         """
         theta = as_float_array("theta", theta, (1, 2)).astype(self.x.dtype)
-        if theta.shape not in (self.y.shape, self.targets.shape):
+        if theta.shape not in (self.y.shape, targets_of(self).shape):
             raise ValueError(f"theta must have y's shape {self.y.shape}, got {theta.shape}")
-        theta = theta.reshape(self.targets.shape)
-        return duality.dual_objective(self.datafit, self.penalty, theta, self.correlations(theta))
+        theta = theta.reshape(targets_of(self).shape)
+        return duality.dual_objective(datafit_of(self), penalty_of(self), theta, correlations_of(self, theta))
 
     def dual_point(self, weights: ArrayLike) -> Float[Array, "n c"]:
         """The residual of W scaled into the dual's feasible set, Θ = R·min(1, min_p λτ_p / ‖Xᵀ D_p R‖).
@@ -306,21 +238,77 @@ class ConvexProgram:
         return kernel_form.minimise_over_scale(_spectrum(self, kernel_weights), self.reg)
 
 
+def targets_of(program: ConvexProgram) -> Float[Array, "n c"]:
+    """Y as a matrix, whatever the shape of y."""
+    return program.y[:, None] if program.y.ndim == 1 else program.y
+
+
+def group_shape_of(program: ConvexProgram) -> tuple[int, int, int]:
+    """(P, d, c), the shape of the group weights W."""
+    # From shapes alone: outside of compiled functions an array of targets would have to be made.
+    return program.num_gates, program.x.shape[1], 1 if program.y.ndim == 1 else program.y.shape[1]
+
+
+def is_quadratic(program: ConvexProgram) -> bool:
+    """Whether the loss is the squared one, whose residual is linear in the outputs."""
+    return program.loss == LOSSES["squared"]
+
+
+def thresholds_of(program: ConvexProgram) -> Array:
+    """λτ, (P,), or λ alone without penalty weights."""
+    return program.reg if program.penalty_weights is None else program.reg * program.penalty_weights
+
+
+def datafit_of(program: ConvexProgram) -> Datafit:
+    """The loss with its targets, sample weights and intercept."""
+    return Datafit(program.loss, targets_of(program), program.sample_weight, program.column)
+
+
+def penalty_of(program: ConvexProgram) -> Penalty:
+    """The norm with its thresholds λτ, and the ridge."""
+    return Penalty(program.norm, thresholds_of(program), program.ridge)
+
+
+def as_group_weights(program: ConvexProgram, weights: ArrayLike) -> Float[Array, "P d c"]:
+    """Group weights as (P, d, c); for targets (n,), (P, d) is taken as well.
+
+    Raises
+    ------
+    ValueError
+        If the shape is another.
+    """
+    given = as_float_array("weights", weights, (2, 3)).astype(program.x.dtype)
+    groups = given[:, :, None] if given.ndim == 2 and program.y.ndim == 1 else given
+    if groups.shape != group_shape_of(program):
+        raise ValueError(f"weights must have shape {group_shape_of(program)}, got {given.shape}")
+    return groups
+
+
+def masked_outputs(program: ConvexProgram, weights: ArrayLike) -> Float[Array, "n c"]:
+    """Outputs on the training data without an intercept, Σ_p D_p X W_p."""
+    return masked_apply(program.masks, program.x, as_group_weights(program, weights))
+
+
+def correlations_of(program: ConvexProgram, residual: Float[Array, "n c"]) -> Float[Array, "P d c"]:
+    """Xᵀ D_p R of every group with a residual R."""
+    return masked_adjoint(program.masks, program.x, residual, program.num_gates)
+
+
 @jit_for_host
 def _max_reg(program: ConvexProgram) -> Float[Array, ""]:
-    duals = program.norm.duals(program.correlations(program.datafit.fit_at_zero().residual))
+    duals = program.norm.duals(correlations_of(program, datafit_of(program).fit_at_zero().residual))
     return jnp.max(duals if program.penalty_weights is None else duals / program.penalty_weights)
 
 
 def kernel_of(program: ConvexProgram, kernel_weights: Float[Array, " P"]) -> Float[Array, "n n"]:
-    """K(η), less what the intercept takes; with sample weights of the squared loss multiplied into the rows before."""
-    datafit = program.datafit
-    return datafit.centred(datafit.centred(masked_gram(kernel_weights, program.masks, program.x)).T)
+    """K(η) on the subspace orthogonal to the intercept's column, for a program without sample weights."""
+    datafit = datafit_of(program)
+    return datafit.remove_intercept(datafit.remove_intercept(masked_gram(kernel_weights, program.masks, program.x)).T)
 
 
-def canonical(program: ConvexProgram) -> ConvexProgram:
+def absorb_sample_weight(program: ConvexProgram) -> ConvexProgram:
     """The same program without sample weights under the squared loss: rows are multiplied by √ω."""
-    if not program.is_quadratic or program.sample_weight is None:
+    if not is_quadratic(program) or program.sample_weight is None:
         return program
     return _multiply_rows(program, program.sample_weight)
 
@@ -342,24 +330,6 @@ def as_squared_loss(program: ConvexProgram, root: Float[Array, " n"], y: Float[A
     )
 
 
-def with_masks(program: ConvexProgram, masks: Array, chosen: Array | None = None) -> ConvexProgram:
-    """The program of other (n, P') masks on the same data, unchecked; bools, or numbers of x's dtype.
-
-    ``chosen`` are the gates that they belong to, where the program has penalty weights.
-    """
-    weights = program.penalty_weights
-    if weights is not None and chosen is not None:
-        weights = weights[chosen]
-    return replace_fields(program, masks=masks, num_gates=masks.shape[1], penalty_weights=weights)
-
-
-def with_mask_numbers(program: ConvexProgram) -> ConvexProgram:
-    """The program with masks as numbers of x's dtype, so that no product converts them; unchanged if they are many."""
-    if program.x.shape[0] * program.num_gates > _MAX_MASK_NUMBERS:
-        return program
-    return replace_fields(program, masks=as_numbers(program.masks, program.num_gates, program.x.dtype))
-
-
 def replace_fields(program: ConvexProgram, **changes: Any) -> ConvexProgram:
     """The program with some fields replaced, unchecked."""
     fields = {name: getattr(program, name) for name in ConvexProgram.__dataclass_fields__}
@@ -373,12 +343,12 @@ def _set_fields(program: ConvexProgram, **fields: Any) -> ConvexProgram:
 
 
 def _spectrum(program: ConvexProgram, kernel_weights: ArrayLike) -> Spectrum:
-    if not program.is_quadratic or program.norm.name != "frobenius" or program.ridge is not None:
+    if not is_quadratic(program) or program.norm.name != "frobenius" or program.ridge is not None:
         raise ValueError("only a program of squared loss, Frobenius norm and no ridge is multiple kernel learning")
     weights = kernel_form.as_kernel_weights(kernel_weights, program.num_gates, program.x.dtype)
     scales = 1.0 if program.penalty_weights is None else program.penalty_weights**2
-    program = canonical(program)
-    targets = program.datafit.centred(program.targets)
+    program = absorb_sample_weight(program)
+    targets = datafit_of(program).remove_intercept(targets_of(program))
     return kernel_form.spectrum(kernel_of(program, weights), targets, jnp.sum(scales * weights))
 
 

@@ -35,7 +35,17 @@ from fixntk._checks import as_positive_int, is_traced
 from fixntk._compilation import jit_for_host
 from fixntk._numerics import allow_float64, default_tol, einsum, matmul, with_dtype
 from fixntk._warnings import ConvergenceWarning
-from fixntk.convex.program import ConvexProgram, canonical, with_masks
+from fixntk.convex.groups import check_gates, with_masks
+from fixntk.convex.program import (
+    ConvexProgram,
+    absorb_sample_weight,
+    correlations_of,
+    datafit_of,
+    is_quadratic,
+    masked_outputs,
+    targets_of,
+    thresholds_of,
+)
 from fixntk.convex.progress import Progress, describe, progress_bar
 from fixntk.gates.masks import activation_masks
 from fixntk.networks.cones import (
@@ -51,7 +61,7 @@ from fixntk.networks.cones import (
 from fixntk.networks.convert import from_signed_cones
 from fixntk.networks.models import ReLUNetwork
 
-# A certificate is accepted if its gap is below this share of the tolerance, as it is computed anew at the end.
+# A certificate is accepted if its gap is below this share of the tolerance, because it is recomputed at the end.
 _GOAL_SHARE = 0.99
 # Multiples of the barrier's cost below which a group's penalty is tried as zero.
 _ZERO_MULTIPLES = (0.0, 1.0, 10.0, 1e2, 1e3)
@@ -191,7 +201,7 @@ def solve_relu(
             show(seen.iteration, describe(seen.relative_gap, seen.num_active))
             return callback(seen) if callback is not None else None
 
-        wide, wide_gates = with_dtype((canonical(program), gates), jnp.float64)
+        wide, wide_gates = with_dtype((absorb_sample_weight(program), gates), jnp.float64)
         solution = _follow_path(wide, wide_gates, tol, max_iter, watch)
     narrow = with_dtype((solution.positive, solution.negative, solution.intercept), dtype)
     solution = replace(solution, positive=narrow[0], negative=narrow[1], intercept=narrow[2])
@@ -243,13 +253,13 @@ def _as_single_output(program: ConvexProgram, gates: ArrayLike) -> tuple[ConvexP
     """The program with bool masks, and its gates, checked."""
     if is_traced(program, gates):
         raise ValueError("solve_relu cannot be traced by jit, vmap or grad: the number of its steps is open")
-    if not program.is_quadratic or program.ridge is not None or program.targets.shape[1] != 1:
+    if not is_quadratic(program) or program.ridge is not None or targets_of(program).shape[1] != 1:
         raise ValueError(
             "program must have one output, the squared loss and no ridge for the ReLU network, got "
-            f"{program.targets.shape[1]} output(s), loss {program.loss.name!r}"
+            f"{targets_of(program).shape[1]} output(s), loss {program.loss.name!r}"
             f"{'' if program.ridge is None else ', a ridge'}"
         )
-    gates = program.check_gates(gates)
+    gates = check_gates(program, gates)
     return with_masks(program, activation_masks(program.x, gates)), gates
 
 
@@ -259,7 +269,7 @@ def _start(program: ConvexProgram, cones: Cones) -> _State:
     terms = jnp.asarray(cones.num_terms, program.x.dtype)
     at_zero = program.primal_at_zero()
     weight = program.num_gates * terms / jnp.where(at_zero > 0, at_zero, 1.0)
-    lengths = _START_SHARE * terms / (jnp.broadcast_to(program.thresholds, (program.num_gates,)) * weight)
+    lengths = _START_SHARE * terms / (jnp.broadcast_to(thresholds_of(program), (program.num_gates,)) * weight)
     return _State(jnp.stack(2 * [lengths[:, None] * cones.directions]), weight)
 
 
@@ -273,8 +283,8 @@ def _step(
     direction −(∇²F)⁻¹ ∇F, its length, and keep the better of the new certificate and the best one so far.
     """
     pair, weight = state
-    barrier = cone_barrier(cones, pair, program.thresholds, weight)
-    fit = program.datafit.fit(_outputs(program, pair))
+    barrier = cone_barrier(cones, pair, thresholds_of(program), weight)
+    fit = datafit_of(program).fit(_outputs(program, pair))
     gradient = barrier.gradient - _signed_correlations(program, fit.residual)
     direction = _direction(program, barrier.hessian, gradient)
     slope = jnp.sum(gradient * direction)
@@ -295,8 +305,8 @@ def _step_length(
 
     def value(length: Array) -> Array:
         moved = pair + length * direction
-        loss = program.datafit.fit(_outputs(program, moved)).loss
-        return loss + jnp.sum(barrier_values(cones, moved, program.thresholds, weight))
+        loss = datafit_of(program).fit(_outputs(program, moved)).loss
+        return loss + jnp.sum(barrier_values(cones, moved, thresholds_of(program), weight))
 
     return armijo_length(value, before, slope, jnp.min(longest_step(cones, pair, direction)))
 
@@ -304,11 +314,11 @@ def _step_length(
 def _sparsest(
     program: ConvexProgram, cones: Cones, pair: Array, prices: Array, weight: Array, enough: ArrayLike
 ) -> _Certified:
-    """The pair without the groups whose penalty is small beside their barrier's cost, as many as the gap allows.
+    """The pair without the groups whose penalty is small beside their barrier's cost, up to what the gap allows.
 
     Interior points have no zeros; those groups are zero at the optimum, as far as the gap can tell.
     """
-    penalties = program.thresholds * jnp.linalg.norm(pair, axis=2)
+    penalties = thresholds_of(program) * jnp.linalg.norm(pair, axis=2)
 
     def without(multiple: Array) -> _Certified:
         small = penalties <= multiple * cones.num_terms / weight
@@ -338,12 +348,12 @@ def _direction(program: ConvexProgram, hessian: Array, gradient: Array) -> Float
 
     def solve(right: Array) -> Array:
         start = apply_inverse(right)
-        outputs = jsl.cho_solve(kernel_factor, program.datafit.centred(_outputs(program, start)))
-        return start - apply_inverse(_signed_correlations(program, program.datafit.centred(outputs)))
+        outputs = jsl.cho_solve(kernel_factor, datafit_of(program).remove_intercept(_outputs(program, start)))
+        return start - apply_inverse(_signed_correlations(program, datafit_of(program).remove_intercept(outputs)))
 
     def apply(direction: Array) -> Array:
         own = einsum("spde,spe->spd", hessian, direction)
-        return own + _signed_correlations(program, program.datafit.centred(_outputs(program, direction)))
+        return own + _signed_correlations(program, datafit_of(program).remove_intercept(_outputs(program, direction)))
 
     direction = -solve(gradient)
     return direction - solve(gradient + apply(direction))
@@ -360,7 +370,7 @@ def _output_kernel(program: ConvexProgram, factors: Array) -> Float[Array, "n n"
     """A H⁻¹ Aᵀ = Σ_p D_p X H_p⁻¹ Xᵀ D_p, the product of features L_p⁻¹ Xᵀ D_p with themselves."""
     rows = jnp.broadcast_to(program.x.T, (*factors.shape[:2], *program.x.T.shape))
     features = _solve_lower(factors, rows).swapaxes(1, 3) * program.masks[None, :, None, :]  # (2, n, d, P)
-    features = program.datafit.centred(jnp.moveaxis(features, 1, 0).reshape(program.x.shape[0], -1))
+    features = datafit_of(program).remove_intercept(jnp.moveaxis(features, 1, 0).reshape(program.x.shape[0], -1))
     return matmul(features, features.T)
 
 
@@ -376,13 +386,13 @@ def _certify(program: ConvexProgram, cones: Cones, pair: Array, prices: Array) -
     The dual point is sR with s = min(1, min_p λτ_p / ‖±Xᵀ D_p R + Gᵀμ‖). The gap is the sum of the Fenchel–Young
     divergences of the loss and of penalty − s⟨±Xᵀ D_p R, (v, u)⟩.
     """
-    fit = program.datafit.fit(_outputs(program, pair))
+    fit = datafit_of(program).fit(_outputs(program, pair))
     correlations = _signed_correlations(program, fit.residual)
-    thresholds = program.thresholds
+    thresholds = thresholds_of(program)
     norms = jnp.linalg.norm(pair, axis=2)
     bounds = jnp.linalg.norm(correlations + cones.adjoint(prices), axis=2)
     scale = 1 / jnp.maximum(1.0, jnp.max(bounds / thresholds))
-    divergence = jnp.sum(program.loss.divergences(fit.outputs, program.targets, scale))
+    divergence = jnp.sum(program.loss.divergences(fit.outputs, targets_of(program), scale))
     penalty = jnp.sum(thresholds * norms)
     gap = divergence + (penalty - scale * jnp.sum(correlations * pair))
     gap = jnp.where(jnp.isfinite(gap), jnp.maximum(gap, 0), jnp.inf)
@@ -391,10 +401,10 @@ def _certify(program: ConvexProgram, cones: Cones, pair: Array, prices: Array) -
 
 def _outputs(program: ConvexProgram, pair: Array) -> Float[Array, "n 1"]:
     """Σ_p D_p X (v_p − u_p), without the intercept."""
-    return program.fitted((pair[0] - pair[1])[:, :, None])
+    return masked_outputs(program, (pair[0] - pair[1])[:, :, None])
 
 
 def _signed_correlations(program: ConvexProgram, residual: Array) -> Float[Array, "2 P d"]:
     """Xᵀ D_p R for v and its negative for u."""
-    correlations = program.correlations(residual)[:, :, 0]
+    correlations = correlations_of(program, residual)[:, :, 0]
     return jnp.stack([correlations, -correlations])

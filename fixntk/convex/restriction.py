@@ -16,8 +16,9 @@ from jaxtyping import Float, Int
 from fixntk._compilation import jit_for_host
 from fixntk.convex import driver, screening
 from fixntk.convex.duality import Evaluation
+from fixntk.convex.groups import with_masks
 from fixntk.convex.method import Method
-from fixntk.convex.program import ConvexProgram, with_masks
+from fixntk.convex.program import ConvexProgram, thresholds_of
 from fixntk.convex.solution import Solution
 from fixntk.convex.solve import certify
 from fixntk.convex.solvers import working_sets
@@ -25,11 +26,11 @@ from fixntk.gram import select_masks
 
 # A working set has room for this multiple of the active groups,
 _ROOM = 1.02
-# and so many groups more, which is also the size of the smallest set.
+# and this number of groups more, which is also the size of the smallest set.
 _SMALLEST_SET = 16
-# For one λ at most so many working sets are made,
+# Most working sets that are made for one λ,
 _MAX_WORKING_SETS = 4
-# and none that would hold more than this share of all groups.
+# and largest share of all groups that one may hold.
 _LARGEST_SHARE = 0.7
 
 
@@ -96,7 +97,7 @@ def _order(
     """Groups, the nearest first; how many are active, and how many are not proved to be zero."""
     is_zero = screening.is_proved_zero(program, last, sizes)
     duals = program.norm.duals(last.correlations)
-    near = jnp.where(is_zero, -1.0, working_sets.nearness(start, duals, program.thresholds))
+    near = jnp.where(is_zero, -1.0, working_sets.nearness(start, duals, thresholds_of(program)))
     return jnp.argsort(near, descending=True), jnp.sum(jnp.isinf(near)), jnp.sum(~is_zero)
 
 

@@ -22,10 +22,10 @@ from jaxtyping import Bool, Float
 from fixntk._compilation import jit_for_host
 from fixntk.convex import duality
 from fixntk.convex.duality import Evaluation
-from fixntk.convex.program import ConvexProgram
+from fixntk.convex.program import ConvexProgram, as_group_weights, datafit_of, group_shape_of, penalty_of, thresholds_of
 from fixntk.gram import masked_adjoint
 
-# The spectral norms of the groups need (n + P)·d² numbers; above so many, Frobenius norms stand in for them.
+# The spectral norms of the groups need (n + P)·d² numbers; above this number, Frobenius norms stand in for them.
 _MAX_NUMBERS = 2**25
 # Rounding of the quantities in the rule, in multiples of the dtype's epsilon.
 _ROUNDING_IN_EPS = 10
@@ -48,13 +48,13 @@ def gap_safe(program: ConvexProgram, weights: ArrayLike, sizes: Array | None = N
     See docs/mathematics.md, M9.
     """
     sizes = group_sizes(program) if sizes is None else sizes
-    return is_proved_zero(program, evaluate(program, program.as_group_weights(weights)), sizes)
+    return is_proved_zero(program, evaluate(program, as_group_weights(program, weights)), sizes)
 
 
 @jit_for_host
 def group_sizes(program: ConvexProgram) -> Float[Array, " P"]:
     """‖D_p X‖₂ of every group, or an upper bound on it, ‖D_p X‖_F, where (n + P)·d² numbers would be too many."""
-    num_gates, num_features, _ = program.group_shape
+    num_gates, num_features, _ = group_shape_of(program)
     if (program.x.shape[0] + num_gates) * num_features**2 > _MAX_NUMBERS:
         squares = jnp.sum(program.x**2, axis=1, keepdims=True)
         return jnp.sqrt(_sum_rows(program, squares)[:, 0])
@@ -75,7 +75,7 @@ def evaluate(program: ConvexProgram, weights: Array) -> Evaluation:
 @jit_for_host
 def is_proved_zero(program: ConvexProgram, found: Evaluation, sizes: Float[Array, " P"]) -> Bool[Array, " P"]:
     """Which groups are proved to be zero, from weights that were evaluated at this λ or another."""
-    here = duality.evaluate_again(program.datafit, program.penalty, found)
+    here = duality.evaluate_again(datafit_of(program), penalty_of(program), found)
     gap, scale = here.gap, here.dual_scale
     residual = jnp.sqrt(jnp.sum(found.residual**2))
     eps = _ROUNDING_IN_EPS * jnp.finfo(sizes.dtype).eps
@@ -84,7 +84,7 @@ def is_proved_zero(program: ConvexProgram, found: Evaluation, sizes: Float[Array
     heaviest = 1.0 if program.sample_weight is None else jnp.max(program.sample_weight)
     radius = jnp.sqrt(2 * program.loss.steepest * heaviest * gap) + eps * residual
     duals = program.norm.duals(found.correlations)
-    return scale * duals + radius * sizes < program.thresholds * (1 - eps)
+    return scale * duals + radius * sizes < thresholds_of(program) * (1 - eps)
 
 
 def _sum_rows(program: ConvexProgram, rows: Array) -> Array:

@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int
 
 from fixntk._checks import as_matrix, describe_fields, is_traced
+from fixntk.convex.groups import check_gates
 from fixntk.convex.penalties import group_norms
 from fixntk.convex.program import ConvexProgram
 from fixntk.gates.masks import activation_masks
@@ -180,7 +181,7 @@ class Solution:
             If the shape of gates does not fit the weights, or they do not give the program's masks.
         """
         if program is not None:
-            gates = program.check_gates(gates)
+            gates = check_gates(program, gates)
         return from_group_weights(gates, self.weights, self.intercept, squeeze=self.squeeze)
 
 

@@ -1,4 +1,4 @@
-"""The entry to all solvers: options, choice of the method, and the certificate of what it found."""
+"""The entry to all solvers: options, choice of the method, and the certificate of the result."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from fixntk.convex.duality import Evaluation
 from fixntk.convex.kernel_form import as_kernel_weights, weights_of_norms
 from fixntk.convex.method import Method
 from fixntk.convex.penalties import group_norms
-from fixntk.convex.program import ConvexProgram, canonical
+from fixntk.convex.program import ConvexProgram, absorb_sample_weight, as_group_weights, group_shape_of, is_quadratic
 from fixntk.convex.progress import Interrupted, Progress, describe, progress_bar
 from fixntk.convex.solution import Solution
 from fixntk.convex.solvers import anderson, fista, irls, newton, prox_newton
@@ -87,7 +87,7 @@ def solve(
     Returns
     -------
     Solution
-        With the certificate, computed anew from its weights. Where λ is at or above λ_max, W = 0 at once from any
+        With the certificate, recomputed from its weights. Where λ is at or above λ_max, W = 0 at once from any
         method's own start, and the message says so; under ``jit`` only from that of FISTA and Newton.
 
     Raises
@@ -122,7 +122,7 @@ def solve(
     traced = is_tracing(program, init)
     if traced and (callback is not None or progress):
         raise ValueError("callback and progress need the host: not under jit or vmap")
-    program = canonical(program)
+    program = absorb_sample_weight(program)
     chosen = choose_method(program, method, traced=traced)
     tol, max_iter = as_options(program, chosen, tol, max_iter, epsilon)
     start = _starting_point(program, chosen, init)
@@ -184,7 +184,7 @@ def choose_method(program: ConvexProgram, name: str, *, traced: bool = False) ->
         raise ValueError(f"method must be one of auto, {', '.join(METHODS)}, got {name!r}")
     else:
         method = METHODS[name]
-    if method is newton.METHOD and not program.is_quadratic:
+    if method is newton.METHOD and not is_quadratic(program):
         method = prox_newton.METHOD
     method.supports(program)
     return method
@@ -302,5 +302,5 @@ def _starting_point(program: ConvexProgram, method: Method, init: ArrayLike | So
         weights = init.kernel_weights if isinstance(init, Solution) else init
         return as_kernel_weights(weights, program.num_gates, program.x.dtype)
     if init is None:
-        return to_device(np.zeros(program.group_shape, program.x.dtype))
-    return program.as_group_weights(init.weights if isinstance(init, Solution) else init)
+        return to_device(np.zeros(group_shape_of(program), program.x.dtype))
+    return as_group_weights(program, init.weights if isinstance(init, Solution) else init)

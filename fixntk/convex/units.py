@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from fixntk.convex.program import ConvexProgram, replace_fields
+from fixntk.convex.program import ConvexProgram, replace_fields, targets_of
 
 
 class Units(NamedTuple):
@@ -45,7 +45,7 @@ def units_of(program: ConvexProgram) -> Units:
         exponent = jnp.log2(largest) + 0.5 * jnp.log2(jnp.where(mean_square > 0, mean_square, 1.0))
         return jnp.ldexp(jnp.ones((), array.dtype), jnp.round(exponent).astype(jnp.int32))
 
-    return Units(unit(program.x), unit(program.targets))
+    return Units(unit(program.x), unit(targets_of(program)))
 
 
 def in_units(program: ConvexProgram, units: Units) -> ConvexProgram:

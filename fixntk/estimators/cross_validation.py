@@ -20,7 +20,7 @@ from fixntk._checks import as_positive_int
 from fixntk._compilation import jit_for_host
 from fixntk._numerics import allow_float64
 from fixntk.convex import ConvexProgram, solve_quietly
-from fixntk.convex.program import canonical
+from fixntk.convex.program import absorb_sample_weight, datafit_of, masked_outputs
 from fixntk.convex.progress import progress_bar
 from fixntk.convex.solvers import irls
 from fixntk.estimators.fitting import GatedFit, GateOptions, as_gated_fit, check_regs, gated_problem
@@ -88,7 +88,7 @@ def shuffled_folds(num_rows: int, num_folds: int, *, seed: int) -> Folds:
 
 
 def stratified_folds(labels: np.ndarray, num_folds: int, *, seed: int) -> Folds:
-    """Stratified folds in random order, at most as many as the largest class has rows.
+    """Stratified folds in random order, at most one for each row of the largest class.
 
     A class of fewer rows than folds is absent from some held-out parts.
     """
@@ -197,7 +197,7 @@ def _held_out_outputs(
 def _program_of_fold(x: Array, targets: Array, masks: Array, train: Array, weights: Array) -> ConvexProgram:
     """The program of a fold's training rows at λ = 1."""
     given = x[train], targets[train], masks[train], 1.0
-    return canonical(ConvexProgram(*given, sample_weight=weights, intercept=True))
+    return absorb_sample_weight(ConvexProgram(*given, sample_weight=weights, intercept=True))
 
 
 @partial(jit_for_host, static_argnames=("max_steps",), optimised=True)
@@ -205,7 +205,7 @@ def _outputs_at_reg(program: ConvexProgram, x: Array, masks: Array, *, max_steps
     """Outputs for all rows at the NTK and after each reweighting step."""
 
     def outputs(state: irls.IRLSState) -> Array:
-        intercept = program.datafit.fit(program.fitted(state.weights)).intercept
+        intercept = datafit_of(program).fit(masked_outputs(program, state.weights)).intercept
         return masked_apply(masks, x, state.weights) + intercept
 
     def step(state: irls.IRLSState, _: None) -> tuple[irls.IRLSState, Array]:

@@ -15,7 +15,7 @@ from sklearn.utils import check_random_state
 
 from fixntk._numerics import allow_float64, with_dtype
 from fixntk.convex import ConvexProgram, Solution, solve
-from fixntk.convex.program import canonical
+from fixntk.convex.program import absorb_sample_weight
 from fixntk.estimators.gaussian_process import LEAST_FREEDOM, Kernel, condition
 from fixntk.estimators.preprocessing import Training, padded_width
 from fixntk.gates.masks import activation_masks, sample_gates
@@ -162,7 +162,7 @@ def fit_gated(
     *,
     reg: Any,
     loss: str,
-    tol: float,
+    tol: float | None,
     max_iter: int | None,
     progress: bool = False,
 ) -> GatedFit:
@@ -198,7 +198,7 @@ def gated_problem(training: Training, options: GateOptions, loss: str) -> GatedP
     # λ_max is computed without an intercept, so that a class of small weight does not determine the scale.
     largest = float(ConvexProgram(*data, sample_weight=training.padded_weights).max_reg())
     program = ConvexProgram(*data, sample_weight=training.padded_weights, intercept=True)
-    return GatedProblem(canonical(program), gates, largest if largest > 0 else 1.0)
+    return GatedProblem(absorb_sample_weight(program), gates, largest if largest > 0 else 1.0)
 
 
 def _program_targets(training: Training, loss: str) -> Float[np.ndarray, "m ..."]:

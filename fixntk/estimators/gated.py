@@ -40,8 +40,8 @@ class GatedReLURegressor(GatedMixin, RegressionMixin, BaseEstimator):
         "squared" or "huber" (with its bend at one standard deviation of y).
     standardize, bias : bool
         Whether to bring columns to mean 0 and deviation 1, and to add a column of ones for the gates.
-    tol : float
-        Relative duality gap to reach.
+    tol : float or None
+        Relative duality gap to reach, below 1; None for 1e-6.
     max_iter : int or None
         Largest number of solver steps.
     random_state : int, RandomState or None
@@ -81,7 +81,7 @@ class GatedReLURegressor(GatedMixin, RegressionMixin, BaseEstimator):
         loss: str = "squared",
         standardize: bool = True,
         bias: bool = True,
-        tol: float = 1e-5,
+        tol: float | None = None,
         max_iter: int | None = None,
         random_state: Any = None,
         verbose: int = 0,
@@ -157,7 +157,7 @@ class GatedReLUClassifier(GatedMixin, ClassificationMixin, BaseEstimator):
         class_weight: Any = None,
         standardize: bool = True,
         bias: bool = True,
-        tol: float = 1e-5,
+        tol: float | None = None,
         max_iter: int | None = None,
         random_state: Any = None,
         verbose: int = 0,

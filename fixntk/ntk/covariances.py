@@ -87,7 +87,7 @@ class Covariances:
         return self.own1 is not None
 
     def map(self, change: Callable[[Pairs], Pairs], **flags: Any) -> Covariances:
-        """Change every set of pairs in the same way."""
+        """Apply one change to every set of pairs."""
         own1, own2 = (None if own is None else change(own) for own in (self.own1, self.own2))
         return replace(self, pairs=change(self.pairs), own1=own1, own2=own2, **flags)
 

@@ -33,7 +33,7 @@ def elementwise(function: Callable[[Array], Array], num_terms: int = 100) -> Act
     ----------
     function
         Maps an array to one of the same shape, entry by entry, with ``jax.grad`` applicable. Keep the same function
-        object: a new lambda is compiled anew.
+        object: a new lambda is compiled again.
     num_terms
         Terms of the series; a quarter of the nodes of the quadrature.
 

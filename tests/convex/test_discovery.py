@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import fixntk as fx
+from fixntk.convex.program import masked_outputs, targets_of
 
 
 def plane(rng, num_rows=16):
@@ -41,7 +42,9 @@ def test_where_cells_are_enumerated_the_result_is_the_optimum_over_all_of_them(r
     program = fx.ConvexProgram(x, y, found.masks, 0.02 * largest)
     np.testing.assert_allclose(program.primal(found.solution.weights), found.solution.primal, rtol=1e-10)
     outputs = found.solution.predict(x, found.gates)
-    np.testing.assert_allclose(outputs.reshape(program.targets.shape), program.fitted(found.solution.weights))
+    np.testing.assert_allclose(
+        outputs.reshape(targets_of(program).shape), masked_outputs(program, found.solution.weights)
+    )
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from problems import random_problem
 import fixntk as fx
 from fixntk.convex import driver
 from fixntk.convex.method import Method
+from fixntk.convex.program import group_shape_of
 from fixntk.convex.units import Units
 
 EARLY = pytest.mark.filterwarnings("ignore::fixntk.ConvergenceWarning")
@@ -53,7 +54,7 @@ def counting(*, pattern=(0,), fails_at=1000, unit=1.0):
 @pytest.mark.parametrize(("tol", "expected"), [(1.0, 1), (0.6, 1), (0.4, 2), (1e-3, 10), (1e-9, 20)])
 def test_steps_are_made_until_the_gap_is_reached_or_there_are_enough(run, tol, expected):
     program = random_problem(0)
-    start = jnp.zeros(program.group_shape)
+    start = jnp.zeros(group_shape_of(program))
     outcome = run(program, counting(), start, None, tol, 20)
     assert int(outcome.iterations) == expected == int(outcome.weights.sum())
     np.testing.assert_allclose(
@@ -67,7 +68,7 @@ def test_steps_are_made_until_the_gap_is_reached_or_there_are_enough(run, tol, e
 @LOOPS
 def test_a_step_that_fails_is_the_last(run):
     program = random_problem(0)
-    outcome = run(program, counting(fails_at=3), jnp.zeros(program.group_shape), None, 1e-9, 20)
+    outcome = run(program, counting(fails_at=3), jnp.zeros(group_shape_of(program)), None, 1e-9, 20)
     assert bool(outcome.failed)
     assert int(outcome.iterations) == 3
 
@@ -76,7 +77,7 @@ def test_a_step_that_fails_is_the_last(run):
 @pytest.mark.parametrize("pattern", [(0, 1), (0, 0, 1), (1,)])
 def test_each_step_is_of_the_kind_that_the_state_asks_for(run, pattern):
     program = random_problem(0)
-    outcome = run(program, counting(pattern=pattern), jnp.zeros(program.group_shape), None, 1e-15, 30)
+    outcome = run(program, counting(pattern=pattern), jnp.zeros(group_shape_of(program)), None, 1e-15, 30)
     made = np.resize(pattern, 30)
     assert int(outcome.iterations) == 30
     np.testing.assert_array_equal(outcome.weights[:2, 0, 0], [np.sum(made == 0), np.sum(made == 1)])
@@ -85,7 +86,7 @@ def test_each_step_is_of_the_kind_that_the_state_asks_for(run, pattern):
 @LOOPS
 def test_weights_and_objectives_are_given_in_the_units_of_the_program(run):
     program = random_problem(0)
-    start = jnp.zeros(program.group_shape).at[2].set(6.0)
+    start = jnp.zeros(group_shape_of(program)).at[2].set(6.0)
     outcome = run(program, counting(unit=2.0), start, None, 1e-9, 3)
     # Each of three steps adds one in the method's unit.
     weights = outcome.weights * outcome.unit

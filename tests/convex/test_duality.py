@@ -5,6 +5,7 @@ import pytest
 from problems import PROGRAMS, cvxpy_optimum, program_of
 
 from fixntk.convex import duality
+from fixntk.convex.program import datafit_of, group_shape_of, penalty_of, thresholds_of
 
 WITHOUT_RIDGE = [case for case, options in PROGRAMS.items() if "ridge" not in options]
 
@@ -14,14 +15,14 @@ def dual_norms(program, theta):
     masks, x, theta = np.asarray(program.masks, float), np.asarray(program.x), np.asarray(theta)
     kind = 2 if program.norm.name == "nuclear" else "fro"
     norms = [np.linalg.norm(x.T @ (mask[:, None] * theta), kind) for mask in masks.T]
-    return np.array(norms) / np.asarray(program.thresholds)
+    return np.array(norms) / np.asarray(thresholds_of(program))
 
 
 @pytest.mark.parametrize("case", PROGRAMS)
 def test_certificate_is_primal_minus_dual(rng, case):
     program = program_of(PROGRAMS[case])
     for scale in np.geomspace(1e-5, 1, 6):
-        weights = scale * rng.standard_normal(program.group_shape)
+        weights = scale * rng.standard_normal(group_shape_of(program))
         gap = float(program.gap(weights))
         dual = float(program.dual(program.dual_point(weights)))
         assert np.isfinite(dual)
@@ -40,7 +41,7 @@ def test_zero_is_optimal_exactly_from_max_reg_on(case):
 def test_the_residual_is_scaled_as_little_as_feasibility_needs(rng, case):
     program = program_of(PROGRAMS[case], share=0.5)
     for size in (0.0, 0.1, 3.0):
-        found = program.evaluate(size * rng.standard_normal(program.group_shape))
+        found = program.evaluate(size * rng.standard_normal(group_shape_of(program)))
         largest = dual_norms(program, found.residual).max()
         np.testing.assert_allclose(found.dual_scale, min(1.0, 1 / largest), rtol=1e-12)
         point = found.dual_scale * found.residual
@@ -55,8 +56,8 @@ def test_no_dual_value_is_above_any_primal_value_and_the_highest_is_near(rng, ca
     # Near λ_max zero is nearly optimal, so that the bound is tight.
     program = program_of(PROGRAMS[case], share=0.95)
     sizes = np.geomspace(1e-3, 1, 5)
-    primals = [program.primal(size * rng.standard_normal(program.group_shape)) for size in (0.0, *sizes)]
-    points = [program.dual_point(size * rng.standard_normal(program.group_shape)) for size in (0.0, *sizes)]
+    primals = [program.primal(size * rng.standard_normal(group_shape_of(program))) for size in (0.0, *sizes)]
+    points = [program.dual_point(size * rng.standard_normal(group_shape_of(program))) for size in (0.0, *sizes)]
     # Zero is in the domain of every conjugate, so that multiples of a feasible point below one are feasible.
     duals = np.array([float(program.dual(share * point)) for point in points for share in (0.0, 0.3, 0.9, 1.0)])
     assert np.all(np.isfinite(duals))
@@ -80,8 +81,8 @@ def test_the_gap_is_zero_at_the_optimum_of_cvxpy_and_bounds_the_distance_from_it
 @pytest.mark.parametrize("case", ["squared_all", "logistic", "nuclear"])
 def test_an_evaluation_at_another_reg_needs_no_products(rng, case):
     program = program_of(PROGRAMS[case])
-    weights = 0.1 * rng.standard_normal(program.group_shape)
+    weights = 0.1 * rng.standard_normal(group_shape_of(program))
     other = program.with_reg(3 * program.reg)
-    again = duality.evaluate_again(other.datafit, other.penalty, program.evaluate(weights))
+    again = duality.evaluate_again(datafit_of(other), penalty_of(other), program.evaluate(weights))
     for one, expected in zip(again, other.evaluate(weights), strict=True):
         np.testing.assert_allclose(one, expected, rtol=1e-12)

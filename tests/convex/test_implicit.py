@@ -5,7 +5,7 @@ import pytest
 from problems import random_problem
 
 import fixntk as fx
-from fixntk.convex.program import replace_fields
+from fixntk.convex.program import is_quadratic, replace_fields
 
 CASES = {
     "squared": {"num_outputs": 2},
@@ -18,7 +18,7 @@ def moved(program, step):
     """The program with λ and all real arrays moved, but for targets that are labels."""
     rng = np.random.default_rng(7)
     directions = {"x": rng.standard_normal(program.x.shape), "reg": float(program.reg)}
-    if program.is_quadratic:
+    if is_quadratic(program):
         directions["y"] = rng.standard_normal(program.y.shape)
     for name in ("sample_weight", "penalty_weights", "ridge"):
         if getattr(program, name) is not None:

@@ -9,6 +9,7 @@ from scipy.optimize import minimize_scalar
 import fixntk as fx
 from fixntk.convex.kernel_form import weights_of_norms
 from fixntk.convex.penalties import group_norms
+from fixntk.convex.program import targets_of
 
 OUTPUTS = pytest.mark.parametrize("num_outputs", [None, 1, 3])
 
@@ -18,7 +19,7 @@ def test_kernel_objective_is_its_definition_and_above_the_optimum(rng, num_outpu
     program = random_problem(6, num_outputs=num_outputs)
     weights = rng.random(20)
     kernel = np.asarray(fx.masked_gram(weights, program.masks, program.x)) + float(program.reg) * np.eye(30)
-    targets = np.asarray(program.targets)
+    targets = np.asarray(targets_of(program))
     expected = 0.5 * float(program.reg) * (np.sum(targets * np.linalg.solve(kernel, targets)) + weights.sum())
     np.testing.assert_allclose(program.kernel_objective(weights), expected, rtol=1e-10)
     assert expected > cvxpy_optimum(program)[0]
@@ -66,7 +67,7 @@ def test_bad_kernel_weights_are_named(weights, message):
 def minimum_over_weights(program, kernel_weights):
     """min_W ½ Σ ω_i ‖Y_i − F_i − b‖² + (λ/2) Σ_p (‖W_p‖²/η_p + τ_p² η_p), by least squares with √λ I below."""
     masks, x = np.asarray(program.masks, float), np.asarray(program.x)
-    reg, targets = float(program.reg), np.asarray(program.targets)
+    reg, targets = float(program.reg), np.asarray(targets_of(program))
     # In units of √η_p the penalty is that of a ridge regression.
     features = np.concatenate(
         [np.sqrt(eta) * mask[:, None] * x for eta, mask in zip(kernel_weights, masks.T, strict=True)], axis=1

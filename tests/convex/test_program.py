@@ -5,6 +5,7 @@ import pytest
 from problems import cvxpy_optimum, random_problem
 
 import fixntk as fx
+from fixntk.convex.program import group_shape_of, targets_of
 
 OUTPUTS = pytest.mark.parametrize("num_outputs", [None, 1, 3])
 
@@ -13,28 +14,30 @@ def by_definition(program, weights):
     masks = np.asarray(program.masks, float)
     fitted = sum((masks[:, [p]] * np.asarray(program.x)) @ np.asarray(weights[p]) for p in range(program.num_gates))
     norms = [np.linalg.norm(group) for group in weights]
-    return 0.5 * np.sum((fitted - np.asarray(program.targets)) ** 2) + float(program.reg) * sum(norms)
+    return 0.5 * np.sum((fitted - np.asarray(targets_of(program))) ** 2) + float(program.reg) * sum(norms)
 
 
 @OUTPUTS
 def test_primal_is_its_definition(rng, num_outputs):
     program = random_problem(0, num_outputs=num_outputs)
-    weights = rng.standard_normal(program.group_shape)
+    weights = rng.standard_normal(group_shape_of(program))
     np.testing.assert_allclose(program.primal(weights), by_definition(program, weights), rtol=1e-12)
 
 
 def test_weights_of_one_output_may_be_a_matrix(rng):
     program = random_problem(0)
-    weights = rng.standard_normal(program.group_shape)
+    weights = rng.standard_normal(group_shape_of(program))
     np.testing.assert_array_equal(program.primal(weights[:, :, 0]), program.primal(weights))
 
 
 @OUTPUTS
 def test_every_dual_value_is_below_every_primal_value(rng, num_outputs):
     program = random_problem(1, num_outputs=num_outputs)
-    lowest = min(float(program.primal(s * rng.standard_normal(program.group_shape))) for s in np.geomspace(1e-3, 1, 20))
+    lowest = min(
+        float(program.primal(s * rng.standard_normal(group_shape_of(program)))) for s in np.geomspace(1e-3, 1, 20)
+    )
     for _ in range(20):
-        theta = program.dual_point(0.1 * rng.standard_normal(program.group_shape))
+        theta = program.dual_point(0.1 * rng.standard_normal(group_shape_of(program)))
         assert -np.inf < float(program.dual(theta)) <= lowest
 
 
@@ -42,7 +45,7 @@ def test_every_dual_value_is_below_every_primal_value(rng, num_outputs):
 def test_gap_is_primal_minus_dual_and_never_negative(rng, num_outputs):
     program = random_problem(2, num_outputs=num_outputs)
     for scale in np.geomspace(1e-6, 1, 10):
-        weights = scale * rng.standard_normal(program.group_shape)
+        weights = scale * rng.standard_normal(group_shape_of(program))
         gap = float(program.gap(weights))
         expected = program.primal(weights) - program.dual(program.dual_point(weights))
         np.testing.assert_allclose(gap, expected, rtol=1e-9)
@@ -71,7 +74,7 @@ def test_dual_takes_the_shape_of_y():
 @OUTPUTS
 def test_zero_is_optimal_exactly_from_max_reg_on(num_outputs):
     program = random_problem(5, num_outputs=num_outputs, share=1 + 1e-9)
-    zero = np.zeros(program.group_shape)
+    zero = np.zeros(group_shape_of(program))
     assert float(program.gap(zero)) < 1e-12
     below = fx.ConvexProgram(program.x, program.y, program.masks, 0.99 * program.reg)
     assert float(below.gap(zero)) > 1e-5
@@ -85,7 +88,7 @@ def test_zero_rows_and_columns_leave_objectives_and_gap_alone(rng):
         np.pad(program.masks, ((0, 3), (0, 0))),
         program.reg,
     )
-    weights = rng.standard_normal(program.group_shape)
+    weights = rng.standard_normal(group_shape_of(program))
     wider = np.pad(weights, ((0, 0), (0, 2), (0, 0)))
     np.testing.assert_allclose(padded.primal(wider), program.primal(weights), rtol=1e-12)
     np.testing.assert_allclose(padded.gap(wider), program.gap(weights), rtol=1e-12)
@@ -95,13 +98,13 @@ def test_zero_rows_and_columns_leave_objectives_and_gap_alone(rng):
 def test_packed_masks_give_the_same_program(rng):
     program = random_problem(11)
     packed = fx.ConvexProgram(program.x, program.y, fx.pack_masks(program.masks), program.reg, num_gates=20)
-    weights = rng.standard_normal(program.group_shape)
+    weights = rng.standard_normal(group_shape_of(program))
     np.testing.assert_allclose(packed.gap(weights), program.gap(weights), rtol=1e-12)
 
 
 def test_program_is_a_pytree_that_vmaps_over_reg(rng):
     program = random_problem(12)
-    weights = rng.standard_normal(program.group_shape)
+    weights = rng.standard_normal(group_shape_of(program))
     regs = jnp.asarray([0.1, 1.0, 10.0])
     gaps = jax.vmap(lambda reg: fx.ConvexProgram(program.x, program.y, program.masks, reg).gap(weights))(regs)
     single = fx.ConvexProgram(program.x, program.y, program.masks, 1.0)
@@ -112,7 +115,7 @@ def test_program_is_a_pytree_that_vmaps_over_reg(rng):
 def test_float32_stays_float32(rng):
     program = random_problem(13)
     narrow = fx.ConvexProgram(*(np.asarray(a, np.float32) for a in (program.x, program.y)), program.masks, 1.0)
-    weights = rng.standard_normal(program.group_shape)
+    weights = rng.standard_normal(group_shape_of(program))
     assert narrow.primal(weights).dtype == narrow.gap(weights).dtype == narrow.max_reg().dtype == jnp.float32
 
 

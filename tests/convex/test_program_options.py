@@ -11,6 +11,7 @@ from problems import PROGRAMS, cvxpy_optimum, program_of, random_problem
 
 import fixntk as fx
 from fixntk.convex.losses import huber
+from fixntk.convex.program import datafit_of, group_shape_of, is_quadratic, masked_outputs
 
 EARLY = pytest.mark.filterwarnings("ignore::fixntk.ConvergenceWarning")
 
@@ -57,7 +58,7 @@ def test_weights_are_repetitions(case):
     }
     weighted = fx.ConvexProgram(once.x, once.y, once.masks, once.reg, once.loss, sample_weight=weights, **options)
     repeated = fx.ConvexProgram(once.x[rows], once.y[rows], once.masks[rows], once.reg, once.loss, **options)
-    values = np.random.default_rng(1).standard_normal(once.group_shape)
+    values = np.random.default_rng(1).standard_normal(group_shape_of(once))
     np.testing.assert_allclose(weighted.primal(values), repeated.primal(values), rtol=1e-12)
     np.testing.assert_allclose(weighted.gap(values), repeated.gap(values), rtol=1e-10)
     np.testing.assert_allclose(weighted.max_reg(), repeated.max_reg(), rtol=1e-10)
@@ -71,7 +72,7 @@ def test_predictions_are_the_outputs_at_the_optimum(key, case):
     program = fx.ConvexProgram(base.x, base.y, masks, base.reg, base.loss, intercept=base.column is not None)
     solution = fx.solve(program, tol=1e-9)
     outputs = solution.predict(base.x, gates)
-    expected = program.datafit.fit(program.fitted(solution.weights)).outputs
+    expected = datafit_of(program).fit(masked_outputs(program, solution.weights)).outputs
     np.testing.assert_allclose(outputs, expected.reshape(outputs.shape), atol=1e-12)
     assert outputs.shape == base.y.shape
 
@@ -142,7 +143,7 @@ def test_copies_are_the_same_program(loss, copied):
     program = random_problem(3, loss=loss)
     again = copied(program)
     assert again.loss == program.loss
-    assert again.is_quadratic == program.is_quadratic
+    assert is_quadratic(again) == is_quadratic(program)
     np.testing.assert_array_equal(fx.solve(again, tol=1e-4).weights, fx.solve(program, tol=1e-4).weights)
 
 

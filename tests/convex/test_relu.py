@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import fixntk as fx
+from fixntk.convex.program import thresholds_of
 
 
 def relu_problem(seed=0, num_rows=25, num_features=3, num_gates=15, share=0.05, **options):
@@ -28,7 +29,7 @@ def cvxpy_optimum(program, gates):
     inside = [cvxpy.multiply(2 * masks[:, p] - 1, x @ part) >= 0 for p, pair in enumerate(pairs) for part in pair]
     weights = np.ones(x.shape[0]) if program.sample_weight is None else np.asarray(program.sample_weight)
     loss = 0.5 * cvxpy.sum(cvxpy.multiply(weights, cvxpy.square(fitted - np.asarray(program.y))))
-    thresholds = np.broadcast_to(np.asarray(program.thresholds), len(pairs))
+    thresholds = np.broadcast_to(np.asarray(thresholds_of(program)), len(pairs))
     norms = sum(t * (cvxpy.norm(one) + cvxpy.norm(two)) for t, (one, two) in zip(thresholds, pairs, strict=True))
     return cvxpy.Problem(cvxpy.Minimize(loss + norms), inside).solve(solver=cvxpy.CLARABEL)
 

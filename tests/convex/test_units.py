@@ -5,6 +5,7 @@ import pytest
 from problems import program_of, random_problem
 
 import fixntk as fx
+from fixntk.convex.program import group_shape_of, targets_of
 from fixntk.convex.units import in_units, units_of
 
 OPTIONS = {"ridge": 0.7, "penalty_weights": True, "sample_weight": True, "intercept": True}
@@ -28,7 +29,7 @@ def in_scales(scale_x, scale_y, options):
 def test_numbers_are_of_size_one_in_units_that_are_powers_of_two(scales):
     program = in_scales(*scales, {})
     units = units_of(program)
-    for unit, array in ((units.x, program.x), (units.y, program.targets)):
+    for unit, array in ((units.x, program.x), (units.y, targets_of(program))):
         mantissa, _ = np.frexp(float(unit))
         assert mantissa == 0.5
         assert 0.7 < np.sqrt(np.mean((np.asarray(array) / float(unit)) ** 2)) < 1.42
@@ -38,7 +39,7 @@ def test_numbers_are_of_size_one_in_units_that_are_powers_of_two(scales):
 def test_objectives_and_gaps_are_the_same_in_units(rng, options):
     program = in_scales(3e-6, 7e8, options)
     units = units_of(program)
-    weights = rng.standard_normal(program.group_shape)
+    weights = rng.standard_normal(group_shape_of(program))
     found = in_units(program, units).evaluate(weights)
     expected = program.evaluate(weights * units.weights)
     for name in ("primal", "gap"):

@@ -12,13 +12,14 @@ from problems import random_problem
 
 import fixntk as fx
 from fixntk.convex.penalties import NORMS
+from fixntk.convex.program import targets_of
 
 
 def objective(network, program):
     """From the definition, in NumPy."""
     outputs = np.asarray(network(program.x)).reshape(program.x.shape[0], -1)
     decay = 0.5 * (np.sum(np.asarray(network.hidden) ** 2) + np.sum(np.asarray(network.output) ** 2))
-    return 0.5 * np.sum((outputs - np.asarray(program.targets)) ** 2) + float(program.reg) * decay
+    return 0.5 * np.sum((outputs - np.asarray(targets_of(program))) ** 2) + float(program.reg) * decay
 
 
 def gated(seed=0, **options):

@@ -23,7 +23,7 @@ from fixntk.convex.program import ConvexProgram
 from fixntk.convex.solvers import irls
 
 _MEMORY = 6
-# A logarithm of a kernel weight is extrapolated at most so far.
+# Largest extrapolation of the logarithm of a kernel weight.
 _LONGEST_STEP = 20.0
 # The smoothing by ε costs at most this share of the present gap.
 _EPSILON_SHARE = 1e-3
@@ -104,7 +104,7 @@ def step(program: ConvexProgram, state: AndersonState) -> AndersonState:
     moves = jnp.concatenate([state.moves[1:], (after - before)[None]])
     known = jnp.minimum(state.known + 1, _MEMORY)
 
-    combined = _combined(points, moves, known, jnp.sqrt(plain.kernel_weights))
+    combined = _combine(points, moves, known, jnp.sqrt(plain.kernel_weights))
     moved = jnp.clip(combined, after - _LONGEST_STEP, after + _LONGEST_STEP)
     extrapolated = irls.init(program, jnp.exp(moved), epsilon)
     is_better = ~extrapolated.failed & (extrapolated.objective < plain.objective)
@@ -113,7 +113,7 @@ def step(program: ConvexProgram, state: AndersonState) -> AndersonState:
     return AndersonState(inner, state.least_epsilon, points, moves, jnp.where(is_better | (known < 3), known, 0))
 
 
-def _combined(points: Array, moves: Array, known: Array, importance: Array) -> Array:
+def _combine(points: Array, moves: Array, known: Array, importance: Array) -> Array:
     """Log η where the least combination of moves leads, the newest point plus its move where little is known."""
     is_known = (jnp.arange(_MEMORY - 1) >= _MEMORY - known)[:, None]
     bends = jnp.where(is_known, jnp.diff(moves, axis=0), 0.0)

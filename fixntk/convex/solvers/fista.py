@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 from fixntk.convex import duality
 from fixntk.convex.datafit import Fit
 from fixntk.convex.method import Method
-from fixntk.convex.program import ConvexProgram
+from fixntk.convex.program import ConvexProgram, correlations_of, datafit_of, is_quadratic, masked_outputs, penalty_of
 
 
 class FISTAPoint(NamedTuple):
@@ -68,7 +68,7 @@ def step(program: ConvexProgram, state: FISTAState) -> FISTAState:
     """One proximal gradient step, or a larger curvature bound where the step went up against its model."""
     base, lipschitz = state.extrapolated, state.lipschitz
     moved_down = base.weights + base.correlations / lipschitz
-    point, fit = _evaluate(program, program.penalty.prox(moved_down, 1 / lipschitz))
+    point, fit = _evaluate(program, penalty_of(program).prox(moved_down, 1 / lipschitz))
 
     moved = jnp.sum((point.weights - base.weights) ** 2)
     curvature = _steepest(program, point.fitted - base.fitted) / jnp.where(moved > 0, moved, 1.0)
@@ -79,9 +79,9 @@ def step(program: ConvexProgram, state: FISTAState) -> FISTAState:
     share = jnp.where(overshot, 0.0, (state.momentum - 1) / following)
     momentum = jnp.where(overshot, 1.0, following)
     extrapolated = FISTAPoint(*(new + share * (new - old) for new, old in zip(point, state.point, strict=True)))
-    if not program.is_quadratic:
-        residual = program.datafit.fit(extrapolated.fitted).residual
-        extrapolated = extrapolated._replace(correlations=program.correlations(residual))
+    if not is_quadratic(program):
+        residual = datafit_of(program).fit(extrapolated.fitted).residual
+        extrapolated = extrapolated._replace(correlations=correlations_of(program, residual))
     taken = _state(program, point, fit, extrapolated, momentum, lipschitz)
     refused = state._replace(lipschitz=1.1 * curvature)
     return jax.tree.map(lambda old, new: jnp.where(too_steep, old, new), refused, taken)
@@ -90,19 +90,19 @@ def step(program: ConvexProgram, state: FISTAState) -> FISTAState:
 def _state(
     program: ConvexProgram, point: FISTAPoint, fit: Fit, extrapolated: FISTAPoint, momentum: Array, lipschitz: Array
 ) -> FISTAState:
-    found = duality.evaluate_fit(program.datafit, program.penalty, point.weights, fit, point.correlations)
+    found = duality.evaluate_fit(datafit_of(program), penalty_of(program), point.weights, fit, point.correlations)
     failed = jnp.logical_not(jnp.isfinite(found.primal))
     return FISTAState(point, extrapolated, momentum, lipschitz, found.primal, found.gap, found.primal, failed)
 
 
 def _evaluate(program: ConvexProgram, weights: Array) -> tuple[FISTAPoint, Fit]:
-    fitted = program.fitted(weights)
-    fit = program.datafit.fit(fitted)
-    return FISTAPoint(weights, fitted, program.correlations(fit.residual)), fit
+    fitted = masked_outputs(program, weights)
+    fit = datafit_of(program).fit(fitted)
+    return FISTAPoint(weights, fitted, correlations_of(program, fit.residual)), fit
 
 
 def _steepest(program: ConvexProgram, change: Array) -> Array:
-    """Twice what the loss rises by at most, beyond its tangent, where the outputs change by so much."""
+    """Twice the largest rise of the loss above its tangent, for this change of the outputs."""
     weights = 1.0 if program.sample_weight is None else program.sample_weight[:, None]
     return program.loss.steepest * jnp.sum(weights * change**2)
 
@@ -110,7 +110,7 @@ def _steepest(program: ConvexProgram, change: Array) -> Array:
 def _curvature(program: ConvexProgram, point: FISTAPoint) -> Float[Array, ""]:
     """The curvature along the first gradient: a lower bound on the largest, which steps raise where they see more."""
     length = jnp.sum(point.correlations**2)
-    curvature = _steepest(program, program.fitted(point.correlations)) / jnp.where(length > 0, length, 1.0)
+    curvature = _steepest(program, masked_outputs(program, point.correlations)) / jnp.where(length > 0, length, 1.0)
     return jnp.where(curvature > 0, curvature, 1.0)
 
 

@@ -15,7 +15,16 @@ from fixntk._numerics import solve_kernel_ridge
 from fixntk.convex.kernel_form import weights_of_norms
 from fixntk.convex.method import Method, check_norm
 from fixntk.convex.penalties import group_norms
-from fixntk.convex.program import ConvexProgram, kernel_of
+from fixntk.convex.program import (
+    ConvexProgram,
+    correlations_of,
+    datafit_of,
+    is_quadratic,
+    kernel_of,
+    penalty_of,
+    targets_of,
+    thresholds_of,
+)
 
 
 class IRLSState(NamedTuple):
@@ -61,7 +70,7 @@ def step(program: ConvexProgram, state: IRLSState) -> IRLSState:
 @jit_for_host
 def default_epsilon(program: ConvexProgram, tol: float | Array) -> Float[Array, ""]:
     """An ε whose smoothing, at most λ Σ_p τ_p sqrt(ε), is a tenth of the gap that is asked for."""
-    total = jnp.sum(jnp.broadcast_to(program.thresholds, program.num_gates))
+    total = jnp.sum(jnp.broadcast_to(thresholds_of(program), program.num_gates))
     root = 0.1 * tol * program.primal_at_zero() / total
     return jnp.maximum(root**2, jnp.finfo(program.x.dtype).tiny)
 
@@ -71,14 +80,15 @@ def _smoothed_norms(weights: Array, epsilon: Array) -> Float[Array, " P"]:
 
 
 def _solve_ridge(program: ConvexProgram, kernel_weights: Array, epsilon: Array) -> IRLSState:
-    datafit, penalty = program.datafit, program.penalty
+    datafit, penalty = datafit_of(program), penalty_of(program)
     # With a ridge α, the group's share of the kernel shrinks: η_p / (1 + αη_p/λ).
     effective = kernel_weights * penalty.ridge_share(kernel_weights / program.reg)
-    dual_weights = solve_kernel_ridge(kernel_of(program, effective), program.reg, datafit.centred(program.targets))
-    weights = effective[:, None, None] * program.correlations(dual_weights)
+    targets = datafit.remove_intercept(targets_of(program))
+    dual_weights = solve_kernel_ridge(kernel_of(program, effective), program.reg, targets)
+    weights = effective[:, None, None] * correlations_of(program, dual_weights)
     # Not Y − K(η) A or λA: where the system is ill-conditioned they are not the residual of these weights.
     found = program.evaluate(weights)
-    smoothed = jnp.sum(program.thresholds * (_smoothed_norms(weights, epsilon) - group_norms(weights)))
+    smoothed = jnp.sum(thresholds_of(program) * (_smoothed_norms(weights, epsilon) - group_norms(weights)))
     return IRLSState(
         kernel_weights=kernel_weights,
         weights=weights,
@@ -93,7 +103,7 @@ def _solve_ridge(program: ConvexProgram, kernel_weights: Array, epsilon: Array) 
 
 def check_program(name: str, program: ConvexProgram) -> None:
     """Raise ValueError if reweighting cannot solve a program, or its matrices do not fit into memory."""
-    if not program.is_quadratic:
+    if not is_quadratic(program):
         raise ValueError(
             f"method {name!r} is for the squared loss, not for {program.loss.name}: use 'newton' or 'fista'"
         )

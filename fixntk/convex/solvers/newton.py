@@ -24,9 +24,10 @@ import jax.numpy as jnp
 from jax import Array
 
 from fixntk._compilation import jit_for_host
+from fixntk.convex.groups import with_mask_numbers
 from fixntk.convex.method import Method, Step, check_norm
 from fixntk.convex.penalties import group_norms
-from fixntk.convex.program import ConvexProgram, with_mask_numbers
+from fixntk.convex.program import ConvexProgram, correlations_of, datafit_of, masked_outputs, penalty_of, thresholds_of
 from fixntk.convex.solvers import newton_step, working_sets
 from fixntk.convex.solvers.newton_step import Linearisation, NewtonState
 from fixntk.convex.solvers.working_sets import Schedule
@@ -86,17 +87,19 @@ def _start(program: ConvexProgram, weights: Array, *, schedule: Schedule) -> New
 
 def _gradient_step(program: ConvexProgram, weights: Array) -> Array:
     """A proximal gradient step, whose lengths tell Newton's first σ what size the weights have."""
-    correlations = program.correlations(program.datafit.fit(program.fitted(weights)).residual)
-    curvature = jnp.sum(program.datafit.centred(program.fitted(correlations)) ** 2) / jnp.sum(correlations**2)
+    correlations = correlations_of(program, datafit_of(program).fit(masked_outputs(program, weights)).residual)
+    curvature = jnp.sum(datafit_of(program).remove_intercept(masked_outputs(program, correlations)) ** 2) / jnp.sum(
+        correlations**2
+    )
     # Without a gradient the curvature is NaN, and the weights stay.
-    moved = program.penalty.prox(weights + correlations / curvature, 1 / curvature)
+    moved = penalty_of(program).prox(weights + correlations / curvature, 1 / curvature)
     return jnp.where(curvature > 0, moved, weights)
 
 
 def _at_rest(program: ConvexProgram, weights: Array) -> NewtonState:
     """A is the residual, scaled to be dual feasible, so that no group that is zero is taken for active at once.
 
-    What comes next is left to the caller.
+    The caller chooses the next step.
     """
     found = program.evaluate(weights)
     tiny = jnp.finfo(program.x.dtype).tiny
@@ -104,7 +107,7 @@ def _at_rest(program: ConvexProgram, weights: Array) -> NewtonState:
     typical_norm = jnp.sum(norms) / jnp.maximum(jnp.sum(norms > 0), 1)
     largest_dual = jnp.maximum(jnp.max(group_norms(found.correlations)), tiny)
     multiple = jnp.clip(10 * found.primal / jnp.maximum(found.gap, tiny), _FIRST_SIGMA, _LARGEST_FIRST_SIGMA)
-    from_norms = multiple * typical_norm / jnp.mean(program.thresholds)
+    from_norms = multiple * typical_norm / jnp.mean(thresholds_of(program))
     return NewtonState(
         weights=weights,
         primal=found.primal,

@@ -27,7 +27,15 @@ from fixntk._numerics import einsum
 from fixntk.convex import duality
 from fixntk.convex.datafit import Fit
 from fixntk.convex.penalties import group_norms, shares_kept
-from fixntk.convex.program import ConvexProgram
+from fixntk.convex.program import (
+    ConvexProgram,
+    correlations_of,
+    datafit_of,
+    masked_outputs,
+    penalty_of,
+    targets_of,
+    thresholds_of,
+)
 from fixntk.convex.solvers import newton_system
 from fixntk.gram import masked_apply, select_masks
 
@@ -135,7 +143,7 @@ class Trial(NamedTuple):
     residual
         (n, c) that of prox(U).
     weights, primal, gap
-        prox(U) to first order around U°, what the step took it for, and its certificate.
+        prox(U) to first order around U°, as the step predicted it, and its certificate.
     """
 
     theta: Float[Array, "n c"]
@@ -154,7 +162,7 @@ def linearise(program: ConvexProgram, state: NewtonState) -> Linearisation:
 
     def residual_ahead() -> Array:
         change = _change_of_prox(prox, state.sigma, state.correlations - expected)
-        return program.datafit.fit(program.fitted(prox.weights + change)).residual
+        return datafit_of(program).fit(masked_outputs(program, prox.weights + change)).residual
 
     # Where Z° = Z, the residual of prox(U) is known from the step before.
     residual = lax.cond(state.is_multiplier_new, residual_ahead, lambda: state.residual)
@@ -173,7 +181,7 @@ def _expected_correlations(program: ConvexProgram, state: NewtonState) -> Array:
     is_aligned = alignments >= _ALIGNED_COSINE * norms * duals
     towards = jnp.where(is_aligned[:, None, None], state.multiplier, state.correlations)
     lengths = jnp.where(is_aligned, norms, duals)
-    factors = (program.thresholds + ridge * norms) / jnp.where(lengths > 0, lengths, 1.0)
+    factors = (thresholds_of(program) + ridge * norms) / jnp.where(lengths > 0, lengths, 1.0)
     is_gradient = state.is_multiplier_new & (norms > 0)
     return jnp.where(is_gradient[:, None, None], factors[:, None, None] * towards, state.correlations)
 
@@ -181,14 +189,14 @@ def _expected_correlations(program: ConvexProgram, state: NewtonState) -> Array:
 def num_active(program: ConvexProgram, state: NewtonState) -> Int[Array, ""]:
     """Number of active groups of the next Newton step, those with ‖W_p + σ Z°_p‖ > σλτ_p."""
     shifted = state.multiplier + state.sigma * _expected_correlations(program, state)
-    return jnp.sum(group_norms(shifted) > state.sigma * program.thresholds)
+    return jnp.sum(group_norms(shifted) > state.sigma * thresholds_of(program))
 
 
 def shrink(program: ConvexProgram, shifted: Array, sigma: Array) -> Prox:
     """Prox of U: c_p U_p with c_p = (1 − σλτ_p/‖U_p‖)₊ / (1 + σα)."""
     norms = group_norms(shifted)
-    share = program.penalty.ridge_share(sigma)
-    kept = share * shares_kept(norms, sigma * program.thresholds)
+    share = penalty_of(program).ridge_share(sigma)
+    kept = share * shares_kept(norms, sigma * thresholds_of(program))
     units = shifted / jnp.where(norms > 0, norms, 1.0)[:, None, None]
     return Prox(units, kept, kept[:, None, None] * shifted, jnp.where(kept > 0, share, 0.0))
 
@@ -201,7 +209,7 @@ def _change_of_prox(prox: Prox, sigma: Array, change: Array) -> Array:
 def find_direction(program: ConvexProgram, sigma: Array, prox: Prox, slope: Array, *, size: int) -> Array:
     """−H⁻¹∇φ with H/σ = I/σ + K(c) + Σ_p s_p q_p q_pᵀ over the active groups, at most ``size``, and s_p = 1 − c_p.
 
-    With an intercept on what is orthogonal to its column, where A and ∇φ are.
+    With an intercept, on the subspace orthogonal to its column, where A and ∇φ lie.
     """
     kept, chosen = lax.top_k(prox.kept, size)
     # Places that are left over hold groups that are not active, with masks of zeros.
@@ -223,7 +231,7 @@ def follow(program: ConvexProgram, state: NewtonState, model: Linearisation, dir
     # Where I + σ K(c) is indefinite by rounding the direction is not finite: a smaller σ makes it definite again.
     is_broken = ~jnp.all(jnp.isfinite(direction))
     direction = jnp.where(is_broken, 0.0, direction)
-    along = program.correlations(direction)
+    along = correlations_of(program, direction)
     length = _step_length(program, state, model.slope, direction, along)
     trial = _move(program, state, model, length * direction, length * along)
     return _accept(program, state, model, trial, is_broken)
@@ -234,11 +242,11 @@ def _step_length(program: ConvexProgram, state: NewtonState, slope: Array, direc
 
     φ along the direction needs inner products of groups alone, no product with the masks.
     """
-    sigma, threshold = state.sigma, state.sigma * program.thresholds
+    sigma, threshold = state.sigma, state.sigma * thresholds_of(program)
     shifted = state.multiplier + sigma * state.correlations
-    share = program.penalty.ridge_share(sigma)
+    share = penalty_of(program).ridge_share(sigma)
     quadratic = 0.5 * jnp.sum(direction**2)
-    linear = jnp.sum((state.theta - program.targets) * direction)
+    linear = jnp.sum((state.theta - targets_of(program)) * direction)
     # ‖U_p + tσ V_p‖² = ‖U_p‖² + 2tσ ⟨U_p, V_p⟩ + t²σ² ‖V_p‖² with V_p = Xᵀ D_p V.
     squares, mixed, steepness = (
         jnp.sum(one * two, axis=(1, 2)) for one, two in ((shifted, shifted), (shifted, along), (along, along))
@@ -254,7 +262,7 @@ def _step_length(program: ConvexProgram, state: NewtonState, slope: Array, direc
 
     expected = _ARMIJO_SHARE * jnp.sum(slope * direction)
     # What rounding leaves of φ near its minimum must not stop the full step there.
-    slack = 10 * jnp.finfo(program.x.dtype).eps * jnp.sum(program.targets**2)
+    slack = 10 * jnp.finfo(program.x.dtype).eps * jnp.sum(targets_of(program) ** 2)
     search = backtrack(
         lambda length: ~(change(length) > length * expected + slack),
         jnp.ones((), program.x.dtype),
@@ -266,22 +274,22 @@ def _step_length(program: ConvexProgram, state: NewtonState, slope: Array, direc
 def _move(
     program: ConvexProgram, state: NewtonState, model: Linearisation, change: Array, correlations_change: Array
 ) -> Trial:
-    """Where a change of A leads: the new prox(U), and what the linearisation takes it for."""
+    """The new prox(U) after a change of A, and its prediction by the linearisation."""
     correlations = state.correlations + correlations_change
     prox = shrink(program, state.multiplier + state.sigma * correlations, state.sigma)
     # σ multiplies the distance of A from the solution in prox(U), but not in its linearisation.
     linear = model.prox.weights + _change_of_prox(model.prox, state.sigma, correlations - model.expected)
     linear = jnp.where((prox.kept > 0)[:, None, None], linear, 0.0)
     fit, ahead = _fits(program, prox.weights, linear)
-    ahead_correlations = program.correlations(ahead.residual)
-    found = duality.evaluate_fit(program.datafit, program.penalty, linear, ahead, ahead_correlations)
+    ahead_correlations = correlations_of(program, ahead.residual)
+    found = duality.evaluate_fit(datafit_of(program), penalty_of(program), linear, ahead, ahead_correlations)
     return Trial(state.theta + change, correlations, prox, fit.residual, linear, found.primal, found.gap)
 
 
 def _fits(program: ConvexProgram, *weights: Array) -> list[Fit]:
     """The fits of several weights, in one product with the masks."""
     fitted = masked_apply(program.masks, program.x, jnp.concatenate(weights, axis=2))
-    return [program.datafit.fit(part) for part in jnp.split(fitted, len(weights), axis=1)]
+    return [datafit_of(program).fit(part) for part in jnp.split(fitted, len(weights), axis=1)]
 
 
 def _accept(
@@ -325,4 +333,4 @@ def _accept(
 
 def _gradient_rounding(program: ConvexProgram) -> Array:
     """The length that rounding leaves of ∇φ, divided by σ: W_p + σ Z_p, of size σλ, is rounded, times the norm of x."""
-    return jnp.finfo(program.x.dtype).eps * jnp.mean(program.thresholds) * jnp.sqrt(jnp.sum(program.x**2))
+    return jnp.finfo(program.x.dtype).eps * jnp.mean(thresholds_of(program)) * jnp.sqrt(jnp.sum(program.x**2))

@@ -19,7 +19,7 @@ from jax import Array, lax
 from jaxtyping import Float, Int
 
 from fixntk._numerics import einsum, matmul, with_dtype
-from fixntk.convex.program import ConvexProgram
+from fixntk.convex.program import ConvexProgram, datafit_of, group_shape_of, targets_of
 from fixntk.gram import masked_adjoint, masked_apply
 
 # A product with the masks costs this many operations beside its arithmetic,
@@ -134,14 +134,14 @@ def _matrix(program: ConvexProgram, active: Active) -> Array:
 
     In blocks of rows up to the diagonal, for cache locality, and so that little is computed twice.
     """
-    num_rows, num_outputs = program.targets.shape
+    num_rows, num_outputs = targets_of(program).shape
     if program.column is not None:
         matrix = _matrix_block(program, active, slice(0, num_rows))
 
-        def centred(matrix: Array) -> Array:
-            return program.datafit.centred(matrix.reshape(num_rows, -1)).reshape(matrix.shape)
+        def project_rows(matrix: Array) -> Array:
+            return datafit_of(program).remove_intercept(matrix.reshape(num_rows, -1)).reshape(matrix.shape)
 
-        return centred(centred(matrix).T)
+        return project_rows(project_rows(matrix).T)
     edges = np.linspace(0, num_rows, 1 + (_NUM_BLOCKS if num_rows > _MAX_SIMPLE_ROWS else 1)).astype(int)
     blocks = [_matrix_block(program, active, slice(start, end)) for start, end in pairwise(edges.tolist())]
     size = num_rows * num_outputs
@@ -162,7 +162,7 @@ def _matrix_block(program: ConvexProgram, active: Active, rows: slice) -> Array:
 
 
 def _by_features(program: ConvexProgram, sigma: Array, active: Active) -> Inverse:
-    """A Cholesky factorisation of as many rows as the active groups have features (Woodbury).
+    """A Cholesky factorisation with one row for each feature of each active group (Woodbury).
 
     Refined once, as what cancels takes digits.
     """
@@ -183,11 +183,11 @@ def _by_features(program: ConvexProgram, sigma: Array, active: Active) -> Invers
 
 def _features(program: ConvexProgram, active: Active) -> Array:
     """V with H/σ = I/σ + V Vᵀ: the blocks D_p X (√c_p I + (√a_p − √c_p) u_p u_pᵀ)."""
-    num_rows, num_outputs = program.targets.shape
+    num_rows, num_outputs = targets_of(program).shape
     root, rest = jnp.sqrt(active.kept), jnp.sqrt(active.along) - jnp.sqrt(active.kept)
     features = einsum("np,nd,ck->ncpdk", active.masks * root, program.x, jnp.eye(num_outputs, dtype=root.dtype))
     features += einsum("npc,pdk->ncpdk", active.rays * rest[:, None], active.units)
-    return program.datafit.centred(features).reshape(num_rows * num_outputs, -1)
+    return datafit_of(program).remove_intercept(features).reshape(num_rows * num_outputs, -1)
 
 
 def _by_products(program: ConvexProgram, sigma: Array, active: Active) -> Inverse:
@@ -206,10 +206,8 @@ def _by_products(program: ConvexProgram, sigma: Array, active: Active) -> Invers
     factor = jsl.cho_factor(inner)
 
     def precondition(right: Array) -> Array:
-        return (
-            program.datafit.centred(right - matmul(program.x, jsl.cho_solve(factor, matmul(program.x.T, right))))
-            / shift
-        )
+        explained = matmul(program.x, jsl.cho_solve(factor, matmul(program.x.T, right)))
+        return datafit_of(program).remove_intercept(right - explained) / shift
 
     return partial(_conjugate_gradients, partial(_product, program, sigma, active), precondition, _MAX_PRODUCTS)
 
@@ -252,11 +250,11 @@ def _product(program: ConvexProgram, sigma: Array, active: Active, vector: Array
     masks = active.masks
     correlations = masked_adjoint(masks, program.x, vector, masks.shape[1])
     groups = derivative(active.kept, active.along, active.units, correlations)
-    return vector / sigma + program.datafit.centred(masked_apply(masks, program.x, groups))
+    return vector / sigma + datafit_of(program).remove_intercept(masked_apply(masks, program.x, groups))
 
 
 def _inverse_by_cholesky(matrix: Array, shift: Array) -> Inverse:
-    """(matrix + shift I)⁻¹ for arrays with as many entries as the matrix has rows.
+    """(matrix + shift I)⁻¹ for arrays whose number of entries is that of the matrix's rows.
 
     NaN where rounding has made that matrix indefinite.
     """
@@ -289,14 +287,14 @@ def _row_flops(program: ConvexProgram, size: int) -> float:
 
 def _feature_flops(program: ConvexProgram, size: int) -> float:
     """Operations of :func:`_by_features`."""
-    rows, features = float(program.y.size), float(size * program.group_shape[1] * program.group_shape[2])
+    rows, features = float(program.y.size), float(size * group_shape_of(program)[1] * group_shape_of(program)[2])
     if max(rows, features) * features > _MAX_ENTRIES:
         return float("inf")
     return 2 * rows * features**2 + features**3 / 3 + _FLOPS_PER_ENTRY * rows * features
 
 
 def _product_flops(program: ConvexProgram, size: int) -> float:
-    """Operations of :func:`_by_products` with as many products as it takes in the middle of a solution."""
+    """Operations of :func:`_by_products` with the number of products typical of the middle of a solve."""
     return _PASS_SLOWNESS * _USUAL_PRODUCTS * pass_flops(program, size)
 
 

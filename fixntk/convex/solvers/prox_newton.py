@@ -24,7 +24,15 @@ from fixntk._compilation import jit_for_host
 from fixntk._line_search import backtrack
 from fixntk.convex import duality
 from fixntk.convex.method import Method, check_norm, run_steps
-from fixntk.convex.program import ConvexProgram, as_squared_loss
+from fixntk.convex.program import (
+    ConvexProgram,
+    as_squared_loss,
+    correlations_of,
+    datafit_of,
+    masked_outputs,
+    penalty_of,
+    targets_of,
+)
 from fixntk.convex.solvers import newton, working_sets
 from fixntk.convex.units import Units
 
@@ -91,7 +99,7 @@ class _Model(NamedTuple):
 
 def init(program: ConvexProgram, weights: Array, _: Array | None = None) -> ProxNewtonState:
     """Start from the given group weights."""
-    return _state_at(program, weights, program.fitted(weights))
+    return _state_at(program, weights, masked_outputs(program, weights))
 
 
 def _newton_step(program: ConvexProgram, state: ProxNewtonState) -> ProxNewtonState:
@@ -114,8 +122,8 @@ def _newton_step(program: ConvexProgram, state: ProxNewtonState) -> ProxNewtonSt
 @jit_for_host
 def _model_around(program: ConvexProgram, state: ProxNewtonState) -> _Model:
     """The squared loss with targets F_i + R_i/h_i and row weights h, where h are the loss's curvatures."""
-    loss, targets = program.loss, program.targets
-    outputs = program.datafit.fit(state.fitted).outputs
+    loss, targets = program.loss, targets_of(program)
+    outputs = datafit_of(program).fit(state.fitted).outputs
     share = max(_MIN_CURVATURE_SHARE, float(jnp.finfo(targets.dtype).eps))
     residuals = loss.residuals(outputs, targets)
     farthest = _MAX_AIM_MULTIPLE * (jnp.max(jnp.abs(outputs)) + jnp.max(jnp.abs(targets)))
@@ -136,10 +144,10 @@ def _model_around(program: ConvexProgram, state: ProxNewtonState) -> _Model:
 @jit_for_host
 def _move(program: ConvexProgram, state: ProxNewtonState, inner_weights: Array, unit: Array) -> ProxNewtonState:
     """From the iterate towards the model's solution, by Armijo's rule."""
-    datafit, penalty = program.datafit, program.penalty
+    datafit, penalty = datafit_of(program), penalty_of(program)
     fit, target = datafit.fit(state.fitted), inner_weights * unit
     primal = fit.loss + penalty.value(state.iterate)
-    change, fitted_change = target - state.iterate, program.fitted(target) - state.fitted
+    change, fitted_change = target - state.iterate, masked_outputs(program, target) - state.fitted
     # The decrease that the tangent of the loss and the penalty promise; the penalty is convex along the way.
     promised = jnp.sum(fit.residual * fitted_change) + penalty.value(state.iterate) - penalty.value(target)
     slack = 4 * jnp.finfo(primal.dtype).eps * jnp.abs(primal)
@@ -177,9 +185,9 @@ def _better(moved: ProxNewtonState, state: ProxNewtonState) -> ProxNewtonState:
 
 
 def _state_at(program: ConvexProgram, weights: Array, fitted: Array) -> ProxNewtonState:
-    fit = program.datafit.fit(fitted)
-    correlations = program.correlations(fit.residual)
-    found = duality.evaluate_fit(program.datafit, program.penalty, weights, fit, correlations)
+    fit = datafit_of(program).fit(fitted)
+    correlations = correlations_of(program, fit.residual)
+    found = duality.evaluate_fit(datafit_of(program), penalty_of(program), weights, fit, correlations)
     zero, failed = jnp.zeros((), jnp.int32), ~jnp.isfinite(found.primal)
     return ProxNewtonState(weights, found.primal, found.gap, found.primal, failed, weights, fitted, zero, zero)
 

@@ -12,8 +12,9 @@ from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
 from fixntk._numerics import with_dtype
+from fixntk.convex.groups import with_masks
 from fixntk.convex.penalties import group_norms
-from fixntk.convex.program import ConvexProgram, with_masks
+from fixntk.convex.program import ConvexProgram, group_shape_of, thresholds_of
 from fixntk.convex.solvers import fista, newton_system
 from fixntk.gram import select_masks
 
@@ -54,7 +55,7 @@ class Schedule(NamedTuple):
         return len(self.newton_sizes) + len(self.round_sizes)
 
     def newton_index(self, num_active: Int[Array, ""]) -> Int[Array, ""]:
-        """Index of the Newton step for so many active groups."""
+        """Index of the Newton step for this number of active groups."""
         return jnp.searchsorted(jnp.asarray(self.newton_sizes), num_active).astype(jnp.int32)
 
     def round_index(self, num_active: Int[Array, ""]) -> Int[Array, ""]:
@@ -106,16 +107,16 @@ def run_round(
 
     Returns
     -------
-    The weights, and what they cost in Newton steps.
+    The weights, and their cost in Newton steps.
     """
-    near = nearness(weights, group_norms(correlations), program.thresholds)
+    near = nearness(weights, group_norms(correlations), thresholds_of(program))
     _, chosen = lax.top_k(near, size)
     part = with_masks(program, select_masks(program.masks, chosen).astype(jnp.float32), chosen)
     each, newton = newton_system.pass_flops(program, size), _newton_flops(program, size // 2)
     max_steps = max(_LEAST_STEPS_OF_A_ROUND, int(_ROUND_COST_IN_NEWTON_STEPS * newton / each))
     part, start = with_dtype((part, weights[chosen]), jnp.float32)
     found, num_steps = run_first_order(part, start, _ROUND_GAP_SHARE * gap, max_steps)
-    return jnp.zeros(program.group_shape, jnp.float32).at[chosen].set(found), num_steps * (each / newton)
+    return jnp.zeros(group_shape_of(program), jnp.float32).at[chosen].set(found), num_steps * (each / newton)
 
 
 def run_first_order(
@@ -144,6 +145,6 @@ def is_nonzero(weights: Float[Array, "P d c"]) -> Bool[Array, " P"]:
 
 def _newton_flops(program: ConvexProgram, size: int) -> float:
     """Operations of a Newton step of a size: the direction, and four products with all masks."""
-    num_gates, num_features, _ = program.group_shape
+    num_gates, num_features, _ = group_shape_of(program)
     products = 8.0 * program.y.size * num_gates * num_features
     return _FACTORISATION_SLOWNESS * newton_system.flops(program, size) + products + _NEWTON_OVERHEAD_FLOPS

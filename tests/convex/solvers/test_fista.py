@@ -7,6 +7,7 @@ import pytest
 from problems import PROGRAMS, cvxpy_optimum, program_of, random_problem
 
 import fixntk as fx
+from fixntk.convex.program import correlations_of, datafit_of, group_shape_of, masked_outputs, targets_of, thresholds_of
 from fixntk.convex.solvers import fista
 
 
@@ -32,7 +33,7 @@ def test_fista_on_unusual_shapes(shape):
 
 def test_fista_refuses_a_step_that_its_curvature_bound_does_not_cover():
     program = random_problem(10)
-    start = fista.init(program, jnp.zeros(program.group_shape))
+    start = fista.init(program, jnp.zeros(group_shape_of(program)))
     bound = jnp.linalg.norm(fx.masked_gram(jnp.ones(20), program.masks, program.x), 2)
     refused = fista.step(program, start._replace(lipschitz=bound / 100))
     np.testing.assert_array_equal(refused.weights, start.weights)
@@ -54,18 +55,18 @@ def test_fista_vmaps_over_programs_that_need_different_numbers_of_steps():
 @pytest.mark.parametrize("case", ["squared", "penalty_weights", "ridge", "nuclear", "logistic"])
 def test_a_step_is_a_proximal_gradient_step_by_numpy(rng, case):
     program = program_of(PROGRAMS[case], share=0.5)
-    weights = 0.01 * rng.standard_normal(program.group_shape)
+    weights = 0.01 * rng.standard_normal(group_shape_of(program))
     # With a bound that covers every step.
     bound = program.loss.steepest * jnp.linalg.norm(fx.masked_gram(jnp.ones(20), program.masks, program.x), 2)
     state = fista.init(program, jnp.asarray(weights))._replace(lipschitz=bound)
     masks, x = np.asarray(program.masks, float), np.asarray(program.x)
     fitted = sum(masks[:, [p]] * x @ weights[p] for p in range(20))
-    residual = np.asarray(program.targets) - fitted
+    residual = np.asarray(targets_of(program)) - fitted
     if case == "logistic":
-        residual = np.asarray(program.targets) / (1 + np.exp(np.asarray(program.targets) * fitted))
+        residual = np.asarray(targets_of(program)) / (1 + np.exp(np.asarray(targets_of(program)) * fitted))
     step = 1 / float(state.lipschitz)
     ridge = 0.0 if program.ridge is None else float(program.ridge)
-    thresholds = np.broadcast_to(np.asarray(program.thresholds), 20)
+    thresholds = np.broadcast_to(np.asarray(thresholds_of(program)), 20)
     expected = []
     for p in range(20):
         moved = weights[p] + step * x.T @ (masks[:, [p]] * residual)
@@ -80,9 +81,9 @@ def test_a_step_is_a_proximal_gradient_step_by_numpy(rng, case):
 
 def test_the_curvature_bound_starts_at_the_curvature_along_the_first_gradient(rng):
     program = program_of({**PROGRAMS["logistic"], "sample_weight": True})
-    weights = 0.01 * rng.standard_normal(program.group_shape)
+    weights = 0.01 * rng.standard_normal(group_shape_of(program))
     masks, x = np.asarray(program.masks, float), np.asarray(program.x)
-    gradient = np.asarray(program.correlations(program.datafit.fit(program.fitted(weights)).residual))
+    gradient = np.asarray(correlations_of(program, datafit_of(program).fit(masked_outputs(program, weights)).residual))
     change = sum(masks[:, [p]] * x @ gradient[p] for p in range(20))
     # The logistic loss has second derivatives of at most a quarter.
     expected = 0.25 * np.sum(np.asarray(program.sample_weight)[:, None] * change**2) / np.sum(gradient**2)

@@ -12,6 +12,7 @@ from problems import cvxpy_optimum, random_problem
 import fixntk as fx
 from fixntk.convex.method import step_any
 from fixntk.convex.penalties import group_norms
+from fixntk.convex.program import correlations_of, datafit_of, group_shape_of, masked_outputs, targets_of
 from fixntk.convex.solvers import newton, newton_step, newton_system, working_sets
 
 # Of a direction, where it is not that of a factorisation in double precision.
@@ -53,7 +54,7 @@ def test_working_sets_grow_from_the_nearest_groups(monkeypatch):
     program = random_problem(3, 120, 5, 300, share=0.02)
     schedule, active = working_sets.Schedule((300,), (32, 64, 128, 256, 300)), []
     monkeypatch.setattr(working_sets, "schedule_of", lambda _: schedule)
-    state = newton.init(program, jnp.zeros(program.group_shape))
+    state = newton.init(program, jnp.zeros(group_shape_of(program)))
     while len(schedule.newton_sizes) <= int(state.next_step) < schedule.last_resort:
         nearest = np.argsort(-np.asarray(group_norms(state.correlations)))[:32]
         state = step_any(newton.METHOD, program, state)
@@ -99,18 +100,20 @@ def test_each_direction_solves_the_derivative_of_the_gradient(monkeypatch, rng, 
     monkeypatch.setattr(newton_system, "_MAX_SIMPLE_ROWS", 10)
     program = random_problem(2, 25, 4, 40, num_outputs)
     program = fx.ConvexProgram(program.x, program.y, program.masks, 1.0, **options)
-    theta, multiplier = (jnp.asarray(rng.standard_normal(s)) for s in ((25, num_outputs), program.group_shape))
-    theta = program.datafit.centred(theta)
+    theta, multiplier = (jnp.asarray(rng.standard_normal(s)) for s in ((25, num_outputs), group_shape_of(program)))
+    theta = datafit_of(program).remove_intercept(theta)
     # Half of the groups are active at this λ.
     sigma = jnp.asarray(0.3)
-    reg = jnp.median(group_norms(multiplier + sigma * program.correlations(theta))) / sigma
+    reg = jnp.median(group_norms(multiplier + sigma * correlations_of(program, theta))) / sigma
     program = program.with_reg(reg)
 
     def gradient(theta):
-        shrunk = newton_step.shrink(program, multiplier + sigma * program.correlations(theta), sigma)
-        return program.datafit.centred(theta - program.targets + program.fitted(shrunk.weights))
+        shrunk = newton_step.shrink(program, multiplier + sigma * correlations_of(program, theta), sigma)
+        return datafit_of(program).remove_intercept(
+            theta - targets_of(program) + masked_outputs(program, shrunk.weights)
+        )
 
-    shifted = multiplier + sigma * program.correlations(theta)
+    shifted = multiplier + sigma * correlations_of(program, theta)
     prox, slope = newton_step.shrink(program, shifted, sigma), gradient(theta)
     assert int(jnp.sum(prox.kept > 0)) == 20
     direction = newton_step.find_direction(program, sigma, prox, slope, size=32)
@@ -192,5 +195,5 @@ def test_the_iterate_is_what_the_step_expected_and_better_than_prox():
     assert min(ahead) >= 1
     assert max(ahead) > 10
     # A full step on groups none of which comes or goes: its residual is the dual variable.
-    residual = program.targets - program.fitted(state.weights)
+    residual = targets_of(program) - masked_outputs(program, state.weights)
     assert float(jnp.linalg.norm(residual - state.theta)) < 1e-2 * float(jnp.linalg.norm(state.theta - before.theta))

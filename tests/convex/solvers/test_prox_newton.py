@@ -6,6 +6,7 @@ import pytest
 from problems import PROGRAMS, program_of, random_problem
 
 import fixntk as fx
+from fixntk.convex.program import group_shape_of
 from fixntk.convex.solvers import prox_newton
 
 
@@ -23,7 +24,7 @@ def test_the_first_step_from_zero_is_the_optimum_of_the_quadratic_model():
     # Around zero: probabilities ½, curvatures ¼, and so targets of ±2.
     model = fx.ConvexProgram(0.5 * program.x, 0.5 * 2 * program.y, program.masks, program.reg)
     expected = np.asarray(fx.solve(model, tol=1e-12).weights)
-    state = prox_newton.init(program, jnp.zeros(program.group_shape))
+    state = prox_newton.init(program, jnp.zeros(group_shape_of(program)))
     found = prox_newton.METHOD.steps(program)[0](program, state)
     # It solves the model to a share of the gap, and the whole step lowers the objective here.
     near = float(model.primal(found.weights)) - float(model.primal(expected))
