@@ -64,6 +64,7 @@ class Datafit:
         if self.column is not None:
             added = self.best_intercept(fitted)
             fitted = fitted + self.column[:, None] * added
+        # At the best intercept the residual is orthogonal to the intercept's column, as the dual asks.
         residual = self.weight_rows(self.loss.residuals(fitted, self.targets))
         return Fit(fitted, added, residual, jnp.sum(self.weight_rows(self.loss.values(fitted, self.targets))))
 
@@ -85,6 +86,7 @@ class Datafit:
         """The part of an (n, …) array that is orthogonal to the intercept's column; all of it without an intercept."""
         if self.column is None:
             return array
+        # One rank-one projection, I − uuᵀ, which is all that an intercept changes in a kernel of the squared loss.
         unit = self.column / jnp.linalg.norm(self.column)
         along = matmul(unit, array.reshape(unit.size, -1))
         return array - (unit[:, None] * along).reshape(array.shape)
@@ -93,6 +95,7 @@ class Datafit:
         """The conjugate Σ_i ω_i ℓ*(−Θ_i/ω_i); infinite where a row of weight zero has Θ_i ≠ 0."""
         if self.sample_weight is None:
             return jnp.sum(self.loss.conjugates(theta, self.targets))
+        # The conjugate of ω ℓ is ω ℓ*(·/ω); a row of weight zero has the conjugate of zero, infinite away from 0.
         present = self.sample_weight > 0
         shares = theta / jnp.where(present, self.sample_weight, 1.0)[:, None]
         ignored = jnp.where(jnp.any(theta != 0, axis=1), jnp.inf, 0.0)

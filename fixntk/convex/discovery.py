@@ -231,10 +231,12 @@ def _run_round(
     """Solve with the present gates; what was found, where the next round starts, and the number of fresh gates."""
     gates, size = state.gates, _room(len(state.gates), state.size)
     padded = _with_gates(program, gates, size)
+    # Empty groups cost nothing, and a program of this size is compiled already.
     init = np.pad(state.weights, ((0, size - len(state.weights)), (0, 0), (0, 0)))
     solution = solve(padded, init=init)
     point = screening.evaluate(padded, solution.weights)
     key, search_key = jax.random.split(state.key)
+    # Every cell where they can be enumerated, which proves optimality over all gates; a local search otherwise.
     candidates = cells or _search(search_key, program.x, point.residual, gates, size, num_candidates)
     gap, prices = map(np.asarray, _price(padded, point, candidates.masks))
     fresh = _most_violating(prices, candidates.masks, padded.masks, per_round)
@@ -340,6 +342,7 @@ def _search(key: Array, x: Array, residual: Array, gates: np.ndarray, size: int,
 @partial(jit_for_host, optimised=True)
 def _climb(x: Array, residual: Array, starts: Array) -> Float[Array, "C d"]:
     """Gates moved uphill in ‖Xᵀ D(g) R‖, each from its start."""
+    # All half-spaces are least-squares fits on the same x, so that one factor serves every candidate and step.
     gram = matmul(x.T, x)
     ridge = _RIDGE_SHARE * jnp.trace(gram) / x.shape[1]
     factor = jsl.cho_factor(gram + ridge * jnp.eye(x.shape[1], dtype=x.dtype))
@@ -372,6 +375,7 @@ def _half_spaces(x: Array, residual: Array, gates: Array, factor: Array) -> Floa
     With V = Xᵀ D(g) R, row i adds ⟨x_i r_iᵀ, V⟩ to ⟨Xᵀ D R, V⟩, so the best half-space in the direction V holds the
     rows where this gain is positive. One gate fits the signs of the gains, the other the gains themselves.
     """
+    # Row i as the vector x_i r_iᵀ of d·c entries: the gains of all rows and candidates are one matrix product.
     outer = (x[:, :, None] * residual[:, None, :]).reshape(x.shape[0], -1)
     directions = _correlations(x, residual, gates).reshape(gates.shape[0], -1)
     gains = matmul(outer, directions.T)

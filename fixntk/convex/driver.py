@@ -106,9 +106,11 @@ def run_from_host(
                 break
             if done >= max_iter or look.failed or look.gap <= goal:
                 break
+            # A callback is promised every step; otherwise short steps run in batches between two looks.
             limit = 1 if callback is not None else min(max_iter - done, _STEPS_PER_LOOK)
             began, compiling = time.perf_counter(), seconds_compiling()
             state, record = _run(prepared, state, scale.goal, limit, int(look.next_step), method)
+            # The history has the time of the steps; compiling would hide it in a first call.
             elapsed = time.perf_counter() - began - (seconds_compiling() - compiling)
             records.append(record)
             done += len(record)
@@ -173,6 +175,7 @@ def _start(
     program: ConvexProgram, start: Array, epsilon: Array | None, tol: Array | float, *, method: Method
 ) -> tuple[ConvexProgram, Any, Array, _Scale]:
     """The program that the loop works on, the first state, a row of the record, and the scale."""
+    # Units are changed here, once a solve: the loop sees data of order one.
     prepared, units = method.prepare(program)
     state = method.init(prepared, start if method.reweights else start / units.weights, epsilon)
     at_zero = prepared.primal_at_zero()

@@ -88,8 +88,10 @@ def certify(datafit: Datafit, penalty: Penalty, weights: Array, outputs: Array, 
     alignments = jnp.sum(weights * correlations, axis=(1, 2))
     thresholds = penalty.thresholds
 
+    # The largest multiple of the residual, at most 1, that satisfies every group's constraint.
     scale = 1 / jnp.maximum(1.0, jnp.max(duals / thresholds))
     divergence = jnp.sum(datafit.weight_rows(datafit.loss.divergences(outputs, datafit.targets, scale)))
+    # Each term is the slack of ⟨W_p, Xᵀ D_p Θ⟩ ≤ λτ_p ‖W_p‖, which holds with equality at the optimum.
     excess = jnp.sum(thresholds * norms - scale * alignments)
     if penalty.ridge is None:
         return Certificate(jnp.maximum(divergence + excess, 0.0), scale)

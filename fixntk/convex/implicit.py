@@ -93,6 +93,7 @@ def _optimal_weights_jvp(
     """The derivative along a change of the program; ``forced`` is ∂_θ G · dθ of the module's equation."""
     (program,), (change,) = primals, tangents
     weights = _optimal_weights(program, method, tol, max_iter)
+    # Groups of zero stay zero under a small change where the dual constraint is slack, as it is almost everywhere.
     active = group_norms(weights) > 0
     if is_traced(weights):
         # The active groups are not known while tracing: all groups are unknowns, with dW_p = 0 for inactive ones.
@@ -106,6 +107,7 @@ def _optimal_weights_jvp(
     def part(program: ConvexProgram) -> ConvexProgram:
         return with_masks(program, select_masks(program.masks, chosen).astype(program.x.dtype), chosen)
 
+    # H dW = −∂_θ G · dθ, with H the derivative of G in the weights of the active groups alone.
     _, forced = jax.jvp(lambda program: _gradient(part(program), weights[chosen]), (program,), (change,))
     if forced.size <= _MOST_UNKNOWNS:
         solution = _solve_dense(part(program), weights[chosen], -forced)

@@ -50,6 +50,7 @@ def by_newton(
     sample_weight: Float[Array, " n"] | None,
 ) -> Float[Array, " c"]:
     """The intercept of any loss, by Newton steps that never raise it."""
+    # The loop is not differentiated: its result satisfies an equation, whose derivative a last step carries.
     frozen = lax.stop_gradient((fitted, targets, sample_weight))
     found = lax.stop_gradient(_minimise(loss, *frozen))
     hessian = -jax.jacfwd(lambda intercept: _pull(loss, frozen[0] + intercept, *frozen[1:]))(found)
@@ -75,6 +76,7 @@ def _minimise(loss: Loss, fitted: Array, targets: Array, sample_weight: Array | 
 
     def step(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         count, intercept, downhill = state
+        # The pull is minus the gradient, so that minus its Jacobian is the Hessian, of c unknowns.
         direction = jnp.linalg.solve(damping - jax.jacfwd(pull)(intercept), downhill)
         # Rounding must not stop the full step at the minimum.
         highest = (1 + 10 * eps) * value(intercept)
@@ -88,6 +90,7 @@ def _minimise(loss: Loss, fitted: Array, targets: Array, sample_weight: Array | 
 
     def is_unfinished(state: tuple[Array, Array, Array]) -> Array:
         count, intercept, downhill = state
+        # The pull is a sum of terms of this total size, so that it is known to a few eps of it and no better.
         size = jnp.sum(jnp.abs(weight_rows(sample_weight, loss.residuals(fitted + intercept, targets))))
         return (count < _MAX_STEPS) & (jnp.max(jnp.abs(downhill)) > 8 * eps * size)
 

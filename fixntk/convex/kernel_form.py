@@ -59,6 +59,7 @@ class Spectrum(NamedTuple):
 
 def spectrum(kernel: Float[Array, "n n"], targets: Float[Array, "n c"], cost: Float[Array, ""]) -> Spectrum:
     """Eigenvalues of a kernel, and the targets along its eigenvectors."""
+    # One decomposition serves every scale s, as s K(η) has the same eigenvectors.
     eigenvalues, vectors = jnp.linalg.eigh(kernel)
     rotated = matmul(vectors.T, targets)
     return Spectrum(jnp.maximum(eigenvalues, 0), jnp.sum(rotated**2, axis=1), cost)
@@ -74,6 +75,7 @@ def minimise_over_scale(spectrum: Spectrum, reg: Float[Array, ""]) -> BestScale:
     """The s ≥ 0 that minimises J(s η), which is convex in s: bisection in log s on its derivative."""
     eigenvalues, targets, cost = spectrum
 
+    # (2/λ) dJ/ds.
     def slope(scale: Array) -> Array:
         return cost - jnp.sum(targets * eigenvalues / (scale * eigenvalues + reg) ** 2)
 

@@ -230,6 +230,7 @@ def _as_problem(
 
 def _check_kernels(kernels: Array) -> None:
     """Raise ValueError if a kernel is not symmetric or not positive semi-definite, beyond rounding error."""
+    # A kernel computed in float32 is symmetric and semi-definite only to that dtype's rounding error.
     allowed = _KERNEL_SLACK * float(jnp.finfo(kernels.dtype).eps)
     with allow_float64():
         skew, is_definite = _kernel_defects(kernels.astype(jnp.float64), allowed)
@@ -255,6 +256,7 @@ def _kernel_defects(kernels: Array, allowed: ArrayLike) -> tuple[Array, Array]:
     def defects(kernel: Array) -> tuple[Array, Array]:
         largest = jnp.max(jnp.abs(kernel))
         unit = kernel / jnp.where(largest > 0, largest, 1.0)
+        # A Cholesky factor exists for a positive definite matrix alone, at a tenth of an eigenvalue's cost.
         factor = jnp.linalg.cholesky(unit + allowed * jnp.eye(kernel.shape[0], dtype=kernel.dtype))
         return jnp.max(jnp.abs(unit - unit.T)), jnp.all(jnp.isfinite(factor))
 
@@ -264,6 +266,7 @@ def _kernel_defects(kernels: Array, allowed: ArrayLike) -> tuple[Array, Array]:
 @jit_for_host
 def _as_fields(problem: KernelProblem, best: KernelPoint, state: PathState, tol: ArrayLike) -> dict[str, Array]:
     """The fields of a KernelSolution."""
+    # The interior-point method works on targets of length one: its objective is a share of ½‖Y‖².
     half_square = 0.5 * problem.square
     primal, gap = half_square * best.objective, half_square * best.relative_gap
     converged = best.relative_gap <= tol

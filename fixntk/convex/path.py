@@ -170,8 +170,10 @@ def solve_path(
     is_interrupted = False
     with progress_bar("solve_path", total=values.size, unit="λ", shown=progress) as show:
         try:
+            # From large λ to small: each solution is near the next one and has fewer groups.
             for position in np.argsort(-values, kind="stable"):
                 reg = float(values[position])
+                # The path is piecewise smooth, so that the last two solutions predict the next one.
                 if len(known) == 2 and known[0][0] > known[1][0]:
                     share = (known[1][0] - reg) / (known[0][0] - known[1][0])
                     start = _extrapolate(start, known[0][1], min(share, _MAX_EXTRAPOLATION))

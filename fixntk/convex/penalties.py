@@ -68,6 +68,7 @@ def _spectral_norms(groups: Array) -> Array:
 
 def _shrink_singular_values(groups: Array, thresholds: Array) -> Float[Array, "P d c"]:
     """The Frobenius norm's operator on the diagonal of an SVD: singular values are reduced by the threshold."""
+    # The nuclear norm is the ℓ₁ norm of the singular values, whose proximal operator keeps the singular vectors.
     left, values, right = jnp.linalg.svd(groups, full_matrices=False)
     shrunk = jnp.maximum(values - jnp.reshape(thresholds, (-1, 1)), 0)
     return matmul(left * shrunk[:, None, :], right)
@@ -105,6 +106,7 @@ class Penalty:
 
     def prox(self, groups: Float[Array, "P d c"], step: Float[Array, ""]) -> Float[Array, "P d c"]:
         """Proximal operator of step · penalty."""
+        # A ridge only rescales the norm's operator, as both act along the same ray.
         return self.norm.prox(groups, step * self.thresholds) * self.ridge_share(step)
 
     def ridge_share(self, step: Array) -> Array:

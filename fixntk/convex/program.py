@@ -296,6 +296,7 @@ def correlations_of(program: ConvexProgram, residual: Float[Array, "n c"]) -> Fl
 
 @jit_for_host
 def _max_reg(program: ConvexProgram) -> Float[Array, ""]:
+    # W = 0 is optimal if the residual there is dual feasible: ‖Xᵀ D_p R(0)‖ ≤ λτ_p for every group.
     duals = program.norm.duals(correlations_of(program, datafit_of(program).fit_at_zero().residual))
     return jnp.max(duals if program.penalty_weights is None else duals / program.penalty_weights)
 
@@ -303,6 +304,7 @@ def _max_reg(program: ConvexProgram) -> Float[Array, ""]:
 def kernel_of(program: ConvexProgram, kernel_weights: Float[Array, " P"]) -> Float[Array, "n n"]:
     """K(η) on the subspace orthogonal to the intercept's column, for a program without sample weights."""
     datafit = datafit_of(program)
+    # From the left and, by the transpose of a symmetric matrix, from the right.
     return datafit.remove_intercept(datafit.remove_intercept(masked_gram(kernel_weights, program.masks, program.x)).T)
 
 
@@ -345,6 +347,8 @@ def _set_fields(program: ConvexProgram, **fields: Any) -> ConvexProgram:
 def _spectrum(program: ConvexProgram, kernel_weights: ArrayLike) -> Spectrum:
     if not is_quadratic(program) or program.norm.name != "frobenius" or program.ridge is not None:
         raise ValueError("only a program of squared loss, Frobenius norm and no ridge is multiple kernel learning")
+    # Sample weights, intercept and penalty weights come to plain kernel ridge by three changes: rows times √ω, a
+    # projection against the intercept's column, and a cost of τ_p² for each kernel weight.
     weights = kernel_form.as_kernel_weights(kernel_weights, program.num_gates, program.x.dtype)
     scales = 1.0 if program.penalty_weights is None else program.penalty_weights**2
     program = absorb_sample_weight(program)

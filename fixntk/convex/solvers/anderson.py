@@ -94,10 +94,12 @@ def init(program: ConvexProgram, kernel_weights: Array, epsilon: Array | None) -
 def step(program: ConvexProgram, state: AndersonState) -> AndersonState:
     """A reweighting step and an extrapolated one: two masked Grams, two Choleskys."""
     at_zero = program.primal_at_zero()
+    # ε falls with the gap: a large one early on keeps groups from being shut down before they are needed.
     share = _EPSILON_SHARE * state.gap / jnp.where(at_zero > 0, at_zero, 1.0)
     allowed = irls.default_epsilon(program, share)
     epsilon = jnp.maximum(jnp.minimum(state.inner.epsilon, allowed), state.least_epsilon)
     plain = irls.step(program, state.inner._replace(epsilon=epsilon))
+    # In logarithms, as reweighting multiplies and kernel weights stay positive.
     tiny = jnp.finfo(epsilon.dtype).tiny
     before, after = (jnp.log(jnp.maximum(one.kernel_weights, tiny)) for one in (state.inner, plain))
     points = jnp.concatenate([state.points[1:], before[None]])
@@ -107,6 +109,7 @@ def step(program: ConvexProgram, state: AndersonState) -> AndersonState:
     combined = _combine(points, moves, known, jnp.sqrt(plain.kernel_weights))
     moved = jnp.clip(combined, after - _LONGEST_STEP, after + _LONGEST_STEP)
     extrapolated = irls.init(program, jnp.exp(moved), epsilon)
+    # The plain step never raises the objective, so that taking the better of both never does either.
     is_better = ~extrapolated.failed & (extrapolated.objective < plain.objective)
     inner = jax.tree.map(lambda new, old: jnp.where(is_better, new, old), extrapolated, plain)
     # What is remembered misled: forget it.
@@ -115,6 +118,7 @@ def step(program: ConvexProgram, state: AndersonState) -> AndersonState:
 
 def _combine(points: Array, moves: Array, known: Array, importance: Array) -> Array:
     """Log η where the least combination of moves leads, the newest point plus its move where little is known."""
+    # Type II: the shares γ minimise ‖move − Σ γ_j Δmove_j‖, weighted by √η so that groups near zero count little.
     is_known = (jnp.arange(_MEMORY - 1) >= _MEMORY - known)[:, None]
     bends = jnp.where(is_known, jnp.diff(moves, axis=0), 0.0)
     steps = jnp.where(is_known, jnp.diff(points, axis=0), 0.0) + bends

@@ -67,18 +67,23 @@ def init(program: ConvexProgram, weights: Array, _: Array | None = None) -> FIST
 def step(program: ConvexProgram, state: FISTAState) -> FISTAState:
     """One proximal gradient step, or a larger curvature bound where the step went up against its model."""
     base, lipschitz = state.extrapolated, state.lipschitz
+    # The correlations are the negative gradient: a step of length 1/L downhill, then the penalty's proximal operator.
     moved_down = base.weights + base.correlations / lipschitz
     point, fit = _evaluate(program, penalty_of(program).prox(moved_down, 1 / lipschitz))
 
     moved = jnp.sum((point.weights - base.weights) ** 2)
+    # L is valid for this step if the loss is at most its quadratic model there. A step beyond rounding error of that is
+    # not taken; the next one uses the curvature that was seen.
     curvature = _steepest(program, point.fitted - base.fitted) / jnp.where(moved > 0, moved, 1.0)
     too_steep = curvature > lipschitz * (1 + 1e-3)
 
+    # Momentum that points uphill is dropped (the gradient scheme of adaptive restart, O'Donoghue and Candès 2015).
     overshot = jnp.sum((base.weights - point.weights) * (point.weights - state.point.weights)) > 0
     following = 0.5 * (1 + jnp.sqrt(1 + 4 * state.momentum**2))
     share = jnp.where(overshot, 0.0, (state.momentum - 1) / following)
     momentum = jnp.where(overshot, 1.0, following)
     extrapolated = FISTAPoint(*(new + share * (new - old) for new, old in zip(point, state.point, strict=True)))
+    # The squared loss's correlations are affine in W and were extrapolated with it, which saves two products.
     if not is_quadratic(program):
         residual = datafit_of(program).fit(extrapolated.fitted).residual
         extrapolated = extrapolated._replace(correlations=correlations_of(program, residual))

@@ -63,6 +63,7 @@ def step(program: ConvexProgram, state: IRLSState) -> IRLSState:
     """Reweight η_p = sqrt(‖W_p‖² + ε) / τ_p, then solve the kernel ridge problem: one masked Gram, one Cholesky."""
     kernel_weights = weights_of_norms(_smoothed_norms(state.weights, state.epsilon), program.penalty_weights)
     following = _solve_ridge(program, kernel_weights, state.epsilon)
+    # A kernel that cannot be factorised even with jitter ends the loop with the last good state.
     kept = state._replace(failed=jnp.ones_like(state.failed))
     return IRLSState(*(jnp.where(following.failed, old, new) for old, new in zip(kept, following, strict=True)))
 
@@ -85,6 +86,7 @@ def _solve_ridge(program: ConvexProgram, kernel_weights: Array, epsilon: Array) 
     effective = kernel_weights * penalty.ridge_share(kernel_weights / program.reg)
     targets = datafit.remove_intercept(targets_of(program))
     dual_weights = solve_kernel_ridge(kernel_of(program, effective), program.reg, targets)
+    # The representer theorem: W_p = η_p Xᵀ D_p A with the dual weights A of kernel ridge regression.
     weights = effective[:, None, None] * correlations_of(program, dual_weights)
     # Not Y − K(η) A or λA: where the system is ill-conditioned they are not the residual of these weights.
     found = program.evaluate(weights)
