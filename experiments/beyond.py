@@ -159,7 +159,7 @@ def _run_features(config: Config, seed: int, x: np.ndarray, labels: np.ndarray) 
         ):
             accuracy = model.fit(inputs, odd).score(inputs_test, odd_test)
             found.append({"inputs": name, "kernel": kernel, "accuracy": accuracy})
-        found[-1]["left_by_ntk"] = _ntk_excess_share(config, seed, inputs, odd)
+        found[-1]["ntk_excess"] = _ntk_excess_share(config, seed, inputs, odd)
     return found
 
 
@@ -298,7 +298,7 @@ def sections(config: Config, rows: list[dict[str, Any]], summary: dict[str, Any]
 def _feature_section(
     config: Config, table: pd.DataFrame, rows: list[dict[str, Any]], summary: dict[str, Any]
 ) -> Section:
-    left = pd.DataFrame(rows).groupby("inputs", sort=False)["left_by_ntk"].mean()
+    left = pd.DataFrame(rows).groupby("inputs", sort=False)["ntk_excess"].mean()
     shares = ", ".join(f"{name} {share:.1%}" for name, share in left.items())
     deep = summary["deep_minus_pixels"]
     text = (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from operator import itemgetter
 from types import MappingProxyType
@@ -22,7 +21,6 @@ from experiments.shared import colours
 from experiments.shared.settings import NonEmpty, Positive, PositiveFloat, Settings, ShareBelowOne
 from experiments.shared.statistics import geometric_mean, interval_text
 from fixntk import (
-    ConvergenceWarning,
     ConvexProgram,
     GatedReLUNetwork,
     ReLUNetwork,
@@ -35,6 +33,7 @@ from fixntk import (
     solve,
     train,
 )
+from fixntk._warnings import ignore_convergence_warnings
 from fixntk.runner.report import Section, new_figure
 
 T = TypeVar("T")
@@ -186,8 +185,7 @@ def _random_gates_row(data: _Data, gates: Array, program: ConvexProgram, regs: A
 
 
 def _discovered_gates_row(data: _Data, gates: Array, program: ConvexProgram, key: Array) -> dict[str, Any]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
+    with ignore_convergence_warnings():
         found = discover(program, gates, key=key, max_rounds=_MAX_ROUNDS, tol=_TOL, max_cells=1)
     outputs = found.solution.predict(data.x_test, found.gates)
     return _row(data, "fixed, discovered gates", outputs, **_measure_gates(data, found.masks, found.solution))

@@ -164,7 +164,7 @@ def summarise(_: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
         ),
         "objective": objective,
         "objective_of_the_ntk_solution": row_of["NTK"]["of_solution"],
-        "left_by_ntk": 1 - optimum / ntk,
+        "ntk_excess": 1 - optimum / ntk,
         "left_by_reweighting": 1 - optimum / row_of["NTK"]["path"][-1],
         "relative_difference_from_cvxpy": difference,
         "best_trained_gated_above_bound": objective["trained gated"] - best["lower_bound"],

@@ -222,8 +222,8 @@ def summarise(config: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
         "fixed_against_sampled_ntk": compare(table["fixed"], table["sampled NTK"]),
         "optimum_against_ntk": compare(table["optimum"], table["NTK"]),
         "splits_where_the_ntk_beats_the_bound": int(np.sum(splits["sampled_ntk"] < bounds * (1 - _ROUNDING))),
-        "median_left_by_ntk": float(left.median()),
-        "least_and_most_left_by_ntk": [
+        "median_ntk_excess": float(left.median()),
+        "least_and_most_ntk_excess": [
             float(table["optimum below NTK"].min()),
             float(table["optimum below NTK"].max()),
         ],
@@ -315,9 +315,9 @@ def _grid_ends_text(summary: dict[str, Any]) -> str:
 
 
 def _gap_section(config: Config, table: pd.DataFrame, summary: dict[str, Any]) -> Section:
-    least, most = summary["least_and_most_left_by_ntk"]
+    least, most = summary["least_and_most_ntk_excess"]
     text = (
-        f"The optimum is {summary['median_left_by_ntk']:.1%} below the training objective of the NTK of the sampled "
+        f"The optimum is {summary['median_ntk_excess']:.1%} below the training objective of the NTK of the sampled "
         f"gates at its best scale in the median split, {least:.1%} to {most:.1%} on single tables. The NTK's objective "
         f"is below the certified bound in {summary['splits_where_the_ntk_beats_the_bound']} of {summary['splits']} "
         "splits; no NTK of these gates can be below it. The largest relative gap is "

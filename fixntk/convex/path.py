@@ -6,7 +6,7 @@ See docs/mathematics.md, M9.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import overload
 
@@ -80,7 +80,7 @@ class Path(Sequence[Solution]):
 
 def solve_path(
     program: ConvexProgram,
-    regs: ArrayLike | Sequence[ArrayLike] | None = None,
+    regs: ArrayLike | Iterable[ArrayLike] | None = None,
     *,
     num_regs: int = 100,
     min_share: float = 1e-3,
@@ -151,6 +151,7 @@ def solve_path(
     """
     if not isinstance(program, ConvexProgram):
         raise TypeError(f"program must be a ConvexProgram, got {type(program).__name__}")
+    regs = list(regs) if isinstance(regs, Iterator) else regs
     if is_traced(program, regs):
         raise ValueError("solve_path cannot be traced: jax.vmap solve over λ instead")
     program = absorb_sample_weight(program)
@@ -209,7 +210,7 @@ def _warn_once(path: Path, tol: float) -> None:
 
 
 def _as_regs(
-    program: ConvexProgram, regs: ArrayLike | Sequence[ArrayLike] | None, num_regs: int, min_share: float
+    program: ConvexProgram, regs: ArrayLike | Iterable[ArrayLike] | None, num_regs: int, min_share: float
 ) -> Float[np.ndarray, " k"]:
     """λ as given, or evenly spaced in log λ."""
     if regs is None:
@@ -222,7 +223,10 @@ def _as_regs(
         if largest <= _ZERO_IN_EPS * float(jnp.finfo(program.x.dtype).eps) * scale:
             raise ValueError("W = 0 is the solution for every reg, so there is no path: is y zero or constant?")
         return largest * np.logspace(0, np.log10(min_share), num_regs)
-    values = np.asarray(regs, float)
+    try:
+        values = np.asarray(regs, float)
+    except TypeError:
+        raise TypeError(f"regs must be a list of positive numbers, got {type(regs).__name__}") from None
     if values.ndim != 1 or values.size == 0 or not np.all((values > 0) & np.isfinite(values)):
         raise ValueError(f"regs must be a non-empty list of positive finite numbers, got {regs!r}")
     return values

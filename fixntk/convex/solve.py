@@ -16,7 +16,7 @@ from jax.typing import ArrayLike
 from fixntk._checks import is_tracing, to_device
 from fixntk._compilation import jit_for_host
 from fixntk._numerics import default_tol
-from fixntk._warnings import ConvergenceWarning
+from fixntk._warnings import ConvergenceWarning, ignore_convergence_warnings
 from fixntk.convex import driver
 from fixntk.convex.driver import Outcome
 from fixntk.convex.duality import Evaluation
@@ -163,8 +163,7 @@ def solve(
 
 def solve_quietly(program: ConvexProgram, **options: Any) -> Solution:
     """:func:`solve` without the warning where it stops early, for callers that look at ``converged`` themselves."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
+    with ignore_convergence_warnings():
         return solve(program, **options)
 
 

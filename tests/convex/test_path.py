@@ -47,6 +47,15 @@ def test_a_path_stops_after_max_iter(monkeypatch, screening):
     assert int(solution.iterations) == 1
 
 
+def test_regs_may_be_any_iterable():
+    program = random_problem(5)
+    regs = [2 * float(program.reg), float(program.reg)]
+    given = fx.solve_path(program, iter(regs), method="fista")
+    np.testing.assert_array_equal(given.regs, regs)
+    with pytest.raises(TypeError, match="regs must be a list of positive numbers"):
+        fx.solve_path(program, [None])
+
+
 def test_regs_are_answered_in_their_own_order():
     program = random_problem(1)
     regs = program.reg * np.array([1.0, 5.0, 0.5])

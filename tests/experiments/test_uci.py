@@ -196,8 +196,8 @@ def test_what_is_left_is_set_against_the_difference():
                 rows.append(common | row | {"reg_share": 0.3 if table == "a" else 0.1 if seed else 1e-4})
     summary = uci.summarise(uci.Config(tables=("iris",)), rows)
     assert summary["left_against_difference"]["spearman"] == pytest.approx(-1)
-    assert summary["least_and_most_left_by_ntk"] == pytest.approx([0.1, 0.3])
-    assert summary["median_left_by_ntk"] == pytest.approx(0.2)
+    assert summary["least_and_most_ntk_excess"] == pytest.approx([0.1, 0.3])
+    assert summary["median_ntk_excess"] == pytest.approx(0.2)
     assert summary["splits_where_the_ntk_beats_the_bound"] == 0
     ends = {"largest": 2, "smallest": 2}
     assert summary["splits_at_the_ends_of_the_grid"] == {"ntk": ends, "fixed": ends}
