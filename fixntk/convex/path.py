@@ -225,8 +225,8 @@ def _as_regs(
         return largest * np.logspace(0, np.log10(min_share), num_regs)
     try:
         values = np.asarray(regs, float)
-    except TypeError:
-        raise TypeError(f"regs must be a list of positive numbers, got {type(regs).__name__}") from None
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"regs must be a list of positive numbers, got {regs!r}") from None
     if values.ndim != 1 or values.size == 0 or not np.all((values > 0) & np.isfinite(values)):
         raise ValueError(f"regs must be a non-empty list of positive finite numbers, got {regs!r}")
     return values

@@ -53,7 +53,7 @@ def test_regs_may_be_any_iterable():
     given = fx.solve_path(program, iter(regs), method="fista")
     np.testing.assert_array_equal(given.regs, regs)
     with pytest.raises(TypeError, match="regs must be a list of positive numbers"):
-        fx.solve_path(program, [None])
+        fx.solve_path(program, [object()])
 
 
 def test_regs_are_answered_in_their_own_order():
