@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-EXTRAS := estimators,parquet,conformal,experiments,verify,docs,test
+EXTRAS := dynamics,estimators,parquet,conformal,experiments,verify,docs,test
 # Compiling is most of the tests' time: programs that were compiled once are kept.
 KEEP_COMPILED := JAX_COMPILATION_CACHE_DIR=$(CURDIR)/$(VENV)/compiled JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.1
 UV := $(shell command -v uv 2>/dev/null)

@@ -2,15 +2,22 @@
 
 from fixntk.ntk.analytic import Kernel, gated_relu_ntk, mlp_kernel, network_kernel
 from fixntk.ntk.dynamics import gradient_flow
-from fixntk.ntk.empirical import empirical_ntk, layerwise_ntk, ntk_vector_product
+from fixntk.ntk.empirical import empirical_ntk, layerwise_ntk
 from fixntk.ntk.ensembles import gradient_flow_ensemble
+from fixntk.ntk.gradient_descent import GradientDescent, gradient_descent
 from fixntk.ntk.kernel_regression import kernel_ridge, max_learning_rate
-from fixntk.ntk.linearize import linearize
+from fixntk.ntk.linearize import linearize, taylor_expand
+from fixntk.ntk.projections import projected_gradients
+from fixntk.ntk.spectrum import NTKSpectrum, ntk_spectrum
+from fixntk.ntk.vector_product import ntk_vector_product
 
 __all__ = [
+    "GradientDescent",
     "Kernel",
+    "NTKSpectrum",
     "empirical_ntk",
     "gated_relu_ntk",
+    "gradient_descent",
     "gradient_flow",
     "gradient_flow_ensemble",
     "kernel_ridge",
@@ -19,5 +26,8 @@ __all__ = [
     "max_learning_rate",
     "mlp_kernel",
     "network_kernel",
+    "ntk_spectrum",
     "ntk_vector_product",
+    "projected_gradients",
+    "taylor_expand",
 ]

@@ -27,7 +27,7 @@ from fixntk.ntk.kernel_matrices import (
     as_times,
     check_positive_semidefinite,
 )
-from fixntk.ntk.spectrum import apply_function
+from fixntk.ntk.matrix_functions import apply_function
 
 
 @jax.tree_util.register_dataclass
@@ -259,7 +259,7 @@ def scaled_times(flow: GradientFlow, t: Array) -> Float[Array, " t"]:
 
 
 def kernel_function(kind: str, flow: GradientFlow, times: Array, vectors: Array) -> Array:
-    """A function of the kernel by its name in :mod:`fixntk.ntk.spectrum`, applied to vectors, for each time."""
+    """A function of the kernel by its name in :mod:`fixntk.ntk.matrix_functions`, applied to vectors, for each time."""
     return apply_function(kind, flow.kernel, flow.eigenvalues, flow.eigenvectors, flow.cutoff, times, vectors)
 
 

@@ -10,16 +10,14 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 from jax import Array
-from jax.typing import ArrayLike
 
 from fixntk._numerics import default_precision, full_precision
 from fixntk._tiling import num_rows
-from fixntk.ntk.inputs import as_hashable, as_operands, check_rows_are_independent
-from fixntk.ntk.linearize import value_and_change
+from fixntk.ntk.inputs import as_hashable, as_operands, check_batch_size, check_rows_are_independent
 from fixntk.ntk.methods import METHODS
 from fixntk.ntk.plan import Request, split_request
+from fixntk.ntk.selection import Select, selected_leaves
 from fixntk.ntk.tiles import compiled_kernels, traced_kernels
 
 Method = Literal["auto", "structured", "jacobian", "ntvp"]
@@ -36,6 +34,7 @@ def empirical_ntk(
     outputs: Outputs | None = None,
     trace_axes: int | Sequence[int] = (),
     diagonal_axes: int | Sequence[int] = (),
+    select: Select | None = None,
     method: Method = "auto",
     batch_size: int | None = None,
     store_on_device: bool = True,
@@ -71,6 +70,10 @@ def empirical_ntk(
     diagonal_axes
         Axes along which only pairs of equal indices are kept. With axis 0, x1 and x2 are paired row by row, and no
         n1×n2 array is made.
+    select
+        The parameters that count, all others being constants: a path such as ``"head"`` or ``"layers/2/kernel"``
+        (that leaf, or all below it; wildcards as in ``"*/lora_*"``), several paths, or a predicate
+        ``select(path, leaf)``. The NTK of the last layer alone, of a block, or of LoRA's matrices. None: all.
     method
         ``"structured"``: reads where parameters enter. A parameter of a matrix product, a convolution or a table
         look-up contributes through activations and back-propagated signals; one that enters otherwise, or more than
@@ -95,10 +98,10 @@ def empirical_ntk(
         If ``params`` has a leaf that is no floating-point array (its place is named), or the output is no single
         floating-point array.
     ValueError
-        If there are no parameters or examples, x1 and x2 do not have the same shape but for their rows, values are not
-        finite, an axis is out of range or both traced and diagonal, the output does not have one row an example, or
-        its rows depend on other examples (batch statistics) or differ between calls: outputs and derivatives of a row
-        are compared alone and among two others, but not under ``jax.jit``.
+        If there are no parameters or examples, ``select`` selects none, x1 and x2 do not have the same shape but for
+        their rows, values are not finite, an axis is out of range or both traced and diagonal, the output does not have
+        one row an example, or its rows depend on other examples (batch statistics) or differ between calls: outputs
+        and derivatives of a row are compared alone and among two others, but not under ``jax.jit``.
 
     References
     ----------
@@ -116,7 +119,7 @@ def empirical_ntk(
     See docs/mathematics.md, M14.
     """
     params, x1, x2 = as_operands(f, params, x1, x2)
-    groups = (0,) * len(jax.tree.leaves(params))
+    groups = tuple(0 if selected else -1 for selected in selected_leaves(params, select))
     request = _request(f, params, x1, x2, outputs, trace_axes, diagonal_axes, groups, method, batch_size)
     return _compute(f, request, params, x1, x2, store_on_device)[0]
 
@@ -177,76 +180,6 @@ def layerwise_ntk(
     return dict(zip(names, kernels, strict=True))
 
 
-@full_precision()
-def ntk_vector_product(
-    f: Callable[[Any, Any], Array],
-    params: Any,
-    vector: ArrayLike,
-    x1: Any,
-    x2: Any = None,
-    *,
-    batch_size: int | None = None,
-) -> Array:
-    """Product of the empirical NTK with a vector, without the matrix: a backward pass at x2, a forward pass at x1.
-
-    In full precision, as :func:`empirical_ntk`.
-
-    Parameters
-    ----------
-    f, params, x1, x2
-        As in :func:`empirical_ntk`.
-    vector
-        (n2, …), of the shape of ``f(params, x2)``.
-    batch_size
-        Examples that go through the network at once; all of them when None.
-
-    Returns
-    -------
-    Σ_jq Θ[i, j, o, q] vector[j, q], of the shape of ``f(params, x1)``.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As in :func:`empirical_ntk`; also if ``vector`` does not have the shape of ``f(params, x2)``.
-
-    Notes
-    -----
-    See docs/mathematics.md, M14.
-    """
-    params, x1, x2 = as_operands(f, params, x1, x2)
-    is_concrete = check_rows_are_independent(f, params, x1, x2)
-    _check_batch_size(batch_size)
-    x2 = x1 if x2 is None else x2
-    vector = jnp.asarray(vector)
-    expected = jax.eval_shape(f, params, x2)
-    if vector.shape != expected.shape:
-        raise ValueError(f"vector must have the shape of f(params, x2), {expected.shape}, got {vector.shape}")
-    vector = vector.astype(expected.dtype)
-    pull_back, push_forward = _pull_back, _push_forward
-    if is_concrete:
-        pull_back, push_forward = _compiled_pull_back, _compiled_push_forward
-    f, step = as_hashable(f), batch_size or max(num_rows(x1), num_rows(x2))
-    directions = [
-        pull_back(f, params, jax.tree.map(lambda a, k=k: a[k : k + step], x2), vector[k : k + step])
-        for k in range(0, num_rows(x2), step)
-    ]
-    direction = jax.tree.map(lambda *parts: sum(parts), *directions)
-    rows = [jax.tree.map(lambda a, k=k: a[k : k + step], x1) for k in range(0, num_rows(x1), step)]
-    return jnp.concatenate([push_forward(f, params, part, direction) for part in rows])
-
-
-def _pull_back(f: Callable[..., Any], params: Any, x: Any, cotangent: Array) -> Any:
-    return jax.vjp(lambda p: f(p, x), params)[1](cotangent)[0]
-
-
-def _push_forward(f: Callable[..., Any], params: Any, x: Any, direction: Any) -> Array:
-    return value_and_change(lambda p: f(p, x), params, direction)[1]
-
-
-_compiled_pull_back = jax.jit(_pull_back, static_argnums=0)
-_compiled_push_forward = jax.jit(_push_forward, static_argnums=0)
-
-
 def _compute(f: Callable[..., Any], request: Request, params: Any, x1: Any, x2: Any, store_on_device: bool) -> Any:
     if not check_rows_are_independent(f, params, x1, x2):
         if not store_on_device:
@@ -285,7 +218,7 @@ def _request(
         traced, diagonal = (every if outputs == word else () for word in ("trace", "diagonal"))
     if common := set(traced) & set(diagonal):
         raise ValueError(f"axes {sorted(common)} are in both trace_axes and diagonal_axes")
-    _check_batch_size(batch_size)
+    check_batch_size(batch_size)
     if 0 in (*traced, *diagonal) and x2 is not None and num_rows(x1) != num_rows(x2):
         raise ValueError(
             "with axis 0 in trace_axes or diagonal_axes x1 and x2 are paired row by row, got"
@@ -307,8 +240,3 @@ def _axes(name: str, axes: int | Sequence[int], shape: tuple[int, ...]) -> tuple
             )
         canonical.add(axis % len(shape))
     return tuple(sorted(canonical))
-
-
-def _check_batch_size(batch_size: int | None) -> None:
-    if batch_size is not None and (not hasattr(batch_size, "__index__") or operator.index(batch_size) < 1):
-        raise ValueError(f"batch_size must be a positive integer or None, got {batch_size!r}")

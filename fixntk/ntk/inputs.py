@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -118,6 +119,12 @@ def _check_output(f: Callable[..., Any], params: Any, x: Any) -> None:
             f"f must keep the axes of its output for a batch of one example, expected {(1, *output.shape[1:])}, got"
             f" {single}: squeeze one axis by name, not all"
         )
+
+
+def check_batch_size(batch_size: int | None) -> None:
+    """Raise ValueError unless the number of examples in a tile is a positive integer or None."""
+    if batch_size is not None and (not hasattr(batch_size, "__index__") or operator.index(batch_size) < 1):
+        raise ValueError(f"batch_size must be a positive integer or None, got {batch_size!r}")
 
 
 def check_rows_are_independent(f: Callable[..., Any], params: Any, x1: Any, x2: Any = None) -> bool:

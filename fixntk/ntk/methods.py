@@ -45,7 +45,7 @@ _CHUNK_BYTES = 2**26
 class Network(NamedTuple):
     """A network traced for one example: its jaxpr in (*leaves, *inputs), and the group of each leaf.
 
-    Group −1, which only the method "jacobian" uses, excludes a leaf.
+    A leaf of group −1 is a constant.
     """
 
     closed: ClosedJaxpr
@@ -95,7 +95,8 @@ class Pairwise(NamedTuple):
 def structured_method(network: Network, n1: int, n2: int) -> Pairwise:
     """Activations and back-propagated signals for leaves that enter by a product, Jacobians for other leaves."""
     sites, others = find_sites(network.closed, len(network.leaves))
-    return _method_from_sites(network, sites, sorted(others), n1, n2)
+    sites = [site for site in sites if network.groups[site.leaf] >= 0]
+    return _method_from_sites(network, sites, sorted(leaf for leaf in others if network.groups[leaf] >= 0), n1, n2)
 
 
 def jacobian_method(network: Network, n1: int, n2: int) -> Pairwise:

@@ -93,12 +93,14 @@ def split_request(request: Request, params: Any, x1: Any, x2: Any) -> list[tuple
     too large. A leaf is not divided. Each request is returned with the groups of its kernels.
     """
     if request.method != "jacobian":
-        return [(request, sorted(set(request.groups)))]
+        return [(request, sorted({group for group in request.groups if group >= 0}))]
     network = known_plan(request, as_shapes((params, x1, x2))).network
     bytes_per_parameter = network.axes.num_outputs * network.output.dtype.itemsize
     parts: list[list[int]] = [[]]
     taken = 0
     for leaf, struct in enumerate(network.leaves):
+        if request.groups[leaf] < 0:
+            continue
         size = math.prod(struct.shape) * bytes_per_parameter
         if parts[-1] and taken + size > _TILE_BYTES:
             parts.append([])

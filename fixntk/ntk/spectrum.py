@@ -1,139 +1,232 @@
-"""Functions of a kernel along gradient flow, with derivatives that stay finite where eigenvalues repeat.
+"""Leading eigenvalues of an empirical NTK, its trace and condition number, without the n×n kernel.
 
-The functions of an eigenvalue μ at s = αt: "inverse" (1 − e^(−sμ))/μ, "progress" 1 − e^(−sμ), "decay" e^(−sμ). At
-eigenvalues that count as zero all three are zero. The derivative of a matrix function F(Θ) in the direction E is
-V (Γ ∘ (Vᵀ E V)) Vᵀ with Γ the divided differences of F (Daleckii and Krein). It is finite also where eigenvalues
-repeat and eigenvectors have no derivative.
-
-See docs/mathematics.md, M15.
+See docs/mathematics.md, M14.
 """
 
 from __future__ import annotations
 
-import math
-from functools import partial
-from typing import Any
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
 from jaxtyping import Float
+from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 
-from fixntk._numerics import matmul
+from fixntk._checks import as_float_array, as_positive_int, describe_fields, is_traced
+from fixntk._numerics import full_precision
+from fixntk._warnings import ConvergenceWarning
+from fixntk.ntk.empirical import empirical_ntk
+from fixntk.ntk.inputs import as_operands, check_batch_size, check_rows_are_independent
+from fixntk.ntk.selection import Select, selected_leaves
+from fixntk.ntk.vector_product import product
 
-# Below this argument z, (1 − e^(−z))/z and its divided differences are summed as power series, because the closed forms
-# would suffer from cancellation.
-_SERIES_BELOW = 0.5
-# Number of terms of the series. At z = 0.5 the remainder is below the rounding error of float64.
-_NUM_TERMS = 14
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(0,))
-def apply_function(
-    kind: str, matrix: Array, eigenvalues: Array, eigenvectors: Array, cutoff: Array, times: Array, vectors: Array
-) -> Float[Array, "t m k"]:
-    """F_s(matrix) @ vectors for (t,) values of s and (m, k) vectors, by the eigendecomposition that is passed."""
-    # The matrix is an argument only because derivatives are taken with respect to it.
-    del matrix
-    factors = _spectral_function(kind, jnp.maximum(eigenvalues, 0), times[:, None], cutoff)
-    return matmul(eigenvectors, factors[:, :, None] * matmul(eigenvectors.T, vectors))
-
-
-@partial(apply_function.defjvp, symbolic_zeros=True)
-def _apply_function_jvp(kind: str, primals: tuple[Array, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array]:
-    matrix, _, _, cutoff, times, vectors = primals
-    d_matrix, _, _, _, d_times, d_vectors = tangents
-    value = apply_function(kind, *primals)
-    change = jnp.zeros_like(value)
-    if not _is_zero(d_times):
-        # Derivatives in s: e^(−sμ) for "inverse", μ e^(−sμ) for "progress", −μ e^(−sμ) for "decay".
-        rate = apply_function("decay", *primals)
-        if kind != "inverse":
-            rate = matmul(matrix, rate) * (1 if kind == "progress" else -1)
-        change += d_times[:, None, None] * rate
-    if _is_zero(d_matrix) and _is_zero(d_vectors):
-        return value, change
-    # The matrix is decomposed again, so that second derivatives in it go through the eigenvectors. (Code that is linear
-    # in the tangents cannot call apply_function instead, because its transpose would not use this rule.)
-    eigenvalues, eigenvectors = jnp.linalg.eigh(matrix, symmetrize_input=False)
-    eigenvalues = jnp.maximum(eigenvalues, 0)
-    if not _is_zero(d_vectors):
-        factors = _spectral_function(kind, eigenvalues, times[:, None], cutoff)
-        change += matmul(eigenvectors, factors[:, :, None] * matmul(eigenvectors.T, d_vectors))
-    if not _is_zero(d_matrix):
-        direction = matmul(matmul(eigenvectors.T, d_matrix), eigenvectors)
-        rotated = matmul(eigenvectors.T, vectors)
-
-        # One time after another, because the divided differences of each time are an (m, m) matrix.
-        def at_time(time: Array) -> Array:
-            differences = _divided_differences(kind, eigenvalues, time, cutoff)
-            return matmul(eigenvectors, matmul(differences * direction, rotated))
-
-        change += lax.map(at_time, times)
-    return value, change
+# Kernels with at most this number of rows are made and decomposed.
+_MAX_DENSE_ROWS = 200
+# Largest number of restarts of Lanczos's method.
+_MAX_RESTARTS = 300
+# Lanczos vectors for each eigenvalue that is asked for: more than ARPACK's default of 2, as a product costs most.
+_VECTORS_PER_EIGENVALUE = 3
+# Smallest number of Lanczos vectors.
+_MIN_VECTORS = 40
 
 
-def _is_zero(tangent: Any) -> bool:
-    return isinstance(tangent, jax.custom_derivatives.SymbolicZero)
+class NTKSpectrum(NamedTuple):
+    """Leading eigenpairs of an empirical NTK as a matrix with a row for each example and output.
+
+    Attributes
+    ----------
+    eigenvalues
+        (k,) the largest ones, descending. Unit of the kernel.
+    eigenvectors
+        (k, n, …) of length one, each shaped like the network's outputs.
+    residuals
+        (k,) ‖Θv − μv‖: an eigenvalue of Θ is within this distance of μ.
+    trace
+        Sum of all eigenvalues.
+    smallest
+        The smallest eigenvalue, to ``tol`` times the largest; None if it was not asked for.
+    """
+
+    eigenvalues: Float[Array, " k"]
+    eigenvectors: Float[Array, "k n *outputs"]
+    residuals: Float[Array, " k"]
+    trace: Float[Array, ""]
+    smallest: Float[Array, ""] | None
+
+    def __repr__(self) -> str:
+        fields = {"trace": self.trace, "smallest": self.smallest}
+        return describe_fields("NTKSpectrum", eigenvalues=self.eigenvalues, **fields)
+
+    @property
+    def effective_rank(self) -> Float[Array, ""]:
+        """Trace / largest eigenvalue, between 1 and the rank: the intrinsic dimension of Vershynin (2018), 7.6."""
+        return self.trace / self.eigenvalues[0]
+
+    @property
+    def condition_number(self) -> Float[Array, ""]:
+        """Largest by smallest eigenvalue, infinite where the smallest is zero or negative by rounding.
+
+        Beyond 1 / ``tol`` it only says that the smallest eigenvalue cannot be told from zero.
+
+        Raises
+        ------
+        ValueError
+            If the smallest eigenvalue was not asked for.
+        """
+        if self.smallest is None:
+            raise ValueError("the condition number needs the smallest eigenvalue: pass smallest=True")
+        positive = self.smallest > 0
+        return jnp.where(positive, self.eigenvalues[0] / jnp.where(positive, self.smallest, 1.0), jnp.inf)
+
+    def alignment(self, y: ArrayLike) -> Float[Array, " k"]:
+        """Share of ‖y‖² along each eigenvector; gradient flow learns it at the rate of the eigenvalue (M15).
+
+        Parameters
+        ----------
+        y
+            Targets of the shape of the outputs, (n, …).
+
+        Raises
+        ------
+        ValueError
+            If the shape is another or y is zero.
+        """
+        y = as_float_array("y", y, (self.eigenvectors.ndim - 1,))
+        if y.shape != self.eigenvectors.shape[1:]:
+            raise ValueError(f"y must have the outputs' shape {self.eigenvectors.shape[1:]}, got {y.shape}")
+        square = jnp.sum(y**2)
+        if not is_traced(y) and not float(square) > 0:
+            raise ValueError("y must not be zero everywhere")
+        return jnp.tensordot(self.eigenvectors, y, y.ndim) ** 2 / square
 
 
-def _spectral_function(kind: str, mu: Array, s: Array, cutoff: Array) -> Array:
-    if kind == "decay":
-        value = jnp.where(jnp.isinf(s), 0, jnp.exp(-mu * _finite_times(s)))
-    else:
-        value = _inverse(mu, s) if kind == "inverse" else _progress(mu, s)
-    return jnp.where(_is_null(mu, s, cutoff), 0, value)
+@full_precision()
+def ntk_spectrum(
+    f: Callable[[Any, Any], Array],
+    params: Any,
+    x: Any,
+    *,
+    num: int = 20,
+    smallest: bool = False,
+    tol: float = 1e-6,
+    select: Select | None = None,
+    batch_size: int | None = None,
+) -> NTKSpectrum:
+    """Largest eigenvalues of the empirical NTK with their eigenvectors, by Lanczos's method on its vector products.
+
+    A product takes one backward and one forward pass over the examples, and memory of the order of the outputs. The
+    trace is that of the kernel's diagonal. With outputs (n, …) the kernel has a row for each example and output.
+
+    Parameters
+    ----------
+    f, params, select, batch_size
+        As in :func:`fixntk.ntk_vector_product`.
+    x
+        (n, …) inputs, or a pytree of them.
+    num
+        Number k of eigenvalues; all of them where there are fewer.
+    smallest
+        Whether to find the smallest eigenvalue too, which takes many more products.
+    tol
+        Relative accuracy of an eigenvalue.
+
+    Returns
+    -------
+    The spectrum, of the outputs' dtype.
+
+    Raises
+    ------
+    TypeError
+        As :func:`fixntk.empirical_ntk`.
+    ValueError
+        As :func:`fixntk.empirical_ntk`; also under a JAX transformation, as the number of products is open.
+
+    Warns
+    -----
+    ConvergenceWarning
+        If some eigenvalues have not converged; those that have are returned.
+
+    References
+    ----------
+    Lehoucq, Sorensen and Yang, "ARPACK Users' Guide", 1998: implicitly restarted Lanczos, in SciPy.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, fixntk as fx
+    >>> x = jnp.array([[3.0, 0.0], [0.0, 1.0]])
+    >>> fx.ntk_spectrum(lambda w, x: x @ w, jnp.zeros(2), x, num=2).eigenvalues
+    Array([9., 1.], dtype=float32)
+
+    See docs/mathematics.md, M14.
+    """
+    params, x, _ = as_operands(f, params, x, None)
+    if not check_rows_are_independent(f, params, x):
+        raise ValueError("ntk_spectrum cannot be traced by jit, vmap or grad: the number of its products is open")
+    check_batch_size(batch_size)
+    num, selected = as_positive_int("num", num), selected_leaves(params, select)
+    if not 0 < tol < 1:
+        raise ValueError(f"tol must be between 0 and 1, got {tol!r}")
+    output = jax.eval_shape(f, params, x)
+    multiply = product(f, selected, batch_size, is_concrete=True)
+
+    def apply(vector: np.ndarray) -> np.ndarray:
+        column = jnp.asarray(vector.reshape(output.shape), output.dtype)
+        return np.asarray(multiply(params, column, x, x)).reshape(-1)
+
+    operator = LinearOperator((output.size, output.size), matvec=apply, dtype=np.dtype(output.dtype))
+    diagonal = empirical_ntk(f, params, x, diagonal_axes=range(output.ndim), select=select, batch_size=batch_size)
+    values, vectors, least = _eigenpairs(operator, num, tol, smallest)
+    residuals = np.linalg.norm(np.stack([apply(v) for v in vectors]) - values[:, None] * vectors, axis=1)
+    fields = (values, vectors.reshape(-1, *output.shape), residuals)
+    pairs = [jnp.asarray(np.asarray(field, output.dtype)) for field in fields]
+    last = None if least is None else jnp.asarray(least, output.dtype)
+    return NTKSpectrum(pairs[0], pairs[1], pairs[2], jnp.sum(diagonal), last)
 
 
-def _divided_differences(kind: str, mu: Array, s: Array, cutoff: Array) -> Float[Array, "m m"]:
-    """(F(a) − F(b))/(a − b) for all pairs of eigenvalues, F'(a) where they are equal."""
-    high, low = jnp.maximum(mu[:, None], mu), jnp.minimum(mu[:, None], mu)
-    null_high, null_low = _is_null(high, s, cutoff), _is_null(low, s, cutoff)
-    safe_high = jnp.where(high > 0, high, 1)
-    safe_low = jnp.where(low > 0, low, 1)
-    # (e^(−s low) − e^(−s high))/(high − low) = e^(−s low) (1 − e^(−s (high − low)))/(high − low), without cancellation.
-    progress = jnp.where(jnp.isinf(s), 0, jnp.exp(-_finite_times(s) * low) * _inverse(high - low, _finite_times(s)))
-    if kind == "inverse":
-        # Leibniz's rule for μ F(μ) = 1 − e^(−sμ) gives high · [F] + F(low) = progress; for small sμ by the series.
-        small = _finite_times(s) * high < _SERIES_BELOW
-        x, y = (jnp.where(small, _finite_times(s) * value, 0) for value in (high, low))
-        series = _finite_times(s) ** 2 * _series(x, y)[1]
-        value = jnp.where(small, series, (progress - _inverse(low, _finite_times(s))) / safe_high)
-        value = jnp.where(jnp.isinf(s), -1 / (safe_high * safe_low), value)
-    else:
-        value = progress if kind == "progress" else -progress
-    # An eigenvalue that counts as zero has F = 0 at μ = 0, so the difference to it is F(high)/high.
-    against_null = _spectral_function(kind, high, s, cutoff) / safe_high
-    return jnp.where(null_high & null_low, 0, jnp.where(null_low & ~null_high, against_null, value))
+def _eigenpairs(
+    operator: LinearOperator, num: int, tol: float, smallest: bool
+) -> tuple[np.ndarray, np.ndarray, float | None]:
+    """The largest eigenvalues, descending, their eigenvectors as rows, and the smallest eigenvalue if asked for."""
+    size = operator.shape[0]
+    # ARPACK finds fewer eigenvalues than there are.
+    if size <= _MAX_DENSE_ROWS or num >= size:
+        matrix = operator @ np.eye(size, dtype=operator.dtype)
+        values, vectors = np.linalg.eigh(0.5 * (matrix + matrix.T))
+        return values[::-1][:num], vectors.T[::-1][:num], float(values[0]) if smallest else None
+    values, vectors = _run_lanczos(operator, num, tol)
+    order = np.argsort(-values)
+    least = float(_smallest(operator, values.max(), tol)) if smallest else None
+    return values[order], vectors.T[order], least
 
 
-def _is_null(mu: Array, s: Array, cutoff: Array) -> Array:
-    # Not s · cutoff ≥ 1: for the zero kernel at t = ∞ the product is NaN, and its eigenvalues have to count as zero.
-    return (mu <= cutoff) & ~(s * cutoff < 1)
+def _smallest(operator: LinearOperator, largest: float, tol: float) -> float:
+    """The smallest eigenvalue as the largest one of ``largest`` I − Θ.
+
+    ARPACK's tolerance is relative to the eigenvalue, to which one near zero never converges.
+    """
+    reflected = LinearOperator(operator.shape, matvec=lambda v: largest * v - operator.matvec(v), dtype=operator.dtype)
+    return largest - _run_lanczos(reflected, 1, tol)[0][0]
 
 
-def _finite_times(s: Array) -> Array:
-    return jnp.where(jnp.isinf(s), 1, s)
-
-
-def _progress(mu: Array, s: Array) -> Array:
-    return jnp.where(jnp.isinf(s), 1, -jnp.expm1(-mu * _finite_times(s)))
-
-
-def _inverse(mu: Array, s: Array) -> Array:
-    """(1 − e^(−sμ))/μ, and s at μ = 0."""
-    z = _finite_times(s) * mu
-    small = (z < _SERIES_BELOW) & ~jnp.isinf(s)
-    z = jnp.where(small, z, 0)
-    series, _ = _series(z, z)
-    return jnp.where(small, _finite_times(s) * series, _progress(mu, s) / jnp.where(mu > 0, mu, 1))
-
-
-def _series(x: Array, y: Array) -> tuple[Array, Array]:
-    """(1 − e^(−z))/z = Σ_k (−z)^k/(k + 1)! at small y, and its divided difference between small x and y (Horner)."""
-    value, difference = jnp.zeros_like(y), jnp.zeros_like(y)
-    for k in reversed(range(_NUM_TERMS)):
-        # For q(z) = p(z) z + c, the divided difference is (q(x) − q(y))/(x − y) = [p] x + p(y).
-        difference = difference * x + value
-        value = value * y + (-1) ** k / math.factorial(k + 1)
-    return value, difference
+def _run_lanczos(operator: LinearOperator, num: int, tol: float) -> tuple[np.ndarray, np.ndarray]:
+    """The largest eigenvalues and their eigenvectors as columns, in no order."""
+    size = operator.shape[0]
+    # A fixed start makes the result the same in every call.
+    start = np.random.default_rng(0).standard_normal(size).astype(operator.dtype)
+    num_vectors = min(size - 1, max(_MIN_VECTORS, _VECTORS_PER_EIGENVALUE * num))
+    try:
+        return eigsh(operator, num, which="LA", tol=tol, v0=start, ncv=num_vectors, maxiter=_MAX_RESTARTS)
+    except ArpackNoConvergence as stopped:
+        found = len(stopped.eigenvalues)
+        if not found:
+            raise np.linalg.LinAlgError(
+                f"Lanczos's method found none of {num} eigenvalues to tol={tol:.1e}: raise tol or num"
+            ) from None
+        message = f"ntk_spectrum: {found} of {num} eigenvalues converged to tol={tol:.1e}; raise tol"
+        warnings.warn(message, ConvergenceWarning, stacklevel=4)
+        return stopped.eigenvalues, stopped.eigenvectors

@@ -93,3 +93,35 @@ def test_linearisation_leaves_integers_and_takes_custom_backward_passes(rng):
 def test_bad_parameters_are_named(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize("degree", [0, 1, 2, 3])
+def test_the_error_of_a_taylor_expansion_falls_with_the_degree(degree, rng):
+    params0 = {"w": rng.standard_normal((3, 5)), "v": rng.standard_normal(5)}
+    x, step = rng.standard_normal((4, 3)), jax.tree.map(lambda a: rng.standard_normal(a.shape), params0)
+
+    def f(params, x):
+        return jnp.sin(x @ params["w"]) @ params["v"], jnp.arange(2)
+
+    expansion = fx.taylor_expand(f, params0, degree)
+    errors = []
+    for share in (1e-1, 1e-2):
+        params = jax.tree.map(lambda a, s, share=share: a + share * s, params0, step)
+        outputs, integers = expansion(params, x)
+        np.testing.assert_array_equal(integers, jnp.arange(2))
+        errors.append(np.max(np.abs(outputs - f(params, x)[0])))
+    # The remainder is of order degree + 1.
+    assert np.log10(errors[0] / errors[1]) == pytest.approx(degree + 1, abs=0.4)
+
+
+def test_a_polynomial_is_its_own_expansion(rng):
+    x, params0, params = rng.standard_normal(4), rng.standard_normal(4), rng.standard_normal(4)
+    expansion = fx.taylor_expand(lambda w, x: jnp.sum(w**3 * x), params0, 3)
+    np.testing.assert_allclose(expansion(params, x), np.sum(params**3 * x), rtol=1e-12)
+    np.testing.assert_allclose(jax.jit(expansion)(params, x), np.sum(params**3 * x), rtol=1e-12)
+
+
+@pytest.mark.parametrize("degree", [-1, 1.5, True, "2"])
+def test_a_degree_is_a_non_negative_integer(degree):
+    with pytest.raises(ValueError, match="degree must be a non-negative integer"):
+        fx.taylor_expand(lambda w, x: w * x, 1.0, degree)

@@ -1,104 +1,97 @@
-"""Functions of a symmetric matrix: fifty digits and more, finite differences."""
+"""The spectrum of an empirical NTK: that of the dense kernel, by products alone."""
 
 import jax
 import jax.numpy as jnp
-import mpmath
 import numpy as np
 import pytest
-from flow_problems import central_difference, problem
 
-from fixntk.ntk import gradient_flow, spectrum
-
-
-@pytest.mark.parametrize("kind", ["inverse", "progress", "decay"])
-def test_functions_of_eigenvalues_and_their_divided_differences_keep_all_digits(kind):
-    values = np.array([0.0, 1e-30, 1e-12, 1e-5, 0.3, 0.3 + 1e-15, 0.49, 0.51, 2.0, 2 + 1e-9, 40.0])
-    for s in (1e-3, 7.0, 1e5):
-        with mpmath.workdps(400):
-            s_, exact = mpmath.mpf(s), {}
-
-            def function(mu, s_=s_):
-                left = mpmath.exp(-s_ * mu)
-                return {"decay": left, "progress": 1 - left, "inverse": (1 - left) / mu if mu else s_}[kind]
-
-            def slope(mu, s_=s_):
-                left = mpmath.exp(-s_ * mu)
-                if kind == "inverse":
-                    small = -(s_**2) / 2 + s_**3 * mu / 3
-                    return small if s_ * mu < mpmath.mpf(10) ** -20 else (s_ * left * mu - (1 - left)) / mu**2
-                return s_ * left * (1 if kind == "progress" else -1)
-
-            for a in map(mpmath.mpf, values):
-                for b in map(mpmath.mpf, values):
-                    exact[a, b] = (function(a) - function(b)) / (a - b) if a != b else slope(a)
-            expected = np.array([float(exact[mpmath.mpf(a), mpmath.mpf(b)]) for a in values for b in values])
-            expected_function = np.array([float(function(mpmath.mpf(a))) for a in values])
-        cutoff, mu = jnp.asarray(0.0), jnp.asarray(values)
-        differences = jax.jit(spectrum._divided_differences, static_argnums=0)
-        np.testing.assert_allclose(
-            spectrum._spectral_function(kind, mu, jnp.asarray(s), cutoff), expected_function, rtol=1e-14
-        )
-        found = differences(kind, mu, jnp.asarray(s), cutoff).ravel()
-        np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-300)
+import fixntk as fx
 
 
-KERNELS = {
-    "distinct": problem(outputs=(), n=4).train,
-    "repeated": jnp.eye(4) * 0.8,
-    "singular": problem(outputs=(), n=4, rank=2).train,
-    "singular, repeated": jnp.diag(jnp.array([0.0, 0.0, 1.0, 1.0])),
-}
+def network(params, x):
+    return jnp.tanh(x @ params["hidden"]) @ params["head"]
 
 
-def outputs_by_scalars(kernel, step, rate, t, scale):
-    """Outputs at t and ∞ with the kernel moved in a direction and the targets scaled."""
-    p = problem(outputs=(), n=4)
-    direction = 0.1 * problem(outputs=(), n=4, seed=1).train
-    flow = gradient_flow(kernel + step * direction, scale * p.y, learning_rate=rate, diag_reg=0.1)
-    t = jnp.stack([jnp.asarray(t), jnp.asarray(jnp.inf)])
-    return jnp.concatenate([flow.predict(t, p.test_train), flow.predict(t)], axis=1)
+@pytest.fixture
+def params(rng):
+    return {"hidden": rng.standard_normal((4, 12)), "head": rng.standard_normal((12, 2))}
 
 
-COMPILED = {
-    "value": jax.jit(outputs_by_scalars),
-    "forward": jax.jit(jax.jacfwd(outputs_by_scalars, (1, 2, 3, 4))),
-    "reverse": jax.jit(jax.jacrev(outputs_by_scalars, (1, 2, 3, 4))),
-}
+def dense_kernel(params, x, **options):
+    kernel = np.asarray(fx.empirical_ntk(network, params, x, **options))
+    return kernel.transpose(0, 2, 1, 3).reshape(2 * len(x), 2 * len(x))
 
 
-@pytest.mark.parametrize("name", KERNELS)
-def test_derivatives_are_finite_differences_for_repeated_eigenvalues_too(name):
-    point = (KERNELS[name], 0.0, 0.9, 0.7, 1.0)
-    for number in (1, 2, 3, 4):
-        expected = central_difference(COMPILED["value"], point, number)
-        assert jnp.max(jnp.abs(expected)) > 1e-3
-        for mode in ("forward", "reverse"):
-            np.testing.assert_allclose(COMPILED[mode](*point)[number - 1], expected, rtol=1e-8, atol=1e-9)
-
-
-def test_derivative_of_the_pseudo_inverse_limit_at_fixed_rank(rng):
-    features, y = jnp.asarray(rng.standard_normal((5, 2))), jnp.asarray(rng.standard_normal(5))
-
-    def through_kernel(features):
-        return gradient_flow(features @ features.T, y).predict(None, jnp.ones((1, 2)) @ features.T)[0]
-
-    def least_squares(features):
-        return jnp.ones(2) @ jnp.linalg.solve(features.T @ features, features.T @ y)
-
+@pytest.mark.parametrize("num_rows", [20, 130])
+@pytest.mark.parametrize("select", [None, "head"])
+def test_leading_eigenpairs_and_trace_are_those_of_the_kernel(params, rng, num_rows, select):
+    x = rng.standard_normal((num_rows, 4))
+    kernel = dense_kernel(params, x, select=select)
+    values = np.linalg.eigvalsh(kernel)
+    found = fx.ntk_spectrum(network, params, x, num=5, tol=1e-10, select=select)
+    np.testing.assert_allclose(found.eigenvalues, values[::-1][:5], rtol=1e-9)
+    flat = np.asarray(found.eigenvectors).reshape(5, -1)
+    # Eigenvalues of the last layer come in pairs, so that eigenvectors are known up to a rotation.
+    np.testing.assert_allclose(flat @ flat.T, np.eye(5), atol=1e-10)
+    np.testing.assert_allclose(flat @ kernel, found.eigenvalues[:, None] * flat, atol=1e-7)
     np.testing.assert_allclose(
-        jax.jit(jax.grad(through_kernel))(features), jax.grad(least_squares)(features), atol=1e-10
+        found.residuals, np.linalg.norm(flat @ kernel - found.eigenvalues[:, None] * flat, axis=1), atol=1e-9
     )
+    np.testing.assert_allclose(found.trace, np.trace(kernel), rtol=1e-12)
+    np.testing.assert_allclose(found.effective_rank, np.trace(kernel) / values[-1], rtol=1e-9)
 
 
-def test_second_and_mixed_derivatives_are_finite_differences_of_the_first():
-    p, point = problem(outputs=(), n=4), (0.1, 1.0)
-    direction = 0.1 * problem(outputs=(), n=4, seed=1).train
+@pytest.mark.parametrize("num_rows", [20, 130])
+def test_the_smallest_eigenvalue_and_the_condition_number(params, rng, num_rows):
+    x = rng.standard_normal((num_rows, 4))
+    params = params | {"head": rng.standard_normal((12, 2))}
+    values = np.linalg.eigvalsh(dense_kernel(params, x))
+    found = fx.ntk_spectrum(network, params, x, num=2, smallest=True, tol=1e-6)
+    # 260 rows and 72 parameters: the kernel is singular, and the smallest eigenvalue known to tol times the largest.
+    np.testing.assert_allclose(found.smallest, values[0], atol=1e-6 * values[-1])
+    if num_rows == 20:
+        np.testing.assert_allclose(found.condition_number, values[-1] / values[0], rtol=1e-3)
+    with pytest.raises(ValueError, match="pass smallest=True"):
+        _ = fx.ntk_spectrum(network, params, x, num=2).condition_number
 
-    def value(step, scale):
-        return jnp.sum(jnp.sin(gradient_flow(p.train + step * direction, scale * p.y).coefficients(0.7)))
 
-    # Reverse over reverse: a transpose must not forget what the outer derivative needs.
-    found, gradient = jax.jit(jax.jacrev(jax.grad(value, (0, 1)), (0, 1)))(*point), jax.jit(jax.grad(value, (0, 1)))
-    for column in (0, 1):
-        expected = central_difference(gradient, point, column)
-        np.testing.assert_allclose([row[column] for row in found], expected, rtol=1e-8, atol=1e-9)
+def test_alignment_is_the_share_of_the_targets_along_the_eigenvectors(params, rng):
+    x, y = rng.standard_normal((20, 4)), rng.standard_normal((20, 2))
+    found = fx.ntk_spectrum(network, params, x, num=40)
+    assert found.eigenvalues.shape == (40,)
+    np.testing.assert_allclose(jnp.sum(found.alignment(y)), 1, rtol=1e-12)
+    np.testing.assert_allclose(found.alignment(found.eigenvectors[3]), np.eye(40)[3], atol=1e-12)
+    with pytest.raises(ValueError, match=r"y must have the outputs' shape \(20, 2\)"):
+        found.alignment(y[:, :1])
+    with pytest.raises(ValueError, match="y must not be zero"):
+        found.alignment(0 * y)
+
+
+def test_float32_and_tiles_give_the_same_spectrum(params, rng):
+    x = rng.standard_normal((130, 4))
+    exact = fx.ntk_spectrum(network, params, x, num=4)
+    single = fx.ntk_spectrum(network, *jax.tree.map(np.float32, (params, x)), num=4, batch_size=33)
+    assert single.eigenvalues.dtype == jnp.float32
+    np.testing.assert_allclose(single.eigenvalues, exact.eigenvalues, rtol=1e-5)
+
+
+def test_what_does_not_converge_is_left_out_with_a_warning(params, rng, monkeypatch):
+    monkeypatch.setattr("fixntk.ntk.spectrum._MAX_RESTARTS", 1)
+    monkeypatch.setattr("fixntk.ntk.spectrum._MIN_VECTORS", 12)
+    monkeypatch.setattr("fixntk.ntk.spectrum._VECTORS_PER_EIGENVALUE", 2)
+    x = rng.standard_normal((130, 4))
+    with pytest.warns(fx.ConvergenceWarning, match="of 6 eigenvalues converged"):
+        found = fx.ntk_spectrum(network, params, x, num=6, tol=1e-9)
+    values = np.linalg.eigvalsh(dense_kernel(params, x))[::-1]
+    assert 0 < found.eigenvalues.size < 6
+    np.testing.assert_allclose(found.eigenvalues, values[: found.eigenvalues.size], rtol=1e-8)
+
+
+def test_wrong_options_and_tracing_are_refused(params, rng):
+    x = rng.standard_normal((5, 4))
+    with pytest.raises(ValueError, match="num must be at least 1, got 0"):
+        fx.ntk_spectrum(network, params, x, num=0)
+    with pytest.raises(ValueError, match="tol must be between 0 and 1"):
+        fx.ntk_spectrum(network, params, x, tol=0)
+    with pytest.raises(ValueError, match="cannot be traced"):
+        jax.jit(lambda p: fx.ntk_spectrum(network, p, x).eigenvalues)(params)

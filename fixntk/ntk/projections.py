@@ -1,0 +1,216 @@
+r"""Random projections of a network's gradients, whose inner products estimate the empirical NTK.
+
+.. math:: Z[i, o] = S \, ∂f_o(x_i)/∂ϑ, \qquad E[S^⊤ S] = I, \qquad E[Z Z^⊤] = Θ
+
+See docs/mathematics.md, M14.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jaxtyping import Float
+
+from fixntk._checks import as_positive_int
+from fixntk._files import replace_when_written
+from fixntk._numerics import full_precision, matmul
+from fixntk._tiling import num_rows
+from fixntk.ntk.inputs import as_hashable, as_operands, check_batch_size, check_rows_are_independent
+from fixntk.ntk.selection import Select, selected_leaves
+from fixntk.ntk.vector_product import restrict
+
+Kind = Literal["sjlt", "gaussian", "rademacher"]
+
+# Largest size, in bytes, of the gradients of a tile of examples.
+_TILE_BYTES = 2**28
+# Largest number of entries of the part of a dense projection that is in memory.
+_MAX_DENSE_ENTRIES = 2**24
+
+
+@full_precision()
+def projected_gradients(
+    f: Callable[[Any, Any], Array],
+    params: Any,
+    x: Any,
+    *,
+    dim: int,
+    key: Array,
+    kind: Kind = "sjlt",
+    select: Select | None = None,
+    batch_size: int | None = None,
+    out: str | os.PathLike[str] | None = None,
+) -> Any:
+    r"""Random projections Z of the gradients of each example and output, with :math:`E[Z Z^⊤]` the empirical NTK.
+
+    For features of data attribution, nearest neighbours in the tangent space, or kernels of more examples than an
+    n×n matrix can hold. The same key gives the same projection, so that calls on different examples fit together. An
+    entry of Z Zᵀ has standard deviation sqrt((Θ_ii Θ_jj + Θ_ij²) / dim) for ``"gaussian"``, and at most that on
+    average over its random choices for the other kinds.
+
+    Parameters
+    ----------
+    f, params, select
+        As in :func:`fixntk.empirical_ntk`.
+    x
+        (n, …) inputs, or a pytree of them.
+    dim
+        Number of dimensions k of the projection; at most the number of selected parameters.
+    key
+        For the projection.
+    kind
+        ``"sjlt"``: a sparse Johnson–Lindenstrauss transform with one entry ±1 for each parameter, in time independent
+        of ``dim``. ``"gaussian"`` and ``"rademacher"``: dense, entries N(0, 1/k) and ±1/√k, made block by block.
+    batch_size
+        Number of examples whose gradients are in memory together. By default the largest number that takes 256 MiB.
+    out
+        A path to write a ``.npy`` file to, tile by tile; the result is then a memory map of the finished file. Not
+        possible under ``jax.jit``.
+
+    Returns
+    -------
+    (n, …, k): after the example the axes of its output, then the projection. float32, or the widest dtype of the
+    selected parameters and the output.
+
+    Raises
+    ------
+    TypeError
+        As :func:`fixntk.empirical_ntk` does.
+    ValueError
+        As :func:`fixntk.empirical_ntk` does; also if ``dim`` is larger than the number of selected parameters, the
+        kind is unknown, or ``out`` is given under a JAX transformation.
+
+    References
+    ----------
+    Kane and Nelson, "Sparser Johnson–Lindenstrauss transforms", J. ACM 2014. Park et al., "TRAK: Attributing model
+    behavior at scale", ICML 2023, for the use in attribution.
+
+    Examples
+    --------
+    >>> import jax, jax.numpy as jnp, fixntk as fx
+    >>> x, w = jnp.ones((5, 40)), jnp.zeros((40, 2))
+    >>> fx.projected_gradients(lambda w, x: jnp.tanh(x @ w), w, x, dim=16, key=jax.random.key(0)).shape
+    (5, 2, 16)
+
+    See docs/mathematics.md, M14.
+    """
+    params, x, _ = as_operands(f, params, x, None)
+    is_concrete = check_rows_are_independent(f, params, x)
+    check_batch_size(batch_size)
+    selected = selected_leaves(params, select)
+    dim, size = as_positive_int("dim", dim), _num_selected(params, selected)
+    if dim > size:
+        raise ValueError(f"dim must be at most the number of selected parameters, {size}, got {dim}")
+    if kind not in _PROJECTIONS:
+        raise ValueError(f"kind must be one of {', '.join(map(repr, _PROJECTIONS))}, got {kind!r}")
+    output = jax.eval_shape(f, params, x)
+    dtype = jnp.result_type(output.dtype, jnp.float32, *_selected(params, selected))
+    num_outputs = math.prod(output.shape[1:])
+    tile = batch_size or max(1, _TILE_BYTES // (size * num_outputs * dtype.itemsize))
+    project = partial(_project if not is_concrete else _compiled_project, as_hashable(f), selected, dim, kind)
+    if not is_concrete:
+        if out is not None:
+            raise ValueError("out cannot be given under a JAX transformation")
+        return lax.map(lambda row: project(params, _as_batch(row), key)[0], x, batch_size=min(tile, num_rows(x)))
+    tiles = (
+        (k, project(params, jax.tree.map(lambda a, k=k: a[k : k + tile], x), key)) for k in range(0, num_rows(x), tile)
+    )
+    if out is None:
+        return jnp.concatenate([block for _, block in tiles])
+    return _write_tiles(Path(out), (*output.shape, dim), dtype, tiles)
+
+
+def _as_batch(row: Any) -> Any:
+    return jax.tree.map(lambda a: a[None], row)
+
+
+def _selected(params: Any, selected: tuple[bool, ...]) -> list[Array]:
+    return [leaf for leaf, is_chosen in zip(jax.tree.leaves(params), selected, strict=True) if is_chosen]
+
+
+def _num_selected(params: Any, selected: tuple[bool, ...]) -> int:
+    return sum(leaf.size for leaf in _selected(params, selected))
+
+
+def _write_tiles(path: Path, shape: tuple[int, ...], dtype: Any, tiles: Any) -> np.ndarray:
+    """Write blocks of rows to a .npy file, which replaces ``path`` when it is finished, and map it into memory."""
+    with replace_when_written(path) as part:
+        store = np.lib.format.open_memmap(part, mode="w+", dtype=np.dtype(dtype), shape=shape)
+        for begin, block in tiles:
+            store[begin : begin + len(block)] = np.asarray(block)
+        store.flush()
+    return np.load(path, mmap_mode="r")
+
+
+def _project(
+    f: Callable[..., Any], selected: tuple[bool, ...], dim: int, kind: str, params: Any, x: Any, key: Array
+) -> Float[Array, "b *outputs k"]:
+    """Projected gradients of a tile of examples."""
+    apply, chosen = restrict(f, selected, params)
+
+    def jacobian(row: Any) -> Array:
+        """(outputs, p) derivatives of one example's outputs in all selected parameters."""
+        output, pullback = jax.vjp(lambda c: apply(c, _as_batch(row))[0], chosen)
+        basis = jnp.eye(output.size, dtype=output.dtype).reshape(output.size, *output.shape)
+        leaves = jax.vmap(pullback)(basis)[0]
+        dtype = jnp.result_type(output.dtype, jnp.float32, *leaves)
+        flat = [leaf.reshape(output.size, -1).astype(dtype) for leaf in leaves]
+        return jnp.concatenate(flat, axis=1)
+
+    gradients = jax.vmap(jacobian)(x)
+    shape = jax.eval_shape(f, params, x).shape
+    projected = _PROJECTIONS[kind](gradients.reshape(-1, gradients.shape[-1]), dim, key)
+    return projected.reshape(*shape, dim)
+
+
+_compiled_project = jax.jit(_project, static_argnums=(0, 1, 2, 3))
+
+
+def _sjlt(gradients: Float[Array, "r p"], dim: int, key: Array) -> Float[Array, "r k"]:
+    """Signed sums of the parameters of each bucket.
+
+    The parameters are cut into blocks of ``dim``; block b goes to the buckets in order, from a random one on. Two
+    parameters of a block never meet, those of two blocks do with probability 1/dim, no oftener than under a hash of
+    each parameter, and only contiguous memory is read.
+    """
+    num_blocks = -(-gradients.shape[1] // dim)
+    padded = jnp.pad(gradients, ((0, 0), (0, num_blocks * dim - gradients.shape[1])))
+
+    def add_block(total: Array, block: Array) -> tuple[Array, None]:
+        sign_key, shift_key = jax.random.split(jax.random.fold_in(key, block))
+        signs = jax.random.rademacher(sign_key, (dim,), gradients.dtype)
+        part = lax.dynamic_slice_in_dim(padded, block * dim, dim, axis=1) * signs
+        return total + jnp.roll(part, jax.random.randint(shift_key, (), 0, dim), axis=1), None
+
+    empty = jnp.zeros((gradients.shape[0], dim), gradients.dtype)
+    return lax.scan(add_block, empty, jnp.arange(num_blocks))[0]
+
+
+def _dense(draw: Callable[..., Array], gradients: Float[Array, "r p"], dim: int, key: Array) -> Float[Array, "r k"]:
+    """Products with a matrix of independent entries, of which a block of rows is in memory."""
+    rows = max(1, min(gradients.shape[1], _MAX_DENSE_ENTRIES // dim))
+    num_blocks = -(-gradients.shape[1] // rows)
+    padded = jnp.pad(gradients, ((0, 0), (0, num_blocks * rows - gradients.shape[1])))
+
+    def add_block(total: Array, block: Array) -> tuple[Array, None]:
+        entries = draw(jax.random.fold_in(key, block), (rows, dim), gradients.dtype)
+        part = lax.dynamic_slice_in_dim(padded, block * rows, rows, axis=1)
+        return total + matmul(part, entries), None
+
+    empty = jnp.zeros((gradients.shape[0], dim), gradients.dtype)
+    return lax.scan(add_block, empty, jnp.arange(num_blocks))[0] / math.sqrt(dim)
+
+
+_PROJECTIONS: dict[str, Callable[[Array, int, Array], Array]] = {
+    "sjlt": _sjlt,
+    "gaussian": partial(_dense, jax.random.normal),
+    "rademacher": partial(_dense, jax.random.rademacher),
+}
