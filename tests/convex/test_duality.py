@@ -31,7 +31,7 @@ def test_certificate_is_primal_minus_dual(rng, case):
 
 @pytest.mark.parametrize("case", PROGRAMS)
 def test_zero_is_optimal_exactly_from_max_reg_on(case):
-    zero = np.zeros(program_of(PROGRAMS[case]).group_shape)
+    zero = np.zeros(group_shape_of(program_of(PROGRAMS[case])))
     above, below = program_of(PROGRAMS[case], share=1 + 1e-9), program_of(PROGRAMS[case], share=0.99)
     assert float(above.gap(zero)) < 1e-10
     assert float(below.gap(zero)) > 1e-6
