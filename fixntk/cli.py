@@ -141,7 +141,7 @@ def _parser() -> argparse.ArgumentParser:
     fit.set_defaults(function=_fit, extra="estimators")
 
     predict = commands.add_parser("predict", help="predict with a model, for the rows of a table")
-    predict.add_argument("model", metavar="MODEL", type=Path, help="file that fixntk fit wrote; use what you trust")
+    predict.add_argument("model", metavar="MODEL", type=Path, help="file of fixntk fit; load only trusted ones")
     predict.add_argument("table", metavar="TABLE", type=Path, help="CSV or Parquet file with the model's columns")
     predict.add_argument(
         "--out", metavar="FILE", type=Path, help="CSV or Parquet file; CSV on standard output without it"

@@ -72,7 +72,7 @@ class Datafit:
         """The intercept b that minimises the loss of fitted + column bᵀ."""
         if self.loss == LOSSES["squared"]:
             return intercept.least_squares(self.column, fitted, self.targets, self.sample_weight)
-        return intercept.by_newton(self.loss, fitted, self.targets, self.sample_weight)
+        return intercept.minimise_by_newton(self.loss, fitted, self.targets, self.sample_weight)
 
     def fit_at_zero(self) -> Fit:
         """The fit of W = 0."""

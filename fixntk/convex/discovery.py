@@ -229,7 +229,7 @@ def _run_round(
     rounds: int,
 ) -> tuple[Discovery, _Round, int]:
     """Solve with the present gates; what was found, where the next round starts, and the number of fresh gates."""
-    gates, size = state.gates, _room(len(state.gates), state.size)
+    gates, size = state.gates, _padded_size(len(state.gates), state.size)
     padded = _with_gates(program, gates, size)
     # Empty groups cost nothing, and a program of this size is compiled already.
     init = np.pad(state.weights, ((0, size - len(state.weights)), (0, 0), (0, 0)))
@@ -239,7 +239,7 @@ def _run_round(
     # Every cell where they can be enumerated, which proves optimality over all gates; a local search otherwise.
     candidates = cells or _search(search_key, program.x, point.residual, gates, size, num_candidates)
     gap, prices = map(np.asarray, _price(padded, point, candidates.masks))
-    fresh = _most_violating(prices, candidates.masks, padded.masks, per_round)
+    fresh = _select_violating(prices, candidates.masks, padded.masks, per_round)
     found = Discovery(
         solution=_without_empty_groups(solution, len(gates)),
         gates=jnp.asarray(gates),
@@ -279,7 +279,7 @@ def _all_cells(x: Array, max_cells: int) -> _Candidates | None:
     return _Candidates(cells.gates, cells.masks)
 
 
-def _room(num_gates: int, size: int) -> int:
+def _padded_size(num_gates: int, size: int) -> int:
     """Twice the size until the gates fit: few sizes are compiled, and none costs more than the largest needs."""
     while size < num_gates:
         size *= 2
@@ -316,7 +316,7 @@ def _price(program: ConvexProgram, point: Evaluation, masks: Array) -> tuple[Arr
     return gap, program.norm.duals(further) / program.reg
 
 
-def _most_violating(prices: np.ndarray, masks: Array, known: Array, most: int) -> np.ndarray:
+def _select_violating(prices: np.ndarray, masks: Array, known: Array, most: int) -> np.ndarray:
     """Positions of the candidates that violate the dual most, each mask once and none that is known."""
     order = np.argsort(-prices, kind="stable")[: _CANDIDATES_PER_GATE * most]
     order = order[prices[order] > 1 + _ROUNDING_MULTIPLE * np.finfo(prices.dtype).eps]

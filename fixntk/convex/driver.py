@@ -1,4 +1,4 @@
-"""The one loop that drives every solver, from the host or under a JAX transformation.
+"""The loop that all methods of ``solve`` share, from the host or under a JAX transformation.
 
 From the host, steps are small compiled functions. Between two of them the loop looks at the gap and the clock, and
 picks the step that comes next, so that only steps that occur are compiled. Under ``jit`` and ``vmap`` the whole loop is
@@ -106,7 +106,7 @@ def run_from_host(
                 break
             if done >= max_iter or look.failed or look.gap <= goal:
                 break
-            # A callback is promised every step; otherwise short steps run in batches between two looks.
+            # A callback is called after every step; otherwise short steps run in batches between two looks.
             limit = 1 if callback is not None else min(max_iter - done, _STEPS_PER_LOOK)
             began, compiling = time.perf_counter(), seconds_compiling()
             state, record = _run(prepared, state, scale.goal, limit, int(look.next_step), method)
@@ -154,7 +154,7 @@ def _run(
     """Steps of one kind from the host, at most ``limit``, and a row of the record for each."""
     if method.compiles_its_steps:
         state = method.steps(program)[step](program, state)
-        return state, np.asarray(_see(state))[None]
+        return state, np.asarray(_record_row(state))[None]
     made, state, record = _advance(program, state, goal, limit, method=method, step=step, room=_STEPS_PER_LOOK)
     return state, np.asarray(record)[: int(made)]
 
@@ -179,7 +179,12 @@ def _start(
     prepared, units = method.prepare(program)
     state = method.init(prepared, start if method.reweights else start / units.weights, epsilon)
     at_zero = prepared.primal_at_zero()
-    return prepared, state, _see(state), _Scale(_GOAL_SHARE * tol * at_zero, at_zero, units.objective, units.weights)
+    return (
+        prepared,
+        state,
+        _record_row(state),
+        _Scale(_GOAL_SHARE * tol * at_zero, at_zero, units.objective, units.weights),
+    )
 
 
 @partial(jit_for_host, static_argnames=("method", "step", "room"), optimised=True)
@@ -200,7 +205,7 @@ def _advance(
     def advance(carry: tuple[Array, Any, Array]) -> tuple[Array, Any, Array]:
         made, state, record = carry
         state = make_step(program, state)
-        return made + 1, state, record.at[made].set(_see(state))
+        return made + 1, state, record.at[made].set(_record_row(state))
 
     empty = jnp.full((room, len(_Look._fields)), jnp.nan, state.gap.dtype)
     return lax.while_loop(is_unfinished, advance, (jnp.asarray(0), state, empty))
@@ -211,7 +216,7 @@ def _next_step(state: Any) -> Array | int:
 
 
 @jit_for_host
-def _see(state: Any) -> Float[Array, " 6"]:
+def _record_row(state: Any) -> Float[Array, " 6"]:
     """A row of the record, in the order of :class:`_Look`."""
     num_active = jnp.sum(is_active(state.weights))
     seen = (state.primal, state.gap, num_active, state.objective, state.failed, _next_step(state))

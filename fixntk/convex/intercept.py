@@ -17,7 +17,9 @@ from fixntk._line_search import backtrack
 from fixntk._numerics import matmul
 from fixntk.convex.losses import Loss
 
+# Largest number of Newton steps.
 _MAX_STEPS = 50
+# Largest number of halvings of a step.
 _MAX_HALVINGS = 30
 # Added to the Hessian, as a share of its largest possible value: outliers and idle margins have no curvature.
 _DAMPING_SHARE = 1e-4
@@ -43,7 +45,7 @@ def least_squares(
 
 
 @partial(jax.jit, static_argnums=0)
-def by_newton(
+def minimise_by_newton(
     loss: Loss,
     fitted: Float[Array, "n c"],
     targets: Float[Array, "n c"],
@@ -53,12 +55,13 @@ def by_newton(
     # The loop is not differentiated: its result satisfies an equation, whose derivative a last step carries.
     frozen = lax.stop_gradient((fitted, targets, sample_weight))
     found = lax.stop_gradient(_minimise(loss, *frozen))
-    hessian = -jax.jacfwd(lambda intercept: _pull(loss, frozen[0] + intercept, *frozen[1:]))(found)
+    hessian = -jax.jacfwd(lambda intercept: _residual_sum(loss, frozen[0] + intercept, *frozen[1:]))(found)
     # A Newton step from the minimum, which changes nothing but has the minimum's derivative.
-    return found + matmul(jnp.linalg.pinv(hessian, hermitian=True), _pull(loss, fitted + found, targets, sample_weight))
+    pull = _residual_sum(loss, fitted + found, targets, sample_weight)
+    return found + matmul(jnp.linalg.pinv(hessian, hermitian=True), pull)
 
 
-def _pull(loss: Loss, outputs: Array, targets: Array, sample_weight: Array | None) -> Array:
+def _residual_sum(loss: Loss, outputs: Array, targets: Array, sample_weight: Array | None) -> Array:
     """Sum of the residuals, (c,): the negative gradient in the intercept."""
     return jnp.sum(weight_rows(sample_weight, loss.residuals(outputs, targets)), axis=0)
 
@@ -72,7 +75,7 @@ def _minimise(loss: Loss, fitted: Array, targets: Array, sample_weight: Array | 
         return jnp.sum(weight_rows(sample_weight, loss.values(fitted + intercept, targets)))
 
     def pull(intercept: Array) -> Array:
-        return _pull(loss, fitted + intercept, targets, sample_weight)
+        return _residual_sum(loss, fitted + intercept, targets, sample_weight)
 
     def step(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         count, intercept, downhill = state

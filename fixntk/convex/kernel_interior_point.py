@@ -46,7 +46,7 @@ _BARRIER_FACTOR = 0.1
 _LAST_BARRIER_SHARE = 0.1
 # Multipliers stay within this factor of μ / u.
 _PRICE_FACTOR = 1e3
-# Count of steps that neither improve the certificate nor lower μ after which rounding error is blamed.
+# Number of steps that neither improve the certificate nor lower μ after which the solve stops for rounding error.
 _MAX_IDLE_STEPS = 10
 # Multiples of μ below which a kernel's share of the penalty is tried as zero at the end; all kernels for the last.
 _ZERO_MULTIPLES = (0.0, 1e1, 1e2, 1e3, 1e4, np.inf)
@@ -183,7 +183,7 @@ def _relative_gap(
 
         Σ_k u_k (√q_k − 1)² + 2 Σ_k u_k √q_k (1 − s √q_k) + ‖R − sλA‖² / ‖Y‖²:
 
-    what J is above the objective of the functions f_k, and the Fenchel–Young inequalities of penalty and loss.
+    the excess of J over the objective of the functions f_k, and the Fenchel–Young inequalities of penalty and loss.
     """
     lengths = jnp.sqrt(constraints)
     scale = 1 / jnp.maximum(1.0, jnp.max(lengths))
@@ -278,7 +278,7 @@ def _better(new: KernelPoint, old: KernelPoint) -> KernelPoint:
 def _sparsest(problem: KernelProblem, point: KernelPoint, tol: ArrayLike) -> KernelPoint:
     """The point without the kernels whose shares are small beside μ, up to what the tolerance allows.
 
-    Points inside of the orthant have no zeros; those shares are zero at the optimum, as far as the gap can tell.
+    Points inside of the orthant have no zeros; those shares are zero at the optimum within the certified gap.
     """
     mu = point.relative_gap / point.shares.size
 

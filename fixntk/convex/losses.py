@@ -260,7 +260,7 @@ def _logistic_conjugates(theta: Array, targets: Array) -> Array:
 
 
 def _logistic_curvatures(outputs: Array, targets: Array) -> Array:
-    # The product of both probabilities; targets only lend their shape and dtype.
+    # The product of both probabilities; targets give only their shape and dtype.
     return jax.nn.sigmoid(outputs[:, 0]) * jax.nn.sigmoid(-outputs[:, 0]) + 0 * targets[:, 0]
 
 

@@ -18,7 +18,7 @@ from fixntk.convex.units import Units
 Step = Callable[[ConvexProgram, Any], Any]
 
 
-def without_units(program: ConvexProgram) -> tuple[ConvexProgram, Units]:
+def keep_units(program: ConvexProgram) -> tuple[ConvexProgram, Units]:
     """The program as it is, for methods whose steps do not depend on the scale of the data."""
     one = jnp.ones((), program.x.dtype)
     return program, Units(one, one)
@@ -41,8 +41,8 @@ class Method(NamedTuple):
     max_iter
         Largest number of steps when none is given.
     starts_at
-        What a start is: (P, d, c) group weights, or (P,) kernel weights. The state of a method that starts at kernel
-        weights has ``kernel_weights``, and smooths by ε.
+        Kind of initial value: (P, d, c) group weights, or (P,) kernel weights. The state of a method that starts at
+        kernel weights has ``kernel_weights``, and smooths by ε.
     prepare
         ``prepare(program) -> (program, units)``: the program that the loop works on, in those units.
     on_active_groups
@@ -58,7 +58,7 @@ class Method(NamedTuple):
     supports: Callable[[ConvexProgram], None]
     max_iter: int
     starts_at: Literal["weights", "kernel_weights"] = "weights"
-    prepare: Callable[[ConvexProgram], tuple[ConvexProgram, Units]] = without_units
+    prepare: Callable[[ConvexProgram], tuple[ConvexProgram, Units]] = keep_units
     on_active_groups: Method | None = None
     compiles_its_steps: bool = False
 

@@ -79,7 +79,7 @@ class KernelSolution:
         if bool(self.failed):
             end = "limited by rounding error at this reg; raise tol or reg"
         else:
-            end = "the iterations ran out; raise max_iter or tol"
+            end = "max_iter was reached; raise it or tol"
         return f"solve_kernels stopped early: {state}, above tol={self.tol:.1e}; {end}"
 
     def predict(self, kernels: ArrayLike) -> Array:
@@ -147,7 +147,7 @@ def solve_kernels(
     Returns
     -------
     KernelSolution
-        Weights that are zero as far as the tolerance can tell are exactly zero.
+        Weights that are zero within the tolerance are exactly zero.
 
     Raises
     ------
@@ -237,7 +237,8 @@ def _check_kernels(kernels: Array) -> None:
         if bool(jnp.any(skew > allowed)):
             worst = int(jnp.argmax(skew))
             raise ValueError(
-                f"kernels[{worst}] must be symmetric, it is not by {float(skew[worst]):.1e} of its largest entry"
+                f"kernels[{worst}] must be symmetric, but it differs from its transpose by {float(skew[worst]):.1e} of "
+                "its largest entry"
             )
         if not bool(jnp.all(is_definite)):
             worst = int(jnp.argmin(is_definite))

@@ -174,10 +174,7 @@ def solve_path(
             # From large λ to small: each solution is near the next one and has fewer groups.
             for position in np.argsort(-values, kind="stable"):
                 reg = float(values[position])
-                # The path is piecewise smooth, so that the last two solutions predict the next one.
-                if len(known) == 2 and known[0][0] > known[1][0]:
-                    share = (known[1][0] - reg) / (known[0][0] - known[1][0])
-                    start = _extrapolate(start, known[0][1], min(share, _MAX_EXTRAPOLATION))
+                start = _predict_start(known, start, reg)
                 if on_sets is None:
                     solution = on_all(program.with_reg(reg), init=start)
                 else:
@@ -230,6 +227,17 @@ def _as_regs(
     if values.ndim != 1 or values.size == 0 or not np.all((values > 0) & np.isfinite(values)):
         raise ValueError(f"regs must be a non-empty list of positive finite numbers, got {regs!r}")
     return values
+
+
+def _predict_start(known: list[tuple[float, Array]], start: Array, reg: float) -> Array:
+    """The next solution as the last two predict it, since the path is piecewise smooth; the last one where there is one.
+
+    ``known`` has the last two λ and weights.
+    """
+    if len(known) < 2 or known[0][0] <= known[1][0]:
+        return start
+    share = (known[1][0] - reg) / (known[0][0] - known[1][0])
+    return _extrapolate(start, known[0][1], min(share, _MAX_EXTRAPOLATION))
 
 
 _with_mask_numbers = jit_for_host(with_mask_numbers)

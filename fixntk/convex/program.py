@@ -31,7 +31,7 @@ class ConvexProgram:
     .. math:: \min_{W, b} \sum_i ω_i ℓ\bigl(F(x_i); y_i\bigr) + λ \sum_p τ_p \|W_p\| + \tfrac{α}{2} \sum_p \|W_p\|_F^2,
         \qquad F = 1 b^⊤ + \sum_p D_p X W_p
 
-    As it stands without options, with ℓ the squared loss, ω = τ = 1, α = 0 and no b, it has for one output the value
+    With the default options, ℓ the squared loss, ω = τ = 1, α = 0 and no b, it has for one output the value
     of the weight-decayed network with at least one neuron a gate; for several the Frobenius norm shares one kernel
     among them. A pytree: it goes through ``jit`` and ``vmap``, over ``reg`` (a path), ``x`` and ``y`` (folds, seeds),
     ``sample_weight`` or ``masks``. Rows of weight zero change nothing, nor do rows of zeros in x and y under the
@@ -177,7 +177,7 @@ class ConvexProgram:
         """Dual objective of Θ, shaped like y: a lower bound on every primal value.
 
         −ℓ*(−Θ), for the squared loss ½‖Y‖² − ½‖Y − Θ‖², where ‖Xᵀ D_p Θ‖ ≤ λτ_p for all p and, with an intercept,
-        1ᵀΘ = 0 (both up to rounding); −∞ elsewhere. With a ridge, what ‖Xᵀ D_p Θ‖ exceeds λτ_p by costs instead.
+        1ᵀΘ = 0 (both up to rounding); −∞ elsewhere. With a ridge, the excess over λτ_p is penalised instead.
 
         See docs/mathematics.md, M7.
         """

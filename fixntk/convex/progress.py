@@ -1,4 +1,4 @@
-"""How far a solver has come: what callbacks are given, the progress bar, and what an interrupted call leaves."""
+"""Progress records, bars and interruption, the progress bar, and what an interrupted call leaves."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ class Interrupted(KeyboardInterrupt):
     Attributes
     ----------
     result
-        What the call had reached, of the type that it returns.
+        The partial result, of the type that the call returns.
     """
 
     def __init__(self, result: Any) -> None:
-        super().__init__(f"interrupted; what was reached: {result!r}")
+        super().__init__(f"interrupted; partial result: {result!r}")
         self.result = result
 
 
@@ -61,7 +61,7 @@ Show = Callable[[int, str], None]
 def progress_bar(title: str, *, total: int | None = None, unit: str = "it", shown: bool = True) -> Iterator[Show]:
     """A tqdm bar, in a notebook a widget, that also says when XLA compiles for more than a second.
 
-    Nothing is shown unless ``shown``, so that callers need no second way.
+    Nothing is shown unless ``shown``.
     """
     if not shown:
         yield lambda *_: None

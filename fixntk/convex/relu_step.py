@@ -112,7 +112,7 @@ def _sparsest(
 ) -> CertifiedPair:
     """The pair without the groups whose penalty is small beside their barrier's cost, up to what the gap allows.
 
-    Interior points have no zeros; those groups are zero at the optimum, as far as the gap can tell.
+    Interior points have no zeros; those groups are zero at the optimum within the certified gap.
     """
     penalties = thresholds_of(program) * jnp.linalg.norm(pair, axis=2)
 

@@ -24,18 +24,18 @@ from fixntk.convex.solve import certify
 from fixntk.convex.solvers import working_sets
 from fixntk.gram import select_masks
 
-# A working set has room for this multiple of the active groups,
+# A working set has room for this multiple of the active groups.
 _ROOM = 1.02
-# and this number of groups more, which is also the size of the smallest set.
+# It has room for this number of groups more, which is also the size of the smallest set.
 _SMALLEST_SET = 16
-# Most working sets that are made for one λ,
+# Maximum number of working sets for one λ.
 _MAX_WORKING_SETS = 4
-# and largest share of all groups that one may hold.
+# Largest share of all groups that one may hold.
 _LARGEST_SHARE = 0.7
 
 
 class Restriction(NamedTuple):
-    """How a program is solved on some of its groups, and on all where that does not do.
+    """How a program is solved on some of its groups, and on all of them if that fails.
 
     Attributes
     ----------

@@ -5,7 +5,6 @@ from __future__ import annotations
 import operator
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -130,9 +129,11 @@ def solve(
     if traced:
         outcome = driver.run_traced(program, chosen, start, smoothing, tol, max_iter)
         return certify(program, outcome, chosen, tol)[0]
+    looped = chosen
     if chosen.reweights and bool(_is_zero_optimal(program)):
-        # FISTA starts at W = 0 and sees it there.
-        return replace(solve(program, method="fista", tol=tol, callback=callback), method=chosen.name)
+        # Positive kernel weights do not reach W = 0: it is certified as the start of a method for group weights.
+        looped, max_iter = fista.METHOD, 0
+        start, smoothing = _starting_point(program, looped, None), None
     with progress_bar(f"solve ({chosen.name})", shown=progress) as show:
 
         def watch(seen: Progress) -> None:
@@ -140,7 +141,7 @@ def solve(
 
         outcome = driver.run_from_host(
             program,
-            chosen,
+            looped,
             start,
             smoothing,
             tol,
@@ -148,7 +149,7 @@ def solve(
             callback=callback,
             watch=watch if progress else None,
         )
-    if chosen.reweights and bool(outcome.failed) and int(outcome.iterations) == 0:
+    if looped.reweights and bool(outcome.failed) and int(outcome.iterations) == 0:
         raise np.linalg.LinAlgError(
             f"the kernel matrix of the start is not positive definite in {program.x.dtype} even with jitter: "
             f"raise reg (λ = {float(program.reg):.3g}), rescale x, or use float64"
@@ -199,12 +200,13 @@ def choose_warm_method(program: ConvexProgram, name: str) -> Method:
     """
     method = choose_method(program, name)
     if method.reweights:
-        raise ValueError(f"method {name!r} starts at kernel weights, not at a solution: use 'newton' or 'fista'")
+        warm = " or ".join(repr(name) for name, other in METHODS.items() if not other.reweights)
+        raise ValueError(f"method {name!r} starts at kernel weights, not at a solution: use {warm}")
     return method
 
 
 def certify(program: ConvexProgram, outcome: Outcome, method: Method, tol: float) -> tuple[Solution, Evaluation]:
-    """The Solution of an outcome, certified from its weights alone, whatever the solver believed."""
+    """The Solution of an outcome, certified from its weights alone, independently of the solver's state."""
     found, judged = _certify(program, outcome.weights, outcome.unit, outcome.failed, tol)
     kernel_weights = judged.kernel_weights if outcome.kernel_weights is None else outcome.kernel_weights
     solution = Solution(
@@ -278,7 +280,8 @@ def as_options(
         raise ValueError(f"max_iter must not be negative, got {max_iter}")
     if epsilon is not None:
         if not method.reweights:
-            raise ValueError(f"epsilon belongs to methods 'irls' and 'anderson', not to {method.name!r}")
+            smoothed = " and ".join(repr(name) for name, other in METHODS.items() if other.reweights)
+            raise ValueError(f"epsilon belongs to methods {smoothed}, not to {method.name!r}")
         if not 0 < _as_number("epsilon", epsilon) < float("inf"):
             raise ValueError(f"epsilon must be positive and finite, got {epsilon}")
     return tol, max_iter

@@ -15,7 +15,7 @@ from sklearn.utils import check_random_state
 
 from fixntk._numerics import allow_float64, with_dtype
 from fixntk.convex import ConvexProgram, Solution, solve
-from fixntk.convex.program import absorb_sample_weight
+from fixntk.convex.program import absorb_sample_weight, replace_fields
 from fixntk.estimators.gaussian_process import LEAST_FREEDOM, Kernel, condition
 from fixntk.estimators.preprocessing import Training, padded_width
 from fixntk.gates.masks import activation_masks, sample_gates
@@ -195,9 +195,9 @@ def gated_problem(training: Training, options: GateOptions, loss: str) -> GatedP
     gates = jnp.pad(gates, ((0, 0), (0, padded_width(options.num_columns) - options.num_columns)))
     rows = jnp.asarray(training.padded_x)
     data = rows, jnp.asarray(_program_targets(training, loss)), activation_masks(rows, gates), 1.0, loss
-    # λ_max is computed without an intercept, so that a class of small weight does not determine the scale.
-    largest = float(ConvexProgram(*data, sample_weight=training.padded_weights).max_reg())
     program = ConvexProgram(*data, sample_weight=training.padded_weights, intercept=True)
+    # λ_max is computed without an intercept, so that a class of small weight does not determine the scale.
+    largest = float(replace_fields(program, column=None).max_reg())
     return GatedProblem(absorb_sample_weight(program), gates, largest if largest > 0 else 1.0)
 
 

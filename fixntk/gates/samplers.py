@@ -1,8 +1,8 @@
 """Gates drawn from the data: through training rows, between rows of different targets, around given gates.
 
 Each sampler is called with ``(key, num_gates, x, y=None)`` and returns (P, d) gates for ``activation_masks(x, gates)``.
-A constant column of x that is not zero is its bias column: with one, hyperplanes need not pass through the origin of the
-other columns.
+A constant column of x that is not zero is its bias column: with one, hyperplanes need not pass through the origin of
+the other columns.
 
 See docs/mathematics.md, M1.
 """
@@ -27,7 +27,12 @@ _RANK_MULTIPLE = 10.0
 
 
 def gaussian(
-    key: Key[Array, ""], num_gates: int, x: ArrayLike, y: ArrayLike | None = None, *, bias_scale: float = 1.0
+    key: Key[Array, ""],
+    num_gates: int,
+    x: ArrayLike,
+    y: ArrayLike | None = None,  # noqa: ARG001  # Samplers are called alike.
+    *,
+    bias_scale: float = 1.0,
 ) -> Float[Array, "P d"]:
     """Gates N(0, I), with ``bias_scale`` as the standard deviation of the bias column's entry.
 
@@ -60,7 +65,10 @@ def gaussian(
 
 
 def through_points(
-    key: Key[Array, ""], num_gates: int, x: ArrayLike, y: ArrayLike | None = None
+    key: Key[Array, ""],
+    num_gates: int,
+    x: ArrayLike,
+    y: ArrayLike | None = None,  # noqa: ARG001  # Samplers are called alike.
 ) -> Float[Array, "P d"]:
     """Gates whose hyperplanes pass through d − 1 random rows each (fewer where x has fewer rows).
 
@@ -144,7 +152,7 @@ def around_gates(
     key: Key[Array, ""],
     num_gates: int,
     x: ArrayLike,
-    y: ArrayLike | None = None,
+    y: ArrayLike | None = None,  # noqa: ARG001  # Samplers are called alike.
     *,
     gates: ArrayLike,
     spread: float = 0.1,

@@ -94,7 +94,7 @@ def split_request(request: Request, params: Any, x1: Any, x2: Any) -> list[tuple
     """
     if request.method != "jacobian":
         return [(request, sorted({group for group in request.groups if group >= 0}))]
-    network = known_plan(request, as_shapes((params, x1, x2))).network
+    network = cached_plan(request, as_shapes((params, x1, x2))).network
     bytes_per_parameter = network.axes.num_outputs * network.output.dtype.itemsize
     parts: list[list[int]] = [[]]
     taken = 0
@@ -134,6 +134,6 @@ def as_shapes(tree: Any) -> Shapes:
 
 
 @lru_cache(maxsize=64)
-def known_plan(request: Request, shapes: Shapes) -> Plan:
+def cached_plan(request: Request, shapes: Shapes) -> Plan:
     """The cached plan for the shapes of (params, x1, x2), so that a network is traced once for all compiled parts."""
     return make_plan(request, *shapes.tree())

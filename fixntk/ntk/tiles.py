@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array, lax
 
 from fixntk._tiling import Blocks, BlocksBothWays, Grid, num_rows
-from fixntk.ntk.plan import Plan, Request, Shapes, as_shapes, known_plan, make_plan
+from fixntk.ntk.plan import Plan, Request, Shapes, as_shapes, cached_plan, make_plan
 
 
 def traced_kernels(request: Request, params: Any, x1: Any, x2: Any) -> Blocks:
@@ -33,10 +33,10 @@ def compiled_kernels(
 ) -> Blocks | tuple[np.ndarray, ...]:
     """Kernels of concrete arrays: compiled tiles, dispatched from the host."""
     shapes = as_shapes((params, x1, x2))
-    plan = known_plan(request, shapes)
+    plan = cached_plan(request, shapes)
     leaves = jax.tree.leaves(params)
     if request.is_paired or (store_on_device and _fits_one_tile(plan, x1, x2)):
-        return _compiled_whole(request, shapes, params, x1, x2)
+        return _compute_whole_kernel(request, shapes, params, x1, x2)
     grid = Grid(x1, x2, plan.tile)
     return grid.fill_from_host(
         plan.network.axes.result_shape,
@@ -48,8 +48,8 @@ def compiled_kernels(
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _compiled_whole(request: Request, shapes: Shapes, params: Any, x1: Any, x2: Any) -> Blocks:
-    plan, leaves = known_plan(request, shapes), jax.tree.leaves(params)
+def _compute_whole_kernel(request: Request, shapes: Shapes, params: Any, x1: Any, x2: Any) -> Blocks:
+    plan, leaves = cached_plan(request, shapes), jax.tree.leaves(params)
     if request.is_paired:
         return _kernels_of_paired_rows(request, plan, leaves, x1, x1 if x2 is None else x2)
     return _kernels_of_one_tile(plan, leaves, x1, x2)
@@ -57,14 +57,14 @@ def _compiled_whole(request: Request, shapes: Shapes, params: Any, x1: Any, x2: 
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _compiled_features(request: Request, shapes: Shapes, leaves: Sequence[Array], x: Any) -> Any:
-    return known_plan(request, shapes).features(leaves, x)
+    return cached_plan(request, shapes).features(leaves, x)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _compiled_tile(
     request: Request, shapes: Shapes, leaves: Sequence[Array], features1: Any, features2: Any
 ) -> BlocksBothWays:
-    return known_plan(request, shapes).kernels_both_ways(leaves, features1, features2)
+    return cached_plan(request, shapes).kernels_both_ways(leaves, features1, features2)
 
 
 def _fits_one_tile(plan: Plan, x1: Any, x2: Any) -> bool:

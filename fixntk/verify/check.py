@@ -77,7 +77,7 @@ def check_near(number: str, data: Data, claim: str, figure: float, expected: flo
     return Check(number, data.name, claim, figure, f"{expected:g} ± {tolerance:g}", holds)
 
 
-def not_checked(number: str, data: Data, claim: str, reason: str) -> Check:
+def skipped_check(number: str, data: Data, claim: str, reason: str) -> Check:
     """A claim that cannot be checked here, usually because an optional package is not installed."""
     return Check(number, data.name, claim, None, "", None, reason)
 

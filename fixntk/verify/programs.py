@@ -16,7 +16,7 @@ from fixntk.convex.relu import solve_relu
 from fixntk.gates.masks import activation_masks, sample_gates
 from fixntk.networks.models import GatedReLUNetwork
 from fixntk.training import network_objective, train
-from fixntk.verify.check import Check, Data, check_at_most, check_not_negative, not_checked, relative_distance
+from fixntk.verify.check import Check, Data, check_at_most, check_not_negative, relative_distance, skipped_check
 from fixntk.verify.kernels import WeightedGates, ntk_of
 
 # λ/λ_max of the programs.
@@ -102,7 +102,7 @@ def check_cvxpy(data: Data, masks: Bool[Array, "n P"]) -> Iterator[Check]:
         import cvxpy  # noqa: F401
     except ImportError:
         reason = "cvxpy is not installed: pip install cvxpy clarabel"
-        yield from (not_checked("M7", data, claim, reason) for claim in claims)
+        yield from (skipped_check("M7", data, claim, reason) for claim in claims)
         return
     num_rows, num_gates = min(data.x.shape[0], _MAX_ROWS_FOR_CVXPY), min(masks.shape[1], _MAX_GATES_FOR_CVXPY)
     x, y, masks = data.x[:num_rows], data.y[:num_rows], masks[:num_rows, :num_gates]

@@ -51,7 +51,7 @@ def test_scipy_finds_no_better_intercept_and_the_weighted_residuals_sum_to_zero(
     program = program_of(PROGRAMS[case])
     targets, weights = np.asarray(targets_of(program)), np.asarray(program.sample_weight)
     fitted = size * (1 + rng.standard_normal(targets.shape))
-    found = intercept.by_newton(program.loss, jnp.asarray(fitted), targets_of(program), program.sample_weight)
+    found = intercept.minimise_by_newton(program.loss, jnp.asarray(fitted), targets_of(program), program.sample_weight)
     values = LOSSES_BY_NUMPY[program.loss.name]
 
     def total(shift):
@@ -69,7 +69,9 @@ def test_derivatives_of_the_intercept_are_finite_differences(rng, case):
     fitted, direction = (jnp.asarray(rng.standard_normal(targets_of(program).shape)) for _ in "ab")
 
     def found(step):
-        return intercept.by_newton(program.loss, fitted + step * direction, targets_of(program), program.sample_weight)
+        return intercept.minimise_by_newton(
+            program.loss, fitted + step * direction, targets_of(program), program.sample_weight
+        )
 
     expected = (found(1e-4) - found(-1e-4)) / 2e-4
     assert np.max(np.abs(expected)) > 1e-2

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 from problems import random_problem
 
-from fixntk.convex.method import Method, check_norm, step_any, without_units
+from fixntk.convex.method import Method, check_norm, keep_units, step_any
 
 
 class State(NamedTuple):
@@ -32,7 +32,7 @@ def test_the_step_that_is_made_is_the_one_that_the_state_names():
 
 def test_a_program_without_units_is_itself():
     program = random_problem(0)
-    same, units = without_units(program)
+    same, units = keep_units(program)
     assert same is program
     assert (float(units.weights), float(units.objective)) == (1.0, 1.0)
 

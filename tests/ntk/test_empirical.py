@@ -53,7 +53,7 @@ def test_jacobians_of_a_few_leaves_at_a_time_add_up(monkeypatch):
     right = empirical.split_request
     monkeypatch.setattr(empirical, "split_request", lambda *a: num_parts.append(len(parts := right(*a))) or parts)
     monkeypatch.setattr(plan, "_TILE_BYTES", 8 * 6 * 30)
-    plan.known_plan.cache_clear()
+    plan.cached_plan.cache_clear()
     np.testing.assert_allclose(
         fx.empirical_ntk(network, PARAMS, X1, X2, method="jacobian"), whole, rtol=1e-13, atol=1e-16
     )

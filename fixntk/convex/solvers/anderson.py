@@ -22,6 +22,7 @@ from fixntk.convex.method import Method
 from fixntk.convex.program import ConvexProgram
 from fixntk.convex.solvers import irls
 
+# Number of steps that are remembered.
 _MEMORY = 6
 # Largest extrapolation of the logarithm of a kernel weight.
 _LONGEST_STEP = 20.0
@@ -112,7 +113,7 @@ def step(program: ConvexProgram, state: AndersonState) -> AndersonState:
     # The plain step never raises the objective, so that taking the better of both never does either.
     is_better = ~extrapolated.failed & (extrapolated.objective < plain.objective)
     inner = jax.tree.map(lambda new, old: jnp.where(is_better, new, old), extrapolated, plain)
-    # What is remembered misled: forget it.
+    # The extrapolation failed: clear the history.
     return AndersonState(inner, state.least_epsilon, points, moves, jnp.where(is_better | (known < 3), known, 0))
 
 

@@ -1,8 +1,8 @@
 r"""Semismooth Newton on the dual augmented Lagrangian, after first-order steps on working sets.
 
-With A the dual variable, W the multiplier, Z_p = Xᵀ D_p A and U_p = W_p + σ Z_p, each outer step minimises
+With Θ the dual variable, W the multiplier, Z_p = Xᵀ D_p Θ and U_p = W_p + σ Z_p, each outer step minimises
 
-.. math:: φ(A) = ½\|A\|² − ⟨Y, A⟩ + \tfrac{1}{2σ} \sum_p (\|U_p\| − σλ)_+^2
+.. math:: φ(Θ) = ½\|Θ\|² − ⟨Y, Θ⟩ + \tfrac{1}{2σ} \sum_p (\|U_p\| − σλ)_+^2
 
 by Newton steps with Armijo's rule, then W ← prox(U) and σ grows. The Newton system has the active groups alone, those
 with ‖U_p‖ > σλ, padded to one of a few sizes. First-order steps in single precision go first, on working sets of the
@@ -35,13 +35,16 @@ from fixntk.convex.units import Units, in_units, units_of
 
 # The decrease of log(gap) that a Newton step is expected to bring; rounds that do worse for their cost give way to it.
 _EXPECTED_LOG_DECREASE = 0.28
-# σ starts at this multiple of ‖W_p‖ / λ, at which W_p and σ Z_p are alike in size,
+# Smallest first σ, as a multiple of ‖W_p‖ / λ, at which W_p and σ Z_p are alike in size.
 _FIRST_SIGMA = 10.0
-# at up to this one where the start is good, with a gap of a few per cent of the objective or less.
+# Largest first σ, where the start has a gap of a few per cent of the objective or less.
 _LARGEST_FIRST_SIGMA = 300.0
-# Newton steps without a smaller gap after which rounding must be the reason: first-order steps are less prone to it.
+# Newton steps without a smaller gap after which the stall is attributed to rounding error, which first-order steps
+# have less of.
 _PATIENCE_STEPS = 25
+# Number of first-order steps of the last resort.
 _LAST_RESORT_STEPS = 500
+# Share of the gap at which they stop.
 _LAST_RESORT_GAP_SHARE = 0.1
 
 
@@ -77,7 +80,7 @@ def _start(program: ConvexProgram, weights: Array, *, schedule: Schedule) -> New
     """At rest, before a round if the weights are zero and there are rounds, else before a Newton step."""
     if not schedule.round_sizes:
         weights = jnp.where(jnp.any(weights != 0), weights, _gradient_step(program, weights))
-    state = _at_rest(program, weights)
+    state = _resting_state(program, weights)
     following = schedule.newton_index(newton_step.num_active(program, state))
     if schedule.round_sizes:
         first_round = schedule.round_index(jnp.zeros((), jnp.int32))
@@ -86,7 +89,7 @@ def _start(program: ConvexProgram, weights: Array, *, schedule: Schedule) -> New
 
 
 def _gradient_step(program: ConvexProgram, weights: Array) -> Array:
-    """A proximal gradient step, whose lengths tell Newton's first σ what size the weights have."""
+    """A proximal gradient step, whose length gives the scale of the weights for the first σ."""
     correlations = correlations_of(program, datafit_of(program).fit(masked_outputs(program, weights)).residual)
     curvature = jnp.sum(datafit_of(program).remove_intercept(masked_outputs(program, correlations)) ** 2) / jnp.sum(
         correlations**2
@@ -96,8 +99,8 @@ def _gradient_step(program: ConvexProgram, weights: Array) -> Array:
     return jnp.where(curvature > 0, moved, weights)
 
 
-def _at_rest(program: ConvexProgram, weights: Array) -> NewtonState:
-    """A is the residual, scaled to be dual feasible, so that no group that is zero is taken for active at once.
+def _resting_state(program: ConvexProgram, weights: Array) -> NewtonState:
+    """Θ is the residual, scaled to be dual feasible, so that no group that is zero is taken for active at once.
 
     The caller chooses the next step.
     """
@@ -106,6 +109,7 @@ def _at_rest(program: ConvexProgram, weights: Array) -> NewtonState:
     norms = group_norms(weights)
     typical_norm = jnp.sum(norms) / jnp.maximum(jnp.sum(norms > 0), 1)
     largest_dual = jnp.maximum(jnp.max(group_norms(found.correlations)), tiny)
+    # σ₀ = clip(10 P/gap, 10, 300) · mean ‖W_p‖ / mean λτ over active groups; 1/max ‖Z_p‖ at W = 0.
     multiple = jnp.clip(10 * found.primal / jnp.maximum(found.gap, tiny), _FIRST_SIGMA, _LARGEST_FIRST_SIGMA)
     from_norms = multiple * typical_norm / jnp.mean(thresholds_of(program))
     return NewtonState(
@@ -135,7 +139,7 @@ _run_round = jit_for_host(working_sets.run_round, static_argnames=("size",), opt
 def _newton_step(schedule: Schedule, size: int, program: ConvexProgram, state: NewtonState) -> NewtonState:
     """A Newton step on φ for at most ``size`` active groups."""
     model = _linearise(program, state)
-    direction = _find_direction(program, state.sigma, model.prox, model.slope, size=size)
+    direction = _find_direction(program, state.sigma, model.prox, model.gradient, size=size)
     return _follow(program, state, model, direction, schedule=schedule)
 
 
@@ -164,7 +168,7 @@ def _after_round(
     Another round follows while the sets grow, or while the gap falls by enough for the cost; then Newton, which is fast
     near the solution and not bound to single precision.
     """
-    at_rest = _at_rest(program, weights.astype(program.x.dtype))
+    at_rest = _resting_state(program, weights.astype(program.x.dtype))
     # In single precision the objective may have risen.
     is_lower = at_rest.primal < state.primal
     moved = jax.tree.map(lambda new, old: jnp.where(is_lower, new, old), at_rest, state)
@@ -183,7 +187,7 @@ def _last_resort_step(program: ConvexProgram, state: NewtonState) -> NewtonState
     """First-order steps on all groups, in the program's precision; the solve fails where the gap is no smaller."""
     goal = _LAST_RESORT_GAP_SHARE * state.gap
     weights, _ = working_sets.run_first_order(program, state.weights, goal, _LAST_RESORT_STEPS)
-    moved = _at_rest(program, weights)._replace(next_step=state.next_step)
+    moved = _resting_state(program, weights)._replace(next_step=state.next_step)
     is_better = moved.gap < state.gap
     kept = state._replace(failed=jnp.ones((), bool))
     return jax.tree.map(lambda new, old: jnp.where(is_better, new, old), moved, kept)

@@ -1,11 +1,11 @@
 r"""One semismooth Newton step on the dual augmented Lagrangian φ.
 
-.. math:: φ(A) = ½\|A\|² − ⟨Y, A⟩ + \tfrac{1}{2σ} \sum_p (\|U_p\| − σλ)_+^2,
-    \qquad U_p = W_p + σ Z_p, \quad Z_p = X^⊤ D_p A.
+.. math:: φ(Θ) = ½\|Θ\|² − ⟨Y, Θ⟩ + \tfrac{1}{2σ} \sum_p (\|U_p\| − σλ)_+^2,
+    \qquad U_p = W_p + σ Z_p, \quad Z_p = X^⊤ D_p Θ.
 
 Groups with ‖U_p‖ > σλ are active. With c_p = 1 − σλ/‖U_p‖, s_p = 1 − c_p on them and zero elsewhere,
 
-.. math:: ∇φ = A − Y + \sum_p D_p X (c_p U_p), \qquad
+.. math:: ∇φ = Θ − Y + \sum_p D_p X (c_p U_p), \qquad
     H = I + σ \bigl[K(c) + \sum_p s_p q_p q_p^⊤\bigr], \quad q_p = D_p X U_p / \|U_p\|.
 
 A step linearises ∇φ, solves for the direction −H⁻¹∇φ, and follows it: it searches along it, and accepts what lowers
@@ -64,7 +64,7 @@ class NewtonState(NamedTuple):
     multiplier
         (P, d, c) W of the augmented Lagrangian.
     theta, correlations
-        (n, c) A and (P, d, c) Z.
+        (n, c) Θ and (P, d, c) Z.
     residual
         (n, c) that of prox(U).
     sigma
@@ -122,13 +122,13 @@ class Linearisation(NamedTuple):
         (P, d, c) Z°: Z itself, or the penalty's gradient at a new multiplier.
     prox
         At U° = W + σ Z°.
-    slope
-        (n, c) ∇φ(A) = A − Y + Σ_p D_p X prox(U)_p, with prox linearised around U°.
+    gradient
+        (n, c) ∇φ(Θ) = Θ − Y + Σ_p D_p X prox(U)_p, with prox linearised around U°.
     """
 
     expected: Float[Array, "P d c"]
     prox: Prox
-    slope: Float[Array, "n c"]
+    gradient: Float[Array, "n c"]
 
 
 class Trial(NamedTuple):
@@ -137,7 +137,7 @@ class Trial(NamedTuple):
     Attributes
     ----------
     theta, correlations
-        The new A and Z.
+        The new Θ and Z.
     prox
         At the new U.
     residual
@@ -206,10 +206,10 @@ def _change_of_prox(prox: Prox, sigma: Array, change: Array) -> Array:
     return sigma * newton_system.derivative(prox.kept, prox.along, prox.units, change)
 
 
-def find_direction(program: ConvexProgram, sigma: Array, prox: Prox, slope: Array, *, size: int) -> Array:
+def find_direction(program: ConvexProgram, sigma: Array, prox: Prox, gradient: Array, *, size: int) -> Array:
     """−H⁻¹∇φ with H/σ = I/σ + K(c) + Σ_p s_p q_p q_pᵀ over the active groups, at most ``size``, and s_p = 1 − c_p.
 
-    With an intercept, on the subspace orthogonal to its column, where A and ∇φ lie.
+    With an intercept, on the subspace orthogonal to its column, where Θ and ∇φ lie.
     """
     kept, chosen = lax.top_k(prox.kept, size)
     # Places that are left over hold groups that are not active, with masks of zeros.
@@ -223,7 +223,7 @@ def find_direction(program: ConvexProgram, sigma: Array, prox: Prox, slope: Arra
         rays=einsum("nd,pdc->npc", program.x, units) * masks[:, :, None],
     )
     invert = newton_system.cheapest_solver(program, size)
-    return -invert(program, sigma, active)(slope) / sigma
+    return -invert(program, sigma, active)(gradient) / sigma
 
 
 def follow(program: ConvexProgram, state: NewtonState, model: Linearisation, direction: Array) -> NewtonState:
@@ -231,36 +231,38 @@ def follow(program: ConvexProgram, state: NewtonState, model: Linearisation, dir
     # Where I + σ K(c) is indefinite by rounding the direction is not finite: a smaller σ makes it definite again.
     is_broken = ~jnp.all(jnp.isfinite(direction))
     direction = jnp.where(is_broken, 0.0, direction)
-    along = correlations_of(program, direction)
-    length = _step_length(program, state, model.slope, direction, along)
-    trial = _move(program, state, model, length * direction, length * along)
+    direction_correlations = correlations_of(program, direction)
+    length = _step_length(program, state, model.gradient, direction, direction_correlations)
+    trial = _move(program, state, model, length * direction, length * direction_correlations)
     return _accept(program, state, model, trial, is_broken)
 
 
-def _step_length(program: ConvexProgram, state: NewtonState, slope: Array, direction: Array, along: Array) -> Array:
-    """Armijo's rule by halving: φ(A + tV) ≤ φ(A) + 10⁻⁴ t ⟨∇φ, V⟩.
+def _step_length(
+    program: ConvexProgram, state: NewtonState, gradient: Array, direction: Array, direction_correlations: Array
+) -> Array:
+    """Armijo's rule by halving: φ(Θ + tV) ≤ φ(Θ) + 10⁻⁴ t ⟨∇φ, V⟩.
 
     φ along the direction needs inner products of groups alone, no product with the masks.
     """
-    sigma, threshold = state.sigma, state.sigma * thresholds_of(program)
+    sigma, threshold, ahead = state.sigma, state.sigma * thresholds_of(program), direction_correlations
     shifted = state.multiplier + sigma * state.correlations
     share = penalty_of(program).ridge_share(sigma)
     quadratic = 0.5 * jnp.sum(direction**2)
     linear = jnp.sum((state.theta - targets_of(program)) * direction)
     # ‖U_p + tσ V_p‖² = ‖U_p‖² + 2tσ ⟨U_p, V_p⟩ + t²σ² ‖V_p‖² with V_p = Xᵀ D_p V.
     squares, mixed, steepness = (
-        jnp.sum(one * two, axis=(1, 2)) for one, two in ((shifted, shifted), (shifted, along), (along, along))
+        jnp.sum(one * two, axis=(1, 2)) for one, two in ((shifted, shifted), (shifted, ahead), (ahead, ahead))
     )
 
     def change(length: Array) -> Array:
-        """φ(A + length·direction) − φ(A), group by group so that nothing large cancels."""
+        """φ(Θ + length·direction) − φ(Θ), group by group so that nothing large cancels."""
         before = jnp.sqrt(squares)
         after = jnp.sqrt(jnp.maximum(squares + 2 * length * sigma * mixed + (length * sigma) ** 2 * steepness, 0))
         over_before, over_after = jnp.maximum(before - threshold, 0), jnp.maximum(after - threshold, 0)
         hinge = share * jnp.sum((over_after - over_before) * (over_after + over_before)) / (2 * sigma)
         return length * linear + length**2 * quadratic + hinge
 
-    expected = _ARMIJO_SHARE * jnp.sum(slope * direction)
+    expected = _ARMIJO_SHARE * jnp.sum(gradient * direction)
     # What rounding leaves of φ near its minimum must not stop the full step there.
     slack = 10 * jnp.finfo(program.x.dtype).eps * jnp.sum(targets_of(program) ** 2)
     search = backtrack(
@@ -274,10 +276,10 @@ def _step_length(program: ConvexProgram, state: NewtonState, slope: Array, direc
 def _move(
     program: ConvexProgram, state: NewtonState, model: Linearisation, change: Array, correlations_change: Array
 ) -> Trial:
-    """The new prox(U) after a change of A, and its prediction by the linearisation."""
+    """The new prox(U) after a change of Θ, and its prediction by the linearisation."""
     correlations = state.correlations + correlations_change
     prox = shrink(program, state.multiplier + state.sigma * correlations, state.sigma)
-    # σ multiplies the distance of A from the solution in prox(U), but not in its linearisation.
+    # σ multiplies the distance of Θ from the solution in prox(U), but not in its linearisation.
     linear = model.prox.weights + _change_of_prox(model.prox, state.sigma, correlations - model.expected)
     linear = jnp.where((prox.kept > 0)[:, None, None], linear, 0.0)
     fit, ahead = _fits(program, prox.weights, linear)
@@ -300,8 +302,8 @@ def _accept(
     # well as it needs to be.
     own_step = jnp.sqrt(jnp.sum((trial.prox.weights - state.multiplier) ** 2)) / state.sigma
     rounding = _gradient_rounding(program) * state.sigma
-    gradient = jnp.sqrt(jnp.sum((trial.theta - trial.residual) ** 2))
-    is_minimised = gradient <= jnp.maximum(_INNER_LOOSENESS * own_step, rounding)
+    gradient_norm = jnp.sqrt(jnp.sum((trial.theta - trial.residual) ** 2))
+    is_minimised = gradient_norm <= jnp.maximum(_INNER_LOOSENESS * own_step, rounding)
     # Where no group enters, the step was one of a proximal Newton method on W: if it lowered the gap well, the next may
     # follow from there without a nearer minimum of φ.
     nothing_enters = jnp.all((model.prox.kept > 0) | (trial.prox.kept == 0))
@@ -309,7 +311,7 @@ def _accept(
     multiplier = jnp.where(is_minimised, trial.prox.weights, jnp.where(is_proximal, trial.weights, state.multiplier))
     is_new = is_minimised | is_proximal
 
-    # Where rounding is what stops the inner problem, a smaller σ has less of it.
+    # σ ← σ · clip(‖W⁺ − W‖/σ / rounding error of ∇φ), as a smaller σ has less rounding error.
     growth = jnp.clip(own_step / rounding, 1 / _MAX_SIGMA_GROWTH, _MAX_SIGMA_GROWTH)
     largest = newton_system.largest_sigma(program, trial.prox.kept)
     sigma = jnp.where(is_new & ~is_broken, jnp.minimum(growth * state.sigma, largest), state.sigma)

@@ -1,4 +1,4 @@
-"""The linear system of a Newton step: (H/σ)⁻¹ by whichever way takes fewest operations.
+"""The linear system of a Newton step: (H/σ)⁻¹ by the cheapest of four methods.
 
 H/σ = I/σ + K(c) + Σ_p s_p q_p q_pᵀ over the active groups, a masked Gram kernel of n·c rows. In double precision a
 factorisation in single, which takes half the time and the memory, preconditions conjugate gradients whose products
@@ -22,9 +22,9 @@ from fixntk._numerics import einsum, matmul, with_dtype
 from fixntk.convex.program import ConvexProgram, datafit_of, group_shape_of, targets_of
 from fixntk.gram import masked_adjoint, masked_apply
 
-# A product with the masks costs this many operations beside its arithmetic,
+# A product with the masks costs this number of operations beside its arithmetic.
 _PASS_OVERHEAD_FLOPS = 4e6
-# and each entry of the masks costs as much as this number of additional features.
+# Each entry of the masks costs the same as this number of additional features.
 _FEATURES_PER_ENTRY = 15
 # In double precision, an operation of such a product takes this factor more time than one of a square matrix product.
 _PASS_SLOWNESS = 2.0
@@ -164,7 +164,7 @@ def _matrix_block(program: ConvexProgram, active: Active, rows: slice) -> Array:
 def _by_features(program: ConvexProgram, sigma: Array, active: Active) -> Inverse:
     """A Cholesky factorisation with one row for each feature of each active group (Woodbury).
 
-    Refined once, as what cancels takes digits.
+    Refined once, because cancellation loses digits.
     """
     features = _features(program, active)
     inner = _inverse_by_cholesky(einsum("if,ig->fg", features, features), 1 / sigma)

@@ -42,19 +42,23 @@ _MIN_CURVATURE_SHARE = 1e-9
 # A row's target F + R/h is at most this multiple of the largest output or target away, as for an outlier of Huber's
 # loss, whose curvature is zero: digits of the squared loss would be lost.
 _MAX_AIM_MULTIPLE = 1e3
-# The inner program is solved to this share of the present gap,
+# Gap to which the inner program is solved, as a share of the present gap.
 _INNER_GAP_SHARE = 0.03
-# and to this share of the decrease of its own objective, without which the way to its solution may not lead down,
+# The same as a share of the decrease of its own objective, without which its solution may be no descent direction.
 _INNER_DECREASE_SHARE = 0.5
-# unless its gap is this multiple of the rounding error of its objective, where nothing is left to decrease.
+# Multiple of the rounding error of its objective at which its gap is small enough anyway.
 _NEGLIGIBLE_GAP_IN_EPS = 1e3
+# Largest number of Newton steps on the inner program.
 _MAX_INNER_STEPS = 40
 # Armijo's rule.
 _ARMIJO_SHARE = 1e-4
+# Largest number of halvings of a step.
 _MAX_HALVINGS = 25
-# Steps without a smaller gap after which first-order steps have their turn.
+# Steps without a smaller gap after which first-order steps follow.
 _PATIENCE_STEPS = 10
+# Number of these.
 _FIRST_ORDER_STEPS = 500
+# Share of the gap at which they stop.
 _FIRST_ORDER_GAP_SHARE = 0.1
 
 
@@ -131,7 +135,7 @@ def _model_around(program: ConvexProgram, state: ProxNewtonState) -> _Model:
         share * loss.steepest, jnp.max(jnp.abs(residuals), axis=1) / jnp.where(farthest > 0, farthest, 1.0)
     )
     curvatures = jnp.maximum(loss.curvatures(outputs, targets), smallest)
-    # Where the curvature jumps, as at the bend of Huber's loss, steps can go to and fro between its two sides. With the
+    # Where the curvature jumps, as at the bend of Huber's loss, steps can oscillate between its two sides. With the
     # largest curvature the model is nowhere below the loss, and its minimum is on the right side.
     curvatures = jnp.where(state.stalled % 2 == 1, loss.steepest, curvatures)
     aims = outputs + residuals / curvatures[:, None]
@@ -160,7 +164,7 @@ def _move(program: ConvexProgram, state: ProxNewtonState, inner_weights: Array, 
     search = backtrack(is_lower, jnp.ones_like(slack), max_halvings=_MAX_HALVINGS)
     length = jnp.where(search.accepted, search.length, 0.0)
     moved = _state_at(program, state.iterate + length * change, state.fitted + length * fitted_change)
-    kept = _better(moved, state)
+    kept = _keep_best(moved, state)
     is_stuck = ~search.accepted | (kept.stalled > _PATIENCE_STEPS)
     return kept._replace(next_step=is_stuck.astype(jnp.int32))
 
@@ -170,12 +174,12 @@ def _first_order_step(program: ConvexProgram, state: ProxNewtonState) -> ProxNew
     """First-order steps from the iterate of smallest gap; the solve fails where they do not lower the gap."""
     goal = _FIRST_ORDER_GAP_SHARE * state.gap
     weights, _ = working_sets.run_first_order(program, state.weights, goal, _FIRST_ORDER_STEPS)
-    moved = _better(init(program, weights), state)
+    moved = _keep_best(init(program, weights), state)
     return moved._replace(stalled=jnp.zeros((), jnp.int32), failed=moved.failed | (moved.stalled > 0))
 
 
-def _better(moved: ProxNewtonState, state: ProxNewtonState) -> ProxNewtonState:
-    """The state that goes on from where it moved to, and keeps the weights of the smaller gap."""
+def _keep_best(moved: ProxNewtonState, state: ProxNewtonState) -> ProxNewtonState:
+    """The new state, with the weights of the smaller gap."""
     is_better = moved.gap < state.gap
     kept = {
         name: jnp.where(is_better, getattr(moved, name), getattr(state, name))
@@ -196,7 +200,7 @@ def _supports(program: ConvexProgram) -> None:
     check_norm("newton", program)
 
 
-# It answers to the name of Newton, which it is for these losses.
+# Registered as 'newton': it is Newton's method for these losses.
 METHOD = Method(
     name="newton",
     init=init,
