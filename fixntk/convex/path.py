@@ -230,7 +230,7 @@ def _as_regs(
 
 
 def _predict_start(known: list[tuple[float, Array]], start: Array, reg: float) -> Array:
-    """The next solution as the last two predict it, since the path is piecewise smooth; the last one where there is one.
+    """The next solution as the last two predict it, since the path is piecewise smooth; the last one if it is alone.
 
     ``known`` has the last two λ and weights.
     """
