@@ -23,8 +23,10 @@ from fixntk.convex import ConvexProgram, solve_quietly
 from fixntk.convex.program import absorb_sample_weight, datafit_of, masked_outputs
 from fixntk.convex.progress import progress_bar
 from fixntk.convex.solvers import irls
-from fixntk.estimators.fitting import GatedFit, GateOptions, as_gated_fit, check_regs, gated_problem
+from fixntk.estimators.fitting import GatedFit, as_gated_fit, check_regs, gated_problem
+from fixntk.estimators.gate_options import GateOptions, draw_gates
 from fixntk.estimators.preprocessing import Training, padded_size
+from fixntk.gates.masks import activation_masks
 from fixntk.gram import masked_apply
 
 # Relative gap that determines the smoothing ε of the reweighting. The reweighting itself stops by its number of steps.
@@ -140,7 +142,10 @@ def choose_gated(
     with allow_float64():
         problem = gated_problem(training, gates, "squared")
         candidates = problem.max_reg * np.asarray(shares)
-        data = jnp.asarray(training.padded_x), jnp.asarray(training.padded_targets), problem.program.masks
+        x, targets = training.x[:, : gates.num_columns], training.targets
+        # Gates that are drawn from the data are drawn from the training rows of a fold alone.
+        gates_of_folds = [draw_gates(gates, x[kept], targets[kept]) for kept, _ in folds]
+        data = jnp.asarray(training.padded_x), jnp.asarray(training.padded_targets), gates_of_folds
         splits = _as_splits(folds, training)
         outputs = _held_out_outputs(*data, splits, candidates, max_steps, progress=progress)[:, :, : training.num_rows]
         losses = np.array([[loss(of_step) for of_step in of_reg] for of_reg in outputs])
@@ -168,7 +173,7 @@ def _as_splits(folds: Folds, training: Training) -> Splits:
 def _held_out_outputs(
     x: Float[Array, "m w"],
     targets: Float[Array, "m c"],
-    masks: Bool[Array, "m P"],
+    gates_of_folds: Sequence[Float[Array, "P w"]],
     splits: Splits,
     regs: Float[np.ndarray, " R"],
     max_steps: int,
@@ -184,6 +189,7 @@ def _held_out_outputs(
     num_folds, done = len(splits.train), 0
     with progress_bar("cross-validation", total=num_folds * len(regs), unit="fit", shown=progress) as show:
         for number, fold in enumerate(zip(*splits, strict=True)):
+            masks = activation_masks(x, gates_of_folds[number])
             program, held_out = _program_of_fold(x, targets, masks, *fold[:2]), np.asarray(fold[2])
             for position, reg in enumerate(regs):
                 found = _outputs_at_reg(program.with_reg(reg), x, masks, max_steps=max_steps)

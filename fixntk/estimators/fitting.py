@@ -11,42 +11,27 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jaxtyping import Float
-from sklearn.utils import check_random_state
 
 from fixntk._numerics import allow_float64, with_dtype
-from fixntk.convex import ConvexProgram, Solution, solve
+from fixntk._warnings import ignore_convergence_warnings
+from fixntk.convex import ConvexProgram, Solution, discover, solve
 from fixntk.convex.program import absorb_sample_weight, replace_fields
+from fixntk.estimators.gate_options import DISCOVERED, GateOptions, draw_gates
 from fixntk.estimators.gaussian_process import LEAST_FREEDOM, Kernel, condition
-from fixntk.estimators.preprocessing import Training, padded_width
-from fixntk.gates.masks import activation_masks, sample_gates
+from fixntk.estimators.preprocessing import Training
+from fixntk.gates.masks import activation_masks
 from fixntk.gram import masked_gram
 from fixntk.networks.models import GatedReLUNetwork
 from fixntk.ntk import gated_relu_ntk
 
 # Candidates for the ridge, in units of the kernel's mean diagonal.
 DEFAULT_REGS = tuple(10.0**k for k in range(-6, 3))
+# Largest number of rounds of gate discovery.
+_MAX_ROUNDS = 20
 # Candidates for λ in classification, in units of λ_max.
 DEFAULT_REG_SHARES = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 # Candidates for λ in regression, in units of λ_max. Some are smaller, as targets can be almost free of noise.
 DEFAULT_REGRESSION_SHARES = (*DEFAULT_REG_SHARES, 0.0003, 0.0001, 0.00001)
-
-
-class GateOptions(NamedTuple):
-    """Options for drawing gates.
-
-    Attributes
-    ----------
-    num_gates
-        Number of gates P.
-    num_columns
-        Number of columns of the scaled inputs without the padding, the bias column included.
-    random_state
-        As everywhere in scikit-learn.
-    """
-
-    num_gates: Any
-    num_columns: int
-    random_state: Any
 
 
 class GatedProblem(NamedTuple):
@@ -183,16 +168,26 @@ def fit_gated(
     with allow_float64():
         problem = gated_problem(training, gates, loss)
         program = problem.program.with_reg(share * problem.max_reg)
-        solution = solve(program, tol=tol, max_iter=max_iter, progress=progress)
-    return as_gated_fit(solution, problem.gates, share * problem.max_reg)
+        if isinstance(gates.source, str) and gates.source == DISCOVERED:
+            solution, found = _discover_gates(program, problem.gates, gates.seed, tol=tol, progress=progress)
+        else:
+            solution, found = solve(program, tol=tol, max_iter=max_iter, progress=progress), problem.gates
+    return as_gated_fit(solution, found, share * problem.max_reg)
+
+
+def _discover_gates(
+    program: ConvexProgram, gates: Float[Array, "P w"], seed: int, *, tol: float | None, progress: bool
+) -> tuple[Solution, Float[Array, "Q w"]]:
+    """The solution with gates that the targets ask for, found from random ones by column generation."""
+    with ignore_convergence_warnings():
+        options: dict[str, Any] = {"tol": tol, "max_rounds": _MAX_ROUNDS, "progress": progress}
+        found = discover(program, gates, key=jax.random.key(seed), **options)
+    return found.solution, found.gates
 
 
 def gated_problem(training: Training, options: GateOptions, loss: str) -> GatedProblem:
-    """State the convex program on padded rows with random gates."""
-    seed = int(check_random_state(options.random_state).randint(2**31 - 1))
-    # The gates do not depend on the padding.
-    gates = sample_gates(jax.random.key(seed), options.num_gates, options.num_columns)
-    gates = jnp.pad(gates, ((0, 0), (0, padded_width(options.num_columns) - options.num_columns)))
+    """State the convex program on padded rows with gates that are drawn, which do not depend on the padding."""
+    gates = draw_gates(options, training.x[:, : options.num_columns], training.targets)
     rows = jnp.asarray(training.padded_x)
     data = rows, jnp.asarray(_program_targets(training, loss)), activation_masks(rows, gates), 1.0, loss
     program = ConvexProgram(*data, sample_weight=training.padded_weights, intercept=True)

@@ -23,6 +23,7 @@ from fixntk.estimators.fitting import (
     fit_gated,
     leave_one_out,
 )
+from fixntk.estimators.gate_options import DISCOVERED
 from fixntk.estimators.mixins import ClassificationMixin, GatedMixin, RegressionMixin
 from fixntk.estimators.preprocessing import distinct_rows
 
@@ -33,7 +34,13 @@ class GatedReLURegressor(GatedMixin, RegressionMixin, BaseEstimator):
     Parameters
     ----------
     num_gates : int
-        P, random hyperplanes N(0, I) in the standardised inputs.
+        P, the number of gates that are drawn.
+    gates : str, array (P, d') or callable
+        Where the gates come from. "random": hyperplanes N(0, I) in the scaled inputs. "discovered": from random ones
+        on by column generation (:func:`fixntk.discover`), which takes longer and gains most where few directions
+        matter. A name of :data:`fixntk.gates.samplers.SAMPLERS`, such as "through_points" or "between_classes": drawn
+        from the training rows. An array of gates on the scaled inputs, followed by the bias column where there is one.
+        A function (key, num_gates, x, y) of these inputs and a scaled target.
     reg : float
         λ/λ_max, between 0 and 1.
     loss : str
@@ -73,10 +80,13 @@ class GatedReLURegressor(GatedMixin, RegressionMixin, BaseEstimator):
     See docs/mathematics.md, M5 and M10.
     """
 
+    _other_sources = (DISCOVERED,)
+
     def __init__(
         self,
         num_gates: int = 512,
         *,
+        gates: Any = "random",
         reg: float = 0.01,
         loss: str = "squared",
         standardize: bool = True,
@@ -87,6 +97,7 @@ class GatedReLURegressor(GatedMixin, RegressionMixin, BaseEstimator):
         verbose: int = 0,
     ) -> None:
         self.num_gates = num_gates
+        self.gates = gates
         self.reg = reg
         self.loss = loss
         self.standardize = standardize
@@ -124,7 +135,7 @@ class GatedReLUClassifier(GatedMixin, ClassificationMixin, BaseEstimator):
 
     Parameters
     ----------
-    num_gates, reg, standardize, bias, tol, max_iter, random_state, verbose
+    num_gates, gates, reg, standardize, bias, tol, max_iter, random_state, verbose
         As for :class:`GatedReLURegressor`.
     loss : str
         "squared", on ±1 for two classes and for each of several against the rest, with one kernel for all; or
@@ -148,10 +159,13 @@ class GatedReLUClassifier(GatedMixin, ClassificationMixin, BaseEstimator):
     See docs/mathematics.md, M5 and M10.
     """
 
+    _other_sources = (DISCOVERED,)
+
     def __init__(
         self,
         num_gates: int = 512,
         *,
+        gates: Any = "random",
         reg: float = 0.01,
         loss: str = "squared",
         class_weight: Any = None,
@@ -163,6 +177,7 @@ class GatedReLUClassifier(GatedMixin, ClassificationMixin, BaseEstimator):
         verbose: int = 0,
     ) -> None:
         self.num_gates = num_gates
+        self.gates = gates
         self.reg = reg
         self.loss = loss
         self.class_weight = class_weight
@@ -211,6 +226,8 @@ class GatedReLURegressorCV(GatedMixin, RegressionMixin, BaseEstimator):
     ----------
     num_gates : int
         P; the accuracy decreases with fewer gates (docs/comparison.md).
+    gates : str, array (P, d') or callable
+        As for :class:`GatedReLURegressor`, without "discovered". In each fold they are drawn from its training rows.
     standardize, bias, random_state, verbose
         As for :class:`GatedReLURegressor`.
     regs : sequence of float
@@ -238,6 +255,7 @@ class GatedReLURegressorCV(GatedMixin, RegressionMixin, BaseEstimator):
         self,
         num_gates: int = 2048,
         *,
+        gates: Any = "random",
         regs: Any = DEFAULT_REGRESSION_SHARES,
         num_folds: int = 4,
         max_steps: int = 6,
@@ -247,6 +265,7 @@ class GatedReLURegressorCV(GatedMixin, RegressionMixin, BaseEstimator):
         verbose: int = 0,
     ) -> None:
         self.num_gates = num_gates
+        self.gates = gates
         self.regs = regs
         self.num_folds = num_folds
         self.max_steps = max_steps
@@ -282,7 +301,7 @@ class GatedReLUClassifierCV(GatedMixin, ClassificationMixin, BaseEstimator):
     ----------
     standardize, bias, random_state, class_weight, verbose
         As for :class:`GatedReLUClassifier`.
-    num_gates, regs, num_folds, max_steps
+    num_gates, gates, regs, num_folds, max_steps
         As for :class:`GatedReLURegressorCV`; folds are stratified.
 
     Attributes
@@ -308,6 +327,7 @@ class GatedReLUClassifierCV(GatedMixin, ClassificationMixin, BaseEstimator):
         self,
         num_gates: int = 2048,
         *,
+        gates: Any = "random",
         class_weight: Any = None,
         regs: Any = DEFAULT_REG_SHARES,
         num_folds: int = 4,
@@ -318,6 +338,7 @@ class GatedReLUClassifierCV(GatedMixin, ClassificationMixin, BaseEstimator):
         verbose: int = 0,
     ) -> None:
         self.num_gates = num_gates
+        self.gates = gates
         self.class_weight = class_weight
         self.regs = regs
         self.num_folds = num_folds

@@ -10,13 +10,15 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Int
 from sklearn.base import ClassifierMixin, MultiOutputMixin, RegressorMixin
+from sklearn.utils import check_random_state
 from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from fixntk.convex import Solution
 from fixntk.estimators.cross_validation import GatedChoice
-from fixntk.estimators.fitting import GatedFit, GateOptions, LearntKernel, NTKFit, kernel_matrix
+from fixntk.estimators.fitting import GatedFit, LearntKernel, NTKFit, kernel_matrix
+from fixntk.estimators.gate_options import GateOptions, check_source
 from fixntk.estimators.gaussian_process import Kernel, Process, condition
 from fixntk.estimators.preprocessing import (
     Chosen,
@@ -167,8 +169,11 @@ class GatedMixin(InputMixin):
     """Estimators that solve the convex program of a gated-ReLU network."""
 
     num_gates: int
+    gates: Any
     random_state: Any
     loss: str = "squared"
+    # Values of ``gates`` beside those that every gated estimator takes.
+    _other_sources: tuple[str, ...] = ()
     network_: GatedReLUNetwork
     solution_: Solution
     gates_: np.ndarray
@@ -177,7 +182,9 @@ class GatedMixin(InputMixin):
     _condition: Callable[..., Process]
 
     def _gate_options(self) -> GateOptions:
-        return GateOptions(self.num_gates, self.n_features_in_ + bool(self.bias), self.random_state)
+        check_source(self.gates, *self._other_sources)
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        return GateOptions(self.gates, self.num_gates, self.n_features_in_ + bool(self.bias), seed)
 
     def _set_fit(self, fit: GatedFit) -> None:
         self.network_, self.solution_, self.gates_, self.reg_ = fit.network, fit.solution, fit.gates, fit.reg

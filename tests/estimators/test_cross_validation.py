@@ -7,10 +7,10 @@ import pytest
 
 import fixntk as fx
 from fixntk.estimators.cross_validation import choose_gated, shuffled_folds, squared_error, stratified_folds
-from fixntk.estimators.fitting import GateOptions
+from fixntk.estimators.gate_options import GateOptions
 from fixntk.estimators.preprocessing import Training, pad_rows
 
-OPTIONS = GateOptions(16, 8, 0)
+OPTIONS = GateOptions("random", 16, 8, 0)
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import pytest
 
 import fixntk as fx
 from fixntk.estimators.fitting import (
-    GateOptions,
     LearntKernel,
     check_reg,
     check_regs,
@@ -16,6 +15,7 @@ from fixntk.estimators.fitting import (
     kernel_matrix,
     leave_one_out,
 )
+from fixntk.estimators.gate_options import GateOptions
 from fixntk.estimators.preprocessing import Training, pad_rows
 
 
@@ -63,7 +63,7 @@ def test_the_problem_has_the_largest_reg_of_its_rows_whatever_the_padding(rng, l
         "softmax": lambda: 2 * np.eye(3)[np.arange(36) % 3] - 1,
     }[loss]()
     training = drawn(rng, targets=signs)
-    problem = gated_problem(training, GateOptions(16, 8, 3), loss)
+    problem = gated_problem(training, GateOptions("random", 16, 8, 3), loss)
     masks = np.asarray(fx.activation_masks(training.x, problem.gates))
     # Residuals of zero outputs.
     residuals = {"squared": signs, "logistic": signs / 2, "softmax": (signs + 1) / 2 - 1 / 3}[loss]
@@ -72,13 +72,13 @@ def test_the_problem_has_the_largest_reg_of_its_rows_whatever_the_padding(rng, l
     np.testing.assert_allclose(problem.max_reg, largest, rtol=1e-10)
     more = Training(*(np.concatenate([part, 0 * part]) for part in training[:3]), 36)
     assert problem.gates.shape == (16, 8)
-    np.testing.assert_array_equal(gated_problem(more, GateOptions(16, 8, 3), loss).gates, problem.gates)
-    np.testing.assert_allclose(gated_problem(more, GateOptions(16, 8, 3), loss).max_reg, largest, rtol=1e-10)
+    np.testing.assert_array_equal(gated_problem(more, GateOptions("random", 16, 8, 3), loss).gates, problem.gates)
+    np.testing.assert_allclose(gated_problem(more, GateOptions("random", 16, 8, 3), loss).max_reg, largest, rtol=1e-10)
 
 
 def test_a_fit_is_on_the_host_and_its_network_has_the_outputs_of_its_solution(rng):
     training = drawn(rng, targets=rng.standard_normal((36, 1)))
-    fit = fit_gated(training, GateOptions(8, 8, 0), reg=0.1, loss="squared", tol=1e-6, max_iter=None)
+    fit = fit_gated(training, GateOptions("random", 8, 8, 0), reg=0.1, loss="squared", tol=1e-6, max_iter=None)
     assert isinstance(fit.solution.weights, np.ndarray)
     outputs = fit.solution.predict(jnp.asarray(training.x), jnp.asarray(fit.gates))
     np.testing.assert_allclose(fit.network(training.x), outputs[:, 0], atol=1e-10)
