@@ -78,27 +78,39 @@ class Splits(NamedTuple):
     held_out: Bool[Array, "*folds m"]
 
 
-def shuffled_folds(num_rows: int, num_folds: int, *, seed: int) -> Folds:
-    """Folds in random order.
+def shuffled_folds(num_rows: int, num_folds: int, *, seed: int, num_copies: int = 0) -> Folds:
+    """Folds in random order of distinct rows, of which there were ``num_copies`` with their copies.
+
+    Fewer distinct rows than folds, but copies enough, are one fold that is trained on and held out: each row would
+    leave copies of itself in training.
 
     Raises
     ------
     ValueError
         If there are fewer rows than folds.
     """
+    if num_rows < num_folds <= num_copies:
+        return _one_fold(num_rows)
     return list(KFold(num_folds, shuffle=True, random_state=seed).split(np.zeros(num_rows)))
 
 
-def stratified_folds(labels: np.ndarray, num_folds: int, *, seed: int) -> Folds:
+def stratified_folds(labels: np.ndarray, num_folds: int, *, seed: int, num_copies: int = 0) -> Folds:
     """Stratified folds in random order, at most one for each row of the largest class.
 
-    A class of fewer rows than folds is absent from some held-out parts.
+    A class of fewer rows than folds is absent from some held-out parts. Where no class has two distinct rows, but there
+    are copies enough, they are one fold as in :func:`shuffled_folds`.
     """
     largest = int(np.unique(labels, return_counts=True)[1].max())
+    if largest < 2 and num_folds <= num_copies:
+        return _one_fold(len(labels))
     splitter = StratifiedKFold(min(num_folds, largest), shuffle=True, random_state=seed)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The least populated class", UserWarning)
         return list(splitter.split(np.zeros(len(labels)), labels))
+
+
+def _one_fold(num_rows: int) -> Folds:
+    return [(np.arange(num_rows), np.arange(num_rows))]
 
 
 def squared_error(

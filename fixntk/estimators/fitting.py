@@ -26,6 +26,8 @@ from fixntk.ntk import gated_relu_ntk
 
 # Candidates for the ridge, in units of the kernel's mean diagonal.
 DEFAULT_REGS = tuple(10.0**k for k in range(-6, 3))
+# λ_max counts as zero below this multiple of the dtype's resolution and of the sizes of inputs and targets.
+_ZERO_IN_EPS = 100.0
 # Largest number of rounds of gate discovery.
 _MAX_ROUNDS = 20
 # Candidates for λ in classification, in units of λ_max.
@@ -44,7 +46,8 @@ class GatedProblem(NamedTuple):
     gates
         (P, w), zero in the columns of the padding.
     max_reg
-        λ_max of the program without its intercept; 1 where that is zero.
+        λ_max of the program without its intercept. Where that is zero up to rounding, ‖x‖·‖y‖, from which on W = 0 is
+        the solution, so that every fit is the constant.
     """
 
     program: ConvexProgram
@@ -193,7 +196,12 @@ def gated_problem(training: Training, options: GateOptions, loss: str) -> GatedP
     program = ConvexProgram(*data, sample_weight=training.padded_weights, intercept=True)
     # λ_max is computed without an intercept, so that a class of small weight does not determine the scale.
     largest = float(replace_fields(program, column=None).max_reg())
-    return GatedProblem(absorb_sample_weight(program), gates, largest if largest > 0 else 1.0)
+    # Where x says nothing about the targets λ_max is a rounding error, and a fit at a share of it fits rounding errors.
+    weighted = training.padded_weights[:, None] * training.padded_x
+    bound = float(np.linalg.norm(weighted) * np.linalg.norm(training.padded_targets))
+    if largest <= _ZERO_IN_EPS * np.finfo(float).eps * bound:
+        largest = bound
+    return GatedProblem(absorb_sample_weight(program), gates, largest)
 
 
 def _program_targets(training: Training, loss: str) -> Float[np.ndarray, "m ..."]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from sklearn.base import BaseEstimator
 
-from fixntk.estimators.calibration import fit_temperature
+from fixntk.estimators.calibration import fit_temperature, smallest_log_loss
 from fixntk.estimators.cross_validation import choose_gated, shuffled_folds, squared_error, stratified_folds
 from fixntk.estimators.fitting import (
     DEFAULT_REG_SHARES,
@@ -212,7 +212,7 @@ class GatedReLUClassifier(GatedMixin, ClassificationMixin, BaseEstimator):
         self.temperature_ = 1.0
         if self.loss == "squared":
             outputs = leave_one_out(LearntKernel(self.kernel_weights_, self.gates_), training, self.reg_)
-            self.temperature_ = fit_temperature(outputs, training.weights, codes).factor
+            self.temperature_ = fit_temperature(outputs, training.weights, codes)
         return self
 
 
@@ -283,7 +283,7 @@ class GatedReLURegressorCV(GatedMixin, RegressionMixin, BaseEstimator):
             If inputs are not numbers, there are fewer rows than folds, or an option is out of its range.
         """
         training = self._read(X, y, sample_weight, distinct_rows)
-        folds = shuffled_folds(training.num_rows, self.num_folds, seed=0)
+        folds = shuffled_folds(training.num_rows, self.num_folds, seed=0, num_copies=len(y))
         loss = partial(squared_error, targets=training.targets, weights=training.weights)
         gates = self._gate_options()
         options: dict[str, Any] = {"regs": self.regs, "max_steps": self.max_steps, "progress": self.verbose > 0}
@@ -357,14 +357,14 @@ class GatedReLUClassifierCV(GatedMixin, ClassificationMixin, BaseEstimator):
             If inputs are not numbers, there is one class only, or an option is out of its range.
         """
         training, codes = self._read(X, y, sample_weight)
-        folds = stratified_folds(codes, self.num_folds, seed=0)
+        folds = stratified_folds(codes, self.num_folds, seed=0, num_copies=len(y))
 
         def loss(outputs: np.ndarray) -> float:
-            return fit_temperature(outputs, training.weights, codes).log_loss
+            return smallest_log_loss(outputs, training.weights, codes)
 
         gates = self._gate_options()
         options: dict[str, Any] = {"regs": self.regs, "max_steps": self.max_steps, "progress": self.verbose > 0}
         choice = choose_gated(training, gates, folds, loss, **options)
         self._set_choice(choice)
-        self.temperature_ = fit_temperature(choice.held_out_outputs, training.weights, codes).factor
+        self.temperature_ = fit_temperature(choice.held_out_outputs, training.weights, codes)
         return self

@@ -105,7 +105,7 @@ class NTKClassifier(NTKMixin, ClassificationMixin, BaseEstimator):
         training, codes = self._read(X, y, sample_weight)
         fit = fit_ntk(training, (self.reg,))
         self._set_fit(fit, training)
-        self.temperature_ = fit_temperature(fit.left_out_outputs, training.weights, codes).factor
+        self.temperature_ = fit_temperature(fit.left_out_outputs, training.weights, codes)
         return self
 
 
@@ -194,5 +194,5 @@ class NTKClassifierCV(NTKMixin, ClassificationMixin, BaseEstimator):
         training, codes = self._read(X, y, sample_weight)
         fit = fit_ntk(training, self.regs)
         self._set_fit(fit, training)
-        self.temperature_ = fit_temperature(fit.left_out_outputs, training.weights, codes).factor
+        self.temperature_ = fit_temperature(fit.left_out_outputs, training.weights, codes)
         return self

@@ -1,21 +1,29 @@
-"""The temperature minimises the log-loss: SciPy, finite differences, and data whose temperature is known."""
+"""The temperature minimises the log-loss on smoothed labels: SciPy, and data whose temperature is known."""
 
 import numpy as np
 import pytest
 from scipy.optimize import minimize
 from scipy.special import expit, softmax
 
-from fixntk.estimators.calibration import fit_temperature
+from fixntk.estimators.calibration import fit_temperature, smallest_log_loss
 
 
-def log_loss(factor, scores, weights, codes):
-    """The definition, with probabilities."""
+def log_loss(factor, scores, weights, codes, *, smooth):
+    """The definition, with probabilities and a loop over rows."""
     if scores.shape[1] == 1:
         second = expit(factor * scores[:, 0])
         probabilities = np.column_stack([1 - second, second])
     else:
         probabilities = softmax(factor * scores, axis=1)
-    return -np.average(np.log(probabilities[np.arange(len(codes)), codes]), weights=weights)
+    num_classes, total = probabilities.shape[1], 0.0
+    counts = [weights[codes == k].sum() * len(codes) / weights.sum() for k in range(num_classes)]
+    for row, weight, code in zip(probabilities, weights, codes, strict=True):
+        # Platt's targets for two classes: (N + 1)/(N + 2) and 1/(N + 2).
+        others = 1 / (counts[code] + num_classes) if smooth else 0.0
+        targets = np.full(num_classes, others)
+        targets[code] = 1 - (num_classes - 1) * others
+        total -= weight * targets @ np.log(row)
+    return total / weights.sum()
 
 
 def drawn(rng, num_classes, factor=1.0, num_rows=60):
@@ -28,41 +36,45 @@ def drawn(rng, num_classes, factor=1.0, num_rows=60):
 
 @pytest.mark.parametrize("num_classes", [2, 3])
 @pytest.mark.parametrize("factor", [0.5, 3.0])
-def test_the_temperature_minimises_the_weighted_log_loss(rng, num_classes, factor):
-    scores, weights, codes = drawn(rng, num_classes, factor)
-    found = fit_temperature(scores, weights, codes)
-    best = minimize(lambda log: log_loss(np.exp(log[0]), scores, weights, codes), [0.0], method="BFGS", tol=1e-9)
-    np.testing.assert_allclose(found.log_loss, best.fun, rtol=1e-9)
-    np.testing.assert_allclose(np.log(found.factor), best.x[0], atol=1e-3)
-    np.testing.assert_allclose(found.log_loss, log_loss(found.factor, scores, weights, codes), rtol=1e-12)
-    unweighted = fit_temperature(scores, np.ones(60), codes)
-    assert abs(np.log(unweighted.factor / found.factor)) > 3e-3
+def test_temperature_and_loss_are_the_minimum_of_the_definition(rng, num_classes, factor):
+    data = drawn(rng, num_classes, factor)
+    found = fit_temperature(*data)
+    best = minimize(lambda log: log_loss(np.exp(log[0]), *data, smooth=True), [0.0], method="BFGS", tol=1e-9)
+    np.testing.assert_allclose(np.log(found), best.x[0], atol=5e-4)
+    plain = minimize(lambda log: log_loss(np.exp(log[0]), *data, smooth=False), [0.0], method="BFGS", tol=1e-9)
+    np.testing.assert_allclose(smallest_log_loss(*data), plain.fun, rtol=1e-9)
+    unweighted = fit_temperature(data[0], np.ones(60), data[2])
+    assert abs(np.log(unweighted / found)) > 1e-3
 
 
 @pytest.mark.parametrize("num_classes", [2, 4])
-def test_scores_of_another_unit_have_another_factor_and_the_same_loss(rng, num_classes):
+def test_scores_and_weights_of_another_unit_change_nothing_but_the_factor(rng, num_classes):
     scores, weights, codes = drawn(rng, num_classes)
-    one, other = (fit_temperature(unit * scores, weights, codes) for unit in (1.0, 50.0))
-    np.testing.assert_allclose(other.factor, one.factor / 50, rtol=1e-3)
-    np.testing.assert_allclose(other.log_loss, one.log_loss, rtol=1e-6)
+    np.testing.assert_allclose(
+        fit_temperature(50 * scores, 7 * weights, codes), fit_temperature(scores, weights, codes) / 50, rtol=1e-3
+    )
+    one, other = (smallest_log_loss(unit * scores, unit * weights, codes) for unit in (1.0, 50.0))
+    np.testing.assert_allclose(other, one, rtol=1e-6)
 
 
 def test_labels_drawn_with_a_temperature_have_it(rng):
     scores, weights, codes = drawn(rng, 3, factor=2.5, num_rows=20_000)
-    assert abs(fit_temperature(scores, np.ones_like(weights), codes).factor - 2.5) < 0.1
+    assert abs(fit_temperature(scores, np.ones_like(weights), codes) - 2.5) < 0.1
 
 
 def test_scores_that_say_nothing_have_the_loss_of_equal_probabilities_and_a_small_factor(rng):
     scores, codes = rng.standard_normal((60, 1)), np.arange(60) % 2
     # Each score occurs with both labels.
-    scores = np.repeat(scores[:30], 2, axis=0)
-    found = fit_temperature(scores, np.ones(60), codes)
-    np.testing.assert_allclose(found.log_loss, np.log(2), rtol=1e-5)
-    assert found.factor < 1e-2
+    data = np.repeat(scores[:30], 2, axis=0), np.ones(60), codes
+    np.testing.assert_allclose(smallest_log_loss(*data), np.log(2), rtol=1e-5)
+    assert fit_temperature(*data) < 1e-2
 
 
-def test_scores_that_are_always_right_have_no_loss():
-    codes = np.arange(30) % 3
-    found = fit_temperature(np.eye(3)[codes], np.ones(30), codes)
-    assert found.log_loss < 1e-12
-    assert found.factor > 30
+@pytest.mark.parametrize("num_rows", [30, 3000])
+def test_scores_that_are_always_right_have_probabilities_below_one(num_rows):
+    codes = np.arange(num_rows) % 3
+    data = np.eye(3)[codes], np.ones(num_rows), codes
+    assert smallest_log_loss(*data) < 1e-12
+    # All rows have the same scores, so that the best probability is the smoothed label itself.
+    own = softmax(fit_temperature(*data) * np.array([1.0, 0, 0]))[0]
+    assert own == pytest.approx((num_rows / 3 + 1) / (num_rows / 3 + 3), rel=1e-4)

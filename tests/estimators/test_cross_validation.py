@@ -111,3 +111,15 @@ def test_bad_candidates_are_named(training):
         choose_gated(training, OPTIONS, folds, lambda _: 1.0, regs=(0.1, 1.0), max_steps=2)
     with pytest.raises(ValueError, match="max_steps must be at least 1, got 0"):
         choose_gated(training, OPTIONS, folds, lambda _: 1.0, regs=(0.1,), max_steps=0)
+
+
+def test_few_distinct_rows_with_copies_enough_are_one_fold():
+    for folds in (
+        shuffled_folds(3, 4, seed=0, num_copies=40),
+        stratified_folds(np.arange(3), 4, seed=0, num_copies=40),
+    ):
+        assert len(folds) == 1
+        for rows in folds[0]:
+            np.testing.assert_array_equal(rows, np.arange(3))
+    with pytest.raises(ValueError, match="n_splits=4"):
+        shuffled_folds(3, 4, seed=0, num_copies=3)
