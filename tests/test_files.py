@@ -31,3 +31,12 @@ def test_after_an_error_the_old_file_is_as_it_was_and_nothing_beside_it(tmp_path
         write()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_two_writers_of_a_file_do_not_mix(tmp_path):
+    path = tmp_path / "table.csv"
+    with replace_when_written(path) as first, replace_when_written(path) as second:
+        first.write_text("the first")
+        second.write_text("two")
+    assert path.read_text() in ("the first", "two")
+    assert list(tmp_path.iterdir()) == [path]
