@@ -5,10 +5,10 @@ from __future__ import annotations
 import difflib
 import importlib
 import json
-import re
+import os
 import reprlib
 import sys
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol, cast, runtime_checkable
@@ -16,9 +16,17 @@ from typing import Any, Protocol, cast, runtime_checkable
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from fixntk.runner import strict_yaml
 from fixntk.runner.report import Section
 
 Row = dict[str, Any]
+
+# Largest size of the config.json that a run has written.
+_MAX_JSON_BYTES = 1_000_000
+# Largest number of dots in the key of an override.
+_MAX_PARENTS = 16
+# Largest number of problems that an error names.
+_MAX_REASONS = 5
 
 
 class ConfigError(ValueError):
@@ -54,7 +62,9 @@ class Experiment(Protocol):
     def summarise(self, config: Any, rows: list[Row]) -> Row:
         """Return the contents of ``summary.json``; ``fixntk run`` prints its ``headline`` if it has one.
 
-        ``rows`` are in the order of ``tasks``, as read back from JSON (NaN is None), without the error rows. They come
+        NaN and infinity are None in the file, and in the summary that ``sections`` gets.
+
+        ``rows`` are in the order of ``tasks``, as read back from JSON, without the error rows. They come
         from at least one task. A module whose figures or headline compare rows of different tasks has the constant
         ``NEEDS_EVERY_TASK = True``: the rows then come from all tasks.
         """
@@ -69,26 +79,29 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Experi
     Parameters
     ----------
     path
-        The file. Its key ``experiment`` names the module, ``experiments/NAME.py`` in the folder above the
-        file's own, in the one above that, or in the current one.
+        The file, of at most 16 KiB, or the ``config.json`` of a run. Its key ``experiment`` names the module,
+        ``experiments/NAME.py`` in the folder above the file's own, in the one above that, or in the current one.
     overrides
         Values are parsed as YAML, dots in a key reach into nested mappings: ``solver.tol=1e-8``.
 
     Raises
     ------
     ConfigError
-        If the file is missing or not YAML, an override has no ``=``, the experiment is not given or not
+        If the file is missing, too large or not YAML, an override has no ``=``, the experiment is not given or not
         found, or a key is unknown, missing or of the wrong type.
     """
     path = Path(path)
-    data = _read_yaml(path)
+    data = _read(path)
     for override in overrides:
         _apply_override(data, override, path)
     if "experiment" not in data:
         raise ConfigError(f"{path}: the key 'experiment' is missing; it names a module of experiments/")
     experiment = _import_experiment(data.pop("experiment"), path)
     # JSON mode, so that a strict Config still takes a list for a tuple and a string for a path.
-    text = json.dumps(data, default=str)
+    try:
+        text = json.dumps(data)
+    except RecursionError as error:
+        raise ConfigError(f"{path}: is nested too deeply") from error
     try:
         return experiment, experiment.Config.model_validate_json(text)
     except ValidationError as error:
@@ -97,38 +110,28 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Experi
         raise ConfigError(f"{path}: {reasons}") from error
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 as PyYAML reads it, but 1e-6 is a number, as in YAML 1.2, and a key given twice is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                problem = f"the key {key.value!r} is given twice"
-                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
-            if isinstance(key, yaml.ScalarNode):
-                seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> dict[str, Any]:
+    """Return the mapping in a YAML file, or in the JSON file that a run has written."""
+    is_json = path.suffix == ".json"
+    limit = _MAX_JSON_BYTES if is_json else strict_yaml.MAX_BYTES
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        with path.open("rb") as file:
+            content = file.read(limit + 1)
+        text = content.decode("utf-8-sig")
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: there is no such file") from error
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is not UTF-8 text") from error
+    if len(content) > limit:
+        raise ConfigError(f"{path}: has more than {limit} bytes, too many for a config")
+    try:
+        data = json.loads(text) if is_json else strict_yaml.parse(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path}{_yaml_problem(error)}") from error
+        raise ConfigError(f"{path}{strict_yaml.describe(error)}") from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: is not JSON: {error}") from error
     if data is None:
         return {}
     if not isinstance(data, dict):
@@ -136,26 +139,24 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return data
 
 
-def _yaml_problem(error: yaml.YAMLError) -> str:
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
-        mark = error.problem_mark
-        return f", line {mark.line + 1}, column {mark.column + 1}: {error.problem or error.context}"
-    return ": " + str(error).splitlines()[0]
-
-
 def _apply_override(data: dict[str, Any], override: str, path: Path) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise ConfigError(f"{path}: the override {override!r} is not of the form key=value")
+        raise ConfigError(f"{path}: the override {reprlib.repr(override)} is not of the form key=value")
+    shown = reprlib.repr(override)
+    if len(override) > strict_yaml.MAX_BYTES:
+        raise ConfigError(f"{path}: the override {shown} has more than {strict_yaml.MAX_BYTES} characters")
     try:
-        value = yaml.load(text, _Loader)
+        value = strict_yaml.parse(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: the override {override!r} is not YAML{_yaml_problem(error)}") from error
+        raise ConfigError(f"{path}: the override {shown} is not YAML{strict_yaml.describe(error)}") from error
     *parents, last = key.split(".")
+    if len(parents) > _MAX_PARENTS:
+        raise ConfigError(f"{path}: the override {shown} has more than {_MAX_PARENTS} dots")
     for parent in parents:
         data = data.setdefault(parent, {})
         if not isinstance(data, dict):
-            raise ConfigError(f"{path}: the override {override!r} reaches into {parent!r}, not a mapping")
+            raise ConfigError(f"{path}: the override {shown} reaches into {parent!r}, not a mapping")
     data[last] = value
 
 
@@ -165,7 +166,8 @@ def _import_experiment(name: Any, path: Path) -> Experiment:
         raise ConfigError(f"{path}: key 'experiment' is {name!r}, expected the name of a module")
     # Two folders up for configs/NAME.yaml, three for runs/NAME/config.json.
     roots = [*path.resolve().parents[1:3], Path.cwd()]
-    found = [root for root in roots if (root / "experiments" / f"{name}.py").is_file()]
+    # Not Path.is_file, which raises an error if the name is longer than the system allows.
+    found = [root for root in roots if os.path.isfile(root / "experiments" / f"{name}.py")]
     if not found:
         known = {file.stem for root in roots for file in (root / "experiments").glob("[a-z]*.py")}
         hint = f"; there are {', '.join(sorted(known))}" if known else "; run it from the project's folder"
@@ -194,20 +196,23 @@ def _explain(error: ValidationError, model: type[BaseModel], data: Any, overridd
     for item in error.errors(include_url=False):
         location = _location(item["loc"], data, missing=item["type"] == "missing")
         key = ".".join(map(str, location))
+        shown = reprlib.repr(key)
         origin = " (from the command line)" if key in overridden else ""
-        is_value = f"key {key!r} is {reprlib.repr(item['input'])}{origin}"
+        is_value = f"key {shown} is {reprlib.repr(item['input'])}{origin}"
         expected = item["msg"].removeprefix("Input should be ")
         if item["type"] == "missing":
-            start, reason = f"key {key!r} is missing", ""
+            start, reason = f"key {shown} is missing", ""
         elif item["type"] == "extra_forbidden":
-            start, reason = f"unknown key {key!r}{origin},", _suggestion(location, model)
+            start, reason = f"unknown key {shown}{origin},", _suggestion(location, model)
         elif expected != item["msg"]:
             start, reason = f"{is_value}, expected", expected
         else:
             start, reason = f"{is_value}:" if key else "", expected.removeprefix("Value error, ")
         reasons.setdefault(start, []).append(reason)
     # Each alternative of a union is an error of its own, with the same start.
-    return "; ".join(f"{start} {' or '.join(parts)}".strip(" ,") for start, parts in reasons.items())
+    problems = [f"{start} {' or '.join(parts)}".strip(" ,") for start, parts in reasons.items()]
+    more = [f"and {len(problems) - _MAX_REASONS} more"] if len(problems) > _MAX_REASONS else []
+    return "; ".join([*problems[:_MAX_REASONS], *more])
 
 
 def _location(location: Sequence[int | str], data: Any, *, missing: bool) -> list[int | str]:

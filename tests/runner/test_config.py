@@ -1,3 +1,7 @@
+import json
+import math
+import time
+
 import pytest
 
 from fixntk.runner.config import ConfigError, load_config
@@ -81,9 +85,97 @@ def test_error_is_one_line_with_file_and_key(project, text, expected):
     assert message(project, text) == expected
 
 
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "\n".join(
+    f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]" for a, b in ["ab", "bc", "cd"]
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (BOMB, ", line 2, column 8: an alias (*name) is not allowed here: write the value"),
+        (
+            "experiment: toy\ntables: &a [*a]",
+            ", line 2, column 13: an alias (*name) is not allowed here: write the value",
+        ),
+        ("experiment: toy\ntables: " + "[" * 8000, ", line 2, column 40: more than 32 levels inside one another"),
+        (
+            "experiment: toy\n" + "".join(f"{' ' * k}a:\n" for k in range(99)),
+            ", line 33, column 32: more than 32 levels",
+        ),
+        ("experiment: toy\n[a]: 1", ", line 2, column 1: a key must be text"),
+        ("experiment: toy\n{a: b}: 1", ", line 2, column 1: a key must be text"),
+        ("experiment: toy\n? !!python/tuple [a]\n: 1", ", line 2, column 3: a key must be text"),
+        ("experiment: toy\ntables: [iris]\n1: x", ": unknown key '1', the keys are tables, seeds, reg, solver"),
+        ("experiment: toy\ntables: [iris]\non: x", ": unknown key 'on', the keys are tables, seeds, reg, solver"),
+        (
+            "experiment: toy\nseeds: [" + "9" * 5000 + "]",
+            ", line 2, column 9: '999999999999...9999999999999' is not a valid int",
+        ),
+        (
+            "experiment: toy\nseeds: [0x" + "f" * 5000 + "]",
+            ", line 2, column 9: '0xffffffffff...fffffffffffff' is not a valid",
+        ),
+        ("experiment: toy\nseeds: [0b_]", ", line 2, column 9: '0b_' is not a valid int"),
+        ('experiment: toy\nseeds: [!!int ""]', ", line 2, column 9: '' is not a valid int"),
+        ("experiment: toy\nseeds: [!!bool x]", ", line 2, column 9: 'x' is not a valid bool"),
+        (
+            "experiment: toy\nseeds: 2021-02-30",
+            ": key 'tables' is missing; key 'seeds' is '2021-02-30', expected a valid array",
+        ),
+        (
+            "experiment: toy\nseeds: !!timestamp 2021-02-30",
+            ", line 2, column 8: the tag 'tag:yaml.org,2002:timestamp' is",
+        ),
+        ("experiment: toy\ntables: !!set {iris}", ", line 2, column 9: the tag 'tag:yaml.org,2002:set' is not allowed"),
+        (
+            "experiment: toy\ntables: !!python/name:os.system",
+            ", line 2, column 9: the tag 'tag:yaml.org...ame:os.system' is",
+        ),
+        ("experiment: " + "a" * 300, ": there is no experiments/" + "a" * 300),
+        ("experiment: toy\ntables: [iris] # " + "x" * 20_000, ": has more than 16384 bytes, too many for a config"),
+        ('experiment: toy\ntables: ["\\ud800"]', ", line 2, column 10: '\\ud800' has half of a surrogate pair"),
+        (
+            "experiment: toy\n" + "\n".join(f"key{k}: 1" for k in range(500)),
+            ": key 'tables' is missing; unknown key 'key0',",
+        ),
+    ],
+)
+def test_what_could_take_forever_or_mean_anything_is_an_error(project, text, expected):
+    before = time.process_time()
+    assert message(project, text).startswith(expected)
+    assert len(message(project)) < 1000
+    assert time.process_time() - before < 2
+
+
+def test_numbers_that_are_not_finite_survive_in_the_json_of_a_run(project, tmp_path):
+    _, config = load_config(project.config, ["solver.tol=.inf", "reg=.nan"])
+    (tmp_path / "runs" / "toy").mkdir(parents=True)
+    description = {"experiment": "toy", **config.model_dump(mode="json")}
+    (tmp_path / "runs" / "toy" / "config.json").write_text(json.dumps(description))
+    _, again = load_config(tmp_path / "runs" / "toy" / "config.json")
+    assert again.solver.tol == math.inf
+    assert math.isnan(again.reg)
+
+
+def test_the_json_of_a_run_may_be_damaged(project):
+    path = project.root / "configs" / "config.json"
+    for text in ('{"experiment": "toy"', "[" * 100_000, '{"experiment": ' + "9" * 5000 + "}", "\0", ""):
+        path.write_text(text)
+        with pytest.raises(ConfigError, match=r"config\.json: is not JSON: "):
+            load_config(path)
+
+
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
+        ("a." * 5000 + "a=1", ": the override 'a.a.a.a.a.a....a.a.a.a.a.a=1' has more than 16 dots"),
+        (
+            "tables=" + "[" * 5000,
+            ": the override 'tables=[[[[[...[[[[[[[[[[[[[' is not YAML, line 1, column 33: more than 32",
+        ),
+        ("reg=" + "x" * 20_000, ": the override 'reg=xxxxxxxx...xxxxxxxxxxxxx' has more than 16384 characters"),
+        ("tables=*a", ": the override 'tables=*a' is not YAML, line 1, column 1: an alias"),
         ("seeds", ": the override 'seeds' is not of the form key=value"),
         ("=1", ": the override '=1' is not of the form key=value"),
         ("seeds=[0", ": the override 'seeds=[0' is not YAML, line 1, column 3:"),
