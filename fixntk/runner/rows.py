@@ -1,67 +1,196 @@
-"""Rows of results: as JSON lines on disk, as plain values, and sorted by the task that they belong to."""
+"""Rows of results: as JSON lines on disk, as plain values, and sorted by the task that they belong to.
+
+``results.jsonl`` holds the rows of each finished task, one a line, and after them a closing line::
+
+    {"table": "iris", "seed": 0, "method": "ntk", "accuracy": 0.9}
+    {"table": "iris", "seed": 0, "method": "fixed", "accuracy": 0.95}
+    {"finished": {"table": "iris", "seed": 0}, "rows": 2, "crc32": 3735928559}
+
+The checksum is that of the rows' lines followed by the task in JSON. A task without a closing line is not finished,
+wherever the file ends. Numbers that are not finite are written as Python's ``json`` does: NaN, Infinity, -Infinity.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+import shlex
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from io import RawIOBase
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fixntk._files import replace_when_written
 from fixntk.runner.config import ConfigError, Row
 
+# Name of the file with a run's results.
+RESULTS = "results.jsonl"
+# Keys of a closing line.
+_CLOSING_KEYS = {"finished", "rows", "crc32"}
+
+
+class Block(NamedTuple):
+    """The lines of a finished task.
+
+    Attributes
+    ----------
+    start, stop
+        Indices of its first line, and of the line after its closing line.
+    task
+        The keys of the task.
+    rows
+        Its rows.
+    """
+
+    start: int
+    stop: int
+    task: Row
+    rows: list[Row]
+
 
 def read_rows(directory: str | Path) -> list[Row]:
-    """Return the rows of ``results.jsonl``, with the error rows and without an incomplete last line.
+    """Return the rows of the finished tasks in a run's folder, with the error rows.
 
     Raises
     ------
     ConfigError
-        If a whole line is not a JSON object.
+        If the file is damaged, or cannot be read.
     """
-    return _read_results(Path(directory) / "results.jsonl")[0]
+    return [row for block in read_results(Path(directory) / RESULTS).finished for row in block.rows]
 
 
-def append_rows(file: RawIOBase, rows: Iterable[Row]) -> None:
-    """Write a task's rows to an unbuffered file, and return when they are on disk."""
-    # All rows together: usually one system call, so that a kill seldom leaves a part of them.
-    data = b"".join(map(_line, rows))
-    while data:
-        data = data[file.write(data) or 0 :]
-    os.fsync(file.fileno())
+class Results(NamedTuple):
+    """Contents of a file of results.
 
-
-def keep_finished(results: Path, tasks: list[Row]) -> tuple[list[Row], bool]:
-    """Remove from the file the rows of tasks that will be run again.
-
-    These are the error rows, a last line that a kill left incomplete, and the other rows of that line's task.
-
-    Returns
-    -------
-    rows, was_torn
-        The rows that stay, and whether the last line was incomplete.
+    Attributes
+    ----------
+    finished
+        The finished tasks.
+    unfinished
+        Rows after the last closing line.
+    torn
+        The bytes of an incomplete last line.
     """
-    rows, torn = _read_results(results)
-    kept = [row for row in rows if "error" not in row]
-    if torn:
-        kept = _drop_torn_task(kept, torn, tasks)
-    if torn or len(kept) < len(rows):
-        with replace_when_written(results) as part:
-            part.write_bytes(b"".join(map(_line, kept)))
-    return kept, bool(torn)
+
+    finished: list[Block]
+    unfinished: list[Row]
+    torn: bytes
 
 
-def _drop_torn_task(rows: list[Row], torn: bytes, tasks: list[Row]) -> list[Row]:
-    """Drop the task of the last row if the torn line may belong to the same task, which is then incomplete."""
-    for task, of_task in zip(tasks, rows_by_task(tasks, rows), strict=True):
-        # Every line of a task begins with the task's keys.
-        start = _dumps(task)[:-1].encode()
-        if of_task and of_task[-1] is rows[-1] and start[: len(torn)] == torn[: len(start)]:
-            return [row for row in rows if all(row is not one for one in of_task)]
-    return rows
+def read_results(path: Path) -> Results:
+    """Read a file of results; one that does not exist is empty. If a task is there twice, the first one counts.
+
+    A run that was stopped leaves some whole rows of its last task and an incomplete line.
+
+    Raises
+    ------
+    ConfigError
+        If there is anything else between or after the finished tasks, or the file cannot be read; the message names the
+        first such line.
+    """
+    lines, torn = read_lines(path)
+    finished: dict[str, Block] = {}
+    position = 0
+    for block in find_blocks(lines):
+        if block.start != position:
+            raise _damage(path, lines[: block.start], position)
+        finished.setdefault(_dumps(block.task), block)
+        position = block.stop
+    rows = [row for row in map(_parse, lines[position:]) if row is not None and set(row) != _CLOSING_KEYS]
+    if len(rows) < len(lines) - position:
+        raise _damage(path, lines, position)
+    return Results(list(finished.values()), rows, torn)
+
+
+def read_lines(path: Path) -> tuple[list[bytes], bytes]:
+    """Return the whole lines of a file, and the bytes after them; nothing if there is no file.
+
+    Raises
+    ------
+    ConfigError
+        If the file cannot be read.
+    """
+    try:
+        *lines, torn = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return [], b""
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    return lines, torn
+
+
+def find_blocks(lines: Sequence[bytes]) -> Iterator[Block]:
+    """Yield the finished tasks whose lines are as they were written, whatever stands between them."""
+    position = 0
+    for k, closing in enumerate(map(_parse, lines)):
+        if closing is None or set(closing) != _CLOSING_KEYS:
+            continue
+        task, num_rows, checksum = closing["finished"], closing["rows"], closing["crc32"]
+        if not isinstance(task, dict) or not isinstance(num_rows, int) or not position <= k - num_rows < k:
+            continue
+        written = lines[k - num_rows : k]
+        rows = [row for row in map(_parse, written) if row is not None]
+        if len(rows) == num_rows and checksum == _checksum(written, task):
+            yield Block(k - num_rows, k + 1, task, rows)
+            position = k + 1
+
+
+def append_task(file: RawIOBase, task: Row, rows: Iterable[Row]) -> None:
+    """Write a task's rows and its closing line to an unbuffered file, and return when they are on disk.
+
+    After an error, as on a full disk, the file is as it was.
+    """
+    data = encode_task(task, rows)
+    size = os.fstat(file.fileno()).st_size
+    try:
+        # All lines together: usually one system call, so that a kill seldom leaves a part of them.
+        while data:
+            data = data[file.write(data) or 0 :]
+        os.fsync(file.fileno())
+    except BaseException:
+        os.ftruncate(file.fileno(), size)
+        raise
+
+
+def write_blocks(path: Path, blocks: Iterable[Block]) -> None:
+    """Write a file of results that holds these tasks."""
+    with replace_when_written(path) as part:
+        part.write_bytes(b"".join(encode_task(block.task, block.rows) for block in blocks))
+
+
+def encode_task(task: Row, rows: Iterable[Row]) -> bytes:
+    """The lines of a finished task."""
+    lines = [_dumps(row).encode() for row in rows]
+    closing = {"finished": task, "rows": len(lines), "crc32": _checksum(lines, task)}
+    return b"".join(line + b"\n" for line in [*lines, _dumps(closing).encode()])
+
+
+def _checksum(lines: Iterable[bytes], task: Any) -> int:
+    return zlib.crc32(b"\n".join([*lines, _dumps(task).encode()]))
+
+
+def _parse(line: bytes) -> Row | None:
+    """The object in a line, None if there is none."""
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _damage(path: Path, lines: Sequence[bytes], position: int) -> ConfigError:
+    """The error for lines that neither belong to a finished task nor are the rows of one that was stopped."""
+    rows = [_parse(line) for line in lines[position:]]
+    if None in rows:
+        k, problem = rows.index(None), "is not a JSON object"
+    elif closing := next((row for row in rows if row is not None and set(row) == _CLOSING_KEYS), None):
+        k, problem = rows.index(closing), "the rows before it are not those that were written"
+    else:
+        k, problem = 0, "belongs to no finished task"
+    repair = f"fixntk report --repair {shlex.quote(str(path.parent))}"
+    return ConfigError(f"{path}, line {position + 1 + k}: {problem}; `{repair}` keeps the tasks that are whole")
 
 
 def rows_by_task(tasks: list[Row], rows: list[Row]) -> list[list[Row]]:
@@ -81,16 +210,23 @@ def _identity(row: Row, keys: Iterable[str]) -> str:
 
 
 def to_json(value: Any) -> Any:
-    """Return plain JSON values: NumPy and JAX scalars and arrays converted, NaN and infinity as None."""
+    """Return plain JSON values: NumPy and JAX scalars and arrays converted; NaN and infinity stay."""
     if isinstance(value, Mapping):
         return {str(key): to_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [to_json(item) for item in value]
     if hasattr(value, "tolist"):
         return to_json(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
     return str(value) if isinstance(value, Path) else value
+
+
+def replace_non_finite(value: Any) -> Any:
+    """Return plain JSON values with None for NaN and infinity, which other programs do not read."""
+    if isinstance(value, dict):
+        return {key: replace_non_finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [replace_non_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_json(path: Path) -> Row:
@@ -99,39 +235,23 @@ def read_json(path: Path) -> Row:
     Raises
     ------
     ConfigError
-        If the file is missing or not JSON.
+        If the file is missing, or holds no JSON object.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: is missing or not JSON: {error}") from error
+        value = _parse(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    if value is None:
+        raise ConfigError(f"{path}: is not a JSON object")
+    return value
 
 
 def write_json(path: Path, value: Row) -> None:
     """Write an object to a JSON file, whole or not at all."""
-    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(value, indent=2, ensure_ascii=False)
     with replace_when_written(path) as part:
         part.write_text(text + "\n", encoding="utf-8")
 
 
 def _dumps(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, allow_nan=False)
-
-
-def _line(row: Row) -> bytes:
-    return (_dumps(row) + "\n").encode()
-
-
-def _read_results(path: Path) -> tuple[list[Row], bytes]:
-    """Return the rows, and the bytes after the end of the last whole line."""
-    *lines, torn = path.read_bytes().split(b"\n") if path.is_file() else [b""]
-    rows = []
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if not isinstance(row, dict):
-            raise ConfigError(f"{path}, line {number}: is not a JSON object")
-        rows.append(row)
-    return rows, torn
+    return json.dumps(value, ensure_ascii=False)

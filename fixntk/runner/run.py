@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import json
+import shlex
 import signal
 import sys
 import threading
 import time
 from collections.abc import Generator, Iterator
-from io import RawIOBase
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import pandas as pd
@@ -19,10 +21,18 @@ from tqdm import tqdm
 
 from fixntk.runner import report
 from fixntk.runner.config import ConfigError, Experiment, Row, load_config
-from fixntk.runner.environment import environment
-from fixntk.runner.rows import append_rows, keep_finished, read_json, read_rows, rows_by_task, to_json, write_json
+from fixntk.runner.folder import lock, prepare, read_environment, record_environment, refuse_os_errors, repair
+from fixntk.runner.rows import (
+    RESULTS,
+    append_task,
+    read_rows,
+    replace_non_finite,
+    rows_by_task,
+    to_json,
+    write_json,
+)
 
-__all__ = ["ConfigError", "Experiment", "Row", "execute", "load_config", "read_rows", "regenerate", "to_json"]
+__all__ = ["ConfigError", "Experiment", "Row", "execute", "load_config", "read_rows", "regenerate", "repair", "to_json"]
 
 # Exit status of a run that SIGINT or SIGTERM ends, 128 + SIGINT as in shells.
 INTERRUPTED = 130
@@ -63,24 +73,19 @@ def execute(
     Raises
     ------
     ConfigError
-        If the directory has results and ``resume`` is false, or the results belong to another config.
+        If another process runs in the directory, it has results and ``resume`` is false, the results belong to another
+        config or are damaged, or a file cannot be written. What is finished is kept.
     """
     directory = Path(directory)
     tasks = _tasks(experiment, config)
-    kept = _prepare(directory, _description(experiment, config), tasks, resume=resume)
-    pending = [task for task, rows in zip(tasks, rows_by_task(tasks, kept), strict=True) if not rows]
     try:
-        with _terminate_as_interrupt():
-            if pending:
-                _record_environment(directory, _source(experiment), command, resumed=bool(kept))
-                with (directory / "results.jsonl").open("ab", buffering=0) as file:
-                    _run_tasks(experiment, config, pending, file, len(tasks))
-            failed, _ = _finish(experiment, config, directory)
+        with lock(directory), _terminate_as_interrupt():
+            failed = _run_pending(experiment, config, directory, tasks, resume=resume, command=command)
     except KeyboardInterrupt:
         finished = sum(map(bool, rows_by_task(tasks, read_rows(directory))))
         _say(
-            f"interrupted: {finished} of {len(tasks)} tasks are finished and kept in {directory}; "
-            "the same command with --resume does the rest"
+            f"interrupted: {finished} of {len(tasks)} tasks are finished and kept in {directory}; the same command "
+            f"with --resume does the rest, and fixntk report {shlex.quote(str(directory))} reports what is there"
         )
         return INTERRUPTED
     for reason, labels in _labels_by_reason(tasks, failed).items():
@@ -88,8 +93,25 @@ def execute(
     return 1 if failed else 0
 
 
+def _run_pending(
+    experiment: Experiment, config: BaseModel, directory: Path, tasks: list[Row], *, resume: bool, command: str | None
+) -> list[Row]:
+    """Run the tasks that are not finished and make the report; return the error rows."""
+    with refuse_os_errors(directory):
+        kept, was_cut = prepare(directory, _description(experiment, config), tasks, resume=resume)
+    if was_cut:
+        _say(f"{directory / RESULTS}: dropped the rows of a task that was not finished; it is run again")
+    finished = rows_by_task(tasks, [row for block in kept for row in block.rows])
+    pending = [task for task, rows in zip(tasks, finished, strict=True) if not rows]
+    if pending:
+        with refuse_os_errors(directory):
+            record_environment(directory, _source(experiment), command, resumed=bool(kept))
+        _run_tasks(experiment, config, pending, directory, len(tasks))
+    return _finish(experiment, config, directory).failed
+
+
 def regenerate(directory: str | Path, markdown: str | Path | None = None) -> Path:
-    """Make summary, figures and report again from the rows of a run, and return the report's path.
+    """Make summary, figures and report again from the finished tasks of a run, and return the report's path.
 
     Parameters
     ----------
@@ -101,23 +123,21 @@ def regenerate(directory: str | Path, markdown: str | Path | None = None) -> Pat
     Raises
     ------
     ConfigError
-        If the directory does not hold a run with results, its experiment is not found, or the Markdown file cannot be
-        written.
+        If the directory does not hold a run with results, these are damaged, its experiment is not found, or a file
+        cannot be written.
     """
     directory = Path(directory)
     if not (directory / "config.json").is_file():
         raise ConfigError(f"{directory}: is not the folder of a run: it has no config.json")
     if not read_rows(directory):
-        raise ConfigError(f"{directory}: there are no results yet")
-    # JSON is a subset of YAML.
+        raise ConfigError(f"{directory}: there are no results yet: no task is finished")
     experiment, config = load_config(directory / "config.json")
-    _, sections = _finish(experiment, config, directory)
+    content = _finish(experiment, config, directory)
     if markdown is not None:
         try:
-            computed_with = _read_environment(experiment, directory)
-            report.render_markdown(markdown, _title(experiment), sections, computed_with)
+            report.render_markdown(markdown, _title(experiment), content.sections, content.computed_with)
         except (ValueError, OSError) as error:
-            raise ConfigError(str(error)) from error
+            raise ConfigError(f"{markdown}: {error}") from error
     return directory / "report.html"
 
 
@@ -128,51 +148,23 @@ def _tasks(experiment: Experiment, config: BaseModel) -> list[Row]:
         raise ConfigError(f"experiment {_name(experiment)}: {error}") from error
     if not tasks:
         raise ConfigError(f"experiment {_name(experiment)}: this config leaves nothing to run")
-    if twice := next((task for k, task in enumerate(tasks) if task in tasks[:k]), None):
-        raise ConfigError(f"experiment {_name(experiment)}: this config asks twice for {_label(twice)!r}")
+    seen: set[str] = set()
+    for task in tasks:
+        identity = json.dumps(task, sort_keys=True)
+        if identity in seen:
+            raise ConfigError(f"experiment {_name(experiment)}: this config asks twice for {_label(task)!r}")
+        seen.add(identity)
     return tasks
 
 
-def _prepare(directory: Path, description: Row, tasks: list[Row], *, resume: bool) -> list[Row]:
-    """Prepare the directory and return the rows to keep from an earlier run."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"{directory}: cannot be made: {error.strerror}") from error
-    results = directory / "results.jsonl"
-    if results.is_file() and results.stat().st_size:
-        if not resume:
-            raise ConfigError(f"{directory} already has results: pass --resume to go on, or another --out")
-        _check_same_config(directory / "config.json", description)
-        kept, was_torn = keep_finished(results, tasks)
-        if was_torn:
-            _say(f"{results}: dropped a torn last line, its task is run again")
-        return kept
-    write_json(directory / "config.json", description)
-    return []
-
-
-def _check_same_config(path: Path, description: Row) -> None:
-    """Raise ConfigError, naming each key that differs, if the config of an earlier run is another one."""
-    earlier, now = _flatten(read_json(path)), _flatten(description)
-    differing = [key for key in {**earlier, **now} if earlier.get(key) != now.get(key)]
-    if differing:
-        pairs = "; ".join(f"{key} was {earlier.get(key)!r}, now {now.get(key)!r}" for key in differing)
-        raise ConfigError(f"{path} is of another config, so --resume cannot go on: {pairs}")
-
-
-def _flatten(value: Row, prefix: str = "") -> Row:
-    """Flatten nested mappings into one, with dots in its keys."""
-    flat: Row = {}
-    for key, item in value.items():
-        flat |= _flatten(item, f"{prefix}{key}.") if isinstance(item, dict) else {prefix + key: item}
-    return flat
-
-
-def _run_tasks(experiment: Experiment, config: BaseModel, pending: list[Row], file: RawIOBase, total: int) -> None:
-    with contextlib.closing(_track_progress(pending, total)) as tracked:
+def _run_tasks(experiment: Experiment, config: BaseModel, pending: list[Row], directory: Path, total: int) -> None:
+    with refuse_os_errors(directory):
+        file = (directory / RESULTS).open("ab", buffering=0)
+    with file, contextlib.closing(_track_progress(pending, total)) as tracked:
         for task in tracked:
-            append_rows(file, _run_task(experiment, config, task))
+            rows = _run_task(experiment, config, task)
+            with refuse_os_errors(directory):
+                append_task(file, task, rows)
             if _num_memory_maps() > _MOST_MEMORY_MAPS:
                 jax.clear_caches()
                 gc.collect()
@@ -198,7 +190,6 @@ def _run_task(experiment: Experiment, config: BaseModel, task: Row) -> list[Row]
     rows = [to_json(row) for row in rows]
     if not rows or any(row.get(key, task[key]) != task[key] for row in rows for key in task):
         raise RuntimeError(f"run_task gave no row, or one of another task, for {task}")
-    # The task's keys first: each line then begins with the same text (see rows.keep_finished).
     return [{**task, **row, **task} for row in rows]
 
 
@@ -237,8 +228,16 @@ def _track_progress(pending: list[Row], total: int) -> Generator[Row, None, None
             _say(describe())
 
 
-def _finish(experiment: Experiment, config: BaseModel, directory: Path) -> tuple[list[Row], list[report.Section]]:
-    """Write summary and report from the rows on disk; return the error rows and the report's sections."""
+class _Content(NamedTuple):
+    """Content of a report: the error rows, its sections, and the environment of the run."""
+
+    failed: list[Row]
+    sections: list[report.Section]
+    computed_with: Row
+
+
+def _finish(experiment: Experiment, config: BaseModel, directory: Path) -> _Content:
+    """Write summary and report from the rows on disk."""
     tasks = _tasks(experiment, config)
     of_task = rows_by_task(tasks, read_rows(directory))
     rows = [row for rows in of_task for row in rows]
@@ -248,14 +247,23 @@ def _finish(experiment: Experiment, config: BaseModel, directory: Path) -> tuple
     needs_more = getattr(experiment, "NEEDS_EVERY_TASK", False) and bool(failed or unfinished)
     summary, sections = {}, []
     if good and not needs_more:
-        summary = to_json(experiment.summarise(config, good))
+        summary = replace_non_finite(to_json(experiment.summarise(config, good)))
         with report.use_style():
             sections = experiment.sections(config, good, summary)
-    write_json(directory / "summary.json", summary)
     sections = [*_missing_parts(tasks, failed, unfinished, needs_more=needs_more), *sections]
-    computed_with = _read_environment(experiment, directory)
-    report.render(directory, _title(experiment), sections, computed_with, _description(experiment, config))
-    return failed, sections
+    computed_with = _computed_with(experiment, directory)
+    with refuse_os_errors(directory):
+        write_json(directory / "summary.json", summary)
+        report.render(directory, _title(experiment), sections, computed_with, _description(experiment, config))
+    return _Content(failed, sections, computed_with)
+
+
+def _computed_with(experiment: Experiment, directory: Path) -> Row:
+    """The run's environment; without a recorded command it has the command of the experiment's own config."""
+    found = read_environment(directory)
+    if not found:
+        _say(f"{directory / 'environment.json'} is missing or damaged: the report does not say what computed it")
+    return {**found, "command": found.get("command") or f"fixntk run configs/{_name(experiment)}.yaml"}
 
 
 def _missing_parts(tasks: list[Row], failed: list[Row], unfinished: int, *, needs_more: bool) -> list[report.Section]:
@@ -285,26 +293,6 @@ def _labels_by_reason(tasks: list[Row], failed: list[Row]) -> dict[str, list[str
             if label not in labels:
                 labels.append(label)
     return failures
-
-
-def _record_environment(directory: Path, source: Path | None, command: str | None, *, resumed: bool) -> None:
-    """Write environment.json; the environments of earlier parts of a resumed run are kept if they differ."""
-    path = directory / "environment.json"
-    now: Row = {**environment(source), "command": command}
-    if resumed and path.is_file():
-        before = read_json(path)
-        earlier = before.pop("earlier", [])
-        differs = any(before.get(key) != now[key] for key in now if key not in ("started", "command"))
-        if differs:
-            earlier = [*earlier, before]
-        now |= {"earlier": earlier} if earlier else {}
-    write_json(path, now)
-
-
-def _read_environment(experiment: Experiment, directory: Path) -> Row:
-    """The run's environment; without a recorded command it has the command of the experiment's own config."""
-    read = read_json(directory / "environment.json")
-    return {**read, "command": read.get("command") or f"fixntk run configs/{_name(experiment)}.yaml"}
 
 
 @contextlib.contextmanager

@@ -1,4 +1,7 @@
 import json
+import math
+import subprocess
+import sys
 import time
 
 import jax
@@ -29,6 +32,7 @@ def test_run_writes_every_file(project):
     assert execute(project) == 0
     names = {path.relative_to(project.out).as_posix() for path in project.out.rglob("*") if path.is_file()}
     assert names == {
+        ".lock",
         "config.json",
         "environment.json",
         "figures/scores.png",
@@ -42,19 +46,25 @@ def test_run_writes_every_file(project):
     assert str(project.root) not in (project.out / "environment.json").read_text()
 
 
-def test_rows_carry_the_task_and_are_plain_json(project):
+def test_rows_carry_the_task_and_are_json(project):
     execute(project, ["tables=[iris]", "seeds=[7]"])
-    assert [json.loads(line) for line in results(project).read_text().splitlines()] == [
-        {"table": "iris", "seed": 7, "method": "plain", "score": 0.5, "n": 3, "bad": None},
-        {"table": "iris", "seed": 7, "method": "fixed", "score": 0.75, "n": 4, "bad": [1.0, None]},
-    ]
+    *lines, closing = map(json.loads, results(project).read_text().splitlines())
+    # As text, since NaN is not equal to itself.
+    assert repr(lines) == repr(runs.read_rows(project.out))
+    assert repr(lines) == repr(
+        [
+            {"table": "iris", "seed": 7, "method": "plain", "score": 0.5, "n": 3, "bad": math.nan},
+            {"table": "iris", "seed": 7, "method": "fixed", "score": 0.75, "n": 4, "bad": [1.0, math.inf]},
+        ]
+    )
+    assert closing["finished"] == {"table": "iris", "seed": 7}
     assert json.loads((project.out / "summary.json").read_text())["worst"] is None
-    assert "NaN" not in results(project).read_text()
 
 
 def test_rows_are_on_disk_before_the_next_task_starts(project):
     execute(project)
-    assert [call["rows_before"] for call in project.calls()] == [0, 2, 4, 6]
+    # Two rows and the closing line of each task.
+    assert [call["rows_before"] for call in project.calls()] == [0, 3, 6, 9]
 
 
 def test_progress_without_a_terminal_is_a_line_a_minute_and_one_at_the_end(project, capsys, monkeypatch):
@@ -96,11 +106,11 @@ def test_resume_runs_only_what_is_not_finished_and_gives_the_same_report(project
     project.calls()
     whole = (project.out / "report.html").read_bytes()
     lines = results(project).read_text().splitlines(keepends=True)
-    results(project).write_text("".join(lines[:2] + lines[6:]))
+    results(project).write_text("".join(lines[:3] + lines[9:]))
     started = (project.out / "environment.json").read_text()
     assert execute(project, resume=True) == 0
     assert called(project) == TASKS[1:3]
-    assert runs.read_rows(project.out) == [json.loads(lines[k]) for k in (0, 1, 6, 7, 2, 3, 4, 5)]
+    assert results(project).read_text().splitlines(keepends=True) == lines[:3] + lines[9:] + lines[3:9]
     # Only the start's time may differ.
     then, now = (json.loads(text)["started"] for text in (started, (project.out / "environment.json").read_text()))
     assert (project.out / "report.html").read_text() == whole.decode().replace(then, now)
@@ -149,22 +159,145 @@ def test_resume_runs_failed_tasks_again(project):
 @pytest.mark.parametrize(
     ("whole_lines", "torn", "rerun"),
     [
-        (6, b'{"table": "wine", "seed": 1, "meth', TASKS[3:]),  # the first line of the last task
-        (7, b'{"table": "wine", "seed": 1, "method": "fix', TASKS[3:]),  # the second: the first one goes too
-        (5, b'{"table": "win', TASKS[2:]),
-        (2, b'{"table": "iris", "seed": 1, "method": "\xc3', TASKS[1:]),  # within a character
+        (9, b'{"table": "wine", "seed": 1, "meth', TASKS[3:]),  # the first line of the last task
+        (10, b'{"table": "wine", "seed": 1, "method": "fix', TASKS[3:]),  # the second: the first one goes too
+        (10, b"", TASKS[3:]),  # at the end of a line
+        (11, b"", TASKS[3:]),  # before the closing line
+        (11, b'{"finished": {"table": "wi', TASKS[3:]),
+        (3, b'{"table": "iris", "seed": 1, "method": "\xc3', TASKS[1:]),  # within a character
+        (1, b"", TASKS),
     ],
 )
-def test_resume_survives_a_torn_last_line(project, capsys, whole_lines, torn, rerun):
+def test_resume_runs_the_task_again_within_which_the_results_end(project, capsys, whole_lines, torn, rerun):
     execute(project)
     project.calls()
     lines = results(project).read_bytes().splitlines(keepends=True)
     results(project).write_bytes(b"".join(lines[:whole_lines]) + torn)
-    assert len(runs.read_rows(project.out)) == whole_lines
+    assert len(runs.read_rows(project.out)) == 2 * (len(TASKS) - len(rerun))
     assert execute(project, resume=True) == 0
-    assert "dropped a torn last line" in capsys.readouterr().err
+    assert "dropped the rows of a task that was not finished" in capsys.readouterr().err
     assert called(project) == rerun
     assert results(project).read_bytes() == b"".join(lines)
+
+
+def test_results_of_an_earlier_fixntk_are_refused_and_stay(project):
+    execute(project)
+    lines = [line for line in results(project).read_text().splitlines(keepends=True) if "finished" not in line]
+    results(project).write_text("".join(lines))
+    with pytest.raises(ConfigError, match="does not say which tasks are finished, as an earlier fixntk wrote it"):
+        execute(project, resume=True)
+    with pytest.raises(ConfigError, match="no results yet: no task is finished"):
+        runs.regenerate(project.out)
+    assert results(project).read_text() == "".join(lines)
+
+
+def test_repair_keeps_the_tasks_that_are_whole_and_resume_does_the_rest(project):
+    execute(project)
+    project.calls()
+    whole = results(project).read_bytes()
+    damaged = whole.replace(b'"wine", "seed": 0, "method": "plain"', b'"wine", "seed": 0, "method": "pl\0in"')
+    results(project).write_bytes(damaged)
+    for attempt in (lambda: execute(project, resume=True), lambda: runs.regenerate(project.out)):
+        with pytest.raises(ConfigError, match=r"results.jsonl, line 7: is not a JSON object; `fixntk report --repair"):
+            attempt()
+    assert "kept 3 tasks and dropped 3 lines" in runs.repair(project.out)
+    assert (project.out / "results.damaged.jsonl").read_bytes() == damaged
+    runs.regenerate(project.out)
+    assert execute(project, resume=True) == 0
+    assert called(project) == TASKS[2:3]
+    assert sorted(results(project).read_bytes().splitlines()) == sorted(whole.splitlines())
+    assert runs.repair(project.out) is None
+
+
+@pytest.mark.parametrize("content", [None, "", "[]", '{"earlier": 3}', '{"earlier": [1], "device": {}}', "\0"])
+def test_a_damaged_environment_does_not_block_a_run(project, content, capsys):
+    project.control(broken={"iris": "too few rows"})
+    execute(project)
+    project.control()
+    path = project.out / "environment.json"
+    path.unlink() if content is None else path.write_text(content)
+    runs.regenerate(project.out, project.out / "page.md")
+    if not (content or "").startswith("{"):
+        assert "environment.json is missing or damaged" in capsys.readouterr().err
+    assert execute(project, resume=True) == 0
+    assert json.loads(path.read_text())["jax"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["results.jsonl", "config.json", "environment.json", "summary.json", "report.html", ".lock", "figures/scores.png"],
+)
+def test_a_folder_where_a_file_should_be_is_a_config_error(project, name):
+    (project.out / name).mkdir(parents=True)
+    with pytest.raises(ConfigError, match=name):
+        execute(project)
+    (project.out / name).rmdir()
+    assert execute(project, resume=True) == 0
+    assert len(runs.read_rows(project.out)) == 8
+
+
+def test_a_file_where_a_folder_should_be_is_a_config_error(project):
+    project.out.mkdir(parents=True)
+    (project.out / "figures").touch()
+    with pytest.raises(ConfigError, match="figures: File exists; what is finished is kept"):
+        execute(project)
+    (project.out / "figures").unlink()
+    assert execute(project, resume=True) == 0
+
+
+FULL_DISK = """
+import resource, signal, sys
+from fixntk.cli import main
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
+sys.exit(main(["run", "configs/toy.yaml", "--resume"]))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit of the size of files")
+@pytest.mark.parametrize("room", [100, 600, 3_000])
+def test_a_full_disk_is_one_line_and_the_same_command_does_the_rest(project, room):
+    command = [sys.executable, "-c", FULL_DISK]
+    full = subprocess.run([*command, str(room)], capture_output=True, text=True)
+    assert full.returncode == 2
+    *_, line = full.stderr.splitlines()
+    assert line.startswith("fixntk: error: runs/toy")
+    assert "File too large" in line
+    assert "Traceback" not in full.stderr
+    kept = runs.read_rows(project.out) if results(project).exists() else []
+    assert execute(project, resume=True) == 0
+    assert repr(runs.read_rows(project.out)[: len(kept)]) == repr(kept)
+    assert len(runs.read_rows(project.out)) == 8
+    assert not list(project.out.rglob("*.part"))
+
+
+def test_two_runs_do_not_share_a_folder(project):
+    project.control(sleep="iris")
+    first = subprocess.Popen([sys.executable, "-m", "fixntk.cli", "run", "configs/toy.yaml"], stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 60
+        while not (project.root / "calls.jsonl").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        expected = rf"runs/toy is in use by process {first.pid} on \S* since 20[-0-9]* [:+0-9]*: wait until it ends"
+        for attempt in (lambda: execute(project, resume=True), lambda: runs.repair(project.out)):
+            with pytest.raises(ConfigError, match=expected):
+                attempt()
+    finally:
+        first.kill()
+        first.wait()
+    # The lock has gone with its process, which had no time to remove it.
+    project.control()
+    assert execute(project, resume=True) == 0
+    assert len(runs.read_rows(project.out)) == 8
+
+
+def test_what_a_killed_process_left_half_written_is_removed(project):
+    (project.out / "figures").mkdir(parents=True)
+    for name in ("report.html.00ff00ff.part", "figures/scores.png.00ff00ff.part"):
+        (project.out / name).write_text("half")
+    assert execute(project) == 0
+    assert not list(project.out.rglob("*.part"))
 
 
 def test_resume_with_another_config_names_the_keys_and_both_values(project):
@@ -279,7 +412,7 @@ def test_both_pages_have_the_rows_in_the_order_of_the_tasks(project):
     runs.regenerate(project.out, project.out / "page.md")
     page = (project.out / "page.md").read_text()
     lines = results(project).read_text().splitlines(keepends=True)
-    results(project).write_text("".join(lines[2:] + lines[:2]))
+    results(project).write_text("".join(lines[3:] + lines[:3]))
     runs.regenerate(project.out, project.out / "page.md")
     assert (project.out / "page.md").read_text() == page
 
@@ -308,7 +441,7 @@ def test_regenerate_needs_a_run_with_results(project):
         runs.regenerate(project.out)
     execute(project)
     results(project).write_text("")
-    with pytest.raises(ConfigError, match="runs/toy: there are no results yet"):
+    with pytest.raises(ConfigError, match="runs/toy: there are no results yet: no task is finished"):
         runs.regenerate(project.out)
 
 
