@@ -17,6 +17,8 @@ from typing import NoReturn
 import jax
 import platformdirs
 
+from fixntk_command import exit_on_signals
+
 # Modules that a command may need beyond the core dependencies. Names of modules can differ from names of packages.
 _OPTIONAL_IMPORTS = {
     "celer",
@@ -41,8 +43,9 @@ _OPTIONAL_IMPORTS = {
     "yaml",
 }
 
-# Exit status of a command that SIGINT ends, 128 + SIGINT as in shells.
+# Exit status of a command that SIGINT or SIGPIPE ends, 128 + the signal's number as in shells.
 _INTERRUPTED = 130
+_BROKEN_PIPE = 141
 
 _DESCRIPTION = """\
 Fix the neural tangent kernel: exact convex programs for gated-ReLU networks.
@@ -51,7 +54,8 @@ Compiled programs are kept in the user's cache folder, so that a second run of a
 names the folder, which can be removed at any time. --no-compilation-cache or FIXNTK_COMPILATION_CACHE=off keeps
 nothing; a path in that variable, or in JAX_COMPILATION_CACHE_DIR, is used instead.
 
-exit status: 0 done, 1 a check failed or a table was skipped, 2 the input or the config is wrong, 130 interrupted
+exit status: 0 done, 1 a check failed or a table was skipped, 2 the input or the config is wrong or a file cannot be
+written, 130 interrupted
 """
 
 _CACHE_VARIABLE = "FIXNTK_COMPILATION_CACHE"
@@ -73,6 +77,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv
         The arguments, by default the arguments of the process.
     """
+    try:
+        return _run_command(argv)
+    except _InputError as error:
+        print(f"fixntk: error: {_one_line(str(error))}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("fixntk: interrupted", file=sys.stderr)
+        return _INTERRUPTED
+
+
+def _run_command(argv: Sequence[str] | None) -> int:
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
     # People write key=value arguments after options too, where argparse does not collect them.
@@ -84,18 +99,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         _keep_compiled_programs()
     try:
         return arguments.function(arguments)
-    except _InputError as error:
-        message = str(error)
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in _OPTIONAL_IMPORTS:
             raise
         extra = "parquet" if error.name == "pyarrow" else arguments.extra
         message = f"this needs {error.name}, which is not installed: pip install 'fixntk[{extra}]'"
-    except KeyboardInterrupt:
-        print("fixntk: interrupted", file=sys.stderr)
-        return _INTERRUPTED
-    print(f"fixntk: error: {message}", file=sys.stderr)
-    return 2
+        raise _InputError(message) from error
+
+
+def _one_line(text: str) -> str:
+    """The text without line breaks, and with escapes for what could change the terminal."""
+    line = " ".join(text.splitlines())
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape", "surrogatepass").decode()
+        for character in line
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -123,6 +141,9 @@ def _parser() -> argparse.ArgumentParser:
 
     report = commands.add_parser("report", help="make the report of a run again from its results")
     report.add_argument("directory", metavar="DIR", type=Path, help="folder of the run")
+    report.add_argument(
+        "--repair", action="store_true", help="keep the tasks of a damaged results.jsonl that are whole, then report"
+    )
     report.add_argument("--markdown", metavar="FILE.md", type=Path, help="write it as a Markdown page too")
     report.set_defaults(function=_report, extra="experiments")
 
@@ -185,11 +206,13 @@ def _keep_compiled_programs() -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from fixntk.runner import run as runner
+    with exit_on_signals():
+        from fixntk.runner import run as runner
 
     directory = arguments.out or Path("runs") / arguments.config.stem
     try:
-        experiment, config = runner.load_config(arguments.config, arguments.overrides)
+        with exit_on_signals():
+            experiment, config = runner.load_config(arguments.config, arguments.overrides)
         command = shlex.join(["fixntk", "run", str(arguments.config), *arguments.overrides])
         status = runner.execute(experiment, config, directory, resume=arguments.resume, command=command)
     except runner.ConfigError as error:
@@ -203,9 +226,12 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from fixntk.runner import run as runner
+    with exit_on_signals():
+        from fixntk.runner import run as runner
 
     try:
+        if arguments.repair:
+            print(runner.repair(arguments.directory))
         print(f"The report is {runner.regenerate(arguments.directory, arguments.markdown)}")
     except runner.ConfigError as error:
         raise _InputError(error) from error
@@ -213,7 +239,8 @@ def _report(arguments: argparse.Namespace) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from fixntk.verify.command import main as verify
+    with exit_on_signals():
+        from fixntk.verify.command import main as verify
 
     try:
         return verify(arguments.data, arguments.json_file, quick=arguments.quick)
@@ -225,7 +252,8 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _fit(arguments: argparse.Namespace) -> int:
-    from fixntk.tables import model
+    with exit_on_signals():
+        from fixntk.tables import model
 
     if not arguments.out.parent.is_dir():
         raise _InputError(f"--out {arguments.out}: there is no folder {arguments.out.parent}")
@@ -239,16 +267,17 @@ def _fit(arguments: argparse.Namespace) -> int:
 
 
 def _predict(arguments: argparse.Namespace) -> int:
-    from fixntk.tables import model
+    with exit_on_signals():
+        from fixntk.tables import model
 
     try:
         predictions = model.predict(arguments.model, arguments.table)
-        if arguments.out is None:
-            predictions.to_csv(sys.stdout, index=False)
-        else:
+        if arguments.out is not None:
             model.write_table(predictions, arguments.out)
     except (ValueError, OSError) as error:
         raise _InputError(error) from error
+    if arguments.out is None:
+        predictions.to_csv(sys.stdout, index=False)
     return 0
 
 
@@ -266,14 +295,39 @@ def _info(_: argparse.Namespace) -> int:
 
 def entry() -> NoReturn:
     """Run the command in a process of its own, and end the process."""
-    status = main()
+    try:
+        status = _flush_output(main())
+    except OSError:
+        # It may be standard output that cannot be written, as another line shows; anything else is a bug.
+        if not (status := _flush_output(0, "\n")):
+            raise
     if status == _INTERRUPTED:
         # A compiled computation may still run in XLA's threads, which crash when the interpreter shuts down. All
         # finished rows are on disk.
-        sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
     sys.exit(status)
+
+
+def _flush_output(status: int, more: str = "") -> int:
+    """Write what standard output still holds, and more; return the status, which is another one if that fails."""
+    # None if the process was started without standard output.
+    if sys.stdout is None:
+        return status
+    try:
+        sys.stdout.write(more)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The program that reads it has ended, such as head.
+        status = _BROKEN_PIPE
+    except OSError as error:
+        print(f"fixntk: error: standard output: {error.strerror}", file=sys.stderr)
+        status = 2
+    else:
+        return status
+    # The interpreter flushes once more when it ends, and would complain.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return status
 
 
 if __name__ == "__main__":

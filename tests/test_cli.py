@@ -1,3 +1,4 @@
+import os
 import signal
 import subprocess
 import sys
@@ -108,13 +109,108 @@ def test_interrupted_run_keeps_what_is_finished(project, name):
     errors = process.communicate(timeout=60)[1]
     assert process.returncode == 130, errors
     assert "interrupted: 2 of 4 tasks are finished" in errors
-    assert "--resume" in errors
+    assert "--resume does the rest, and fixntk report runs/toy reports" in errors
     assert "Traceback" not in errors
     assert len(runs.read_rows(project.out)) == 4
     project.control()
     project.calls()
     assert main(["run", "configs/toy.yaml", "--resume"]) == 0
     assert {call["table"] for call in project.calls()} == {"wine"}
+
+
+# Stands for a module that takes long to import, and loses exceptions on the way.
+SLOW_IMPORT = """
+import time
+from pathlib import Path
+try:
+    Path("importing").touch()
+    time.sleep(60)
+except BaseException:
+    pass
+"""
+
+
+def end_while_importing(folder, name, *arguments):
+    """Start the command, send the signal once ``importing`` is there, and return the status and what is on stderr."""
+    program = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        f"sys.argv = ['fixntk', *{arguments}]; from fixntk_command import main; main()"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program], cwd=folder, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (folder / "importing").exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(getattr(signal, name))
+    return process.communicate(timeout=60)[1], process.returncode
+
+
+ENDS = [("SIGINT", ("fixntk: interrupted\n", 130)), ("SIGTERM", ("fixntk: terminated\n", 143))]
+
+
+@pytest.mark.parametrize(("name", "end"), ENDS)
+def test_a_signal_while_the_library_is_imported_has_no_traceback(tmp_path, name, end):
+    (tmp_path / "jax.py").write_text(SLOW_IMPORT)
+    assert end_while_importing(tmp_path, name, "info") == end
+
+
+@pytest.mark.parametrize(("name", "end"), ENDS)
+def test_a_signal_while_the_experiment_is_imported_has_no_traceback(project, name, end):
+    (project.root / "experiments" / "toy.py").write_text(SLOW_IMPORT)
+    assert end_while_importing(project.root, name, "run", "configs/toy.yaml") == end
+    assert not project.out.exists()
+
+
+@pytest.mark.usefixtures("project")
+def test_handlers_of_signals_are_back_after_an_import():
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    assert main(["run", "configs/toy.yaml"]) == 0
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+COMMAND = [sys.executable, "-m", "fixntk.cli"]
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_output_that_nobody_reads_is_not_complained_of(monkeypatch, unbuffered):
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([*COMMAND, "info"], stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the system has no /dev/full")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_output_to_a_full_disk_is_one_line_and_2(monkeypatch, unbuffered):
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*COMMAND, "info"], stdout=full, stderr=subprocess.PIPE, text=True)
+    expected = "fixntk: error: standard output: No space left on device\n"
+    assert (done.returncode, done.stderr) == (2, expected)
+
+
+@pytest.mark.usefixtures("project")
+def test_errors_are_one_line_that_leaves_the_terminal_as_it_is(capsys):
+    assert main(["run", "configs/\x1b[31m\nnone.yaml"]) == 2
+    assert error_line(capsys) == r"configs/\x1b[31m none.yaml: there is no such file"
+
+
+def test_report_repairs_damaged_results(project, capsys):
+    assert main(["run", "configs/toy.yaml"]) == 0
+    results = project.out / "results.jsonl"
+    results.write_bytes(results.read_bytes() + b"nonsense\n")
+    assert main(["report", "runs/toy"]) == 2
+    assert error_line(capsys) == (
+        "runs/toy/results.jsonl, line 13: is not a JSON object; `fixntk report --repair runs/toy` keeps the tasks that "
+        "are whole"
+    )
+    assert main(["report", "--repair", "runs/toy"]) == 0
+    assert capsys.readouterr().out.startswith("kept 4 tasks and dropped 1 other line")
+    assert main(["report", "--repair", "runs/toy"]) == 0
+    assert capsys.readouterr().out.startswith("nothing to repair in runs/toy/results.jsonl\n")
 
 
 def test_interrupt_outside_of_the_tasks_is_130(monkeypatch, capsys):
@@ -187,7 +283,7 @@ print(sorted(name for name in set(sys.modules) - before if name.startswith(("jax
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     if arguments == ["--help"]:
-        assert done.stderr == "['fixntk.cli']\n"
+        assert done.stderr == "['fixntk.cli', 'fixntk_command']\n"
 
 
 def test_version(capsys):

@@ -156,8 +156,8 @@ def _flatten(value: Row, prefix: str = "") -> Row:
     return flat
 
 
-def repair(directory: Path) -> str | None:
-    """Keep the tasks of damaged results that are whole; return in words what was done, None if there was no damage.
+def repair(directory: Path) -> str:
+    """Keep the tasks of damaged results that are whole, and return in words what was done.
 
     The results as they were are copied beside it.
 
@@ -167,16 +167,18 @@ def repair(directory: Path) -> str | None:
         If another process holds the folder's lock, or it cannot be read or written.
     """
     results = directory / RESULTS
+    if not results.exists():
+        raise ConfigError(f"{directory}: is not the folder of a run: it has no {RESULTS}")
     with lock(directory), refuse_os_errors(directory):
         lines, torn = read_lines(results)
         blocks = list(find_blocks(lines))
         num_dropped = len(lines) + bool(torn) - sum(block.stop - block.start for block in blocks)
         if not num_dropped:
-            return None
+            return f"nothing to repair in {results}"
         shutil.copyfile(results, directory / _DAMAGED)
         write_blocks(results, blocks)
     return (
-        f"kept {len(blocks)} tasks and dropped {num_dropped} lines, which are in {directory / _DAMAGED}; "
+        f"kept {len(blocks)} tasks and dropped {num_dropped} other lines; all lines are in {directory / _DAMAGED}; "
         "the command of the run with --resume does the rest"
     )
 

@@ -200,13 +200,13 @@ def test_repair_keeps_the_tasks_that_are_whole_and_resume_does_the_rest(project)
     for attempt in (lambda: execute(project, resume=True), lambda: runs.regenerate(project.out)):
         with pytest.raises(ConfigError, match=r"results.jsonl, line 7: is not a JSON object; `fixntk report --repair"):
             attempt()
-    assert "kept 3 tasks and dropped 3 lines" in runs.repair(project.out)
+    assert "kept 3 tasks and dropped 3 other lines" in runs.repair(project.out)
     assert (project.out / "results.damaged.jsonl").read_bytes() == damaged
     runs.regenerate(project.out)
     assert execute(project, resume=True) == 0
     assert called(project) == TASKS[2:3]
     assert sorted(results(project).read_bytes().splitlines()) == sorted(whole.splitlines())
-    assert runs.repair(project.out) is None
+    assert runs.repair(project.out).startswith("nothing to repair")
 
 
 @pytest.mark.parametrize("content", [None, "", "[]", '{"earlier": 3}', '{"earlier": [1], "device": {}}', "\0"])

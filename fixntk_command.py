@@ -1,0 +1,49 @@
+"""Where the command ``fixntk`` starts: signals end it without a traceback from here on.
+
+This module is not in the package, because importing any module of the package imports JAX, which takes seconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+from typing import NoReturn
+
+# Exit status of a process that a signal ends, less the signal's number, as in shells.
+_SIGNAL_STATUS = 128
+
+
+def main() -> NoReturn:
+    """Run the command in a process of its own, and end the process."""
+    with exit_on_signals():
+        from fixntk.cli import entry
+    entry()
+
+
+@contextlib.contextmanager
+def exit_on_signals() -> Iterator[None]:
+    """While the context is open, SIGINT and SIGTERM end the process at once, with status 130 and 143.
+
+    For imports: an exception in the middle of one may be lost in the module that is imported, or become another one.
+    """
+    # Python allows signal handlers to be set in the main thread only. A signal that is ignored stays so.
+    is_main = threading.current_thread() is threading.main_thread()
+    earlier = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM) if is_main}
+    taken = {number: handler for number, handler in earlier.items() if handler not in (signal.SIG_IGN, None)}
+    for number in taken:
+        signal.signal(number, _exit)
+    try:
+        yield
+    finally:
+        for number, handler in taken.items():
+            signal.signal(number, handler)
+
+
+def _exit(number: int, _: FrameType | None) -> NoReturn:
+    word = b"interrupted" if number == signal.SIGINT else b"terminated"
+    os.write(2, b"fixntk: " + word + b"\n")
+    os._exit(_SIGNAL_STATUS + number)
