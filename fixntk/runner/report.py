@@ -19,10 +19,12 @@ import numpy as np
 import pandas as pd
 import yaml
 from cycler import cycler
-from markupsafe import Markup, escape
+from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from fixntk._files import replace_when_written
+from fixntk.runner import markdown
+from fixntk.runner.markdown import Kind
 
 # Okabe and Ito's colours for colour-blind readers, those with the most contrast on white first.
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
@@ -52,6 +54,7 @@ STYLE: Any = {
     "ytick.labelsize": 9,
 }
 
+_HTML_OF: Mapping[Kind, str] = {"code": "<code>{}</code>", "bold": "<strong>{}</strong>", "literal": "{}"}
 # Text that is shown for a missing value.
 _MISSING = "–"
 # Number of characters above which a text in a table is wrapped.
@@ -172,29 +175,25 @@ def render_markdown(path: str | Path, title: str, sections: Sequence[Section], e
         for key, name in (("cores", "cores:"), ("device", ""), ("jax", "JAX"), ("fixntk", "fixntk"), ("started", ""))
         if key in environment
     )
-    made = f"Made by `{environment['command']}` and `fixntk report --markdown`" if "command" in environment else "Made"
-    parts = [f"# {title}", f"*{made} from the results of a run ({origin}); not written by hand.*"]
+    command = environment.get("command")
+    made = f"Made by {markdown.code(str(command))} and `fixntk report --markdown`" if command else "Made"
+    origin = markdown.escape(origin)
+    parts = [f"# {markdown.escape(title)}", f"*{made} from the results of a run ({origin}); not written by hand.*"]
     for section in sections:
-        parts.append(f"## {section.title}")
-        if section.text:
-            parts.append(section.text)
+        parts.append(f"## {markdown.escape(section.title)}")
+        parts += [markdown.paragraph(_pieces(part)) for part in _paragraphs(section.text)]
         if section.table is not None:
-            parts.append(_markdown_table(_columns(section.table)))
+            columns = _columns(section.table)
+            cells = ([text for text, _ in column.cells] for column in columns)
+            headings = [(column.heading, column.numeric) for column in columns]
+            parts.append(markdown.table(headings, zip(*cells, strict=True)))
         for stem, figure, caption in section.figures:
             _save(figure, folder / f"{stem}.png")
-            parts += [f"![{caption.replace('`', '')}](figures/{path.stem}/{stem}.png)", f"*{caption}*"]
+            address = markdown.escape_address(f"figures/{path.stem}/{stem}.png")
+            parts += [f"![{markdown.escape(caption)}]({address})", f"*{markdown.escape(caption)}*"]
     with replace_when_written(path) as part:
         part.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     return path
-
-
-def _markdown_table(columns: list[_Column]) -> str:
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-    rows = zip(*([text for text, _ in column.cells] for column in columns), strict=True)
-    rule = ["--:" if column.numeric else "---" for column in columns]
-    return "\n".join([line([column.heading for column in columns]), line(rule), *map(line, rows)])
 
 
 def _template_values(section: Section, folder: Path) -> dict[str, Any]:
@@ -223,19 +222,25 @@ def _save(figure: Figure, path: Path) -> str:
 
 
 def _mark_up(text: str) -> Markup:
-    paragraphs = [part.strip() for part in re.split(r"\n\s*\n", text) if part.strip()]
-    return Markup("\n").join(Markup("<p>{}</p>").format(_mark_up_inline(part)) for part in paragraphs)
+    paragraphs = [
+        Markup("").join(Markup(_HTML_OF[kind]).format(piece) for kind, piece in _pieces(part))
+        for part in _paragraphs(text)
+    ]
+    return Markup("\n").join(Markup("<p>{}</p>").format(paragraph) for paragraph in paragraphs)
 
 
-def _mark_up_inline(text: str) -> Markup:
-    """Escape the text, then mark up code and, outside of code, bold."""
-    pieces = re.split(r"`([^`]+)`", str(escape(text)))
-    marked = (
-        f"<code>{piece}</code>" if k % 2 else re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", piece, flags=re.S)
-        for k, piece in enumerate(pieces)
-    )
-    # The first line has escaped the text, so that it is safe to declare it as markup.
-    return Markup("".join(marked))
+def _paragraphs(text: str) -> list[str]:
+    return [part.strip() for part in re.split(r"\n\s*\n", text) if part.strip()]
+
+
+def _pieces(text: str) -> Iterator[tuple[Kind, str]]:
+    """The pieces of a paragraph: code and, outside of code, bold; the rest is literal."""
+    for k, part in enumerate(re.split(r"`([^`]+)`", text)):
+        if k % 2:
+            yield "code", part
+            continue
+        for j, piece in enumerate(re.split(r"\*\*(.+?)\*\*", part, flags=re.DOTALL)):
+            yield ("bold" if j % 2 else "literal"), piece
 
 
 # ------------------------------------------------------------------------------------------------ tables
