@@ -20,7 +20,15 @@ from sklearn.model_selection import train_test_split
 
 from experiments.shared import colours
 from experiments.shared.programs import program_at_share
-from experiments.shared.settings import NonEmpty, Positive, PositiveFloat, Settings, ShareBelowOne, TwoOrMore
+from experiments.shared.settings import (
+    NonEmpty,
+    Positive,
+    PositiveFloat,
+    Settings,
+    ShareBelowOne,
+    TwoOrMore,
+    TwoOrMoreSeeds,
+)
 from experiments.shared.statistics import interval_text, mean, paired_difference, t_quantile
 from fixntk import activation_masks, layerwise_ntk, sample_gates, solve, solve_kernels
 from fixntk.estimators import GatedReLUClassifierCV, NTKClassifierCV
@@ -79,7 +87,7 @@ class Config(Settings):
     num_gates: Positive = 512
     reg_shares: NonEmpty[ShareBelowOne] = (0.1, 0.03, 0.01, 0.003, 0.001, 0.0003)
     left_reg_share: ShareBelowOne = 0.01
-    seeds: TwoOrMore = 5
+    seeds: TwoOrMoreSeeds = 5
 
 
 def tasks(config: Config) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from pydantic import model_validator
 
-from experiments.shared.settings import NonEmpty, Positive, PositiveFloat, Settings, TwoOrMore
+from experiments.shared.settings import NonEmpty, Positive, PositiveFloat, Settings, TwoOrMore, TwoOrMoreSeeds
 from experiments.shared.statistics import slope, slope_text
 from fixntk import ConvexProgram, activation_masks, sample_gates, solve
 from fixntk.runner.report import Section, new_figure
@@ -47,7 +47,7 @@ class Config(Settings):
     num_active: Positive = 4
     noise: PositiveFloat = 0.5
     reg_factor: PositiveFloat = 0.3
-    seeds: TwoOrMore = 10
+    seeds: TwoOrMoreSeeds = 10
 
     @model_validator(mode="after")
     def _check_planted_gates(self) -> Config:

@@ -17,7 +17,7 @@ from pydantic import Field
 from experiments.data import planted
 from experiments.shared import colours
 from experiments.shared.programs import program_at_share
-from experiments.shared.settings import NonEmpty, Positive, PositiveFloat, Settings, ShareBelowOne
+from experiments.shared.settings import NonEmpty, NumSeeds, Positive, PositiveFloat, Settings, ShareBelowOne
 from fixntk import (
     ConvexProgram,
     DivergedError,
@@ -69,7 +69,7 @@ class Config(Settings):
     """
 
     problems: NonEmpty[Problem] = ("toy", "teacher", "relu_teacher")
-    seeds: Positive = 1
+    seeds: NumSeeds = 1
     reg_share: ShareBelowOne = 0.05
     optimizers: NonEmpty[Optimizer] = ("sgd", "adam", "adamw")
     width_shares: NonEmpty[PositiveFloat] = (0.5, 1.0, 2.0)

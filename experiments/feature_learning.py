@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from experiments.data import planted
 from experiments.shared import colours
 from experiments.shared.programs import program_at_share
-from experiments.shared.settings import NonEmpty, Positive, PositiveFloat, Settings, ShareBelowOne
+from experiments.shared.settings import NonEmpty, NumSeeds, Positive, PositiveFloat, Settings, ShareBelowOne
 from fixntk import (
     GatedReLUNetwork,
     ReLUNetwork,
@@ -53,7 +53,7 @@ class Config(Settings):
     """
 
     problems: NonEmpty[Problem] = ("teacher", "relu_teacher")
-    seeds: Positive = 5
+    seeds: NumSeeds = 5
     reg_share: ShareBelowOne = 0.05
     irls_steps: Positive = 30
     width: Positive = 200

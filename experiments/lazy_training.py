@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from pydantic import Field
 
 from experiments.data import planted
-from experiments.shared.settings import NonEmpty, Positive, Settings, ShareBelowOne, TwoOrMore
+from experiments.shared.settings import NonEmpty, Positive, Settings, ShareBelowOne, TwoOrMoreSeeds
 from experiments.shared.statistics import slope, slope_text
 from fixntk import GatedReLUNetwork, gated_relu_ntk, gradient_flow, max_learning_rate, sample_gates, train
 from fixntk.runner.report import Section, new_figure
@@ -40,7 +40,7 @@ class Config(Settings):
     """
 
     widths: NonEmpty[Positive] = (64, 128, 256, 512, 1024, 2048, 4096)
-    seeds: TwoOrMore = 8
+    seeds: TwoOrMoreSeeds = 8
     num_rows: Annotated[int, Field(ge=1, le=200)] = 40
     num_test: Annotated[int, Field(ge=1, le=1000)] = 40
     step_share: ShareBelowOne = 0.02

@@ -17,7 +17,7 @@ from experiments.shared import colours
 from experiments.shared.accuracy import share_correct
 from experiments.shared.arrays import split_arrays
 from experiments.shared.programs import program_at_share
-from experiments.shared.settings import Float32Gap, NonEmpty, Positive, Settings, Share
+from experiments.shared.settings import Float32Gap, NonEmpty, NumSeeds, Positive, Settings, Share
 from experiments.shared.statistics import margin, use_minus_signs
 from fixntk import ConvexProgram, activation_masks, sample_gates
 from fixntk.convex import solve_quietly
@@ -53,7 +53,7 @@ class Config(Settings):
         "tae",
         "wine",
     )
-    seeds: Positive = 3
+    seeds: NumSeeds = 3
     num_gates: Positive = 512
     reg_share: Share = 0.01
     steps: Positive = 12

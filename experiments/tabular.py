@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Collection, Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from pydantic import model_validator
+from pydantic import AfterValidator, model_validator
 from scipy import stats
 
 from experiments.data.regression_tables import REGRESSION_TABLES, load_regression_table, split_regression_table
@@ -18,7 +18,7 @@ from experiments.data.tables import TABLES, load_table, split_table
 from experiments.shared import colours
 from experiments.shared.baselines import CLASSIFIERS, NUM_FOLDS, ON_REQUEST, REGRESSORS
 from experiments.shared.figures import differences_figure
-from experiments.shared.settings import NonNegative, Positive, Settings, ShareBelowOne
+from experiments.shared.settings import NonNegative, NumSeeds, Settings, ShareBelowOne, check_unique
 from experiments.shared.statistics import LEVEL, compare, comparison_text, margin
 from fixntk.runner.report import Section, new_figure
 
@@ -54,10 +54,10 @@ class Config(Settings):
         Share of the rows in the test part.
     """
 
-    kinds: tuple[Kind, ...] = ("classification", "regression")
+    kinds: Annotated[tuple[Kind, ...], AfterValidator(check_unique)] = ("classification", "regression")
     tables: tuple[str, ...] = ()
     methods: tuple[str, ...] = ()
-    seeds: Positive = 3
+    seeds: NumSeeds = 3
     first_seed: NonNegative = 0
     test_size: ShareBelowOne = 0.25
 

@@ -14,11 +14,11 @@ import optax
 import pandas as pd
 from jax import Array
 from matplotlib.figure import Figure
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from experiments.data import planted
 from experiments.shared import colours
-from experiments.shared.settings import NonEmpty, Positive, PositiveFloat, Settings, ShareBelowOne
+from experiments.shared.settings import NonEmpty, NumSeeds, Positive, PositiveFloat, Settings, ShareBelowOne
 from experiments.shared.statistics import geometric_mean, interval_text
 from fixntk import (
     ConvexProgram,
@@ -34,6 +34,7 @@ from fixntk import (
     train,
 )
 from fixntk._warnings import ignore_convergence_warnings
+from fixntk.runner.config import MAX_TASKS
 from fixntk.runner.report import Section, new_figure
 
 T = TypeVar("T")
@@ -95,7 +96,14 @@ class Config(Settings):
     width: Positive = 200
     num_steps: Positive = 3000
     learning_rate: PositiveFloat = 0.01
-    seeds: Positive = 2
+    seeds: NumSeeds = 2
+
+    @model_validator(mode="after")
+    def _check_number_of_data_sets(self) -> Config:
+        number = len(self.teachers) * len(self.num_features) * len(self.rows) * self.seeds
+        if number > MAX_TASKS:
+            raise ValueError(f"asks for {number} data sets, more than {MAX_TASKS}")
+        return self
 
 
 def tasks(config: Config) -> list[dict[str, Any]]:

@@ -21,7 +21,16 @@ from experiments.shared.arrays import split_arrays
 from experiments.shared.figures import annotate_largest, differences_figure, scatter_figure, splits_figure
 from experiments.shared.paths import path_figure, reweighting_path
 from experiments.shared.selection import RidgeFit, fit_fixed, fit_ridge, fold_masks
-from experiments.shared.settings import Float32Gap, NonEmpty, Positive, Settings, Share, ShareBelowOne, TwoOrMore
+from experiments.shared.settings import (
+    Float32Gap,
+    NonEmpty,
+    NumSeeds,
+    Positive,
+    Settings,
+    Share,
+    ShareBelowOne,
+    TwoOrMore,
+)
 from experiments.shared.statistics import compare, comparison_text, margin, use_minus_signs
 from fixntk import ConvexProgram, Solution, activation_masks, gated_relu_ntk, masked_gram, sample_gates
 from fixntk.convex import solve_quietly
@@ -86,7 +95,7 @@ class Config(Settings):
     """
 
     tables: TableNames = ()
-    seeds: Positive = 5
+    seeds: NumSeeds = 5
     num_gates: Positive = 512
     num_folds: TwoOrMore = 4
     reg_shares: NonEmpty[Share] = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001)

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 from sklearn import datasets
 from sklearn.feature_selection import VarianceThreshold
 from sklearn.model_selection import train_test_split
@@ -273,10 +273,15 @@ def _check_names(names: tuple[str, ...]) -> tuple[str, ...]:
     for name in names:
         if name not in TABLES and not name.lower().endswith(".csv"):
             raise ValueError(_unknown_table(name))
+        if names.count(name) > 1:
+            raise ValueError(f"table {name!r} is given twice")
     return names
 
 
-TableNames = Annotated[tuple[str, ...], AfterValidator(_check_names)]
+# Largest number of tables in a config.
+_MAX_NAMES = 100
+
+TableNames = Annotated[tuple[str, ...], Field(max_length=_MAX_NAMES), AfterValidator(_check_names)]
 """Names of listed tables and paths of CSV files, in a config."""
 
 

@@ -21,6 +21,8 @@ from fixntk.runner.report import Section
 
 Row = dict[str, Any]
 
+# Largest number of tasks of a run.
+MAX_TASKS = 100_000
 # Largest size of the config.json that a run has written.
 _MAX_JSON_BYTES = 1_000_000
 # Largest number of dots in the key of an override.
@@ -49,7 +51,7 @@ class Experiment(Protocol):
         """Return the keys of each unit of work, for example ``{"table": "iris", "seed": 0}``.
 
         The list is JSON-able, without duplicates, the same in each call, and quick to make. A ValueError means that the
-        config is wrong.
+        config is wrong. A run has at most ``MAX_TASKS`` tasks.
         """
 
     def run_task(self, config: Any, task: Row) -> list[Row]:

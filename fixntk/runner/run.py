@@ -20,7 +20,7 @@ from pydantic import BaseModel
 from tqdm import tqdm
 
 from fixntk.runner import report
-from fixntk.runner.config import ConfigError, Experiment, Row, load_config
+from fixntk.runner.config import MAX_TASKS, ConfigError, Experiment, Row, load_config
 from fixntk.runner.folder import lock, prepare, read_environment, record_environment, refuse_os_errors, repair
 from fixntk.runner.rows import (
     RESULTS,
@@ -143,9 +143,14 @@ def regenerate(directory: str | Path, markdown: str | Path | None = None) -> Pat
 
 def _tasks(experiment: Experiment, config: BaseModel) -> list[Row]:
     try:
-        tasks = [to_json(task) for task in experiment.tasks(config)]
+        listed = experiment.tasks(config)
     except ValueError as error:
         raise ConfigError(f"experiment {_name(experiment)}: {error}") from error
+    if len(listed) > MAX_TASKS:
+        raise ConfigError(
+            f"experiment {_name(experiment)}: this config asks for {len(listed)} tasks, more than {MAX_TASKS}"
+        )
+    tasks = [to_json(task) for task in listed]
     if not tasks:
         raise ConfigError(f"experiment {_name(experiment)}: this config leaves nothing to run")
     seen: set[str] = set()
