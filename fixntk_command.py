@@ -47,3 +47,7 @@ def _exit(number: int, _: FrameType | None) -> NoReturn:
     word = b"interrupted" if number == signal.SIGINT else b"terminated"
     os.write(2, b"fixntk: " + word + b"\n")
     os._exit(_SIGNAL_STATUS + number)
+
+
+if __name__ == "__main__":
+    main()
