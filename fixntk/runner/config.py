@@ -100,10 +100,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Experi
         raise ConfigError(f"{path}: the key 'experiment' is missing; it names a module of experiments/")
     experiment = _import_experiment(data.pop("experiment"), path)
     # JSON mode, so that a strict Config still takes a list for a tuple and a string for a path.
-    try:
-        text = json.dumps(data)
-    except RecursionError as error:
-        raise ConfigError(f"{path}: is nested too deeply") from error
+    text = json.dumps(data)
     try:
         return experiment, experiment.Config.model_validate_json(text)
     except ValidationError as error:
@@ -130,9 +127,13 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: has more than {limit} bytes, too many for a config")
     try:
         data = json.loads(text) if is_json else strict_yaml.parse(text)
+        # What an alias repeats becomes a value of its own, which an override may change.
+        data = json.loads(json.dumps(data))
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}{strict_yaml.describe(error)}") from error
-    except (ValueError, RecursionError) as error:
+    except RecursionError as error:
+        raise ConfigError(f"{path}: has too many levels inside one another") from error
+    except ValueError as error:
         raise ConfigError(f"{path}: is not JSON: {error}") from error
     if data is None:
         return {}

@@ -1,8 +1,8 @@
 """The part of YAML that configs are written in, read in bounded time.
 
 Scalars are read as in YAML 1.1, as PyYAML does, with these differences: 1e-6 is a number, as in YAML 1.2; dates are
-text; a key is its text and is given once. Aliases, and tags beyond those of JSON, are refused: a few lines with them
-can stand for billions of values, or for objects that no config has.
+text; a key is its text and is given once. Tags beyond those of JSON are refused, and aliases (``*name``) that stand for
+too many values or for themselves.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from yaml.constructor import ConstructorError
 MAX_BYTES = 16_384
 # Largest number of mappings and sequences inside one another.
 _MAX_DEPTH = 32
+# Largest number of values, those that aliases repeat included.
+_MAX_VALUES = 20_000
 # Largest number of characters of a number.
 _MAX_NUMBER_CHARACTERS = 100
 
@@ -45,19 +47,28 @@ def describe(error: yaml.YAMLError) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    _depth = 0
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._depth = 0
+        # Number of values so far, and within each node that is complete.
+        self._num_values = 0
+        self._sizes: dict[int, int] = {}
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        mark = self.peek_event().start_mark
-        if self.check_event(yaml.AliasEvent):
-            raise ComposerError(None, None, "an alias (*name) is not allowed here: write the value", mark)
+        mark, is_alias, before = self.peek_event().start_mark, self.check_event(yaml.AliasEvent), self._num_values
         if self._depth == _MAX_DEPTH:
             raise ComposerError(None, None, f"more than {_MAX_DEPTH} levels inside one another", mark)
         self._depth += 1
         node = super().compose_node(parent, index)
         self._depth -= 1
+        if is_alias and id(node) not in self._sizes:
+            raise ComposerError(None, None, "an alias stands for a value that contains it", mark)
+        self._num_values += self._sizes[id(node)] if is_alias else 1
+        if self._num_values > _MAX_VALUES:
+            raise ComposerError(None, None, f"more than {_MAX_VALUES} values, with those that aliases repeat", mark)
         if isinstance(node, yaml.ScalarNode) and any("\ud800" <= character <= "\udfff" for character in node.value):
             raise ComposerError(None, None, f"{reprlib.repr(node.value)} has half of a surrogate pair", mark)
+        self._sizes.setdefault(id(node), self._num_values - before)
         return node
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:

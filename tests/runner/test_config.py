@@ -85,18 +85,21 @@ def test_error_is_one_line_with_file_and_key(project, text, expected):
     assert message(project, text) == expected
 
 
-BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "\n".join(
-    f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]" for a, b in ["ab", "bc", "cd"]
+BOMB = "a: &a [1]\n" + "".join(
+    f"{b}: &{b} [{', '.join(['*' + a] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
 )
+# Each line is one level deeper than the one before.
+CHAIN = "a0: &a0 [1]\n" + "".join(f"a{k + 1}: &a{k + 1} [*a{k}]\n" for k in range(400))
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        (BOMB, ", line 2, column 8: an alias (*name) is not allowed here: write the value"),
+        (CHAIN, ", line 198, column 14: more than 20000 values, with those that aliases repeat"),
+        (BOMB, ", line 6, column 8: more than 20000 values, with those that aliases repeat"),
         (
             "experiment: toy\ntables: &a [*a]",
-            ", line 2, column 13: an alias (*name) is not allowed here: write the value",
+            ", line 2, column 13: an alias stands for a value that contains it",
         ),
         ("experiment: toy\ntables: " + "[" * 8000, ", line 2, column 40: more than 32 levels inside one another"),
         (
@@ -162,8 +165,16 @@ def test_the_json_of_a_run_may_be_damaged(project):
     path = project.root / "configs" / "config.json"
     for text in ('{"experiment": "toy"', "[" * 100_000, '{"experiment": ' + "9" * 5000 + "}", "\0", ""):
         path.write_text(text)
-        with pytest.raises(ConfigError, match=r"config\.json: is not JSON: "):
+        with pytest.raises(ConfigError, match=r"config\.json: (is not JSON: |has too many levels)"):
             load_config(path)
+
+
+def test_an_alias_repeats_a_value_and_an_override_changes_one_of_them(project):
+    project.config.write_text("experiment: toy\ntables: [&name iris, *name]\nsolver: &solver {tol: 1}\nreg: 2")
+    assert load_config(project.config)[1].tables == ("iris", "iris")
+    project.config.write_text("experiment: &solver {tol: 1}\nsolver: *solver")
+    with pytest.raises(ConfigError, match=r"key 'experiment' is \{'tol': 1\}, expected"):
+        load_config(project.config, ["solver.tol=3"])
 
 
 @pytest.mark.parametrize(
@@ -175,7 +186,7 @@ def test_the_json_of_a_run_may_be_damaged(project):
             ": the override 'tables=[[[[[...[[[[[[[[[[[[[' is not YAML, line 1, column 33: more than 32",
         ),
         ("reg=" + "x" * 20_000, ": the override 'reg=xxxxxxxx...xxxxxxxxxxxxx' has more than 16384 characters"),
-        ("tables=*a", ": the override 'tables=*a' is not YAML, line 1, column 1: an alias"),
+        ("tables=*a", ": the override 'tables=*a' is not YAML, line 1, column 1: found undefined alias 'a'"),
         ("seeds", ": the override 'seeds' is not of the form key=value"),
         ("=1", ": the override '=1' is not of the form key=value"),
         ("seeds=[0", ": the override 'seeds=[0' is not YAML, line 1, column 3:"),
