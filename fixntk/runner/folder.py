@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import shlex
 import shutil
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -126,7 +127,8 @@ def prepare(directory: Path, description: Row, tasks: list[Row], *, resume: bool
     _check_same_config(directory / "config.json", description)
     if sum(map(bool, rows_by_task(tasks, results.unfinished))) > 1:
         raise ConfigError(
-            f"{path} does not say which tasks are finished, as an earlier fixntk wrote it: take another --out"
+            f"{path} does not say which of its last tasks are finished, as an earlier fixntk wrote it: take another "
+            f"--out, or drop these rows with `fixntk report --repair {shlex.quote(str(directory))}`"
         )
     kept = [block for block in results.finished if not any("error" in row for row in block.rows)]
     was_cut = bool(results.unfinished or results.torn)

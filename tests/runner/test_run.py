@@ -184,7 +184,7 @@ def test_results_of_an_earlier_fixntk_are_refused_and_stay(project):
     execute(project)
     lines = [line for line in results(project).read_text().splitlines(keepends=True) if "finished" not in line]
     results(project).write_text("".join(lines))
-    with pytest.raises(ConfigError, match="does not say which tasks are finished, as an earlier fixntk wrote it"):
+    with pytest.raises(ConfigError, match="does not say which of its last tasks are finished, as an earlier"):
         execute(project, resume=True)
     with pytest.raises(ConfigError, match="no results yet: no task is finished"):
         runs.regenerate(project.out)
