@@ -1,12 +1,58 @@
-"""Files that are written completely or not at all."""
+"""Files that are written completely or not at all, among them files of arrays with a checksum."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.metadata import version as package_version
 from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+# Number of bytes at the start of a safetensors file that hold the length of its header.
+_LENGTH_BYTES = 8
+# NumPy's names of the types of arrays in safetensors files.
+_DTYPES = {
+    "BOOL": "bool",
+    "U8": "uint8",
+    "I8": "int8",
+    "U16": "uint16",
+    "I16": "int16",
+    "U32": "uint32",
+    "I32": "int32",
+    "U64": "uint64",
+    "I64": "int64",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F32": "float32",
+    "F64": "float64",
+}
+
+
+class FileFormatError(ValueError):
+    """A file of arrays cannot be used; the message names the file and the reason, in one line."""
+
+
+class Format(NamedTuple):
+    """A kind of file of arrays.
+
+    Attributes
+    ----------
+    name
+        For instance "fixntk network".
+    version
+        The version that is written, the only one that is read.
+    """
+
+    name: str
+    version: int
+
 
 # Ending of the names of files that are being written.
 PART_SUFFIX = ".part"
@@ -35,3 +81,93 @@ def _flush_to_disk(path: Path) -> None:
     """Wait until the file is on disk: after a power failure a renamed file could otherwise be empty."""
     with path.open("r+b") as file:
         os.fsync(file.fileno())
+
+
+def write_arrays(path: Path, kind: Format, fields: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+    """Write a safetensors file: the arrays, and in its metadata the fields as JSON, with a checksum of everything.
+
+    An existing file is replaced only when the new one is complete.
+    """
+    library = _safetensors()
+    header = json.dumps(
+        {"format": kind.name, "version": kind.version, "fixntk": package_version("fixntk"), **fields}, allow_nan=False
+    )
+    # safetensors copies the memory of an array as it lies.
+    plain = {name: np.asarray(array, array.dtype.newbyteorder("="), order="C") for name, array in arrays.items()}
+    content = library.numpy.save(plain, metadata={"header": header, "sha256": _checksum(header, plain)})
+    with replace_when_written(path) as part:
+        part.write_bytes(content)
+
+
+def read_arrays(path: Path, kind: Format) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Fields and arrays of a file that :func:`write_arrays` wrote; reading it runs nothing that is in it.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be read.
+    FileFormatError
+        If it is no such file, has another version, or was changed.
+    """
+    library = _safetensors()
+    content = path.read_bytes()
+    try:
+        tensors = library.deserialize(content)
+    except library.SafetensorError as error:
+        reason = str(error).partition("\n")[0]
+        raise FileFormatError(f"{path}: is damaged or not the file of a {kind.name}: {reason}") from error
+    # The library has checked the length and that the header is a JSON object, with texts as metadata.
+    end = _LENGTH_BYTES + int.from_bytes(content[:_LENGTH_BYTES], "little")
+    metadata = json.loads(content[_LENGTH_BYTES:end]).get("__metadata__") or {}
+    header = metadata.get("header", "")
+    try:
+        fields = json.loads(header)
+    except (ValueError, RecursionError):
+        fields = None
+    if not isinstance(fields, dict) or fields.get("format") != kind.name:
+        raise FileFormatError(f"{path}: is not the file of a {kind.name}")
+    _check_version(path, fields, kind)
+    try:
+        arrays = {
+            name: np.frombuffer(tensor["data"], jnp.dtype(_DTYPES[tensor["dtype"]])).reshape(tensor["shape"])
+            for name, tensor in tensors
+        }
+    except KeyError as error:
+        raise FileFormatError(f"{path}: holds an array of type {error.args[0]!r}, which is not known") from error
+    if metadata.get("sha256") != _checksum(header, arrays):
+        raise FileFormatError(f"{path}: is damaged: its content does not have the checksum that it states")
+    return fields, arrays
+
+
+def _check_version(path: Path, fields: Mapping[str, Any], kind: Format) -> None:
+    found = fields.get("version")
+    if type(found) is not int or found < 1:
+        raise FileFormatError(f"{path}: has version {found!r} of the format, which is none")
+    if found > kind.version:
+        raise FileFormatError(
+            f"{path}: has version {found} of the format, by fixntk {fields.get('fixntk')!r}, newer than this"
+            f" fixntk {package_version('fixntk')}, which reads version {kind.version}"
+        )
+    if found < kind.version:
+        raise FileFormatError(
+            f"{path}: has version {found} of the format, this fixntk reads version {kind.version}: make it again"
+        )
+
+
+def _checksum(header: str, arrays: Mapping[str, np.ndarray]) -> str:
+    """Checksum of the header and of each array's name, type, shape and entries."""
+    digest = hashlib.sha256(header.encode())
+    for name, array in sorted(arrays.items()):
+        digest.update(json.dumps([name, array.dtype.name, array.shape]).encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def _safetensors() -> Any:
+    try:
+        import safetensors.numpy
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "files of arrays need safetensors: pip install 'fixntk[networks]'", name="safetensors"
+        ) from error
+    return safetensors

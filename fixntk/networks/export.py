@@ -12,18 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from fixntk._files import replace_when_written
+from fixntk._checks import as_float_array
+from fixntk._files import FileFormatError, Format, read_arrays, write_arrays
 from fixntk.gates.masks import activation_masks
 from fixntk.networks.models import GatedReLUNetwork, ReLUNetwork
 from fixntk.networks.neurons import Parameters, outputs, reshape_outputs
 
-_TYPES: dict[str, type[GatedReLUNetwork] | type[ReLUNetwork]] = {
-    "GatedReLUNetwork": GatedReLUNetwork,
-    "ReLUNetwork": ReLUNetwork,
-}
-# Name and version of the format in the metadata of the files.
-_FORMAT = "fixntk network"
-_VERSION = 1
+_FORMAT = Format("fixntk network", version=2)
+# Number of axes of each array of a network.
+_NDIM = {"hidden": 2, "output": 2, "gates": 2, "intercept": 1}
 
 
 def to_dict(network: GatedReLUNetwork | ReLUNetwork) -> dict[str, np.ndarray]:
@@ -46,21 +43,24 @@ def from_dict(arrays: Mapping[str, ArrayLike], *, squeeze: bool = False) -> Gate
 
     Raises
     ------
+    TypeError
+        If an array does not hold real numbers.
     ValueError
-        If arrays are missing or unknown, or their shapes do not fit together.
+        If arrays are missing or unknown, hold NaN or infinity, or their shapes do not fit together, or there is no
+        neuron.
     """
     missing = {"hidden", "output"} - set(arrays)
-    unknown = set(arrays) - {"hidden", "output", "intercept", "gates"}
+    unknown = set(arrays) - set(_NDIM)
     if missing or unknown:
         raise ValueError(
             "a network has the arrays hidden and output, and optionally gates and intercept: "
             + "; ".join(
-                f"{problem} are {', '.join(sorted(names))}"
+                f"{problem} are {', '.join(map(repr, sorted(names)))}"
                 for problem, names in (("missing", missing), ("unknown", unknown))
                 if names
             )
         )
-    values = {name: jnp.asarray(value) for name, value in arrays.items()}
+    values = {name: as_float_array(name, value, (_NDIM[name],)) for name, value in arrays.items()}
     _check_shapes({name: value.shape for name, value in values.items()}, squeeze)
     return GatedReLUNetwork(**values, squeeze=squeeze) if "gates" in values else ReLUNetwork(**values, squeeze=squeeze)
 
@@ -80,7 +80,7 @@ def _check_shapes(shapes: Mapping[str, tuple[int, ...]], squeeze: bool) -> None:
 
 
 def save_network(network: GatedReLUNetwork | ReLUNetwork, path: str | Path) -> None:
-    """Write a network to a safetensors file, with its type and version in the metadata; needs safetensors.
+    """Write a network to a safetensors file, with a checksum; needs safetensors.
 
     Parameters
     ----------
@@ -88,21 +88,19 @@ def save_network(network: GatedReLUNetwork | ReLUNetwork, path: str | Path) -> N
         The network.
     path
         The file. An existing file is replaced only when the new one is complete.
+
+    Raises
+    ------
+    ValueError
+        If the network holds NaN or infinity, has no neuron, or is a stack.
     """
-    path = Path(path)
-    metadata = {
-        "format": _FORMAT,
-        "version": str(_VERSION),
-        "type": type(network).__name__,
-        "squeeze": str(network.squeeze),
-    }
-    library = _safetensors()
-    with replace_when_written(path) as part:
-        library.numpy.save_file(to_dict(network), part, metadata=metadata)
+    # Checked as when it is read, so that every file that is written can be read.
+    arrays = to_dict(from_dict(to_dict(network), squeeze=network.squeeze))
+    write_arrays(Path(path), _FORMAT, {"type": type(network).__name__, "squeeze": network.squeeze}, arrays)
 
 
 def load_network(path: str | Path) -> GatedReLUNetwork | ReLUNetwork:
-    """Read a network that :func:`save_network` wrote.
+    """Read a network that :func:`save_network` wrote. Nothing in the file is run.
 
     Float64 arrays become float32 if float64 is off in JAX.
 
@@ -113,39 +111,27 @@ def load_network(path: str | Path) -> GatedReLUNetwork | ReLUNetwork:
 
     Raises
     ------
-    FileNotFoundError
-        If there is no such file.
+    OSError
+        If the file cannot be read.
     ValueError
-        If the file is damaged, holds no network, has a newer version, or its shapes do not fit together.
+        If the file is damaged, holds no network, or has another version; if its weights are no floating-point numbers,
+        are infinite or NaN, their shapes do not fit together, or there is no neuron.
     """
-    path, library = Path(path), _safetensors()
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
+    path = Path(path)
+    fields, arrays = read_arrays(path, _FORMAT)
+    squeeze = fields.get("squeeze")
+    if not isinstance(squeeze, bool):
+        raise FileFormatError(f"{path}: squeeze must be true or false, got {squeeze!r}")
+    for name, array in arrays.items():
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            raise FileFormatError(f"{path}: {name} must hold floating-point numbers, got {array.dtype}")
     try:
-        with library.safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except library.SafetensorError as error:
-        raise ValueError(f"{path}: is damaged or not a safetensors file: {error}") from error
-    if metadata.get("format") != _FORMAT or metadata.get("type") not in _TYPES:
-        raise ValueError(f"{path}: is not the file of a fixntk network")
-    if int(metadata.get("version", 0)) > _VERSION:
-        raise ValueError(f"{path}: has version {metadata['version']} of the format, this fixntk reads up to {_VERSION}")
-    try:
-        network = from_dict(arrays, squeeze=metadata.get("squeeze") == "True")
+        network = from_dict(arrays, squeeze=squeeze)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    if type(network).__name__ != metadata["type"]:
-        raise ValueError(f"{path}: says {metadata['type']} and holds a {type(network).__name__}")
+        raise FileFormatError(f"{path}: {error}") from error
+    if type(network).__name__ != fields.get("type"):
+        raise FileFormatError(f"{path}: says {fields.get('type')!r} and holds a {type(network).__name__}")
     return network
-
-
-def _safetensors() -> Any:
-    try:
-        import safetensors.numpy
-    except ImportError as error:
-        raise ImportError("files of networks need safetensors: pip install 'fixntk[networks]'") from error
-    return safetensors
 
 
 def to_flax(network: GatedReLUNetwork | ReLUNetwork) -> tuple[Any, dict[str, Any]]:

@@ -1,5 +1,7 @@
 """Networks as dicts, files, Flax and Equinox modules: the same outputs everywhere."""
 
+from dataclasses import replace
+
 import chex
 import equinox
 import jax
@@ -9,6 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import fixntk as fx
+from fixntk._files import Format, write_arrays
 
 X = np.random.default_rng(0).standard_normal((9, 3))
 NETWORKS = pytest.mark.parametrize(
@@ -60,47 +63,66 @@ def test_a_failed_save_leaves_the_file_that_was_there(tmp_path, monkeypatch):
     path, network = tmp_path / "network.safetensors", fx.ReLUNetwork.sample(jax.random.key(0), 6, 3)
     fx.save_network(network, path)
     before = path.read_bytes()
+    for changes in ({"hidden": network.hidden.at[0, 0].set(jnp.nan)}, {"output": network.output[:5]}):
+        with pytest.raises(ValueError, match=r"hidden holds 1 NaN|output \(5, 1\)"):
+            fx.save_network(replace(network, **changes), path)
 
-    def fail(_, part, metadata):
-        part.write_bytes(b"half a file")
-        raise OSError(f"disk full: {metadata['type']}")
+    def fail(part, _):
+        with part.open("wb") as file:
+            file.write(b"half a file")
+        raise OSError("disk full")
 
-    monkeypatch.setattr("safetensors.numpy.save_file", fail)
+    monkeypatch.setattr("pathlib.Path.write_bytes", fail)
     with pytest.raises(OSError, match="disk full"):
         fx.save_network(network, path)
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
     assert path.read_bytes() == before
 
 
-def test_bad_files_are_named(tmp_path):
+def gated_arrays(**changes):
+    return {**fx.to_dict(fx.GatedReLUNetwork.sample(jax.random.key(0), 6, 3)), **changes}
+
+
+@pytest.mark.parametrize(
+    ("fields", "arrays", "message"),
+    [
+        ({"type": "ReLUNetwork"}, {}, "says 'ReLUNetwork' and holds a GatedReLUNetwork"),
+        ({"type": ["GatedReLUNetwork"]}, {}, r"says \['GatedReLUNetwork'\]"),
+        ({"squeeze": "True"}, {}, "squeeze must be true or false, got 'True'"),
+        ({}, {"gates": np.ones((2, 3))}, r"shapes hidden \(m, d\).*gates \(2, 3\)"),
+        ({}, {"output": np.ones((6, 1), np.int64)}, "output must hold floating-point numbers, got int64"),
+        ({}, {"output": np.ones((6, 1), bool)}, "output must hold floating-point numbers, got bool"),
+        ({}, {"output": np.full((6, 1), np.inf)}, "output holds 6 NaN or infinite"),
+        ({}, {"hidden": np.full((6, 3), np.nan)}, "hidden holds 18 NaN or infinite"),
+        ({}, {"hidden": np.ones((0, 3)), "output": np.ones((0, 1)), "gates": np.ones((0, 3))}, "is empty"),
+        ({}, {"bias\n": np.ones(1)}, r"unknown are 'bias\\n'"),
+    ],
+)
+def test_files_of_no_network_are_one_line_that_names_the_file(tmp_path, fields, arrays, message):
     path = tmp_path / "network.safetensors"
-    with pytest.raises(FileNotFoundError, match="no such file"):
+    fields = {"type": "GatedReLUNetwork", "squeeze": True, **fields}
+    write_arrays(path, Format("fixntk network", 2), fields, gated_arrays(**arrays))
+    with pytest.raises(ValueError, match=message) as caught:
         fx.load_network(path)
-    network = fx.GatedReLUNetwork.sample(jax.random.key(0), 6, 3)
-    fx.save_network(network, path)
-    content = path.read_bytes()
-    path.write_bytes(content[: len(content) // 2])
-    with pytest.raises(ValueError, match="is damaged or not a safetensors file"):
-        fx.load_network(path)
-    arrays = fx.to_dict(network)
-    save_file(arrays, path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_other_files_are_named(tmp_path):
+    path = tmp_path / "network.safetensors"
+    for missing in (path, tmp_path):
+        with pytest.raises(OSError, match=missing.name):
+            fx.load_network(missing)
+    save_file(gated_arrays(), path)
     with pytest.raises(ValueError, match="is not the file of a fixntk network"):
-        fx.load_network(path)
-    says = {"format": "fixntk network", "version": "1", "type": "GatedReLUNetwork", "squeeze": "True"}
-    save_file(arrays, path, metadata={**says, "version": "7"})
-    with pytest.raises(ValueError, match="has version 7 of the format"):
-        fx.load_network(path)
-    save_file({**arrays, "gates": arrays["gates"][:2]}, path, metadata=says)
-    with pytest.raises(ValueError, match=r"shapes hidden \(m, d\).*gates \(2, 3\)"):
-        fx.load_network(path)
-    save_file({k: v for k, v in arrays.items() if k != "gates"}, path, metadata=says)
-    with pytest.raises(ValueError, match="says GatedReLUNetwork and holds a ReLUNetwork"):
         fx.load_network(path)
 
 
 def test_bad_dicts_are_named():
     arrays = fx.to_dict(fx.ReLUNetwork.sample(jax.random.key(0), 6, 3))
-    with pytest.raises(ValueError, match="missing are output; unknown are bias"):
+    with pytest.raises(ValueError, match="missing are 'output'; unknown are 'bias'"):
         fx.from_dict({"hidden": arrays["hidden"], "bias": arrays["output"]})
     with pytest.raises(ValueError, match=r"output \(5, 1\)"):
         fx.from_dict({**arrays, "output": arrays["output"][:5]})
+    with pytest.raises(ValueError, match="output holds 1 NaN"):
+        fx.from_dict({**arrays, "output": np.append(arrays["output"][:5], [[np.nan]], 0)})
