@@ -1,17 +1,25 @@
-"""Checkpoints of a training, written by orbax: its records, and the state from which it continues."""
+"""Checkpoints of a training: its records, the state from which it continues, and a fingerprint of its arguments."""
 
 from __future__ import annotations
 
+import re
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jax import Array
+from jaxtyping import Float, Shaped, UInt8
+
+from fixntk._files import FileFormatError, Format, read_arrays, write_arrays
 
 State = TypeVar("State")
 
+_FORMAT = Format("fixntk checkpoint", version=1)
+_NAME = re.compile(r"step-(\d+)\.safetensors")
 # Number of the newest checkpoints that are kept.
 _MAX_KEPT = 2
 
@@ -37,53 +45,123 @@ class Record(NamedTuple):
     seconds: float
 
 
-def save(folder: str | Path, state: Any, records: list[Record]) -> None:
-    """Write a state and the records up to it; the folder keeps the two newest checkpoints."""
-    manager, args = _manager(folder)
-    columns = [np.array(column, dtype=float) for column in zip(*records, strict=True)]
-    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
-    with manager:
-        manager.save(records[-1].step, args=args.StandardSave({"leaves": leaves, "records": columns}))
+def count_unimproved(records: list[Record], *, has_validation: bool) -> int:
+    """Number of records at the end of a training in which no network reached a lower monitored loss than before.
+
+    The monitored loss is the validation loss if there is validation data, otherwise the objective.
+    """
+    objectives = np.stack([record.objective for record in records])
+    monitored = np.stack([record.validation for record in records]) if has_validation else objectives
+    values = np.where(np.isfinite(objectives), monitored, np.inf).reshape(len(records), -1)
+    lowest = np.fmin.accumulate(values, axis=0)
+    has_improved = np.any(values < np.concatenate([np.full_like(lowest[:1], np.inf), lowest[:-1]]), axis=1)
+    return len(records) if not has_improved.any() else int(np.argmax(has_improved[::-1]))
 
 
-def restore(folder: str | Path, state: State, *, resume: bool) -> tuple[State, list[Record]]:
+def save(folder: str | Path, state: Any, records: list[Record], fingerprint: Mapping[str, str]) -> None:
+    """Write a state, the records up to it and a fingerprint; the folder keeps the two newest checkpoints."""
+    folder, step = Path(folder), records[-1].step
+    folder.mkdir(parents=True, exist_ok=True)
+    columns = {name: np.array(column) for name, column in zip(Record._fields, zip(*records, strict=True), strict=True)}
+    leaves = jax.tree.leaves(state)
+    fields = {"fingerprint": dict(fingerprint), "leaves": [_describe(leaf) for leaf in leaves]}
+    # As bytes, because safetensors does not have all types of JAX.
+    contents = {f"leaf {i}": _as_bytes(leaf) for i, leaf in enumerate(leaves)}
+    write_arrays(folder / f"step-{step}.safetensors", _FORMAT, fields, {**columns, **contents})
+    checkpoints = _checkpoints(folder)
+    kept = [made for made in checkpoints if made <= step][:_MAX_KEPT]
+    for made in checkpoints.keys() - kept:
+        # Later ones are damaged, as the training continued from this one's predecessor.
+        checkpoints[made].unlink()
+
+
+def restore(
+    folder: str | Path, state: State, fingerprint: Mapping[str, str], *, resume: bool
+) -> tuple[State, list[Record]]:
     """The newest state in a folder, in the structure of the given state, with its records.
 
-    An empty folder gives the state back, with no records.
+    An empty folder gives the state back, with no records. Files that are no checkpoints are ignored.
 
     Raises
     ------
     ValueError
-        If there are checkpoints and ``resume`` is false, or their arrays have other shapes or dtypes.
+        If there are checkpoints and ``resume`` is false, or they have another fingerprint, or arrays of other shapes or
+        dtypes, or all are damaged.
+
+    Warns
+    -----
+    UserWarning
+        If a checkpoint is damaged, so that the training continues from the one before.
     """
-    manager, args = _manager(folder)
-    with manager:
-        step = manager.latest_step()
-        if step is None:
-            return state, []
-        if not resume:
-            raise ValueError(
-                f"checkpoint {folder} has a training already: pass resume=True to continue it, or another folder"
-            )
-        found = manager.restore(step, args=args.StandardRestore())
-    leaves, structure = jax.tree.flatten(state)
-    stored = [jnp.asarray(leaf) for leaf in found["leaves"]]
-    if [(leaf.shape, leaf.dtype) for leaf in stored] != [(leaf.shape, leaf.dtype) for leaf in leaves]:
+    checkpoints = _checkpoints(Path(folder))
+    if checkpoints and not resume:
         raise ValueError(
-            f"checkpoint {folder} is of another network, optimiser or dtype: its arrays have other shapes or dtypes"
+            f"checkpoint {folder} has a training already: pass resume=True to continue it, or another folder"
         )
-    records = [
+    for path in checkpoints.values():
+        try:
+            fields, arrays = read_arrays(path, _FORMAT)
+            records = _as_records(arrays)
+            contents = [arrays[f"leaf {i}"] for i in range(len(fields["leaves"]))]
+            saved = dict(fields["fingerprint"])
+        except (FileFormatError, KeyError, TypeError, ValueError, OSError) as error:
+            reason = error if isinstance(error, FileFormatError | OSError) else f"{path}: is damaged: {error!r}"
+            warnings.warn(f"{reason}; the training continues from the checkpoint before", stacklevel=3)
+            continue
+        _check_fingerprint(folder, saved, fingerprint)
+        leaves, structure = jax.tree.flatten(state)
+        if fields["leaves"] != [_describe(leaf) for leaf in leaves]:
+            raise ValueError(
+                f"checkpoint {folder} is of another network, optimiser or dtype: its arrays have other shapes or dtypes"
+            )
+        return jax.tree.unflatten(structure, [_as_leaf(*pair) for pair in zip(contents, leaves, strict=True)]), records
+    if checkpoints:
+        raise ValueError(f"checkpoint {folder}: all of its {len(checkpoints)} checkpoints are damaged: remove them")
+    return state, []
+
+
+def _checkpoints(folder: Path) -> dict[int, Path]:
+    """The checkpoints in a folder by their number of steps, the newest first."""
+    if not folder.is_dir():
+        return {}
+    found = {int(name[1]): path for path in folder.iterdir() if (name := _NAME.fullmatch(path.name)) and path.is_file()}
+    return dict(sorted(found.items(), reverse=True))
+
+
+def _check_fingerprint(folder: str | Path, saved: dict[str, Any], fingerprint: Mapping[str, str]) -> None:
+    names = set(saved) | set(fingerprint)
+    if saved.get("versions") != fingerprint.get("versions"):
+        # Other versions of JAX and optax write down the same optimiser in another way.
+        names -= {"versions", "optimizer"}
+    if others := sorted(name for name in names if saved.get(name) != fingerprint.get(name)):
+        raise ValueError(
+            f"checkpoint {folder} is of a training with other {', '.join(others)}: pass the same as before, or another"
+            " folder"
+        )
+
+
+def _as_records(arrays: Mapping[str, np.ndarray]) -> list[Record]:
+    columns = [arrays[name] for name in Record._fields]
+    return [
         Record(int(step), objective, validation, float(seconds))
-        for step, objective, validation, seconds in zip(*map(np.asarray, found["records"]), strict=True)
+        for step, objective, validation, seconds in zip(*columns, strict=True)
     ]
-    return jax.tree.unflatten(structure, stored), records
 
 
-def _manager(folder: str | Path) -> tuple[Any, Any]:
-    """An orbax manager of the folder, and orbax's module of arguments."""
-    try:
-        import orbax.checkpoint as ocp
-    except ImportError as error:
-        raise ImportError("checkpoints need orbax: pip install 'fixntk[networks]'") from error
-    options = ocp.CheckpointManagerOptions(max_to_keep=_MAX_KEPT, enable_async_checkpointing=False)
-    return ocp.CheckpointManager(Path(folder).absolute(), options=options), ocp.args
+def _describe(leaf: Array) -> str:
+    return f"{leaf.dtype}{list(leaf.shape)}"
+
+
+def _as_bytes(leaf: Array) -> UInt8[np.ndarray, " k"]:
+    is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    entries = np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+    return np.frombuffer(entries.tobytes(), np.uint8)
+
+
+def _as_leaf(content: UInt8[np.ndarray, " k"], like: Array) -> Shaped[Array, " ..."]:
+    """The array of :func:`_as_bytes`, with the shape and dtype of another one."""
+    if jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
+        shape = jax.random.key_data(like).shape
+        data = jnp.asarray(np.frombuffer(content, np.uint32).reshape(shape))
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(like))
+    return jnp.asarray(np.frombuffer(content, like.dtype).reshape(like.shape))

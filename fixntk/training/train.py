@@ -21,7 +21,7 @@ import numpy as np
 import optax
 from jax import Array, lax
 from jax.typing import ArrayLike
-from jaxtyping import Bool, Float, Int, Key
+from jaxtyping import Float, Int, Key
 
 from fixntk._checks import as_positive_int
 from fixntk.convex.losses import Loss, as_loss
@@ -29,7 +29,8 @@ from fixntk.convex.progress import progress_bar
 from fixntk.networks.models import Network
 from fixntk.networks.neurons import Parameters
 from fixntk.training import checkpoints
-from fixntk.training.checkpoints import Record
+from fixntk.training.checkpoints import Record, count_unimproved
+from fixntk.training.fingerprint import fingerprint
 from fixntk.training.objective import (
     ROW_AXES,
     Rows,
@@ -131,10 +132,12 @@ def train(
     progress
         Show a bar with steps, objective and validation loss, the lowest of a stack's.
     checkpoint
-        Folder to which the state is written at each record; needs orbax.
+        Folder to which the state is written at each record; needs safetensors. It keeps the two newest checkpoints, and
+        other files in it are ignored.
     resume
-        Continue from the newest checkpoint in the folder, if there is one. The result is the same as without the
-        interruption.
+        Continue from the newest checkpoint in the folder that is not damaged, if there is one. The result is the same
+        as without the interruption, when patience stops it too. ``num_steps``, ``record_every`` and ``patience`` may be
+        other ones than before.
 
     Returns
     -------
@@ -145,7 +148,7 @@ def train(
     ------
     ValueError
         If shapes or labels do not fit; if the folder has checkpoints and ``resume`` is false, or has checkpoints of
-        other networks.
+        a training with another network, other data, or other options, which the message names.
     DivergedError
         If the objective of every network became infinite or NaN. Its ``training`` has the results up to that point,
         and the last checkpoint stays.
@@ -153,13 +156,14 @@ def train(
     Warns
     -----
     UserWarning
-        If some networks of a stack diverged.
+        If some networks of a stack diverged, or a checkpoint is damaged and the training continues from an earlier one.
 
     Notes
     -----
     See docs/mathematics.md, M10.
     """
     num_steps, record_every = as_positive_int("num_steps", num_steps), as_positive_int("record_every", record_every)
+    patience = None if patience is None else as_positive_int("patience", patience)
     check_network(network)
     loss, reg, names = as_loss(loss), as_regs(reg, network), _as_names(network, parameters)
     rows = as_rows(network, x, y, loss, sample_weight)
@@ -168,39 +172,59 @@ def train(
     run = partial(_run_steps, optimizer=optimizer, loss=loss, batch_size=batch_size)
 
     frozen = {name: value for name, value in network.parameters._asdict().items() if name not in names}
-    state, records = _start(network.parameters, names, optimizer), list[Record]()
+    state, records, made_by = _start(network.parameters, names, optimizer), list[Record](), dict[str, str]()
     if checkpoint is not None:
-        state, records = checkpoints.restore(checkpoint, state, resume=resume)
+        options = {"reg": reg, "loss": loss.name, "batch_size": batch_size, "key": key, "parameters": names}
+        made_by = _fingerprint(network, optimizer, state, rows, validation_rows, options)
+        state, records = checkpoints.restore(checkpoint, state, made_by, resume=resume)
     step, earlier_seconds = (records[-1].step, records[-1].seconds) if records else (0, 0.0)
     began = time.perf_counter() - earlier_seconds
 
-    num_unimproved = 0
+    has_validation = validation_rows is not None
     with progress_bar("train", total=num_steps, unit="step", shown=progress) as show:
         while True:
             # A resumed training has the record of its first step already.
             if not records or step > records[-1].step:
                 value, validation_loss = measure(state.trained, frozen, rows, validation_rows, reg, loss=loss)
-                state, has_improved = _keep_best(state, value if validation_rows is None else validation_loss, value)
-                num_unimproved = 0 if has_improved else num_unimproved + 1
+                state = _keep_best(state, validation_loss if has_validation else value, value)
                 seconds = time.perf_counter() - began
                 records.append(Record(step, np.asarray(value), np.asarray(validation_loss), seconds))
                 if checkpoint is not None and np.any(np.isfinite(records[-1].objective)):
-                    checkpoints.save(checkpoint, state, records)
+                    checkpoints.save(checkpoint, state, records, made_by)
             last = records[-1]
-            shown_validation = None if validation_rows is None else last.validation
+            shown_validation = last.validation if has_validation else None
             seen = TrainingProgress(step, num_steps, last.objective, shown_validation, last.seconds)
             show(step, _describe(seen))
             is_stopped = callback is not None and callback(seen)
-            is_stopped = is_stopped or (patience is not None and num_unimproved >= patience)
+            is_stopped = is_stopped or _has_run_out(patience, records, has_validation)
             if step >= num_steps or is_stopped or not np.any(np.isfinite(last.objective)):
                 break
             next_step = min(num_steps, step + record_every)
             state = run(state, frozen, rows, reg, key, step, num_steps=next_step - step)
             step = next_step
 
-    training = _as_training(network, state, records, validation_rows is not None)
+    training = _as_training(network, state, records, has_validation)
     _report_divergence(training, records, checkpoint)
     return training
+
+
+def _fingerprint(
+    network: Network,
+    optimizer: optax.GradientTransformation,
+    state: _State,
+    rows: Rows,
+    validation_rows: Rows | None,
+    options: dict[str, Any],
+) -> dict[str, str]:
+    """What a checkpoint must have been made with to be continued; all other arguments may change."""
+    update = map_stack(optimizer.update, bool(state.lowest.ndim), (0, 0, 0))
+    data = {"x": rows.x, "y": rows.targets, "sample_weight": rows.weights, "validation": validation_rows}
+    return fingerprint(update, state.trained, state.optimizer, network=network, **data, **options)
+
+
+def _has_run_out(patience: int | None, records: list[Record], has_validation: bool) -> bool:
+    # From the records alone, so that a resumed training stops where an uninterrupted one does.
+    return patience is not None and count_unimproved(records, has_validation=has_validation) >= patience
 
 
 def _describe(seen: TrainingProgress) -> str:
@@ -239,10 +263,8 @@ def _start(parameters: Parameters, names: tuple[str, ...], optimizer: optax.Grad
 
 
 @jax.jit
-def _keep_best(
-    state: _State, monitored: Float[Array, "*S"], objectives: Float[Array, "*S"]
-) -> tuple[_State, Bool[Array, ""]]:
-    """Update the last good and the best parameters, and tell whether any network has improved."""
+def _keep_best(state: _State, monitored: Float[Array, "*S"], objectives: Float[Array, "*S"]) -> _State:
+    """Update the last good and the best parameters."""
 
     def select(condition: Array, new: dict[str, Array], old: dict[str, Array]) -> dict[str, Array]:
         def select_leaf(a: Array, b: Array) -> Array:
@@ -252,12 +274,11 @@ def _keep_best(
 
     is_finite = jnp.isfinite(objectives)
     is_better = is_finite & (monitored < state.lowest)
-    state = state._replace(
+    return state._replace(
         good=select(is_finite, state.trained, state.good),
         best=select(is_better, state.trained, state.best),
         lowest=jnp.where(is_better, monitored, state.lowest),
     )
-    return state, jnp.any(is_better)
 
 
 @partial(jax.jit, static_argnames=("optimizer", "loss", "batch_size", "num_steps"))
@@ -321,8 +342,9 @@ def _report_divergence(training: Training[Network], records: list[Record], check
     if np.all(diverged):
         raise DivergedError(
             f"the objective became {last.objective.reshape(-1)[0]} between steps "
-            f"{records[-2].step if len(records) > 1 else 0} and {last.step}: lower the learning rate"
-            + (f"; {checkpoint} has the state before" if checkpoint else ""),
+            f"{records[-2].step if len(records) > 1 else 0} and {last.step}: lower the learning rate. "
+            "This error's training.network has the parameters before"
+            + (f", and so has {checkpoint}, for the same optimiser" if checkpoint else ""),
             training,
         )
     if np.any(diverged):

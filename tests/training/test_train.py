@@ -135,7 +135,7 @@ def test_an_interrupted_training_resumes_to_the_same_result(tmp_path):
     fx.train(network, X, Y, optimizer, num_steps=60, checkpoint=folder, callback=lambda p: p.step == 30, **options)
     with pytest.raises(ValueError, match="has a training already: pass resume=True"):
         fx.train(network, X, Y, optimizer, num_steps=60, checkpoint=folder, **options)
-    with pytest.raises(ValueError, match="is of another network"):
+    with pytest.raises(ValueError, match="is of a training with other network"):
         fx.train(gated(width=11), X, Y, optimizer, num_steps=60, checkpoint=folder, resume=True, **options)
     resumed = fx.train(network, X, Y, optimizer, num_steps=60, checkpoint=folder, resume=True, **options)
     np.testing.assert_array_equal(resumed.history.steps, whole.history.steps)
@@ -144,20 +144,73 @@ def test_an_interrupted_training_resumes_to_the_same_result(tmp_path):
     assert np.all(np.diff(resumed.history.seconds) >= 0)
 
 
+@pytest.mark.parametrize("is_stack", [False, True])
+def test_patience_is_resumed(tmp_path, is_stack):
+    network = stacked([gated(0), gated(1)]) if is_stack else gated()
+    options = {"num_steps": 5000, "record_every": 20, "validation": (X + 1, Y), "patience": 3}
+    whole = fx.train(network, X, Y, optax.adam(1e-2), **options)
+    last = int(whole.history.steps[-1])
+    assert 60 <= last < 5000
+    # Stopped at each of the records that patience counts.
+    for k, before in enumerate((60, 40, 20, 0)):
+        folder = tmp_path / str(k)
+        end = last - before
+        fx.train(network, X, Y, optax.adam(1e-2), **options, checkpoint=folder, callback=lambda p, e=end: p.step >= e)
+        for _ in range(2):
+            again = fx.train(network, X, Y, optax.adam(1e-2), **options, checkpoint=folder, resume=True)
+            np.testing.assert_array_equal(again.history.steps, whole.history.steps)
+            np.testing.assert_array_equal(again.history.validation, whole.history.validation)
+            assert again.history.validation.dtype == whole.history.validation.dtype
+            chex.assert_trees_all_equal((again.network, again.best), (whole.network, whole.best))
+
+
+def test_a_checkpoint_of_other_arguments_is_refused_by_name(tmp_path):
+    key, noise = jax.random.key(3), jax.random.key(4)
+
+    def optimizer(rate=1e-2, seed=noise):
+        return optax.chain(optax.add_noise(0.1, 0.5, seed), optax.adam(optax.linear_schedule(rate, 1e-3, 40)))
+
+    same = {"network": gated(), "x": X, "y": Y, "optimizer": optimizer(), "reg": 0.1, "batch_size": 7, "key": key}
+    same |= {"num_steps": 30, "record_every": 10, "validation": (X, Y), "checkpoint": tmp_path / "folder"}
+    fx.train(**same)
+    others = {
+        "network": replace(gated(), gates=gated().gates + 1),
+        "x": X + 1e-12,
+        "y": -Y,
+        "reg": 0.2,
+        "batch_size": 8,
+        "key": jax.random.key(5),
+        "loss": "huber(0.5)",
+        "sample_weight": np.full(len(X), 2.0),
+        "validation": (X, -Y),
+        "parameters": ["output"],
+    }
+    for name, other in others.items():
+        with pytest.raises(ValueError, match=rf"is of a training with other [^:]*\b{name}\b.*: pass the same"):
+            fx.train(**{**same, name: other}, resume=True)
+    for other in (optimizer(2e-2), optimizer(seed=key), optax.sgd(1e-2)):
+        with pytest.raises(ValueError, match="is of a training with other optimizer: pass the same"):
+            fx.train(**{**same, "optimizer": other}, resume=True)
+    # The same values from another object, and a longer training.
+    longer = fx.train(**{**same, "optimizer": optimizer(), "num_steps": 50, "x": X.tolist()}, resume=True)
+    whole = fx.train(**{**same, "num_steps": 50, "checkpoint": None})
+    chex.assert_trees_all_equal(longer.network, whole.network)
+
+
 def test_divergence_is_an_error_and_the_last_good_state_stays(tmp_path):
     def explode(step):
         return jnp.where(step < 20, 1e-3, 1e300)
 
     folder = tmp_path / "checkpoints"
     options = {"num_steps": 500, "record_every": 10, "checkpoint": folder}
-    with pytest.raises(fx.DivergedError, match=r"lower the learning rate.*checkpoints has the state before") as caught:
+    with pytest.raises(fx.DivergedError, match=r"lower the learning rate\..*training\.network has .*checkpoints"):
         fx.train(gated(), X, Y, optax.sgd(explode), **options)
+    with pytest.raises(ValueError, match="is of a training with other optimizer"):
+        fx.train(gated(), X, Y, optax.sgd(lambda _: 1e-3), resume=True, **options)
+    with pytest.raises(fx.DivergedError) as caught:
+        fx.train(gated(), X, Y, optax.sgd(explode), resume=True, **options)
     good = caught.value.training
     chex.assert_tree_all_finite(good.network)
-    resumed = fx.train(gated(), X, Y, optax.sgd(lambda _: 1e-3), resume=True, **options)
-    steps = resumed.history.steps
-    assert steps[-1] == 500
-    assert np.all(np.isfinite(resumed.history.objective))
     first = fx.network_objective(good.network, X, Y, 0.0)
     finite = np.isfinite(good.history.objective)
     np.testing.assert_allclose(first, good.history.objective[finite][-1], rtol=1e-12)

@@ -1,0 +1,51 @@
+"""Fingerprints of a training's arguments, by which a checkpoint is told from those of other trainings."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+
+
+def fingerprint(update: Callable[..., Any], trained: Any, optimizer_state: Any, **arguments: Any) -> dict[str, str]:
+    """A text for each argument, which differs for other values; pytrees of arrays, text, numbers or None.
+
+    The optimiser is a function, of which its computation is compared, with its constants.
+
+    Parameters
+    ----------
+    update
+        The optimiser's update, of gradients, state and parameters.
+    trained, optimizer_state
+        The parameters at the start, and the optimiser's state.
+    arguments
+        All other arguments, by name.
+    """
+    computation = jax.make_jaxpr(update)(trained, optimizer_state, trained)
+    # Line breaks depend on the terminal, and addresses of functions on the process.
+    text = " ".join(_ADDRESS.sub("", str(computation)).split())
+    optimizer = _digest((text, computation.consts, optimizer_state))
+    versions = f"jax {jax.__version__}, optax {optax.__version__}"
+    return {"versions": versions, "optimizer": optimizer, **{name: _digest(arguments[name]) for name in arguments}}
+
+
+def _digest(tree: Any) -> str:
+    leaves, structure = jax.tree.flatten(tree)
+    digest = hashlib.sha256(str(structure).encode())
+    for leaf in leaves:
+        array = leaf
+        if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            digest.update(str(leaf.dtype).encode())
+            array = jax.random.key_data(leaf)
+        array = np.asarray(array)
+        digest.update(f"{array.dtype}{array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
