@@ -20,15 +20,13 @@ from fixntk.estimators.cross_validation import GatedChoice
 from fixntk.estimators.fitting import GatedFit, LearntKernel, NTKFit, kernel_matrix
 from fixntk.estimators.gate_options import GateOptions, check_source
 from fixntk.estimators.gaussian_process import Kernel, Process, condition
+from fixntk.estimators.predictors import ClassificationPredictor, GatedOutputs, NTKOutputs, RegressionPredictor
 from fixntk.estimators.preprocessing import (
     Chosen,
     Scaling,
     TargetScaling,
     Training,
     all_rows,
-    as_codes,
-    as_probabilities,
-    as_scores,
     as_signs,
     compute_in_tiles,
     distinct_rows,
@@ -39,10 +37,8 @@ from fixntk.estimators.preprocessing import (
 from fixntk.networks.models import GatedReLUNetwork
 from fixntk.ntk import gated_relu_ntk
 
-# Number of rows for which outputs are computed at a time.
-_PREDICT_ROWS = 4096
-# Number of rows for which standard deviations are computed at a time. It is smaller because they need the kernel matrix
-# of these rows with themselves and with the training rows.
+# Number of rows for which standard deviations are computed at a time. It is smaller than for outputs because they need
+# the kernel matrix of these rows with themselves and with the training rows.
 _DEVIATION_ROWS = 512
 
 
@@ -63,18 +59,13 @@ class InputMixin:
         self._scaling, padded = scale_inputs(X, chosen, standardize=self.standardize, bias=self.bias)
         return padded
 
-    def _compute_in_tiles(
-        self, outputs: Callable[[Array], np.ndarray], X: Float[np.ndarray, "n d"], size: int
-    ) -> np.ndarray:
-        return compute_in_tiles(outputs, X, self._scaling, size)
-
 
 class RegressionMixin(InputMixin, MultiOutputMixin, RegressorMixin):
     """One or several targets, standardised; the estimator's kernel is the covariance of a Gaussian process."""
 
     _target_scaling: TargetScaling
     _training: Training
-    _outputs: Callable[[np.ndarray], np.ndarray]
+    _outputs: Callable[[], GatedOutputs | NTKOutputs]
     _process: Callable[[], Process]
 
     def _read(
@@ -99,8 +90,13 @@ class RegressionMixin(InputMixin, MultiOutputMixin, RegressorMixin):
         See docs/mathematics.md, M5 and M15.
         """
         X = self._read_new(X)
-        targets = self._target_scaling.restore(self._outputs(X))
+        targets = self.predictor().predict(X)
         return (targets, self._deviations(X)) if return_std else targets
+
+    def predictor(self) -> RegressionPredictor:
+        """The fitted function alone, as plain arrays."""
+        check_is_fitted(self)
+        return RegressionPredictor(self._scaling, self._outputs(), self._target_scaling)
 
     def log_marginal_likelihood(self) -> float:
         """Log p(y) of the training targets under the Gaussian process of :meth:`predict`, summed over targets."""
@@ -114,7 +110,8 @@ class RegressionMixin(InputMixin, MultiOutputMixin, RegressorMixin):
         def of_rows(rows: Array) -> np.ndarray:
             return process.deviations(rows, jnp.asarray(self._training.padded_x))
 
-        return self._target_scaling.restore_deviations(self._compute_in_tiles(of_rows, X, _DEVIATION_ROWS))
+        deviations = compute_in_tiles(of_rows, X, self._scaling, _DEVIATION_ROWS)
+        return self._target_scaling.restore_deviations(deviations)
 
     def _condition(self, kernel: Kernel, reg: float, *, centre: bool) -> Process:
         training = self._training
@@ -128,7 +125,7 @@ class ClassificationMixin(InputMixin, ClassifierMixin):
     class_weight: Any
     classes_: np.ndarray
     temperature_: float
-    _outputs: Callable[[np.ndarray], np.ndarray]
+    _outputs: Callable[[], GatedOutputs | NTKOutputs]
 
     def _read(self, X: Any, y: Any, sample_weight: Any) -> tuple[Training, Int[np.ndarray, " n"]]:
         """Check inputs and labels; distinct rows with targets of ±1, and their classes as numbers."""
@@ -150,19 +147,25 @@ class ClassificationMixin(InputMixin, ClassifierMixin):
         targets = pad_rows(as_signs(codes, len(self.classes_)))
         return Training(self._scale_inputs(X, chosen), targets, pad_rows(chosen[1]), len(codes)), codes
 
+    def predictor(self) -> ClassificationPredictor:
+        """The fitted function alone, as plain arrays."""
+        check_is_fitted(self)
+        return ClassificationPredictor(self._scaling, self._outputs(), self.classes_, self.temperature_)
+
     def decision_function(self, X: Any) -> np.ndarray:
         """Outputs of new inputs: (n,) for two classes, positive for the second, otherwise (n, classes)."""
-        return as_scores(self._outputs(self._read_new(X)))
+        X = self._read_new(X)
+        return self.predictor().decision_function(X)
 
     def predict(self, X: Any) -> np.ndarray:
         """Labels of new inputs."""
-        codes = as_codes(self.decision_function(X))
-        return self.classes_[codes]
+        X = self._read_new(X)
+        return self.predictor().predict(X)
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """Probabilities (n, classes) of new inputs; see ``temperature_`` for how they are calibrated."""
-        scores = self.decision_function(X)
-        return as_probabilities(self.temperature_ * scores)
+        X = self._read_new(X)
+        return self.predictor().predict_proba(X)
 
 
 class GatedMixin(InputMixin):
@@ -197,13 +200,10 @@ class GatedMixin(InputMixin):
         self._set_fit(choice.fit)
         self.reg_share_, self.n_steps_, self.path_ = choice.share, choice.num_steps, choice.losses
 
-    def _outputs(self, X: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n c"]:
+    def _outputs(self) -> GatedOutputs:
         """Outputs of the gated network, in units of the targets fitted."""
-
-        def of_rows(rows: Array) -> np.ndarray:
-            return np.asarray(self.solution_.predict(rows, self.gates_)).reshape(len(rows), -1)
-
-        return self._compute_in_tiles(of_rows, X, _PREDICT_ROWS)
+        solution = self.solution_
+        return GatedOutputs(np.asarray(solution.weights), self.gates_, np.asarray(solution.intercept))
 
     def _process(self) -> Process:
         """The Gaussian process with the learnt kernel, held fixed, and a constant for the intercept."""
@@ -224,14 +224,9 @@ class NTKMixin(InputMixin):
         self.X_fit_, self.dual_coef_, self.loo_errors_ = training.x, fit.dual_coef, fit.errors
         self.reg_, self._ridge = fit.share, fit.reg
 
-    def _outputs(self, X: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n c"]:
+    def _outputs(self) -> NTKOutputs:
         """Outputs of the ridge regression, in units of the targets fitted."""
-        fitted, coefficients = pad_rows(self.X_fit_), pad_rows(self.dual_coef_)
-
-        def of_rows(rows: Array) -> np.ndarray:
-            return np.asarray(gated_relu_ntk(rows, jnp.asarray(fitted))) @ coefficients
-
-        return self._compute_in_tiles(of_rows, X, _PREDICT_ROWS)
+        return NTKOutputs(self.X_fit_, self.dual_coef_)
 
     def _process(self) -> Process:
         """The Gaussian process with the NTK, without a constant."""

@@ -6,7 +6,7 @@ from scipy.special import expit, softmax
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
-from fixntk.estimators import GatedReLURegressor, NTKClassifier, NTKRegressor, mixins
+from fixntk.estimators import GatedReLURegressor, NTKClassifier, NTKRegressor, predictors
 
 METHODS = [
     (NTKRegressor(), "predict"),
@@ -103,7 +103,7 @@ def test_outputs_do_not_depend_on_the_tiles_in_which_they_are_computed(monkeypat
     x, labels, _ = table
     fitted = clone(estimator).fit(x, x[:, 0] if "Regressor" in str(estimator) else labels)
     whole = getattr(fitted, method)(x)
-    monkeypatch.setattr(mixins, "_PREDICT_ROWS", 7)
+    monkeypatch.setattr(predictors, "_TILE_ROWS", 7)
     in_tiles = getattr(fitted, method)(x)
     if whole.dtype.kind == "f":
         np.testing.assert_allclose(in_tiles, whole, atol=1e-10)
