@@ -37,6 +37,7 @@ _OPTIONAL_IMPORTS = {
     "psutil",
     "pyarrow",
     "pydantic",
+    "safetensors",
     "sklearn",
     "skglm",
     "tqdm",
@@ -163,7 +164,7 @@ def _parser() -> argparse.ArgumentParser:
     fit.set_defaults(function=_fit, extra="estimators")
 
     predict = commands.add_parser("predict", help="predict with a model, for the rows of a table")
-    predict.add_argument("model", metavar="MODEL", type=Path, help="file of fixntk fit; load only trusted ones")
+    predict.add_argument("model", metavar="MODEL", type=Path, help="file that fixntk fit wrote")
     predict.add_argument("table", metavar="TABLE", type=Path, help="CSV or Parquet file with the model's columns")
     predict.add_argument(
         "--out", metavar="FILE", type=Path, help="CSV or Parquet file; CSV on standard output without it"
@@ -277,7 +278,7 @@ def _predict(arguments: argparse.Namespace) -> int:
     except (ValueError, OSError) as error:
         raise _InputError(error) from error
     if arguments.out is None:
-        predictions.to_csv(sys.stdout, index=False)
+        model.write_csv(predictions, sys.stdout)
     return 0
 
 

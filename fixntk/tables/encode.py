@@ -54,12 +54,21 @@ def imputing_encoder(columns: Columns) -> ColumnTransformer:
     return column_encoder(SimpleImputer(strategy="median", keep_empty_features=True), *columns)
 
 
+def fitted_encoder(columns: Columns, medians: Float[np.ndarray, " k"]) -> ColumnTransformer:
+    """The encoder of :func:`imputing_encoder`, fitted to a table with these medians of its numbers."""
+    # A table of one row has its medians in that row.
+    numbers = dict(zip(columns.numbers, medians, strict=True))
+    row = pd.DataFrame([numbers | {name: categories[0] for name, categories in columns.categories.items()}])
+    return imputing_encoder(columns).fit(row)
+
+
 def encode_features(features: pd.DataFrame) -> Float[np.ndarray, "n d"]:
     """(n, d) float64: numbers with mean 0 and deviation 1, categories one-hot encoded, and a bias column of ones."""
     numbers = features.select_dtypes("number")
     categories = {str(name): list(features[name].cat.categories) for name in features.columns.drop(numbers.columns)}
     # Scaled first, as the squares of very large or very small numbers would leave the range of floating point.
-    frame = features.assign(**(numbers / numbers.abs().max()))
+    frame = features.copy()
+    frame[numbers.columns] = numbers / numbers.abs().max()
     encoded = column_encoder(StandardScaler(), list(numbers.columns), categories).fit_transform(frame)
     return np.column_stack([encoded, np.ones(len(features))])
 

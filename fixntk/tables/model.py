@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
-import json
-from importlib.metadata import version
+import csv
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-import joblib
 import numpy as np
 import pandas as pd
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import Pipeline
 
-from fixntk._files import replace_when_written
 from fixntk.estimators import GatedReLUClassifier, GatedReLURegressor, NTKClassifier, NTKRegressor
 from fixntk.tables.encode import Columns, imputing_encoder, match_columns, read_columns, read_target
+from fixntk.tables.model_file import Model, load, probability_name, save
 from fixntk.tables.read import TableError, read_strings, read_table
 
 METHODS = ("gated", "ntk")
@@ -25,14 +22,9 @@ METHODS = ("gated", "ntk")
 REGS = (0.1, 0.03, 0.01, 0.003, 0.001)
 # Largest number of folds of the cross-validation that chooses reg.
 _MAX_FOLDS = 4
-# Name of the format in the first line of a model's file.
-_FORMAT = "fixntk model"
-# Version of the format. It is increased whenever pickles of earlier versions can no longer be loaded.
-_VERSION = 2
-
-
-class ModelError(ValueError):
-    """A model's file cannot be used; the message names the file and the reason."""
+# Text that spreadsheets take for a formula, with apostrophes that mark it as text.
+_FORMULA = re.compile(r"'*[=+\-@\t\r\n＝＋－＠]")
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
 def fit(
@@ -55,6 +47,8 @@ def fit(
     features, labels = read_table(path, target)
     y, is_class = read_target(path, labels)
     frame, columns = read_columns(path, features)
+    if is_class and target in map(probability_name, set(y)):
+        raise TableError(f"table '{path}': {target!r} would also be the name of a column of probabilities: rename it")
     kind = "class" if is_class else "quantity"
     lines = [f"{len(y)} rows, {features.shape[1]} columns; {target!r} is a {kind}", *_missing_lines(features, columns)]
     estimator = _estimator(method, is_class, seed)
@@ -73,39 +67,56 @@ def fit(
         )
     else:
         model = model.set_params(estimator__reg=reg).fit(frame, y)
-    _write(out, {"target": target, "kind": type(estimator).__name__, **columns._asdict()}, model)
+    medians = frame[columns.numbers].median().fillna(0.0).to_numpy()
+    save(Model(target, columns, medians, model["estimator"].predictor()), out)
     return [*lines, f"wrote {out}"]
 
 
 def predict(model_path: Path, table: Path) -> pd.DataFrame:
     """Predict for a table's rows: a column with the target's name, and for classes a column of each probability.
 
-    Loads a pickle, which can run any code: use files that you trust.
+    Nothing in the model's file is run.
 
     Raises
     ------
     ModelError
-        If the file is damaged, no model, or of another version.
+        If the file cannot be read, is damaged, no model, or of another version.
     TableError
         If the table cannot be read, lacks a column, or has a category or a word that the model does not know.
     """
-    header, model = _read(model_path)
-    frame = match_columns(table, read_strings(table), Columns(header["numbers"], header["categories"]))
-    predictions = pd.DataFrame({header["target"]: model.predict(frame)})
-    if hasattr(model, "predict_proba"):
-        for name, column in zip(model.classes_, model.predict_proba(frame).T, strict=True):
-            predictions[f"P({name})"] = column
-    return predictions
+    model = load(model_path)
+    return model.predict(match_columns(table, read_strings(table), model.columns))
 
 
 def write_table(frame: pd.DataFrame, path: Path) -> None:
-    """Write a Parquet file if the name ends in .parquet, otherwise a CSV file."""
+    """Write a Parquet file if the name ends in .parquet, otherwise a CSV file, as :func:`write_csv` does."""
     if path.name.lower().endswith(".parquet"):
         import pyarrow  # noqa: F401  to name the package that is missing; pandas would hide it
 
         frame.to_parquet(path, engine="pyarrow", index=False)
     else:
-        frame.to_csv(path, index=False)
+        with path.open("w", encoding="utf-8", newline="") as file:
+            write_csv(frame, file)
+
+
+def write_csv(frame: pd.DataFrame, file: TextIO) -> None:
+    """Write a table as CSV, with an apostrophe before text that a spreadsheet would take for a formula.
+
+    Such text begins with =, +, -, @ or white space, and is no number. Apostrophes before such text are doubled, so that
+    taking one away restores it.
+    """
+    is_number = {name: pd.api.types.is_numeric_dtype(column) for name, column in frame.items()}
+    guarded = pd.DataFrame(
+        {_guard(str(name)): column if is_number[name] else column.map(_guard) for name, column in frame.items()}
+    )
+    texts = [*guarded.columns, *(text for name in frame if not is_number[name] for text in frame[name])]
+    # Python's writer does not always quote a carriage return, which readers take for the end of the line.
+    quoted = csv.QUOTE_NONNUMERIC if any("\r" in text for text in texts) else csv.QUOTE_MINIMAL
+    guarded.to_csv(file, index=False, quoting=quoted)  # type: ignore[call-overload]
+
+
+def _guard(text: str) -> str:
+    return f"'{text}" if _FORMULA.match(text) and not _NUMBER.fullmatch(text) else text
 
 
 def _missing_lines(features: pd.DataFrame, columns: Columns) -> list[str]:
@@ -128,36 +139,3 @@ def _num_folds(y: np.ndarray, is_class: bool) -> int:
     """Number of folds, at most the number of rows of the smallest class."""
     smallest = int(pd.Series(y).value_counts().min()) if is_class else len(y)
     return min(_MAX_FOLDS, smallest)
-
-
-def _write(out: Path, about: dict[str, Any], model: Any) -> None:
-    """Write a line of JSON that says what the file is, then the model, pickled by joblib."""
-    stream = io.BytesIO()
-    joblib.dump(model, stream)
-    payload = stream.getvalue()
-    header = {"format": _FORMAT, "version": _VERSION, "fixntk": version("fixntk"), **about}
-    header["sha256"] = hashlib.sha256(payload).hexdigest()
-    with replace_when_written(out) as part:
-        part.write_bytes(json.dumps(header).encode() + b"\n" + payload)
-
-
-def _read(path: Path) -> tuple[dict[str, Any], Any]:
-    try:
-        line, _, payload = path.read_bytes().partition(b"\n")
-    except OSError as error:
-        raise ModelError(f"model {path}: cannot be read: {error.strerror}") from error
-    try:
-        header = json.loads(line)
-    except ValueError:
-        header = None
-    if not isinstance(header, dict) or header.get("format") != _FORMAT:
-        raise ModelError(f"model {path}: is not the file of a fixntk model")
-    if header["version"] > _VERSION:
-        raise ModelError(f"model {path}: was written by fixntk {header['fixntk']}, newer than this {version('fixntk')}")
-    if header["version"] < _VERSION:
-        raise ModelError(
-            f"model {path}: has version {header['version']} of the format, this fixntk reads {_VERSION}: fit it again"
-        )
-    if hashlib.sha256(payload).hexdigest() != header["sha256"]:
-        raise ModelError(f"model {path}: is damaged")
-    return header, joblib.load(io.BytesIO(payload))

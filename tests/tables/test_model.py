@@ -1,13 +1,18 @@
 """`fixntk fit` and `fixntk predict` on CSV and Parquet files with categories and missing values."""
 
-import json
+import csv
+import io
+import re
 import sys
 
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fixntk.cli import main
+from fixntk.tables.model import write_csv
 
 
 @pytest.fixture
@@ -94,23 +99,78 @@ def test_other_files_are_one_clear_line(tables, capsys):
     model, new = tables / "model", str(tables / "new.csv")
     assert main(["predict", str(model), new]) == 2
     assert "cannot be read: No such file" in error_line(capsys)
+    assert main(["predict", str(tables), new]) == 2
+    assert "cannot be read: Is a directory" in error_line(capsys)
     assert fitted(tables, "kind", "--method", "ntk", "--reg", "0.1") == 0
     capsys.readouterr()
-    content = model.read_bytes()
-    model.write_bytes(content[:-5])
+    model.write_bytes(model.read_bytes()[:-5])
     assert main(["predict", str(model), new]) == 2
-    assert "is damaged" in error_line(capsys)
-    header, _, payload = content.partition(b"\n")
-    model.write_bytes(json.dumps({**json.loads(header), "version": 9, "fixntk": "9.0"}).encode() + b"\n" + payload)
-    assert main(["predict", str(model), new]) == 2
-    assert "was written by fixntk 9.0" in error_line(capsys)
-    # Older files hold pickles that name modules which are no longer there.
-    model.write_bytes(json.dumps({**json.loads(header), "version": 1}).encode() + b"\n" + payload)
-    assert main(["predict", str(model), new]) == 2
-    assert "has version 1 of the format, this fixntk reads 2: fit it again" in error_line(capsys)
+    assert f"model {model}: is damaged" in error_line(capsys)
     model.write_text("a,b\n")
     assert main(["predict", str(model), new]) == 2
-    assert "is not the file of a fixntk model" in error_line(capsys)
+    assert "is damaged or not the file of a fixntk model" in error_line(capsys)
+
+
+# Names and labels with the characters of formats, of spreadsheets' formulas, of shells and of other scripts.
+WORDS = ["=1+1", "-a, b", '@"x"', "'=1", "'tis", "a\rb", "c\nd", "+49", "e\x00f", "<b>&", "日本 €", "P(a)", "\u202e"]
+
+
+def unguarded(text):
+    return text[1:] if re.match(r"'+[=+\-@]", text) else text
+
+
+@pytest.mark.parametrize("end", ["csv", "parquet"])
+@pytest.mark.parametrize("target", ["=cmd|' /C calc'!A0", "a\rb", "P(x)"])
+def test_columns_and_classes_may_have_any_name(tmp_path, capsys, target, end):
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({f"{word} column": rng.choice(WORDS, 60) for word in WORDS} | {"self": 1})
+    frame[target] = np.resize(WORDS, 60)
+    table, model = tmp_path / f"table.{end}", str(tmp_path / "model")
+    if end == "csv":
+        frame.to_csv(table, index=False, quoting=csv.QUOTE_ALL)
+    else:
+        frame.to_parquet(table)
+    options = ["--target", target, "--out", model, "--method", "ntk", "--reg", "1e-6"]
+    assert main(["fit", str(table), *options]) == 0
+    names = [target, *(f"P({word})" for word in sorted(WORDS))]
+    assert main(["predict", model, str(table), "--out", str(tmp_path / "out.parquet")]) == 0
+    found = pd.read_parquet(tmp_path / "out.parquet")
+    assert list(found.columns) == names
+    assert (found[target] == frame[target]).all()
+    assert main(["predict", model, str(table), "--out", str(tmp_path / "out.csv")]) == 0
+    with open(tmp_path / "out.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.reader(file))
+    assert [unguarded(name) for name in rows[0]] == names
+    assert [unguarded(row[0]) for row in rows[1:]] == list(frame[target])
+    for cell in (cell for row in rows for cell in row):
+        assert cell == "+49" or cell[0] not in "=+-@"
+    capsys.readouterr()
+
+
+def test_a_target_that_is_called_as_a_probability_is_refused(tmp_path, capsys):
+    pd.DataFrame({"x": range(8), "P(a)": ["a", "b"] * 4}).to_csv(tmp_path / "table.csv", index=False)
+    assert fitted(tmp_path, "P(a)", "--reg", "0.1") == 2
+    assert "'P(a)' would also be the name of a column of probabilities: rename it" in error_line(capsys)
+
+
+@given(st.lists(st.text(min_size=1), min_size=1, unique=True), st.data())
+def test_csv_guards_formulas_and_can_be_restored(texts, data):
+    labels = [data.draw(st.sampled_from([*texts, "=a", "'=a", "-1", "+2.5e3", "@", "\tb"])) for _ in range(3)]
+    # Numbers as numbers, text as text.
+    frame = pd.DataFrame({**dict.fromkeys(texts, labels), "-": [-1.0, 2.0, 0.5]})
+    file = io.StringIO(newline="")
+    write_csv(frame, file)
+    rows = list(csv.reader(io.StringIO(file.getvalue(), newline="")))
+    assert len({*rows[0]}) == len(frame.columns)
+    for column, name in enumerate(frame.columns):
+        for cell, text in zip([row[column] for row in rows], [name, *frame[name]], strict=True):
+            if not isinstance(text, str):
+                assert float(cell) == text
+            elif cell != text:
+                assert cell == f"'{text}"
+            else:
+                is_number = re.fullmatch(r"[+-]?[0-9.]+(e[0-9]+)?", cell)
+                assert is_number or cell[0] not in "=+-@\t\r\n"
 
 
 @pytest.mark.parametrize(
