@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import decimal
 import math
+import numbers
 import operator
 import os
 from typing import Any
@@ -61,28 +63,104 @@ def check_scalar(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be a finite number that is not negative, got {value!r}")
 
 
-def as_real_array(name: str, value: Any) -> Array:
-    """Return ``value`` as a JAX array of bool, integers or floating-point numbers.
+def as_array(name: str, value: Any) -> Array:
+    """Return ``value`` as a JAX array of numbers, or of typed PRNG keys.
+
+    It may be an array of NumPy, pandas, pyarrow, or anything else that NumPy takes, of any byte order and precision.
 
     Raises
     ------
     TypeError
         If it is anything else.
+    ValueError
+        If values are missing, or integers need 64 bits and those are off in JAX.
     """
-    return to_device(_as_real(name, value))
+    value = _as_numbers(name, value)
+    if not any(jnp.issubdtype(value.dtype, kind) for kind in (jnp.bool_, jnp.number, jax.dtypes.prng_key)):
+        raise TypeError(f"{name} must be a numeric array, got dtype {value.dtype}")
+    return _to_device(name, value)
+
+
+def as_real_array(name: str, value: Any) -> Array:
+    """Return ``value`` as a JAX array of bool, integers or floating-point numbers, taken as :func:`as_array` does.
+
+    Raises
+    ------
+    TypeError
+        If it is anything else.
+    ValueError
+        If values are missing, or integers need 64 bits and those are off in JAX.
+    """
+    return _to_device(name, _as_real(name, value))
+
+
+def is_floating(name: str, value: Any) -> bool:
+    """Tell whether the numbers of an array, of which :func:`as_real_array` says what it may be, are floating-point."""
+    return bool(jnp.issubdtype(_as_real(name, value).dtype, jnp.floating))
 
 
 def _as_real(name: str, value: Any) -> Array | np.ndarray:
     """A JAX array as it is, anything else as a NumPy array, checked to hold real numbers."""
-    if not isinstance(value, jax.Array):
-        try:
-            value = np.asarray(value)
-        except (TypeError, ValueError) as error:
-            raise TypeError(f"{name} must be a numeric array, got {type(value).__name__}: {error}") from error
+    value = _as_numbers(name, value)
     # JAX's hierarchy of dtypes, because NumPy's hierarchy does not contain bfloat16.
     if not any(jnp.issubdtype(value.dtype, kind) for kind in (jnp.bool_, jnp.integer, jnp.floating)):
         raise TypeError(f"{name} must be a real numeric array, got dtype {value.dtype}")
     return value
+
+
+def _as_numbers(name: str, value: Any) -> Array | np.ndarray:
+    """A JAX array as it is, anything else as a NumPy array with a dtype that JAX has."""
+    if isinstance(value, jax.Array):
+        return value
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} must be a numeric array, got {type(value).__name__}: {error}") from error
+    if isinstance(value, np.ma.MaskedArray):
+        _refuse_missing(name, np.ma.count_masked(value), array)
+    if array.dtype == object:
+        array = _as_numbers_from_objects(name, array)
+    if array.dtype.char == "g":
+        # Long double, of which JAX has no equal. What overflows is found where infinities are.
+        with np.errstate(over="ignore"):
+            return array.astype(np.float64)
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def _as_numbers_from_objects(name: str, array: np.ndarray) -> np.ndarray:
+    """Numbers of an array of Python's objects, as which pandas hands out columns of several types."""
+    entries = array.ravel().tolist()
+    missing = [entry is None or type(entry).__name__ in ("NAType", "NaTType") for entry in entries]
+    _refuse_missing(name, sum(missing), array)
+    others = {
+        type(entry).__name__ for entry in entries if not isinstance(entry, numbers.Real | decimal.Decimal | np.bool_)
+    }
+    if others:
+        raise TypeError(
+            f"{name} must be a real numeric array, got dtype object with entries of type {', '.join(sorted(others))}"
+        )
+    found = np.array(entries)
+    if found.dtype == object:
+        # Decimals, fractions and long integers.
+        found = np.array([float(entry) for entry in entries])
+    return found.reshape(array.shape)
+
+
+def _refuse_missing(name: str, count: int, array: np.ndarray) -> None:
+    if count:
+        raise ValueError(f"{name} has {count} missing value(s) in shape {array.shape}")
+
+
+def _to_device(name: str, value: Array | np.ndarray) -> Array:
+    array = to_device(value)
+    if isinstance(value, np.ndarray) and array.dtype != value.dtype and value.dtype.kind in "iu" and value.size:
+        limits = jnp.iinfo(array.dtype)
+        if value.max() > limits.max or value.min() < limits.min:
+            raise ValueError(
+                f"{name} holds integers from {value.min()} to {value.max()}, beyond {array.dtype}: enable"
+                " jax_enable_x64, or pass floating-point numbers"
+            )
+    return array
 
 
 def to_device(value: Array | np.ndarray) -> Array:
@@ -104,11 +182,10 @@ def as_float_array(name: str, value: Any, ndim: tuple[int, ...]) -> Array:
     TypeError
         If it is not a numeric array.
     ValueError
-        If its number of dimensions is wrong, it is empty, or it holds NaN or infinity.
+        If values are missing, its number of dimensions is wrong, it is empty, or it holds NaN or infinity.
     """
     value = _as_real(name, value)
-    is_floating = jnp.issubdtype(value.dtype, jnp.floating)
-    array = to_device(value if is_floating else value.astype(jnp.result_type(float)))
+    array = to_device(value if is_floating(name, value) else value.astype(jnp.result_type(float)))
     if array.ndim not in ndim:
         expected = " or ".join(str(k) for k in ndim)
         raise ValueError(f"{name} must have {expected} dimensions, got shape {array.shape}")

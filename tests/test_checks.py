@@ -1,10 +1,17 @@
 """Checks of arguments: what passes is unchanged, and errors name the argument, the value and what is expected."""
 
+import decimal
+import fractions
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
 import pytest
 
+import fixntk as fx
 from fixntk import _checks as checks
 
 
@@ -37,6 +44,117 @@ def test_numbers_become_floating_point_arrays_of_the_same_values(given):
 def test_what_is_no_matrix_of_numbers_is_named(value, error, message):
     with pytest.raises(error, match=message):
         checks.as_matrix("x", value)
+
+
+NUMBERS = [[1, 2], [3, 4], [0, 1]]
+# The same numbers in every type that arrays come in.
+ARRAYS = {
+    **{str(np.dtype(kind)): np.array(NUMBERS, kind) for kind in ("i1", "u1", "i2", "u4", "i8", "u8", "f2", "f4", "f8")},
+    **{f"big-endian {kind}": np.array(NUMBERS, f">{kind}") for kind in ("i2", "i8", "f2", "f4", "f8", "g")},
+    "long double": np.array(NUMBERS, np.longdouble),
+    "transposed": np.array(NUMBERS, order="F"),
+    "strided": np.repeat(np.array(NUMBERS, ">f4"), 2, axis=0)[::2],
+    "reversed": np.array(NUMBERS[::-1], float)[::-1],
+    "objects": np.array(NUMBERS, object),
+    "decimals": np.array([[decimal.Decimal(k) for k in row] for row in NUMBERS]),
+    "fractions": [[fractions.Fraction(k) for k in row] for row in NUMBERS],
+    "unmasked": np.ma.masked_array(NUMBERS),
+    "frame": pd.DataFrame(NUMBERS),
+    "nullable frame": pd.DataFrame(NUMBERS, dtype="Int64"),
+    "nullable floats": pd.DataFrame(NUMBERS, dtype="Float32"),
+    "frame of types": pd.DataFrame(NUMBERS).astype({0: "Int8", 1: "Float64"}),
+    "frame of pyarrow": pd.DataFrame(NUMBERS).astype("int8[pyarrow]"),
+    "pyarrow": pa.table({"a": [1, 3, 0], "b": [2, 4, 1]}),
+    "polars": pl.DataFrame(NUMBERS, orient="row"),
+}
+
+
+# Objects in which not every number is an integer's.
+FLOATING_OBJECTS = ("decimals", "fractions", "nullable floats", "frame of types")
+
+
+@pytest.mark.parametrize("name", ARRAYS)
+def test_arrays_of_every_type_are_taken_as_the_numbers_that_they_are(name, tmp_path):
+    given = ARRAYS[name]
+    if isinstance(given, np.ndarray) and given.dtype != object:
+        np.save(tmp_path / "array.npy", np.asarray(given))
+        given = np.load(tmp_path / "array.npy", mmap_mode="r")
+        assert not given.flags.writeable
+    for found in (checks.as_matrix("x", given), checks.as_real_array("x", given), checks.as_array("x", given)):
+        np.testing.assert_array_equal(found, NUMBERS)
+    dtype = np.asarray(given).dtype
+    if dtype.kind == "f":
+        assert checks.as_matrix("x", given).dtype == (np.float64 if dtype.itemsize > 8 else dtype.newbyteorder("="))
+    assert checks.is_floating("x", given) == (dtype.kind == "f" or name in FLOATING_OBJECTS)
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pd.array([True, False, True], "boolean"),
+        pd.Series([1, 0, 1], dtype="bool[pyarrow]"),
+        pa.array([True, False, True]),
+        pl.Series([True, False, True]),
+        np.array([True, False, True], object),
+    ],
+    ids=lambda column: type(column).__module__,
+)
+def test_booleans_stay_booleans(column):
+    found = checks.as_real_array("y", column)
+    assert found.dtype == bool
+    assert found.tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        *(pd.array([1, None, 0], kind) for kind in ("Int64", "Float32", "boolean", "int8[pyarrow]", "double[pyarrow]")),
+        pd.Series([1, None, 2], dtype="UInt8"),
+        pa.array([1, None, 2]),
+        pa.chunked_array([[1.5, None, 2]]),
+        pl.Series([1, None, 2]),
+        np.array([1, None, 2], object),
+        np.array([1, pd.NaT, 2], object),
+        np.ma.masked_array([1, 2, 3], [False, True, False]),
+    ],
+    ids=str,
+)
+def test_missing_values_are_refused_by_name(column):
+    message = r"^y (has 1 missing value\(s\)|holds 1 NaN or infinite value\(s\)) in shape \(3,\)"
+    with pytest.raises(ValueError, match=message):
+        checks.as_float_array("y", column, (1,))
+    with pytest.raises(ValueError, match=message):
+        fx.ConvexProgram(np.ones((3, 2)), column, np.ones((3, 1), bool), 0.1)
+
+
+@pytest.mark.parametrize("labels", [np.array([1, "b"], object), pd.Series(["a", "b"]), np.array(["a", "b"], object)])
+def test_text_is_refused_by_name(labels):
+    with pytest.raises(TypeError, match="y must be a real numeric array, got dtype object with entries of type str"):
+        checks.as_float_array("y", labels, (1,))
+    for loss in ("logistic", "softmax"):
+        with pytest.raises(TypeError, match=r"^y must hold numbers for this loss, got labels '.*'b'"):
+            fx.ConvexProgram(np.ones((2, 2)), labels, np.ones((2, 1), bool), 0.1, loss)
+
+
+def test_integers_are_never_cut_to_32_bits():
+    with jax.enable_x64(False):
+        np.testing.assert_array_equal(checks.as_real_array("y", np.array([-(2**31), 2**31 - 1])), [-(2**31), 2**31 - 1])
+        assert checks.as_float_array("y", np.array([2**40]), (1,))[0] == 2.0**40
+        for given in (np.array([0, 2**32 + 1]), np.array([2**63], np.uint64), np.array([-(2**31) - 1])):
+            with pytest.raises(ValueError, match=r"^y holds integers from .* beyond u?int32: enable jax_enable_x64"):
+                checks.as_real_array("y", given)
+
+
+def test_what_overflows_float64_is_named():
+    with pytest.raises(ValueError, match="x holds 1 NaN or infinite"):
+        checks.as_matrix("x", np.array([[np.longdouble("1e400")]]))
+
+
+def test_typed_keys_are_arrays_but_no_numbers(key):
+    keys = jax.random.split(key, 3)
+    assert checks.as_array("x", keys) is keys
+    with pytest.raises(TypeError, match=r"^x must be a real numeric array, got dtype key<fry>"):
+        checks.as_matrix("x", keys)
 
 
 def test_values_are_not_looked_at_under_a_transformation():

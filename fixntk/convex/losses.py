@@ -198,7 +198,10 @@ def _as_one_hot(y: Any) -> Array:
 
 
 def _refuse_text(y: Any) -> None:
-    if not isinstance(y, Array) and (labels := np.asarray(y)).dtype.kind in "OSU":
+    if isinstance(y, Array):
+        return
+    labels = np.asarray(y)
+    if labels.dtype.kind in "SU" or any(isinstance(label, str) for label in labels.ravel() if labels.dtype == object):
         raise TypeError(
             f"y must hold numbers for this loss, got {_list(np.unique(labels.astype(str)))}: encode the classes as "
             "0, 1, …, or use an estimator"

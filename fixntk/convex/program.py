@@ -12,7 +12,7 @@ from jax import Array
 from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, UInt8
 
-from fixntk._checks import as_float_array, as_matrix, check_same_rows, is_traced, to_device
+from fixntk._checks import as_float_array, as_matrix, check_same_rows, is_floating, is_traced, to_device
 from fixntk._compilation import jit_for_host
 from fixntk.convex import arguments, duality, kernel_form
 from fixntk.convex.datafit import Datafit
@@ -101,13 +101,12 @@ class ConvexProgram:
         norm: str = "frobenius",
     ) -> None:
         x, loss = as_matrix("x", x), as_loss(loss)
-        is_floating = jnp.issubdtype(y.dtype if hasattr(y, "dtype") else np.asarray(y).dtype, jnp.floating)
-        y = loss.encode(y)
+        given, y = y, loss.encode(y)
         check_same_rows("x", x, "y", y)
         masks = as_masks("masks", masks, num_gates)
         check_same_rows("x", x, "masks", masks)
         # Integer labels do not decide the precision, floating-point targets do.
-        dtype = jnp.result_type(x.dtype, y.dtype) if is_floating else x.dtype
+        dtype = jnp.result_type(x.dtype, y.dtype) if is_floating("y", given) else x.dtype
         y = y.astype(dtype)
         arguments.check_scale(x, y)
         num_gates = masks.shape[1] if num_gates is None else num_gates

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from fixntk._checks import is_traced
+from fixntk._checks import as_array, is_traced
 from fixntk._tiling import num_rows
 
 
@@ -60,7 +60,7 @@ def _as_params(params: Any) -> Any:
     def as_leaf(path: Any, leaf: Any) -> Array:
         place = f"params{jax.tree_util.keystr(path)}"
         try:
-            array = jnp.asarray(leaf)
+            array = as_array(place, leaf)
         except TypeError:
             raise TypeError(
                 f"{place} is a {type(leaf).__name__}, not an array: pass the arrays alone and keep the rest inside f"
@@ -78,10 +78,7 @@ def _as_params(params: Any) -> Any:
 
 
 def _as_inputs(name: str, x: Any) -> Any:
-    try:
-        x = jax.tree.map(jnp.asarray, x)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"{name} must be a numeric array or a pytree of them: {error}") from None
+    x = jax.tree_util.tree_map_with_path(lambda path, leaf: as_array(f"{name}{jax.tree_util.keystr(path)}", leaf), x)
     leaves = jax.tree.leaves(x)
     if not leaves or any(leaf.ndim == 0 or leaf.shape[0] != leaves[0].shape[0] for leaf in leaves):
         raise ValueError(f"{name} must have one row an example, got shapes {[leaf.shape for leaf in leaves]}")
@@ -145,7 +142,7 @@ def check_rows_are_independent(f: Callable[..., Any], params: Any, x1: Any, x2: 
     if is_traced(params, x1, x2):
         return False
     f = as_hashable(f)
-    probe = _probe(x1 if x2 is None else jax.tree.map(lambda *leaves: np.concatenate(leaves), x1, x2))
+    probe = _probe(x1 if x2 is None else jax.tree.map(_concatenate, x1, x2))
     alone = _output_and_derivative(f, params, jax.tree.map(lambda a: a[:1], probe), 0)
     if is_traced(alone):
         return False
@@ -164,9 +161,22 @@ def check_rows_are_independent(f: Callable[..., Any], params: Any, x1: Any, x2: 
     return True
 
 
+def _is_key(leaf: Any) -> bool:
+    return bool(jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key))
+
+
+def _concatenate(one: Array, two: Array) -> Any:
+    # NumPy, which has no keys, compiles nothing.
+    return jnp.concatenate([one, two]) if _is_key(one) else np.concatenate([one, two])
+
+
+def _entries(leaf: Array) -> np.ndarray:
+    return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+
+
 def _probe(x: Any) -> Any:
     """Three rows: the first, the next one that differs from it, and the last."""
-    leaves = [np.asarray(leaf).reshape(num_rows(x), -1) for leaf in jax.tree.leaves(x)]
+    leaves = [_entries(leaf).reshape(num_rows(x), -1) for leaf in jax.tree.leaves(x)]
     differs = np.any([np.any(leaf != leaf[:1], axis=1) for leaf in leaves], axis=0)
     rows = np.array([0, int(np.argmax(differs)), differs.size - 1])
     return jax.tree.map(lambda a: jnp.asarray(a)[rows], x)

@@ -11,7 +11,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from fixntk._checks import as_float_array, is_traced
+from fixntk._checks import as_float_array, as_real_array, is_traced
 
 
 class KernelMatrix(NamedTuple):
@@ -96,12 +96,7 @@ def as_times(t: ArrayLike | None, dtype: jnp.dtype) -> Array:
     """Check times; None is infinity."""
     if t is None:
         return jnp.array(jnp.inf, dtype)
-    try:
-        times = jnp.asarray(t)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"t must be a number, an array of numbers or None, got {type(t).__name__}: {error}") from error
-    if not jnp.issubdtype(times.dtype, jnp.floating) and not jnp.issubdtype(times.dtype, jnp.integer):
-        raise TypeError(f"t must be real numbers, got dtype {times.dtype}")
+    times = as_real_array("t", t)
     if not is_traced(times):
         bad = np.count_nonzero(~(np.asarray(times) >= 0))
         if bad:

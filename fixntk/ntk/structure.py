@@ -230,6 +230,9 @@ def _bind(jaxpr: Jaxpr, equation: JaxprEqn, operands: Sequence[Any]) -> list[Any
 
 def _canonical_activations(site: Site, operands: Sequence[Array]) -> Array:
     other, params = operands[1 - site.operand], site.equation.params
+    if not site.is_lookup and other.dtype != operands[site.operand].dtype:
+        # A product of integers with parameters has the parameters' precision, and so have products of its Jacobians.
+        other = other.astype(site.product.dtype)
     if site.equation.primitive.name == "dot_general":
         contracted, batch = params["dimension_numbers"]
         # The axes of the other operand correspond to the parameter's axes: batch axes are groups, contracted axes are

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
+from fixntk._checks import as_real_array
 from fixntk._numerics import full_precision
 from fixntk._tiling import num_rows
 from fixntk.ntk.inputs import as_hashable, as_operands, check_batch_size, check_rows_are_independent
@@ -61,7 +62,7 @@ def ntk_vector_product(
     is_concrete = check_rows_are_independent(f, params, x1, x2)
     check_batch_size(batch_size)
     x2 = x1 if x2 is None else x2
-    vector = jnp.asarray(vector)
+    vector = as_real_array("vector", vector)
     expected = jax.eval_shape(f, params, x2)
     if vector.shape != expected.shape:
         raise ValueError(f"vector must have the shape of f(params, x2), {expected.shape}, got {vector.shape}")

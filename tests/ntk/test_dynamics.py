@@ -208,10 +208,10 @@ def test_bad_values_and_shapes_are_named(call, message):
         ),
         pytest.param(
             lambda: gradient_flow(EYE, ONES).predict("late"),
-            "t must be a number, an array of numbers or None",
+            "t must be a real numeric array, got dtype <U4",
             marks=pytest.mark.wrong_types,
         ),
-        (lambda: gradient_flow(EYE, ONES).predict(1j), "t must be real numbers, got dtype complex"),
+        (lambda: gradient_flow(EYE, ONES).predict(1j), "t must be a real numeric array, got dtype complex"),
     ],
 )
 def test_bad_types_are_named(call, message):

@@ -1,0 +1,58 @@
+"""Arguments of empirical kernels in every type that arrays come in."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fixntk as fx
+
+
+def product(params, x):
+    return jnp.tanh(x @ params["w"]) @ params["v"]
+
+
+@pytest.mark.parametrize("method", ["structured", "jacobian"])
+@pytest.mark.parametrize("kind", ["int32", "int64", "bool", "float32", ">f8"])
+def test_inputs_beside_float64_weights_give_float64(rng, kind, method):
+    params = {"w": rng.standard_normal((40, 3)) / 300, "v": rng.standard_normal((3, 2))}
+    x = rng.integers(0, 2 if kind == "bool" else 120, (4, 40)).astype(kind)
+    expected = fx.empirical_ntk(product, params, x.astype(float), method="jacobian")
+    found = fx.empirical_ntk(product, params, x, method=method)
+    assert found.dtype == jnp.float64
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_parameters_of_every_byte_order_are_taken(rng):
+    params = {"w": rng.standard_normal((4, 3)), "v": rng.standard_normal((3, 2))}
+    x = rng.standard_normal((5, 4))
+    swapped = {name: value.astype(">f8") for name, value in params.items()}
+    np.testing.assert_array_equal(fx.empirical_ntk(product, swapped, x), fx.empirical_ntk(product, params, x))
+
+
+@pytest.mark.parametrize("method", ["structured", "jacobian"])
+def test_inputs_may_hold_typed_keys(rng, key, method):
+    params = {"w": rng.standard_normal((4, 3)), "v": rng.standard_normal((3, 2))}
+
+    def noisy(params, x):
+        return product(params, x["a"] + jax.vmap(lambda key: jax.random.normal(key, (4,)))(x["key"]))
+
+    x1, x2 = (
+        {"a": rng.standard_normal((n, 4)), "key": jax.random.split(jax.random.fold_in(key, n), n)} for n in (5, 3)
+    )
+    plain1, plain2 = (x["a"] + np.stack([jax.random.normal(key, (4,)) for key in x["key"]]) for x in (x1, x2))
+    for batch_size in (None, 2):
+        found = fx.empirical_ntk(noisy, params, x1, x2, method=method, batch_size=batch_size)
+        np.testing.assert_allclose(found, fx.empirical_ntk(product, params, plain1, plain2), rtol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        ({"a": np.array([1, None, 2], object)}, r"^x1\['a'\] has 1 missing value"),
+        ({"a": np.array([1.0, np.nan])}, r"^x1\['a'\] holds NaN"),
+    ],
+)
+def test_missing_inputs_are_refused_by_name(x, message):
+    with pytest.raises(ValueError, match=message):
+        fx.empirical_ntk(lambda params, x: params * x["a"], 1.0, x)
