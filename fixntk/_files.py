@@ -114,8 +114,7 @@ def read_arrays(path: Path, kind: Format) -> tuple[dict[str, Any], dict[str, np.
     try:
         tensors = library.deserialize(content)
     except library.SafetensorError as error:
-        reason = str(error).partition("\n")[0]
-        raise FileFormatError(f"{path}: is damaged or not the file of a {kind.name}: {reason}") from error
+        raise FileFormatError(f"{path}: is damaged or not the file of a {kind.name}: {str(error)!r}") from error
     # The library has checked the length and that the header is a JSON object, with texts as metadata.
     end = _LENGTH_BYTES + int.from_bytes(content[:_LENGTH_BYTES], "little")
     metadata = json.loads(content[_LENGTH_BYTES:end]).get("__metadata__") or {}

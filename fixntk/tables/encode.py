@@ -17,6 +17,8 @@ from fixntk.tables.read import TableError, as_feature
 
 # A numeric target with more distinct values than this is a quantity, not a class.
 _MAX_CLASSES = 10
+# Largest number of a column, so that sums over rows stay finite.
+_LARGEST_NUMBER = 1e300
 
 
 class Columns(NamedTuple):
@@ -112,19 +114,19 @@ def match_columns(path: Path, strings: pd.DataFrame, columns: Columns) -> pd.Dat
     """
     known = [*columns.numbers, *columns.categories]
     if missing := [name for name in known if name not in strings.columns]:
-        raise TableError(f"table '{path}' lacks the column(s) {', '.join(map(repr, missing))} of the model")
+        raise TableError(f"table {str(path)!r} lacks the column(s) {', '.join(map(repr, missing))} of the model")
     frame = pd.DataFrame(index=strings.index)
     for name in columns.numbers:
         column = as_feature(strings[name])
         if column.dtype != np.float64:
             word = next(value for value in column.dropna().unique() if pd.isna(pd.to_numeric(value, errors="coerce")))
-            raise TableError(f"table '{path}': column '{name}' holds numbers in the model, here also {word!r}")
+            raise TableError(f"table {str(path)!r}: column {name!r} holds numbers in the model, here also {word!r}")
         _check_finite(path, column)
         frame[name] = column
     for name, categories in columns.categories.items():
         if unknown := sorted(set(strings[name]) - set(categories)):
             value = "missing values" if unknown[0] == "?" else repr(unknown[0])
-            raise TableError(f"table '{path}': column '{name}' has {value}, which the model has not seen")
+            raise TableError(f"table {str(path)!r}: column {name!r} has {value}, which the model has not seen")
         frame[name] = strings[name].astype(object)
     return frame
 
@@ -140,9 +142,10 @@ def read_target(path: Path, labels: pd.Series) -> tuple[np.ndarray, bool]:
         If a value is missing or infinite, or all are the same.
     """
     if labels.isna().any():
-        raise TableError(f"table '{path}': {int(labels.isna().sum())} missing in column '{labels.name}', the target")
+        missing = int(labels.isna().sum())
+        raise TableError(f"table {str(path)!r}: {missing} missing in column {labels.name!r}, the target")
     if labels.nunique() < 2:
-        raise TableError(f"table '{path}': column '{labels.name}', the target, has one value only")
+        raise TableError(f"table {str(path)!r}: column {labels.name!r}, the target, has one value only")
     column = as_feature(labels)
     if column.dtype != np.float64 or column.nunique() <= _MAX_CLASSES:
         return labels.to_numpy(object), True
@@ -152,4 +155,6 @@ def read_target(path: Path, labels: pd.Series) -> tuple[np.ndarray, bool]:
 
 def _check_finite(path: Path, column: pd.Series) -> None:
     if not np.isfinite(column.dropna()).all():
-        raise TableError(f"table '{path}': column '{column.name}' has infinite values")
+        raise TableError(f"table {str(path)!r}: column {column.name!r} has infinite values")
+    if (column.abs() > _LARGEST_NUMBER).any():
+        raise TableError(f"table {str(path)!r}: column {column.name!r} has numbers beyond {_LARGEST_NUMBER:g}")

@@ -48,7 +48,9 @@ def fit(
     y, is_class = read_target(path, labels)
     frame, columns = read_columns(path, features)
     if is_class and target in map(probability_name, set(y)):
-        raise TableError(f"table '{path}': {target!r} would also be the name of a column of probabilities: rename it")
+        raise TableError(
+            f"table {str(path)!r}: {target!r} would also be the name of a column of probabilities: rename it"
+        )
     kind = "class" if is_class else "quantity"
     lines = [f"{len(y)} rows, {features.shape[1]} columns; {target!r} is a {kind}", *_missing_lines(features, columns)]
     estimator = _estimator(method, is_class, seed)
@@ -57,7 +59,7 @@ def fit(
         folds = _num_folds(y, is_class)
         if folds < 2:
             raise TableError(
-                f"table '{path}': a class of column '{target}' has one row, too few to choose reg: give it"
+                f"table {str(path)!r}: a class of column {target!r} has one row, too few to choose reg: give it"
             )
         search = GridSearchCV(model, {"estimator__reg": list(REGS)}, cv=folds)
         model = search.fit(frame, y).best_estimator_

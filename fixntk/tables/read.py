@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -39,9 +40,9 @@ def read_table(path: str | Path, target: str | None = None) -> tuple[pd.DataFram
     frame = read_strings(path)
     candidates = [column for column in frame.columns if column.lower() in TARGET_NAMES]
     if target is not None and target not in frame.columns:
-        raise TableError(f"table '{path}' has no column '{target}': it has {', '.join(map(repr, frame.columns))}")
+        raise TableError(f"table {str(path)!r} has no column {target!r}: it has {', '.join(map(repr, frame.columns))}")
     if target is None and len(candidates) > 1:
-        raise TableError(f"table '{path}': is the label in column {' or '.join(map(repr, candidates))}?")
+        raise TableError(f"table {str(path)!r}: is the label in column {' or '.join(map(repr, candidates))}?")
     label = target or (candidates[0] if candidates else frame.columns[-1])
     for column in frame.columns.drop(label):
         frame[column] = as_feature(frame[column])
@@ -69,18 +70,20 @@ def _read_parquet(path: str | Path) -> pd.DataFrame:
     try:
         frame = pd.read_parquet(path, engine="pyarrow").reset_index(drop=True)
     except (OSError, pyarrow.ArrowException) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        raise TableError(f"table '{path}' cannot be read: {reason}") from error
-    frame.columns = frame.columns.map(str)
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error).partition("\n")[0]
+        raise TableError(f"table {str(path)!r} cannot be read: {reason}") from error
+    # White space around names and values is dropped, as in CSV files, so that a model takes both.
+    frame.columns = pd.Index([str(name).strip() for name in frame.columns])
     if frame.empty:
-        raise TableError(f"table '{path}' has no {'rows' if frame.shape[1] else 'columns'}")
+        raise TableError(f"table {str(path)!r} has no {'rows' if frame.shape[1] else 'columns'}")
     if frame.shape[1] < 2:
-        raise TableError(f"table '{path}' has one column, '{frame.columns[0]}'")
+        raise TableError(f"table {str(path)!r} has one column, {frame.columns[0]!r}")
+    _check_names(path, list(frame.columns))
     for name, column in frame.items():
         kind = pd.api.types.infer_dtype(column, skipna=True)
         if kind not in _KINDS:
-            raise TableError(f"table '{path}': column '{name}' holds {kind} values, neither numbers nor words")
-    return frame.astype(object).where(frame.notna(), "?").map(str)
+            raise TableError(f"table {str(path)!r}: column {name!r} holds {kind} values, neither numbers nor words")
+    return frame.astype(object).where(frame.notna(), "?").map(lambda value: str(value).strip())
 
 
 def _read_csv(path: str | Path) -> pd.DataFrame:
@@ -90,23 +93,30 @@ def _read_csv(path: str | Path) -> pd.DataFrame:
             rows = [(reader.line_num, [field.strip() for field in row]) for row in reader if row]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        raise TableError(f"table '{path}' cannot be read: {reason}") from error
+        raise TableError(f"table {str(path)!r} cannot be read: {reason}") from error
     if len(rows) < 2:
-        raise TableError(f"table '{path}' {'has a header and no rows' if rows else 'is empty'}")
+        raise TableError(f"table {str(path)!r} {'has a header and no rows' if rows else 'is empty'}")
     header = rows.pop(0)[1]
     if len(header) < 2:
-        raise TableError(f"table '{path}' has one column, '{header[0]}'; features and label need commas between them")
-    for position, column in enumerate(header):
-        if not column:
-            raise TableError(f"table '{path}': column {position + 1} has no name")
+        raise TableError(
+            f"table {str(path)!r} has one column, {header[0]!r}; features and label need commas between them"
+        )
+    _check_names(path, header)
+    for column in header:
         if pd.notna(pd.to_numeric(column, errors="coerce")):
-            raise TableError(f"table '{path}' has no header: its first row has the number {column}")
-        if column in header[:position]:
-            raise TableError(f"table '{path}' has two columns '{column}'")
+            raise TableError(f"table {str(path)!r} has no header: its first row has the number {column!r}")
     for line, row in rows:
         if len(row) != len(header):
-            raise TableError(f"table '{path}': line {line} has {len(row)} fields, the header has {len(header)}")
+            raise TableError(f"table {str(path)!r}: line {line} has {len(row)} fields, the header has {len(header)}")
     return pd.DataFrame([row for _, row in rows], columns=pd.Index(header))
+
+
+def _check_names(path: str | Path, names: Sequence[str]) -> None:
+    for position, name in enumerate(names):
+        if not name:
+            raise TableError(f"table {str(path)!r}: column {position + 1} has no name")
+        if name in names[:position]:
+            raise TableError(f"table {str(path)!r} has two columns {name!r}")
 
 
 def as_feature(column: pd.Series, nominal: bool = False, categories: list[str] | None = None) -> pd.Series:
@@ -122,8 +132,8 @@ def check_complete(path: str | Path, features: pd.DataFrame, target: pd.Series) 
     """Raise TableError if a value is missing or infinite, or a feature or the target is the same in all rows."""
     for name, column in [*features.items(), (target.name, target)]:
         if column.isna().any():
-            raise TableError(f"table '{path}': {int(column.isna().sum())} missing in column '{name}'")
+            raise TableError(f"table {str(path)!r}: {int(column.isna().sum())} missing in column {name!r}")
         if column.dtype == np.float64 and not np.isfinite(column).all():
-            raise TableError(f"table '{path}': column '{name}' has infinite values")
+            raise TableError(f"table {str(path)!r}: column {name!r} has infinite values")
         if column.nunique() == 1:
-            raise TableError(f"table '{path}': column '{name}' is constant; leave it out")
+            raise TableError(f"table {str(path)!r}: column {name!r} is constant; leave it out")
