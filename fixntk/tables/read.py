@@ -65,12 +65,13 @@ def read_strings(path: str | Path) -> pd.DataFrame:
 
 def _read_parquet(path: str | Path) -> pd.DataFrame:
     # Imported here to name the package that is missing; pandas would hide it.
-    import pyarrow
+    import pyarrow  # noqa: F401
 
     try:
         frame = pd.read_parquet(path, engine="pyarrow").reset_index(drop=True)
-    except (OSError, pyarrow.ArrowException) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or str(error).partition("\n")[0]
+    except Exception as error:
+        # pandas raises anything where a file's metadata are damaged.
+        reason = (error.strerror if isinstance(error, OSError) else None) or repr(str(error))
         raise TableError(f"table {str(path)!r} cannot be read: {reason}") from error
     # White space around names and values is dropped, as in CSV files, so that a model takes both.
     frame.columns = pd.Index([str(name).strip() for name in frame.columns])

@@ -143,6 +143,17 @@ def test_many_tables_of_any_bytes(folder, case, target_number):
     check_table(folder, case, target_number)
 
 
+@settings(SHORT, max_examples=100)
+@given(st.data())
+def test_parquet_files_of_any_bytes(folder, data):
+    frame = pd.DataFrame({"é": [0.5, None] * 6, "b": ["x", None, "y"] * 4, "i": range(12), "t": ["u", "v"] * 6})
+    content = frame.astype({"i": "Int64"}).to_parquet()
+    table = folder / "table.parquet"
+    # Half of the file is metadata, at its end.
+    table.write_bytes(content[:200] + data.draw(changed(content[200:])))
+    run("fit", table, "--target", "t", "--out", folder / "model", "--method", "ntk", "--reg", "0.1")
+
+
 @pytest.fixture(scope="module")
 def models(folder):
     """Files of a model of each kind, and a table for their predictions."""
