@@ -54,7 +54,7 @@ def allowed(part):
     if part in {"cli", "__init__"}:
         return set.union(*LEVELS, {"runner", "fixntk", "plots"})
     if part == "plots":
-        return {"fixntk", "_*"}
+        return {"fixntk", "_*", "plots"}
     (position,) = [i for i, level in enumerate(LEVELS) if part in level]
     return set.union(set(), *LEVELS[:position]) | {part}
 
