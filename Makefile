@@ -38,13 +38,13 @@ lint: $(VENV)/.installed
 	$(BIN)/mypy
 
 docs: $(VENV)/.installed  ## the pages, in docs/_build/html; a warning is an error
-	$(BIN)/sphinx-build -q -W --keep-going -b html docs docs/_build/html
+	$(KEEP_COMPILED) $(BIN)/sphinx-build -q -W --keep-going -b html docs docs/_build/html
 
 benchmarks: $(VENV)/.installed
 	$(BIN)/python benchmarks/masked_gram.py
 
 clean:
-	rm -rf $(VENV) build docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build docs/_build docs/generated *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
 # neural-tangents declares TensorFlow, which nothing here uses: hence --no-deps for it alone.
 $(VENV)/.installed: pyproject.toml

@@ -5,8 +5,31 @@ from importlib.metadata import version as installed_version
 project = "fixntk"
 copyright = "the fixntk developers"
 release = version = installed_version("fixntk")
-extensions = ["myst_parser", "sphinx.ext.autodoc", "numpydoc", "sphinx.ext.mathjax", "sphinx_copybutton"]
-exclude_patterns = ["_build"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "numpydoc",
+    "sphinx.ext.mathjax",
+    "sphinx_copybutton",
+    "sphinx_gallery.gen_gallery",
+]
+# The gallery's scripts are the sources of the pages in generated/.
+exclude_patterns = ["_build", "plots"]
+sphinx_gallery_conf = {
+    "examples_dirs": "plots",
+    "gallery_dirs": "generated/plots",
+    "backreferences_dir": "generated/uses",
+    "doc_module": "fixntk.plots",
+    "within_subsection_order": "FileNameSortKey",
+    "remove_config_comments": True,
+    # Seconds from which a page reports how long its script ran.
+    "min_reported_time": 600,
+    "show_memory": False,
+    "show_signature": False,
+    "write_computation_times": False,
+    # A failing script stops the build.
+    "only_warn_on_example_error": False,
+}
 html_theme = "furo"
 html_title = "fixntk"
 html_theme_options = {"sidebar_hide_name": False}
