@@ -11,7 +11,11 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from numpy.typing import ArrayLike
 
+from fixntk import NTKSpectrum
 from fixntk.plots._axes import COLOUR_MAP, add_legend, as_column, as_numbers, drawing_on, next_line_style
+
+# What has eigenvalues: a matrix, the eigenvalues themselves, or a spectrum of an empirical NTK.
+Spectrum = ArrayLike | NTKSpectrum
 
 # Largest number of distinct whole numbers that are taken as classes.
 _MAX_CLASSES = 20
@@ -85,7 +89,7 @@ def _mark_classes(axes: Axes, classes: np.ndarray, counts: np.ndarray) -> None:
     axes.tick_params(length=0)
 
 
-def spectrum(kernels: ArrayLike | Mapping[str, ArrayLike], ax: Axes | None = None, **line: Any) -> Axes:
+def spectrum(kernels: Spectrum | Mapping[str, Spectrum], ax: Axes | None = None, **line: Any) -> Axes:
     """Draw the eigenvalues of one or several kernels, from the largest to the smallest, on logarithmic axes.
 
     Eigenvalues within rounding error of zero (n ε times the largest) are left out.
@@ -93,8 +97,8 @@ def spectrum(kernels: ArrayLike | Mapping[str, ArrayLike], ax: Axes | None = Non
     Parameters
     ----------
     kernels
-        (n, n) symmetric matrix, (k,) eigenvalues, or a mapping from names to either. Divide kernels by their traces
-        to compare their shapes.
+        (n, n) symmetric matrix, (k,) eigenvalues, a result of :func:`fixntk.ntk_spectrum`, or a mapping from names to
+        one of these. Divide kernels by their traces to compare their shapes.
     ax
         Axes to draw on; a new figure when None.
     **line
@@ -124,8 +128,9 @@ def spectrum(kernels: ArrayLike | Mapping[str, ArrayLike], ax: Axes | None = Non
     return axes
 
 
-def _eigenvalues(name: str, kernel: ArrayLike) -> Float[np.ndarray, " k"]:
+def _eigenvalues(name: str, kernel: Spectrum) -> Float[np.ndarray, " k"]:
     """Eigenvalues in decreasing order, those that count as zero left out."""
+    kernel = kernel.eigenvalues if isinstance(kernel, NTKSpectrum) else kernel
     values, dtype = as_numbers(name, kernel, (1, 2)), np.asarray(kernel).dtype
     resolution = float(jnp.finfo(dtype if jnp.issubdtype(dtype, jnp.floating) else np.float64).eps)
     if values.ndim == 2:

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+import fixntk as fx
 from fixntk import plots
 
 mpl.use("agg")
@@ -74,6 +75,12 @@ def test_spectrum_is_that_of_the_singular_values(axes, rng):
         assert line.get_ydata() == pytest.approx(squares, rel=1e-12)
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["kernel", "given"]
     assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+
+
+def test_the_spectrum_of_an_empirical_ntk_is_drawn(axes, rng):
+    x = rng.standard_normal((6, 4))
+    plots.spectrum(fx.ntk_spectrum(lambda w, x: x @ w, np.zeros(4), x, num=3), axes)
+    assert axes.lines[0].get_ydata() == pytest.approx(np.linalg.svd(x, compute_uv=False)[:3] ** 2, rel=1e-10)
 
 
 def test_what_counts_as_zero_depends_on_the_dtype(axes):
