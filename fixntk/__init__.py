@@ -2,6 +2,7 @@
 
 from importlib.metadata import version
 
+from fixntk._tiling import OutOfMemoryError
 from fixntk.convex import (
     ConvergenceWarning,
     ConvexProgram,
@@ -64,6 +65,7 @@ __all__ = [
     "KernelSolution",
     "MaskedGram",
     "NTKSpectrum",
+    "OutOfMemoryError",
     "Path",
     "Progress",
     "ReLUNetwork",

@@ -6,7 +6,6 @@ import decimal
 import math
 import numbers
 import operator
-import os
 from typing import Any
 
 import jax
@@ -235,14 +234,6 @@ def check_same_columns(name1: str, array1: Array, name2: str, array2: Array) -> 
         )
 
 
-def check_kernel_fits(x1: Array, x2: Array, remedy: str, num_kernels: int = 1) -> None:
-    """Raise ValueError if kernel matrices between x1 and x2 cannot fit into the default device's memory."""
-    num_rows, num_columns = x1.shape[0], x2.shape[0]
-    matrices = "kernel matrix needs" if num_kernels == 1 else f"{num_kernels} kernel matrices need"
-    num_bytes = num_kernels * num_rows * num_columns * x1.dtype.itemsize
-    check_memory(f"the {num_rows}×{num_columns} {matrices}", num_bytes, remedy)
-
-
 def check_squares(name: str, array: Array) -> None:
     """Raise ValueError if squared lengths of an array's rows are too large for its dtype."""
     if is_traced(array):
@@ -254,24 +245,6 @@ def check_squares(name: str, array: Array) -> None:
             f"{name} holds entries up to {largest:.1e}, squared lengths overflow {array.dtype} above {limit:.1e}: "
             "scale the inputs"
         )
-
-
-def check_memory(needing: str, num_bytes: int, remedy: str) -> None:
-    """Raise ValueError if an array of ``num_bytes`` cannot fit into the default device's memory."""
-    available = _device_memory()
-    if available is not None and num_bytes > available:
-        raise ValueError(f"{needing} {num_bytes / 2**30:.1f} GiB, the device has {available / 2**30:.1f} GiB: {remedy}")
-
-
-def _device_memory() -> int | None:
-    """Total memory of the default device in bytes; None if the system does not report it."""
-    stats = jax.devices()[0].memory_stats()
-    if stats and "bytes_limit" in stats:
-        return int(stats["bytes_limit"])
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return None
 
 
 def as_numpy(value: Any) -> np.ndarray:

@@ -1,23 +1,194 @@
-"""Results computed block by block, so that only the intermediate values of one block are in memory.
+"""Results computed block by block, so that only the intermediate values of some blocks are in memory.
 
 Inside a compiled program: :func:`compute_in_row_tiles` and :func:`sum_over_tiles` along one axis, :meth:`Grid.fill`
 over pairs of rows. Driven from the host, one compiled block after another: :meth:`Grid.fill_from_host`.
+
+What takes memory nonetheless is estimated before it is allocated, in :func:`memory_for`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from fixntk._checks import is_tracing, to_device
+
+try:
+    import resource
+except ImportError:  # There is none on Windows.
+    resource = None  # type: ignore[assignment]
+
 # Kernels (b1, b2, …) of all pairs of two tiles, and the kernels with the tiles exchanged, (b2, b1, …).
 Blocks = tuple[Array, ...]
 BlocksBothWays = tuple[Blocks, Blocks]
+
+# Results of tiles that are computed ahead of being stored take at most about this number of bytes.
+_AHEAD_BYTES = 2**26
+# Computations that need fewer bytes are not compared with the free memory, as reading that takes a tenth of a
+# millisecond.
+_LEAST_BYTES_COMPARED = 2**24
+# Memory is short for a computation that needs more than this share of what is free.
+_SHORT_SHARE = 0.1
+
+
+class OutOfMemoryError(MemoryError, ValueError):
+    """A computation needs more memory than there is; the message says how much, and what lowers it."""
+
+
+class FreeMemory(NamedTuple):
+    """Bytes that can be allocated, and what limits them."""
+
+    num_bytes: float
+    limit: str
+
+
+@contextmanager
+def memory_for(
+    what: str,
+    num_bytes: float,
+    remedy: str,
+    *operands: Any,
+    free_memory: Callable[[], FreeMemory] | None = None,
+) -> Iterator[Callable[[Any], Any]]:
+    """Refuse a computation for which memory does not suffice, and explain an allocation that fails inside the block.
+
+    Under a JAX transformation nothing is estimated, as its program decides what is kept.
+
+    Parameters
+    ----------
+    what
+        What is computed, a noun.
+    num_bytes
+        An estimate of the largest number of bytes that the block allocates at a time, its results included.
+    remedy
+        What lowers that.
+    *operands
+        Arrays that the block reads, which may be traced.
+    free_memory
+        Tells how much there is; :func:`free_on_device` when None.
+
+    Yields
+    ------
+    A function through which the block passes its result, as JAX computes it, and may fail, after the block. It waits
+    for it where memory is short.
+
+    Raises
+    ------
+    OutOfMemoryError
+        If the estimate exceeds the free memory, or an allocation fails nonetheless.
+    """
+    free_memory = free_memory or free_on_device
+    is_short = False
+    if num_bytes >= _LEAST_BYTES_COMPARED and not is_tracing(operands):
+        free = free_memory()
+        if num_bytes > free.num_bytes:
+            raise OutOfMemoryError(
+                f"{what} needs {_in_words(num_bytes)}, {free.limit} leaves {_in_words(free.num_bytes)}: {remedy}"
+            )
+        is_short = num_bytes > _SHORT_SHARE * free.num_bytes
+    try:
+        yield jax.block_until_ready if is_short else lambda result: result
+    except OutOfMemoryError:
+        raise
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if not _is_exhaustion(error):
+            raise
+        free = free_memory()
+        message = f"{what} needs {_in_words(num_bytes)}, and an allocation failed where {free.limit} leaves "
+        raise OutOfMemoryError(f"{message}{_in_words(free.num_bytes)}: {remedy}") from None
+
+
+def _is_exhaustion(error: BaseException) -> bool:
+    """Whether an error says that an allocation failed."""
+    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error) or "Out of memory" in str(error)
+
+
+def free_on_device() -> FreeMemory:
+    """Memory that JAX can still allocate on the default device."""
+    (device,) = to_device(np.zeros(())).devices()
+    stats = device.memory_stats()
+    if stats and "bytes_limit" in stats:
+        return FreeMemory(stats["bytes_limit"] - stats.get("bytes_in_use", 0), f"the device {device}")
+    return free_on_host()
+
+
+def free_on_host() -> FreeMemory:
+    """Memory that this process can still allocate: what is least of the machine's, its cgroup's and its ulimit's."""
+    found = [FreeMemory(_free_of_machine(), "this machine"), *_free_of_cgroups(), *_free_of_limits()]
+    return min(found, key=lambda free: free.num_bytes)
+
+
+def _free_of_machine() -> float:
+    """What Linux can give without ending a process; elsewhere all of the memory, or no bound if that is not known."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        try:
+            return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        except (AttributeError, ValueError, OSError):
+            return float("inf")
+    kilobytes = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines)}
+    return 1024 * (kilobytes["MemAvailable"] + kilobytes["SwapFree"])
+
+
+def _free_of_cgroups() -> Iterator[FreeMemory]:
+    """What the limits of the process's control groups leave, of both versions and of all folders above."""
+    try:
+        groups = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
+    except OSError:
+        return
+    for _, controllers, path in groups:
+        if not controllers:
+            root, names = Path("/sys/fs/cgroup"), ("memory.max", "memory.current")
+        elif "memory" in controllers.split(","):
+            root, names = Path("/sys/fs/cgroup/memory"), ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        else:
+            continue
+        folder = root / path.lstrip("/")
+        for group in (folder, *folder.parents):
+            if group.is_relative_to(root):
+                yield from _free_of_cgroup(group, *names)
+
+
+def _free_of_cgroup(group: Path, limit_name: str, usage_name: str) -> Iterator[FreeMemory]:
+    """What a control group leaves; nothing if it has no limit, or cannot be read, as those outside of a container."""
+    try:
+        limit, used = (int((group / name).read_text()) for name in (limit_name, usage_name))
+        stats = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):
+        return
+    # The kernel drops cached files when memory is short.
+    cached = int(stats.get("inactive_file", 0)) + int(stats.get("active_file", 0))
+    yield FreeMemory(limit - used + cached, "the memory limit of the cgroup")
+
+
+def _free_of_limits() -> Iterator[FreeMemory]:
+    """What the limits of address space leave, ``ulimit -v``."""
+    if resource is None:
+        return
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY:
+        try:
+            used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        except OSError:
+            used = 0
+        yield FreeMemory(max(limit - used, 0), "ulimit -v")
+
+
+def _in_words(num_bytes: float) -> str:
+    """A number of bytes in units that people read."""
+    return f"{num_bytes / 2**30:.1f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.0f} MiB"
 
 
 def compute_in_row_tiles(block_from: Callable[[Array], Array], num_rows: int, tile: int) -> Array:
@@ -131,7 +302,9 @@ class Grid:
         zeros: Callable[..., Any] = jnp.zeros if store_on_device else np.zeros
         put: Callable[..., Any] = _put_in_place if store_on_device else _put_on_host
         results = tuple(zeros((*self.padded_shape, *shape), dtype) for dtype in dtypes)
-        # JAX returns before a tile is computed, so that with results on the device this loop only queues work.
+        # JAX returns before a tile is computed, so that with results on the device this loop only queues work. Tiles
+        # that it has queued take memory, as they do not wait for those before them to be stored.
+        ahead: deque[BlocksBothWays] = deque()
         for i in range(self.num_rows):
             features1 = features(0, i)
             for j in self._columns_of(i):
@@ -140,7 +313,29 @@ class Grid:
                 results = put(results, blocks, i * self.height, j * self.width)
                 if self.is_symmetric and not is_diagonal:
                     results = put(results, transposed, j * self.width, i * self.height)
+                ahead.append((blocks, transposed))
+                if len(ahead) > self._tiles_ahead(shape, dtypes):
+                    jax.block_until_ready(ahead.popleft())
         return self._remove_padding(results)
+
+    def bytes_needed(self, shape: tuple[int, ...], dtypes: tuple[Any, ...]) -> int:
+        """Estimate of the memory that :meth:`fill_from_host` takes for results on the device, but for features."""
+        num_bytes = [math.prod(shape) * jnp.dtype(dtype).itemsize for dtype in dtypes]
+        stored = math.prod(self.padded_shape) * sum(num_bytes)
+        if self.padded_shape != self._size:
+            # One kernel after the other is copied without its padding.
+            stored += math.prod(self._size) * max(num_bytes)
+        ahead = (1 + self._tiles_ahead(shape, dtypes)) * self._bytes_both_ways(shape, dtypes)
+        return stored + min(ahead, stored)
+
+    def _tiles_ahead(self, shape: tuple[int, ...], dtypes: tuple[Any, ...]) -> int:
+        """Number of tiles that may be computed ahead; one lets the device work while the host waits."""
+        return max(1, _AHEAD_BYTES // self._bytes_both_ways(shape, dtypes))
+
+    def _bytes_both_ways(self, shape: tuple[int, ...], dtypes: tuple[Any, ...]) -> int:
+        """Bytes of the kernels of two tiles, both ways if the kernel is symmetric."""
+        numbers = self.height * self.width * math.prod(shape)
+        return numbers * sum(jnp.dtype(dtype).itemsize for dtype in dtypes) * (2 if self.is_symmetric else 1)
 
     def _column_number(self, i: Any, step: Any) -> Any:
         """The tile of x2 that tile i of x1 meets in a step."""

@@ -23,17 +23,18 @@ from fixntk._checks import (
     as_float_array,
     as_matrix,
     as_positive_int,
-    check_kernel_fits,
     check_same_columns,
     check_same_rows,
     describe_fields,
 )
 from fixntk._numerics import einsum, matmul
-from fixntk._tiling import compute_in_row_tiles, sum_over_tiles
+from fixntk._tiling import compute_in_row_tiles, memory_for, sum_over_tiles
 from fixntk.gates.masks import as_masks
 
 # Largest array, in bytes, of masks converted to numbers; above that size they are converted a tile at a time.
-_TILE_BYTES = 2**28
+TILE_BYTES = 2**28
+# What lowers the memory that a kernel takes.
+_REMEDY = "use MaskedGram's tiles(), in fewer rows, or its product, which never make it whole"
 
 
 def masked_gram(
@@ -64,8 +65,10 @@ def masked_gram(
     Raises
     ------
     ValueError
-        If shapes do not fit together, an argument is empty or not finite, only one of ``masks2`` and ``x2`` is given,
-        or the result would not fit into the device's memory.
+        If shapes do not fit together, an argument is empty or not finite, or only one of ``masks2`` and ``x2`` is
+        given.
+    OutOfMemoryError
+        If memory does not suffice; a ValueError too.
 
     Examples
     --------
@@ -86,8 +89,7 @@ def masked_gram(
     else:
         _, masks2, x2 = _as_operands(weights, masks2, x2, "2")
         check_same_columns("x1", x1, "x2", x2)
-    check_kernel_fits(x1, x2, "use MaskedGram's tiles() or its product, which never make it whole")
-    return _masked_gram(weights, masks1, x1, masks2, x2)
+    return _gram_within_memory(weights, masks1, x1, masks2, x2)
 
 
 @dataclass(frozen=True, eq=False, init=False)
@@ -154,7 +156,8 @@ class MaskedGram:
         blocks = (slice(start, min(start + size, total)) for start in range(0, total, size))
         # A generator function would check num_rows only when the first block is requested.
         return (
-            (rows, _masked_gram(self.weights, self.masks[rows], self.x[rows], self.masks, self.x)) for rows in blocks
+            (rows, _gram_within_memory(self.weights, self.masks[rows], self.x[rows], self.masks, self.x))
+            for rows in blocks
         )
 
 
@@ -240,6 +243,18 @@ def _diagonal(weights: Array, masks: Array, x: Array) -> Array:
     return counts * jnp.sum(x**2, axis=1)
 
 
+def _gram_within_memory(weights: Array, masks1: Array, x1: Array, masks2: Array, x2: Array) -> Array:
+    rows1, rows2 = x1.shape[0], x2.shape[0]
+    kernel_bytes = rows1 * rows2 * x1.dtype.itemsize
+    bytes_each = (rows1 + rows2) * x1.dtype.itemsize
+    tile = _tile_size(weights.size, bytes_each, multiple=8)
+    # Coactivations and inner products; over several tiles also the term that is added to the first.
+    num_kernels = 2 if tile == weights.size else 3
+    needed = num_kernels * kernel_bytes + tile * bytes_each
+    with memory_for(f"the {rows1}×{rows2} kernel matrix", needed, _REMEDY, weights, masks1, x1, masks2, x2) as done:
+        return done(_masked_gram(weights, masks1, x1, masks2, x2))
+
+
 @jax.jit
 def _masked_gram(weights: Array, masks1: Array, x1: Array, masks2: Array, x2: Array) -> Array:
     return _weighted_coactivations(weights, masks1, masks2) * matmul(x1, x2.T)
@@ -294,9 +309,9 @@ def _apply_to_rows(function: Callable[[Array], Array], masks: Array, num_gates: 
 
 def _tile_size(length: int, bytes_each: int, multiple: int = 1) -> int:
     """Largest number of rows or gates whose masks, as numbers, fit into the bytes of a tile."""
-    if length * bytes_each <= _TILE_BYTES:
+    if length * bytes_each <= TILE_BYTES:
         return length
-    return min(length, max(multiple, _TILE_BYTES // bytes_each // multiple * multiple))
+    return min(length, max(multiple, TILE_BYTES // bytes_each // multiple * multiple))
 
 
 def _rows_as_numbers(masks: Array, begin: Array, tile: int, num_gates: int, dtype: jnp.dtype) -> Array:

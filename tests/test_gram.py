@@ -24,7 +24,7 @@ def one_by_one(weights, masks1, x1, masks2, x2):
 def tiling(request, monkeypatch):
     """The same in tiles of a few rows or gates as in one piece."""
     if request.param == "tiled":
-        monkeypatch.setattr(gram, "_TILE_BYTES", 700)
+        monkeypatch.setattr(gram, "TILE_BYTES", 700)
         jax.clear_caches()
         yield
         jax.clear_caches()
@@ -153,7 +153,7 @@ def test_a_row_block_of_a_large_kernel_takes_bounded_memory():
             ((20_000, num_gates), bool),
             ((20_000, 50), jnp.float32),
         )
-        assert extra < 2 * block + 2 * gram._TILE_BYTES < 1.5e9
+        assert extra < 2 * block + 2 * gram.TILE_BYTES < 1.5e9
 
 
 def test_a_product_with_a_large_kernel_takes_memory_for_a_tile_alone():
@@ -164,7 +164,7 @@ def test_a_product_with_a_large_kernel_takes_memory_for_a_tile_alone():
         ((20_000, 50), jnp.float32),
         ((20_000,), jnp.float32),
     )
-    assert extra < 3 * gram._TILE_BYTES
+    assert extra < 3 * gram.TILE_BYTES
 
 
 @pytest.mark.usefixtures("tiling")

@@ -20,6 +20,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Float
 
 from fixntk._compilation import jit_for_host, seconds_compiling
+from fixntk._tiling import memory_for
 from fixntk.convex.method import Method, step_any
 from fixntk.convex.program import ConvexProgram
 from fixntk.convex.progress import Progress
@@ -92,33 +93,35 @@ def run_from_host(
     With one of them Ctrl-C ends the loop as a true answer of the callback does. Without ``is_timed`` the history has no
     seconds.
     """
-    prepared, state, first, scale = _start(program, start, epsilon, tol, method=method)
-    goal, at_zero, unit = float(scale.goal), float(scale.at_zero), float(scale.unit)
-    records, seconds, done = [np.asarray(first)[None]], [0.0], 0
-    is_interrupted = False
-    try:
-        while True:
-            look = _Look(*records[-1][-1].tolist())
-            progress = _progress(done, look, unit, at_zero, seconds[-1])
-            if watch is not None:
-                watch(progress)
-            if callback is not None and callback(progress):
-                break
-            if done >= max_iter or look.failed or look.gap <= goal:
-                break
-            # A callback is called after every step; otherwise short steps run in batches between two looks.
-            limit = 1 if callback is not None else min(max_iter - done, _STEPS_PER_LOOK)
-            began, compiling = time.perf_counter(), seconds_compiling()
-            state, record = _run(prepared, state, scale.goal, limit, int(look.next_step), method)
-            # The history has the time of the steps; compiling would hide it in a first call.
-            elapsed = time.perf_counter() - began - (seconds_compiling() - compiling)
-            records.append(record)
-            done += len(record)
-            seconds.extend(seconds[-1] + np.linspace(0, max(elapsed, 0.0), len(record) + 1)[1:])
-    except KeyboardInterrupt:
-        if callback is None and watch is None:
-            raise
-        is_interrupted = True
+    what = f"method {method.name!r} on {program.x.shape[0]} rows and {program.num_gates} gates"
+    with memory_for(what, method.bytes_needed(program), method.memory_remedy, program, start):
+        prepared, state, first, scale = _start(program, start, epsilon, tol, method=method)
+        goal, at_zero, unit = float(scale.goal), float(scale.at_zero), float(scale.unit)
+        records, seconds, done = [np.asarray(first)[None]], [0.0], 0
+        is_interrupted = False
+        try:
+            while True:
+                look = _Look(*records[-1][-1].tolist())
+                progress = _progress(done, look, unit, at_zero, seconds[-1])
+                if watch is not None:
+                    watch(progress)
+                if callback is not None and callback(progress):
+                    break
+                if done >= max_iter or look.failed or look.gap <= goal:
+                    break
+                # A callback is called after every step; otherwise short steps run in batches between two looks.
+                limit = 1 if callback is not None else min(max_iter - done, _STEPS_PER_LOOK)
+                began, compiling = time.perf_counter(), seconds_compiling()
+                state, record = _run(prepared, state, scale.goal, limit, int(look.next_step), method)
+                # The history has the time of the steps; compiling would hide it in a first call.
+                elapsed = time.perf_counter() - began - (seconds_compiling() - compiling)
+                records.append(record)
+                done += len(record)
+                seconds.extend(seconds[-1] + np.linspace(0, max(elapsed, 0.0), len(record) + 1)[1:])
+        except KeyboardInterrupt:
+            if callback is None and watch is None:
+                raise
+            is_interrupted = True
     times = seconds if is_timed else np.full(done + 1, np.nan)
     dtype = program.x.dtype
     history = _history(np.concatenate(records), np.asarray(times, dtype), unit)

@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 from fixntk._checks import as_matrix, is_traced
 from fixntk.convex.program import ConvexProgram, group_shape_of, replace_fields
 from fixntk.gates.masks import activation_masks
-from fixntk.gram import as_numbers, select_masks
+from fixntk.gram import TILE_BYTES, as_numbers, select_masks
 
 # Masks with at most this number of entries are turned into numbers once a solve instead of once a product.
 _MAX_MASK_NUMBERS = 2**25
@@ -45,6 +45,12 @@ def with_masks(program: ConvexProgram, masks: Array, chosen: Array | None = None
     if weights is not None and chosen is not None:
         weights = weights[chosen]
     return replace_fields(program, masks=masks, num_gates=masks.shape[1], penalty_weights=weights)
+
+
+def mask_number_bytes(program: ConvexProgram) -> float:
+    """Bytes of masks as numbers in a product with them: of all masks, or of a tile."""
+    num_bytes = program.x.shape[0] * program.num_gates * program.x.dtype.itemsize
+    return min(num_bytes, max(TILE_BYTES, program.num_gates * program.x.dtype.itemsize))
 
 
 def with_mask_numbers(program: ConvexProgram) -> ConvexProgram:

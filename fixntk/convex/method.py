@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -10,18 +11,28 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from fixntk._checks import is_tracing
-from fixntk.convex.program import ConvexProgram
+from fixntk.convex.groups import mask_number_bytes
+from fixntk.convex.program import ConvexProgram, group_shape_of
 from fixntk.convex.units import Units
 
 # A state is a pytree with ``weights``, ``primal``, ``gap``, ``objective`` (the function that the method itself lowers)
 # and ``failed`` (whether arithmetic has broken down); see `Method` for its further fields.
 Step = Callable[[ConvexProgram, Any], Any]
 
+# Arrays of the shape of group weights that are in memory at a time: iterates and correlations, of two states.
+_NUM_GROUP_ARRAYS = 12
+
 
 def keep_units(program: ConvexProgram) -> tuple[ConvexProgram, Units]:
     """The program as it is, for methods whose steps do not depend on the scale of the data."""
     one = jnp.ones((), program.x.dtype)
     return program, Units(one, one)
+
+
+def bytes_of_groups(program: ConvexProgram) -> float:
+    """Estimate of the memory for group weights and what goes with them, and for masks as numbers."""
+    num_numbers = _NUM_GROUP_ARRAYS * math.prod(group_shape_of(program))
+    return num_numbers * program.x.dtype.itemsize + mask_number_bytes(program)
 
 
 class Method(NamedTuple):
@@ -45,6 +56,10 @@ class Method(NamedTuple):
         kernel weights has ``kernel_weights``, and smooths by ε.
     prepare
         ``prepare(program) -> (program, units)``: the program that the loop works on, in those units.
+    bytes_needed
+        ``bytes_needed(program)`` estimates the memory that it takes beside the program, from shapes.
+    memory_remedy
+        What lowers that.
     on_active_groups
         The variant for a program most of whose groups are active; None for the method itself.
     compiles_its_steps
@@ -59,6 +74,8 @@ class Method(NamedTuple):
     max_iter: int
     starts_at: Literal["weights", "kernel_weights"] = "weights"
     prepare: Callable[[ConvexProgram], tuple[ConvexProgram, Units]] = keep_units
+    bytes_needed: Callable[[ConvexProgram], float] = bytes_of_groups
+    memory_remedy: str = "take fewer gates, or rows"
     on_active_groups: Method | None = None
     compiles_its_steps: bool = False
 

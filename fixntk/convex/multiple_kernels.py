@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +17,17 @@ from jaxtyping import Bool, Float, Int
 from fixntk._checks import as_float_array, as_positive_int, describe_fields, is_traced, is_tracing
 from fixntk._compilation import jit_for_host
 from fixntk._numerics import allow_float64, default_tol, matmul, with_dtype
+from fixntk._tiling import memory_for
 from fixntk._warnings import ConvergenceWarning
 from fixntk.convex.kernel_interior_point import KernelPoint, KernelProblem, PathState, follow_path, is_idle
 from fixntk.convex.progress import describe, progress_bar
 
 # Multiple of the dtype's resolution, relative to the largest entry, by which a kernel may be asymmetric or indefinite.
 _KERNEL_SLACK = 1e3
+# Copies of all kernels that are in memory at a time: transposed for a product.
+_NUM_KERNEL_COPIES = 1
+# Matrices of the size of one kernel that are in memory at a time: the sum of all, its factors, and copies of these.
+_NUM_FACTORS = 9
 
 
 @jax.tree_util.register_dataclass
@@ -154,6 +161,8 @@ def solve_kernels(
     ValueError
         If shapes do not fit, values are not finite, a kernel is not symmetric or has a negative eigenvalue beyond
         rounding error, λ or τ is not positive, or ``tol`` is not.
+    OutOfMemoryError
+        If memory does not suffice; a ValueError too.
 
     Warns
     -----
@@ -189,7 +198,8 @@ def solve_kernels(
             raise ValueError("progress needs the host: not under jit or vmap")
         found = _as_fields(problem, *follow_path(problem, tol, max_iter), tol)
         return KernelSolution(**found, tol=tol, squeeze=squeeze)
-    with allow_float64(), progress_bar("solve_kernels", total=max_iter, shown=progress) as show:
+    bar = progress_bar("solve_kernels", total=max_iter, shown=progress)
+    with _memory_for(problem.kernels), allow_float64(), bar as show:
         problem = with_dtype(problem, jnp.float64)
 
         def watch(state: PathState) -> None:
@@ -221,11 +231,19 @@ def _as_problem(
             if not is_traced(values) and not bool(jnp.all(values > 0)):
                 raise ValueError(f"{name} must be positive, got {values}")
     if not is_traced(kernels):
-        with jax.ensure_compile_time_eval():
+        with jax.ensure_compile_time_eval(), _memory_for(kernels):
             _check_kernels(kernels)
     targets = y[:, None] if y.ndim == 1 else y
     dtype = jnp.result_type(kernels, y)
     return with_dtype(KernelProblem(kernels, targets, reg, weights), dtype), y.ndim == 1
+
+
+def _memory_for(kernels: Array) -> AbstractContextManager[Any]:
+    """The memory for kernels in float64, for their products, and for factors of their sum."""
+    m, n = kernels.shape[:2]
+    num_copies = _NUM_KERNEL_COPIES + (kernels.dtype != jnp.float64)
+    needed = (num_copies * m + _NUM_FACTORS) * n**2 * jnp.dtype(jnp.float64).itemsize
+    return memory_for(f"solve_kernels on {m} kernels of {n}×{n}", needed, "take fewer kernels, or rows", kernels)
 
 
 def _check_kernels(kernels: Array) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from jax import Array
 from jaxtyping import Float
 
 from fixntk._numerics import allow_float64, with_dtype
+from fixntk._tiling import free_on_host, memory_for
 from fixntk._warnings import ignore_convergence_warnings
 from fixntk.convex import ConvexProgram, Solution, discover, solve
 from fixntk.convex.program import absorb_sample_weight, replace_fields
@@ -34,6 +36,13 @@ _MAX_ROUNDS = 20
 DEFAULT_REG_SHARES = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 # Candidates for λ in regression, in units of λ_max. Some are smaller, as targets can be almost free of noise.
 DEFAULT_REGRESSION_SHARES = (*DEFAULT_REG_SHARES, 0.0003, 0.0001, 0.00001)
+
+# Matrices of a kernel's size in memory at a time: the kernel twice, its eigenvectors, and LAPACK's work.
+_NUM_SPECTRAL_MATRICES = 6
+# The same where it is factorised: two kernels in the making, and the factor.
+NUM_FACTOR_MATRICES = 4
+# The same where the inverse is needed too.
+_NUM_INVERSE_MATRICES = 5
 
 
 class GatedProblem(NamedTuple):
@@ -233,6 +242,11 @@ def fit_ntk(training: Training, regs: Sequence[Any]) -> NTKFit:
     a row out divides its residual by 1 − h, the diagonal of the same matrix.
     """
     shares = check_regs(regs, np.inf)
+    with memory_for_kernels(training.num_rows, _NUM_SPECTRAL_MATRICES):
+        return _fit_ntk(training, shares)
+
+
+def _fit_ntk(training: Training, shares: list[float]) -> NTKFit:
     kernel = kernel_matrix(gated_relu_ntk, training)
     weights, targets = training.weights, training.targets
     unit = float(weights @ np.diag(kernel)) / weights.sum() or 1.0
@@ -264,9 +278,17 @@ def fit_ntk(training: Training, regs: Sequence[Any]) -> NTKFit:
 
 def leave_one_out(kernel: Kernel, training: Training, reg: float) -> Float[np.ndarray, "n c"]:
     """Outputs for each row of the ridge regression with an intercept and a given kernel without that row."""
-    matrix = kernel_matrix(kernel, training)
-    posterior = condition(matrix, training.targets, reg, training.weights, centre=True)
-    return posterior.leave_one_out(training.targets)
+    with memory_for_kernels(training.num_rows, _NUM_INVERSE_MATRICES):
+        matrix = kernel_matrix(kernel, training)
+        posterior = condition(matrix, training.targets, reg, training.weights, centre=True)
+        return posterior.leave_one_out(training.targets)
+
+
+def memory_for_kernels(num_rows: int, num_matrices: int) -> AbstractContextManager[Any]:
+    """The memory for so many matrices of the size of a kernel of the training rows, in float64."""
+    needed = num_matrices * num_rows**2 * np.dtype(float).itemsize
+    what = f"the {num_rows}×{num_rows} kernel matrix with its factors"
+    return memory_for(what, needed, "fit on fewer rows", free_memory=free_on_host)
 
 
 def kernel_matrix(kernel: Kernel, training: Training) -> Float[np.ndarray, "n n"]:

@@ -17,7 +17,14 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 
 from fixntk.convex import Solution
 from fixntk.estimators.cross_validation import GatedChoice
-from fixntk.estimators.fitting import GatedFit, LearntKernel, NTKFit, kernel_matrix
+from fixntk.estimators.fitting import (
+    NUM_FACTOR_MATRICES,
+    GatedFit,
+    LearntKernel,
+    NTKFit,
+    kernel_matrix,
+    memory_for_kernels,
+)
 from fixntk.estimators.gate_options import GateOptions, check_source
 from fixntk.estimators.gaussian_process import Kernel, Process, condition
 from fixntk.estimators.predictors import ClassificationPredictor, GatedOutputs, NTKOutputs, RegressionPredictor
@@ -115,8 +122,9 @@ class RegressionMixin(InputMixin, MultiOutputMixin, RegressorMixin):
 
     def _condition(self, kernel: Kernel, reg: float, *, centre: bool) -> Process:
         training = self._training
-        matrix = kernel_matrix(kernel, training)
-        return Process(condition(matrix, training.targets, reg, training.weights, centre=centre), kernel)
+        with memory_for_kernels(training.num_rows, NUM_FACTOR_MATRICES):
+            matrix = kernel_matrix(kernel, training)
+            return Process(condition(matrix, training.targets, reg, training.weights, centre=centre), kernel)
 
 
 class ClassificationMixin(InputMixin, ClassifierMixin):

@@ -22,6 +22,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from fixntk._checks import as_matrix, as_numpy, as_positive_int
+from fixntk._tiling import free_on_host, memory_for
 from fixntk.gates.masks import Arrangements, _row_bytes
 
 # Bound on the error of a unit normal (no unit) after a few dozen operations in float64.
@@ -298,13 +299,17 @@ def _select_one_per_cell(points: np.ndarray, normals: np.ndarray, noise: np.ndar
     A point on a hyperplane was made before that hyperplane was added. Adding it made new points on both of its sides,
     so that the old point is not needed. ``expected`` is the number of cells by the counting recursion, a check.
     """
-    products = points @ normals.T
-    # The signs of a point are known only if its products exceed a safe multiple of their errors.
-    margins = np.min(np.abs(products) - 8 * noise, axis=1)
-    # np.unique returns the first of equal sign patterns, which has the largest margin in this order.
-    order = np.argsort(-margins, kind="stable")
-    order = order[margins[order] > 0]
-    _, first = np.unique(_row_bytes(products[order] > 0), return_index=True)
+    what = f"an arrangement of {normals.shape[0]} hyperplanes with {expected} cells"
+    # The products, their absolute values and margins.
+    needed = 3 * points.shape[0] * normals.shape[0] * points.itemsize
+    with memory_for(what, needed, "lower max_cells, or take sampled gates (sample_gates)", free_memory=free_on_host):
+        products = points @ normals.T
+        # The signs of a point are known only if its products exceed a safe multiple of their errors.
+        margins = np.min(np.abs(products) - 8 * noise, axis=1)
+        # np.unique returns the first of equal sign patterns, which has the largest margin in this order.
+        order = np.argsort(-margins, kind="stable")
+        order = order[margins[order] > 0]
+        _, first = np.unique(_row_bytes(products[order] > 0), return_index=True)
     if first.size != expected:
         raise ValueError(
             f"x is too close to degenerate for float64: {first.size} cells can be told apart, {expected} are "

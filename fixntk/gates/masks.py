@@ -19,13 +19,12 @@ from fixntk._checks import (
     as_matrix,
     as_positive_int,
     as_real_array,
-    check_memory,
     check_same_columns,
     describe_fields,
     is_traced,
 )
 from fixntk._numerics import matmul
-from fixntk._tiling import compute_in_row_tiles
+from fixntk._tiling import compute_in_row_tiles, memory_for
 
 # Largest temporary, in bytes, that the inner products of rows and gates may make before they are taken in tiles.
 _TILE_BYTES = 2**28
@@ -101,8 +100,9 @@ def activation_masks(x: ArrayLike, gates: ArrayLike) -> Bool[Array, "n P"]:
     Raises
     ------
     ValueError
-        If the numbers of columns differ, either argument is empty or not finite, or the masks would not fit into the
-        device's memory.
+        If the numbers of columns differ, or either argument is empty or not finite.
+    OutOfMemoryError
+        If memory does not suffice; a ValueError too.
 
     Examples
     --------
@@ -118,9 +118,11 @@ def activation_masks(x: ArrayLike, gates: ArrayLike) -> Bool[Array, "n P"]:
     check_same_columns("x", x, "gates", gates)
     num_rows, num_gates = x.shape[0], gates.shape[0]
     remedy = "take fewer gates, or rows in blocks, each packed by pack_masks to an eighth"
-    check_memory(f"the {num_rows}×{num_gates} masks need", num_rows * num_gates, remedy)
-    tile = max(1, _TILE_BYTES // (num_gates * jnp.result_type(x, gates).itemsize))
-    return _masks_in_tiles(x, gates, min(tile, num_rows))
+    row_bytes = num_gates * jnp.result_type(x, gates).itemsize
+    tile = min(max(1, _TILE_BYTES // row_bytes), num_rows)
+    needed = num_rows * num_gates + tile * row_bytes
+    with memory_for(f"the array of {num_rows}×{num_gates} masks", needed, remedy, x, gates) as done:
+        return done(_masks_in_tiles(x, gates, tile))
 
 
 @partial(jax.jit, static_argnames="tile")

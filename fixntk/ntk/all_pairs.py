@@ -11,11 +11,14 @@ import jax.numpy as jnp
 from jax import Array
 
 from fixntk._checks import is_traced
-from fixntk._tiling import Blocks, BlocksBothWays, Grid
+from fixntk._tiling import Blocks, BlocksBothWays, Grid, free_on_device, free_on_host, memory_for
 from fixntk.ntk.angles import Rows, as_rows
 
 # Kernels (b1, b2) of all pairs of two tiles of rows, from the kernel's parameters and the tiles.
 _Kernels = Callable[[Any, Rows, Rows], Blocks]
+
+# What lowers the memory that kernels take.
+_REMEDY = "pass x1 in blocks of rows"
 
 
 def kernels_of_all_pairs(
@@ -31,11 +34,17 @@ def kernels_of_all_pairs(
     if x2 is not None:
         dtype = jnp.promote_types(x1.dtype, x2.dtype)
         x1, x2 = x1.astype(dtype), x2.astype(dtype)
-    if store_on_device and max(x1.shape[0], 0 if x2 is None else x2.shape[0]) <= tile:
-        blocks = _kernels_of_one_tile(kernels, parameters, x1, x2)
-        return _symmetrize(blocks) if x2 is None else blocks
+    num_rows, num_columns = x1.shape[0], (x1 if x2 is None else x2).shape[0]
+    matrices = "kernel matrix" if num_kernels == 1 else "pair of kernel matrices"
+    what = f"the {num_rows}×{num_columns} {matrices}"
+    if store_on_device and max(num_rows, num_columns) <= tile:
+        # Results, and as much again while they are computed or made symmetric.
+        with memory_for(what, 2 * num_kernels * num_rows * num_columns * x1.dtype.itemsize, _REMEDY, x1, x2) as done:
+            blocks = _kernels_of_one_tile(kernels, parameters, x1, x2)
+            return done(_symmetrize(blocks) if x2 is None else blocks)
     rows1, rows2 = _as_rows(x1, x2)
     grid = Grid(rows1, rows2, tile)
+    dtypes = (x1.dtype,) * num_kernels
     if is_traced(parameters, x1, x2):
         # For derivatives a tile is computed again rather than kept.
         block = jax.checkpoint(partial(kernels, parameters), prevent_cse=False)
@@ -52,7 +61,9 @@ def kernels_of_all_pairs(
         return blocks, _transpose(blocks)
 
     # The numbers of tiles are their features: taking tiles out of the grid is a part of the compiled program.
-    return grid.fill_from_host((), (x1.dtype,) * num_kernels, lambda _, k: k, tile_kernels, store_on_device)
+    needed, free = grid.bytes_needed((), dtypes), free_on_device if store_on_device else free_on_host
+    with memory_for(what, needed, _REMEDY, x1, x2, free_memory=free) as done:
+        return done(grid.fill_from_host((), dtypes, lambda _, k: k, tile_kernels, store_on_device))
 
 
 @partial(jax.jit, static_argnums=0)

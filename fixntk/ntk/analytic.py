@@ -18,7 +18,6 @@ from fixntk._checks import (
     as_float_array,
     as_matrix,
     as_positive_int,
-    check_kernel_fits,
     check_same_columns,
     check_scalar,
     check_squares,
@@ -30,9 +29,6 @@ from fixntk.ntk.angles import Rows, full_angle, products_and_angles
 from fixntk.ntk.covariances import Covariances, covariances_of_inputs
 from fixntk.ntk.layers import GlobalAveragePool, Layer, as_scalars, layers_of, mlp
 from fixntk.ntk.truncation import warn_if_truncated
-
-# Advice in the error for kernels that are larger than the memory.
-_REMEDY = "pass x1 in blocks of rows"
 
 # Number of entries in a temporary array of a tile, by backend. On a CPU the array should fit into the cache.
 _TILE_SIZES = {"cpu": 2**18}
@@ -80,8 +76,9 @@ def gated_relu_ntk(x1: ArrayLike, x2: ArrayLike | None = None) -> Float[Array, "
     Raises
     ------
     ValueError
-        If an argument is not a finite, non-empty matrix, its squares overflow, the numbers of columns differ, or the
-        result would not fit into the device's memory.
+        If an argument is not a finite, non-empty matrix, its squares overflow, or the numbers of columns differ.
+    OutOfMemoryError
+        If memory does not suffice; a ValueError too.
 
     References
     ----------
@@ -101,7 +98,6 @@ def gated_relu_ntk(x1: ArrayLike, x2: ArrayLike | None = None) -> Float[Array, "
     if x2 is not None:
         check_same_columns("x1", x1, "x2", x2)
     _check_squares(x1, x2)
-    check_kernel_fits(x1, x1 if x2 is None else x2, _REMEDY)
     return kernels_of_all_pairs(_gated_relu, 1, None, x1, x2, _tile_rows(None, 1))[0]
 
 
@@ -152,8 +148,10 @@ def mlp_kernel(
     Raises
     ------
     ValueError
-        If an input is not a finite, non-empty matrix, its squares overflow, the numbers of columns differ, an argument
-        is out of range, or the result would not fit into the device's memory.
+        If an input is not a finite, non-empty matrix, its squares overflow, the numbers of columns differ, or an
+        argument is out of range.
+    OutOfMemoryError
+        If memory does not suffice; a ValueError too.
     TypeError
         If a standard deviation is not a number, ``depth`` or ``batch_size`` is not an integer, or ``activation`` none
         of the above.
@@ -217,8 +215,9 @@ def network_kernel(
     ------
     ValueError
         If an input is not finite or empty, its squares overflow, the shapes of x1 and x2 do not fit together, the
-        layers do not fit the inputs or each other, an argument is out of range, or the result would not fit into the
-        device's memory.
+        layers do not fit the inputs or each other, or an argument is out of range.
+    OutOfMemoryError
+        If memory does not suffice; a ValueError too.
     TypeError
         If ``network`` is not built of layers, a standard deviation is not a number, or ``batch_size`` not an integer.
 
@@ -251,8 +250,6 @@ def _compute_kernels(
     if x2 is not None and x1.shape[1:] != x2.shape[1:]:
         raise ValueError(f"x1 and x2 must have the same shape of an example, got shapes {x1.shape} and {x2.shape}")
     _check_squares(x1, x2)
-    if store_on_device:
-        check_kernel_fits(x1, x1 if x2 is None else x2, _REMEDY, num_kernels=2)
     num_positions = math.prod(x1.shape[1:-1])
     tile = _tile_rows(batch_size, num_positions**2 if _needs_all_positions(network) else num_positions)
     if input_scale is None:

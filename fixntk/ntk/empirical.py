@@ -102,6 +102,8 @@ def empirical_ntk(
         their rows, values are not finite, an axis is out of range or both traced and diagonal, the output does not have
         one row an example, or its rows depend on other examples (batch statistics) or differ between calls: outputs
         and derivatives of a row are compared alone and among two others, but not under ``jax.jit``.
+    OutOfMemoryError
+        If memory does not suffice; a ValueError too.
 
     References
     ----------

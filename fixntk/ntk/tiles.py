@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -11,8 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from fixntk._tiling import Blocks, BlocksBothWays, Grid, num_rows
+from fixntk._tiling import Blocks, BlocksBothWays, Grid, free_on_device, free_on_host, memory_for, num_rows
 from fixntk.ntk.plan import Plan, Request, Shapes, as_shapes, cached_plan, make_plan
+
+# What lowers the memory that a kernel takes.
+_REMEDY = "pass x1 in blocks of rows, trace outputs (outputs='trace'), or lower batch_size"
 
 
 def traced_kernels(request: Request, params: Any, x1: Any, x2: Any) -> Blocks:
@@ -36,15 +40,38 @@ def compiled_kernels(
     plan = cached_plan(request, shapes)
     leaves = jax.tree.leaves(params)
     if request.is_paired or (store_on_device and _fits_one_tile(plan, x1, x2)):
-        return _compute_whole_kernel(request, shapes, params, x1, x2)
+        with memory_for(_describe(x1, x2), _bytes_at_once(request, plan, x1, x2), _REMEDY, x1, x2) as done:
+            return done(_compute_whole_kernel(request, shapes, params, x1, x2))
     grid = Grid(x1, x2, plan.tile)
-    return grid.fill_from_host(
-        plan.network.axes.result_shape,
-        (plan.network.kernel_dtype,) * plan.network.num_groups,
-        lambda side, k: _compiled_features(request, shapes, leaves, grid.column(k) if side else grid.row(k)),
-        partial(_compiled_tile, request, shapes, leaves),
-        store_on_device,
-    )
+    shape, dtypes = plan.network.axes.result_shape, (plan.network.kernel_dtype,) * plan.network.num_groups
+    # The features of two tiles, while those of a third are computed.
+    needed = grid.bytes_needed(shape, dtypes) + 3 * grid.height * plan.method.example_bytes
+    free = free_on_device if store_on_device else free_on_host
+    with memory_for(_describe(x1, x2), needed, _REMEDY, x1, x2, free_memory=free) as done:
+        kernels = grid.fill_from_host(
+            shape,
+            dtypes,
+            lambda side, k: _compiled_features(request, shapes, leaves, grid.column(k) if side else grid.row(k)),
+            partial(_compiled_tile, request, shapes, leaves),
+            store_on_device,
+        )
+        return done(kernels)
+
+
+def _describe(x1: Any, x2: Any) -> str:
+    return f"the empirical NTK of {num_rows(x1)}×{num_rows(x1 if x2 is None else x2)} examples"
+
+
+def _bytes_at_once(request: Request, plan: Plan, x1: Any, x2: Any) -> float:
+    """Estimate of the memory for kernels that one program computes: of one tile, or of paired rows."""
+    n1, n2 = num_rows(x1), num_rows(x1 if x2 is None else x2)
+    network = plan.network
+    pair_bytes = math.prod(network.axes.result_shape) * network.num_groups * jnp.dtype(network.kernel_dtype).itemsize
+    if request.is_paired:
+        tile = min(plan.tile, n1)
+        return n1 * pair_bytes + tile * (2 * plan.method.example_bytes + plan.method.pair_bytes)
+    num_examples = n1 if x2 is None else n1 + n2
+    return num_examples * plan.method.example_bytes + n1 * n2 * max(pair_bytes, plan.method.pair_bytes)
 
 
 @partial(jax.jit, static_argnums=(0, 1))

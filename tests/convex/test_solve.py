@@ -203,8 +203,9 @@ def test_float32_refuses_a_tolerance_that_only_float64_can_reach():
 
 
 def test_kernels_over_memory_are_refused_with_a_remedy(monkeypatch):
-    monkeypatch.setattr("fixntk._checks._device_memory", lambda: 20_000)
-    with pytest.raises(ValueError, match=r"method 'irls' with its 30×30 matrices needs .* use 'newton' or"):
+    monkeypatch.setattr("fixntk._tiling._LEAST_BYTES_COMPARED", 0)
+    monkeypatch.setattr("fixntk._tiling._free_of_machine", lambda: 20_000)
+    with pytest.raises(ValueError, match=r"method 'irls' on 30 rows and .* gates needs .* use method='newton' or"):
         fx.solve(random_problem(7), method="irls")
 
 

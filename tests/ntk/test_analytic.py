@@ -371,6 +371,6 @@ def test_kernels_are_symmetric_to_the_last_bit(rng, kernel_dtype):
 
 
 def test_kernels_over_memory_are_refused(monkeypatch):
-    monkeypatch.setattr("fixntk._checks._device_memory", lambda: 2**10)
-    with pytest.raises(ValueError, match="the 20×20 2 kernel matrices need"):
-        fx.mlp_kernel(np.ones((20, 2)), depth=1)
+    monkeypatch.setattr("fixntk._tiling._free_of_machine", lambda: 2**10)
+    with pytest.raises(ValueError, match=r"the 2000×2000 pair of kernel matrices needs .* pass x1 in blocks of rows"):
+        fx.mlp_kernel(np.ones((2000, 2)), depth=1)

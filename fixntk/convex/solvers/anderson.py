@@ -135,4 +135,6 @@ METHOD = Method(
     supports=partial(irls.check_program, "anderson"),
     max_iter=300,
     starts_at="kernel_weights",
+    bytes_needed=irls.bytes_needed,
+    memory_remedy=irls.MEMORY_REMEDY,
 )

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float
 
-from fixntk._checks import check_memory
 from fixntk._compilation import jit_for_host
 from fixntk._numerics import solve_kernel_ridge
+from fixntk.convex.groups import mask_number_bytes
 from fixntk.convex.kernel_form import weights_of_norms
 from fixntk.convex.method import Method, check_norm
 from fixntk.convex.penalties import group_norms
@@ -25,6 +25,12 @@ from fixntk.convex.program import (
     targets_of,
     thresholds_of,
 )
+
+# Kernel matrices that are in memory at a time: K(η), with λ and with jitter on its diagonal, factors, and copies of
+# these for their solves.
+_NUM_MATRICES = 7
+# What lowers the memory that reweighting takes.
+MEMORY_REMEDY = "use method='newton' or 'fista', which make no such matrix"
 
 
 class IRLSState(NamedTuple):
@@ -104,16 +110,17 @@ def _solve_ridge(program: ConvexProgram, kernel_weights: Array, epsilon: Array) 
 
 
 def check_program(name: str, program: ConvexProgram) -> None:
-    """Raise ValueError if reweighting cannot solve a program, or its matrices do not fit into memory."""
+    """Raise ValueError if reweighting cannot solve a program."""
     if not is_quadratic(program):
         raise ValueError(
             f"method {name!r} is for the squared loss, not for {program.loss.name}: use 'newton' or 'fista'"
         )
     check_norm(name, program)
-    rows = program.x.shape[0]
-    # The kernel, shifted, and its factor.
-    needed = 3 * rows**2 * program.x.dtype.itemsize
-    check_memory(f"method {name!r} with its {rows}×{rows} matrices needs", needed, "use 'newton' or 'fista'")
+
+
+def bytes_needed(program: ConvexProgram) -> float:
+    """Estimate of the memory for kernel matrices and their factors, and for masks as numbers."""
+    return _NUM_MATRICES * program.x.shape[0] ** 2 * program.x.dtype.itemsize + mask_number_bytes(program)
 
 
 METHOD = Method(
@@ -123,4 +130,6 @@ METHOD = Method(
     supports=partial(check_program, "irls"),
     max_iter=300,
     starts_at="kernel_weights",
+    bytes_needed=bytes_needed,
+    memory_remedy=MEMORY_REMEDY,
 )

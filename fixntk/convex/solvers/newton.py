@@ -24,11 +24,12 @@ import jax.numpy as jnp
 from jax import Array
 
 from fixntk._compilation import jit_for_host
+from fixntk._tiling import memory_for
 from fixntk.convex.groups import with_mask_numbers
 from fixntk.convex.method import Method, Step, check_norm
 from fixntk.convex.penalties import group_norms
 from fixntk.convex.program import ConvexProgram, correlations_of, datafit_of, masked_outputs, penalty_of, thresholds_of
-from fixntk.convex.solvers import newton_step, working_sets
+from fixntk.convex.solvers import newton_step, newton_system, working_sets
 from fixntk.convex.solvers.newton_step import Linearisation, NewtonState
 from fixntk.convex.solvers.working_sets import Schedule
 from fixntk.convex.units import Units, in_units, units_of
@@ -139,7 +140,9 @@ _run_round = jit_for_host(working_sets.run_round, static_argnames=("size",), opt
 def _newton_step(schedule: Schedule, size: int, program: ConvexProgram, state: NewtonState) -> NewtonState:
     """A Newton step on φ for at most ``size`` active groups."""
     model = _linearise(program, state)
-    direction = _find_direction(program, state.sigma, model.prox, model.gradient, size=size)
+    what, needed = f"a Newton step on {size} active groups", newton_system.bytes_needed(program, size)
+    with memory_for(what, needed, "use method='fista', fewer gates, or a larger reg", program):
+        direction = _find_direction(program, state.sigma, model.prox, model.gradient, size=size)
     return _follow(program, state, model, direction, schedule=schedule)
 
 

@@ -7,6 +7,7 @@ need no matrix. Inputs and targets are expected to be of size one, as :mod:`fixn
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
@@ -94,7 +95,14 @@ def cheapest_solver(program: ConvexProgram, size: int) -> Callable[[ConvexProgra
 
 def flops(program: ConvexProgram, size: int) -> float:
     """Operations of the cheapest solver, applied once, in double precision where the program is."""
-    return min(count(program, size) for _, count in SOLVERS)
+    return min(count(program, size) for _, count, _ in SOLVERS)
+
+
+def bytes_needed(program: ConvexProgram, size: int) -> float:
+    """Estimate of the memory for the linear system of ``size`` groups: their masks and rays, and its matrix."""
+    num_rows, num_outputs = targets_of(program).shape
+    numbers = min(SOLVERS, key=lambda entry: entry[1](program, size))[2](program, size)
+    return program.x.dtype.itemsize * (numbers + num_rows * size * (1 + num_outputs))
 
 
 def derivative(kept: Array, along: Array, units: Array, change: Array) -> Array:
@@ -305,9 +313,28 @@ def _single_row_flops(program: ConvexProgram, size: int) -> float:
     return 0.5 * _row_flops(program, size) + _PASS_SLOWNESS * _USUAL_REFINEMENTS * pass_flops(program, size)
 
 
-SOLVERS: tuple[tuple[Callable[..., Inverse], Callable[[ConvexProgram, int], float]], ...] = (
-    (_by_rows, _row_flops),
-    (_by_single_rows, _single_row_flops),
-    (_by_features, _feature_flops),
-    (_by_products, _product_flops),
+def _row_numbers(program: ConvexProgram, _: int) -> float:
+    """Numbers in the matrix of :func:`_by_rows`, its blocks and its factor."""
+    return 4.0 * program.y.size**2
+
+
+def _single_row_numbers(program: ConvexProgram, size: int) -> float:
+    """The same in single precision, as numbers of the program's."""
+    return 0.5 * _row_numbers(program, size)
+
+
+def _feature_numbers(program: ConvexProgram, size: int) -> float:
+    """Numbers in the features of :func:`_by_features`, while they are made, and in their matrix and its factor."""
+    features = size * math.prod(group_shape_of(program)[1:])
+    return 3.0 * features**2 + 2.0 * program.y.size * features
+
+
+# Ways to the inverse, their operations, and the numbers that they keep in memory.
+SOLVERS: tuple[
+    tuple[Callable[..., Inverse], Callable[[ConvexProgram, int], float], Callable[[ConvexProgram, int], float]], ...
+] = (
+    (_by_rows, _row_flops, _row_numbers),
+    (_by_single_rows, _single_row_flops, _single_row_numbers),
+    (_by_features, _feature_flops, _feature_numbers),
+    (_by_products, _product_flops, lambda *_: 0.0),
 )

@@ -96,7 +96,7 @@ def test_a_step_on_all_groups_is_the_step_on_those_that_are_active():
 @pytest.mark.parametrize("solver", [entry[0] for entry in newton_system.SOLVERS])
 @pytest.mark.parametrize("options", [{}, {"intercept": True, "ridge": 0.7}])
 def test_each_direction_solves_the_derivative_of_the_gradient(monkeypatch, rng, solver, num_outputs, options):
-    monkeypatch.setattr(newton_system, "SOLVERS", ((solver, lambda *_: 0.0),))
+    monkeypatch.setattr(newton_system, "SOLVERS", ((solver, lambda *_: 0.0, lambda *_: 0.0),))
     monkeypatch.setattr(newton_system, "_MAX_SIMPLE_ROWS", 10)
     program = random_problem(2, 25, 4, 40, num_outputs)
     program = fx.ConvexProgram(program.x, program.y, program.masks, 1.0, **options)
@@ -124,7 +124,7 @@ def test_each_direction_solves_the_derivative_of_the_gradient(monkeypatch, rng, 
 
 @pytest.mark.parametrize("solver", [entry[0] for entry in newton_system.SOLVERS])
 def test_each_direction_keeps_the_dtype(monkeypatch, solver):
-    monkeypatch.setattr(newton_system, "SOLVERS", ((solver, lambda *_: 0.0),))
+    monkeypatch.setattr(newton_system, "SOLVERS", ((solver, lambda *_: 0.0, lambda *_: 0.0),))
     wide = random_problem(2, 25, 4, 20, share=0.5)
     narrow = fx.ConvexProgram(wide.x.astype("float32"), wide.y.astype("float32"), wide.masks, wide.reg)
     solution = fx.solve(narrow, tol=1e-3)

@@ -1,0 +1,145 @@
+"""Memory: estimates before allocations, against measured peaks, and errors that say what is missing."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fixntk as fx
+from fixntk import _tiling as tiling
+from fixntk._tiling import FreeMemory, OutOfMemoryError, memory_for
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_what_needs_more_than_is_free_is_refused_with_a_remedy(monkeypatch):
+    monkeypatch.setattr(tiling, "_free_of_machine", lambda: 2**30)
+    message = r"the kernel needs 2\.0 GiB, this machine leaves 1\.0 GiB: use tiles"
+    with pytest.raises(OutOfMemoryError, match=message), memory_for("the kernel", 2**31, "use tiles"):
+        pytest.fail("the block must not run")
+    with memory_for("the kernel", 2**29, "use tiles"):
+        pass
+
+
+def test_the_error_is_both_a_memory_error_and_a_value_error():
+    assert issubclass(OutOfMemoryError, MemoryError)
+    assert issubclass(OutOfMemoryError, ValueError)
+
+
+def test_nothing_is_estimated_under_a_transformation(monkeypatch):
+    monkeypatch.setattr(tiling, "_free_of_machine", lambda: 0)
+    x = jax.ShapeDtypeStruct((5000, 3), jnp.float32)
+    assert jax.eval_shape(fx.gated_relu_ntk, x).shape == (5000, 5000)
+    assert jax.eval_shape(jax.vmap(fx.gated_relu_ntk), jax.ShapeDtypeStruct((2, 5000, 3), jnp.float32)).ndim == 3
+
+
+@pytest.mark.parametrize(
+    "raw", [jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes."), MemoryError("no room")]
+)
+def test_an_allocation_that_fails_nonetheless_is_the_same_clear_error(raw, monkeypatch):
+    monkeypatch.setattr(tiling, "_free_of_machine", lambda: 2**20)
+    message = "the kernel needs 1 MiB, and an allocation failed where this machine leaves 1 MiB: use tiles"
+    with pytest.raises(OutOfMemoryError, match=message) as caught, memory_for("the kernel", 2**20, "use tiles"):
+        raise raw
+    assert caught.value.__suppress_context__
+
+
+def test_other_errors_pass_and_an_explained_one_is_not_explained_again():
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"), memory_for("the kernel", 1, "use tiles"):
+        raise jax.errors.JaxRuntimeError("INTERNAL: something else")
+    inner = OutOfMemoryError("the inner kernel needs more")
+    with pytest.raises(OutOfMemoryError) as caught, memory_for("the kernel", 1, "use tiles"):
+        raise inner
+    assert caught.value is inner
+
+
+def test_cgroups_with_a_limit_count_and_their_cached_files_are_free(tmp_path):
+    for name, text in (("max", "1000"), ("current", "900"), ("stat", "anon 1\ninactive_file 30\nactive_file 20\n")):
+        (tmp_path / f"memory.{name}").write_text(text)
+    assert list(tiling._free_of_cgroup(tmp_path, "memory.max", "memory.current")) == [
+        FreeMemory(150, "the memory limit of the cgroup")
+    ]
+    (tmp_path / "memory.max").write_text("max\n")
+    assert list(tiling._free_of_cgroup(tmp_path, "memory.max", "memory.current")) == []
+    assert list(tiling._free_of_cgroup(tmp_path / "none", "memory.max", "memory.current")) == []
+
+
+def test_the_least_of_all_limits_counts(monkeypatch):
+    monkeypatch.setattr(tiling, "_free_of_machine", lambda: 3)
+    monkeypatch.setattr(tiling, "_free_of_cgroups", lambda: iter([FreeMemory(5, "a"), FreeMemory(2, "the cgroup")]))
+    assert tiling.free_on_host() == FreeMemory(2, "the cgroup")
+
+
+# Each function is called for few rows before the limit is set, so that all it needs is loaded.
+_LIMITED = """
+import resource, jax, numpy as np, fixntk as fx
+from fixntk import _tiling
+x = np.random.default_rng(0).standard_normal((5000, 3)).astype(np.float32)
+masks = fx.activation_masks(x, fx.sample_gates(jax.random.key(0), 50, 3))
+calls = [
+    lambda k: fx.gated_relu_ntk(x[:k]),
+    lambda k: fx.masked_gram(np.ones(50), masks[:k], x[:k]),
+    lambda k: fx.empirical_ntk(lambda w, x: x @ w, x[0], x[:k], batch_size=1000),
+    lambda k: fx.solve(fx.ConvexProgram(x[:k], abs(x[:k, 0]), masks[:k], 1.0), method="irls", tol=0.1),
+]
+free_of_limits = _tiling._free_of_limits
+for call in calls:
+    call(1500)
+    used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + 2**25, resource.RLIM_INFINITY))
+    # The second time as if the estimate had been too small.
+    for found in (free_of_limits, lambda: [_tiling.FreeMemory(1e9, "ulimit -v")]):
+        _tiling._free_of_limits = found
+        try:
+            jax.block_until_ready(call(5000))
+        except fx.OutOfMemoryError as error:
+            print(error)
+    resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="sets ulimit -v")
+def test_under_ulimit_the_error_names_it_and_what_lowers_the_need():
+    done = subprocess.run([sys.executable, "-c", _LIMITED], cwd=ROOT, capture_output=True, text=True, check=False)
+    lines = done.stdout.splitlines()
+    assert len(lines) == 8, done.stdout + done.stderr[-2000:]
+    for refused, failed in zip(lines[::2], lines[1::2], strict=True):
+        assert re.search(r" needs \d+ MiB, ulimit -v leaves \d+ MiB: (pass|use) ", refused)
+        assert re.search(r" needs \d+ MiB, and an allocation failed where ulimit -v leaves .*: (pass|use) ", failed)
+    assert "RESOURCE_EXHAUSTED" not in done.stdout + done.stderr
+
+
+def peaks(*names):
+    done = subprocess.run(
+        [sys.executable, "tests/peaks.py", *names], cwd=ROOT, capture_output=True, text=True, timeout=600, check=True
+    )
+    rows = [line.split() for line in done.stdout.splitlines()]
+    assert len(rows) == len(names), done.stderr
+    return {name: float(estimate) / float(peak) for name, estimate, peak in rows}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_estimates_are_within_a_quarter_of_measured_peaks():
+    found = peaks("gated_relu_ntk", "masked_gram", "activation_masks")
+    np.testing.assert_allclose(list(found.values()), 1.0, atol=0.25, err_msg=str(found))
+
+
+@pytest.mark.long
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_estimates_of_long_computations_are_too():
+    found = peaks(
+        "mlp_kernel",
+        "empirical_ntk",
+        "empirical_ntk_of_jacobians",
+        "irls",
+        "fista",
+        "solve_kernels",
+        "enumerate_arrangements",
+        "ntk_regressor",
+    )
+    np.testing.assert_allclose(list(found.values()), 1.0, atol=0.25, err_msg=str(found))
