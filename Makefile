@@ -5,9 +5,12 @@ BIN := $(VENV)/bin
 EXTRAS := dynamics,estimators,parquet,conformal,experiments,verify,docs,test
 # Compiling is most of the tests' time: programs that were compiled once are kept.
 KEEP_COMPILED := JAX_COMPILATION_CACHE_DIR=$(CURDIR)/$(VENV)/compiled JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.1
+# Settings that some users keep on.
+STRICT_MODES := JAX_NUMPY_DTYPE_PROMOTION=strict JAX_NUMPY_RANK_PROMOTION=raise JAX_DEBUG_NANS=1 \
+    JAX_ENABLE_X64=0 JAX_ENABLE_X64=1 JAX_CHECK_TRACER_LEAKS=1
 UV := $(shell command -v uv 2>/dev/null)
 
-.PHONY: run quickstart paper verify test test-shapes test-long lint docs benchmarks clean
+.PHONY: run quickstart paper verify test test-shapes test-strict test-long lint docs benchmarks clean
 
 run: $(VENV)/.installed  ## the main job: fix the NTK on 40 real tables; the report is runs/uci/report.html
 	$(BIN)/fixntk run configs/uci.yaml --resume
@@ -28,6 +31,11 @@ test: lint  ## linter, type checker and every test that is not marked long
 test-shapes: $(VENV)/.installed  ## the same tests, with every annotated shape and type of the library checked in every call
 	$(KEEP_COMPILED) $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal -m "not long and not wrong_types" \
 	    --jaxtyping-packages=fixntk,beartype.beartype --ignore=tests/test_package.py
+
+test-strict: $(VENV)/.installed  ## the core tests under each of JAX's stricter modes
+	for mode in $(STRICT_MODES); do \
+	    echo "$$mode"; env $$mode $(KEEP_COMPILED) $(BIN)/python -m pytest -q -m core tests/test_core.py || exit 1; \
+	done
 
 test-long: $(VENV)/.installed  ## the long tests
 	$(KEEP_COMPILED) $(BIN)/python -m pytest -q -m long

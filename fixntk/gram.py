@@ -269,7 +269,7 @@ def _weighted_coactivations(weights: Array, masks1: Array, masks2: Array) -> Arr
     def product(tile_weights: Array, tile_masks1: Array, tile_masks2: Array) -> Array:
         numbers1 = as_numbers(tile_masks1, tile_weights.size, weights.dtype)
         numbers2 = as_numbers(tile_masks2, tile_weights.size, weights.dtype)
-        return matmul(numbers1 * tile_weights, numbers2.T)
+        return matmul(numbers1 * tile_weights[None, :], numbers2.T)
 
     if tile == num_gates:
         return product(weights, masks1, masks2)

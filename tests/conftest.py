@@ -26,7 +26,9 @@ os.environ.setdefault("FIXNTK_COMPILATION_CACHE", "off")
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
-jax.config.update("jax_enable_x64", True)
+# A value in the environment is kept, for `make test-strict`.
+if "JAX_ENABLE_X64" not in os.environ:
+    jax.config.update("jax_enable_x64", True)
 
 # Tolerance for rounding errors in identities between arrays of a few hundred entries, by dtype.
 TOLERANCE = {jnp.dtype("float64"): 1e-10, jnp.dtype("float32"): 2e-5}

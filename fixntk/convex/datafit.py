@@ -63,7 +63,7 @@ class Datafit:
         added = jnp.zeros(fitted.shape[1], self.targets.dtype)
         if self.column is not None:
             added = self.best_intercept(fitted)
-            fitted = fitted + self.column[:, None] * added
+            fitted = fitted + self.column[:, None] * added[None, :]
         # At the best intercept the residual is orthogonal to the intercept's column, as the dual asks.
         residual = self.weight_rows(self.loss.residuals(fitted, self.targets))
         return Fit(fitted, added, residual, jnp.sum(self.weight_rows(self.loss.values(fitted, self.targets))))
@@ -89,7 +89,7 @@ class Datafit:
         # One rank-one projection, I − uuᵀ, which is all that an intercept changes in a kernel of the squared loss.
         unit = self.column / jnp.linalg.norm(self.column)
         along = matmul(unit, array.reshape(unit.size, -1))
-        return array - (unit[:, None] * along).reshape(array.shape)
+        return array - (unit[:, None] * along[None, :]).reshape(array.shape)
 
     def conjugate(self, theta: Float[Array, "n c"]) -> Float[Array, ""]:
         """The conjugate Σ_i ω_i ℓ*(−Θ_i/ω_i); infinite where a row of weight zero has Θ_i ≠ 0."""

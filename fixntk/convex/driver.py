@@ -210,7 +210,9 @@ def _advance(
         state = make_step(program, state)
         return made + 1, state, record.at[made].set(_record_row(state))
 
-    empty = jnp.full((room, len(_Look._fields)), jnp.nan, state.gap.dtype)
+    # Rows of steps that are not made are NaN where they cannot be cut off, as under jit. Elsewhere zeros keep
+    # jax_debug_nans from taking them for errors.
+    empty = jnp.full((room, len(_Look._fields)), jnp.nan if step is None else 0.0, state.gap.dtype)
     return lax.while_loop(is_unfinished, advance, (jnp.asarray(0), state, empty))
 
 

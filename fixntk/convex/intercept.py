@@ -72,10 +72,10 @@ def _minimise(loss: Loss, fitted: Array, targets: Array, sample_weight: Array | 
     damping = _DAMPING_SHARE * steepest * jnp.eye(num_outputs, dtype=fitted.dtype)
 
     def value(intercept: Array) -> Array:
-        return jnp.sum(weight_rows(sample_weight, loss.values(fitted + intercept, targets)))
+        return jnp.sum(weight_rows(sample_weight, loss.values(fitted + intercept[None, :], targets)))
 
     def pull(intercept: Array) -> Array:
-        return _residual_sum(loss, fitted + intercept, targets, sample_weight)
+        return _residual_sum(loss, fitted + intercept[None, :], targets, sample_weight)
 
     def step(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         count, intercept, downhill = state

@@ -214,7 +214,7 @@ def _direction(problem: KernelProblem, state: PathState) -> tuple[Array, Array, 
     # The diagonal is brought to one, as it differs by orders between used and unused kernels.
     unit = 1 / jnp.sqrt(jnp.diagonal(matrix))
     gradient = point.shares * (1 - point.constraints) - mu
-    factor = jnp.linalg.cholesky(unit[:, None] * matrix * unit)
+    factor = jnp.linalg.cholesky(unit[:, None] * matrix * unit[None, :])
     step = -unit * jsl.cho_solve((factor, True), unit * gradient)
     # No step where rounding error makes the matrix indefinite; the solver then stops and says so.
     step = jnp.where(jnp.all(jnp.isfinite(step)), step, 0.0)

@@ -157,7 +157,7 @@ class Solution:
         if gates.shape != self.weights.shape[:2]:
             raise ValueError(f"gates must have shape {self.weights.shape[:2]}, got {gates.shape}")
         outputs = masked_apply(activation_masks(x, gates), x, self.weights.astype(x.dtype))
-        outputs = outputs if self.intercept is None else outputs + self.intercept
+        outputs = outputs if self.intercept is None else outputs + self.intercept[None, :]
         return outputs[:, 0] if self.squeeze else outputs
 
     def to_network(self, gates: ArrayLike, program: ConvexProgram | None = None) -> GatedReLUNetwork:

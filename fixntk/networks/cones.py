@@ -10,7 +10,7 @@ See docs/mathematics.md, M10.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -71,16 +71,21 @@ class Cones(NamedTuple):
 
     def apply(self, vectors: Array) -> Float[Array, "... n P"]:
         """Values s_ip x_i·u_p of (..., P, d) vectors u, the product G_p u_p."""
-        return self.signs * matmul(self.rows, vectors.swapaxes(-1, -2))
+        return with_ndim(self.signs, vectors.ndim) * matmul(self.rows, vectors.swapaxes(-1, -2))
 
     def adjoint(self, values: Array) -> Float[Array, "... P d"]:
         """Vectors Σ_i s_ip x_i a_ip of (..., n, P) values a, the product G_pᵀ a_p."""
-        return matmul((self.signs * values).swapaxes(-1, -2), self.rows)
+        return matmul((with_ndim(self.signs, values.ndim) * values).swapaxes(-1, -2), self.rows)
 
     def shift(self, vectors: Array) -> Float[Array, "... P"]:
         """The smallest t ≥ 0 for which u_p + t h_p is in its cone, for each vector."""
         # Along h_p the value of row i grows by its margin per unit of t. Zero rows have margin ∞ and need no shift.
-        return jnp.max(jnp.maximum(-self.apply(vectors), 0) / self.margins, axis=-2)
+        return jnp.max(jnp.maximum(-self.apply(vectors), 0) / with_ndim(self.margins, vectors.ndim), axis=-2)
+
+
+def with_ndim(array: Any, ndim: int) -> Any:
+    """An array with leading axes of size one, as many as it lacks; scalars as they are."""
+    return array.reshape(*(1,) * (ndim - array.ndim), *array.shape) if jnp.ndim(array) else array
 
 
 class Barrier(NamedTuple):
@@ -173,8 +178,9 @@ def barrier_values(cones: Cones, vectors: Array, thresholds: float | Array, weig
     values = cones.apply(vectors)
     radius, _ = smooth_radius(vectors, thresholds, weight)
     # Logarithms are taken of positive values only; a vector outside its cone gets ∞ in the last line.
-    is_inside = jnp.all((values > 0) | cones.zero_rows, axis=-2)
+    is_inside = jnp.all((values > 0) | with_ndim(cones.zero_rows, values.ndim), axis=-2)
     logarithms = jnp.sum(jnp.where(values > 0, jnp.log(jnp.where(values > 0, values, 1.0)), 0.0), axis=-2)
+    thresholds = with_ndim(thresholds, radius.ndim)
     smooth = thresholds * radius - (jnp.log(2 * radius / (thresholds * weight)) + logarithms) / weight
     return jnp.where(is_inside, smooth, jnp.inf)
 
@@ -187,9 +193,10 @@ def cone_barrier(cones: Cones, vectors: Array, thresholds: float | Array, weight
     """
     values = cones.apply(vectors)
     # A zero row constrains nothing and has multiplier zero.
-    multipliers = jnp.where(cones.zero_rows, 0.0, 1 / (jnp.where(cones.zero_rows, 1.0, values) * weight))
+    zero_rows = with_ndim(cones.zero_rows, values.ndim)
+    multipliers = jnp.where(zero_rows, 0.0, 1 / (jnp.where(zero_rows, 1.0, values) * weight))
     radius, root = smooth_radius(vectors, thresholds, weight)
-    slope = thresholds / radius
+    slope = with_ndim(thresholds, radius.ndim) / radius
     num_features = cones.rows.shape[1]
     # Signs cancel in Gᵀ diag(·) G: one matrix product with the rows' outer products serves all gates.
     squares = (cones.rows[:, :, None] * cones.rows[:, None, :]).reshape(-1, num_features**2)
@@ -198,7 +205,7 @@ def cone_barrier(cones: Cones, vectors: Array, thresholds: float | Array, weight
     # The smoothed norm has the curvature τ/r, reduced along u itself.
     curvature = slope**2 * weight / root
     hessian -= curvature[..., None, None] * vectors[..., :, None] * vectors[..., None, :]
-    hessian += slope[..., None, None] * jnp.eye(num_features, dtype=hessian.dtype)
+    hessian += slope[..., None, None] * with_ndim(jnp.eye(num_features, dtype=hessian.dtype), hessian.ndim)
     gradient = slope[..., None] * vectors - cones.adjoint(multipliers)
     return Barrier(barrier_values(cones, vectors, thresholds, weight), gradient, hessian, multipliers)
 
@@ -219,7 +226,7 @@ def next_multipliers(cones: Cones, barrier: Barrier, directions: Array, weight: 
 
 def smooth_radius(vectors: Array, thresholds: float | Array, weight: Array) -> tuple[Array, Array]:
     """The minimiser r of :func:`barrier_values`, and its root √(1 + τ²t²‖u‖²)."""
-    scale = thresholds * weight
+    scale = with_ndim(thresholds, vectors.ndim - 1) * weight
     root = jnp.sqrt(1 + scale**2 * jnp.sum(vectors**2, axis=-1))
     return (1 + root) / scale, root
 

@@ -27,6 +27,7 @@ from fixntk.networks.cones import (
     next_multipliers,
     next_weight,
     smooth_radius,
+    with_ndim,
 )
 
 DECOMPOSITIONS = ("minimum_norm", "interior")
@@ -87,7 +88,7 @@ def _shift_into_cones(cones: Cones, vectors: Array) -> Decomposition:
     """The shorter of the closed forms w = (w + t h) − t h and w = t h − (t h − w)."""
     # The second form is the first one for −w, with the two parts exchanged.
     both = jnp.stack([vectors, -vectors])
-    shifts = cones.shift(both)[..., None] * cones.directions
+    shifts = cones.shift(both)[..., None] * with_ndim(cones.directions, 3)
     sizes = _norms(both + shifts) + _norms(shifts)
     is_first = (sizes[0] <= sizes[1])[:, None]
     positive = jnp.where(is_first, vectors + shifts[0], shifts[1])

@@ -81,7 +81,7 @@ def outputs(parameters: Parameters, x: Float[Array, "n d"], masks: Bool[Array, "
     hidden = matmul(x, parameters.hidden.T)
     active = jax.nn.relu(hidden) if masks is None else jnp.where(masks, hidden, 0)
     result = matmul(active, parameters.output)
-    return result if parameters.intercept is None else result + parameters.intercept
+    return result if parameters.intercept is None else result + parameters.intercept[None, :]
 
 
 def reshape_outputs(values: Float[Array, "n c"], squeeze: bool) -> Float[Array, "n ..."]:

@@ -86,14 +86,16 @@ def products_and_angles(rows1: Rows, rows2: Rows) -> tuple[Array, Array, Array]:
     digits near 0 and π. Away from 0 and π they are computed from u·v, one matrix product. Pairs near 0 and π are
     recomputed from the differences of the vectors, one row at a time if there are many columns.
     """
-    same = rows1.numbers[:, None] == rows2.numbers
+    same = rows1.numbers[:, None] == rows2.numbers[None, :]
     cosine = matmul(rows1.units, rows2.units.T)
     # 1 − cos θ = 2 sin²(θ/2) and 1 + cos θ = 2 cos²(θ/2); rounding errors can make them negative.
     haversine, havercosine = jnp.maximum(1 - cosine, 0) / 2, jnp.maximum(1 + cosine, 0) / 2
     # Only pairs that are nearly parallel, or nearly opposite (sign −1), need their differences.
     near, sign = (jnp.abs(cosine) > _NEARLY_PARALLEL) & ~same, jnp.sign(cosine)
 
-    def recompute(rows1: Rows, sign: Array, near: Array, haversine: Array, havercosine: Array) -> tuple[Array, Array]:
+    def recompute(
+        rows1: Rows, rows2: Rows, sign: Array, near: Array, haversine: Array, havercosine: Array
+    ) -> tuple[Array, Array]:
         # sin²(θ/2) of the angle to v, or to −v where the vectors are nearly opposite. One minus this small number has
         # full relative precision.
         quarter = jnp.sum(_difference(rows1, rows2, sign) ** 2, axis=-1) / 4
@@ -102,8 +104,8 @@ def products_and_angles(rows1: Rows, rows2: Rows) -> tuple[Array, Array, Array]:
         return haversine, jnp.where(near, jnp.where(sign > 0, larger, smaller), havercosine)
 
     if rows1.units.shape[1] <= _FEW_COLUMNS:
-        each = jax.tree.map(lambda array: array[:, None], rows1)
-        haversine, havercosine = recompute(each, sign, near, haversine, havercosine)
+        each1, each2 = _facing(rows1, rows2)
+        haversine, havercosine = recompute(each1, each2, sign, near, haversine, havercosine)
     else:
         # A loop over the rows that have such a pair, usually none: all differences would take n1 × n2 × d numbers.
         has_near = jnp.any(near, axis=1)
@@ -113,8 +115,8 @@ def products_and_angles(rows1: Rows, rows2: Rows) -> tuple[Array, Array, Array]:
         def recompute_row(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
             step, haversine, havercosine = state
             row = numbers[step]
-            one = jax.tree.map(lambda array: array[row], rows1)
-            new = recompute(one, sign[row], near[row], haversine[row], havercosine[row])
+            one = jax.tree.map(lambda array: array[row][None], rows1)
+            new = recompute(one, rows2, sign[row], near[row], haversine[row], havercosine[row])
             return step + 1, haversine.at[row].set(new[0]), havercosine.at[row].set(new[1])
 
         # The lengths of the loop are known only at run time: a while loop, not a scan.
@@ -123,7 +125,17 @@ def products_and_angles(rows1: Rows, rows2: Rows) -> tuple[Array, Array, Array]:
     haversine, havercosine = jnp.where(same, 0.0, haversine), jnp.where(same, 1.0, havercosine)
     # cos θ = cos²(θ/2) − sin²(θ/2) replaces the less exact product of the unit vectors.
     cosine = jnp.where(near | same, havercosine - haversine, cosine)
-    return rows1.lengths[:, None] * rows2.lengths * cosine, haversine, havercosine
+    return _outer(rows1.lengths, rows2.lengths) * cosine, haversine, havercosine
+
+
+def _outer(vector1: Array, vector2: Array) -> Array:
+    """Products of all pairs of entries."""
+    return vector1[:, None] * vector2[None, :]
+
+
+def _facing(rows1: Rows, rows2: Rows) -> tuple[Rows, Rows]:
+    """Rows with an axis of size one where the other ones have theirs, so that operations meet all pairs."""
+    return jax.tree.map(lambda array: array[:, None], rows1), jax.tree.map(lambda array: array[None], rows2)
 
 
 def _difference(rows1: Rows, rows2: Rows, sign: Array) -> Array:
@@ -150,12 +162,12 @@ def _products_and_angles_jvp(primals: tuple[Rows, Rows], tangents: tuple[Rows, R
     # Not by the units, which have no derivative at zero, where the product has one.
     product = matmul(change1.x, rows2.x.T) + matmul(rows1.x, change2.x.T)
     # The derivative of cos θ = product / lengths is (d product − cos θ d lengths) / lengths; stretch is d lengths.
-    lengths = rows1.lengths[:, None] * rows2.lengths
-    stretch = change1.lengths[:, None] * rows2.lengths + rows1.lengths[:, None] * change2.lengths
+    lengths = _outer(rows1.lengths, rows2.lengths)
+    stretch = _outer(change1.lengths, rows2.lengths) + _outer(rows1.lengths, change2.lengths)
     cosine = (product - (havercosine - haversine) * stretch) / jnp.where(lengths > 0, lengths, 1.0)
     cosine = jnp.where(lengths > 0, cosine, 0.0)
     # This difference cancels near 0 and π, where the derivative of the angle divides by its sine.
-    near = (jnp.abs(havercosine - haversine) > _NEARLY_PARALLEL) & (rows1.numbers[:, None] != rows2.numbers)
+    near = (jnp.abs(havercosine - haversine) > _NEARLY_PARALLEL) & (rows1.numbers[:, None] != rows2.numbers[None, :])
     sign = jnp.sign(havercosine - haversine)
     # There cos θ = sign · (1 − ‖u − sign·v‖²/2) is differentiated instead.
     cosine = jnp.where(near, -sign * _differences_along(near, sign, primals, tangents), cosine)
@@ -165,16 +177,17 @@ def _products_and_angles_jvp(primals: tuple[Rows, Rows], tangents: tuple[Rows, R
 
 def _differences_along(near: Array, sign: Array, rows: tuple[Rows, Rows], changes: tuple[Rows, Rows]) -> Array:
     """(u − sign·v)·(du − sign·dv) of the pairs (n1, n2) that are near, row by row where columns are many."""
-    (rows1, rows2), (changes1, changes2) = rows, (change.units for change in changes)
+    rows1, rows2 = _facing(*rows)
+    changes1, changes2 = changes[0].units[:, None], changes[1].units[None]
 
     # Not kept for the backward pass: n1 × n2 × d numbers.
     @jax.checkpoint
     def sum_products(rows1: Rows, changes1: Array, sign: Array) -> Array:
-        """One row, or (n1, 1, d) of them, with all of the second."""
+        """Rows (n1, 1, d), or one of them, (1, 1, d), with all of the second."""
         return jnp.sum(_difference(rows1, rows2, sign) * (changes1 - sign[..., None] * changes2), axis=-1)
 
-    if changes1.shape[1] <= _FEW_COLUMNS:
-        return sum_products(jax.tree.map(lambda array: array[:, None], rows1), changes1[:, None], sign)
+    if changes1.shape[-1] <= _FEW_COLUMNS:
+        return sum_products(rows1, changes1, sign)
 
     @jax.checkpoint
     def sum_products_of_row(_: None, row: tuple[Array, Rows, Array, Array]) -> tuple[None, Array]:
@@ -182,7 +195,8 @@ def _differences_along(near: Array, sign: Array, rows: tuple[Rows, Rows], change
         near, *operands = row
         return None, lax.cond(jnp.any(near), sum_products, lambda *_: jnp.zeros_like(row[-1]), *operands)
 
-    return lax.scan(sum_products_of_row, None, (near, rows1, changes1, sign))[1]
+    each = jax.tree.map(lambda array: array[:, None], (near, rows1, changes1, sign))
+    return lax.scan(sum_products_of_row, None, each)[1][:, 0]
 
 
 @jax.custom_jvp

@@ -51,7 +51,7 @@ def elementwise(function: Callable[[Array], Array], num_terms: int = 100) -> Act
 
     def values_at_nodes(std: Array) -> tuple[Array, Array]:
         # φ acts entry by entry, so a tangent of ones gives the derivative of every entry.
-        inputs = std[..., None] * jnp.asarray(nodes, std.dtype)
+        inputs = std[..., None] * jnp.asarray(nodes, std.dtype).reshape(*(1,) * std.ndim, -1)
         values, derivatives = jax.jvp(function, (inputs,), (jnp.ones_like(inputs),))
         return values.astype(std.dtype), derivatives.astype(std.dtype)
 
@@ -62,7 +62,7 @@ def elementwise(function: Callable[[Array], Array], num_terms: int = 100) -> Act
     def truncation(std: Array) -> tuple[Array, Array]:
         def truncated_share(values: Array) -> Array:
             # Parseval: the sum of all a_k² is E[φ(u)²], for which the weights of the nodes are enough (k = 0).
-            whole = jnp.sum(jnp.asarray(projection[:, 0], values.dtype) * values**2, axis=-1)
+            whole = matmul(values**2, jnp.asarray(projection[:, 0], values.dtype))
             kept = jnp.sum(coefficients(values) ** 2, axis=0)
             return jnp.where(whole > 0, 1 - kept / jnp.where(whole > 0, whole, 1.0), 0.0)
 

@@ -124,7 +124,7 @@ def _combine(points: Array, moves: Array, known: Array, importance: Array) -> Ar
     bends = jnp.where(is_known, jnp.diff(moves, axis=0), 0.0)
     steps = jnp.where(is_known, jnp.diff(points, axis=0), 0.0) + bends
     rounding = 100 * float(jnp.finfo(points.dtype).eps)
-    shares = jnp.linalg.lstsq((importance * bends).T, importance * moves[-1], rcond=rounding)[0]
+    shares = jnp.linalg.lstsq((importance[None, :] * bends).T, importance * moves[-1], rcond=rounding)[0]
     return points[-1] + moves[-1] - matmul(steps.T, shares)
 
 

@@ -108,7 +108,7 @@ def _resting_state(program: ConvexProgram, weights: Array) -> NewtonState:
     found = program.evaluate(weights)
     tiny = jnp.finfo(program.x.dtype).tiny
     norms = group_norms(weights)
-    typical_norm = jnp.sum(norms) / jnp.maximum(jnp.sum(norms > 0), 1)
+    typical_norm = jnp.sum(norms) / jnp.maximum(jnp.sum(norms > 0, dtype=norms.dtype), 1)
     largest_dual = jnp.maximum(jnp.max(group_norms(found.correlations)), tiny)
     # σ₀ = clip(10 P/gap, 10, 300) · mean ‖W_p‖ / mean λτ over active groups; 1/max ‖Z_p‖ at W = 0.
     multiple = jnp.clip(10 * found.primal / jnp.maximum(found.gap, tiny), _FIRST_SIGMA, _LARGEST_FIRST_SIGMA)

@@ -213,7 +213,7 @@ def find_direction(program: ConvexProgram, sigma: Array, prox: Prox, gradient: A
     """
     kept, chosen = lax.top_k(prox.kept, size)
     # Places that are left over hold groups that are not active, with masks of zeros.
-    masks = (kept > 0) * select_masks(program.masks, chosen)
+    masks = select_masks(program.masks, chosen) * (kept > 0).astype(kept.dtype)[None, :]
     units = prox.units[chosen]
     active = newton_system.Active(
         masks=masks,

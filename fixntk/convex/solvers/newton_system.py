@@ -164,9 +164,9 @@ def _matrix_block(program: ConvexProgram, active: Active, rows: slice) -> Array:
     def flat(rays: Array) -> Array:
         return rays.swapaxes(1, 2).reshape(rays.shape[0] * num_outputs, -1)
 
-    kernel = einsum("np,mp->nm", masks[rows] * active.kept, masks) * einsum("nd,md->nm", x[rows], x)
+    kernel = einsum("np,mp->nm", masks[rows] * active.kept[None, :], masks) * einsum("nd,md->nm", x[rows], x)
     block = jnp.kron(kernel, jnp.eye(num_outputs, dtype=kernel.dtype)) if num_outputs > 1 else kernel
-    return block + einsum("ip,jp->ij", flat(rays[rows]) * (active.along - active.kept), flat(rays))
+    return block + einsum("ip,jp->ij", flat(rays[rows]) * (active.along - active.kept)[None, :], flat(rays))
 
 
 def _by_features(program: ConvexProgram, sigma: Array, active: Active) -> Inverse:
@@ -193,8 +193,10 @@ def _features(program: ConvexProgram, active: Active) -> Array:
     """V with H/σ = I/σ + V Vᵀ: the blocks D_p X (√c_p I + (√a_p − √c_p) u_p u_pᵀ)."""
     num_rows, num_outputs = targets_of(program).shape
     root, rest = jnp.sqrt(active.kept), jnp.sqrt(active.along) - jnp.sqrt(active.kept)
-    features = einsum("np,nd,ck->ncpdk", active.masks * root, program.x, jnp.eye(num_outputs, dtype=root.dtype))
-    features += einsum("npc,pdk->ncpdk", active.rays * rest[:, None], active.units)
+    features = einsum(
+        "np,nd,ck->ncpdk", active.masks * root[None, :], program.x, jnp.eye(num_outputs, dtype=root.dtype)
+    )
+    features += einsum("npc,pdk->ncpdk", active.rays * rest[None, :, None], active.units)
     return datafit_of(program).remove_intercept(features).reshape(num_rows * num_outputs, -1)
 
 

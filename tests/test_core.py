@@ -1,0 +1,152 @@
+"""The core of the library, in calls that `make test-strict` repeats under each of JAX's stricter modes.
+
+What is compared is computed by NumPy, which these modes do not change.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fixntk as fx
+
+pytestmark = pytest.mark.core
+
+TARGETS = {
+    "squared": lambda x: np.abs(x[:, 0]),
+    "huber": lambda x: np.abs(x[:, 0]),
+    "logistic": lambda x: np.sign(x[:, 0]),
+    "squared_hinge": lambda x: np.sign(x[:, 0]),
+}
+
+
+def tolerance(array):
+    return 1e-9 if array.dtype == jnp.float64 else 1e-4
+
+
+@pytest.fixture
+def data():
+    """Inputs in JAX's default dtype, gates and masks."""
+    rng = np.random.default_rng(0)
+    dtype = jnp.result_type(float)
+    x, gates = (jax.device_put(rng.standard_normal(shape).astype(dtype)) for shape in ((25, 3), (12, 3)))
+    return x, gates, fx.activation_masks(x, gates)
+
+
+@pytest.mark.parametrize("method", ["newton", "fista", "irls", "anderson"])
+def test_solvers_certify_their_solution(data, method):
+    x, gates, masks = data
+    program = fx.ConvexProgram(x, np.abs(x[:, 0]), masks, 0.3)
+    solution = fx.solve(program, method=method, tol=1e-3)
+    assert bool(solution.converged)
+    outputs = sum(np.asarray(masks)[:, p, None] * (np.asarray(x) @ np.asarray(solution.weights)[p]) for p in range(12))
+    np.testing.assert_allclose(solution.predict(x, gates), outputs[:, 0], atol=10 * tolerance(x))
+
+
+@pytest.mark.parametrize("loss", TARGETS)
+def test_losses_options_and_outputs_certify_too(data, loss):
+    x, _, masks = data
+    options = {"sample_weight": np.linspace(0.5, 1.5, 25), "intercept": True, "ridge": 0.1}
+    program = fx.ConvexProgram(x, TARGETS[loss](np.asarray(x)), masks, 0.3, loss=loss, **options)
+    assert bool(fx.solve(program, tol=1e-2).converged)
+
+
+def test_paths_solve_under_jit_as_from_the_host(data):
+    x, _, masks = data
+    program = fx.ConvexProgram(x, np.abs(x[:, 0]), masks, 0.3)
+    found = jax.jit(lambda program: fx.solve(program, method="fista", max_iter=300).primal)(program)
+    assert abs(float(found) / float(fx.solve(program).primal) - 1) < 1e-3
+    assert all(bool(solution.converged) for solution in fx.solve_path(program, regs=[1.0, 0.5]))
+
+
+def test_masked_grams_are_sums_over_gates(data):
+    x, _, masks = data
+    weights = np.linspace(0.1, 1, 12)
+    m, products = np.asarray(masks, float), np.asarray(x) @ np.asarray(x).T
+    expected = (m * weights) @ m.T * products
+    np.testing.assert_allclose(fx.masked_gram(weights, masks, x), expected, atol=tolerance(x))
+    operator = fx.MaskedGram(weights, fx.pack_masks(masks), x)
+    np.testing.assert_allclose(operator @ x[:, 0], expected @ np.asarray(x)[:, 0], atol=10 * tolerance(x))
+    np.testing.assert_allclose(operator.diagonal(), np.diag(expected), atol=tolerance(x))
+
+
+def test_the_gated_ntk_has_the_closed_form_and_a_derivative(data):
+    x = np.asarray(data[0], np.float64)
+    lengths = np.linalg.norm(x, axis=1)
+    angles = np.arccos(np.clip(x @ x.T / np.outer(lengths, lengths), -1, 1))
+    expected = x @ x.T * (np.pi - angles) / (2 * np.pi)
+    np.testing.assert_allclose(fx.gated_relu_ntk(data[0]), expected, atol=10 * tolerance(data[0]))
+    assert np.isfinite(jax.grad(lambda x: jnp.sum(fx.gated_relu_ntk(x)))(data[0])).all()
+    # With many columns, near pairs are computed row by row.
+    wide = jnp.tile(data[0], (1, 20))
+    np.testing.assert_allclose(fx.gated_relu_ntk(wide), 20 * expected, atol=200 * tolerance(wide))
+    assert np.isfinite(jax.grad(lambda x: jnp.sum(fx.gated_relu_ntk(x)))(wide)).all()
+
+
+@pytest.mark.parametrize("activation", ["relu", "erf", "gelu", jnp.tanh])
+def test_deep_kernels_are_symmetric_and_positive(data, activation):
+    kernel = fx.mlp_kernel(data[0], depth=2, activation=activation, b_std=0.1)
+    for matrix in map(np.asarray, kernel):
+        np.testing.assert_allclose(matrix, matrix.T, atol=tolerance(data[0]))
+        assert np.linalg.eigvalsh(matrix).min() > -1e-4
+
+
+@pytest.mark.parametrize("method", ["structured", "jacobian", "ntvp"])
+def test_empirical_kernels_are_products_of_jacobians(data, method):
+    x, gates, _ = data
+
+    def network(weights, x):
+        return jax.nn.relu(x @ weights)
+
+    features = np.asarray(jax.jacobian(lambda w: network(w, x))(gates.T)).reshape(25, 12, -1)
+    expected = np.einsum("iop,jqp->ijoq", features, features)
+    found = fx.empirical_ntk(network, gates.T, x, method=method, batch_size=10)
+    np.testing.assert_allclose(found, expected, atol=10 * tolerance(x))
+
+
+def test_kernels_are_learnt_and_flow_to_their_ridge_regression(data):
+    x = data[0]
+    kernels = jnp.stack([x @ x.T, jnp.eye(25, dtype=x.dtype)])
+    assert bool(fx.solve_kernels(kernels, x[:, 0], 0.5, tol=1e-3).converged)
+    kernel = np.asarray(x) @ np.asarray(x).T + np.eye(25)
+    flow = fx.gradient_flow(kernel, np.asarray(x)[:, 0])
+    np.testing.assert_allclose(np.asarray(flow.predict(1e6)), np.asarray(x)[:, 0], atol=1e-2)
+
+
+def test_compiled_calls_need_no_transfers(data):
+    x, gates, masks = data
+    program = fx.ConvexProgram(x, jnp.abs(x[:, 0]), masks, 0.3)
+    weights = jnp.ones(12, x.dtype)
+    calls = [
+        jax.jit(lambda program: fx.solve(program, method="fista", max_iter=5).primal),
+        jax.jit(lambda program: fx.masked_gram(weights, masks, program.x)),
+        jax.jit(lambda program: fx.gated_relu_ntk(program.x)),
+        jax.jit(lambda program: fx.empirical_ntk(lambda w, x: x @ w, gates.T, program.x)),
+    ]
+    first = [call(program) for call in calls]
+    with jax.transfer_guard("disallow"):
+        again = [call(program) for call in calls]
+    for one, other in zip(first, again, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_kernels_and_masks_need_no_transfers_from_the_host_either(data):
+    x, gates, masks = data
+    weights = jnp.ones(12, x.dtype)
+
+    def calls():
+        return fx.masked_gram(weights, masks, x), fx.gated_relu_ntk(x), fx.activation_masks(x, gates)
+
+    first = calls()
+    with jax.transfer_guard("disallow"):
+        again = calls()
+    for one, other in zip(first, again, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_networks_of_a_solution_have_its_outputs(data):
+    x, gates, masks = data
+    solution = fx.solve(fx.ConvexProgram(x, np.abs(x[:, 0]), masks, 0.3, intercept=True), tol=1e-3)
+    gated = solution.to_network(gates)
+    np.testing.assert_allclose(gated(x), solution.predict(x, gates), atol=10 * tolerance(x))
+    np.testing.assert_allclose(gated.to_relu(x)(x), gated(x), atol=1e-2)
