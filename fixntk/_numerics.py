@@ -56,6 +56,11 @@ def _differentiate_safe_sqrt(primals: tuple[Array], tangents: tuple[Array]) -> t
     return root, jnp.where(is_positive, tangents[0] / (2 * jnp.where(is_positive, root, 1.0)), 0.0)
 
 
+def at_least_float32(dtype: DTypeLike) -> jnp.dtype:
+    """A floating-point dtype, or float32 if that is wider; without promotion, which JAX may be told to refuse."""
+    return max(jnp.dtype(dtype), jnp.dtype(jnp.float32), key=lambda one: jnp.finfo(one).bits)
+
+
 def default_tol(dtype: DTypeLike) -> float:
     """Default tolerance for the relative gap of a solver: 1e-6 in float64, 1e-4 in float32."""
     return 1e-6 if jnp.dtype(dtype) == jnp.float64 else 1e-4

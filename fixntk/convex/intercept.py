@@ -55,9 +55,9 @@ def minimise_by_newton(
     # The loop is not differentiated: its result satisfies an equation, whose derivative a last step carries.
     frozen = lax.stop_gradient((fitted, targets, sample_weight))
     found = lax.stop_gradient(_minimise(loss, *frozen))
-    hessian = -jax.jacfwd(lambda intercept: _residual_sum(loss, frozen[0] + intercept, *frozen[1:]))(found)
+    hessian = -jax.jacfwd(lambda intercept: _residual_sum(loss, frozen[0] + intercept[None, :], *frozen[1:]))(found)
     # A Newton step from the minimum, which changes nothing but has the minimum's derivative.
-    pull = _residual_sum(loss, fitted + found, targets, sample_weight)
+    pull = _residual_sum(loss, fitted + found[None, :], targets, sample_weight)
     return found + matmul(jnp.linalg.pinv(hessian, hermitian=True), pull)
 
 
@@ -94,7 +94,7 @@ def _minimise(loss: Loss, fitted: Array, targets: Array, sample_weight: Array | 
     def is_unfinished(state: tuple[Array, Array, Array]) -> Array:
         count, intercept, downhill = state
         # The pull is a sum of terms of this total size, so that it is known to a few eps of it and no better.
-        size = jnp.sum(jnp.abs(weight_rows(sample_weight, loss.residuals(fitted + intercept, targets))))
+        size = jnp.sum(jnp.abs(weight_rows(sample_weight, loss.residuals(fitted + intercept[None, :], targets))))
         return (count < _MAX_STEPS) & (jnp.max(jnp.abs(downhill)) > 8 * eps * size)
 
     zero = jnp.zeros(num_outputs, fitted.dtype)

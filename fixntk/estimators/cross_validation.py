@@ -224,7 +224,7 @@ def _outputs_at_reg(program: ConvexProgram, x: Array, masks: Array, *, max_steps
 
     def outputs(state: irls.IRLSState) -> Array:
         intercept = datafit_of(program).fit(masked_outputs(program, state.weights)).intercept
-        return masked_apply(masks, x, state.weights) + intercept
+        return masked_apply(masks, x, state.weights) + intercept[None, :]
 
     def step(state: irls.IRLSState, _: None) -> tuple[irls.IRLSState, Array]:
         state = irls.step(program, state)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
+from fixntk._numerics import at_least_float32
 from fixntk.ntk.structure import Site
 
 
@@ -147,5 +148,5 @@ def _drop_unit_axes(factor: Array, site: Site) -> Array:
 
 def _einsum(subscripts: str, *operands: ArrayLike) -> Array:
     # Half-precision networks get kernels summed in float32; a GPU's TF32 would cost three digits.
-    wide = jnp.promote_types(jnp.result_type(*operands), jnp.float32)
+    wide = at_least_float32(jnp.result_type(*operands))
     return jnp.einsum(subscripts, *operands, precision=lax.Precision.HIGHEST, preferred_element_type=wide)

@@ -164,7 +164,7 @@ def covariances_of_inputs(rows1: Rows, rows2: Rows, scale: Any, has_all_position
         """Merge the axes of positions into one, (n, S, …), and give each position its own number."""
         # Numbers of different rows and positions stay distinct, and rows of x2 keep negative numbers.
         step = jnp.where(rows.numbers < 0, -1, 1)[:, None]
-        numbers = rows.numbers[:, None] * size + step * jnp.arange(size)
+        numbers = rows.numbers[:, None] * size + step * jnp.arange(size)[None, :]
         vectors = (array.reshape(-1, size, array.shape[-1]) for array in (rows.x, rows.units, rows.scaled))
         x, units, scaled = vectors
         return Rows(x, units, rows.lengths.reshape(-1, size), numbers, scaled, rows.scaled_lengths.reshape(-1, size))

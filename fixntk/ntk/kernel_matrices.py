@@ -12,6 +12,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from fixntk._checks import as_float_array, as_real_array, is_traced
+from fixntk._numerics import at_least_float32
 
 
 class KernelMatrix(NamedTuple):
@@ -39,7 +40,7 @@ def as_symmetric_kernel(name: str, value: ArrayLike, y: Array | None) -> KernelM
     """Check a kernel of points with themselves, of the shape that fits targets y where they are known."""
     ndim = (2, 4, 6, 8) if y is None else tuple(sorted({2, 2 * y.ndim}))
     kernel = as_float_array(name, value, ndim)
-    kernel = kernel.astype(jnp.promote_types(kernel.dtype, jnp.float32))
+    kernel = kernel.astype(at_least_float32(kernel.dtype))
     shape = kernel.shape
     outputs = shape[2::2] if y is None else y.shape[1:]
     if shape[::2] != shape[1::2] or (kernel.ndim > 2 and shape[2::2] != outputs):

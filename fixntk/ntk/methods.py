@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
 
+from fixntk._numerics import at_least_float32
 from fixntk.ntk.contraction import (
     Factors,
     OutputAxes,
@@ -66,7 +67,7 @@ class Network(NamedTuple):
     @property
     def kernel_dtype(self) -> Any:
         """Dtype of the kernels: the output's, float32 at least."""
-        return jnp.promote_types(self.output.dtype, jnp.float32)
+        return at_least_float32(self.output.dtype)
 
     def apply(self, leaves: Sequence[Array], inputs: Sequence[Array]) -> Array:
         """Output of one example."""

@@ -120,7 +120,7 @@ def step(program: ConvexProgram, state: AndersonState) -> AndersonState:
 def _combine(points: Array, moves: Array, known: Array, importance: Array) -> Array:
     """Log η where the least combination of moves leads, the newest point plus its move where little is known."""
     # Type II: the shares γ minimise ‖move − Σ γ_j Δmove_j‖, weighted by √η so that groups near zero count little.
-    is_known = (jnp.arange(_MEMORY - 1) >= _MEMORY - known)[:, None]
+    is_known = (jnp.arange(_MEMORY - 1, dtype=known.dtype) >= _MEMORY - known)[:, None]
     bends = jnp.where(is_known, jnp.diff(moves, axis=0), 0.0)
     steps = jnp.where(is_known, jnp.diff(points, axis=0), 0.0) + bends
     rounding = 100 * float(jnp.finfo(points.dtype).eps)
