@@ -180,7 +180,7 @@ def barrier_values(cones: Cones, vectors: Array, thresholds: float | Array, weig
     # Logarithms are taken of positive values only; a vector outside its cone gets ∞ in the last line.
     is_inside = jnp.all((values > 0) | with_ndim(cones.zero_rows, values.ndim), axis=-2)
     logarithms = jnp.sum(jnp.where(values > 0, jnp.log(jnp.where(values > 0, values, 1.0)), 0.0), axis=-2)
-    thresholds = with_ndim(thresholds, radius.ndim)
+    thresholds, weight = with_ndim(thresholds, radius.ndim), with_ndim(weight, radius.ndim)
     smooth = thresholds * radius - (jnp.log(2 * radius / (thresholds * weight)) + logarithms) / weight
     return jnp.where(is_inside, smooth, jnp.inf)
 
@@ -193,17 +193,17 @@ def cone_barrier(cones: Cones, vectors: Array, thresholds: float | Array, weight
     """
     values = cones.apply(vectors)
     # A zero row constrains nothing and has multiplier zero.
-    zero_rows = with_ndim(cones.zero_rows, values.ndim)
-    multipliers = jnp.where(zero_rows, 0.0, 1 / (jnp.where(zero_rows, 1.0, values) * weight))
+    zero_rows, weights = with_ndim(cones.zero_rows, values.ndim), with_ndim(weight, values.ndim)
+    multipliers = jnp.where(zero_rows, 0.0, 1 / (jnp.where(zero_rows, 1.0, values) * weights))
     radius, root = smooth_radius(vectors, thresholds, weight)
     slope = with_ndim(thresholds, radius.ndim) / radius
     num_features = cones.rows.shape[1]
     # Signs cancel in Gᵀ diag(·) G: one matrix product with the rows' outer products serves all gates.
     squares = (cones.rows[:, :, None] * cones.rows[:, None, :]).reshape(-1, num_features**2)
-    hessian = matmul((weight * multipliers**2).swapaxes(-1, -2), squares)
+    hessian = matmul((weights * multipliers**2).swapaxes(-1, -2), squares)
     hessian = hessian.reshape(*hessian.shape[:-1], num_features, num_features)
     # The smoothed norm has the curvature τ/r, reduced along u itself.
-    curvature = slope**2 * weight / root
+    curvature = slope**2 * with_ndim(weight, radius.ndim) / root
     hessian -= curvature[..., None, None] * vectors[..., :, None] * vectors[..., None, :]
     hessian += slope[..., None, None] * with_ndim(jnp.eye(num_features, dtype=hessian.dtype), hessian.ndim)
     gradient = slope[..., None] * vectors - cones.adjoint(multipliers)
@@ -221,12 +221,13 @@ def next_multipliers(cones: Cones, barrier: Barrier, directions: Array, weight: 
     They satisfy the dual's equations far better than those at the step's start, and so give a tighter bound.
     """
     multipliers = barrier.multipliers
+    weight = with_ndim(weight, multipliers.ndim)
     return jnp.maximum(multipliers * (1 - weight * multipliers * cones.apply(directions)), 0)
 
 
 def smooth_radius(vectors: Array, thresholds: float | Array, weight: Array) -> tuple[Array, Array]:
     """The minimiser r of :func:`barrier_values`, and its root √(1 + τ²t²‖u‖²)."""
-    scale = with_ndim(thresholds, vectors.ndim - 1) * weight
+    scale = with_ndim(thresholds, vectors.ndim - 1) * with_ndim(weight, vectors.ndim - 1)
     root = jnp.sqrt(1 + scale**2 * jnp.sum(vectors**2, axis=-1))
     return (1 + root) / scale, root
 

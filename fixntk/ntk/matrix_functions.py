@@ -35,8 +35,8 @@ def apply_function(
     """F_s(matrix) @ vectors for (t,) values of s and (m, k) vectors, by the eigendecomposition that is passed."""
     # The matrix is an argument only because derivatives are taken with respect to it.
     del matrix
-    factors = _spectral_function(kind, jnp.maximum(eigenvalues, 0), times[:, None], cutoff)
-    return matmul(eigenvectors, factors[:, :, None] * matmul(eigenvectors.T, vectors))
+    factors = _spectral_function(kind, jnp.maximum(eigenvalues, 0)[None, :], times[:, None], cutoff)
+    return matmul(eigenvectors, factors[:, :, None] * matmul(eigenvectors.T, vectors)[None])
 
 
 @partial(apply_function.defjvp, symbolic_zeros=True)
@@ -58,8 +58,8 @@ def _apply_function_jvp(kind: str, primals: tuple[Array, ...], tangents: tuple[A
     eigenvalues, eigenvectors = jnp.linalg.eigh(matrix, symmetrize_input=False)
     eigenvalues = jnp.maximum(eigenvalues, 0)
     if not _is_zero(d_vectors):
-        factors = _spectral_function(kind, eigenvalues, times[:, None], cutoff)
-        change += matmul(eigenvectors, factors[:, :, None] * matmul(eigenvectors.T, d_vectors))
+        factors = _spectral_function(kind, eigenvalues[None, :], times[:, None], cutoff)
+        change += matmul(eigenvectors, factors[:, :, None] * matmul(eigenvectors.T, d_vectors)[None])
     if not _is_zero(d_matrix):
         direction = matmul(matmul(eigenvectors.T, d_matrix), eigenvectors)
         rotated = matmul(eigenvectors.T, vectors)
@@ -87,7 +87,7 @@ def _spectral_function(kind: str, mu: Array, s: Array, cutoff: Array) -> Array:
 
 def _divided_differences(kind: str, mu: Array, s: Array, cutoff: Array) -> Float[Array, "m m"]:
     """(F(a) − F(b))/(a − b) for all pairs of eigenvalues, F'(a) where they are equal."""
-    high, low = jnp.maximum(mu[:, None], mu), jnp.minimum(mu[:, None], mu)
+    high, low = jnp.maximum(mu[:, None], mu[None, :]), jnp.minimum(mu[:, None], mu[None, :])
     null_high, null_low = _is_null(high, s, cutoff), _is_null(low, s, cutoff)
     safe_high = jnp.where(high > 0, high, 1)
     safe_low = jnp.where(low > 0, low, 1)
