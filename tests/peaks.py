@@ -94,11 +94,6 @@ def solve_kernels(size):
     return lambda: fx.solve_kernels(kernels, x[:, 0], 1.0, max_iter=3).kernel_weights
 
 
-def enumerate_arrangements(size):
-    x = np.random.default_rng(0).standard_normal((size, 4))
-    return lambda: fx.enumerate_arrangements(x, max_cells=10**7).masks
-
-
 def ntk_regressor(size):
     x = np.random.default_rng(0).standard_normal((size, 5))
     return lambda: NTKRegressor().fit(x, x[:, 0])
@@ -113,8 +108,7 @@ SIZES = {
     empirical_ntk_of_jacobians: (50, 4000),
     irls: (50, 5000),
     fista: (50, 30_000),
-    solve_kernels: (50, 2000),
-    enumerate_arrangements: (10, 80),
+    solve_kernels: (50, 1500),
     ntk_regressor: (50, 4000),
 }
 
