@@ -100,7 +100,8 @@ def flops(program: ConvexProgram, size: int) -> float:
 
 def bytes_needed(program: ConvexProgram, size: int) -> float:
     """Estimate of the memory for the linear system of ``size`` groups: their masks and rays, and its matrix."""
-    num_rows, num_outputs = targets_of(program).shape
+    # From shapes alone: outside of compiled functions an array of targets would have to be made.
+    num_rows, num_outputs = program.x.shape[0], group_shape_of(program)[2]
     numbers = min(SOLVERS, key=lambda entry: entry[1](program, size))[2](program, size)
     return program.x.dtype.itemsize * (numbers + num_rows * size * (1 + num_outputs))
 
