@@ -169,6 +169,7 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument(
         "--out", metavar="FILE", type=Path, help="CSV or Parquet file; CSV on standard output without it"
     )
+    predict.add_argument("--strict", action="store_true", help="refuse categories that the model has not seen")
     predict.set_defaults(function=_predict, extra="estimators")
 
     info = commands.add_parser("info", help="show versions, devices and optional packages")
@@ -272,11 +273,13 @@ def _predict(arguments: argparse.Namespace) -> int:
         from fixntk.tables import model
 
     try:
-        predictions = model.predict(arguments.model, arguments.table)
+        predictions, lines = model.predict(arguments.model, arguments.table, strict=arguments.strict)
         if arguments.out is not None:
             model.write_table(predictions, arguments.out)
     except (ValueError, OSError) as error:
         raise _InputError(error) from error
+    for line in lines:
+        print(f"fixntk: {_one_line(line)}", file=sys.stderr)
     if arguments.out is None:
         model.write_csv(predictions, sys.stdout)
     return 0

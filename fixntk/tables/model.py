@@ -32,8 +32,9 @@ def fit(
 ) -> list[str]:
     """Fit a model of a table's column and write it to a file; return a report, in lines.
 
-    Missing numbers are replaced by the column's median, missing categories are a category of their own. The target
-    is a class if it is no number or has at most ten values, otherwise a quantity.
+    Missing numbers are replaced by the column's median, missing categories are a category of their own, dates are days,
+    and texts that are all different are left out. The target is a class if it is no number or has at most ten values,
+    otherwise a quantity.
 
     Raises
     ------
@@ -46,13 +47,14 @@ def fit(
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
     features, labels = read_table(path, target)
     y, is_class = read_target(path, labels)
-    frame, columns = read_columns(path, features)
+    frame, columns, told = read_columns(path, features)
     if is_class and target in map(probability_name, set(y)):
         raise TableError(
             f"table {str(path)!r}: {target!r} would also be the name of a column of probabilities: rename it"
         )
     kind = "class" if is_class else "quantity"
-    lines = [f"{len(y)} rows, {features.shape[1]} columns; {target!r} is a {kind}", *_missing_lines(features, columns)]
+    missing = _missing_lines(features[frame.columns], columns)
+    lines = [f"{len(y)} rows, {features.shape[1]} columns; {target!r} is a {kind}", *told, *missing]
     estimator = _estimator(method, is_class, seed)
     model: Any = Pipeline([("columns", imputing_encoder(columns)), ("estimator", estimator)])
     if reg is None:
@@ -74,20 +76,23 @@ def fit(
     return [*lines, f"wrote {out}"]
 
 
-def predict(model_path: Path, table: Path) -> pd.DataFrame:
+def predict(model_path: Path, table: Path, *, strict: bool = False) -> tuple[pd.DataFrame, list[str]]:
     """Predict for a table's rows: a column with the target's name, and for classes a column of each probability.
 
-    Nothing in the model's file is run.
+    Nothing in the model's file is run. Categories that the model has not seen count as none of those that it has; they
+    are told in lines, or refused if ``strict``.
 
     Raises
     ------
     ModelError
         If the file cannot be read, is damaged, no model, or of another version.
     TableError
-        If the table cannot be read, lacks a column, or has a category or a word that the model does not know.
+        If the table cannot be read, lacks a column, has a word among numbers or, if ``strict``, a category that the
+        model has not seen.
     """
     model = load(model_path)
-    return model.predict(match_columns(table, read_strings(table), model.columns))
+    frame, lines = match_columns(table, read_strings(table, least_columns=1), model.columns, strict=strict)
+    return model.predict(frame), [f"table {str(table)!r}: {line}" for line in lines]
 
 
 def write_table(frame: pd.DataFrame, path: Path) -> None:

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from fixntk._files import FileFormatError, Format, read_arrays, write_arrays
 from fixntk.estimators.predictors import ClassificationPredictor, GatedOutputs, NTKOutputs, RegressionPredictor
 from fixntk.estimators.preprocessing import Scaling, TargetScaling, padded_width
+from fixntk.tables.dates import FORMATS
 from fixntk.tables.encode import Columns, fitted_encoder
 
 _FORMAT = Format("fixntk model", version=3)
@@ -111,6 +112,10 @@ def _is_categories(value: Any) -> bool:
     return isinstance(value, dict) and all(_is_distinct_texts(texts) and texts for texts in value.values())
 
 
+def _is_dates(value: Any) -> bool:
+    return isinstance(value, dict) and all(_is_text(name) and name in FORMATS for name in value.values())
+
+
 def _is_positive(value: Any) -> bool:
     return isinstance(value, float) and 0 < value < math.inf
 
@@ -120,6 +125,7 @@ _FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "target": ("text", _is_text),
     "numbers": ("a list of different texts", _is_distinct_texts),
     "categories": ("lists of different texts by name", _is_categories),
+    "dates": ("formats of dates by name", _is_dates),
     "method": ("'gated' or 'ntk'", lambda value: value in ("gated", "ntk")),
     "bias": ("true or false", lambda value: isinstance(value, bool)),
     "classes": ("null or a list of different texts", lambda value: value is None or _is_distinct_texts(value)),
@@ -134,10 +140,12 @@ def _as_model(path: Path, fields: Mapping[str, Any], arrays: Mapping[str, np.nda
             raise ModelError(f"model {path}: lacks the field {name}")
         if not is_valid(fields[name]):
             raise ModelError(f"model {path}: the field {name} must be {expected}, got {reprlib.repr(fields[name])}")
-    columns, classes = Columns(fields["numbers"], fields["categories"]), fields["classes"]
+    columns, classes = Columns(fields["numbers"], fields["categories"], fields["dates"]), fields["classes"]
     num_columns = len(columns.numbers) + sum(map(len, columns.categories.values()))
     if not num_columns or set(columns.numbers) & set(columns.categories):
         raise ModelError(f"model {path}: must have columns of different names")
+    if not set(columns.dates) <= set(columns.numbers):
+        raise ModelError(f"model {path}: must have dates among its numbers")
     if (classes is None) != (fields["temperature"] is None) or (classes is not None and len(classes) < 2):
         raise ModelError(f"model {path}: must have two classes or more and a temperature, or none of both")
     num_outputs = 1 if classes is None or len(classes) == 2 else len(classes)

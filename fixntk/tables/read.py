@@ -11,10 +11,17 @@ import pandas as pd
 
 # Names of the target column, in lower case, when the user gives none.
 TARGET_NAMES = ("class", "target", "label")
-# Texts that stand for a missing value.
-MISSING = ("", "?", "NA", "N/A", "NaN", "nan", "null", "NULL")
+# Texts that stand for a missing value, in lower case: those that pandas takes, and a dash, a dot and a question mark.
+MISSING = frozenset({"", "?", "-", ".", "na", "n/a", "nan", "-nan", "null", "none", "<na>", "#na", "#n/a", "#n/a n/a"})
+# The same in the target, where a word such as "none" is a class.
+_MISSING_TARGETS = frozenset({"", "?", "na", "n/a", "nan", "null"})
+# Whole numbers between these are names of columns if they are no numbers of the column: years.
+_YEARS = range(1000, 3000)
 # Kinds of values that a column of a Parquet file may hold, named as by pandas.api.types.infer_dtype.
-_KINDS = ("string", "integer", "floating", "mixed-integer-float", "decimal", "boolean", "categorical", "empty")
+_KINDS = frozenset(
+    {"string", "integer", "floating", "mixed-integer-float", "decimal", "boolean", "categorical", "empty"}
+)
+_DATE_KINDS = frozenset({"date", "datetime", "datetime64"})
 
 
 class TableError(ValueError):
@@ -37,30 +44,52 @@ def read_table(path: str | Path, target: str | None = None) -> tuple[pd.DataFram
     TableError
         If the file cannot be read, is empty or ragged, or the header is missing or ambiguous, or lacks the target.
     """
-    frame = read_strings(path)
+    frame = _read(path, 2)
     candidates = [column for column in frame.columns if column.lower() in TARGET_NAMES]
     if target is not None and target not in frame.columns:
         raise TableError(f"table {str(path)!r} has no column {target!r}: it has {', '.join(map(repr, frame.columns))}")
     if target is None and len(candidates) > 1:
         raise TableError(f"table {str(path)!r}: is the label in column {' or '.join(map(repr, candidates))}?")
     label = target or (candidates[0] if candidates else frame.columns[-1])
-    for column in frame.columns.drop(label):
-        frame[column] = as_feature(frame[column])
-    frame[label] = frame[label].mask(frame[label] == "?")
-    return frame.drop(columns=label), frame[label]
+    features = _mark_missing(frame.drop(columns=label), MISSING)
+    for column in features.columns:
+        features[column] = as_feature(features[column])
+    labels = _mark_missing(frame[[label]], _MISSING_TARGETS)[label]
+    return features, labels.mask(labels == "?")
 
 
-def read_strings(path: str | Path) -> pd.DataFrame:
+def read_strings(path: str | Path, *, least_columns: int = 2) -> pd.DataFrame:
     """Read a CSV file with a header, or a .parquet file, as strings, with '?' for missing values.
+
+    Parameters
+    ----------
+    path
+        A name that ends in .parquet is that of a Parquet file.
+    least_columns
+        Smallest number of columns, features and label.
 
     Raises
     ------
     TableError
-        If the file cannot be read, is empty or ragged, has one column, no header of distinct names, or values that are
-        neither numbers nor words.
+        If the file cannot be read, is empty or ragged, has too few columns, no header of distinct names, or values that
+        are neither numbers nor words.
     """
-    frame = _read_parquet(path) if str(path).lower().endswith(".parquet") else _read_csv(path)
-    return frame.mask(frame.isin(MISSING), "?")
+    return _mark_missing(_read(path, least_columns), MISSING)
+
+
+def _read(path: str | Path, least_columns: int) -> pd.DataFrame:
+    """Read a table as strings."""
+    is_parquet = str(path).lower().endswith(".parquet")
+    frame = _read_parquet(path) if is_parquet else _read_csv(path)
+    if frame.shape[1] < least_columns:
+        hint = "" if is_parquet else "; features and label need commas between them"
+        raise TableError(f"table {str(path)!r} has one column, {frame.columns[0]!r}{hint}")
+    return frame
+
+
+def _mark_missing(frame: pd.DataFrame, words: frozenset[str]) -> pd.DataFrame:
+    """The table with '?' for each word that stands for a missing value, whatever its case."""
+    return frame.mask(frame.map(lambda text: text.lower() in words), "?")
 
 
 def _read_parquet(path: str | Path) -> pd.DataFrame:
@@ -77,12 +106,10 @@ def _read_parquet(path: str | Path) -> pd.DataFrame:
     frame.columns = pd.Index([str(name).strip() for name in frame.columns])
     if frame.empty:
         raise TableError(f"table {str(path)!r} has no {'rows' if frame.shape[1] else 'columns'}")
-    if frame.shape[1] < 2:
-        raise TableError(f"table {str(path)!r} has one column, {frame.columns[0]!r}")
     _check_names(path, list(frame.columns))
     for name, column in frame.items():
         kind = pd.api.types.infer_dtype(column, skipna=True)
-        if kind not in _KINDS:
+        if kind not in _KINDS | _DATE_KINDS:
             raise TableError(f"table {str(path)!r}: column {name!r} holds {kind} values, neither numbers nor words")
     return frame.astype(object).where(frame.notna(), "?").map(lambda value: str(value).strip())
 
@@ -98,18 +125,23 @@ def _read_csv(path: str | Path) -> pd.DataFrame:
     if len(rows) < 2:
         raise TableError(f"table {str(path)!r} {'has a header and no rows' if rows else 'is empty'}")
     header = rows.pop(0)[1]
-    if len(header) < 2:
-        raise TableError(
-            f"table {str(path)!r} has one column, {header[0]!r}; features and label need commas between them"
-        )
     _check_names(path, header)
-    for column in header:
-        if pd.notna(pd.to_numeric(column, errors="coerce")):
-            raise TableError(f"table {str(path)!r} has no header: its first row has the number {column!r}")
     for line, row in rows:
         if len(row) != len(header):
             raise TableError(f"table {str(path)!r}: line {line} has {len(row)} fields, the header has {len(header)}")
-    return pd.DataFrame([row for _, row in rows], columns=pd.Index(header))
+    frame = pd.DataFrame([row for _, row in rows], columns=pd.Index(header))
+    for name in header:
+        if pd.notna(pd.to_numeric(name, errors="coerce")) and not _is_year(name, frame[name]):
+            raise TableError(f"table {str(path)!r} has no header: its first row has the number {name!r}")
+    return frame
+
+
+def _is_year(name: str, column: pd.Series) -> bool:
+    """Whether a number is the name of a column: a year that is not among the numbers below it."""
+    if not (name.isascii() and name.isdigit() and int(name) in _YEARS):
+        return False
+    numbers = pd.to_numeric(column, errors="coerce")
+    return not numbers.min() <= int(name) <= numbers.max()
 
 
 def _check_names(path: str | Path, names: Sequence[str]) -> None:

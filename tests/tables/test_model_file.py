@@ -14,7 +14,7 @@ RNG = np.random.default_rng(0)
 FRAME = pd.DataFrame({"size": RNG.standard_normal(40), "age": RNG.integers(0, 9, 40) * 1.0, "=c": ["a", "b\n"] * 20})
 FRAME.loc[[3, 7], "age"] = np.nan
 FRAME["none"] = np.nan
-COLUMNS = Columns(["age", "size", "none"], {"=c": ["a", "b\n"]})
+COLUMNS = Columns(["age", "size", "none"], {"=c": ["a", "b\n"]}, {"age": "ISO8601"})
 MEDIANS = np.array([FRAME["age"].median(), FRAME["size"].median(), 0])
 TARGETS = {
     "quantity": FRAME["size"].to_numpy() ** 2,
@@ -89,7 +89,11 @@ def test_missing_fields_and_arrays_are_named(tmp_path, content):
 def test_fields_of_other_types_are_refused(tmp_path, content):
     fields, arrays = content
     # Others that are right too: a text as the target; a factor that is positive.
-    right = {"target": lambda value: isinstance(value, str), "temperature": lambda value: value == 0.5}
+    right = {
+        "target": lambda value: isinstance(value, str),
+        "temperature": lambda value: value == 0.5,
+        "dates": lambda value: value == {},
+    }
     for name in fields.keys() - {"format", "version", "fixntk"}:
         for other in OTHERS:
             is_right = right.get(name, lambda _: False)(other) and (name != "temperature" or fields["classes"])
@@ -120,5 +124,5 @@ def test_nothing_that_cannot_be_read_is_written(tmp_path):
     fitted = NTKRegressor().fit(FRAME[["size"]].to_numpy(), TARGETS["quantity"])
     predictor = fitted.predictor()._replace(target_scaling=fitted._target_scaling._replace(scale=np.array([np.inf])))
     with pytest.raises(ModelError, match="the array target_scale holds numbers that are out of range"):
-        save(Model("y", Columns(["size"], {}), np.zeros(1), predictor), tmp_path / "model")
+        save(Model("y", Columns(["size"], {}, {}), np.zeros(1), predictor), tmp_path / "model")
     assert not list(tmp_path.iterdir())
