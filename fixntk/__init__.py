@@ -1,4 +1,7 @@
-"""Fix the neural tangent kernel: exact convex programs for gated-ReLU networks, in JAX."""
+"""Fix the neural tangent kernel: exact convex programs for gated-ReLU networks, in JAX.
+
+The M-numbers at the end of docstrings are sections of docs/mathematics.md, which has the formulas and their sources.
+"""
 
 from importlib.metadata import version
 

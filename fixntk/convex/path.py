@@ -45,6 +45,8 @@ class Path(Sequence[Solution]):
         (k,) λ of each.
     gaps
         (k,) relative gap of each.
+
+    See docs/mathematics.md, M9.
     """
 
     def __init__(self, solutions: Sequence[Solution], regs: ArrayLike) -> None:

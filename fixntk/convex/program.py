@@ -71,6 +71,8 @@ class ConvexProgram:
         If x or y hold NaN or infinity, rows do not match, there is no data or no mask, the squares of y are out of the
         dtype's range, the labels do not fit the loss, λ or τ is not positive, ω or α negative, the loss or norm
         unknown, or a ridge is asked for with the nuclear norm.
+
+    See docs/mathematics.md, M5 and M7.
     """
 
     x: Float[Array, "n d"]

@@ -40,6 +40,8 @@ class History(NamedTuple):
         spread evenly between them. NaN under ``jit`` and ``vmap``.
     objective
         What the method itself lowers: the ε-smoothed objective for IRLS, the primal for FISTA.
+
+    See docs/mathematics.md, M7.
     """
 
     primal: Float[Array, " k"]
@@ -82,6 +84,8 @@ class Solution:
         As asked for.
     squeeze
         Whether the targets, and so the predictions, have shape (n,).
+
+    See docs/mathematics.md, M5 and M7.
     """
 
     # Under vmap there are axes before these. JAX's transformations put other things into a pytree, and the estimators

@@ -51,6 +51,8 @@ class GatedReLUNetwork:
         As in :class:`Parameters`.
     squeeze
         Whether outputs have shape (n,) instead of (n, 1).
+
+    See docs/mathematics.md, M5 and M10.
     """
 
     gates: Float[Array, "*S m d"] | Any
@@ -227,6 +229,8 @@ class ReLUNetwork:
         As in :class:`Parameters`.
     squeeze
         Whether outputs have shape (n,) instead of (n, 1).
+
+    See docs/mathematics.md, M10.
     """
 
     hidden: Float[Array, "*S m d"] | Any

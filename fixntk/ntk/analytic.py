@@ -45,6 +45,8 @@ class Kernel(NamedTuple):
         (n1, n2) covariances of the outputs at initialisation: the network as a Gaussian process.
     ntk
         (n1, n2) neural tangent kernel.
+
+    See docs/mathematics.md, M3 and M13.
     """
 
     nngp: Array

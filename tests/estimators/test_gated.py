@@ -1,7 +1,6 @@
 """Estimators: scikit-learn's own checks, and what they compute against the library's parts."""
 
 import pickle
-import warnings
 
 import numpy as np
 import pandas as pd
@@ -22,6 +21,7 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import fixntk as fx
+from fixntk.convex import solve_quietly
 from fixntk.estimators import (
     GatedReLUClassifier,
     GatedReLUClassifierCV,
@@ -162,9 +162,7 @@ def test_steps_and_reg_are_chosen_by_held_out_errors_of_refits():
         for k, share in enumerate((0.3, 0.03)):
             program = fx.ConvexProgram(scaled[train], targets[train], masks[train], share * largest, intercept=True)
             for steps in range(5):
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore", fx.ConvergenceWarning)
-                    found = fx.solve(program, method="irls", max_iter=steps, tol=1e-6)
+                found = solve_quietly(program, method="irls", max_iter=steps, tol=1e-6)
                 expected[k, steps] += np.sum((found.predict(scaled[held], model.gates_) - targets[held]) ** 2) / 96
     np.testing.assert_allclose(model.path_, expected, rtol=1e-6)
 
@@ -184,9 +182,7 @@ def test_steps_of_the_classifier_are_chosen_by_the_log_loss_of_refits():
             outputs = np.zeros(90)
             for train, held in StratifiedKFold(3, shuffle=True, random_state=0).split(x, y):
                 program = fx.ConvexProgram(rows[train], signs[train], masks[train], share * largest, intercept=True)
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore", fx.ConvergenceWarning)
-                    found = fx.solve(program, method="irls", max_iter=steps, tol=1e-6)
+                found = solve_quietly(program, method="irls", max_iter=steps, tol=1e-6)
                 outputs[held] = found.predict(rows[held], model.gates_)
             losses = np.mean(np.logaddexp(0, -factors[:, None] * signs * outputs), axis=1)
             np.testing.assert_allclose(model.path_[k, steps], losses.min(), rtol=1e-5)
