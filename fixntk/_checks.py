@@ -129,6 +129,8 @@ def _as_numbers(name: str, value: Any) -> Array | np.ndarray:
 def _as_numbers_from_objects(name: str, array: np.ndarray) -> np.ndarray:
     """Numbers of an array of Python's objects, as which pandas hands out columns of several types."""
     entries = array.ravel().tolist()
+    if not array.ndim and entries[0] is None:
+        raise TypeError(f"{name} must be a real numeric array, got dtype object, None")
     missing = [entry is None or type(entry).__name__ in ("NAType", "NaTType") for entry in entries]
     _refuse_missing(name, sum(missing), array)
     others = {

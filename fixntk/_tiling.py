@@ -49,14 +49,14 @@ class OutOfMemoryError(MemoryError, ValueError):
 class FreeMemory(NamedTuple):
     """Bytes that can be allocated, and what limits them."""
 
-    num_bytes: float
+    num_bytes: int | float
     limit: str
 
 
 @contextmanager
 def memory_for(
     what: str,
-    num_bytes: float,
+    num_bytes: int | float,
     remedy: str,
     *operands: Any,
     free_memory: Callable[[], FreeMemory] | None = None,
@@ -186,7 +186,7 @@ def _free_of_limits() -> Iterator[FreeMemory]:
         yield FreeMemory(max(limit - used, 0), "ulimit -v")
 
 
-def _in_words(num_bytes: float) -> str:
+def _in_words(num_bytes: int | float) -> str:
     """A number of bytes in units that people read."""
     return f"{num_bytes / 2**30:.1f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.0f} MiB"
 

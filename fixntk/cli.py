@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import importlib.metadata
+import io
 import json
 import os
 import platform
@@ -299,6 +300,10 @@ def _info(_: argparse.Namespace) -> int:
 
 def entry() -> NoReturn:
     """Run the command in a process of its own, and end the process."""
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal may lack characters that names in tables have; None if the process was started without the stream.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         status = _flush_output(main())
     except OSError:

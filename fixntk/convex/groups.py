@@ -47,7 +47,7 @@ def with_masks(program: ConvexProgram, masks: Array, chosen: Array | None = None
     return replace_fields(program, masks=masks, num_gates=masks.shape[1], penalty_weights=weights)
 
 
-def mask_number_bytes(program: ConvexProgram) -> float:
+def mask_number_bytes(program: ConvexProgram) -> int | float:
     """Bytes of masks as numbers in a product with them: of all masks, or of a tile."""
     num_bytes = program.x.shape[0] * program.num_gates * program.x.dtype.itemsize
     return min(num_bytes, max(TILE_BYTES, program.num_gates * program.x.dtype.itemsize))

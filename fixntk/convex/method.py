@@ -29,7 +29,7 @@ def keep_units(program: ConvexProgram) -> tuple[ConvexProgram, Units]:
     return program, Units(one, one)
 
 
-def bytes_of_groups(program: ConvexProgram) -> float:
+def bytes_of_groups(program: ConvexProgram) -> int | float:
     """Estimate of the memory for group weights and what goes with them, and for masks as numbers."""
     num_numbers = _NUM_GROUP_ARRAYS * math.prod(group_shape_of(program))
     return num_numbers * program.x.dtype.itemsize + mask_number_bytes(program)
@@ -74,7 +74,7 @@ class Method(NamedTuple):
     max_iter: int
     starts_at: Literal["weights", "kernel_weights"] = "weights"
     prepare: Callable[[ConvexProgram], tuple[ConvexProgram, Units]] = keep_units
-    bytes_needed: Callable[[ConvexProgram], float] = bytes_of_groups
+    bytes_needed: Callable[[ConvexProgram], int | float] = bytes_of_groups
     memory_remedy: str = "take fewer gates, or rows"
     on_active_groups: Method | None = None
     compiles_its_steps: bool = False

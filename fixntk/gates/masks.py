@@ -72,13 +72,18 @@ def sample_gates(
         If either number is not an integer.
     ValueError
         If either number is below 1.
+    OutOfMemoryError
+        If memory does not suffice; a ValueError too.
 
     Notes
     -----
     See docs/mathematics.md, M1 and M3.
     """
     shape = as_positive_int("num_gates", num_gates), as_positive_int("num_features", num_features)
-    return jax.random.normal(key, shape, dtype or jnp.result_type(float))
+    dtype = jnp.dtype(dtype or jnp.result_type(float))
+    needed = shape[0] * shape[1] * dtype.itemsize
+    with memory_for(f"the array of {shape[0]}×{shape[1]} gates", needed, "take fewer gates", key) as done:
+        return done(jax.random.normal(key, shape, dtype))
 
 
 def activation_masks(x: ArrayLike, gates: ArrayLike) -> Bool[Array, "n P"]:

@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float, Key
 
 from fixntk._checks import as_matrix, as_positive_int, as_real_array, check_same_columns, check_same_rows, is_traced
 from fixntk._numerics import matmul
+from fixntk.gates.masks import sample_gates
 
 Sampler = Callable[..., Float[Array, "P d"]]
 
@@ -60,8 +61,9 @@ def gaussian(
     x = as_matrix("x", x)
     if not bias_scale > 0:
         raise ValueError(f"bias_scale must be positive, got {bias_scale}")
-    gates = jax.random.normal(key, (as_positive_int("num_gates", num_gates), x.shape[1]), x.dtype)
-    return gates * jnp.where(_is_bias(x), bias_scale, 1.0)
+    gates = sample_gates(key, num_gates, x.shape[1], dtype=x.dtype)
+    scales = jnp.where(_is_bias(x), jnp.asarray(bias_scale, x.dtype), jnp.ones((), x.dtype))
+    return gates * scales[None, :]
 
 
 def through_points(
@@ -211,7 +213,7 @@ def _as_targets(x: ArrayLike, y: ArrayLike | None) -> tuple[Array, Array]:
 
 def _is_bias(x: Float[Array, "n d"]) -> Bool[Array, " d"]:
     """Whether a column is the bias column: the first that is constant and not zero."""
-    is_constant = jnp.all(x == x[0], axis=0) & (x[0] != 0)
+    is_constant = jnp.all(x == x[:1], axis=0) & (x[0] != 0)
     return is_constant & (jnp.cumsum(is_constant) == 1)
 
 

@@ -25,8 +25,8 @@ def as_hashable(f: Callable[..., Any]) -> Callable[..., Any]:
     return f
 
 
-def as_operands(f: Callable[..., Any], params: Any, x1: Any, x2: Any) -> tuple[Any, Any, Any]:
-    """Check the arguments and return params, x1 and x2 as pytrees of JAX arrays.
+def as_operands(f: Callable[..., Any], params: Any, x1: Any, x2: Any, *, name: str = "x1") -> tuple[Any, Any, Any]:
+    """Check the arguments and return params, x1 and x2 as pytrees of JAX arrays; ``name`` is that of x1 in messages.
 
     Raises
     ------
@@ -36,7 +36,7 @@ def as_operands(f: Callable[..., Any], params: Any, x1: Any, x2: Any) -> tuple[A
     if not callable(f):
         raise TypeError(f"f must be a function f(params, x), got {type(f).__name__}")
     params = _as_params(params)
-    x1 = _as_inputs("x1", x1)
+    x1 = _as_inputs(name, x1)
     if x2 is not None:
         x2 = _as_inputs("x2", x2)
         kinds: list[Any] = [jax.tree.structure(x) for x in (x1, x2)]

@@ -23,7 +23,7 @@ from jaxtyping import Float
 from fixntk._checks import as_positive_int
 from fixntk._files import replace_when_written
 from fixntk._numerics import full_precision, matmul
-from fixntk._tiling import num_rows
+from fixntk._tiling import memory_for, num_rows
 from fixntk.ntk.inputs import as_hashable, as_operands, check_batch_size, check_rows_are_independent
 from fixntk.ntk.selection import Select, selected_leaves
 from fixntk.ntk.vector_product import restrict
@@ -87,6 +87,8 @@ def projected_gradients(
     ValueError
         As :func:`fixntk.empirical_ntk` does; also if ``dim`` is larger than the number of selected parameters, the
         kind is unknown, or ``out`` is given under a JAX transformation.
+    OutOfMemoryError
+        If memory does not suffice; a ValueError too.
 
     References
     ----------
@@ -102,7 +104,7 @@ def projected_gradients(
 
     See docs/mathematics.md, M14.
     """
-    params, x, _ = as_operands(f, params, x, None)
+    params, x, _ = as_operands(f, params, x, None, name="x")
     is_concrete = check_rows_are_independent(f, params, x)
     check_batch_size(batch_size)
     selected = selected_leaves(params, select)
@@ -123,9 +125,15 @@ def projected_gradients(
     tiles = (
         (k, project(params, jax.tree.map(lambda a, k=k: a[k : k + tile], x), key)) for k in range(0, num_rows(x), tile)
     )
-    if out is None:
-        return jnp.concatenate([block for _, block in tiles])
-    return _write_tiles(Path(out), (*output.shape, dim), dtype, tiles)
+    in_tile = 2 * tile * num_outputs * (size + dim) * dtype.itemsize
+    what = f"the projection of {num_rows(x)} examples to {dim} dimensions"
+    if out is not None:
+        with memory_for(what, in_tile, "lower batch_size or dim", x):
+            return _write_tiles(Path(out), (*output.shape, dim), dtype, tiles)
+    # The blocks and, when they are joined, the result.
+    needed = 2 * num_rows(x) * num_outputs * dim * dtype.itemsize + in_tile
+    with memory_for(what, needed, "pass out= to write it to a file, or lower dim", x) as done:
+        return done(jnp.concatenate([block for _, block in tiles]))
 
 
 def _as_batch(row: Any) -> Any:
@@ -187,7 +195,7 @@ def _sjlt(gradients: Float[Array, "r p"], dim: int, key: Array) -> Float[Array, 
     def add_block(total: Array, block: Array) -> tuple[Array, None]:
         sign_key, shift_key = jax.random.split(jax.random.fold_in(key, block))
         signs = jax.random.rademacher(sign_key, (dim,), gradients.dtype)
-        part = lax.dynamic_slice_in_dim(padded, block * dim, dim, axis=1) * signs
+        part = lax.dynamic_slice_in_dim(padded, block * dim, dim, axis=1) * signs[None, :]
         return total + jnp.roll(part, jax.random.randint(shift_key, (), 0, dim), axis=1), None
 
     empty = jnp.zeros((gradients.shape[0], dim), gradients.dtype)

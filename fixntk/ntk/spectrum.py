@@ -164,7 +164,7 @@ def ntk_spectrum(
 
     See docs/mathematics.md, M14.
     """
-    params, x, _ = as_operands(f, params, x, None)
+    params, x, _ = as_operands(f, params, x, None, name="x")
     if not check_rows_are_independent(f, params, x):
         raise ValueError("ntk_spectrum cannot be traced by jit, vmap or grad: the number of its products is open")
     check_batch_size(batch_size)

@@ -62,7 +62,7 @@ def _describe(x1: Any, x2: Any) -> str:
     return f"the empirical NTK of {num_rows(x1)}×{num_rows(x1 if x2 is None else x2)} examples"
 
 
-def _bytes_at_once(request: Request, plan: Plan, x1: Any, x2: Any) -> float:
+def _bytes_at_once(request: Request, plan: Plan, x1: Any, x2: Any) -> int | float:
     """Estimate of the memory for kernels that one program computes: of one tile, or of paired rows."""
     n1, n2 = num_rows(x1), num_rows(x1 if x2 is None else x2)
     network = plan.network

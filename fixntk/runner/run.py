@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
+import math
 import shlex
 import signal
 import sys
@@ -187,13 +188,19 @@ def _num_memory_maps() -> int:
         return 0
 
 
+def _differ(one: object, other: object) -> bool:
+    """Whether two values of a task's key differ; NaN is the same as NaN."""
+    is_nan = all(isinstance(value, float) and math.isnan(value) for value in (one, other))
+    return one != other and not is_nan
+
+
 def _run_task(experiment: Experiment, config: BaseModel, task: Row) -> list[Row]:
     try:
         rows = experiment.run_task(config, dict(task))
     except ValueError as error:
         return [{**task, "error": str(error) or type(error).__name__}]
     rows = [to_json(row) for row in rows]
-    if not rows or any(row.get(key, task[key]) != task[key] for row in rows for key in task):
+    if not rows or any(_differ(row.get(key, task[key]), task[key]) for row in rows for key in task):
         raise RuntimeError(f"run_task gave no row, or one of another task, for {task}")
     return [{**task, **row, **task} for row in rows]
 

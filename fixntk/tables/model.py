@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -12,6 +14,7 @@ import pandas as pd
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import Pipeline
 
+from fixntk._files import replace_when_written
 from fixntk.estimators import GatedReLUClassifier, GatedReLURegressor, NTKClassifier, NTKRegressor
 from fixntk.tables.encode import Columns, imputing_encoder, match_columns, read_columns, read_target
 from fixntk.tables.model_file import Model, load, probability_name, save
@@ -100,10 +103,21 @@ def write_table(frame: pd.DataFrame, path: Path) -> None:
     if path.name.lower().endswith(".parquet"):
         import pyarrow  # noqa: F401  to name the package that is missing; pandas would hide it
 
-        frame.to_parquet(path, engine="pyarrow", index=False)
+        with _replace_file(path) as part:
+            frame.to_parquet(part, engine="pyarrow", index=False)
     else:
-        with path.open("w", encoding="utf-8", newline="") as file:
+        with _replace_file(path) as part, part.open("w", encoding="utf-8", newline="") as file:
             write_csv(frame, file)
+
+
+@contextmanager
+def _replace_file(path: Path) -> Iterator[Path]:
+    """The path of a new file in place of a file; a device or a pipe, such as /dev/stdout, is written to itself."""
+    if path.exists() and not path.is_file():
+        yield path
+        return
+    with replace_when_written(path) as part:
+        yield part
 
 
 def write_csv(frame: pd.DataFrame, file: TextIO) -> None:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.extend.core import ClosedJaxpr
 
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
@@ -32,9 +33,21 @@ def fingerprint(update: Callable[..., Any], trained: Any, optimizer_state: Any, 
     computation = jax.make_jaxpr(update)(trained, optimizer_state, trained)
     # Line breaks depend on the terminal, and addresses of functions on the process.
     text = " ".join(_ADDRESS.sub("", str(computation)).split())
-    optimizer = _digest((text, computation.consts, optimizer_state))
+    optimizer = _digest((text, _constants(computation), optimizer_state))
     versions = f"jax {jax.__version__}, optax {optax.__version__}"
     return {"versions": versions, "optimizer": optimizer, **{name: _digest(arguments[name]) for name in arguments}}
+
+
+def _constants(computation: ClosedJaxpr) -> list[Any]:
+    """Values that a computation closes over, those of the functions that it calls too."""
+    found = list(computation.consts)
+    for equation in computation.jaxpr.eqns:
+        for inner in jax.tree.leaves(
+            list(equation.params.values()), is_leaf=lambda leaf: isinstance(leaf, ClosedJaxpr)
+        ):
+            if isinstance(inner, ClosedJaxpr):
+                found += _constants(inner)
+    return found
 
 
 def _digest(tree: Any) -> str:

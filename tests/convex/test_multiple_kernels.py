@@ -169,7 +169,7 @@ def test_a_kernel_that_is_not_positive_semidefinite_is_named():
 
 def test_an_early_stop_says_why(problem):
     _, y, _, kernels = problem
-    with pytest.warns(fx.ConvergenceWarning, match="iterations ran out; raise max_iter or tol"):
+    with pytest.warns(fx.ConvergenceWarning, match="max_iter was reached; raise it or tol"):
         assert not fx.solve_kernels(kernels, y, 0.1, max_iter=1).failed
     with pytest.warns(fx.ConvergenceWarning, match="limited by rounding error at this reg; raise tol or reg"):
         assert fx.solve_kernels(kernels, y, 0.1, tol=1e-20).failed

@@ -14,6 +14,7 @@ from experiments import uci
 from experiments.shared import selection, statistics
 from fixntk.cli import main
 from fixntk.estimators.preprocessing import as_signs
+from fixntk.runner.rows import read_rows
 
 FAST = ["seeds=1", "num_gates=32", "steps=3", "path_steps=5", "num_folds=2", "reg_shares=[0.1, 0.01]"]
 
@@ -119,7 +120,7 @@ def test_two_classes_have_one_output_and_more_have_one_each():
 def test_the_command_runs_the_tables_and_reports(tmp_path, capsys):
     out = tmp_path / "run"
     assert main(["run", "configs/quickstart.yaml", "tables=[iris, haberman]", *FAST, "--out", str(out)]) == 0
-    rows = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+    rows = read_rows(out)
     assert [(row["table"], row["method"]) for row in rows] == [
         (table, method) for table in ("iris", "haberman") for method in ("ntk", "sampled_ntk", "fixed", "optimum")
     ]

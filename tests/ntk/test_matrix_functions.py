@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flow_problems import central_difference, problem
 
-from fixntk.ntk import gradient_flow, spectrum
+from fixntk.ntk import gradient_flow, matrix_functions
 
 
 @pytest.mark.parametrize("kind", ["inverse", "progress", "decay"])
@@ -34,9 +34,9 @@ def test_functions_of_eigenvalues_and_their_divided_differences_keep_all_digits(
             expected = np.array([float(exact[mpmath.mpf(a), mpmath.mpf(b)]) for a in values for b in values])
             expected_function = np.array([float(function(mpmath.mpf(a))) for a in values])
         cutoff, mu = jnp.asarray(0.0), jnp.asarray(values)
-        differences = jax.jit(spectrum._divided_differences, static_argnums=0)
+        differences = jax.jit(matrix_functions._divided_differences, static_argnums=0)
         np.testing.assert_allclose(
-            spectrum._spectral_function(kind, mu, jnp.asarray(s), cutoff), expected_function, rtol=1e-14
+            matrix_functions._spectral_function(kind, mu, jnp.asarray(s), cutoff), expected_function, rtol=1e-14
         )
         found = differences(kind, mu, jnp.asarray(s), cutoff).ravel()
         np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-300)

@@ -118,7 +118,7 @@ def check_program(name: str, program: ConvexProgram) -> None:
     check_norm(name, program)
 
 
-def bytes_needed(program: ConvexProgram) -> float:
+def bytes_needed(program: ConvexProgram) -> int | float:
     """Estimate of the memory for kernel matrices and their factors, and for masks as numbers."""
     return _NUM_MATRICES * program.x.shape[0] ** 2 * program.x.dtype.itemsize + mask_number_bytes(program)
 

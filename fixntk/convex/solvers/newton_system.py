@@ -98,7 +98,7 @@ def flops(program: ConvexProgram, size: int) -> float:
     return min(count(program, size) for _, count, _ in SOLVERS)
 
 
-def bytes_needed(program: ConvexProgram, size: int) -> float:
+def bytes_needed(program: ConvexProgram, size: int) -> int | float:
     """Estimate of the memory for the linear system of ``size`` groups: their masks and rays, and its matrix."""
     # From shapes alone: outside of compiled functions an array of targets would have to be made.
     num_rows, num_outputs = program.x.shape[0], group_shape_of(program)[2]
@@ -316,17 +316,17 @@ def _single_row_flops(program: ConvexProgram, size: int) -> float:
     return 0.5 * _row_flops(program, size) + _PASS_SLOWNESS * _USUAL_REFINEMENTS * pass_flops(program, size)
 
 
-def _row_numbers(program: ConvexProgram, _: int) -> float:
+def _row_numbers(program: ConvexProgram, _: int) -> int | float:
     """Numbers in the matrix of :func:`_by_rows`, its blocks and its factor."""
     return 4.0 * program.y.size**2
 
 
-def _single_row_numbers(program: ConvexProgram, size: int) -> float:
+def _single_row_numbers(program: ConvexProgram, size: int) -> int | float:
     """The same in single precision, as numbers of the program's."""
     return 0.5 * _row_numbers(program, size)
 
 
-def _feature_numbers(program: ConvexProgram, size: int) -> float:
+def _feature_numbers(program: ConvexProgram, size: int) -> int | float:
     """Numbers in the features of :func:`_by_features`, while they are made, and in their matrix and its factor."""
     features = size * math.prod(group_shape_of(program)[1:])
     return 3.0 * features**2 + 2.0 * program.y.size * features
