@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import fixntk as fx
+from fixntk.gates import samplers
 
 pytestmark = pytest.mark.core
 
@@ -150,3 +151,35 @@ def test_networks_of_a_solution_have_its_outputs(data):
     gated = solution.to_network(gates)
     np.testing.assert_allclose(gated(x), solution.predict(x, gates), atol=10 * tolerance(x))
     np.testing.assert_allclose(gated.to_relu(x)(x), gated(x), atol=1e-2)
+
+
+@pytest.mark.parametrize("kind", ["sjlt", "gaussian", "rademacher"])
+def test_projections_and_spectra_are_of_the_gradients(data, kind):
+    x, gates, _ = data
+    key = jax.random.key(0)
+
+    def f(w, x):
+        return x @ w
+
+    projected = fx.projected_gradients(f, gates[0], x, dim=2, key=key, kind=kind)
+    matrix = fx.projected_gradients(f, gates[0], jnp.eye(3, dtype=x.dtype), dim=2, key=key, kind=kind)
+    np.testing.assert_allclose(projected, np.asarray(x) @ np.asarray(matrix), atol=10 * tolerance(x))
+    values = np.linalg.svd(np.asarray(x), compute_uv=False) ** 2
+    np.testing.assert_allclose(fx.ntk_spectrum(f, gates[0], x, num=3).eigenvalues, values, rtol=10 * tolerance(x))
+
+
+@pytest.mark.parametrize("name", samplers.SAMPLERS)
+def test_samplers_give_finite_gates(data, name):
+    x, _, _ = data
+    gates = samplers.SAMPLERS[name](jax.random.key(0), 5, x, jnp.arange(25) % 2)
+    assert gates.dtype == x.dtype
+    assert np.all(np.isfinite(gates))
+    biased = jnp.concatenate([x, jnp.ones_like(x[:, :1])], axis=1)
+    assert samplers.SAMPLERS[name](jax.random.key(0), 5, biased, jnp.arange(25) % 2).shape == (5, 4)
+
+
+def test_gradient_descent_has_the_closed_form(data):
+    x, _, _ = data
+    kernel, y = x @ x.T, jnp.abs(x[:, :1])
+    descent, flow = (fit(kernel, y, learning_rate=0.01) for fit in (fx.gradient_descent, fx.gradient_flow))
+    np.testing.assert_allclose(descent.predict(3.0), flow.predict(3.0), atol=1e-3)

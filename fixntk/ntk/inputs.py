@@ -170,7 +170,7 @@ def _concatenate(one: Array, two: Array) -> Any:
     return jnp.concatenate([one, two]) if _is_key(one) else np.concatenate([one, two])
 
 
-def _entries(leaf: Array) -> np.ndarray:
+def _entries(leaf: Array | np.ndarray) -> np.ndarray:
     return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
 
 

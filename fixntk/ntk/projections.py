@@ -22,7 +22,7 @@ from jaxtyping import Float
 
 from fixntk._checks import as_positive_int
 from fixntk._files import replace_when_written
-from fixntk._numerics import full_precision, matmul
+from fixntk._numerics import at_least_float32, full_precision, matmul
 from fixntk._tiling import memory_for, num_rows
 from fixntk.ntk.inputs import as_hashable, as_operands, check_batch_size, check_rows_are_independent
 from fixntk.ntk.selection import Select, selected_leaves
@@ -114,7 +114,7 @@ def projected_gradients(
     if kind not in _PROJECTIONS:
         raise ValueError(f"kind must be one of {', '.join(map(repr, _PROJECTIONS))}, got {kind!r}")
     output = jax.eval_shape(f, params, x)
-    dtype = jnp.result_type(output.dtype, jnp.float32, *_selected(params, selected))
+    dtype = _widest(output, *_selected(params, selected))
     num_outputs = math.prod(output.shape[1:])
     tile = batch_size or max(1, _TILE_BYTES // (size * num_outputs * dtype.itemsize))
     project = partial(_project if not is_concrete else _compiled_project, as_hashable(f), selected, dim, kind)
@@ -134,6 +134,11 @@ def projected_gradients(
     needed = 2 * num_rows(x) * num_outputs * dim * dtype.itemsize + in_tile
     with memory_for(what, needed, "pass out= to write it to a file, or lower dim", x) as done:
         return done(jnp.concatenate([block for _, block in tiles]))
+
+
+def _widest(*arrays: Any) -> jnp.dtype:
+    """The widest floating-point dtype of arrays, or float32 if that is wider."""
+    return max((at_least_float32(array.dtype) for array in arrays), key=lambda dtype: jnp.finfo(dtype).bits)
 
 
 def _as_batch(row: Any) -> Any:
@@ -169,7 +174,7 @@ def _project(
         output, pullback = jax.vjp(lambda c: apply(c, _as_batch(row))[0], chosen)
         basis = jnp.eye(output.size, dtype=output.dtype).reshape(output.size, *output.shape)
         leaves = jax.vmap(pullback)(basis)[0]
-        dtype = jnp.result_type(output.dtype, jnp.float32, *leaves)
+        dtype = _widest(output, *leaves)
         flat = [leaf.reshape(output.size, -1).astype(dtype) for leaf in leaves]
         return jnp.concatenate(flat, axis=1)
 
