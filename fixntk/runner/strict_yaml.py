@@ -54,7 +54,7 @@ class _Loader(yaml.SafeLoader):
         self._num_values = 0
         self._sizes: dict[int, int] = {}
 
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         mark, is_alias, before = self.peek_event().start_mark, self.check_event(yaml.AliasEvent), self._num_values
         if self._depth == _MAX_DEPTH:
             raise ComposerError(None, None, f"more than {_MAX_DEPTH} levels inside one another", mark)
