@@ -29,8 +29,8 @@ test: lint  ## linter, type checker and every test that is not marked long
 	$(KEEP_COMPILED) $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal
 
 test-shapes: $(VENV)/.installed  ## the same tests, with every annotated shape and type of the library checked in every call
-	$(KEEP_COMPILED) $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal -m "not long and not wrong_types" \
-	    --jaxtyping-packages=fixntk,beartype.beartype --ignore=tests/test_package.py
+	PYTHONPATH=tests $(KEEP_COMPILED) $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal -m "not long and not wrong_types" \
+	    --jaxtyping-packages=fixntk,type_checker.check --ignore=tests/test_package.py
 
 test-strict: $(VENV)/.installed  ## the core tests under each of JAX's stricter modes
 	for mode in $(STRICT_MODES); do \

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import jax
@@ -249,13 +250,13 @@ def _integrate(
     start = f0 if f0_test is None else (f0, f0_test)
     velocity = None if descent.momentum is None else jax.tree.map(jnp.zeros_like, start)
     solution = diffrax.diffeqsolve(
-        diffrax.ODETerm(_derivative),
+        diffrax.ODETerm(partial(_derivative, descent.loss)),
         diffrax.Tsit5(),
         t0=0.0,
         t1=unit * flat[order[-1]],
         dt0=None,
         y0=(start, velocity),
-        args=(descent, between),
+        args=(descent.kernel, descent.y, between, descent.learning_rate, descent.momentum),
         saveat=diffrax.SaveAt(ts=unit * flat[order]),
         stepsize_controller=diffrax.PIDController(rtol=descent.rtol, atol=descent.rtol),
         max_steps=descent.max_steps,
@@ -267,17 +268,17 @@ def _integrate(
     return outputs.reshape(*times.shape, *outputs.shape[1:]), is_solved
 
 
-def _derivative(_: Array, state: Any, constants: tuple[GradientDescent, Array | None]) -> Any:
+def _derivative(loss: TrainingLoss, _: Array, state: Any, constants: tuple[Any, ...]) -> Any:
     """Derivative of the outputs on the training points, or of them and those on others, and of their velocities."""
-    (outputs, velocity), (descent, between) = state, constants
+    (outputs, velocity), (kernel, y, between, learning_rate, momentum) = state, constants
     train = outputs if between is None else outputs[0]
-    gradient = jax.grad(descent.loss)(train, descent.y)
+    gradient = jax.grad(loss)(train, y)
     # A kernel with output axes acts on one column of n·c numbers, a shared one on a column for each output.
-    columns = gradient.reshape(descent.kernel.shape[0], -1)
-    force: Any = -matmul(descent.kernel, columns).reshape(train.shape)
+    columns = gradient.reshape(kernel.shape[0], -1)
+    force: Any = -matmul(kernel, columns).reshape(train.shape)
     if between is not None:
         force = (force, -matmul(between, columns).reshape(outputs[1].shape))
-    if descent.momentum is None:
+    if momentum is None:
         return force, None
-    friction = (1 - descent.momentum) / jnp.sqrt(descent.learning_rate)
+    friction = (1 - momentum) / jnp.sqrt(learning_rate)
     return velocity, jax.tree.map(lambda q, a: a - friction * q, velocity, force)

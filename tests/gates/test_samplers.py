@@ -96,11 +96,12 @@ def test_gates_around_others_stay_near_them(x, rng):
 
 
 def test_rows_of_one_direction_still_give_gates():
-    gates = samplers.between_classes(KEY, 5, np.array([[1.0], [2.0], [0.0]]), [0, 1, 1])
+    gates = samplers.between_classes(KEY, 5, np.array([[1.0], [2.0], [0.0]]), np.array([0, 1, 1]))
     assert np.all(np.isfinite(gates))
     assert np.all(np.any(np.asarray(gates) != 0, axis=1))
 
 
+@pytest.mark.wrong_types
 @pytest.mark.parametrize(
     ("call", "message"),
     [

@@ -93,6 +93,7 @@ def test_projections_go_to_a_file_that_is_whole_or_not_there(case, tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["projected.npy"]
 
 
+@pytest.mark.wrong_types
 @pytest.mark.parametrize(
     ("options", "message"),
     [

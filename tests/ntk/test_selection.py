@@ -34,6 +34,7 @@ def test_paths_wildcards_and_predicates_select(select, sizes):
     assert {size for size, is_chosen in zip([2, 1, 4, 3, 5, 6, 7], chosen, strict=True) if is_chosen} == sizes
 
 
+@pytest.mark.wrong_types
 def test_a_selection_of_nothing_lists_the_paths():
     with pytest.raises(ValueError, match=r"selects none of the parameters: .*'encoder/layers/0/bias'"):
         selected_leaves(PARAMS, "encoder/layers/2")
