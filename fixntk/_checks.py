@@ -116,7 +116,7 @@ def _as_numbers(name: str, value: Any) -> Array | np.ndarray:
     except (TypeError, ValueError) as error:
         raise TypeError(f"{name} must be a numeric array, got {type(value).__name__}: {error}") from error
     if isinstance(value, np.ma.MaskedArray):
-        _refuse_missing(name, np.ma.count_masked(value), array)
+        _refuse_missing(name, int(np.ma.count_masked(value)), array)
     if array.dtype == object:
         array = _as_numbers_from_objects(name, array)
     if array.dtype.char == "g":

@@ -74,6 +74,7 @@ FLOATING_OBJECTS = ("decimals", "fractions", "nullable floats", "frame of types"
 
 
 @pytest.mark.parametrize("name", ARRAYS)
+@pytest.mark.wrong_types
 def test_arrays_of_every_type_are_taken_as_the_numbers_that_they_are(name, tmp_path):
     given = ARRAYS[name]
     if isinstance(given, np.ndarray) and given.dtype != object:
@@ -119,6 +120,7 @@ def test_booleans_stay_booleans(column):
     ],
     ids=str,
 )
+@pytest.mark.wrong_types
 def test_missing_values_are_refused_by_name(column):
     message = r"^y (has 1 missing value\(s\)|holds 1 NaN or infinite value\(s\)) in shape \(3,\)"
     with pytest.raises(ValueError, match=message):
@@ -128,6 +130,7 @@ def test_missing_values_are_refused_by_name(column):
 
 
 @pytest.mark.parametrize("labels", [np.array([1, "b"], object), pd.Series(["a", "b"]), np.array(["a", "b"], object)])
+@pytest.mark.wrong_types
 def test_text_is_refused_by_name(labels):
     with pytest.raises(TypeError, match="y must be a real numeric array, got dtype object with entries of type str"):
         checks.as_float_array("y", labels, (1,))

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -120,8 +120,8 @@ def _replace_file(path: Path) -> Iterator[Path]:
         yield part
 
 
-def write_csv(frame: pd.DataFrame, file: TextIO) -> None:
-    """Write a table as CSV, with an apostrophe before text that a spreadsheet would take for a formula.
+def write_csv(frame: pd.DataFrame, file: Any) -> None:
+    """Write a table as CSV to a text file, with an apostrophe before text that a spreadsheet would take for a formula.
 
     Such text begins with =, +, -, @ or white space, and is no number. Apostrophes before such text are doubled, so that
     taking one away restores it.
