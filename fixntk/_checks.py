@@ -62,6 +62,16 @@ def check_scalar(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be a finite number that is not negative, got {value!r}")
 
 
+def is_key(leaf: Any) -> bool:
+    """Whether an array holds typed PRNG keys."""
+    return bool(jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key))
+
+
+def entries_of(leaf: Array | np.ndarray) -> np.ndarray:
+    """The entries of an array on the host; of typed PRNG keys, their data."""
+    return np.asarray(jax.random.key_data(leaf) if is_key(leaf) else leaf)
+
+
 def as_array(name: str, value: Any) -> Array:
     """Return ``value`` as a JAX array of numbers, or of typed PRNG keys.
 

@@ -65,8 +65,13 @@ def replace_when_written(path: Path) -> Iterator[Path]:
     """Yield the path of a new file next to ``path``, which it replaces when the block ends without an error.
 
     After an error the new file is removed and ``path`` is unchanged. Several processes may write the same file: each
-    has a new file of its own, and the last to end wins.
+    has a new file of its own, and the last to end wins. A device or a pipe, such as /dev/stdout, is written to itself.
     """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        yield path
+        return
+    # A link stays one: /dev/stdout is a link to a file where the shell redirects it.
+    path = path.resolve() if path.is_symlink() else path
     part = path.with_name(f"{path.name}.{secrets.token_hex(_NUM_RANDOM_BYTES)}{PART_SUFFIX}")
     try:
         yield part

@@ -1,6 +1,7 @@
 """Files are seen whole or not at all, and those of arrays are refused if any of their content was changed."""
 
 import json
+import os
 
 import jax.numpy as jnp
 import numpy as np
@@ -49,6 +50,29 @@ def test_after_an_error_the_old_file_is_as_it_was_and_nothing_beside_it(tmp_path
         write()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_link_stays_and_its_file_is_replaced(tmp_path):
+    (tmp_path / "folder").mkdir()
+    file, link = tmp_path / "folder" / "file", tmp_path / "link"
+    link.symlink_to(file)
+    for text in ("new", "newer"):
+        with replace_when_written(link) as part:
+            part.write_text(text)
+        assert link.is_symlink()
+        assert file.read_text() == text
+    assert [path.name for path in file.parent.iterdir()] == ["file"]
+
+
+def test_a_pipe_is_written_to_itself(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    end = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    with replace_when_written(pipe) as part:
+        part.write_text("content")
+    assert os.read(end, 100) == b"content"
+    os.close(end)
+    assert pipe.is_fifo()
 
 
 def test_two_writers_of_a_file_do_not_mix(tmp_path):

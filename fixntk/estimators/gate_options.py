@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -68,7 +67,8 @@ def draw_gates(
     if isinstance(source, str):
         gates = sample_gates(key, options.num_gates, options.num_columns)
     elif callable(source):
-        gates = _call(source, key, options.num_gates, jnp.asarray(x), jnp.asarray(_as_one_target(targets)))
+        found = source(key, options.num_gates, jnp.asarray(x), jnp.asarray(_as_one_target(targets)))
+        gates = as_matrix("gates", found)
     else:
         gates = as_matrix("gates", source)
     if gates.shape[1] != options.num_columns:
@@ -79,10 +79,6 @@ def draw_gates(
     if not bool(jnp.all(jnp.any(gates != 0, axis=1))):
         raise ValueError("gates must not be zero: such a gate is active on every row")
     return jnp.pad(gates, ((0, 0), (0, padded_width(options.num_columns) - options.num_columns)))
-
-
-def _call(source: Callable[..., Any], key: Array, num_gates: Any, x: Array, y: Array) -> Array:
-    return as_matrix("gates", source(key, num_gates, x, y))
 
 
 def _as_one_target(targets: Float[np.ndarray, "n c"]) -> Float[np.ndarray, " n"]:

@@ -21,10 +21,11 @@ from fixntk._checks import as_float_array
 from fixntk._numerics import matmul
 from fixntk.ntk.kernel_matrices import (
     absolute_reg,
+    as_initial_outputs,
     as_kernel_between,
     as_scalar,
-    as_symmetric_kernel,
     as_times,
+    as_training_kernel,
     check_positive_semidefinite,
 )
 from fixntk.ntk.matrix_functions import apply_function
@@ -140,10 +141,7 @@ class GradientFlow:
         return _coefficients(self, as_times(t, self.kernel.dtype), self._initial_outputs("f0", f0, self.y.shape))
 
     def _initial_outputs(self, name: str, value: ArrayLike | None, shape: tuple[int, ...]) -> Array:
-        value = as_float_array(name, 0.0 if value is None else value, (0, len(shape)))
-        if value.shape not in ((), shape):
-            raise ValueError(f"{name} must be a scalar or have shape {shape}, got shape {value.shape}")
-        return value.astype(self.kernel.dtype)
+        return as_initial_outputs(name, value, shape, self.kernel.dtype)
 
 
 def gradient_flow(
@@ -211,12 +209,8 @@ def gradient_flow(
     See docs/mathematics.md, M15.
     """
     y = as_float_array("y", y, (1, 2, 3, 4))
-    kernel = as_symmetric_kernel("kernel_train", kernel_train, y)
+    kernel = as_training_kernel(kernel_train, y)
     matrix, dtype = kernel.matrix, kernel.matrix.dtype
-    if kernel.rows != y.shape[0]:
-        raise ValueError(
-            f"kernel_train and y must have the same number of rows, got shapes {kernel.shape} and {y.shape}"
-        )
     learning_rate = as_scalar("learning_rate", learning_rate, dtype, positive=True)
     reg = absolute_reg(matrix, diag_reg, diag_reg_absolute_scale)
     relative = len(matrix) * jnp.finfo(dtype).eps if rcond is None else as_scalar("rcond", rcond, dtype)

@@ -23,7 +23,14 @@ from jax.typing import ArrayLike
 
 from fixntk._checks import as_float_array, describe_fields, is_traced
 from fixntk._numerics import matmul
-from fixntk.ntk.kernel_matrices import as_kernel_between, as_scalar, as_symmetric_kernel, as_times
+from fixntk.ntk.kernel_matrices import (
+    as_initial_outputs,
+    as_kernel_between,
+    as_momentum,
+    as_scalar,
+    as_times,
+    as_training_kernel,
+)
 
 TrainingLoss = Callable[[Array, Array], Array]
 
@@ -201,32 +208,22 @@ def gradient_descent(
     See docs/mathematics.md, M15.
     """
     y = as_float_array("y", y, (1, 2, 3, 4))
-    kernel = as_symmetric_kernel("kernel_train", kernel_train, y)
+    kernel = as_training_kernel(kernel_train, y)
     dtype = kernel.matrix.dtype
-    if kernel.rows != y.shape[0]:
-        raise ValueError(
-            f"kernel_train and y must have the same number of rows, got shapes {kernel.shape} and {y.shape}"
-        )
     if isinstance(loss, str):
         if loss not in LOSSES:
             raise ValueError(f"loss must be one of {', '.join(map(repr, LOSSES))} or a function, got {loss!r}")
         loss = LOSSES[loss]
     if not callable(loss):
         raise TypeError(f"loss must be a name or a function of (outputs, y), got {type(loss).__name__}")
-    if momentum is not None:
-        momentum = as_scalar("momentum", momentum, dtype)
-        if not is_traced(momentum) and float(momentum) >= 1:
-            raise ValueError(f"momentum must be below 1, got {float(momentum)}")
+    momentum = None if momentum is None else as_momentum(momentum, dtype)
     rtol = math.sqrt(jnp.finfo(dtype).eps) if rtol is None else float(rtol)
     rate = as_scalar("learning_rate", learning_rate, dtype, positive=True)
     return GradientDescent(y.astype(dtype), kernel.matrix, rate, momentum, loss, kernel.full, rtol, max_steps)
 
 
 def _as_start(name: str, value: ArrayLike | None, shape: tuple[int, ...], dtype: Any) -> Array:
-    value = as_float_array(name, 0.0 if value is None else value, (0, len(shape)))
-    if value.shape not in ((), shape):
-        raise ValueError(f"{name} must be a scalar or have shape {shape}, got shape {value.shape}")
-    return jnp.broadcast_to(value.astype(dtype), shape)
+    return jnp.broadcast_to(as_initial_outputs(name, value, shape, dtype), shape)
 
 
 def _diffrax() -> Any:

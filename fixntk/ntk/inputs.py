@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from fixntk._checks import as_array, is_traced
+from fixntk._checks import as_array, entries_of, is_key, is_traced
 from fixntk._tiling import num_rows
 
 
@@ -161,22 +161,14 @@ def check_rows_are_independent(f: Callable[..., Any], params: Any, x1: Any, x2: 
     return True
 
 
-def _is_key(leaf: Any) -> bool:
-    return bool(jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key))
-
-
 def _concatenate(one: Array, two: Array) -> Any:
     # NumPy, which has no keys, compiles nothing.
-    return jnp.concatenate([one, two]) if _is_key(one) else np.concatenate([one, two])
-
-
-def _entries(leaf: Array | np.ndarray) -> np.ndarray:
-    return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+    return jnp.concatenate([one, two]) if is_key(one) else np.concatenate([one, two])
 
 
 def _probe(x: Any) -> Any:
     """Three rows: the first, the next one that differs from it, and the last."""
-    leaves = [_entries(leaf).reshape(num_rows(x), -1) for leaf in jax.tree.leaves(x)]
+    leaves = [entries_of(leaf).reshape(num_rows(x), -1) for leaf in jax.tree.leaves(x)]
     differs = np.any([np.any(leaf != leaf[:1], axis=1) for leaf in leaves], axis=0)
     rows = np.array([0, int(np.argmax(differs)), differs.size - 1])
     return jax.tree.map(lambda a: jnp.asarray(a)[rows], x)

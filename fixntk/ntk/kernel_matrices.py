@@ -59,6 +59,16 @@ def as_symmetric_kernel(name: str, value: ArrayLike, y: Array | None) -> KernelM
     return KernelMatrix(matrix, shape[0], kernel.ndim > 2, shape)
 
 
+def as_training_kernel(value: ArrayLike, y: Array) -> KernelMatrix:
+    """Check the argument ``kernel_train``, a kernel of the training points whose targets are y."""
+    kernel = as_symmetric_kernel("kernel_train", value, y)
+    if kernel.rows != y.shape[0]:
+        raise ValueError(
+            f"kernel_train and y must have the same number of rows, got shapes {kernel.shape} and {y.shape}"
+        )
+    return kernel
+
+
 @jax.jit
 def _asymmetry(matrix: Array) -> tuple[Array, Array]:
     return jnp.max(jnp.abs(matrix)), jnp.max(jnp.abs(matrix - matrix.T))
@@ -113,6 +123,22 @@ def as_scalar(name: str, value: ArrayLike, dtype: jnp.dtype, positive: bool = Fa
         if number < 0 or (positive and number == 0):
             raise ValueError(f"{name} must be {'positive' if positive else 'at least 0'}, got {number}")
     return scalar.astype(dtype)
+
+
+def as_momentum(value: ArrayLike, dtype: jnp.dtype) -> Array:
+    """Check the momentum of the heavy ball, at least 0 and below 1."""
+    momentum = as_scalar("momentum", value, dtype)
+    if not is_traced(momentum) and float(momentum) >= 1:
+        raise ValueError(f"momentum must be below 1, got {float(momentum)}")
+    return momentum
+
+
+def as_initial_outputs(name: str, value: ArrayLike | None, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
+    """Check outputs at t = 0, a scalar or of this shape; 0 when None."""
+    outputs = as_float_array(name, 0.0 if value is None else value, (0, len(shape)))
+    if outputs.shape not in ((), shape):
+        raise ValueError(f"{name} must be a scalar or have shape {shape}, got shape {outputs.shape}")
+    return outputs.astype(dtype)
 
 
 def absolute_reg(matrix: Array, diag_reg: ArrayLike, absolute: bool) -> Array:

@@ -10,9 +10,8 @@ from jax import Array
 from jax.typing import ArrayLike
 from jaxtyping import Float
 
-from fixntk._checks import is_traced
 from fixntk.ntk.dynamics import gradient_flow
-from fixntk.ntk.kernel_matrices import absolute_reg, as_scalar, as_symmetric_kernel
+from fixntk.ntk.kernel_matrices import absolute_reg, as_momentum, as_scalar, as_symmetric_kernel
 
 
 def kernel_ridge(
@@ -85,7 +84,5 @@ def max_learning_rate(
     """
     matrix = as_symmetric_kernel("kernel_train", kernel_train, None).matrix
     reg = absolute_reg(matrix, diag_reg, diag_reg_absolute_scale)
-    beta = as_scalar("momentum", momentum, matrix.dtype)
-    if not is_traced(beta) and beta >= 1:
-        raise ValueError(f"momentum must be below 1, got {float(beta)}")
+    beta = as_momentum(momentum, matrix.dtype)
     return 2 * (1 + beta) / (jnp.maximum(jnp.linalg.eigvalsh(matrix)[-1], 0) + reg)

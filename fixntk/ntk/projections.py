@@ -108,13 +108,14 @@ def projected_gradients(
     is_concrete = check_rows_are_independent(f, params, x)
     check_batch_size(batch_size)
     selected = selected_leaves(params, select)
-    dim, size = as_positive_int("dim", dim), _num_selected(params, selected)
+    _, chosen = restrict(f, selected, params)
+    dim, size = as_positive_int("dim", dim), sum(leaf.size for leaf in chosen)
     if dim > size:
         raise ValueError(f"dim must be at most the number of selected parameters, {size}, got {dim}")
     if kind not in _PROJECTIONS:
         raise ValueError(f"kind must be one of {', '.join(map(repr, _PROJECTIONS))}, got {kind!r}")
     output = jax.eval_shape(f, params, x)
-    dtype = _widest(output, *_selected(params, selected))
+    dtype = _widest(output, *chosen)
     num_outputs = math.prod(output.shape[1:])
     tile = batch_size or max(1, _TILE_BYTES // (size * num_outputs * dtype.itemsize))
     project = partial(_project if not is_concrete else _compiled_project, as_hashable(f), selected, dim, kind)
@@ -145,14 +146,6 @@ def _as_batch(row: Any) -> Any:
     return jax.tree.map(lambda a: a[None], row)
 
 
-def _selected(params: Any, selected: tuple[bool, ...]) -> list[Array]:
-    return [leaf for leaf, is_chosen in zip(jax.tree.leaves(params), selected, strict=True) if is_chosen]
-
-
-def _num_selected(params: Any, selected: tuple[bool, ...]) -> int:
-    return sum(leaf.size for leaf in _selected(params, selected))
-
-
 def _write_tiles(path: Path, shape: tuple[int, ...], dtype: Any, tiles: Any) -> np.ndarray:
     """Write blocks of rows to a .npy file, which replaces ``path`` when it is finished, and map it into memory."""
     with replace_when_written(path) as part:
@@ -171,17 +164,15 @@ def _project(
 
     def jacobian(row: Any) -> Array:
         """(outputs, p) derivatives of one example's outputs in all selected parameters."""
-        output, pullback = jax.vjp(lambda c: apply(c, _as_batch(row))[0], chosen)
-        basis = jnp.eye(output.size, dtype=output.dtype).reshape(output.size, *output.shape)
-        leaves = jax.vmap(pullback)(basis)[0]
-        dtype = _widest(output, *leaves)
-        flat = [leaf.reshape(output.size, -1).astype(dtype) for leaf in leaves]
-        return jnp.concatenate(flat, axis=1)
+        leaves = jax.jacrev(lambda c: apply(c, _as_batch(row))[0])(chosen)
+        dtype = _widest(outputs, *leaves)
+        return jnp.concatenate([leaf.reshape(num_outputs, -1).astype(dtype) for leaf in leaves], axis=1)
 
+    outputs = jax.eval_shape(f, params, x)
+    num_outputs = math.prod(outputs.shape[1:])
     gradients = jax.vmap(jacobian)(x)
-    shape = jax.eval_shape(f, params, x).shape
     projected = _PROJECTIONS[kind](gradients.reshape(-1, gradients.shape[-1]), dim, key)
-    return projected.reshape(*shape, dim)
+    return projected.reshape(*outputs.shape, dim)
 
 
 _compiled_project = jax.jit(_project, static_argnums=(0, 1, 2, 3))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -103,21 +101,11 @@ def write_table(frame: pd.DataFrame, path: Path) -> None:
     if path.name.lower().endswith(".parquet"):
         import pyarrow  # noqa: F401  to name the package that is missing; pandas would hide it
 
-        with _replace_file(path) as part:
+        with replace_when_written(path) as part:
             frame.to_parquet(part, engine="pyarrow", index=False)
     else:
-        with _replace_file(path) as part, part.open("w", encoding="utf-8", newline="") as file:
+        with replace_when_written(path) as part, part.open("w", encoding="utf-8", newline="") as file:
             write_csv(frame, file)
-
-
-@contextmanager
-def _replace_file(path: Path) -> Iterator[Path]:
-    """The path of a new file in place of a file; a device or a pipe, such as /dev/stdout, is written to itself."""
-    if path.exists() and not path.is_file():
-        yield path
-        return
-    with replace_when_written(path) as part:
-        yield part
 
 
 def write_csv(frame: pd.DataFrame, file: Any) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Shaped, UInt8
 
+from fixntk._checks import entries_of, is_key
 from fixntk._files import FileFormatError, Format, read_arrays, write_arrays
 
 State = TypeVar("State")
@@ -153,14 +154,12 @@ def _describe(leaf: Array) -> str:
 
 
 def _as_bytes(leaf: Array) -> UInt8[np.ndarray, " k"]:
-    is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-    entries = np.asarray(jax.random.key_data(leaf) if is_key else leaf)
-    return np.frombuffer(entries.tobytes(), np.uint8)
+    return np.frombuffer(entries_of(leaf).tobytes(), np.uint8)
 
 
 def _as_leaf(content: UInt8[np.ndarray, " k"], like: Array) -> Shaped[Array, " ..."]:
     """The array of :func:`_as_bytes`, with the shape and dtype of another one."""
-    if jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
+    if is_key(like):
         shape = jax.random.key_data(like).shape
         data = jnp.asarray(np.frombuffer(content, np.uint32).reshape(shape))
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(like))

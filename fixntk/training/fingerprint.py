@@ -8,10 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.extend.core import ClosedJaxpr
+
+from fixntk._checks import entries_of, is_key
 
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
@@ -54,11 +55,9 @@ def _digest(tree: Any) -> str:
     leaves, structure = jax.tree.flatten(tree)
     digest = hashlib.sha256(str(structure).encode())
     for leaf in leaves:
-        array = leaf
-        if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        if isinstance(leaf, jax.Array) and is_key(leaf):
             digest.update(str(leaf.dtype).encode())
-            array = jax.random.key_data(leaf)
-        array = np.asarray(array)
+        array = entries_of(leaf) if isinstance(leaf, jax.Array) else np.asarray(leaf)
         digest.update(f"{array.dtype}{array.shape}".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()
