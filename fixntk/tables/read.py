@@ -21,6 +21,8 @@ _YEARS = range(1000, 3000)
 _KINDS = frozenset(
     {"string", "integer", "floating", "mixed-integer-float", "decimal", "boolean", "categorical", "empty"}
 )
+# White space, and the NUL that NumPy's texts lose at their end.
+_BLANKS = "\0" + "".join(character for character in map(chr, range(0x3001)) if character.isspace())
 _DATE_KINDS = frozenset({"date", "datetime", "datetime64"})
 
 
@@ -102,8 +104,8 @@ def _read_parquet(path: str | Path) -> pd.DataFrame:
         # pandas raises anything where a file's metadata are damaged.
         reason = (error.strerror if isinstance(error, OSError) else None) or repr(str(error))
         raise TableError(f"table {str(path)!r} cannot be read: {reason}") from error
-    # White space around names and values is dropped, as in CSV files, so that a model takes both.
-    frame.columns = pd.Index([str(name).strip() for name in frame.columns])
+    # Blanks around names and values are dropped, as in CSV files, so that a model takes both.
+    frame.columns = pd.Index([str(name).strip(_BLANKS) for name in frame.columns])
     if frame.empty:
         raise TableError(f"table {str(path)!r} has no {'rows' if frame.shape[1] else 'columns'}")
     _check_names(path, list(frame.columns))
@@ -111,14 +113,14 @@ def _read_parquet(path: str | Path) -> pd.DataFrame:
         kind = pd.api.types.infer_dtype(column, skipna=True)
         if kind not in _KINDS | _DATE_KINDS:
             raise TableError(f"table {str(path)!r}: column {name!r} holds {kind} values, neither numbers nor words")
-    return frame.astype(object).where(frame.notna(), "?").map(lambda value: str(value).strip())
+    return frame.astype(object).where(frame.notna(), "?").map(lambda value: str(value).strip(_BLANKS))
 
 
 def _read_csv(path: str | Path) -> pd.DataFrame:
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file)
-            rows = [(reader.line_num, [field.strip() for field in row]) for row in reader if row]
+            rows = [(reader.line_num, [field.strip(_BLANKS) for field in row]) for row in reader if row]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         raise TableError(f"table {str(path)!r} cannot be read: {reason}") from error

@@ -329,6 +329,7 @@ GOOD = ("1,2,u", "2,1,v", "3,5,u", "4,4,v")
         (rows_of("y", "u", "v", "u"), "has one column, 'y'; features and label need commas between them"),
         (rows_of("a;b;y", "1;2;u", "2;1;v"), "has one column, 'a;b;y'"),
         (rows_of("a,,y", *GOOD), "column 2 has no name"),
+        (rows_of("a,\0,y", *GOOD), "column 2 has no name"),
         (rows_of("5.1,3.5,u", *GOOD), "has no header: its first row has the number '5.1'"),
         (rows_of("a,a,y", *GOOD), "has two columns 'a'"),
         (rows_of("a,b,y", *GOOD, "5,u"), "line 6 has 2 fields, the header has 3"),

@@ -95,21 +95,28 @@ def changed(content):
     return edits.map(apply) | places.map(lambda place: content[:place])
 
 
+def stripped(text):
+    """The text without white space and NULs at its ends."""
+    while text != (text := text.strip().strip("\0")):
+        pass
+    return text
+
+
 def check_table(folder, case, target_number):
     content, header = case
     table, model = folder / "table.csv", folder / "model"
     table.write_bytes(content)
     model.unlink(missing_ok=True)
-    target = header[target_number % len(header)].strip()
+    target = stripped(header[target_number % len(header)])
     fitted = run("fit", table, f"--target={target}", "--out", model, "--method", "ntk", "--reg", "0.1")
     assert model.exists() == (fitted is not None)
     if fitted is None:
         return
     # An independent reading of the table.
     rows = [row for row in csv.reader(io.StringIO(content.decode("utf-8-sig"), newline="")) if row]
-    names = [name.strip() for name in rows[0]]
+    names = [stripped(name) for name in rows[0]]
     assert target in names
-    labels = [row[names.index(target)].strip() for row in rows[1:]]
+    labels = [stripped(row[names.index(target)]) for row in rows[1:]]
     kind = fitted.split(" is a ")[-1].split()[0]
     assert fitted.startswith(f"{len(labels)} rows, {len(names) - 1} columns; {target!r} is a {kind}")
     predictions = run("predict", model, table)
