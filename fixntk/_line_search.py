@@ -1,4 +1,4 @@
-"""Backtracking: the one line search of the library."""
+"""Step lengths: backtracking, Armijo's rule, and the way to a boundary."""
 
 from __future__ import annotations
 
@@ -50,3 +50,51 @@ def backtrack(is_acceptable: Callable[[Array], Array], longest: Array, *, max_ha
         return Backtracking(length, search.accepted | is_acceptable(length), search.num_halvings + 1)
 
     return lax.while_loop(is_unfinished, halve, Backtracking(longest, is_acceptable(longest), jnp.asarray(0)))
+
+
+def search_by_armijo(
+    change: Callable[[Array], Array],
+    slope: Array,
+    longest: Array,
+    *,
+    share: float,
+    slack: Array,
+    max_halvings: int,
+) -> Backtracking:
+    """Halve step lengths until the objective falls by a share of what its slope promises: Armijo's rule.
+
+    Parameters
+    ----------
+    change
+        From lengths of ``longest``'s shape to the objective there less the objective at length zero; ∞ or NaN where a
+        length is not allowed.
+    slope
+        The objective's derivative at length zero, negative.
+    longest, max_halvings
+        As for :func:`backtrack`.
+    share
+        Of the decrease, between 0 and 1.
+    slack
+        What the objective may grow by rounding: near the optimum its decrease is smaller than its rounding error.
+    """
+    return backtrack(
+        lambda length: change(length) <= share * length * slope + slack, longest, max_halvings=max_halvings
+    )
+
+
+def longest_step(values: Array, changes: Array, *, share: float, axis: int | None = None) -> Array:
+    """The longest step, up to 1, that goes at most a share of the way to where a positive value reaches zero.
+
+    Parameters
+    ----------
+    values, changes
+        Positive values, and what a step of length 1 adds to them.
+    share
+        Of the way, below 1.
+    axis
+        Axis along which all values have to stay positive; all axes if None.
+    """
+    is_approaching = changes < 0
+    # ∞ for values that do not fall.
+    distances = jnp.where(is_approaching, -values / jnp.where(is_approaching, changes, 1.0), jnp.inf)
+    return jnp.minimum(1.0, share * jnp.min(distances, axis=axis))

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
-from jaxtyping import Float
+from jaxtyping import Bool, Float, UInt8
 
 from fixntk._checks import (
     as_float_array,
@@ -113,9 +113,10 @@ class MaskedGram:
     See docs/mathematics.md, M2.
     """
 
-    weights: Array
-    masks: Array
-    x: Array
+    # Under vmap there are axes before these, and JAX's transformations put placeholders into pytrees, hence Any.
+    weights: Float[Array, " P"] | Any
+    masks: Bool[Array, "n P"] | UInt8[Array, "n B"] | Any
+    x: Float[Array, "n d"] | Any
 
     def __init__(self, weights: ArrayLike, masks: ArrayLike, x: ArrayLike) -> None:
         operands = _as_operands(weights, masks, x, "")

@@ -1,10 +1,10 @@
-"""Backtracking: the first acceptable halving of each length, by a loop."""
+"""Step lengths against loops in NumPy."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fixntk._line_search import backtrack
+from fixntk._line_search import backtrack, longest_step, search_by_armijo
 
 
 def first_acceptable(limit, longest, max_halvings):
@@ -37,3 +37,40 @@ def test_a_length_that_is_never_acceptable_is_given_back_after_the_last_halving(
     found = backtrack(lambda length: length < 0, jnp.asarray(1.0), max_halvings=5)
     assert not bool(found.accepted)
     assert (float(found.length), int(found.num_halvings)) == (2.0**-5, 5)
+
+
+def test_armijo_takes_the_first_halving_that_falls_by_a_share_of_its_slope():
+    # t⁴ − t falls by a share c of its slope −1 where t³ ≤ 1 − c.
+    def change(length):
+        return length**4 - length
+
+    for share, expected in ((0.1, 0.5), (0.5, 0.5), (0.9, 0.25), (0.99, 0.125)):
+        found = search_by_armijo(
+            change, jnp.asarray(-1.0), jnp.asarray(2.0), share=share, slack=jnp.asarray(0.0), max_halvings=20
+        )
+        assert float(found.length) == expected, share
+        assert bool(found.accepted)
+
+
+def test_armijo_takes_a_step_whose_increase_is_rounding_and_none_to_nan():
+    def search(change, slack):
+        return search_by_armijo(
+            change, jnp.asarray(-1e-20), jnp.asarray(1.0), share=0.1, slack=jnp.asarray(slack), max_halvings=4
+        )
+
+    assert bool(search(lambda length: 1e-17 + 0 * length, 1e-16).accepted)
+    assert not bool(search(lambda length: 1e-15 + 0 * length, 1e-16).accepted)
+    found = search(lambda length: jnp.where(length > 0.3, jnp.nan, -1.0), 0.0)
+    assert (bool(found.accepted), float(found.length)) == (True, 0.25)
+
+
+def test_the_longest_step_stays_inside_along_an_axis_and_as_a_whole(rng):
+    values, changes = rng.uniform(0.1, 2, (6, 9)), rng.standard_normal((6, 9))
+    changes[:, 4] = np.abs(changes[:, 4])
+    ways = np.where(changes < 0, -values / changes, np.inf)
+    found = longest_step(jnp.asarray(values), jnp.asarray(changes), share=0.9, axis=0)
+    np.testing.assert_allclose(found, np.minimum(1, 0.9 * ways.min(axis=0)))
+    assert found[4] == 1
+    whole = longest_step(jnp.asarray(values), jnp.asarray(changes), share=0.9)
+    np.testing.assert_allclose(whole, min(1, 0.9 * ways.min()))
+    assert np.all(values + float(whole) * changes > 0)

@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float
+from jax.typing import ArrayLike
+from jaxtyping import Float, Int
 
 from fixntk._numerics import matmul
 from fixntk.convex.datafit import Datafit, Fit
@@ -103,6 +104,13 @@ def certify(datafit: Datafit, penalty: Penalty, weights: Array, outputs: Array, 
     gaps = jnp.stack([feasible, jnp.where(penalty.ridge > 0, jnp.maximum(unscaled, 0.0), jnp.inf)])
     best = jnp.argmin(gaps)
     return Certificate(gaps[best], jnp.stack([scale, jnp.ones_like(scale)])[best])
+
+
+def last_within(gaps: Float[Array, " k"], enough: ArrayLike) -> Int[Array, ""]:
+    """The last of several points whose gap is small enough; the one with the smallest gap where none is."""
+    is_enough = gaps <= enough
+    last = gaps.size - 1 - jnp.argmax(is_enough[::-1])
+    return jnp.where(jnp.any(is_enough), last, jnp.argmin(gaps))
 
 
 def dual_objective(datafit: Datafit, penalty: Penalty, theta: Array, correlations: Array) -> Float[Array, ""]:

@@ -29,11 +29,12 @@ from jaxtyping import Bool, Float, Int
 
 from fixntk._checks import is_tracing
 from fixntk._compilation import jit_for_host
-from fixntk._line_search import backtrack
+from fixntk._line_search import longest_step, search_by_armijo
 from fixntk._numerics import einsum, matmul
+from fixntk.convex.duality import last_within
 
-# Armijo's rule: a step has to lower the merit function by this share of the decrease that its slope predicts.
-_SUFFICIENT_SHARE = 1e-4
+# Share of the slope's decrease by which a step has to lower the merit function (Armijo's constant).
+_ARMIJO_SHARE = 1e-4
 # Count of halvings of a step before the line search gives up.
 _MAX_HALVINGS = 30
 # A step goes at most this share of the way to the boundary of the orthant.
@@ -225,30 +226,29 @@ def _step_length(problem: KernelProblem, state: PathState, step: Array, slope: A
     """Backtracking from near the boundary of the orthant, by Armijo's rule on J − μ Σ log u."""
     shares, mu = state.point.shares, state.barrier
     before = state.point.objective - mu * jnp.sum(jnp.log(shares))
-    rounding = 10 * jnp.finfo(shares.dtype).eps * jnp.abs(before)
 
-    def is_acceptable(length: Array) -> Array:
+    def change(length: Array) -> Array:
         moved = shares * (1 + length * step)
         dual_weights = jsl.cho_solve((_cholesky(problem, moved), True), problem.targets)
-        merit = _objective(problem, moved, dual_weights) - mu * jnp.sum(jnp.log(moved))
-        return merit <= before + _SUFFICIENT_SHARE * length * slope + rounding
+        return _objective(problem, moved, dual_weights) - mu * jnp.sum(jnp.log(moved)) - before
 
-    search = backtrack(is_acceptable, _longest(jnp.ones_like(step), step), max_halvings=_MAX_HALVINGS)
+    search = search_by_armijo(
+        change,
+        slope,
+        longest_step(jnp.ones_like(step), step, share=_BOUNDARY_SHARE),
+        share=_ARMIJO_SHARE,
+        slack=10 * jnp.finfo(shares.dtype).eps * jnp.abs(before),
+        max_halvings=_MAX_HALVINGS,
+    )
     return jnp.where(search.accepted, search.length, 0.0)
-
-
-def _longest(values: Array, changes: Array) -> Array:
-    """The longest step up to 1 after which positive values are positive, by a margin."""
-    towards = changes < 0
-    room = jnp.where(towards, -values / jnp.where(towards, changes, 1.0), jnp.inf)
-    return jnp.minimum(1.0, _BOUNDARY_SHARE * jnp.min(room))
 
 
 def _next_prices(state: PathState, point: KernelPoint, price_step: Array) -> Array:
     """Multipliers z after a step of their own length, near enough to μ / u for the Newton matrix to be sound."""
     shares = state.point.shares
     products = shares * state.prices
-    prices = (products + _longest(products, price_step) * price_step) / shares
+    length = longest_step(products, price_step, share=_BOUNDARY_SHARE)
+    prices = (products + length * price_step) / shares
     central = state.barrier / point.shares
     return jnp.clip(prices, central / _PRICE_FACTOR, central * _PRICE_FACTOR)
 
@@ -286,7 +286,5 @@ def _sparsest(problem: KernelProblem, point: KernelPoint, tol: ArrayLike) -> Ker
         return _evaluate(problem, jnp.where(point.shares <= multiple * mu, 0.0, point.shares))
 
     candidates = lax.map(without, jnp.asarray(_ZERO_MULTIPLES, point.shares.dtype))
-    good = candidates.relative_gap <= tol
-    last = good.size - 1 - jnp.argmax(good[::-1])
-    chosen = jnp.where(jnp.any(good), last, jnp.argmin(candidates.relative_gap))
+    chosen = last_within(candidates.relative_gap, tol)
     return jax.tree.map(lambda leaves: leaves[chosen], candidates)

@@ -24,7 +24,7 @@ from fixntk.convex.groups import with_mask_numbers
 from fixntk.convex.program import ConvexProgram, absorb_sample_weight, group_shape_of, targets_of
 from fixntk.convex.progress import Interrupted, describe, progress_bar
 from fixntk.convex.solution import Solution
-from fixntk.convex.solve import as_options, choose_warm_method, solve_quietly
+from fixntk.convex.solve import as_options, choose_warm_method, solve_from
 from fixntk.convex.solvers import working_sets
 
 # Largest extrapolation, in units of the last step in λ.
@@ -161,7 +161,7 @@ def solve_path(
     values = _as_regs(program, regs, num_regs, min_share)
     tol, max_iter = as_options(program, chosen, tol, max_iter)
     start = to_device(np.zeros(group_shape_of(program), program.x.dtype))
-    on_all = partial(solve_quietly, method=method, tol=tol, max_iter=max_iter)
+    on_all = partial(solve_from, method=chosen, tol=tol, max_iter=max_iter)
     on_sets = None
     if screen and program.x.size * program.num_gates >= _WORTH_SCREENING:
         program = _with_mask_numbers(program)
@@ -178,7 +178,7 @@ def solve_path(
                 reg = float(values[position])
                 start = _predict_start(known, start, reg)
                 if on_sets is None:
-                    solution = on_all(program.with_reg(reg), init=start)
+                    solution = on_all(program.with_reg(reg), start)
                 else:
                     solution, last = restriction.solve_on_sets(program.with_reg(reg), on_sets, start, last)
                 solutions[int(position)] = solution

@@ -16,6 +16,7 @@ from jaxtyping import Float
 
 from fixntk._compilation import jit_for_host
 from fixntk._numerics import einsum, matmul
+from fixntk.convex.duality import last_within
 from fixntk.convex.program import (
     ConvexProgram,
     correlations_of,
@@ -120,11 +121,8 @@ def _sparsest(
         small = penalties <= multiple * cones.num_terms / weight
         return certify(program, cones, jnp.where(small[..., None], 0.0, pair), prices)
 
-    # The largest multiple whose gap still suffices; else the one with the smallest gap.
     candidates = lax.map(without, jnp.asarray(_ZERO_MULTIPLES, program.x.dtype))
-    good = candidates.gap <= enough
-    last = good.size - 1 - jnp.argmax(good[::-1])
-    chosen = jnp.where(jnp.any(good), last, jnp.argmin(candidates.gap))
+    chosen = last_within(candidates.gap, enough)
     return jax.tree.map(lambda leaves: leaves[chosen], candidates)
 
 

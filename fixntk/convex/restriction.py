@@ -42,7 +42,7 @@ class Restriction(NamedTuple):
     method
         For the groups of a set.
     on_all
-        ``on_all(program, init=weights) -> Solution``.
+        ``on_all(program, weights) -> Solution``.
     sizes
         (P,) ‖D_p X‖₂.
     tol, max_iter
@@ -80,7 +80,7 @@ def solve_on_sets(
         start = solution.weights
         if bool(solution.failed):  # By rounding: other groups do not help.
             break
-    solution = restriction.on_all(program, init=start)
+    solution = restriction.on_all(program, start)
     return solution, screening.evaluate(program, solution.weights)
 
 

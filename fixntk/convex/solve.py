@@ -168,6 +168,12 @@ def solve_quietly(program: ConvexProgram, **options: Any) -> Solution:
         return solve(program, **options)
 
 
+def solve_from(program: ConvexProgram, start: Array, *, method: Method, tol: float, max_iter: int) -> Solution:
+    """The certified solution of a chosen method from group weights, with options that are checked already."""
+    outcome = driver.run_from_host(program, method, start, None, tol, max_iter)
+    return certify(program, outcome, method, tol)[0]
+
+
 def choose_method(program: ConvexProgram, name: str, *, traced: bool = False) -> Method:
     """The method of a name for a program.
 

@@ -105,10 +105,14 @@ def enumerate_arrangements(x: ArrayLike, *, max_cells: int = 200_000) -> Arrange
     See docs/mathematics.md, M4.
     """
     array, max_cells = as_matrix("x", x), as_positive_int("max_cells", max_cells)
-    points, planes = _points_in_cells(x, max_cells)
-    points = _move_inside(points, planes.normals)
-    masks, gates = _masks_at(points, planes), jnp.asarray(points @ planes.basis.T, array.dtype)
-    if narrow := int(np.sum(~_have_certain_masks(array, gates, masks))):
+    planes = distinct_hyperplanes(x)
+    points = _points_in_cells(planes, max_cells)
+    # The masks, and JAX's copy of them.
+    needed, what = 2 * array.shape[0] * points.shape[0], f"the array of {array.shape[0]}×{points.shape[0]} masks"
+    with memory_for(what, needed, "lower max_cells, or take sampled gates (sample_gates)", free_memory=free_on_host):
+        points = _move_inside(points, planes.normals)
+        masks, gates = jnp.asarray(_masks_at(points, planes)), jnp.asarray(points @ planes.basis.T, array.dtype)
+    if narrow := int(np.sum(~_have_certain_masks(array, gates, np.asarray(masks)))):
         higher = "" if array.dtype == jnp.float64 else ", or pass it in float64 with jax_enable_x64"
         warnings.warn(
             f"{narrow} of {masks.shape[1]} cells are narrower than {array.dtype} resolves: the masks are exact, but "
@@ -116,7 +120,7 @@ def enumerate_arrangements(x: ArrayLike, *, max_cells: int = 200_000) -> Arrange
             UserWarning,
             stacklevel=2,
         )
-    return Arrangements(jnp.asarray(masks), gates)
+    return Arrangements(masks, gates)
 
 
 def cover_count(num_rows: int, rank: int) -> int:
@@ -178,15 +182,14 @@ def _distinct_hyperplanes(rows: np.ndarray) -> Hyperplanes:
     return Hyperplanes(basis, units[kept], owner, side)
 
 
-def _points_in_cells(x: ArrayLike, max_cells: int) -> tuple[np.ndarray, Hyperplanes]:
+def _points_in_cells(planes: Hyperplanes, max_cells: int) -> np.ndarray:
     """One point in each cell, in coordinates of the row space."""
-    planes = distinct_hyperplanes(x)
     num_planes, rank = planes.normals.shape
     # Any arrangement of rank r has at least 2^r cells.
     if 2**rank > max_cells:
         raise ValueError(_budget_message(max_cells, num_planes, rank))
     try:
-        return _cells(planes.normals, np.full(num_planes, _NOISE), max_cells), planes
+        return _cells(planes.normals, np.full(num_planes, _NOISE), max_cells)
     except _TooManyCellsError:
         raise ValueError(_budget_message(max_cells, num_planes, rank)) from None
 
@@ -299,17 +302,17 @@ def _select_one_per_cell(points: np.ndarray, normals: np.ndarray, noise: np.ndar
     A point on a hyperplane was made before that hyperplane was added. Adding it made new points on both of its sides,
     so that the old point is not needed. ``expected`` is the number of cells by the counting recursion, a check.
     """
-    what = f"an arrangement of {normals.shape[0]} hyperplanes with {expected} cells"
-    # The products, their absolute values and margins.
-    needed = 3 * points.shape[0] * normals.shape[0] * points.itemsize
-    with memory_for(what, needed, "lower max_cells, or take sampled gates (sample_gates)", free_memory=free_on_host):
-        products = points @ normals.T
+    margins, sides = [], []
+    for block in _row_blocks(points, normals.shape[0]):
+        products = block @ normals.T
         # The signs of a point are known only if its products exceed a safe multiple of their errors.
-        margins = np.min(np.abs(products) - 8 * noise, axis=1)
-        # np.unique returns the first of equal sign patterns, which has the largest margin in this order.
-        order = np.argsort(-margins, kind="stable")
-        order = order[margins[order] > 0]
-        _, first = np.unique(_row_bytes(products[order] > 0), return_index=True)
+        margins.append(np.min(np.abs(products) - 8 * noise, axis=1))
+        sides.append(_row_bytes(products > 0))
+    margin = np.concatenate(margins)
+    # np.unique returns the first of equal sign patterns, which has the largest margin in this order.
+    order = np.argsort(-margin, kind="stable")
+    order = order[margin[order] > 0]
+    _, first = np.unique(np.concatenate(sides)[order], return_index=True)
     if first.size != expected:
         raise ValueError(
             f"x is too close to degenerate for float64: {first.size} cells can be told apart, {expected} are "
@@ -352,11 +355,12 @@ def _ascend_margin(points: np.ndarray, normals: np.ndarray, num_steps: int) -> n
 
 def _masks_at(points: np.ndarray, planes: Hyperplanes) -> np.ndarray:
     """(n, P) masks of all rows at gates given in the row space; zero rows are active."""
-    positive = points @ planes.normals.T > 0
     masks = np.ones((planes.owner.size, points.shape[0]), bool)
     # A row is active on the positive side of its normal, or on the negative side if it points against the normal.
-    real = planes.owner >= 0
-    masks[real] = positive.T[planes.owner[real]] == (planes.side[real] > 0)[:, None]
+    for rows in _row_blocks(np.flatnonzero(planes.owner >= 0)[:, None], points.shape[0]):
+        real = rows[:, 0]
+        positive = planes.normals[planes.owner[real]] @ points.T > 0
+        masks[real] = positive == (planes.side[real] > 0)[:, None]
     return masks
 
 

@@ -19,7 +19,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 from jaxtyping import Bool, Float
 
-from fixntk._line_search import backtrack
+from fixntk import _line_search
 from fixntk._numerics import matmul
 
 # Number of accelerated dual steps that look for a direction far inside each cone.
@@ -234,15 +234,11 @@ def smooth_radius(vectors: Array, thresholds: float | Array, weight: Array) -> t
 
 def longest_step(cones: Cones, vectors: Array, directions: Array) -> Float[Array, "... P"]:
     """The longest step, up to 1, that keeps a fixed share of the distance to the cones' boundaries."""
-    values, changes = cones.apply(vectors), cones.apply(directions)
-    is_approaching = changes < 0
-    # The step at which the value of a row reaches zero; ∞ for rows whose value does not fall.
-    distances = jnp.where(is_approaching, -values / jnp.where(is_approaching, changes, 1.0), jnp.inf)
-    return jnp.minimum(1.0, _BOUNDARY_SHARE * jnp.min(distances, axis=-2))
+    return _line_search.longest_step(cones.apply(vectors), cones.apply(directions), share=_BOUNDARY_SHARE, axis=-2)
 
 
 def armijo_length(value: Callable[[Array], Array], before: Array, slope: Array, longest: Array) -> Array:
-    """Step lengths by backtracking from ``longest`` under Armijo's rule, entry by entry.
+    """Step lengths under Armijo's rule, entry by entry.
 
     Parameters
     ----------
@@ -255,10 +251,12 @@ def armijo_length(value: Callable[[Array], Array], before: Array, slope: Array, 
     longest
         The first lengths to try.
     """
-    # Near the optimum the decrease is smaller than the rounding error of the objectives.
-    slack = _ROUNDING_UNITS * jnp.finfo(before.dtype).eps * jnp.abs(before)
-
-    def is_acceptable(length: Array) -> Array:
-        return value(length) <= before + _ARMIJO_SHARE * length * slope + slack
-
-    return backtrack(is_acceptable, longest, max_halvings=_MAX_HALVINGS).length
+    search = _line_search.search_by_armijo(
+        lambda length: value(length) - before,
+        slope,
+        longest,
+        share=_ARMIJO_SHARE,
+        slack=_ROUNDING_UNITS * jnp.finfo(before.dtype).eps * jnp.abs(before),
+        max_halvings=_MAX_HALVINGS,
+    )
+    return search.length

@@ -9,7 +9,7 @@ See docs/mathematics.md, M10.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -38,9 +38,34 @@ from fixntk.networks.neurons import (
 # because JAX's transformations also build networks of shapes and placeholders.
 
 
+class _Parametrised:
+    """What every network does with its parameters."""
+
+    @property
+    def parameters(self) -> Parameters:
+        raise NotImplementedError
+
+    def with_parameters(self, parameters: Parameters) -> Self:
+        """The network with other parameters."""
+        # Every network is a dataclass.
+        return replace(self, **parameters._asdict())  # type: ignore[type-var]
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of parameters that training changes; gates do not count."""
+        return count_parameters(self.parameters)
+
+    def weight_decay(self) -> Float[Array, ""]:
+        """½ Σ_j (‖w_j‖² + ‖v_j‖²); times λ it is the convex program's penalty.
+
+        See docs/mathematics.md, M10.
+        """
+        return weight_decay(self.parameters)
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
-class GatedReLUNetwork:
+class GatedReLUNetwork(_Parametrised):
     """A network of gated ReLUs with fixed gates.
 
     Attributes
@@ -124,22 +149,6 @@ class GatedReLUNetwork:
         """The parameters that training changes: all but the gates."""
         return Parameters(self.hidden, self.output, self.intercept)
 
-    def with_parameters(self, parameters: Parameters) -> GatedReLUNetwork:
-        """The network with other parameters."""
-        return replace(self, **parameters._asdict())
-
-    @property
-    def num_parameters(self) -> int:
-        """Number of parameters that training changes; the gates do not count."""
-        return count_parameters(self.parameters)
-
-    def weight_decay(self) -> Float[Array, ""]:
-        """½ Σ_j (‖w_j‖² + ‖v_j‖²); times λ it is the convex program's penalty.
-
-        See docs/mathematics.md, M10.
-        """
-        return weight_decay(self.parameters)
-
     def pruned(self, share: float = 0.0) -> GatedReLUNetwork:
         """Drop the neurons whose ‖w_j‖ ‖v_j‖ is at most ``share`` of the largest; at least one neuron stays."""
         kept = large_neurons(self.parameters, share)
@@ -220,7 +229,7 @@ class GatedReLUNetwork:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
-class ReLUNetwork:
+class ReLUNetwork(_Parametrised):
     """A network of one hidden layer of ReLUs.
 
     Attributes
@@ -275,19 +284,6 @@ class ReLUNetwork:
     def parameters(self) -> Parameters:
         """The parameters that training changes: all of them."""
         return Parameters(self.hidden, self.output, self.intercept)
-
-    def with_parameters(self, parameters: Parameters) -> ReLUNetwork:
-        """The network with other parameters."""
-        return replace(self, **parameters._asdict())
-
-    @property
-    def num_parameters(self) -> int:
-        """Number of parameters that training changes."""
-        return count_parameters(self.parameters)
-
-    def weight_decay(self) -> Float[Array, ""]:
-        """½ Σ_j (‖w_j‖² + ‖v_j‖²)."""
-        return weight_decay(self.parameters)
 
     def pruned(self, share: float = 0.0) -> ReLUNetwork:
         """Drop the neurons whose ‖w_j‖ ‖v_j‖ is at most ``share`` of the largest; at least one neuron stays."""

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int, Key
 
 from fixntk._checks import as_matrix, as_positive_int, check_same_columns, is_traced
 from fixntk._numerics import matmul, safe_sqrt
+from fixntk._tiling import memory_for
 
 # Singular values of group weights below this number of epsilons, relative to the largest, are rounding errors.
 _NEGLIGIBLE_EPSILONS = 10
@@ -56,11 +57,15 @@ def sample_parameters(
     width, num_features = as_positive_int("width", width), as_positive_int("num_features", num_features)
     num_outputs = 1 if num_outputs is None else as_positive_int("num_outputs", num_outputs)
     key1, key2 = jax.random.split(key)
-    return Parameters(
-        hidden=jax.random.normal(key1, (width, num_features)) / jnp.sqrt(num_features),
-        output=jax.random.normal(key2, (width, num_outputs)) / jnp.sqrt(width),
-        intercept=jnp.zeros(num_outputs) if intercept else None,
-    )
+    # The random numbers, and the same scaled.
+    needed = 2 * width * (num_features + num_outputs) * jnp.result_type(float).itemsize
+    with memory_for(f"a network of {width} neurons", needed, "take a smaller width", key) as done:
+        parameters = Parameters(
+            hidden=jax.random.normal(key1, (width, num_features)) / jnp.sqrt(num_features),
+            output=jax.random.normal(key2, (width, num_outputs)) / jnp.sqrt(width),
+            intercept=jnp.zeros(num_outputs) if intercept else None,
+        )
+        return done(parameters)
 
 
 def as_inputs(x: ArrayLike, parameters: Parameters) -> Float[Array, "n d"]:
@@ -78,10 +83,15 @@ def as_inputs(x: ArrayLike, parameters: Parameters) -> Float[Array, "n d"]:
 
 def outputs(parameters: Parameters, x: Float[Array, "n d"], masks: Bool[Array, "n m"] | None) -> Float[Array, "n c"]:
     """Outputs of a gated network with (n, m) masks, or of a ReLU network if masks is None."""
-    hidden = matmul(x, parameters.hidden.T)
-    active = jax.nn.relu(hidden) if masks is None else jnp.where(masks, hidden, 0)
-    result = matmul(active, parameters.output)
-    return result if parameters.intercept is None else result + parameters.intercept[None, :]
+    num_rows, width = x.shape[0], parameters.hidden.shape[0]
+    # The neurons before and after their ReLU or mask.
+    needed = 2 * num_rows * width * jnp.result_type(x, parameters.hidden).itemsize
+    what = f"the outputs of {width} neurons on {num_rows} rows"
+    with memory_for(what, needed, "pass fewer rows at a time", x, parameters) as done:
+        hidden = matmul(x, parameters.hidden.T)
+        active = jax.nn.relu(hidden) if masks is None else jnp.where(masks, hidden, 0)
+        result = matmul(active, parameters.output)
+        return done(result if parameters.intercept is None else result + parameters.intercept[None, :])
 
 
 def reshape_outputs(values: Float[Array, "n c"], squeeze: bool) -> Float[Array, "n ..."]:

@@ -23,6 +23,7 @@ from jax.typing import ArrayLike
 
 from fixntk._checks import as_float_array, describe_fields, is_traced
 from fixntk._numerics import matmul
+from fixntk._tiling import memory_for
 from fixntk.ntk.kernel_matrices import (
     as_initial_outputs,
     as_kernel_between,
@@ -135,7 +136,13 @@ class GradientDescent:
         return self._outputs(times, start, between.matrix, _as_start("f0_test", f0_test, shape, self.kernel.dtype))
 
     def _outputs(self, times: Array, f0: Array, between: Array | None, f0_test: Array | None) -> Array:
-        outputs, is_solved = _integrate(self, times, f0, between, f0_test)
+        # The outputs at all times as the solver saves them, in the order of the times that were given, and as they are
+        # returned.
+        num_saved = f0.size + (0 if f0_test is None else f0_test.size)
+        needed = 3 * times.size * num_saved * self.kernel.dtype.itemsize
+        what = f"the outputs at {times.size} times"
+        with memory_for(what, needed, "pass fewer times", self, times, f0, between, f0_test) as done:
+            outputs, is_solved = done(_integrate(self, times, f0, between, f0_test))
         if not is_traced(is_solved) and not bool(is_solved):
             raise RuntimeError(
                 f"the solver made max_steps={self.max_steps} steps before the last time: raise it or rtol"

@@ -19,6 +19,7 @@ from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 
 from fixntk._checks import as_float_array, as_positive_int, describe_fields, is_traced
 from fixntk._numerics import full_precision
+from fixntk._tiling import free_on_host, memory_for
 from fixntk._warnings import ConvergenceWarning
 from fixntk.ntk.empirical import empirical_ntk
 from fixntk.ntk.inputs import as_operands, check_batch_size, check_rows_are_independent
@@ -27,6 +28,8 @@ from fixntk.ntk.vector_product import product
 
 # Kernels with at most this number of rows are made and decomposed.
 _MAX_DENSE_ROWS = 200
+# Number of matrices of the kernel's size in memory where all eigenvalues are found that way.
+_NUM_DENSE_MATRICES = 5
 # Largest number of restarts of Lanczos's method.
 _MAX_RESTARTS = 300
 # Lanczos vectors for each eigenvalue that is asked for: more than ARPACK's default of 2, as a product costs most.
@@ -195,8 +198,11 @@ def _eigenpairs(
     size = operator.shape[0]
     # ARPACK finds fewer eigenvalues than there are.
     if size <= _MAX_DENSE_ROWS or num >= size:
-        matrix = operator @ np.eye(size, dtype=operator.dtype)
-        values, vectors = np.linalg.eigh(0.5 * (matrix + matrix.T))
+        needed = _NUM_DENSE_MATRICES * size**2 * operator.dtype.itemsize
+        what = f"all eigenvalues of the {size}×{size} kernel"
+        with memory_for(what, needed, "ask for fewer with num=", free_memory=free_on_host):
+            matrix = operator @ np.eye(size, dtype=operator.dtype)
+            values, vectors = np.linalg.eigh(0.5 * (matrix + matrix.T))
         return values[::-1][:num], vectors.T[::-1][:num], float(values[0]) if smallest else None
     values, vectors = _run_lanczos(operator, num, tol)
     order = np.argsort(-values)

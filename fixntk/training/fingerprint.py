@@ -20,7 +20,7 @@ _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 def fingerprint(update: Callable[..., Any], trained: Any, optimizer_state: Any, **arguments: Any) -> dict[str, str]:
     """A text for each argument, which differs for other values; pytrees of arrays, text, numbers or None.
 
-    The optimiser is a function, of which its computation is compared, with its constants.
+    The optimiser is a function, of which :func:`describe_computation` tells what it computes.
 
     Parameters
     ----------
@@ -31,12 +31,16 @@ def fingerprint(update: Callable[..., Any], trained: Any, optimizer_state: Any, 
     arguments
         All other arguments, by name.
     """
-    computation = jax.make_jaxpr(update)(trained, optimizer_state, trained)
-    # Line breaks depend on the terminal, and addresses of functions on the process.
-    text = " ".join(_ADDRESS.sub("", str(computation)).split())
-    optimizer = _digest((text, _constants(computation), optimizer_state))
+    optimizer = _digest((describe_computation(update, trained, optimizer_state, trained), optimizer_state))
     versions = f"jax {jax.__version__}, optax {optax.__version__}"
     return {"versions": versions, "optimizer": optimizer, **{name: _digest(arguments[name]) for name in arguments}}
+
+
+def describe_computation(function: Callable[..., Any], *operands: Any) -> tuple[str, list[Any]]:
+    """What a function computes of such operands: its program as text, and the constants that it closes over."""
+    computation = jax.make_jaxpr(function)(*operands)
+    # Line breaks depend on the terminal, and addresses of functions on the process.
+    return " ".join(_ADDRESS.sub("", str(computation)).split()), _constants(computation)
 
 
 def _constants(computation: ClosedJaxpr) -> list[Any]:

@@ -30,7 +30,7 @@ from fixntk.networks.models import Network
 from fixntk.networks.neurons import Parameters
 from fixntk.training import checkpoints
 from fixntk.training.checkpoints import Record, count_unimproved
-from fixntk.training.fingerprint import fingerprint
+from fixntk.training.fingerprint import describe_computation, fingerprint
 from fixntk.training.objective import (
     ROW_AXES,
     Rows,
@@ -174,7 +174,8 @@ def train(
     frozen = {name: value for name, value in network.parameters._asdict().items() if name not in names}
     state, records, made_by = _start(network.parameters, names, optimizer), list[Record](), dict[str, str]()
     if checkpoint is not None:
-        options = {"reg": reg, "loss": loss.name, "batch_size": batch_size, "key": key, "parameters": names}
+        computed = describe_computation(loss.values, rows.targets, rows.targets)
+        options = {"reg": reg, "loss": computed, "batch_size": batch_size, "key": key, "parameters": names}
         made_by = _fingerprint(network, optimizer, state, rows, validation_rows, options)
         state, records = checkpoints.restore(checkpoint, state, made_by, resume=resume)
     step, earlier_seconds = (records[-1].step, records[-1].seconds) if records else (0, 0.0)
@@ -191,17 +192,14 @@ def train(
                 records.append(Record(step, np.asarray(value), np.asarray(validation_loss), seconds))
                 if checkpoint is not None and np.any(np.isfinite(records[-1].objective)):
                     checkpoints.save(checkpoint, state, records, made_by)
-            last = records[-1]
-            shown_validation = last.validation if has_validation else None
-            seen = TrainingProgress(step, num_steps, last.objective, shown_validation, last.seconds)
+            seen = _as_progress(records[-1], num_steps, has_validation)
             show(step, _describe(seen))
             is_stopped = callback is not None and callback(seen)
             is_stopped = is_stopped or _has_run_out(patience, records, has_validation)
-            if step >= num_steps or is_stopped or not np.any(np.isfinite(last.objective)):
+            if step >= num_steps or is_stopped or not np.any(np.isfinite(seen.objective)):
                 break
-            next_step = min(num_steps, step + record_every)
-            state = run(state, frozen, rows, reg, key, step, num_steps=next_step - step)
-            step = next_step
+            count = min(record_every, num_steps - step)
+            state, step = run(state, frozen, rows, reg, key, step, num_steps=count), step + count
 
     training = _as_training(network, state, records, has_validation)
     _report_divergence(training, records, checkpoint)
@@ -220,6 +218,12 @@ def _fingerprint(
     update = map_stack(optimizer.update, bool(state.lowest.ndim), (0, 0, 0))
     data = {"x": rows.x, "y": rows.targets, "sample_weight": rows.weights, "validation": validation_rows}
     return fingerprint(update, state.trained, state.optimizer, network=network, **data, **options)
+
+
+def _as_progress(last: Record, num_steps: int, has_validation: bool) -> TrainingProgress:
+    return TrainingProgress(
+        last.step, num_steps, last.objective, last.validation if has_validation else None, last.seconds
+    )
 
 
 def _has_run_out(patience: int | None, records: list[Record], has_validation: bool) -> bool:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm.auto import tqdm
 
+from fixntk._files import replace_when_written
 from fixntk._numerics import allow_float64
 from fixntk.convex.progress import progress_bar
 from fixntk.verify import kernels, programs
@@ -53,8 +54,8 @@ def main(data: Path | None = None, json_file: Path | None = None, *, quick: bool
     counts = [sum(check.holds is state for check in checks) for state in (True, False, None)]
     print(f"{counts[0]} claims hold, {counts[1]} fail, {counts[2]} not checked")
     if json_file is not None:
-        # Written in place, not replaced: it may be a device or a pipe, such as /dev/stdout.
-        json_file.write_text(json.dumps([asdict(check) for check in checks], indent=1) + "\n", encoding="utf-8")
+        with replace_when_written(json_file) as part:
+            part.write_text(json.dumps([asdict(check) for check in checks], indent=1) + "\n", encoding="utf-8")
     return 1 if counts[1] else 0
 
 

@@ -86,3 +86,12 @@ def test_an_evaluation_at_another_reg_needs_no_products(rng, case):
     again = duality.evaluate_again(datafit_of(other), penalty_of(other), program.evaluate(weights))
     for one, expected in zip(again, other.evaluate(weights), strict=True):
         np.testing.assert_allclose(one, expected, rtol=1e-12)
+
+
+def test_the_last_point_within_a_gap_is_chosen_and_the_best_where_there_is_none():
+    for gaps, enough, expected in (
+        ([1.0, 0.2, 3.0, 0.5], 1.0, 3),
+        ([1.0, 0.2, 3.0, 0.5], 0.1, 1),
+        ([0.1, 2.0], 1.0, 0),
+    ):
+        assert int(duality.last_within(np.array(gaps), enough)) == expected

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
-from fixntk._line_search import backtrack
+from fixntk._line_search import search_by_armijo
 from fixntk._numerics import einsum
 from fixntk.convex import duality
 from fixntk.convex.datafit import Fit
@@ -262,12 +262,12 @@ def _step_length(
         hinge = share * jnp.sum((over_after - over_before) * (over_after + over_before)) / (2 * sigma)
         return length * linear + length**2 * quadratic + hinge
 
-    expected = _ARMIJO_SHARE * jnp.sum(gradient * direction)
-    # What rounding leaves of φ near its minimum must not stop the full step there.
-    slack = 10 * jnp.finfo(program.x.dtype).eps * jnp.sum(targets_of(program) ** 2)
-    search = backtrack(
-        lambda length: ~(change(length) > length * expected + slack),
+    search = search_by_armijo(
+        change,
+        jnp.sum(gradient * direction),
         jnp.ones((), program.x.dtype),
+        share=_ARMIJO_SHARE,
+        slack=10 * jnp.finfo(program.x.dtype).eps * jnp.sum(targets_of(program) ** 2),
         max_halvings=_MAX_HALVINGS,
     )
     return search.length

@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float, Int
 
 from fixntk._checks import is_tracing
 from fixntk._compilation import jit_for_host
-from fixntk._line_search import backtrack
+from fixntk._line_search import search_by_armijo
 from fixntk.convex import duality
 from fixntk.convex.method import Method, check_norm, run_steps
 from fixntk.convex.program import (
@@ -154,14 +154,19 @@ def _move(program: ConvexProgram, state: ProxNewtonState, inner_weights: Array, 
     change, fitted_change = target - state.iterate, masked_outputs(program, target) - state.fitted
     # The decrease that the tangent of the loss and the penalty promise; the penalty is convex along the way.
     promised = jnp.sum(fit.residual * fitted_change) + penalty.value(state.iterate) - penalty.value(target)
-    slack = 4 * jnp.finfo(primal.dtype).eps * jnp.abs(primal)
 
-    def is_lower(length: Array) -> Array:
+    def increase(length: Array) -> Array:
         moved = datafit.fit(state.fitted + length * fitted_change)
-        moved_primal = moved.loss + penalty.value(state.iterate + length * change)
-        return moved_primal <= primal - _ARMIJO_SHARE * length * promised + slack
+        return moved.loss + penalty.value(state.iterate + length * change) - primal
 
-    search = backtrack(is_lower, jnp.ones_like(slack), max_halvings=_MAX_HALVINGS)
+    search = search_by_armijo(
+        increase,
+        -promised,
+        jnp.ones_like(primal),
+        share=_ARMIJO_SHARE,
+        slack=4 * jnp.finfo(primal.dtype).eps * jnp.abs(primal),
+        max_halvings=_MAX_HALVINGS,
+    )
     length = jnp.where(search.accepted, search.length, 0.0)
     moved = _state_at(program, state.iterate + length * change, state.fitted + length * fitted_change)
     kept = _keep_best(moved, state)
