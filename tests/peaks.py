@@ -88,6 +88,48 @@ def fista(size):
     return lambda: fx.solve(given, method="fista", max_iter=20).weights
 
 
+def newton(size):
+    given = program(size, 100)
+    return lambda: fx.solve(given, method="newton", max_iter=2).weights
+
+
+def anderson(size):
+    given = program(size, 100)
+    return lambda: fx.solve(given, method="anderson", max_iter=2).weights
+
+
+def solve_relu(size):
+    x = normal(size, 10)
+    gates = normal(100, 10)
+    given = fx.ConvexProgram(x, jnp.tanh(3 * x[:, 0]), fx.activation_masks(x, gates), 0.1 * size**0.5)
+    return lambda: fx.solve_relu(given, gates, max_iter=2).positive
+
+
+def enumerate_arrangements(size):
+    x = normal(size, 2)
+    return lambda: fx.enumerate_arrangements(x).masks
+
+
+def layerwise(size):
+    params = [normal(64, 64), normal(64, 64), normal(64, 1)]
+    x = normal(size, 64)
+    return lambda: fx.layerwise_ntk(network, params, x)
+
+
+def sample_network(size):
+    return lambda: fx.ReLUNetwork.sample(jax.random.key(0), size, 100)
+
+
+def network_outputs(size):
+    x, relu = normal(size, 10), fx.ReLUNetwork.sample(jax.random.key(0), 5000, 10)
+    return lambda: relu(x)
+
+
+def dense_spectrum(size):
+    x = normal(size, 5)
+    return lambda: fx.ntk_spectrum(network, [normal(5, 8), normal(8, 1)], x, num=size).eigenvalues
+
+
 def solve_kernels(size):
     x = normal(size, 10)
     kernels = jnp.stack([x[:, k : k + 1] * x[:, k] for k in range(10)])
@@ -108,6 +150,14 @@ SIZES = {
     empirical_ntk_of_jacobians: (50, 4000),
     irls: (50, 5000),
     fista: (50, 30_000),
+    newton: (50, 20_000),
+    anderson: (50, 4000),
+    solve_relu: (50, 3000),
+    enumerate_arrangements: (50, 8000),
+    layerwise: (50, 6000),
+    sample_network: (50, 200_000),
+    network_outputs: (50, 5000),
+    dense_spectrum: (50, 2500),
     solve_kernels: (50, 1500),
     ntk_regressor: (50, 4000),
 }

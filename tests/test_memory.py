@@ -26,6 +26,30 @@ def test_what_needs_more_than_is_free_is_refused_with_a_remedy(monkeypatch):
         pass
 
 
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: fx.ReLUNetwork.sample(jax.random.key(0), 10**9, 10**4), "a network of 1000000000 neurons needs"),
+        (lambda: fx.ReLUNetwork.sample(jax.random.key(0), 10**5, 2)(np.ones((300, 2))), "100000 neurons on 300 rows"),
+        (lambda: fx.enumerate_arrangements(np.random.default_rng(0).normal(size=(3000, 2))), "3000×6000 masks"),
+        (lambda: fx.gradient_descent(jnp.eye(9), np.ones(9)).predict(np.ones(10**6)), "outputs at 1000000 times"),
+        (lambda: fx.ntk_spectrum(lambda w, x: x @ w, np.ones(9), np.ones((900, 9)), num=900), "900×900 kernel"),
+        (lambda: _solve_relu(2000), "solve_relu on 2000 rows and 100 gates"),
+    ],
+    ids=["sample", "network", "arrangements", "descent", "spectrum", "relu"],
+)
+def test_entries_whose_work_outgrows_their_inputs_refuse_it_by_name(call, message, monkeypatch):
+    monkeypatch.setattr(tiling, "_free_of_machine", lambda: 2**24)
+    with pytest.raises(OutOfMemoryError, match=f"{message}.*this machine leaves 16 MiB: "):
+        call()
+
+
+def _solve_relu(num_rows):
+    rng = np.random.default_rng(0)
+    x, gates = rng.standard_normal((num_rows, 10)), rng.standard_normal((100, 10))
+    return fx.solve_relu(fx.ConvexProgram(x, np.tanh(x[:, 0]), fx.activation_masks(x, gates), 1.0), gates)
+
+
 def test_the_error_is_both_a_memory_error_and_a_value_error():
     assert issubclass(OutOfMemoryError, MemoryError)
     assert issubclass(OutOfMemoryError, ValueError)
@@ -91,7 +115,7 @@ free_of_limits = _tiling._free_of_limits
 for call in calls:
     call(1500)
     used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + 2**25, resource.RLIM_INFINITY))
+    resource.setrlimit(resource.RLIMIT_AS, (used + 2**26, resource.RLIM_INFINITY))
     # The second time as if the estimate had been too small.
     for found in (free_of_limits, lambda: [_tiling.FreeMemory(1e9, "ulimit -v")]):
         _tiling._free_of_limits = found
@@ -136,8 +160,16 @@ def test_estimates_of_long_computations_are_too():
         "mlp_kernel",
         "empirical_ntk",
         "empirical_ntk_of_jacobians",
+        "layerwise",
+        "dense_spectrum",
+        "enumerate_arrangements",
+        "sample_network",
+        "network_outputs",
         "irls",
+        "anderson",
+        "newton",
         "fista",
+        "solve_relu",
         "solve_kernels",
         "ntk_regressor",
     )

@@ -30,6 +30,7 @@ from jaxtyping import Float
 
 from fixntk._checks import as_positive_int, is_traced
 from fixntk._numerics import allow_float64, default_tol, with_dtype
+from fixntk._tiling import memory_for
 from fixntk._warnings import ConvergenceWarning
 from fixntk.convex import relu_step
 from fixntk.convex.groups import check_gates, with_masks
@@ -164,7 +165,10 @@ def solve_relu(
             return callback(seen) if callback is not None else None
 
         wide, wide_gates = with_dtype((absorb_sample_weight(program), gates), jnp.float64)
-        solution = _follow_path(wide, wide_gates, tol, max_iter, watch)
+        num_rows, num_gates = wide.x.shape[0], wide.num_gates
+        what = f"solve_relu on {num_rows} rows and {num_gates} gates"
+        with memory_for(what, relu_step.bytes_needed(wide), "take fewer gates, or rows", program, gates):
+            solution = _follow_path(wide, wide_gates, tol, max_iter, watch)
     narrow = with_dtype((solution.positive, solution.negative, solution.intercept), dtype)
     solution = replace(solution, positive=narrow[0], negative=narrow[1], intercept=narrow[2])
     if not solution.converged:

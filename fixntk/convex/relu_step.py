@@ -161,6 +161,15 @@ def _block_factors(hessian: Array) -> Float[Array, "2 P d d"]:
     return jnp.linalg.cholesky(hessian + jitter * jnp.eye(hessian.shape[2], dtype=hessian.dtype))
 
 
+def bytes_needed(program: ConvexProgram) -> int:
+    """Estimate of the memory that a step takes, from shapes."""
+    num_rows, num_features = program.x.shape
+    # The features of :func:`_output_kernel` in two orders of their axes; the values and multipliers of the cones.
+    features = 2 * num_rows * num_features * program.num_gates
+    cones = 2 * num_rows * program.num_gates
+    return (2 * features + 4 * cones + 2 * num_rows**2) * program.x.dtype.itemsize
+
+
 def _output_kernel(program: ConvexProgram, factors: Array) -> Float[Array, "n n"]:
     """A H⁻¹ Aᵀ = Σ_p D_p X H_p⁻¹ Xᵀ D_p, the product of features L_p⁻¹ Xᵀ D_p with themselves."""
     rows = jnp.broadcast_to(program.x.T, (*factors.shape[:2], *program.x.T.shape))

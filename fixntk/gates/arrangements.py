@@ -27,6 +27,10 @@ from fixntk.gates.masks import Arrangements, _row_bytes
 
 # Bound on the error of a unit normal (no unit) after a few dozen operations in float64.
 _NOISE = 1e-13
+# Largest number of entries of a matrix of points by hyperplanes that is in memory at a time.
+_BLOCK_ENTRIES = 4_000_000
+# Number of such matrices at a time.
+_ARRAYS_PER_BLOCK = 5
 
 
 class Hyperplanes(NamedTuple):
@@ -107,8 +111,10 @@ def enumerate_arrangements(x: ArrayLike, *, max_cells: int = 200_000) -> Arrange
     array, max_cells = as_matrix("x", x), as_positive_int("max_cells", max_cells)
     planes = distinct_hyperplanes(x)
     points = _points_in_cells(planes, max_cells)
-    # The masks, and JAX's copy of them.
-    needed, what = 2 * array.shape[0] * points.shape[0], f"the array of {array.shape[0]}×{points.shape[0]} masks"
+    # The masks and JAX's copy of them, and what moving the points of a block takes.
+    size = array.shape[0] * points.shape[0]
+    needed = 2 * size + _ARRAYS_PER_BLOCK * min(size, _BLOCK_ENTRIES) * points.itemsize
+    what = f"the array of {array.shape[0]}×{points.shape[0]} masks"
     with memory_for(what, needed, "lower max_cells, or take sampled gates (sample_gates)", free_memory=free_on_host):
         points = _move_inside(points, planes.normals)
         masks, gates = jnp.asarray(_masks_at(points, planes)), jnp.asarray(points @ planes.basis.T, array.dtype)
@@ -385,6 +391,6 @@ def _have_certain_masks(x: Array, gates: Array, masks: np.ndarray) -> np.ndarray
     return np.concatenate(sure)
 
 
-def _row_blocks(rows: np.ndarray, width: int, max_entries: int = 4_000_000) -> list[np.ndarray]:
-    """Split rows into blocks so that a matrix of a block's rows × width has at most ``max_entries`` entries."""
-    return np.array_split(rows, max(1, -(-rows.shape[0] * width // max_entries)))
+def _row_blocks(rows: np.ndarray, width: int) -> list[np.ndarray]:
+    """Split rows into blocks so that a matrix of a block's rows × width has at most ``_BLOCK_ENTRIES`` entries."""
+    return np.array_split(rows, max(1, -(-rows.shape[0] * width // _BLOCK_ENTRIES)))

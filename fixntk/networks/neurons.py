@@ -57,8 +57,8 @@ def sample_parameters(
     width, num_features = as_positive_int("width", width), as_positive_int("num_features", num_features)
     num_outputs = 1 if num_outputs is None else as_positive_int("num_outputs", num_outputs)
     key1, key2 = jax.random.split(key)
-    # The random numbers, and the same scaled.
-    needed = 2 * width * (num_features + num_outputs) * jnp.result_type(float).itemsize
+    # The random bits, the numbers, and the same scaled.
+    needed = int(2.5 * width * (num_features + num_outputs) * jnp.result_type(float).itemsize)
     with memory_for(f"a network of {width} neurons", needed, "take a smaller width", key) as done:
         parameters = Parameters(
             hidden=jax.random.normal(key1, (width, num_features)) / jnp.sqrt(num_features),

@@ -28,8 +28,9 @@ from fixntk.ntk.vector_product import product
 
 # Kernels with at most this number of rows are made and decomposed.
 _MAX_DENSE_ROWS = 200
-# Number of matrices of the kernel's size in memory where all eigenvalues are found that way.
-_NUM_DENSE_MATRICES = 5
+# Number of matrices of the kernel's size in memory where all eigenvalues are found that way, as measured: the kernel,
+# LAPACK's copy and work, the eigenvectors in several forms, and the residuals.
+_NUM_DENSE_MATRICES = 11
 # Largest number of restarts of Lanczos's method.
 _MAX_RESTARTS = 300
 # Lanczos vectors for each eigenvalue that is asked for: more than ARPACK's default of 2, as a product costs most.
@@ -201,8 +202,13 @@ def _eigenpairs(
         needed = _NUM_DENSE_MATRICES * size**2 * operator.dtype.itemsize
         what = f"all eigenvalues of the {size}×{size} kernel"
         with memory_for(what, needed, "ask for fewer with num=", free_memory=free_on_host):
-            matrix = operator @ np.eye(size, dtype=operator.dtype)
-            values, vectors = np.linalg.eigh(0.5 * (matrix + matrix.T))
+            matrix, unit = np.empty((size, size), operator.dtype), np.zeros(size, operator.dtype)
+            for column in range(size):
+                unit[column] = 1
+                matrix[:, column] = operator.matvec(unit)
+                unit[column] = 0
+            # Of the matrix that is symmetric up to rounding errors LAPACK reads one half.
+            values, vectors = np.linalg.eigh(matrix)
         return values[::-1][:num], vectors.T[::-1][:num], float(values[0]) if smallest else None
     values, vectors = _run_lanczos(operator, num, tol)
     order = np.argsort(-values)

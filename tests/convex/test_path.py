@@ -52,8 +52,12 @@ def test_regs_may_be_any_iterable():
     regs = [2 * float(program.reg), float(program.reg)]
     given = fx.solve_path(program, iter(regs), method="fista")
     np.testing.assert_array_equal(given.regs, regs)
+
+
+@pytest.mark.wrong_types
+def test_regs_that_are_no_numbers_are_refused():
     with pytest.raises(TypeError, match="regs must be a list of positive numbers"):
-        fx.solve_path(program, [object()])
+        fx.solve_path(random_problem(5), [object()])
 
 
 def test_regs_are_answered_in_their_own_order():

@@ -121,6 +121,7 @@ def test_a_polynomial_is_its_own_expansion(rng):
     np.testing.assert_allclose(jax.jit(expansion)(params, x), np.sum(params**3 * x), rtol=1e-12)
 
 
+@pytest.mark.wrong_types
 @pytest.mark.parametrize("degree", [-1, 1.5, True, "2"])
 def test_a_degree_is_a_non_negative_integer(degree):
     with pytest.raises(ValueError, match="degree must be a non-negative integer"):

@@ -193,6 +193,12 @@ def test_a_checkpoint_of_other_arguments_is_refused_by_name(tmp_path):
     for other in (optimizer(2e-2), optimizer(seed=key), optax.sgd(1e-2)):
         with pytest.raises(ValueError, match="is of a training with other optimizer: pass the same"):
             fx.train(**{**same, "optimizer": other}, resume=True)
+    # Losses of one name that compute different numbers, in the program or in a constant of it.
+    squared = as_loss("squared")
+    for factor in (3.0, np.full(len(X), 3.0)):
+        other = replace(squared, values=lambda f, y, factor=factor: factor * squared.values(f, y))
+        with pytest.raises(ValueError, match="is of a training with other loss: pass the same"):
+            fx.train(**{**same, "loss": other}, resume=True)
     # The same values from another object, and a longer training.
     longer = fx.train(**{**same, "optimizer": optimizer(), "num_steps": 50, "x": X.tolist()}, resume=True)
     whole = fx.train(**{**same, "num_steps": 50, "checkpoint": None})
