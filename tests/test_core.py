@@ -117,12 +117,16 @@ def test_kernels_are_learnt_and_flow_to_their_ridge_regression(data):
 def test_compiled_calls_need_no_transfers(data):
     x, gates, masks = data
     program = fx.ConvexProgram(x, jnp.abs(x[:, 0]), masks, 0.3)
-    weights = jnp.ones(12, x.dtype)
+    weights, time, key = jnp.ones(12, x.dtype), jnp.ones((), x.dtype), jax.random.key(0)
     calls = [
         jax.jit(lambda program: fx.solve(program, method="fista", max_iter=5).primal),
         jax.jit(lambda program: fx.masked_gram(weights, masks, program.x)),
         jax.jit(lambda program: fx.gated_relu_ntk(program.x)),
         jax.jit(lambda program: fx.empirical_ntk(lambda w, x: x @ w, gates.T, program.x)),
+        jax.jit(lambda program: fx.ntk_vector_product(lambda w, x: x @ w, gates[0], program.x[:, 0], program.x)),
+        jax.jit(lambda program: fx.projected_gradients(lambda w, x: x @ w, gates[0], program.x, dim=2, key=key)),
+        jax.jit(lambda program: fx.taylor_expand(lambda w, x: x @ w**2, gates[0], 2)(gates[1], program.x)),
+        jax.jit(lambda program: fx.gradient_descent(jnp.eye(25, dtype=x.dtype), program.y).predict(time)),
     ]
     first = [call(program) for call in calls]
     with jax.transfer_guard("disallow"):
