@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import datetime
 import hashlib
 import importlib.metadata
 import io
@@ -11,6 +12,7 @@ import os
 import platform
 import shlex
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -133,7 +135,13 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
     run = commands.add_parser("run", help="run an experiment from a config file")
-    run.add_argument("config", metavar="CONFIG", type=Path, help="YAML file, such as configs/uci.yaml")
+    run.add_argument(
+        "config",
+        metavar="CONFIG",
+        nargs="?",
+        type=Path,
+        help="YAML file, or the name of one in configs/, such as uci; without one those names are listed",
+    )
     run.add_argument(
         "overrides", metavar="key=value", nargs="*", help="replace a key of the config; solver.tol=1e-8 reaches in"
     )
@@ -212,10 +220,14 @@ def _run(arguments: argparse.Namespace) -> int:
     with exit_on_signals():
         from fixntk.runner import run as runner
 
-    directory = arguments.out or Path("runs") / arguments.config.stem
+    began = time.monotonic()
+    if arguments.config is None:
+        return _list_configs(runner.describe_configs())
     try:
+        path = runner.find_config(arguments.config)
+        directory = arguments.out or Path("runs") / path.stem
         with exit_on_signals():
-            experiment, config = runner.load_config(arguments.config, arguments.overrides)
+            experiment, config = runner.load_config(path, arguments.overrides)
         command = shlex.join(["fixntk", "run", str(arguments.config), *arguments.overrides])
         status = runner.execute(experiment, config, directory, resume=arguments.resume, command=command)
     except runner.ConfigError as error:
@@ -224,8 +236,18 @@ def _run(arguments: argparse.Namespace) -> int:
         summary = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
         if isinstance(headline := summary.get("headline"), str):
             print(headline)
-        print(f"The report is {directory / 'report.html'}")
+        duration = datetime.timedelta(seconds=round(time.monotonic() - began))
+        print(f"The report is {directory / 'report.html'}, after {duration} (h:mm:ss)")
     return status
+
+
+def _list_configs(descriptions: dict[str, str]) -> int:
+    if not descriptions:
+        raise _InputError("run needs a config: there is no folder configs/ here")
+    width = max(map(len, descriptions))
+    for name, description in descriptions.items():
+        print(f"{name:{width}}  {description}")
+    return 0
 
 
 def _report(arguments: argparse.Namespace) -> int:

@@ -1,4 +1,5 @@
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -28,8 +29,20 @@ def blocked(monkeypatch, *names):
 
 def test_run_prints_headline_and_report(project, capsys):
     assert main(["run", "configs/toy.yaml"]) == 0
-    assert capsys.readouterr().out == "8 rows\nThe report is runs/toy/report.html\n"
+    pattern = r"8 rows\nThe report is runs/toy/report\.html, after 0:00:\d\d \(h:mm:ss\)\n"
+    assert re.fullmatch(pattern, capsys.readouterr().out)
     assert (project.out / "report.html").exists()
+
+
+def test_a_config_is_run_by_its_name_and_configs_are_listed_without_one(project, capsys, monkeypatch):
+    assert main(["run", "toy"]) == 0
+    assert (project.out / "report.html").exists()
+    capsys.readouterr()
+    assert main(["run"]) == 0
+    assert capsys.readouterr().out.startswith("toy  A comment, as people write them.\n")
+    monkeypatch.chdir(project.root / "configs")
+    assert main(["run"]) == 2
+    assert error_line(capsys) == "run needs a config: there is no folder configs/ here"
 
 
 @pytest.mark.parametrize(
@@ -63,6 +76,7 @@ def test_unusable_table_exits_1_after_the_others(project, capsys):
     ("arguments", "expected"),
     [
         (["run", "none.yaml"], "none.yaml: there is no such file"),
+        (["run", "toi"], "toi: there is no such file; did you mean toy?"),
         (["run", "configs/toy.yaml", "sedes=1"], "unknown key 'sedes'"),
         (["run", "configs/toy.yaml", "seeds"], "'seeds' is not of the form key=value"),
         (["report", "runs/none"], "runs/none: is not the folder of a run"),
@@ -217,7 +231,7 @@ def test_interrupt_outside_of_the_tasks_is_130(monkeypatch, capsys):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runs, "load_config", interrupt)
+    monkeypatch.setattr(runs, "find_config", interrupt)
     assert main(["run", "a.yaml"]) == 130
     assert capsys.readouterr().err == "fixntk: interrupted\n"
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import itertools
 import json
 import os
+import re
 import reprlib
 import sys
+import typing
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -21,6 +24,8 @@ from fixntk.runner.report import Section
 
 Row = dict[str, Any]
 
+# The folder in which a config is found by its name.
+CONFIGS = Path("configs")
 # Largest number of tasks of a run.
 MAX_TASKS = 100_000
 # Largest size of the config.json that a run has written.
@@ -75,6 +80,36 @@ class Experiment(Protocol):
         """Return the report's content. The report's plot style is on during the call."""
 
 
+def find_config(name: str | Path) -> Path:
+    """A config's path: the file of that name, or else the one in the folder ``configs`` here.
+
+    Raises
+    ------
+    ConfigError
+        If there is neither; the message has the name that is nearest.
+    """
+    path = Path(name)
+    # Not Path.exists, which raises an error if the name is longer than the system allows.
+    if os.path.exists(path):
+        return path
+    by_name = CONFIGS / f"{path}.yaml"
+    if len(path.parts) == 1 and os.path.isfile(by_name):
+        return by_name
+    close = difflib.get_close_matches(path.stem, list(describe_configs()), n=1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    raise ConfigError(f"{path}: there is no such file{hint}")
+
+
+def describe_configs() -> dict[str, str]:
+    """The first sentence of the comment at the head of each config in the folder ``configs`` here, by its name."""
+    descriptions = {}
+    for path in sorted(CONFIGS.glob("*.yaml")):
+        lines = itertools.takewhile(lambda line: line.startswith("#"), path.read_text(encoding="utf-8").splitlines())
+        comment = " ".join(line.removeprefix("#").strip() for line in lines)
+        descriptions[path.stem] = re.split(r"(?<=\.)\s", comment)[0]
+    return descriptions
+
+
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Experiment, BaseModel]:
     """Read a YAML config, apply ``key=value`` overrides and validate it with its experiment's ``Config``.
 
@@ -84,7 +119,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Experi
         The file, of at most 16 KiB, or the ``config.json`` of a run. Its key ``experiment`` names the module,
         ``experiments/NAME.py`` in the folder above the file's own, in the one above that, or in the current one.
     overrides
-        Values are parsed as YAML, dots in a key reach into nested mappings: ``solver.tol=1e-8``.
+        Values are parsed as YAML, dots in a key reach into nested mappings: ``solver.tol=1e-8``. A list needs no
+        brackets: ``tables=iris,wine``.
 
     Raises
     ------
@@ -99,12 +135,14 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Experi
     if "experiment" not in data:
         raise ConfigError(f"{path}: the key 'experiment' is missing; it names a module of experiments/")
     experiment = _import_experiment(data.pop("experiment"), path)
+    overridden = {override.partition("=")[0] for override in overrides}
+    for key in overridden & data.keys():
+        data[key] = _as_listed(data[key], experiment.Config, key)
     # JSON mode, so that a strict Config still takes a list for a tuple and a string for a path.
     text = json.dumps(data)
     try:
         return experiment, experiment.Config.model_validate_json(text)
     except ValidationError as error:
-        overridden = {override.partition("=")[0] for override in overrides}
         reasons = _explain(error, experiment.Config, json.loads(text), overridden)
         raise ConfigError(f"{path}: {reasons}") from error
 
@@ -161,6 +199,16 @@ def _apply_override(data: dict[str, Any], override: str, path: Path) -> None:
         if not isinstance(data, dict):
             raise ConfigError(f"{path}: the override {shown} reaches into {parent!r}, not a mapping")
     data[last] = value
+
+
+def _as_listed(value: Any, model: type[BaseModel], key: str) -> Any:
+    """A single value, or words with commas between them, as the list that a key of the config holds."""
+    field = model.model_fields.get(key)
+    if field is None or typing.get_origin(field.annotation) not in (tuple, list) or value is None:
+        return value
+    if isinstance(value, str):
+        return [word.strip() for word in value.split(",")]
+    return value if isinstance(value, list) else [value]
 
 
 def _import_experiment(name: Any, path: Path) -> Experiment:

@@ -21,7 +21,15 @@ from pydantic import BaseModel
 from tqdm import tqdm
 
 from fixntk.runner import report
-from fixntk.runner.config import MAX_TASKS, ConfigError, Experiment, Row, load_config
+from fixntk.runner.config import (
+    MAX_TASKS,
+    ConfigError,
+    Experiment,
+    Row,
+    describe_configs,
+    find_config,
+    load_config,
+)
 from fixntk.runner.folder import lock, prepare, read_environment, record_environment, refuse_os_errors, repair
 from fixntk.runner.rows import (
     RESULTS,
@@ -33,7 +41,19 @@ from fixntk.runner.rows import (
     write_json,
 )
 
-__all__ = ["ConfigError", "Experiment", "Row", "execute", "load_config", "read_rows", "regenerate", "repair", "to_json"]
+__all__ = [
+    "ConfigError",
+    "Experiment",
+    "Row",
+    "describe_configs",
+    "execute",
+    "find_config",
+    "load_config",
+    "read_rows",
+    "regenerate",
+    "repair",
+    "to_json",
+]
 
 # Exit status of a run that SIGINT or SIGTERM ends, 128 + SIGINT as in shells.
 INTERRUPTED = 130

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from fixntk.runner.config import ConfigError, load_config
+from fixntk.runner.config import ConfigError, describe_configs, find_config, load_config
 
 pytest_plugins = ("toy_experiment",)
 
@@ -49,6 +49,32 @@ def test_overrides_are_yaml_and_the_last_one_wins(project):
     _, config = load_config(project.config, ["seeds=[5]", "tables=[a=b]", "seeds=[6, 7]"])
     assert config.seeds == (6, 7)
     assert config.tables == ("a=b",)
+
+
+def test_lists_need_no_brackets(project):
+    for overrides, tables in (["tables=wine"], ("wine",)), (["tables=iris, wine"], ("iris", "wine")):
+        assert load_config(project.config, overrides)[1].tables == tables
+    assert load_config(project.config, ["seeds=3"])[1].seeds == (3,)
+
+
+def test_configs_are_found_by_name_and_described_by_their_first_sentence(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert describe_configs() == {}
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "first.yaml").write_text(
+        "# What it shows, at λ = 0.5,\n# in a line. More.\nexperiment: toy\n"
+    )
+    (tmp_path / "configs" / "second.yaml").write_text("experiment: toy  # nothing\n")
+    assert describe_configs() == {"first": "What it shows, at λ = 0.5, in a line.", "second": ""}
+    assert str(find_config("first")) == "configs/first.yaml"
+    (tmp_path / "first").write_text("")
+    assert str(find_config("first")) == "first"
+    for name, end in (("secnd", "; did you mean second?"), ("configs/secnd.yaml", "; did you mean second?"), ("x", "")):
+        with pytest.raises(ConfigError) as error:
+            find_config(name)
+        assert str(error.value) == f"{name}: there is no such file{end}"
+    with pytest.raises(ConfigError, match="there is no such file"):
+        find_config("a" * 5000)
 
 
 @pytest.mark.parametrize(
@@ -191,7 +217,7 @@ def test_an_alias_repeats_a_value_and_an_override_changes_one_of_them(project):
         ("=1", ": the override '=1' is not of the form key=value"),
         ("seeds=[0", ": the override 'seeds=[0' is not YAML, line 1, column 3:"),
         ("tables.a=1", ": the override 'tables.a=1' reaches into 'tables', not a mapping"),
-        ("seeds=3", ": key 'seeds' is 3 (from the command line), expected a valid array"),
+        ("seeds={a: 3}", ": key 'seeds.0' is {'a': 3}, expected a valid integer"),
         ("sed=3", ": unknown key 'sed' (from the command line), did you mean 'seeds'?"),
     ],
 )
