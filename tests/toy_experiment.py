@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+from fixntk.runner import run as runs
+
 MODULE = '''"""A toy experiment.
 
 It does what control.json asks for: fail, be killed, sleep.
@@ -104,6 +106,7 @@ class Project:
         self.config = root / "configs" / "toy.yaml"
         self.config.write_text(CONFIG, encoding="utf-8")
         self.out = root / "runs" / "toy"
+        self.results = self.out / "results.jsonl"
         self.control()
 
     def control(self, **wishes):
@@ -115,6 +118,14 @@ class Project:
         calls = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
         path.unlink(missing_ok=True)
         return calls
+
+    def called(self):
+        """Return the tables and seeds of these calls."""
+        return [(call["table"], call["seed"]) for call in self.calls()]
+
+    def execute(self, overrides=(), **options):
+        """Run the experiment; return the exit code."""
+        return runs.execute(*runs.load_config(self.config, overrides), self.out, **options)
 
 
 def forget_experiments():

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-from jax.extend.core import ClosedJaxpr
+from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from fixntk._checks import entries_of, is_key
 
@@ -43,16 +43,22 @@ def describe_computation(function: Callable[..., Any], *operands: Any) -> tuple[
     return " ".join(_ADDRESS.sub("", str(computation)).split()), _constants(computation)
 
 
-def _constants(computation: ClosedJaxpr) -> list[Any]:
+def _constants(computation: ClosedJaxpr | Jaxpr) -> list[Any]:
     """Values that a computation closes over, those of the functions that it calls too."""
-    found = list(computation.consts)
-    for equation in computation.jaxpr.eqns:
-        for inner in jax.tree.leaves(
-            list(equation.params.values()), is_leaf=lambda leaf: isinstance(leaf, ClosedJaxpr)
-        ):
-            if isinstance(inner, ClosedJaxpr):
+    found, body = [], computation
+    if isinstance(computation, ClosedJaxpr):
+        found, body = list(computation.consts), computation.jaxpr
+    for equation in body.eqns:
+        # Some primitives have their functions without constants of their own, as jax.checkpoint has, but what these
+        # functions call may have some.
+        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_computation):
+            if _is_computation(inner):
                 found += _constants(inner)
     return found
+
+
+def _is_computation(value: Any) -> bool:
+    return isinstance(value, ClosedJaxpr | Jaxpr)
 
 
 def _digest(tree: Any) -> str:

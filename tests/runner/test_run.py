@@ -16,20 +16,8 @@ pytest_plugins = ("toy_experiment",)
 TASKS = [("iris", 0), ("iris", 1), ("wine", 0), ("wine", 1)]
 
 
-def execute(project, overrides=(), **options):
-    return runs.execute(*runs.load_config(project.config, overrides), project.out, **options)
-
-
-def called(project):
-    return [(call["table"], call["seed"]) for call in project.calls()]
-
-
-def results(project):
-    return project.out / "results.jsonl"
-
-
 def test_run_writes_every_file(project):
-    assert execute(project) == 0
+    assert project.execute() == 0
     names = {path.relative_to(project.out).as_posix() for path in project.out.rglob("*") if path.is_file()}
     assert names == {
         ".lock",
@@ -47,8 +35,8 @@ def test_run_writes_every_file(project):
 
 
 def test_rows_carry_the_task_and_are_json(project):
-    execute(project, ["tables=[iris]", "seeds=[7]"])
-    *lines, closing = map(json.loads, results(project).read_text().splitlines())
+    project.execute(["tables=[iris]", "seeds=[7]"])
+    *lines, closing = map(json.loads, project.results.read_text().splitlines())
     # As text, since NaN is not equal to itself.
     assert repr(lines) == repr(runs.read_rows(project.out))
     assert repr(lines) == repr(
@@ -62,13 +50,13 @@ def test_rows_carry_the_task_and_are_json(project):
 
 
 def test_rows_are_on_disk_before_the_next_task_starts(project):
-    execute(project)
+    project.execute()
     # Two rows and the closing line of each task.
     assert [call["rows_before"] for call in project.calls()] == [0, 3, 6, 9]
 
 
 def test_progress_without_a_terminal_is_a_line_a_minute_and_one_at_the_end(project, capsys, monkeypatch):
-    execute(project, [f"seeds={list(range(20))}"])
+    project.execute([f"seeds={list(range(20))}"])
     lines = [line for line in capsys.readouterr().err.splitlines() if " of 40 tasks" in line]
     assert len(lines) == 1
     assert lines[0].startswith("fixntk: 40 of 40 tasks")
@@ -82,55 +70,47 @@ def test_progress_without_a_terminal_is_a_line_a_minute_and_one_at_the_end(proje
 
 def test_progress_on_a_terminal_is_a_bar_with_the_task(project, capsys, monkeypatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    execute(project)
+    project.execute()
     shown = capsys.readouterr().err
     assert "4/4" in shown
     assert "wine 1" in shown
 
 
-def test_results_are_not_overwritten_without_resume(project):
-    execute(project)
-    before = results(project).read_bytes()
-    with pytest.raises(ConfigError, match=r"runs/toy already has results: pass --resume .*--out"):
-        execute(project)
-    assert results(project).read_bytes() == before
-
-
 def test_resume_of_a_fresh_directory_starts(project):
-    assert execute(project, resume=True) == 0
-    assert called(project) == TASKS
+    assert project.execute(resume=True) == 0
+    assert project.called() == TASKS
 
 
 def test_resume_runs_only_what_is_not_finished_and_gives_the_same_report(project):
-    execute(project)
+    project.execute()
     project.calls()
     whole = (project.out / "report.html").read_bytes()
-    lines = results(project).read_text().splitlines(keepends=True)
-    results(project).write_text("".join(lines[:3] + lines[9:]))
+    lines = project.results.read_text().splitlines(keepends=True)
+    project.results.write_text("".join(lines[:3] + lines[9:]))
     started = (project.out / "environment.json").read_text()
-    assert execute(project, resume=True) == 0
-    assert called(project) == TASKS[1:3]
-    assert results(project).read_text().splitlines(keepends=True) == lines[:3] + lines[9:] + lines[3:9]
+    assert project.execute(resume=True) == 0
+    assert project.called() == TASKS[1:3]
+    assert project.results.read_text().splitlines(keepends=True) == lines[:3] + lines[9:] + lines[3:9]
     # Only the start's time may differ.
     then, now = (json.loads(text)["started"] for text in (started, (project.out / "environment.json").read_text()))
     assert (project.out / "report.html").read_text() == whole.decode().replace(then, now)
 
 
 def test_resume_of_a_finished_run_only_makes_the_report(project):
-    execute(project)
+    project.execute()
     project.calls()
-    before = (results(project).read_bytes(), (project.out / "environment.json").read_bytes())
+    before = (project.results.read_bytes(), (project.out / "environment.json").read_bytes())
     (project.out / "report.html").unlink()
-    assert execute(project, resume=True) == 0
-    assert called(project) == []
-    assert (results(project).read_bytes(), (project.out / "environment.json").read_bytes()) == before
+    assert project.execute(resume=True) == 0
+    assert project.called() == []
+    assert (project.results.read_bytes(), (project.out / "environment.json").read_bytes()) == before
     assert (project.out / "report.html").exists()
 
 
 def test_unusable_data_is_one_row_and_the_other_tasks_go_on(project, capsys):
     project.control(broken={"iris": "too few rows"})
-    assert execute(project) == 1
-    assert called(project) == TASKS
+    assert project.execute() == 1
+    assert project.called() == TASKS
     rows = runs.read_rows(project.out)
     assert rows[:2] == [{"table": "iris", "seed": seed, "error": "too few rows"} for seed in (0, 1)]
     assert len(rows) == 6
@@ -141,18 +121,18 @@ def test_unusable_data_is_one_row_and_the_other_tasks_go_on(project, capsys):
 
 def test_tables_that_fail_alike_are_reported_together(project, capsys):
     project.control(broken={"iris": "too few rows", "wine": "too few rows"})
-    assert execute(project) == 1
+    assert project.execute() == 1
     assert "fixntk: skipped iris, wine: too few rows\n" in capsys.readouterr().err
     assert json.loads((project.out / "summary.json").read_text()) == {}
 
 
 def test_resume_runs_failed_tasks_again(project):
     project.control(broken={"iris": "too few rows"})
-    execute(project)
+    project.execute()
     project.calls()
     project.control()
-    assert execute(project, resume=True) == 0
-    assert called(project) == TASKS[:2]
+    assert project.execute(resume=True) == 0
+    assert project.called() == TASKS[:2]
     assert not any("error" in row for row in runs.read_rows(project.out))
 
 
@@ -169,57 +149,28 @@ def test_resume_runs_failed_tasks_again(project):
     ],
 )
 def test_resume_runs_the_task_again_within_which_the_results_end(project, capsys, whole_lines, torn, rerun):
-    execute(project)
+    project.execute()
     project.calls()
-    lines = results(project).read_bytes().splitlines(keepends=True)
-    results(project).write_bytes(b"".join(lines[:whole_lines]) + torn)
+    lines = project.results.read_bytes().splitlines(keepends=True)
+    project.results.write_bytes(b"".join(lines[:whole_lines]) + torn)
     assert len(runs.read_rows(project.out)) == 2 * (len(TASKS) - len(rerun))
-    assert execute(project, resume=True) == 0
+    assert project.execute(resume=True) == 0
     assert "dropped the rows of a task that was not finished" in capsys.readouterr().err
-    assert called(project) == rerun
-    assert results(project).read_bytes() == b"".join(lines)
-
-
-def test_results_of_an_earlier_fixntk_are_refused_and_stay(project):
-    execute(project)
-    lines = [line for line in results(project).read_text().splitlines(keepends=True) if "finished" not in line]
-    results(project).write_text("".join(lines))
-    with pytest.raises(ConfigError, match="does not say which of its last tasks are finished, as an earlier"):
-        execute(project, resume=True)
-    with pytest.raises(ConfigError, match="no results yet: no task is finished"):
-        runs.regenerate(project.out)
-    assert results(project).read_text() == "".join(lines)
-
-
-def test_repair_keeps_the_tasks_that_are_whole_and_resume_does_the_rest(project):
-    execute(project)
-    project.calls()
-    whole = results(project).read_bytes()
-    damaged = whole.replace(b'"wine", "seed": 0, "method": "plain"', b'"wine", "seed": 0, "method": "pl\0in"')
-    results(project).write_bytes(damaged)
-    for attempt in (lambda: execute(project, resume=True), lambda: runs.regenerate(project.out)):
-        with pytest.raises(ConfigError, match=r"results.jsonl, line 7: is not a JSON object; `fixntk report --repair"):
-            attempt()
-    assert "kept 3 tasks and dropped 3 other lines" in runs.repair(project.out)
-    assert (project.out / "results.damaged.jsonl").read_bytes() == damaged
-    runs.regenerate(project.out)
-    assert execute(project, resume=True) == 0
-    assert called(project) == TASKS[2:3]
-    assert sorted(results(project).read_bytes().splitlines()) == sorted(whole.splitlines())
-    assert runs.repair(project.out).startswith("nothing to repair")
+    assert project.called() == rerun
+    assert project.results.read_bytes() == b"".join(lines)
 
 
 @pytest.mark.parametrize("content", [None, "", "[]", '{"earlier": 3}', '{"earlier": [1], "device": {}}', "\0"])
 def test_a_damaged_environment_does_not_block_a_run(project, content, capsys):
     project.control(broken={"iris": "too few rows"})
-    execute(project)
+    project.execute()
     project.control()
     path = project.out / "environment.json"
     path.unlink() if content is None else path.write_text(content)
     runs.regenerate(project.out, project.out / "page.md")
     if not (content or "").startswith("{"):
         assert "environment.json is missing or damaged" in capsys.readouterr().err
-    assert execute(project, resume=True) == 0
+    assert project.execute(resume=True) == 0
     assert json.loads(path.read_text())["jax"]
 
 
@@ -230,9 +181,9 @@ def test_a_damaged_environment_does_not_block_a_run(project, content, capsys):
 def test_a_folder_where_a_file_should_be_is_a_config_error(project, name):
     (project.out / name).mkdir(parents=True)
     with pytest.raises(ConfigError, match=name):
-        execute(project)
+        project.execute()
     (project.out / name).rmdir()
-    assert execute(project, resume=True) == 0
+    assert project.execute(resume=True) == 0
     assert len(runs.read_rows(project.out)) == 8
 
 
@@ -240,9 +191,9 @@ def test_a_file_where_a_folder_should_be_is_a_config_error(project):
     project.out.mkdir(parents=True)
     (project.out / "figures").touch()
     with pytest.raises(ConfigError, match="figures: File exists; what is finished is kept"):
-        execute(project)
+        project.execute()
     (project.out / "figures").unlink()
-    assert execute(project, resume=True) == 0
+    assert project.execute(resume=True) == 0
 
 
 FULL_DISK = """
@@ -264,65 +215,17 @@ def test_a_full_disk_is_one_line_and_the_same_command_does_the_rest(project, roo
     assert line.startswith("fixntk: error: runs/toy")
     assert "File too large" in line
     assert "Traceback" not in full.stderr
-    kept = runs.read_rows(project.out) if results(project).exists() else []
-    assert execute(project, resume=True) == 0
+    kept = runs.read_rows(project.out) if project.results.exists() else []
+    assert project.execute(resume=True) == 0
     assert repr(runs.read_rows(project.out)[: len(kept)]) == repr(kept)
     assert len(runs.read_rows(project.out)) == 8
     assert not list(project.out.rglob("*.part"))
 
 
-def test_two_runs_do_not_share_a_folder(project):
-    project.control(sleep="iris")
-    first = subprocess.Popen([sys.executable, "-m", "fixntk.cli", "run", "configs/toy.yaml"], stderr=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + 60
-        while not (project.root / "calls.jsonl").exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        expected = rf"runs/toy is in use by process {first.pid} on \S* since 20[-0-9]* [:+0-9]*: wait until it ends"
-        for attempt in (lambda: execute(project, resume=True), lambda: runs.repair(project.out)):
-            with pytest.raises(ConfigError, match=expected):
-                attempt()
-    finally:
-        first.kill()
-        first.wait()
-    # The lock has gone with its process, which had no time to remove it.
-    project.control()
-    assert execute(project, resume=True) == 0
-    assert len(runs.read_rows(project.out)) == 8
-
-
-def test_what_a_killed_process_left_half_written_is_removed(project):
-    (project.out / "figures").mkdir(parents=True)
-    for name in ("report.html.00ff00ff.part", "figures/scores.png.00ff00ff.part"):
-        (project.out / name).write_text("half")
-    assert execute(project) == 0
-    assert not list(project.out.rglob("*.part"))
-
-
-def test_resume_with_another_config_names_the_keys_and_both_values(project):
-    execute(project)
-    expected = r"config\.json is of another config.*: seeds was \[0, 1\], now \[0\]; solver\.tol was 0\.001, now 0\.1$"
-    with pytest.raises(ConfigError, match=expected):
-        execute(project, ["seeds=[0]", "solver.tol=0.1"], resume=True)
-
-
-def test_resume_elsewhere_keeps_what_the_earlier_part_was_computed_with(project):
-    project.control(broken={"iris": "too few rows"})
-    execute(project)
-    project.control()
-    path = project.out / "environment.json"
-    first = json.loads(path.read_text()) | {"jax": "0.0.1"}
-    path.write_text(json.dumps(first))
-    execute(project, resume=True)
-    assert json.loads(path.read_text())["earlier"] == [first]
-    assert "0.0.1" in (project.out / "report.html").read_text()
-
-
 def test_a_bug_propagates_and_keeps_the_rows_before_it(project):
     project.control(bug="wine")
     with pytest.raises(KeyError, match="a bug"):
-        execute(project)
+        project.execute()
     assert len(runs.read_rows(project.out)) == 4
 
 
@@ -331,7 +234,7 @@ def test_run_task_must_return_rows_of_its_task(project, returned):
     with (project.root / "experiments" / "toy.py").open("a") as file:
         file.write(f"\ndef run_task(config, task):\n    return {returned}\n")
     with pytest.raises(RuntimeError, match="gave no row, or one of another task"):
-        execute(project)
+        project.execute()
 
 
 @pytest.mark.parametrize(
@@ -344,27 +247,27 @@ def test_run_task_must_return_rows_of_its_task(project, returned):
 )
 def test_tasks_that_cannot_be_are_an_error_of_the_config(project, override, expected):
     with pytest.raises(ConfigError, match=expected):
-        execute(project, [override])
+        project.execute([override])
 
 
 def test_termination_is_like_an_interrupt(project, capsys):
     project.control(terminate="wine")
-    assert execute(project) == 130
+    assert project.execute() == 130
     assert "2 of 4 tasks are finished and kept in" in capsys.readouterr().err
     project.control()
     project.calls()
-    assert execute(project, resume=True) == 0
-    assert called(project) == TASKS[2:]
+    assert project.execute(resume=True) == 0
+    assert project.called() == TASKS[2:]
 
 
 def test_directory_that_cannot_be_made_is_a_config_error(project):
     (project.root / "runs").touch()
     with pytest.raises(ConfigError, match="runs/toy: cannot be made"):
-        execute(project)
+        project.execute()
 
 
 def test_regenerate_gives_the_same_files(project):
-    execute(project)
+    project.execute()
     files = [project.out / name for name in ("report.html", "summary.json", "figures/scores.png")]
     before = [path.read_bytes() for path in files]
     for path in files:
@@ -374,7 +277,7 @@ def test_regenerate_gives_the_same_files(project):
 
 
 def test_regenerate_writes_a_markdown_page_too(project):
-    execute(project)
+    project.execute()
     runs.regenerate(project.out, project.out / "page.md")
     assert (project.out / "page.md").read_text().startswith("# ")
     with pytest.raises(ConfigError, match=r"ends in \.md"):
@@ -383,7 +286,7 @@ def test_regenerate_writes_a_markdown_page_too(project):
 
 def test_regenerate_of_an_unfinished_run_says_so_on_both_pages(project):
     project.control(terminate="wine", broken={"iris": "too few rows"})
-    execute(project)
+    project.execute()
     runs.regenerate(project.out, project.out / "page.md")
     for name in ("report.html", "page.md"):
         page = (project.out / name).read_text()
@@ -395,7 +298,7 @@ def test_an_experiment_that_needs_every_task_is_not_summarised_before(project):
     module = project.root / "experiments" / "toy.py"
     module.write_text(module.read_text() + "\nNEEDS_EVERY_TASK = True\n")
     project.control(terminate="wine")
-    assert execute(project) == 130
+    assert project.execute() == 130
     runs.regenerate(project.out, project.out / "page.md")
     for name in ("report.html", "page.md"):
         page = (project.out / name).read_text()
@@ -403,16 +306,16 @@ def test_an_experiment_that_needs_every_task_is_not_summarised_before(project):
         assert "Scores" not in page
     assert json.loads((project.out / "summary.json").read_text()) == {}
     project.control()
-    assert execute(project, resume=True) == 0
+    assert project.execute(resume=True) == 0
     assert "Scores" in (project.out / "report.html").read_text()
 
 
 def test_both_pages_have_the_rows_in_the_order_of_the_tasks(project):
-    execute(project)
+    project.execute()
     runs.regenerate(project.out, project.out / "page.md")
     page = (project.out / "page.md").read_text()
-    lines = results(project).read_text().splitlines(keepends=True)
-    results(project).write_text("".join(lines[3:] + lines[:3]))
+    lines = project.results.read_text().splitlines(keepends=True)
+    project.results.write_text("".join(lines[3:] + lines[:3]))
     runs.regenerate(project.out, project.out / "page.md")
     assert (project.out / "page.md").read_text() == page
 
@@ -439,8 +342,8 @@ def test_both_pages_name_the_command_that_began_the_run(project):
 def test_regenerate_needs_a_run_with_results(project):
     with pytest.raises(ConfigError, match=r"runs/toy: is not the folder of a run: it has no config\.json"):
         runs.regenerate(project.out)
-    execute(project)
-    results(project).write_text("")
+    project.execute()
+    project.results.write_text("")
     with pytest.raises(ConfigError, match="runs/toy: there are no results yet: no task is finished"):
         runs.regenerate(project.out)
 
@@ -450,5 +353,5 @@ def test_compiled_functions_are_dropped_before_memory_maps_run_out(project, monk
     monkeypatch.setattr(runs, "_MOST_MEMORY_MAPS", most)
     function = jax.jit(lambda x: x + 1)
     function(1.0)
-    assert execute(project) == 0
+    assert project.execute() == 0
     assert (function._cache_size() == 0) == cleared

@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fixntk.cli import main
-from fixntk.tables.dates import days_since_1970, find_format
 from fixntk.tables.model import write_csv
 
 
@@ -303,16 +302,6 @@ def test_dates_are_numbers_of_days_in_new_rows_too(tmp_path, capsys, date_format
     (tmp_path / "new.csv").write_text("k,when\n1,soon\n")
     assert main(["predict", str(tmp_path / "model"), str(tmp_path / "new.csv")]) == 2
     assert f"holds dates ({DATES[date_format]}) in the model, here also 'soon'" in error_line(capsys)
-
-
-def test_days_are_counted_from_1970():
-    given = pd.Series(["1970-01-02", "1970-01-01T12:00:00", "2000-03-01", None])
-    expected = [1.0, 0.5, (np.datetime64("2000-03-01") - np.datetime64("1970-01-01")).astype(int), np.nan]
-    np.testing.assert_array_equal(days_since_1970(given, "ISO8601"), expected)
-    assert find_format(pd.Series(["13/02/2020", "01/02/2020"])) == "%d/%m/%Y"
-    assert find_format(pd.Series(["02/13/2020", "01/02/2020"])) == "%m/%d/%Y"
-    assert find_format(pd.Series(["2020-01-01", "soon"])) is None
-    assert find_format(pd.Series([None, None], dtype=object)) is None
 
 
 def test_categories_not_seen_are_told_and_count_as_none(tmp_path, capsys):
