@@ -127,22 +127,6 @@ def test_haversines_are_those_of_the_second_moments(name):
         np.testing.assert_allclose(np.sqrt(havercosine), expected_cos, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("function", [jnp.tanh, jax.nn.sigmoid, jax.nn.softplus, jax.nn.swish, jax.nn.gelu])
-def test_any_function_by_quadrature(function):
-    pair = pair_of(1.2, 0.9, 0.6)
-    values, derivatives = elementwise(function).moments(pair)
-    slope = lambda t: jax.jvp(function, (t,), (jnp.ones_like(t),))[1]  # noqa: E731
-    np.testing.assert_allclose(values, by_quadrature(function, pair, num_nodes=150), rtol=1e-10)
-    np.testing.assert_allclose(derivatives, by_quadrature(slope, pair, num_nodes=150), rtol=1e-9)
-
-
-def test_quadrature_is_the_closed_form():
-    pair = pair_of(0.9, 1.1, 0.8)
-    for name, function in [("erf", jax.scipy.special.erf), ("sin", jnp.sin)]:
-        np.testing.assert_allclose(elementwise(function).moments(pair), ACTIVATIONS[name].moments(pair), rtol=1e-12)
-    np.testing.assert_allclose(elementwise(jax.nn.relu).moments(pair), ACTIVATIONS["relu"].moments(pair), rtol=2e-3)
-
-
 def test_float32_moments():
     for name in [*SMOOTH, *KINKED]:
         double, single = (named(name).moments(pair_of(1.3, 0.6, 0.4, dtype)) for dtype in (jnp.float64, jnp.float32))
@@ -173,23 +157,6 @@ def test_a_constant_is_neither_positive_nor_negative():
         cosine = 0.25 / np.sqrt(0.25 * (0.5 if std2 else 0.25))
         np.testing.assert_allclose([haversine, havercosine], [(1 - cosine) / 2, (1 + cosine) / 2], atol=1e-15)
         np.testing.assert_allclose(ACTIVATIONS["sign"].haversines(pair), 0.5)
-
-
-def test_truncation_is_what_the_series_lacks():
-    for function, derivative, std in [
-        (jnp.tanh, lambda u: 1 / np.cosh(u) ** 2, 5.0),
-        (lambda u: jnp.maximum(u, 0.0), lambda u: np.heaviside(u, 0.5), 1.0),
-    ]:
-        activation = elementwise(function, 40)
-        shares = activation.truncation(jnp.array([0.0, std]))
-        nodes = np.linspace(-12, 12, 200_001)
-        density = np.exp(-(nodes**2) / 2) / np.sqrt(2 * np.pi) * (nodes[1] - nodes[0])
-        moments = activation.moments(pair_of(std, std, 0.0))
-        for share, moment, values in zip(
-            shares, moments, (np.asarray(function(std * nodes)), derivative(std * nodes)), strict=True
-        ):
-            np.testing.assert_allclose(share[0], 0.0, atol=1e-13)
-            np.testing.assert_allclose(share[1], 1 - moment / np.sum(density * values**2), rtol=0.5)
 
 
 def test_known_functions_have_their_closed_forms():

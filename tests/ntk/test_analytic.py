@@ -7,7 +7,7 @@ import pytest
 import fixntk as fx
 from fixntk.ntk import analytic
 from fixntk.ntk.activations import ACTIVATIONS, leaky_relu
-from fixntk.ntk.layers import Activate, Conv, Dense, GlobalAveragePool, Residual, Serial
+from fixntk.ntk.layers import Dense
 
 
 def closed_form(a, b):
@@ -336,17 +336,6 @@ def test_zero_rows_are_the_same_to_themselves_and_to_copies(rng, activation):
         np.testing.assert_allclose(alone.nngp[0, 0], alone.nngp[0, 1], atol=1e-15)
 
 
-def test_a_slow_series_is_told(rng):
-    x = rng.standard_normal((5, 3))
-    fx.mlp_kernel(x, depth=2, activation=jnp.tanh)
-    with pytest.warns(UserWarning, match="the series of activation tanh leaves out a share of 2e-01"):
-        fx.mlp_kernel(x, depth=2, activation=jnp.tanh, w_std=10.0)
-    network = Serial(Conv((2,)), Residual(Serial(Activate(jnp.tanh), Conv((2,)))), GlobalAveragePool(), Dense())
-    fx.network_kernel(network, x[:, :, None], batch_size=2)
-    with pytest.warns(UserWarning, match="the series of activation tanh"):
-        fx.network_kernel(network, x[:1, :, None], 100 * x[:, :, None], batch_size=2)
-
-
 def test_kernels_on_the_host_are_those_on_the_device(rng):
     x = rng.standard_normal((11, 3))
     for x2 in (None, x[:7]):
@@ -359,18 +348,3 @@ def test_kernels_on_the_host_are_those_on_the_device(rng):
             np.testing.assert_array_equal(one, other)
     with pytest.raises(ValueError, match="store_on_device=False cannot be used under a JAX transformation"):
         jax.jit(lambda x: fx.mlp_kernel(x, depth=1, store_on_device=False))(x)
-
-
-@pytest.mark.parametrize("kernel_dtype", [jnp.float32, jnp.bfloat16])
-def test_kernels_are_symmetric_to_the_last_bit(rng, kernel_dtype):
-    x = jnp.asarray(rng.standard_normal((40, 5)), kernel_dtype)
-    for batch_size in (None, 16):
-        for kernel in fx.mlp_kernel(x, depth=3, activation="gelu", b_std=0.1, batch_size=batch_size):
-            assert kernel.dtype == kernel_dtype
-            np.testing.assert_array_equal(kernel, kernel.T)
-
-
-def test_kernels_over_memory_are_refused(monkeypatch):
-    monkeypatch.setattr("fixntk._tiling._free_of_machine", lambda: 2**10)
-    with pytest.raises(ValueError, match=r"the 2000×2000 pair of kernel matrices needs .* pass x1 in blocks of rows"):
-        fx.mlp_kernel(np.ones((2000, 2)), depth=1)

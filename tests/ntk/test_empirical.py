@@ -12,7 +12,7 @@ import pytest
 from test_structure import jacobian_ntk, normal
 
 import fixntk as fx
-from fixntk.ntk import empirical, plan, structure
+from fixntk.ntk import structure
 from fixntk.ntk.neural_tangents_compat import import_neural_tangents
 
 
@@ -44,24 +44,6 @@ def test_methods_and_tiles_agree(method):
     assert np.array_equal(on_host, symmetric)
     jitted = jax.jit(lambda p, x: fx.empirical_ntk(network, p, x, **options))(PARAMS, X1)
     assert jnp.allclose(jitted, symmetric, rtol=1e-12, atol=1e-12)
-
-
-def test_jacobians_of_a_few_leaves_at_a_time_add_up(monkeypatch):
-    whole = fx.empirical_ntk(network, PARAMS, X1, X2, method="jacobian")
-    shares = fx.layerwise_ntk(network, PARAMS, X1, X2, method="jacobian")
-    num_parts = []
-    right = empirical.split_request
-    monkeypatch.setattr(empirical, "split_request", lambda *a: num_parts.append(len(parts := right(*a))) or parts)
-    monkeypatch.setattr(plan, "_TILE_BYTES", 8 * 6 * 30)
-    plan.cached_plan.cache_clear()
-    np.testing.assert_allclose(
-        fx.empirical_ntk(network, PARAMS, X1, X2, method="jacobian"), whole, rtol=1e-13, atol=1e-16
-    )
-    for name, share in fx.layerwise_ntk(network, PARAMS, X1, X2, method="jacobian").items():
-        np.testing.assert_allclose(share, shares[name], rtol=1e-13, atol=1e-16)
-    on_host = fx.empirical_ntk(network, PARAMS, X1, X2, method="jacobian", store_on_device=False)
-    np.testing.assert_allclose(on_host, whole, rtol=1e-13, atol=1e-16)
-    assert num_parts == [3, 3, 3]
 
 
 @pytest.mark.parametrize("method", ["structured", "jacobian", "ntvp"])
@@ -104,18 +86,6 @@ def test_layers_sum_to_the_whole(method):
     assert list(grouped) == ["readout", "hidden"]
     assert jnp.allclose(grouped["readout"], shares["v"] + shares["b"])
     assert jnp.allclose(grouped["hidden"], shares["w"])
-
-
-def test_product_with_a_vector_is_the_kernels():
-    for x2 in (X2, None):
-        other = X1 if x2 is None else x2
-        vector = normal(6, *network(PARAMS, other).shape)
-        expected = jnp.einsum("ijaobp,jop->iab", full_kernel(X1, other), vector)
-        for batch_size in (None, 3):
-            product = fx.ntk_vector_product(network, PARAMS, vector, X1, x2, batch_size=batch_size)
-            assert jnp.allclose(product, expected, rtol=1e-12, atol=1e-12)
-        jitted = jax.jit(partial(fx.ntk_vector_product, network, batch_size=3))(PARAMS, vector, X1, x2)
-        assert jnp.allclose(jitted, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_float32_and_half_precision_stay_themselves():

@@ -51,6 +51,11 @@ def test_the_format_is_the_first_that_every_value_has():
         assert find_format(pd.Series(column)) == expected, column
 
 
+def test_days_that_may_be_months_are_read_as_in_america():
+    assert find_format(pd.Series(["01/02/2020", "03/04/2020"])) == "%m/%d/%Y"
+    assert find_format(pd.Series(["01/02/2020 10:30", "03/04/2020 09:15"])) == "%m/%d/%Y %H:%M"
+
+
 def test_days_are_counted_from_1970():
     given = pd.Series(["1970-01-02", "1970-01-01T12:00:00", "2000-03-01", None])
     expected = [1.0, 0.5, (np.datetime64("2000-03-01") - np.datetime64("1970-01-01")).astype(int), np.nan]
