@@ -1,9 +1,5 @@
 """Newton against CVXPY, FISTA, and the definition of its matrix (float64 unless said)."""
 
-import itertools
-from functools import partial
-
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,11 +8,9 @@ from problems import cvxpy_optimum, random_problem
 import fixntk as fx
 from fixntk.convex.method import step_any
 from fixntk.convex.penalties import group_norms
-from fixntk.convex.program import correlations_of, datafit_of, group_shape_of, masked_outputs, targets_of
-from fixntk.convex.solvers import newton, newton_step, newton_system, working_sets
+from fixntk.convex.program import group_shape_of
+from fixntk.convex.solvers import newton, working_sets
 
-# Of a direction, where it is not that of a factorisation in double precision.
-_ACCURACY = {newton_system._by_single_rows: 2e-3, newton_system._by_products: 2e-3}
 EARLY = pytest.mark.filterwarnings("ignore::fixntk.ConvergenceWarning")
 
 
@@ -67,18 +61,6 @@ def test_working_sets_grow_from_the_nearest_groups(monkeypatch):
     np.testing.assert_allclose(fx.solve(program, method="newton", tol=1e-10).primal, optimum.primal, rtol=1e-9)
 
 
-def test_sizes_differ_in_cost():
-    # Directions of a small program cost less than the rest of a step; of a larger one each size has its own.
-    assert working_sets.schedule_of(random_problem(3)) == ((20,), ())
-    assert working_sets.schedule_of(random_problem(3, 120, 5, 300)) == ((300,), ())
-    newton_sizes, round_sizes = working_sets.schedule_of(random_problem(3, 1000, 10, 1000))
-    assert len(newton_sizes) > 2 < len(round_sizes)
-    # Newton steps can have all groups active; rounds are for few.
-    assert newton_sizes[-1] == 1000 > round_sizes[-1]
-    for sizes in (newton_sizes, round_sizes):
-        assert all(size < following for size, following in itertools.pairwise(sizes))
-
-
 def test_a_step_on_all_groups_is_the_step_on_those_that_are_active():
     program = random_problem(4, 60, 4, 100, share=0.1)
     start = fx.solve(program, method="fista", tol=1e-2).weights
@@ -90,46 +72,6 @@ def test_a_step_on_all_groups_is_the_step_on_those_that_are_active():
     )
     np.testing.assert_allclose(whole.theta, active.theta, rtol=1e-3, atol=1e-5)
     np.testing.assert_allclose(whole.gap, active.gap, rtol=1e-2)
-
-
-@pytest.mark.parametrize("num_outputs", [1, 2])
-@pytest.mark.parametrize("solver", [entry[0] for entry in newton_system.SOLVERS])
-@pytest.mark.parametrize("options", [{}, {"intercept": True, "ridge": 0.7}])
-def test_each_direction_solves_the_derivative_of_the_gradient(monkeypatch, rng, solver, num_outputs, options):
-    monkeypatch.setattr(newton_system, "SOLVERS", ((solver, lambda *_: 0.0, lambda *_: 0.0),))
-    monkeypatch.setattr(newton_system, "_MAX_SIMPLE_ROWS", 10)
-    program = random_problem(2, 25, 4, 40, num_outputs)
-    program = fx.ConvexProgram(program.x, program.y, program.masks, 1.0, **options)
-    theta, multiplier = (jnp.asarray(rng.standard_normal(s)) for s in ((25, num_outputs), group_shape_of(program)))
-    theta = datafit_of(program).remove_intercept(theta)
-    # Half of the groups are active at this λ.
-    sigma = jnp.asarray(0.3)
-    reg = jnp.median(group_norms(multiplier + sigma * correlations_of(program, theta))) / sigma
-    program = program.with_reg(reg)
-
-    def gradient(theta):
-        shrunk = newton_step.shrink(program, multiplier + sigma * correlations_of(program, theta), sigma)
-        return datafit_of(program).remove_intercept(
-            theta - targets_of(program) + masked_outputs(program, shrunk.weights)
-        )
-
-    shifted = multiplier + sigma * correlations_of(program, theta)
-    prox, slope = newton_step.shrink(program, shifted, sigma), gradient(theta)
-    assert int(jnp.sum(prox.kept > 0)) == 20
-    direction = newton_step.find_direction(program, sigma, prox, slope, size=32)
-    _, change = jax.jvp(gradient, (theta,), (direction,))
-    tolerance = _ACCURACY.get(solver, 1e-10)
-    assert float(jnp.linalg.norm(change + slope)) <= tolerance * float(jnp.linalg.norm(slope))
-
-
-@pytest.mark.parametrize("solver", [entry[0] for entry in newton_system.SOLVERS])
-def test_each_direction_keeps_the_dtype(monkeypatch, solver):
-    monkeypatch.setattr(newton_system, "SOLVERS", ((solver, lambda *_: 0.0, lambda *_: 0.0),))
-    wide = random_problem(2, 25, 4, 20, share=0.5)
-    narrow = fx.ConvexProgram(wide.x.astype("float32"), wide.y.astype("float32"), wide.masks, wide.reg)
-    solution = fx.solve(narrow, tol=1e-3)
-    assert solution.weights.dtype == jnp.float32
-    assert bool(solution.converged)
 
 
 def test_packed_masks_give_the_same_solution():
@@ -178,22 +120,3 @@ def test_float32_converges_where_the_problem_is_well_posed():
     wide = random_problem(5, 60, 4, 30, share=0.5)
     narrow = fx.ConvexProgram(wide.x.astype("float32"), wide.y.astype("float32"), wide.masks, wide.reg)
     assert bool(fx.solve(narrow, method="newton", tol=1e-5).converged)
-
-
-def test_the_iterate_is_what_the_step_expected_and_better_than_prox():
-    program = random_problem(5, 80, 4, 60, share=0.1)
-    near = fx.solve(program.with_reg(1.02 * program.reg), method="newton", tol=1e-10)
-    state, step = newton.init(program, near.weights), jax.jit(partial(step_any, newton.METHOD))
-    ahead = []
-    for _ in range(3):
-        before, state = state, step(program, state)
-        shrunk = newton_step.shrink(
-            program, before.multiplier + before.sigma * state.correlations, before.sigma
-        ).weights
-        ahead.append(float(program.gap(shrunk) / state.gap))
-    assert float(state.gap / program.primal_at_zero()) < 1e-5
-    assert min(ahead) >= 1
-    assert max(ahead) > 10
-    # A full step on groups none of which comes or goes: its residual is the dual variable.
-    residual = targets_of(program) - masked_outputs(program, state.weights)
-    assert float(jnp.linalg.norm(residual - state.theta)) < 1e-2 * float(jnp.linalg.norm(state.theta - before.theta))

@@ -1,0 +1,94 @@
+"""Kernel ridge regressions with the NTK: scikit-learn's checks, its kernel ridge regression, refits without a row."""
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_diabetes, load_iris
+from sklearn.kernel_ridge import KernelRidge
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+import fixntk as fx
+from fixntk.estimators import NTKClassifier, NTKClassifierCV, NTKRegressor, NTKRegressorCV
+
+
+# These set parameters of wrong types on purpose.
+@pytest.mark.wrong_types
+@parametrize_with_checks([NTKRegressor(), NTKClassifier(), NTKRegressorCV(), NTKClassifierCV()])
+def test_scikit_learns_checks(estimator, check):
+    check(estimator)
+
+
+def test_the_ntk_regressor_is_kernel_ridge_regression():
+    x, y = load_diabetes(return_X_y=True)
+    both = np.column_stack([y, y**2])
+    model = NTKRegressor(reg=0.3).fit(x[:200], both[:200])
+    mean, scale = x[:200].mean(0), x[:200].std(0)
+    train, test = (np.column_stack([(part - mean) / scale, np.ones(len(part))]) for part in (x[:200], x[200:]))
+    kernel = np.asarray(fx.gated_relu_ntk(train))
+    ridge = KernelRidge(alpha=0.3 * np.mean(np.diag(kernel)), kernel="precomputed")
+    ridge.fit(kernel, both[:200] - both[:200].mean(0))
+    expected = ridge.predict(np.asarray(fx.gated_relu_ntk(test, train))) + both[:200].mean(0)
+    np.testing.assert_allclose(model.predict(x[200:]), expected, rtol=1e-8)
+
+
+def test_the_ridge_chosen_is_that_of_leave_one_out_refits():
+    x, y = (part[:60] for part in load_diabetes(return_X_y=True))
+    weights = np.random.default_rng(0).uniform(0.5, 2, 60)
+    model = NTKRegressorCV((0.01, 0.1, 1.0, 10.0), standardize=False).fit(x, y, weights)
+    mean = np.average(y, weights=weights)
+    scale = np.sqrt(np.average((y - mean) ** 2, weights=weights))
+    order = np.unique(np.column_stack([x, y]), axis=0, return_index=True)[1]
+    for reg, error in zip(model.regs, model.loo_errors_, strict=True):
+        found = []
+        kernel = np.asarray(fx.gated_relu_ntk(np.column_stack([x, np.ones(60)])))
+        ridge = reg * np.average(np.diag(kernel), weights=weights)
+        for i in order:
+            rest = np.delete(np.arange(60), i)
+            matrix = kernel[np.ix_(rest, rest)] + ridge * np.diag(1 / weights[rest])
+            found.append(weights[i] * (kernel[i, rest] @ np.linalg.solve(matrix, y[rest] - mean) - y[i] + mean) ** 2)
+        np.testing.assert_allclose(error, np.sum(found) / weights.sum() / scale**2, rtol=1e-7)
+    assert model.reg_ == model.regs[int(np.argmin(model.loo_errors_))] not in (0.01, 10.0)
+
+
+def scaled_kernel(x):
+    """Of standardised rows with a bias column, and its mean diagonal."""
+    rows = np.column_stack([(x - x.mean(0)) / x.std(0), np.ones(len(x))])
+    kernel = np.asarray(fx.gated_relu_ntk(rows))
+    return kernel, np.mean(np.diag(kernel))
+
+
+def test_a_classifier_is_the_ridge_regression_on_signs_of_each_class():
+    x, y = load_iris(return_X_y=True)
+    x = x + np.linspace(0, 1e-3, len(x))[:, None]
+    kernel, mean = scaled_kernel(x)
+    for labels, classes in ((y, 3), ((y > 0).astype(int), 2)):
+        signs = np.where(labels[:, None] == np.arange(classes), 1.0, -1.0)
+        expected = kernel @ np.linalg.solve(kernel + 0.2 * mean * np.eye(len(x)), signs)
+        scores = NTKClassifier(reg=0.2).fit(x, labels).decision_function(x)
+        np.testing.assert_allclose(scores, expected if classes == 3 else expected[:, 1], atol=1e-8)
+
+
+def test_the_ridge_of_a_classifier_is_that_of_the_least_squared_error_left_out():
+    x, y = (part[:100] for part in load_iris(return_X_y=True))
+    rng = np.random.default_rng(0)
+    x = x + rng.standard_normal(x.shape)
+    regs = (1e-3, 0.1, 10.0)
+    model = NTKClassifierCV(regs).fit(x, y)
+    kernel, mean = scaled_kernel(x)
+    for reg, error in zip(regs, model.loo_errors_, strict=True):
+        inverse = np.linalg.inv(kernel + reg * mean * np.eye(100))
+        # The closed form of left-out errors, (C⁻¹y)_i / (C⁻¹)_ii.
+        left_out = (inverse @ (2.0 * y - 1)) / np.diag(inverse)
+        np.testing.assert_allclose(error, np.mean(left_out**2), rtol=1e-8)
+    assert model.reg_ == regs[int(np.argmin(model.loo_errors_))]
+    np.testing.assert_allclose(
+        model.decision_function(x), NTKClassifier(reg=model.reg_).fit(x, y).decision_function(x), atol=1e-8
+    )
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_without_standardisation_rows_enter_as_they_are(rng, bias):
+    x, y = 3 * rng.standard_normal((30, 2)) + 1, rng.standard_normal(30)
+    model = NTKRegressor(reg=0.5, standardize=False, bias=bias).fit(x, y)
+    kernel = np.asarray(fx.gated_relu_ntk(np.column_stack([x, np.ones(30)]) if bias else x))
+    dual = np.linalg.solve(kernel + 0.5 * np.mean(np.diag(kernel)) * np.eye(30), y - y.mean())
+    np.testing.assert_allclose(model.predict(x), kernel @ dual + y.mean(), atol=1e-9)
