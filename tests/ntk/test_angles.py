@@ -53,6 +53,17 @@ def test_products_and_angles_keep_their_digits_at_every_angle(rng, dtype, num_co
     np.testing.assert_allclose(found[1][0, len(x) - 1 - near], haversine[0, len(x) - 1 - near], rtol=1e4 * eps)
 
 
+def test_small_angles_keep_their_relative_precision_across_a_power_of_two(rng):
+    x = rng.standard_normal(4)
+    x *= (1 - 1e-10) / np.linalg.norm(x)
+    other = x * (1 + 1e-9 * rng.uniform(1, 2, 4))
+    assert np.linalg.norm(x) < 1 < np.linalg.norm(other)
+    rows = (as_rows(jnp.asarray([row]), jnp.array([k])) for k, row in enumerate((x, other)))
+    with mpmath.workdps(50):
+        expected = float(exact(x, other)[1])
+    np.testing.assert_allclose(products_and_angles(*rows)[1], [[expected]], rtol=1e-12)
+
+
 def test_vectors_of_one_number_are_the_same_and_zero_is_at_a_right_angle(rng):
     x = jnp.asarray(np.vstack([rng.standard_normal((3, 4)), np.zeros((2, 4))]))
     rows = as_rows(x, jnp.arange(5))
@@ -77,6 +88,10 @@ def test_rows_are_scaled_by_powers_of_two_alone(rng, dtype):
         np.testing.assert_array_equal(mantissas, 0.5)
         assert len(set(exponents.tolist())) == 1
     np.testing.assert_array_equal([*rows.units[9], rows.lengths[9], rows.scaled_lengths[9]], 0.0)
+    # The next power of two above the largest number is out of range.
+    edge = jnp.zeros((1, 3), dtype).at[0, 1].set(0.9 * jnp.finfo(dtype).max)
+    np.testing.assert_array_equal(as_rows(edge, jnp.zeros(1, int)).units, [[0, 1, 0]])
+    assert as_rows(edge, jnp.zeros(1, int)).lengths[0] == edge[0, 1]
 
 
 @pytest.mark.parametrize("num_columns", [3, 30])
