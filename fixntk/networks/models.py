@@ -9,7 +9,7 @@ See docs/mathematics.md, M10.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +38,10 @@ from fixntk.networks.neurons import (
 # because JAX's transformations also build networks of shapes and placeholders.
 
 
+# Not typing.Self: beartype refuses it in methods of classes that are not decorated themselves.
+_SameNetwork = TypeVar("_SameNetwork")
+
+
 class _Parametrised:
     """What every network does with its parameters."""
 
@@ -45,7 +49,7 @@ class _Parametrised:
     def parameters(self) -> Parameters:
         raise NotImplementedError
 
-    def with_parameters(self, parameters: Parameters) -> Self:
+    def with_parameters(self: _SameNetwork, parameters: Parameters) -> _SameNetwork:
         """The network with other parameters."""
         # Every network is a dataclass.
         return replace(self, **parameters._asdict())  # type: ignore[type-var]

@@ -75,7 +75,8 @@ def test_masks_of_chosen_gates_have_their_penalty_weights(program):
     part = with_masks(program, program.masks[:, chosen], chosen)
     assert (part.num_gates, group_shape_of(part)) == (3, (3, 3, 1))
     np.testing.assert_array_equal(part.penalty_weights, [5, 1, 10])
-    expected = fx.ConvexProgram(program.x, program.y, program.masks[:, chosen], 0.3, penalty_weights=[5.0, 1.0, 10.0])
+    weights = np.array([5.0, 1.0, 10.0])
+    expected = fx.ConvexProgram(program.x, program.y, program.masks[:, chosen], 0.3, penalty_weights=weights)
     assert part.primal(jnp.ones((3, 3))) == expected.primal(jnp.ones((3, 3)))
     plain = random_problem(0)
     assert with_masks(plain, plain.masks[:, :2], jnp.arange(2)).penalty_weights is None
