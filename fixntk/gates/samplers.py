@@ -2,7 +2,7 @@
 
 Each sampler is called with ``(key, num_gates, x, y=None)`` and returns (P, d) gates for ``activation_masks(x, gates)``.
 A constant column of x that is not zero is its bias column: with one, hyperplanes need not pass through the origin of
-the other columns.
+the other columns. Rows of zeros, such as padding, do not count.
 
 See docs/mathematics.md, M1.
 """
@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
-from jaxtyping import Bool, Float, Key
+from jaxtyping import Float, Key
 
 from fixntk._checks import as_matrix, as_positive_int, as_real_array, check_same_columns, check_same_rows, is_traced
 from fixntk._numerics import matmul
@@ -62,7 +62,7 @@ def gaussian(
     if not bias_scale > 0:
         raise ValueError(f"bias_scale must be positive, got {bias_scale}")
     gates = sample_gates(key, num_gates, x.shape[1], dtype=x.dtype)
-    scales = jnp.where(_is_bias(x), jnp.asarray(bias_scale, x.dtype), jnp.ones((), x.dtype))
+    scales = jnp.where(_bias_level(x) != 0, jnp.asarray(bias_scale, x.dtype), jnp.ones((), x.dtype))
     return gates * scales[None, :]
 
 
@@ -211,10 +211,12 @@ def _as_targets(x: ArrayLike, y: ArrayLike | None) -> tuple[Array, Array]:
     return x, y
 
 
-def _is_bias(x: Float[Array, "n d"]) -> Bool[Array, " d"]:
-    """Whether a column is the bias column: the first that is constant and not zero."""
-    is_constant = jnp.all(x == x[:1], axis=0) & (x[0] != 0)
-    return is_constant & (jnp.cumsum(is_constant) == 1)
+def _bias_level(x: Float[Array, "n d"]) -> Float[Array, " d"]:
+    """The value of the bias column, zero elsewhere: the first that is constant and not zero, but for rows of zeros."""
+    is_padding = jnp.all(x == 0, axis=1)
+    level = x[jnp.argmin(is_padding)]
+    is_constant = jnp.all((x == level[None, :]) | is_padding[:, None], axis=0) & (level != 0)
+    return jnp.where(is_constant & (jnp.cumsum(is_constant) == 1), level, 0.0)
 
 
 def _reject_span(rows: Float[Array, "k d"], vector: Float[Array, " d"]) -> Float[Array, " d"]:
@@ -237,20 +239,24 @@ def _bisect_pairs(
     key: Array, num_gates: int, x: Float[Array, "n d"], chances_from: Callable[[Array], Array]
 ) -> Float[Array, "P d"]:
     """Gates halfway between a random row i and one that is drawn with ``chances_from(i)``, (n,) and not negative."""
-    is_bias = _is_bias(x)
-    has_bias = jnp.any(is_bias)
-
+    level = _bias_level(x)
+    has_bias = jnp.any(level != 0)
     units = _normalise(x)
+    # One draw for all gates: random numbers take longer to compile than all else here.
+    choice, direction = jax.random.split(key)
+    draws = jax.random.uniform(choice, (2, num_gates), x.dtype)
+    others = jax.random.normal(direction, (num_gates, x.shape[1]), x.dtype)
 
-    def sample(key: Array) -> Array:
-        first, second, third = jax.random.split(key, 3)
-        i = jax.random.randint(first, (), 0, x.shape[0])
-        j = jax.random.categorical(second, jnp.log(chances_from(i).astype(x.dtype)))
+    def bisect(draw: Array, other: Array) -> Array:
+        i = jnp.minimum((draw[0] * x.shape[0]).astype(jnp.int32), x.shape[0] - 1)
+        # By inversion: the first row at which the sum of the chances passes a random share of their total.
+        sums = jnp.cumsum(chances_from(i).astype(x.dtype))
+        j = jnp.minimum(jnp.sum(sums <= draw[1] * sums[-1], dtype=jnp.int32), x.shape[0] - 1)
         # The bisector u·(x − (x_i + x_j)/2) = 0 with u = x_i − x_j, its constant on the bias column.
         normal = x[i] - x[j]
-        constant = -0.5 * jnp.sum(normal * (x[i] + x[j])) / jnp.where(has_bias, jnp.sum(jnp.where(is_bias, x[0], 0)), 1)
-        gate = jnp.where(has_bias, jnp.where(is_bias, constant, normal), units[i] - units[j])
+        constant = -0.5 * jnp.sum(normal * (x[i] + x[j])) / jnp.where(has_bias, jnp.sum(level), 1.0)
+        gate = jnp.where(has_bias, jnp.where(level != 0, constant, normal), units[i] - units[j])
         # Nothing lies halfway between two rows of one direction.
-        return jnp.where(jnp.any(gate != 0), gate, jax.random.normal(third, gate.shape, gate.dtype))
+        return jnp.where(jnp.any(gate != 0), gate, other)
 
-    return _normalise(jax.vmap(sample)(jax.random.split(key, num_gates)))
+    return _normalise(jax.vmap(bisect)(draws.T, others))
