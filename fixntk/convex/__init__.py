@@ -1,7 +1,8 @@
 """The exact convex program of the gated-ReLU network and its solvers."""
 
 from fixntk._warnings import ConvergenceWarning
-from fixntk.convex.discovery import Discovery, discover
+from fixntk.convex.discovery import discover, discover_path
+from fixntk.convex.discovery_results import Discovery, DiscoveryPath
 from fixntk.convex.implicit import optimal_weights
 from fixntk.convex.multiple_kernels import KernelSolution, solve_kernels
 from fixntk.convex.path import Path, solve_path
@@ -16,6 +17,7 @@ __all__ = [
     "ConvergenceWarning",
     "ConvexProgram",
     "Discovery",
+    "DiscoveryPath",
     "History",
     "Interrupted",
     "KernelSolution",
@@ -24,6 +26,7 @@ __all__ = [
     "ReLUSolution",
     "Solution",
     "discover",
+    "discover_path",
     "gap_safe",
     "optimal_weights",
     "solve",

@@ -158,7 +158,7 @@ def solve_path(
         raise ValueError("solve_path cannot be traced: jax.vmap solve over λ instead")
     program = absorb_sample_weight(program)
     chosen = choose_warm_method(program, method)
-    values = _as_regs(program, regs, num_regs, min_share)
+    values = as_regs(program, regs, num_regs, min_share)
     tol, max_iter = as_options(program, chosen, tol, max_iter)
     start = to_device(np.zeros(group_shape_of(program), program.x.dtype))
     on_all = partial(solve_from, method=chosen, tol=tol, max_iter=max_iter)
@@ -208,7 +208,7 @@ def _warn_once(path: Path, tol: float) -> None:
         warnings.warn(message + worst.message, ConvergenceWarning, stacklevel=3)
 
 
-def _as_regs(
+def as_regs(
     program: ConvexProgram, regs: ArrayLike | Iterable[ArrayLike] | None, num_regs: int, min_share: float
 ) -> Float[np.ndarray, " k"]:
     """λ as given, or evenly spaced in log λ."""

@@ -309,6 +309,11 @@ def _starting_point(program: ConvexProgram, method: Method, init: ArrayLike | So
             return to_device(np.full(program.num_gates, 1 / program.num_gates, program.x.dtype))
         weights = init.kernel_weights if isinstance(init, Solution) else init
         return as_kernel_weights(weights, program.num_gates, program.x.dtype)
+    return as_starting_weights(program, init)
+
+
+def as_starting_weights(program: ConvexProgram, init: ArrayLike | Solution | None) -> Array:
+    """Group weights of a program to start from; zero when None."""
     if init is None:
         return to_device(np.zeros(group_shape_of(program), program.x.dtype))
     return as_group_weights(program, init.weights if isinstance(init, Solution) else init)

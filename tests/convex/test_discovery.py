@@ -1,12 +1,17 @@
 """Gate discovery: the optimum over every cell where that can be enumerated, more than random gates elsewhere."""
 
+from functools import partial
+
 import jax
+import jax.monitoring
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import fixntk as fx
 from fixntk.convex.program import masked_outputs, targets_of
+
+COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
 def plane(rng, num_rows=16):
@@ -168,3 +173,111 @@ def test_data_in_place_of_a_program_are_named(rng):
     x, y = plane(rng)
     with pytest.raises(TypeError, match="program must be a ConvexProgram, got ndarray"):
         fx.discover(x, y, key=jax.random.key(0))
+
+
+def test_a_local_search_in_low_rank_reaches_the_optimum_over_all_cells(rng):
+    # Enumeration, which the local search does not use, gives the optimum.
+    x, y = plane(rng, 12)
+    cells = fx.enumerate_arrangements(x)
+    largest = fx.ConvexProgram(x, y, cells.masks, 1.0).max_reg()
+    whole = fx.solve(fx.ConvexProgram(x, y, cells.masks, 0.1 * largest), tol=1e-7)
+    found = fx.discover(*start(x, y, 0.1 * largest), key=jax.random.key(0), max_cells=1, least_violation=1e-4)
+    assert not found.exact
+    assert found.stopped == "no violation"
+    assert float(found.solution.relative_gap) <= 1e-6
+    assert float(found.solution.primal) <= float(whole.primal) * (1 + 1e-4)
+    assert float(found.solution.primal) >= float(whole.dual)
+
+
+def test_rounds_after_the_first_and_other_data_of_one_shape_compile_nothing():
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, *_, **__: compiled.append(event) if event == COMPILED else None
+    )
+    counts = []
+    for seed in (0, 1):
+        x = np.random.default_rng(seed).standard_normal((41, 5))
+        fx.discover(
+            *start(x, np.abs(x[:, 0]) + x[:, 1] * (x[:, 2] > 0), 1.5, num_gates=8),
+            key=jax.random.key(seed),
+            per_round=12,
+            num_candidates=200,
+            tol=1e-4,
+            callback=lambda _: counts.append(len(compiled)) or len(counts) in (4, 8),
+        )
+    assert len(counts) == 8
+    assert counts[1:] == counts[:1] * 7
+
+
+def test_held_out_rows_end_it_where_their_loss_was_least(rng):
+    x = rng.standard_normal((60, 6))
+    targets = np.abs(x[:, 0]) + rng.standard_normal(60)
+    held_out = x[40:], targets[40:]
+    seen = []
+    found = fx.discover(
+        *start(x[:40], targets[:40], 0.3, num_gates=8),
+        key=jax.random.key(0),
+        per_round=4,
+        held_out=held_out,
+        patience=1,
+        tol=1e-4,
+        least_violation=1e-3,
+        callback=lambda d: seen.append(d) and None,
+    )
+    assert found.stopped == "held-out loss"
+    assert "the held-out loss was least" in found.message
+    assert len(found.held_out_losses) == found.rounds == len(seen)
+    best = int(np.argmin(found.held_out_losses))
+    np.testing.assert_array_equal(found.gates, seen[best].gates)
+    # A loop over the held-out rows, of the rounds' own solutions.
+    for loss, one in zip(found.held_out_losses, seen[:-1], strict=False):
+        outputs = np.array([float(one.solution.predict(row[None], one.gates)[0]) for row in held_out[0]])
+        np.testing.assert_allclose(loss, 0.5 * np.mean((outputs - held_out[1]) ** 2), rtol=1e-9)
+    assert float(found.solution.relative_gap) <= 1e-4
+
+
+@pytest.mark.parametrize("budget", [{"max_gates": 6}, {"max_seconds": 1e-6}, {"max_rounds": 2}], ids=str)
+def test_budgets_end_it_and_are_named(rng, budget):
+    x = rng.standard_normal((30, 5))
+    (name,) = budget
+    with pytest.warns(fx.ConvergenceWarning, match=f"raise {name}"):
+        found = fx.discover(*start(x, np.abs(x[:, 0]) * x[:, 1], 0.1), key=jax.random.key(0), per_round=8, **budget)
+    assert found.stopped == name
+    assert not found.converged
+    # Rounds that are followed by others are solved roughly, the last one is not.
+    assert float(found.solution.relative_gap) <= 1e-6
+
+
+def test_a_path_starts_from_the_gates_before_and_keeps_the_order_of_its_values(rng):
+    x, y = plane(rng)
+    program, gates = start(x, y, 1.0)
+    regs = float(program.max_reg()) * np.array([0.1, 0.5, 0.3])
+    seen = []
+    options = {"key": jax.random.key(0), "per_round": 16}
+    path = fx.discover_path(program, gates, regs, callback=lambda d: seen.append(d) and None, **options)
+    assert [path[i] for i in (1, 2, 0)] == seen
+    for reg, found in zip(path.regs, path, strict=True):
+        alone = fx.discover(program.with_reg(reg), gates, **options)
+        assert found.converged
+        np.testing.assert_allclose(found.solution.primal, alone.solution.primal, rtol=1e-5)
+    assert "DiscoveryPath(3 discoveries" in repr(path)
+    # Fewer rounds than from the start: the gates of the last value are kept.
+    assert path[0].rounds < alone.rounds or path[2].rounds <= 2
+
+
+def test_bad_budgets_samplers_and_held_out_rows_are_named(rng):
+    x, y = plane(rng)
+    program, gates = start(x, y, 0.1)
+    discover = partial(fx.discover, program, gates, key=jax.random.key(0))
+    with pytest.raises(ValueError, match="max_seconds must be a positive number, got 0"):
+        discover(max_seconds=0)
+    with pytest.raises(ValueError, match="max_gates must be at least 1, got 0"):
+        discover(max_gates=0)
+    with pytest.raises(ValueError, match=r"samplers must return \(num_gates, 3\) gates, got shape \(.*, 2\)"):
+        discover(samplers=[lambda _key, count, *_: jnp.zeros((count, 2))], max_cells=1)
+    with pytest.raises(ValueError, match="held_out must be a pair"):
+        discover(held_out=(x,))
+    with pytest.raises(ValueError, match="must have the same number of columns"):
+        discover(held_out=(x[:, :2], y))
+    with pytest.raises(ValueError, match="held_out y must have shape"):
+        discover(held_out=(x, np.stack([y, y], axis=1)))

@@ -1,0 +1,244 @@
+"""Rounds of column generation: solve with some gates, search for gates that violate the dual, replace unused ones.
+
+Programs are padded to few sizes with empty groups, which cost nothing, so that rounds after the first compile nothing.
+
+See docs/mathematics.md, M11.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+from jax import Array
+from jaxtyping import Bool, Float
+
+from fixntk._checks import to_device
+from fixntk.convex import pricing
+from fixntk.convex.pricing import Candidates, Prices
+from fixntk.convex.program import ConvexProgram
+from fixntk.convex.solution import Solution
+from fixntk.gates.arrangements import cover_count, distinct_hyperplanes, enumerate_arrangements
+from fixntk.gates.samplers import Sampler
+
+# Multiple of the dtype's resolution by which rounding error alone may violate a dual constraint.
+_ROUNDING_MULTIPLE = 1e3
+# Number of gates that the smallest program has room for.
+_SMALLEST_SIZE = 32
+# Number of rounds whose gates a program has room for at the start.
+_ROUNDS_OF_ROOM = 2
+# Number of rounds with the same candidates, which have other prices in each.
+_ROUNDS_PER_DRAW = 5
+# Relative gap of the first solution, and the share of the estimated gap over all gates that is worth reaching in
+# others: more would not last until the next round.
+_FIRST_TOL = 1e-2
+_TOL_SHARE = 0.3
+# Largest rank of X whose cells are enumerated.
+_MAX_EXACT_RANK = 3
+# Candidates looked at in a round, as a multiple of the gates that may be added: some have the same mask.
+_CANDIDATES_PER_GATE = 8
+
+
+class Engine(NamedTuple):
+    """What stays the same from round to round.
+
+    Attributes
+    ----------
+    program
+        Data, loss and penalty; its own masks are not used.
+    cells
+        A gate for every mask, where these can be enumerated; None elsewhere, where the search is local.
+    solve
+        ``solve(program, init=weights, tol=…) -> Solution``.
+    tol
+        Relative gap of a solution that is returned.
+    at_zero
+        Objective of W = 0, by which relative gaps are measured.
+    key
+        Random key.
+    samplers, num_candidates
+        Where the candidates of a local search come from, and their number.
+    per_round
+        Largest number of gates added in a round.
+    least_violation
+        Gates that violate their constraint by less are not added.
+    """
+
+    program: ConvexProgram
+    cells: Candidates | None
+    solve: Callable[..., Solution]
+    tol: float
+    at_zero: float
+    key: Array
+    samplers: tuple[Sampler, ...]
+    num_candidates: int
+    per_round: int
+    least_violation: float
+
+
+class State(NamedTuple):
+    """Where a round starts: gates, weights of the first of them, the size of the program, and the rounds so far.
+
+    ``tol`` is the relative gap that is worth reaching in the round, and ``candidates`` are those of the round before,
+    None where others are to be drawn. On the host, as a device would compile a program for each number of gates.
+    """
+
+    gates: Float[np.ndarray, "P d"]
+    weights: Float[np.ndarray, "Q d c"]
+    size: int
+    rounds: int
+    tol: float
+    candidates: Float[Array, "C d"] | None = None
+
+
+class Round(NamedTuple):
+    """What a round found.
+
+    Attributes
+    ----------
+    solution
+        With the present gates.
+    gates, masks
+        (P, d) and (n, P), in the solution's order.
+    padded
+        The solution's weights and the gates with padding, for functions that are compiled for a size.
+    violation
+        Largest ‖Xᵀ D(g) R‖ / λ − 1 of any gate looked at.
+    gap
+        Duality gap of the solution in the program of all of these gates.
+    num_fresh
+        Number of gates that violate the dual and are not in the program.
+    is_exact
+        Whether every mask was looked at.
+    is_rough
+        Whether the solution's tolerance is larger than the engine's, so that it is none to be returned.
+    is_exhausted
+        Whether neither a better solution nor other candidates can find a further gate.
+    """
+
+    solution: Solution
+    gates: Float[np.ndarray, "P d"]
+    masks: Bool[np.ndarray, "n P"]
+    padded: tuple[Array, Array]
+    violation: float
+    gap: float
+    num_fresh: int
+    is_exact: bool
+    is_rough: bool
+    is_exhausted: bool
+
+
+def enumerate_cells(x: Array, max_cells: int) -> Candidates | None:
+    """A gate for each mask that gates on no row's hyperplane make; None where these are too many to enumerate."""
+    num_planes, rank = distinct_hyperplanes(np.asarray(x, np.float64)).normals.shape
+    if rank > _MAX_EXACT_RANK or cover_count(num_planes, rank) > max_cells:
+        return None
+    cells = enumerate_arrangements(x, max_cells=max_cells)
+    return Candidates(cells.gates, cells.masks)
+
+
+def start_at(engine: Engine, gates: Float[np.ndarray, "P d"], weights: Float[np.ndarray, "P d c"]) -> State:
+    """The start from given gates and weights."""
+    size = _grow(_SMALLEST_SIZE, len(gates) + _ROUNDS_OF_ROOM * engine.per_round)
+    return State(gates, weights, size, 0, max(engine.tol, _FIRST_TOL))
+
+
+def run_round(engine: Engine, state: State) -> tuple[Round, State]:
+    """Solve with the present gates, search for others, and where the next round starts."""
+    num_gates, size = len(state.gates), state.size
+    gates = to_device(np.pad(state.gates, ((0, size - num_gates), (0, 0))))
+    program = pricing.with_gates(engine.program, gates, num_gates)
+    init = np.pad(state.weights, ((0, size - len(state.weights)), (0, 0), (0, 0)))
+    solution = engine.solve(program, init=init, tol=state.tol)
+    drawn = _draw(engine, gates, state)
+    candidates, prices = _find_candidates(engine, program, solution, gates, num_gates, drawn)
+    values, masks = np.asarray(prices.values), np.asarray(program.masks)
+    fresh = _select_violating(values, candidates.masks, masks, engine.least_violation, engine.per_round)
+    kept = _without_empty_groups(solution, num_gates)
+    is_rough = state.tol > engine.tol
+    found = Round(
+        solution=kept,
+        gates=state.gates,
+        masks=masks[:, :num_gates],
+        padded=(gates, solution.weights),
+        violation=float(np.max(values, initial=0.0)) - 1,
+        gap=float(prices.gap),
+        num_fresh=fresh.size,
+        is_exact=engine.cells is not None,
+        is_rough=is_rough,
+        is_exhausted=not (fresh.size or is_rough or state.candidates is not None),
+    )
+    weights = np.asarray(kept.weights)
+    # Gates that the solution does not use make room for others.
+    used = np.any(weights != 0, axis=(1, 2))
+    size = _grow(size, int(used.sum()) + fresh.size)
+    following = np.concatenate([state.gates[used], np.asarray(candidates.gates)[fresh]])
+    if not len(following):
+        following = state.gates
+    # Without other gates what is left is the solution's own gap.
+    share = _TOL_SHARE * found.gap / engine.at_zero if fresh.size else 0.0
+    tol = min(max(engine.tol, share), state.tol)
+    rounds = state.rounds + 1
+    are_kept = fresh.size and rounds % _ROUNDS_PER_DRAW
+    return found, State(following, weights[used], size, rounds, tol, drawn if are_kept else None)
+
+
+def finish(engine: Engine, found: Round) -> Round:
+    """A round with its solution brought to the engine's tolerance."""
+    if not found.is_rough:
+        return found
+    gates, weights = found.padded
+    num_gates = len(found.gates)
+    solution = engine.solve(pricing.with_gates(engine.program, gates, num_gates), init=weights, tol=engine.tol)
+    solved = found._replace(padded=(gates, solution.weights), is_rough=False)
+    return solved._replace(solution=_without_empty_groups(solution, num_gates))
+
+
+def _draw(engine: Engine, gates: Array, state: State) -> Array | None:
+    """The candidates of a local search; none where every cell is looked at."""
+    if engine.cells is not None or state.candidates is not None:
+        return state.candidates
+    options = {"samplers": engine.samplers, "num_candidates": engine.num_candidates}
+    return pricing.draw(engine.key, state.rounds, engine.program, gates, **options)
+
+
+def _find_candidates(
+    engine: Engine, program: ConvexProgram, solution: Solution, gates: Array, num_gates: int, drawn: Array | None
+) -> tuple[Candidates, Prices]:
+    """Every cell where they can be enumerated, which proves optimality over all gates; a local search otherwise."""
+    if engine.cells is not None:
+        return engine.cells, pricing.price(program, solution.weights, engine.cells.masks)
+    return pricing.search(engine.key, program, solution.weights, gates, num_gates, drawn)
+
+
+def _grow(size: int, num_gates: int) -> int:
+    """Twice the size until the gates fit: few sizes are compiled, and none costs more than the largest needs."""
+    while size < num_gates:
+        size *= 2
+    return size
+
+
+def _without_empty_groups(solution: Solution, count: int) -> Solution:
+    """The solution without the empty groups. Cut by NumPy, as JAX would compile a slice for each number of gates."""
+    weights, kernel_weights = np.asarray(solution.weights)[:count], np.asarray(solution.kernel_weights)[:count]
+    return replace(solution, weights=to_device(weights), kernel_weights=to_device(kernel_weights))
+
+
+def _select_violating(
+    prices: np.ndarray, masks: Array, known: np.ndarray, least_violation: float, most: int
+) -> np.ndarray:
+    """Positions of the candidates that violate the dual most, each mask once and none that is known."""
+    order = np.argsort(-prices, kind="stable")[: _CANDIDATES_PER_GATE * most]
+    least = max(least_violation, _ROUNDING_MULTIPLE * np.finfo(prices.dtype).eps)
+    order = order[prices[order] > 1 + least]
+    # Masks are compared as bytes, eight rows in each.
+    columns = np.packbits(np.asarray(masks)[:, order], axis=0)
+    seen = {column.tobytes() for column in np.packbits(known, axis=0).T}
+    fresh = []
+    for position, column in zip(order, columns.T, strict=True):
+        if column.tobytes() not in seen:
+            seen.add(column.tobytes())
+            fresh.append(position)
+    return np.asarray(fresh[:most], int)

@@ -1,0 +1,129 @@
+"""What gate discovery returns: a :class:`Discovery`, and for several λ a :class:`DiscoveryPath`.
+
+See docs/mathematics.md, M11.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import overload
+
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+from jaxtyping import Bool, Float
+
+from fixntk.convex.solution import Solution
+
+# Why a discovery ended, beside the names of budgets.
+BOUND = "bound"
+NO_VIOLATION = "no violation"
+HELD_OUT = "held-out loss"
+BUDGETS = ("max_rounds", "max_gates", "max_seconds")
+
+
+@dataclass(frozen=True, eq=False)
+class Discovery:
+    """The result of gate discovery.
+
+    Attributes
+    ----------
+    solution
+        Solution of the convex program with the discovered gates; ``solution.predict(x, gates)``.
+    gates, masks
+        (P, d) and (n, P).
+    violation
+        Largest ‖Xᵀ D(g) R‖ / λ − 1 of any gate that the last search found, R the solution's residual and the norm the
+        penalty's dual one; at most about 0 when none violates the dual.
+    exact
+        Whether that search went through every mask that a gate on no row's hyperplane can make. Then no gated network
+        with such gates (which random ones and those of ReLU networks are) gets below ``lower_bound``, whatever its
+        width.
+    lower_bound
+        Lower bound on the optimum over all gates when ``exact``, −∞ otherwise.
+    rounds
+        Number of rounds made.
+    stopped
+        Why it ended: ``"bound"``, the exact bound is within ``tol``; ``"no violation"``, the last search found no
+        further gate that violates the dual; ``"held-out loss"``, which has not fallen for ``patience`` rounds;
+        ``"max_rounds"``, ``"max_gates"``, ``"max_seconds"``, the budgets; empty where the callback ended it.
+    held_out_losses
+        (rounds,) mean loss on the held-out rows after each round; empty without such rows.
+
+    See docs/mathematics.md, M11.
+    """
+
+    solution: Solution
+    gates: Float[Array, "P d"]
+    masks: Bool[Array, "n P"]
+    violation: float
+    exact: bool
+    lower_bound: float
+    rounds: int
+    stopped: str
+    held_out_losses: Float[np.ndarray, " rounds"]
+
+    def __repr__(self) -> str:
+        return f"Discovery({self.message}; objective {float(self.solution.primal):.4g})"
+
+    @property
+    def converged(self) -> bool:
+        """Whether the last search found no further gate that violates the dual, or the bound is within ``tol``."""
+        return self.stopped in (BOUND, NO_VIOLATION)
+
+    @property
+    def gap(self) -> float:
+        """How far the objective can be above the optimum over all gates; infinite where the search was not exact."""
+        return float(self.solution.primal) - self.lower_bound
+
+    @property
+    def message(self) -> str:
+        """One sentence: the objective reached, why the search ended, and what is proved about it."""
+        found = f"{self.gates.shape[0]} gates after {self.rounds} rounds"
+        violated = f"a gate violates the dual by {self.violation:.1e}"
+        if self.stopped == HELD_OUT:
+            return f"{found}: the held-out loss was least, {np.min(self.held_out_losses):.4g}, where {violated}"
+        if not self.converged:
+            reason = f" ({self.stopped} reached)" if self.stopped else ""
+            return f"discovery stopped early with {found}: {violated}{reason}"
+        if self.exact:
+            return f"{found}: within {self.gap:.1e} of the optimum over all gates"
+        return f"{found}: a local search found no other that violates the dual; nothing is proved"
+
+
+class DiscoveryPath(Sequence[Discovery]):
+    """Discoveries for several λ, a sequence.
+
+    Attributes
+    ----------
+    regs
+        (k,) λ of each.
+
+    See docs/mathematics.md, M11.
+    """
+
+    def __init__(self, discoveries: Sequence[Discovery], regs: ArrayLike) -> None:
+        self._discoveries = tuple(discoveries)
+        self.regs: Float[np.ndarray, " k"] = np.asarray(regs, float)
+
+    @overload
+    def __getitem__(self, index: int) -> Discovery: ...
+    @overload
+    def __getitem__(self, index: slice) -> DiscoveryPath: ...
+
+    def __getitem__(self, index: int | slice) -> Discovery | DiscoveryPath:
+        if isinstance(index, slice):
+            return DiscoveryPath(self._discoveries[index], self.regs[index])
+        return self._discoveries[index]
+
+    def __len__(self) -> int:
+        return len(self._discoveries)
+
+    def __iter__(self) -> Iterator[Discovery]:
+        return iter(self._discoveries)
+
+    def __repr__(self) -> str:
+        num_converged = sum(found.converged for found in self)
+        regs = f"{self.regs.max():.3g} to {self.regs.min():.3g}" if len(self) else "none"
+        return f"DiscoveryPath({len(self)} discoveries, λ {regs}, {num_converged} converged)"
