@@ -8,6 +8,7 @@ from fixntk.convex.multiple_kernels import KernelSolution, solve_kernels
 from fixntk.convex.path import Path, solve_path
 from fixntk.convex.program import ConvexProgram
 from fixntk.convex.progress import Interrupted, Progress
+from fixntk.convex.relaxation import relaxed_program
 from fixntk.convex.relu import ReLUSolution, solve_relu
 from fixntk.convex.screening import gap_safe
 from fixntk.convex.solution import History, Solution
@@ -29,6 +30,7 @@ __all__ = [
     "discover_path",
     "gap_safe",
     "optimal_weights",
+    "relaxed_program",
     "solve",
     "solve_kernels",
     "solve_path",
