@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 from jax import Array
 
 from fixntk.ntk.angles import full_angle
@@ -64,9 +65,29 @@ class Activation:
     truncation
         Shares of E[φ(u)²] and E[φ'(u)²] that a finite series omits, by the standard deviation of u; None for
         closed forms.
+    function
+        φ itself, for networks of finite width; None if only its moments are known.
     """
 
     name: str
     moments: Callable[[Gaussians], Moments]
     haversines: Callable[[Gaussians], Haversines] | None = None
     truncation: Callable[[Array], tuple[Array, Array]] | None = None
+    function: Callable[[Array], Array] | None = None
+
+
+def as_numbers(name: str, values: Any) -> list[float]:
+    """Constants of an activation as floats; there are no derivatives with respect to them.
+
+    Raises
+    ------
+    TypeError
+        If they are not real numbers, or not known before the compilation.
+    """
+    try:
+        array = np.asarray(values)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} must be numbers known before the compilation, got {values!r}") from error
+    if array.dtype.kind not in "biuf" or array.ndim != 1:
+        raise TypeError(f"{name} must be real numbers, got {values!r}")
+    return [float(value) for value in array]

@@ -83,7 +83,7 @@ def elementwise(function: Callable[[Array], Array], num_terms: int = 100) -> Act
         sums, _ = lax.scan(add_term, (jnp.zeros(shape, dtype),) * 2, terms, reverse=True, unroll=8)
         return sums
 
-    return Activation(getattr(function, "__name__", repr(function)), moments, truncation=truncation)
+    return Activation(getattr(function, "__name__", repr(function)), moments, truncation=truncation, function=function)
 
 
 def _check_elementwise(function: Callable[[Array], Array]) -> None:

@@ -1,3 +1,5 @@
+import math
+
 import jax
 import jax.numpy as jnp
 import mpmath
@@ -10,13 +12,35 @@ from fixntk.ntk.activations import (
     ACTIVATIONS,
     Activation,
     Gaussians,
+    ab_relu,
     as_activation,
+    cos,
     elementwise,
+    erf,
+    exp,
+    gaussian,
+    hermite,
     leaky_relu,
+    monomial,
     polynomial,
+    rbf,
+    rectified_monomial,
+    sin,
 )
 
 COEFFICIENTS = (0.3, -0.7, 0.2, 0.5)
+
+# Names of activations that grow with their inputs.
+UNBOUNDED = ("relu", "leaky_relu", "abs", "gelu", "identity")
+
+
+# Scale of the inputs of the error function that is close to the logistic one.
+C = 2.4020563531719796
+
+
+def logistic_like(u):
+    return special.erf(u / C) / 2 + 0.5
+
 
 SMOOTH = {
     "erf": (special.erf, lambda u: 2 / np.sqrt(np.pi) * np.exp(-(u**2))),
@@ -27,6 +51,15 @@ SMOOTH = {
     "sin": (np.sin, np.cos),
     "cos": (np.cos, lambda u: -np.sin(u)),
     "gaussian": (lambda u: np.exp(-(u**2)), lambda u: -2 * u * np.exp(-(u**2))),
+    "gabor": (
+        lambda u: np.exp(-(u**2)) * np.sin(u),
+        lambda u: np.exp(-(u**2)) * (np.cos(u) - 2 * u * np.sin(u)),
+    ),
+    "rbf": (
+        lambda u: np.sqrt(2) * np.sin(np.sqrt(2) * u + np.pi / 4),
+        lambda u: 2 * np.cos(np.sqrt(2) * u + np.pi / 4),
+    ),
+    "sigmoid_like": (logistic_like, lambda u: np.exp(-((u / C) ** 2)) / (C * np.sqrt(np.pi))),
     "identity": (lambda u: u, np.ones_like),
     "polynomial": (
         np.polynomial.Polynomial(COEFFICIENTS),
@@ -94,6 +127,64 @@ def on_the_circle(function, degree, std1, std2, angle):
         return float(integral / (2 * mpmath.pi) * (2 * std1 * std2) ** degree)
 
 
+WITH_CONSTANTS = {
+    "erf": (erf(1.3, 0.7, 0.2), lambda u: 1.3 * special.erf(0.7 * u) + 0.2),
+    "sin": (sin(1.3, 0.7, 0.2), lambda u: 1.3 * np.sin(0.7 * u + 0.2)),
+    "cos": (cos(0.8, -1.2, 0.5), lambda u: 0.8 * np.cos(-1.2 * u + 0.5)),
+    "gaussian": (gaussian(1.3, 0.6), lambda u: 1.3 * np.exp(-((0.6 * u) ** 2))),
+    "exp": (exp(0.8, 0.5), lambda u: 0.8 * np.exp(0.5 * u)),
+    "rbf": (rbf(0.7), lambda u: np.sqrt(2) * np.sin(np.sqrt(1.4) * u + np.pi / 4)),
+    "monomial": (monomial(3), lambda u: u**3),
+    "hermite": (hermite(4), lambda u: (u**4 - 6 * u**2 + 3) / np.sqrt(24)),
+}
+
+
+@pytest.mark.parametrize("name", WITH_CONSTANTS)
+def test_activations_with_constants_are_the_quadratures(name):
+    activation, function = WITH_CONSTANTS[name]
+    pair = pair_of(1.1, 0.8, 0.9)
+    values, derivatives = activation.moments(pair)
+    slope = lambda u: np.imag(function(u + 1e-20j)) / 1e-20  # noqa: E731
+    np.testing.assert_allclose(values, by_quadrature(function, pair), atol=1e-12)
+    np.testing.assert_allclose(derivatives, by_quadrature(slope, pair), atol=1e-12)
+
+
+@pytest.mark.parametrize("angle", [0.0, 0.7, np.pi / 2, 2.0, np.pi])
+@pytest.mark.parametrize("degree", [0, 1, 2, 3, 6])
+def test_rectified_monomials_are_integrals_over_the_circle(degree, angle):
+    values, derivatives = rectified_monomial(degree).moments(pair_of(1.0, 1.0, angle))
+
+    def integral(power):
+        # E[r^(2 power)] = 2^power power! times the mean over directions in which both are positive.
+        both = mpmath.quad(lambda t: (mpmath.cos(t) * mpmath.cos(t - angle)) ** power, [angle - np.pi / 2, np.pi / 2])
+        return float(both) / (2 * np.pi) * 2**power * math.factorial(power)
+
+    size = float(special.factorial2(2 * degree - 1)) if degree else 1.0
+    np.testing.assert_allclose(values, integral(degree), atol=1e-13 * size)
+    if degree:
+        np.testing.assert_allclose(derivatives, degree**2 * integral(degree - 1), atol=1e-12 * size)
+
+
+def test_two_slopes_are_the_sum_of_two_rectified_linear_units():
+    """φ = b max(x, 0) − a max(−x, 0): four quadrants."""
+    pair, opposite = pair_of(0.7, 1.9, 0.8), pair_of(0.7, 1.9, np.pi - 0.8)
+    same, other = (ACTIVATIONS["relu"].moments(one) for one in (pair, opposite))
+    values, derivatives = ab_relu(-0.3, 1.7).moments(pair)
+    np.testing.assert_allclose(values, (1.7**2 + 0.3**2) * same[0] + 2 * 0.3 * 1.7 * other[0])
+    np.testing.assert_allclose(derivatives, (1.7**2 + 0.3**2) * same[1] - 2 * 0.3 * 1.7 * other[1])
+
+
+def test_functions_have_the_moments():
+    """The function for finite networks is the one whose moments are given."""
+    pair = pair_of(1.1, 1.1, 0.0)
+    nodes = np.linspace(-9, 9, 40_000)
+    density = np.exp(-(nodes**2) / 2) / np.sqrt(2 * np.pi) * (nodes[1] - nodes[0])
+    others = [activation for activation, _ in WITH_CONSTANTS.values()]
+    for activation in [*ACTIVATIONS.values(), *others, rectified_monomial(3), polynomial(COEFFICIENTS)]:
+        second = np.sum(density * np.asarray(activation.function(jnp.asarray(1.1 * nodes))) ** 2)
+        np.testing.assert_allclose(activation.moments(pair)[0], second, rtol=1e-4, err_msg=activation.name)
+
+
 @pytest.mark.parametrize("angle", [0.0, 1e-3, 0.7, 1.6, 3.0, np.pi])
 @pytest.mark.parametrize("name", KINKED)
 def test_moments_with_a_kink_are_integrals_over_the_circle(name, angle):
@@ -142,7 +233,7 @@ def test_float32_moments_of_any_size(scale):
                 ACTIVATIONS[name].moments(pair_of(1.3 * scale, 0.6 * scale, angle, dtype))
                 for dtype in (jnp.float64, jnp.float32)
             )
-            size = 1 if name in ("sin", "cos", "sign", "step", "gaussian", "erf") else 1.3 * 0.6 * scale**2
+            size = 1.3 * 0.6 * scale**2 if name in UNBOUNDED else 1
             np.testing.assert_allclose(single[0], double[0], rtol=2e-5, atol=2e-7 * size)
             np.testing.assert_allclose(single[1], double[1], rtol=2e-5, atol=2e-6)
 
@@ -180,6 +271,11 @@ def test_known_functions_have_their_closed_forms():
         ),
         (lambda: leaky_relu(np.inf), ValueError, "slope must be finite"),
         (lambda: leaky_relu(1e200), ValueError, "slope must be finite"),
+        (lambda: ab_relu(0.0, 0.0), ValueError, "slopes must be finite, their squares too, and not both zero"),
+        (lambda: rectified_monomial(-1), ValueError, "degree must be at least 1"),
+        (lambda: rectified_monomial(26), ValueError, "degree must be at most 25, got 26"),
+        (lambda: rbf(-1.0), ValueError, "gamma must be positive"),
+        (lambda: erf(np.nan), ValueError, "constants must be finite"),
         pytest.param(lambda: leaky_relu("a"), TypeError, "slope must be real numbers", marks=pytest.mark.wrong_types),
         pytest.param(
             lambda: jax.grad(lambda s: leaky_relu(s).moments(pair_of(1.0, 1.0, 1.0))[0])(0.1),

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import fixntk as fx
+from fixntk.ntk import activations
 from fixntk.ntk.activations import polynomial
 from fixntk.ntk.layers import Activate, Conv, Dense, Flatten, GlobalAveragePool, LayerNorm, Residual, Serial
 from fixntk.ntk.neural_tangents_compat import import_neural_tangents
@@ -52,6 +53,17 @@ def assert_same_kernels(kernel, theirs, inputs, tolerance=1e-10, on_diagonal=1e-
         ("gaussian", "Gaussian"),
         ("identity", "Identity"),
         (polynomial(COEFFICIENTS), lambda stax: stax.Polynomial(coef=COEFFICIENTS)),
+        (activations.ab_relu(-0.2, 1.3), lambda stax: stax.ABRelu(-0.2, 1.3)),
+        (activations.rbf(0.6), lambda stax: stax.Rbf(0.6)),
+        (activations.exp(0.7, 0.4), lambda stax: stax.Exp(0.7, 0.4)),
+        (activations.erf(0.9, 0.7, 0.2), lambda stax: stax.Erf(0.9, 0.7, 0.2)),
+        (activations.sin(0.9, 0.7, 0.2), lambda stax: stax.Sin(0.9, 0.7, 0.2)),
+        (activations.cos(0.9, 0.7, 0.2), lambda stax: stax.Cos(0.9, 0.7, 0.2)),
+        (activations.gaussian(0.9, 0.7), lambda stax: stax.Gaussian(0.9, -0.49)),
+        ("sigmoid_like", "Sigmoid_like"),
+        ("gabor", "Gabor"),
+        (activations.exp_normalized(0.8, -0.6), lambda stax: stax.ExpNormalized(0.8, -0.6)),
+        (activations.monomial(3), lambda stax: stax.Monomial(3)),
         (jax.nn.sigmoid, lambda stax: stax.ElementwiseNumerical(jax.nn.sigmoid, deg=60)),
     ],
 )
