@@ -52,6 +52,7 @@ from fixntk.ntk import (
     ntk_spectrum,
     ntk_vector_product,
     projected_gradients,
+    split_model,
     taylor_expand,
 )
 from fixntk.training import DivergedError, Training, TrainingHistory, TrainingProgress, network_objective, train
@@ -117,6 +118,7 @@ __all__ = [
     "solve_kernels",
     "solve_path",
     "solve_relu",
+    "split_model",
     "taylor_expand",
     "to_dict",
     "to_equinox",

@@ -7,6 +7,7 @@ from fixntk.ntk.ensembles import gradient_flow_ensemble
 from fixntk.ntk.gradient_descent import GradientDescent, gradient_descent
 from fixntk.ntk.kernel_regression import kernel_ridge, max_learning_rate
 from fixntk.ntk.linearize import linearize, taylor_expand
+from fixntk.ntk.modules import split_model
 from fixntk.ntk.projections import projected_gradients
 from fixntk.ntk.spectrum import NTKSpectrum, ntk_spectrum
 from fixntk.ntk.vector_product import ntk_vector_product
@@ -29,5 +30,6 @@ __all__ = [
     "ntk_spectrum",
     "ntk_vector_product",
     "projected_gradients",
+    "split_model",
     "taylor_expand",
 ]

@@ -6,7 +6,7 @@ See docs/mathematics.md, M14.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -14,8 +14,17 @@ from jax import Array
 
 from fixntk._numerics import default_precision, full_precision
 from fixntk._tiling import num_rows
-from fixntk.ntk.inputs import as_hashable, as_operands, check_batch_size, check_rows_are_independent
+from fixntk.ntk.calls import OneOutput, WithBatchFirst, WithKeywords, move_to_front
+from fixntk.ntk.inputs import (
+    as_arguments,
+    as_hashable,
+    as_operands,
+    check_batch_size,
+    check_output,
+    check_rows_are_independent,
+)
 from fixntk.ntk.methods import METHODS
+from fixntk.ntk.modules import is_model, split_model
 from fixntk.ntk.plan import Request, split_request
 from fixntk.ntk.selection import Select, selected_leaves
 from fixntk.ntk.tiles import compiled_kernels, traced_kernels
@@ -26,9 +35,9 @@ Outputs = Literal["full", "trace", "diagonal"]
 
 @full_precision()
 def empirical_ntk(
-    f: Callable[[Any, Any], Array],
+    f: Callable[..., Any],
     params: Any,
-    x1: Any,
+    x1: Any = None,
     x2: Any = None,
     *,
     outputs: Outputs | None = None,
@@ -38,6 +47,8 @@ def empirical_ntk(
     method: Method = "auto",
     batch_size: int | None = None,
     store_on_device: bool = True,
+    batch_axes: tuple[int, int] = (0, 0),
+    kwargs: Mapping[str, Any] | None = None,
 ) -> Any:
     r"""Empirical NTK of a function with parameters: inner products of its Jacobians.
 
@@ -55,6 +66,9 @@ def empirical_ntk(
         that example alone. For a function of one example pass ``jax.vmap(f, in_axes=(None, 0))``. Any function that
         JAX can differentiate in ``params``. The compiled kernel is kept for the function object: pass the same one
         again, not a new lambda, to find it.
+        A Flax NNX, bound Flax Linen or Equinox module takes the place of both f and params:
+        ``empirical_ntk(model, x1, x2)``, see :func:`fixntk.split_model`. The function may return a pytree of arrays,
+        such as a tuple or dict; the result is then a pytree of kernels, of each array with itself.
     params
         Pytree of floating-point arrays.
     x1
@@ -85,6 +99,11 @@ def empirical_ntk(
     store_on_device
         False collects the tiles in a NumPy array on the host as they are finished, for kernels larger than the
         device's memory. Not possible under ``jax.jit``.
+    batch_axes
+        The axis of the examples in the arrays of x1 and x2, and in those of the outputs, where they are not the first.
+        All other arguments count axes of the output with the examples moved to the front.
+    kwargs
+        Keyword arguments of f, the same for all examples, such as ``{"train": False}``.
 
     Returns
     -------
@@ -95,8 +114,8 @@ def empirical_ntk(
     Raises
     ------
     TypeError
-        If ``params`` has a leaf that is no floating-point array (its place is named), or the output is no single
-        floating-point array.
+        If ``params`` has a leaf that is no floating-point array (its place is named), or an output is no
+        floating-point array, or x1 is missing.
     ValueError
         If there are no parameters or examples, ``select`` selects none, x1 and x2 do not have the same shape but for
         their rows, values are not finite, an axis is out of range or both traced and diagonal, the output does not have
@@ -120,10 +139,19 @@ def empirical_ntk(
 
     See docs/mathematics.md, M14.
     """
-    params, x1, x2 = as_operands(f, params, x1, x2)
+    f, params, x1, x2 = _canonical(f, params, x1, x2, batch_axes, kwargs)
+    params, x1, x2 = as_arguments(f, params, x1, x2)
     groups = tuple(0 if selected else -1 for selected in selected_leaves(params, select))
-    request = _request(f, params, x1, x2, outputs, trace_axes, diagonal_axes, groups, method, batch_size)
-    return _compute(f, request, params, x1, x2, store_on_device)[0]
+
+    def kernel(f: Callable[..., Any]) -> Any:
+        check_output(f, params, x1)
+        request = _request(f, params, x1, x2, outputs, trace_axes, diagonal_axes, groups, method, batch_size)
+        return _compute(f, request, params, x1, x2, store_on_device)[0]
+
+    kinds: Any = jax.tree.structure(jax.eval_shape(f, params, x1))
+    if not kinds.num_leaves or jax.tree_util.treedef_is_leaf(kinds):
+        return kernel(f)
+    return jax.tree.unflatten(kinds, [kernel(OneOutput(f, number)) for number in range(kinds.num_leaves)])
 
 
 @full_precision()
@@ -180,6 +208,33 @@ def layerwise_ntk(
     if groups is None:
         return jax.tree.unflatten(jax.tree.structure(params), kernels)
     return dict(zip(names, kernels, strict=True))
+
+
+def _canonical(
+    f: Any, params: Any, x1: Any, x2: Any, batch_axes: tuple[int, int], kwargs: Mapping[str, Any] | None
+) -> tuple[Callable[..., Any], Any, Any, Any]:
+    """A function f(params, x) with examples along the first axes, its parameters and its inputs."""
+    if is_model(f):
+        if x2 is not None:
+            raise TypeError("a model takes the place of f and params: empirical_ntk(model, x1, x2)")
+        inputs = params, x1
+        f, params = split_model(f)
+        x1, x2 = inputs
+    if x1 is None:
+        raise TypeError("x1 is missing: empirical_ntk(f, params, x1), or empirical_ntk(model, x1) for a module")
+    if kwargs:
+        f = WithKeywords(f, tuple(sorted(kwargs.items())))
+    try:
+        in_axis, out_axis = map(operator.index, batch_axes)
+    except (TypeError, ValueError):
+        raise TypeError(f"batch_axes must be two integers, of the inputs and the outputs, got {batch_axes!r}") from None
+    if (in_axis, out_axis) == (0, 0):
+        return f, params, x1, x2
+    try:
+        x1, x2 = (None if x is None else move_to_front(x, in_axis) for x in (x1, x2))
+    except ValueError as error:
+        raise ValueError(f"batch_axes has axis {in_axis}, which an array of the inputs lacks: {error}") from None
+    return WithBatchFirst(f, in_axis, out_axis), params, x1, x2
 
 
 def _compute(f: Callable[..., Any], request: Request, params: Any, x1: Any, x2: Any, store_on_device: bool) -> Any:

@@ -33,6 +33,13 @@ def as_operands(f: Callable[..., Any], params: Any, x1: Any, x2: Any, *, name: s
     TypeError, ValueError
         As :func:`fixntk.empirical_ntk` says.
     """
+    params, x1, x2 = as_arguments(f, params, x1, x2, name=name)
+    check_output(f, params, x1)
+    return params, x1, x2
+
+
+def as_arguments(f: Callable[..., Any], params: Any, x1: Any, x2: Any, *, name: str = "x1") -> tuple[Any, Any, Any]:
+    """As :func:`as_operands`, without the check of the function's output."""
     if not callable(f):
         raise TypeError(f"f must be a function f(params, x), got {type(f).__name__}")
     params = _as_params(params)
@@ -48,7 +55,6 @@ def as_operands(f: Callable[..., Any], params: Any, x1: Any, x2: Any, *, name: s
                 f"x1 and x2 must agree but for their rows, got an example's shape and dtype {_join(one)} in x1 and"
                 f" {_join(two)} in x2"
             )
-    _check_output(f, params, x1)
     return params, x1, x2
 
 
@@ -99,7 +105,14 @@ def _check_finite(name: str, tree: Any) -> None:
                 raise ValueError(f"{name}{jax.tree_util.keystr(path)} holds NaN or infinite values")
 
 
-def _check_output(f: Callable[..., Any], params: Any, x: Any) -> None:
+def check_output(f: Callable[..., Any], params: Any, x: Any) -> None:
+    """Check that f returns one floating-point array with a row for each example.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`fixntk.empirical_ntk` says.
+    """
     output = jax.eval_shape(f, params, x)
     if not hasattr(output, "shape"):
         raise TypeError(f"f must return one array, got {type(output).__name__}: select the output inside f")
