@@ -27,7 +27,8 @@ from fixntk._checks import (
 from fixntk.ntk.all_pairs import kernels_of_all_pairs
 from fixntk.ntk.angles import Rows, full_angle, products_and_angles
 from fixntk.ntk.covariances import Covariances, covariances_of_inputs
-from fixntk.ntk.layers import GlobalAveragePool, Layer, as_scalars, layers_of, mlp
+from fixntk.ntk.layers.branches import mlp
+from fixntk.ntk.layers.layer import as_scalars, needs_all_positions
 from fixntk.ntk.truncation import warn_if_truncated
 
 # Number of entries in a temporary array of a tile, by backend. On a CPU the array should fit into the cache.
@@ -181,7 +182,7 @@ def mlp_kernel(
 
 
 def network_kernel(
-    network: Layer,
+    network: Any,
     x1: ArrayLike,
     x2: ArrayLike | None = None,
     *,
@@ -239,7 +240,7 @@ def network_kernel(
 
 
 def _compute_kernels(
-    network: Layer,
+    network: Any,
     x1: ArrayLike,
     x2: ArrayLike | None,
     ndims: tuple[int, ...],
@@ -253,7 +254,7 @@ def _compute_kernels(
         raise ValueError(f"x1 and x2 must have the same shape of an example, got shapes {x1.shape} and {x2.shape}")
     _check_squares(x1, x2)
     num_positions = math.prod(x1.shape[1:-1])
-    tile = _tile_rows(batch_size, num_positions**2 if _needs_all_positions(network) else num_positions)
+    tile = _tile_rows(batch_size, num_positions**2 if needs_all_positions(network) else num_positions)
     if input_scale is None:
         input_scale = 1 / x1.shape[-1]
     check_scalar("input_scale", input_scale)
@@ -279,19 +280,14 @@ def _tile_rows(batch_size: int | None, numbers_per_pair: int) -> int:
     return max(1, math.isqrt(size // numbers_per_pair))
 
 
-def _needs_all_positions(network: Any) -> bool:
-    """Whether covariances between different positions are needed."""
-    return bool(layers_of(GlobalAveragePool, network))
-
-
 def _gated_relu(_: None, rows1: Rows, rows2: Rows) -> tuple[Array]:
     products, haversine, havercosine = products_and_angles(rows1, rows2)
     return (products * (0.5 - full_angle(haversine, havercosine) / (2 * jnp.pi)),)
 
 
-def _network(parameters: tuple[Layer, Any], rows1: Rows, rows2: Rows) -> tuple[Array, Array]:
+def _network(parameters: tuple[Any, Any], rows1: Rows, rows2: Rows) -> tuple[Array, Array]:
     network, input_scale = as_scalars(*parameters, rows1.lengths.dtype)
-    outputs = network(covariances_of_inputs(rows1, rows2, input_scale, _needs_all_positions(network)))
+    outputs = network(covariances_of_inputs(rows1, rows2, input_scale, needs_all_positions(network)))
     if not isinstance(outputs, Covariances):
         raise TypeError(f"network must return Covariances, got {outputs!r}")
     if outputs.num_positions:

@@ -73,6 +73,15 @@ class Covariances:
         Number of axes of positions of an input.
     is_gaussian
         Whether the values are Gaussian, as sums over random weights are.
+    num_channels
+        Number of channels; None if it is not stated.
+    same
+        (n1, n2), which of the first inputs are the same as which of the second; None if none of them are.
+    has_weights
+        Whether there were random weights since the inputs.
+    centred
+        For each branch around this place, from the outermost in, whether the values have mean zero given all values at
+        its start: the last random weights are within the branch.
     """
 
     pairs: Pairs
@@ -80,6 +89,10 @@ class Covariances:
     own2: Pairs | None
     num_positions: int
     is_gaussian: bool
+    num_channels: int | None = None
+    same: Array | None = None
+    has_weights: bool = False
+    centred: tuple[bool, ...] = ()
 
     @property
     def has_all_positions(self) -> bool:
@@ -90,6 +103,11 @@ class Covariances:
         """Apply one change to every set of pairs."""
         own1, own2 = (None if own is None else change(own) for own in (self.own1, self.own2))
         return replace(self, pairs=change(self.pairs), own1=own1, own2=own2, **flags)
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """Sizes of the axes of positions of an input."""
+        return self.pairs.covariance.shape[2 : 2 + self.num_positions]
 
     @property
     def sides(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -136,6 +154,49 @@ def average_pairs(pairs: Pairs, mean: Callable[..., Array], sides: tuple[tuple[i
     return Pairs(variance1, variance2, (cos_share - sin_share) / 2, *haversines, mean(pairs.ntk, *both))
 
 
+def from_moments(
+    covariances: Covariances,
+    change: Callable[[Array, int, int], Array],
+    change_ntk: Callable[[Array, Array, int, int], Array],
+) -> Covariances:
+    """Covariances of which only second moments are known, after a linear map between all positions.
+
+    ``change(covariance, side1, side2)`` maps a covariance, and ``change_ntk(ntk, new_covariance, side1, side2)`` an
+    NTK, between the positions of input ``side1`` and those of ``side2``, 1 or 2. Axes of positions may be dropped.
+    """
+    own1, own2 = covariances.own1, covariances.own2
+    if own1 is None or own2 is None:
+        raise ValueError("a layer that mixes positions needs the covariances between all pairs of positions")
+    moments = {
+        (side1, side2): change(pairs.covariance, side1, side2)
+        for (side1, side2), pairs in {(1, 2): covariances.pairs, (1, 1): own1, (2, 2): own2}.items()
+    }
+    num_positions = (moments[1, 2].ndim - 2) // 2
+    ones = (1,) * num_positions
+
+    def variances(own: Array) -> Array:
+        """Variances (n1, 1, positions …) or (1, n2, positions …) from own covariances."""
+        positions = own.shape[2 : 2 + num_positions]
+        size = math.prod(positions)
+        flat = own.reshape(*own.shape[:2], size, size)
+        return jnp.diagonal(flat, axis1=2, axis2=3).reshape(*own.shape[:2], *positions)
+
+    def pairs_of(pairs: Pairs, side1: int, side2: int) -> Pairs:
+        own = {side: variances(moments[side, side]) for side in (1, 2)}
+        first = own[side1].reshape(*own[side1].shape, *ones)
+        second = own[side2].reshape(*own[side2].shape[:2], *ones, *own[side2].shape[2:])
+        covariance = moments[side1, side2]
+        haversines = haversines_from_moments(first, second, covariance)
+        ntk = change_ntk(pairs.ntk, covariance, side1, side2)
+        return Pairs(first, second, covariance, *haversines, ntk)
+
+    pairs = pairs_of(covariances.pairs, 1, 2)
+    if not num_positions:
+        return replace(covariances, pairs=pairs, own1=None, own2=None, num_positions=0)
+    new1, new2 = pairs_of(own1, 1, 1), pairs_of(own2, 2, 2)
+    return replace(covariances, pairs=pairs, own1=new1, own2=new2, num_positions=num_positions)
+
+
 def haversines_from_moments(variance1: Array, variance2: Array, covariance: Array) -> tuple[Array, Array]:
     """Haversine and havercosine from second moments alone; zero if they are below the rounding error."""
     total = safe_sqrt(variance1) * safe_sqrt(variance2)
@@ -156,8 +217,14 @@ def haversines_from_shares(sin_share: Array, cos_share: Array) -> tuple[Array, A
 def covariances_of_inputs(rows1: Rows, rows2: Rows, scale: Any, has_all_positions: bool) -> Covariances:
     """Covariances of inputs, which are fixed, so that inner products replace expectations."""
     positions = rows1.lengths.shape[1:]
+    state = partial(
+        Covariances,
+        is_gaussian=False,
+        num_channels=rows1.x.shape[-1],
+        same=rows1.numbers[:, None] == rows2.numbers[None, :],
+    )
     if not positions:
-        return Covariances(_inner_products(rows1, rows2, scale), None, None, 0, is_gaussian=False)
+        return state(_inner_products(rows1, rows2, scale), None, None, 0)
     size, ones = math.prod(positions), (1,) * len(positions)
 
     def stack_positions(rows: Rows) -> Rows:
@@ -173,7 +240,7 @@ def covariances_of_inputs(rows1: Rows, rows2: Rows, scale: Any, has_all_position
     if not has_all_positions:
         at_each = jax.vmap(partial(_inner_products, scale=scale), in_axes=1, out_axes=-1)(first, second)
         pairs = jax.tree.map(lambda array: array.reshape(*array.shape[:2], *positions), at_each)
-        return Covariances(pairs, None, None, len(positions), is_gaussian=False)
+        return state(pairs, None, None, len(positions))
 
     def pairs_of_all_positions(first: Rows, second: Rows) -> Pairs:
         """Pairs of every position of the first inputs with every position of the second inputs."""
@@ -200,9 +267,8 @@ def covariances_of_inputs(rows1: Rows, rows2: Rows, scale: Any, has_all_position
         return jax.tree.map(lambda array: array[:, 0], jax.vmap(pairs_of_one)(rows))
 
     own2 = jax.tree.map(lambda array: array.swapaxes(0, 1), pairs_of_own_positions(second))
-    return Covariances(
-        pairs_of_all_positions(first, second), pairs_of_own_positions(first), own2, len(positions), is_gaussian=False
-    )
+    own1 = pairs_of_own_positions(first)
+    return state(pairs_of_all_positions(first, second), own1, own2, len(positions))
 
 
 def _inner_products(rows1: Rows, rows2: Rows, scale: Any) -> Pairs:

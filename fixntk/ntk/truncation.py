@@ -12,13 +12,14 @@ from jax import Array
 
 from fixntk.ntk.angles import as_rows
 from fixntk.ntk.covariances import Covariances, covariances_of_inputs
-from fixntk.ntk.layers import Activate, GlobalAveragePool, Layer, as_scalars, layers_of
+from fixntk.ntk.layers.elementwise import Activate
+from fixntk.ntk.layers.layer import as_scalars, layers_of, needs_all_positions
 
 # Largest fraction of a second moment that a series may omit without a warning.
 _LARGEST_SHARE = 1e-4
 
 
-def warn_if_truncated(network: Layer, input_scale: Any, inputs: list[Array], tile: int) -> None:
+def warn_if_truncated(network: Any, input_scale: Any, inputs: list[Array], tile: int) -> None:
     """Warn if the series of an activation converges slowly at a standard deviation that occurs in the network."""
     if not any(layer.activation.truncation for layer in layers_of(Activate, network)):
         return
@@ -34,7 +35,7 @@ def warn_if_truncated(network: Layer, input_scale: Any, inputs: list[Array], til
 
 
 @partial(jax.jit, static_argnums=2)
-def _truncated_shares(parameters: tuple[Layer, Any], x: Array, tile: int) -> dict[str, Array]:
+def _truncated_shares(parameters: tuple[Any, Any], x: Array, tile: int) -> dict[str, Array]:
     """Largest share of a second moment that the series of each activation omits, over all inputs and layers."""
     network, input_scale = as_scalars(*parameters, x.dtype)
 
@@ -54,7 +55,7 @@ def _truncated_shares(parameters: tuple[Layer, Any], x: Array, tile: int) -> dic
 
         watching = jax.tree.map(add_watch, network, is_leaf=lambda layer: isinstance(layer, Activate))
         row = as_rows(x[None], jnp.zeros(1, int))
-        watching(covariances_of_inputs(row, row, input_scale, bool(layers_of(GlobalAveragePool, network))))
+        watching(covariances_of_inputs(row, row, input_scale, needs_all_positions(network)))
         return {name: jnp.max(jnp.stack([jnp.max(share) for share in found])) for name, found in shares.items()}
 
     return jax.tree.map(jnp.max, jax.lax.map(shares_of_one, x, batch_size=tile))

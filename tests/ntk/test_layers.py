@@ -241,11 +241,15 @@ def test_bad_layers_are_named(make, error, message):
         ([Conv((5,), padding="VALID"), Flatten(), Dense()], (2, 4, 3), r"filter_shape \(5,\) is larger than the image"),
         ([Dense(), Flatten()], (2, 3), "Flatten needs inputs with positions"),
         ([Conv((3,)), Flatten(), GlobalAveragePool()], (2, 4, 3), "GlobalAveragePool needs inputs with positions"),
-        ([Residual(Serial(Dense(), Activate())), Dense()], (2, 3), "branch of a Residual must end with Dense or Conv"),
+        (
+            [Residual(Serial(Dense(), Activate())), Dense()],
+            (2, 3),
+            "all branches of a Sum but one must end with",
+        ),
         (
             [Residual(Conv((3,), (2,)), Conv((3,))), Flatten(), Dense()],
             (2, 4, 3),
-            r"branch and the shortcut of a Residual differ in their positions: \(2,\) and \(4,\)",
+            r"branches of a Sum differ in their positions: \(2,\) and \(4,\)",
         ),
     ],
 )

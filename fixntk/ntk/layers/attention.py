@@ -1,0 +1,159 @@
+"""Self-attention between all positions of an input.
+
+See docs/mathematics.md, M13.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from fixntk._checks import as_positive_int, check_scalar
+from fixntk._numerics import einsum, matmul
+from fixntk.ntk.covariances import Covariances, from_moments
+from fixntk.ntk.layers.layer import DEFAULT_WIDTH, STATIC, Layer, check_positions
+
+# The functions of scores that give the weights of attention.
+_MECHANISMS: dict[str, Callable[[Array], Array]] = {
+    "softmax": jax.nn.softmax,
+    "identity": lambda scores: scores,
+    "abs": jnp.abs,
+    "relu": jax.nn.relu,
+}
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class SelfAttention(Layer):
+    """Self-attention in which queries are keys, and scores are divided by the number of channels of a key.
+
+    With many channels the scores become the covariances between positions, so that the kernel has a closed form
+    (neural-tangents' GlobalSelfAttention with linear_scaling).
+
+    Attributes
+    ----------
+    w_std
+        Standard deviation of the weights of the values times that of the output's.
+    b_std
+        Standard deviation of the biases; 0 or None for none.
+    score_std
+        Standard deviation of the weights of the keys times that of the queries'.
+    mechanism
+        What is done to the scores: "softmax", "identity", "abs" or "relu".
+    position_std
+        Standard deviation of the random embeddings that are added to each position, before keys and queries.
+    position_decay
+        Covariance of the embeddings of two positions as a JAX function of their squared distance; without one,
+        embeddings of different positions are independent.
+    values_with_positions
+        Whether embeddings are added before the values too.
+    num_heads, width
+        Number of heads, and of channels of keys, values and outputs, of the layer of finite width.
+
+    References
+    ----------
+    Hron, Bahri, Sohl-Dickstein and Novak, "Infinite attention: NNGP and NTK for deep attention networks", ICML 2020.
+    """
+
+    mixes_positions: ClassVar[bool] = True
+
+    w_std: Any = 1.0
+    b_std: Any = 0.0
+    score_std: Any = 1.0
+    mechanism: str = field(default="softmax", metadata=STATIC)
+    position_std: Any = 0.0
+    position_decay: Callable[[Array], Array] | None = field(default=None, metadata=STATIC)
+    values_with_positions: bool = field(default=False, metadata=STATIC)
+    num_heads: int = field(default=8, metadata=STATIC)
+    width: int | None = field(default=None, metadata=STATIC)
+
+    def __post_init__(self) -> None:
+        for name in ("w_std", "b_std", "score_std", "position_std"):
+            if getattr(self, name) is None and name == "b_std":
+                object.__setattr__(self, name, 0.0)
+            check_scalar(name, getattr(self, name))
+        if self.mechanism not in _MECHANISMS:
+            raise ValueError(f"mechanism must be one of {', '.join(_MECHANISMS)}, got {self.mechanism!r}")
+        for name in ("num_heads", "width"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, as_positive_int(name, getattr(self, name)))
+
+    def __call__(self, covariances: Covariances) -> Covariances:
+        """Covariances after the layer."""
+        check_positions(covariances, "SelfAttention")
+        own1, own2 = covariances.own1, covariances.own2
+        if own1 is None or own2 is None:
+            raise ValueError("SelfAttention after a Flatten has no positions")
+        positions = covariances.positions
+        size = math.prod(positions)
+        embedding = self.position_std**2 * self._position_covariance(positions, own1.covariance.dtype)
+
+        def flat(array: Array) -> Array:
+            return array.reshape(*array.shape[:2], size, size)
+
+        # The scores are constants in the limit, so that keys and queries have no part in the NTK.
+        weights = {
+            side: _MECHANISMS[self.mechanism](self.score_std * (flat(own.covariance) + embedding))
+            for side, own in ((1, own1), (2, own2))
+        }
+
+        def attend(array: Array, side1: int, side2: int) -> Array:
+            source = flat(array) + embedding if self.values_with_positions else flat(array)
+            means = matmul(matmul(weights[side1], source), jnp.swapaxes(weights[side2], -1, -2))
+            return (self.w_std**2 * means + self.b_std**2).reshape(*means.shape[:2], *positions, *positions)
+
+        def attend_ntk(ntk: Array, covariance: Array, side1: int, side2: int) -> Array:
+            # The weights of the values and those of the output add the covariance each, the biases theirs once.
+            return attend(ntk, side1, side2) + 2 * (covariance - self.b_std**2)
+
+        return replace(
+            from_moments(covariances, attend, attend_ntk),
+            is_gaussian=True,
+            has_weights=True,
+            num_channels=self.width,
+            centred=(True,) * len(covariances.centred),
+        )
+
+    def init(self, key: Array, shape: tuple[int, ...], width: int = DEFAULT_WIDTH) -> dict[str, Array]:
+        """Keys, values, output (heads, inputs, outputs), biases (width,) and embeddings (positions, channels)."""
+        width, channels = self.width or width, shape[-1]
+        shapes = {
+            "keys": (self.num_heads, channels, width),
+            "values": (self.num_heads, channels, width),
+            "output": (self.num_heads, width, width),
+            "biases": (width,),
+            "embeddings": (math.prod(shape[:-1]), channels),
+        }
+        keys = jax.random.split(key, len(shapes))
+        return {name: jax.random.normal(one, shape) for (name, shape), one in zip(shapes.items(), keys, strict=True)}
+
+    def apply(self, params: dict[str, Array], x: Array, *, key: Array | None = None) -> Array:
+        """Outputs (n, positions …, width)."""
+        del key
+        positions, channels = x.shape[1:-1], x.shape[-1]
+        x = jnp.asarray(x, jnp.promote_types(x.dtype, params["keys"].dtype))
+        inputs = x.reshape(x.shape[0], -1, channels)
+        covariance = self._position_covariance(positions, x.dtype)
+        embedded = inputs + self.position_std * matmul(jnp.linalg.cholesky(covariance), params["embeddings"])
+        keys = einsum("nsc,hck->nhsk", embedded, params["keys"]) / math.sqrt(channels)
+        values = einsum("nsc,hcv->nhsv", embedded if self.values_with_positions else inputs, params["values"])
+        scores = self.score_std * einsum("nhsk,nhtk->nhst", keys, keys) / keys.shape[-1]
+        heads = einsum("nhst,nhtv->nhsv", _MECHANISMS[self.mechanism](scores), values)
+        scale = self.w_std / math.sqrt(channels * heads.shape[1] * heads.shape[-1])
+        outputs = scale * einsum("nhsv,hvo->nso", heads, params["output"]) + self.b_std * params["biases"]
+        return outputs.reshape(x.shape[0], *positions, -1)
+
+    def _position_covariance(self, positions: tuple[int, ...], dtype: Any) -> Array:
+        """(S, S) covariances of the embeddings of positions, for ``position_std`` 1."""
+        places = np.stack(np.meshgrid(*map(np.arange, positions), indexing="ij"), axis=-1).reshape(-1, len(positions))
+        squares = jnp.asarray(np.sum((places[:, None] - places[None]) ** 2, axis=-1), dtype)
+        if self.position_decay is None:
+            return jnp.where(squares == 0, 1.0, 0.0).astype(dtype)
+        return self.position_decay(squares)
