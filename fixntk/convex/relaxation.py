@@ -24,7 +24,8 @@ def relaxed_program(program: ConvexProgram, solution: Solution, *, power: float 
 
     with W the solution's weights and the mean over its active groups; the other groups have empty masks, so that they
     stay zero. The program is an ordinary one: ``fx.solve(relaxed, init=solution)`` certifies its solution, whose gates
-    are in the same order. At the same λ small groups shrink more than before. Choose λ anew, along ``fx.solve_path(relaxed)``.
+    are in the same order. At the same λ small groups shrink more than before: choose λ anew, along
+    ``fx.solve_path(relaxed)``.
 
     Parameters
     ----------
