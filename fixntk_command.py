@@ -5,9 +5,11 @@ This module is not in the package, because importing any module of the package i
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
@@ -15,10 +17,13 @@ from typing import NoReturn
 
 # Exit status of a process that a signal ends, less the signal's number, as in shells.
 _SIGNAL_STATUS = 128
+# Seconds after which an interrupt that was dropped is sent again.
+_SECONDS_UNTIL_AGAIN = 0.05
 
 
 def main() -> NoReturn:
     """Run the command in a process of its own, and end the process."""
+    sys.unraisablehook = _send_interrupt_again
     with exit_on_signals():
         from fixntk.cli import entry
     entry()
@@ -41,6 +46,16 @@ def exit_on_signals() -> Iterator[None]:
     finally:
         for number, handler in taken.items():
             signal.signal(number, handler)
+
+
+def _send_interrupt_again(dropped: sys.UnraisableHookArgs) -> None:
+    """Send an interrupt again that came where Python drops exceptions: in JAX's garbage collection, in a destructor."""
+    if issubclass(dropped.exc_type, KeyboardInterrupt):
+        again = threading.Timer(_SECONDS_UNTIL_AGAIN, _thread.interrupt_main)
+        again.daemon = True
+        again.start()
+    else:
+        sys.__unraisablehook__(dropped)
 
 
 def _exit(number: int, _: FrameType | None) -> NoReturn:

@@ -176,6 +176,33 @@ def test_a_signal_while_the_experiment_is_imported_has_no_traceback(project, nam
     assert not project.out.exists()
 
 
+_DROPPED = """
+import gc, signal, sys, time
+import fixntk_command
+
+armed = [True]
+
+def interrupt(phase, _):
+    if armed:
+        armed.clear()
+        signal.raise_signal(signal.SIGINT)
+
+sys.unraisablehook = fixntk_command._send_interrupt_again
+gc.callbacks.append(interrupt)
+try:
+    gc.collect()
+    time.sleep(30)
+    print("lost")
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_an_interrupt_in_a_garbage_collection_is_not_lost():
+    done = subprocess.run([sys.executable, "-c", _DROPPED], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout, done.stderr) == ("interrupted\n", "")
+
+
 @pytest.mark.usefixtures("project")
 def test_handlers_of_signals_are_back_after_an_import():
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
