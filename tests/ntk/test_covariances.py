@@ -42,11 +42,12 @@ def of_inputs(x, others, has_all_positions):
 
     @jax.jit
     def compute(x, others):
-        rows1, rows2 = as_rows(x, jnp.arange(len(x))), as_rows(others, -1 - jnp.arange(len(others)))
+        rows1 = as_rows(x, jnp.arange(len(x)))
+        rows2 = rows1 if others is None else as_rows(others, -1 - jnp.arange(len(others)))
         traced.append(covariances_of_inputs(rows1, rows2, 0.25, has_all_positions))
         return traced[0].pairs, traced[0].own1, traced[0].own2
 
-    pairs, own1, own2 = compute(jnp.asarray(x), jnp.asarray(others))
+    pairs, own1, own2 = compute(jnp.asarray(x), None if others is None else jnp.asarray(others))
     return replace(traced[0], pairs=pairs, own1=own1, own2=own2)
 
 
@@ -143,6 +144,8 @@ def test_images_are_loops_over_their_positions(rng, has_all_positions):
     check(jax.tree.map(np.asarray, found.pairs), x, others)
     if not has_all_positions:
         return
+    # Of the images themselves, whose positions are not taken for one another.
+    check(jax.tree.map(np.asarray, of_inputs(x, None, has_all_positions).pairs), x, x)
     for own, images, side in ((found.own1, x, 0), (found.own2, others, 1)):
         for i, image in enumerate(images):
             one = jax.tree.map(lambda a, i=i, side=side: np.take(np.asarray(a), [i], axis=side), own)
