@@ -109,7 +109,13 @@ def sampled_kernels(network, x):
     return jax.jit(lambda keys: jax.lax.map(kernels, keys, batch_size=16))(keys)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+# Networks that are sampled in every run of the tests.
+QUICK = ("one position", "standard")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.long) for name in NETWORKS]
+)
 def test_kernels_are_means_over_finite_networks(rng, name):
     network, x = NETWORKS[name], rng.standard_normal((3, 4, 2))
     analytic = fx.network_kernel(network, x)
