@@ -12,6 +12,7 @@ from jax import Array, lax
 from matplotlib.figure import Figure
 from pydantic import Field
 
+from experiments.data import own_tables
 from experiments.data.tables import TableNames, load_table, split_table
 from experiments.shared import colours
 from experiments.shared.accuracy import share_correct
@@ -35,7 +36,9 @@ class Config(Settings):
     Attributes
     ----------
     tables, seeds
-        Names of listed tables, and number of splits of each.
+        Names of listed tables or paths of files, and number of splits of each.
+    label
+        The column of labels of the files; when None, the column called class, target or label, otherwise the last.
     num_gates, reg_share, steps, epsilon_gap
         Values of the settings that are held while another one varies: P, λ/λ_max, reweighting steps, and the relative
         gap of which ε may cost a tenth.
@@ -53,6 +56,7 @@ class Config(Settings):
         "tae",
         "wine",
     )
+    label: str | None = None
     seeds: NumSeeds = 3
     num_gates: Positive = 512
     reg_share: Share = 0.01
@@ -79,7 +83,8 @@ def run_task(config: Config, task: dict[str, Any]) -> list[dict[str, Any]]:
         If the table cannot be used.
     """
     seed = task["seed"]
-    split = split_table(load_table(task["table"]), seed)
+    table = load_table(task["table"], config.label)
+    split = split_table(table, seed)
     x, x_test, y = split_arrays(split)
     # Each P takes the first P of the same gates, so that the sweep over P varies nothing else.
     gates = sample_gates(jax.random.key(seed), max(*config.gates, config.num_gates), x.shape[1], dtype=x.dtype)
@@ -113,7 +118,7 @@ def run_task(config: Config, task: dict[str, Any]) -> list[dict[str, Any]]:
     for epsilon_gap in config.epsilon_gaps:
         path, gaps = accuracies(program, epsilon_gap, config.steps)
         found.append(row("epsilon", epsilon_gap, path[-1], gaps[-1], path[0]))
-    return found
+    return [row | own_tables.source_of(table) for row in found]
 
 
 @partial(jax.jit, static_argnames="num_steps")
@@ -146,7 +151,8 @@ def summarise(_: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
     words = ", ".join(f"{SWEEPS[sweep]} {width:.3f}" for sweep, width in spread.items())
     return {
-        "headline": f"Range of the mean test accuracy of Algorithm 1 when one setting varies: {words}.",
+        "headline": f"Range of the mean test accuracy of Algorithm 1 when one setting varies: {words}."
+        + own_tables.labels_text(rows),
         "spread": spread,
         **found,
     }

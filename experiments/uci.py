@@ -14,6 +14,7 @@ import pandas as pd
 from pydantic import Field, ValidationInfo, field_validator
 from scipy import stats
 
+from experiments.data import own_tables
 from experiments.data.tables import TABLES, TableError, TableNames, load_table, split_table
 from experiments.shared import colours
 from experiments.shared.accuracy import share_correct
@@ -70,7 +71,9 @@ class Config(Settings):
     Attributes
     ----------
     tables
-        Names of listed tables or CSV files; all listed ones when empty.
+        Names of listed tables, or paths of CSV and Parquet files; all listed ones when empty.
+    label
+        The column of labels of the files; when None, the column called class, target or label, otherwise the last.
     seeds
         Number of splits of each table, with the seeds 0, 1, …; gates and folds of a split have the same seed.
     num_gates
@@ -95,6 +98,7 @@ class Config(Settings):
     """
 
     tables: TableNames = ()
+    label: str | None = None
     seeds: NumSeeds = 5
     num_gates: Positive = 512
     num_folds: TwoOrMore = 4
@@ -131,7 +135,8 @@ def run_task(config: Config, task: dict[str, Any]) -> list[dict[str, Any]]:
         If the NTK's objective is below the certified bound, which no kernel's can be.
     """
     seed = task["seed"]
-    split = split_table(load_table(task["table"]), seed, test_size=config.test_size)
+    table = load_table(task["table"], config.label)
+    split = split_table(table, seed, test_size=config.test_size)
     x, x_test, y = split_arrays(split)
     # The gates' entries for the columns of zeros have no effect.
     gates = sample_gates(jax.random.key(seed), config.num_gates, x.shape[1], dtype=x.dtype)
@@ -157,7 +162,8 @@ def run_task(config: Config, task: dict[str, Any]) -> list[dict[str, Any]]:
     if fixed.ntk.objective < optimum.dual * (1 - _ROUNDING):
         raise ArithmeticError(f"{task}: J of the NTK, {fixed.ntk.objective}, is below the bound {optimum.dual}")
 
-    sizes = {"train_rows": x.shape[0], "columns": split.x_train.shape[1], "classes": split.classes.size}
+    sizes: dict[str, Any] = {"train_rows": x.shape[0], "columns": split.x_train.shape[1], "classes": split.classes.size}
+    sizes |= own_tables.source_of(table)
 
     def row(method: str, outputs: jax.Array, chosen: jax.Array, seconds: float, **measured: Any) -> dict[str, Any]:
         scores = {"accuracy": share_correct(outputs, split.y_test), "reg_share": config.reg_shares[int(chosen)]}
@@ -200,7 +206,7 @@ def _path_table(config: Config) -> str | None:
         return config.path_table or "iris"
     for table in tables:
         try:
-            split_table(load_table(table), 0, test_size=config.test_size)
+            split_table(load_table(table, config.label), 0, test_size=config.test_size)
         except TableError:
             continue
         return table
@@ -308,7 +314,8 @@ def _tables_section(
         f"closed form, its objective with the {config.num_gates} sampled gates at their best scale, in the fixed "
         f"kernel's program. The reweighting stops at {config.steps} steps, or earlier at a relative gap of "
         f"{config.tol:g}; the optimum of the same program is computed to a relative gap of {config.optimum_tol:g}. "
-        "Seconds are medians; the first split of a shape also compiles. " + _grid_ends_text(summary)
+        f"Seconds are medians; the first split of a shape also compiles. {_grid_ends_text(summary)}"
+        f"{own_tables.sources_text(rows)}"
     )
     caption = "Test accuracy on every split (points) and its mean (bars), each table with an axis of its own."
     return Section("Every table", note, table=table, figures=(("tables", splits_figure(rows, _SHOWN), caption),))

@@ -164,9 +164,18 @@ def _parser() -> argparse.ArgumentParser:
     verify.set_defaults(function=_verify, extra="verify")
 
     fit = commands.add_parser("fit", help="fit a model of a column of a table")
-    fit.add_argument("table", metavar="TABLE", type=Path, help="CSV file with a header, or Parquet file")
-    fit.add_argument("--target", metavar="COL", required=True, help="the column to predict")
+    fit.add_argument("table", metavar="TABLE", type=Path, help="CSV file with a header, also .csv.gz, or Parquet file")
+    fit.add_argument("--target", "--label", metavar="COL", required=True, help="the column to predict")
     fit.add_argument("--out", metavar="MODEL", type=Path, required=True, help="file for the model")
+    fit.add_argument(
+        "--columns",
+        metavar="NAME=KIND ...",
+        action="append",
+        default=[],
+        help='how columns are taken, such as "age=number when=date id=drop"; kinds: number, date, category, drop, '
+        "for the target number or category; names with blanks are quoted",
+    )
+    fit.add_argument("--drop-missing-target", action="store_true", help="leave out rows without a target")
     fit.add_argument("--method", choices=("gated", "ntk"), default="gated", help="the fixed kernel (gated), or its NTK")
     fit.add_argument("--reg", type=float, help="regularisation, chosen by cross-validation without it")
     fit.add_argument("--seed", type=int, default=0, help="for the gates")
@@ -278,23 +287,33 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 def _fit(arguments: argparse.Namespace) -> int:
     with exit_on_signals():
-        from fixntk.tables import model
+        from fixntk.tables import columns, model
 
     if not arguments.out.parent.is_dir():
         raise _InputError(f"--out {arguments.out}: there is no folder {arguments.out.parent}")
-    options = {"method": arguments.method, "reg": arguments.reg, "seed": arguments.seed}
+    _check_not_replaced(arguments.out, arguments.table)
+    options = {name: getattr(arguments, name) for name in ("method", "reg", "seed", "drop_missing_target")}
     try:
-        lines = model.fit(arguments.table, arguments.target, arguments.out, **options)
+        kinds = columns.parse_kinds(" ".join(arguments.columns))
+        lines = model.fit(arguments.table, arguments.target, arguments.out, kinds=kinds, **options)
     except (ValueError, OSError) as error:
         raise _InputError(error) from error
-    print("\n".join(lines))
+    for line in lines:
+        print(_one_line(line))
     return 0
+
+
+def _check_not_replaced(out: Path | None, *inputs: Path) -> None:
+    for path in inputs:
+        if out is not None and out.exists() and path.exists() and out.samefile(path):
+            raise _InputError(f"--out {out}: would replace the input {path}")
 
 
 def _predict(arguments: argparse.Namespace) -> int:
     with exit_on_signals():
         from fixntk.tables import model
 
+    _check_not_replaced(arguments.out, arguments.model, arguments.table)
     try:
         predictions, lines = model.predict(arguments.model, arguments.table, strict=arguments.strict)
         if arguments.out is not None:

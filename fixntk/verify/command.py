@@ -113,11 +113,15 @@ def read_data(path: Path) -> Data:
     """
     if importlib.util.find_spec("sklearn") is None or importlib.util.find_spec("pandas") is None:
         raise ValueError("--data needs pandas and scikit-learn: pip install 'fixntk[verify]'")
+    from fixntk.tables.columns import read_columns, read_target
     from fixntk.tables.encode import encode_features, encode_target
     from fixntk.tables.read import check_complete, read_table
 
-    features, target = read_table(path)
-    check_complete(path, features, target)
+    table = read_table(path)
+    target = table.target.copy()
+    target[:] = read_target(table).values
+    features, _, _ = read_columns(table, {})
+    check_complete(path, features)
     if len(features) > _MAX_ROWS:
         chosen = np.random.default_rng(0).permutation(len(features))[:_MAX_ROWS]
         features, target = features.iloc[chosen], target.iloc[chosen]

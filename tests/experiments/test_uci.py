@@ -140,8 +140,8 @@ def test_the_command_runs_the_tables_and_reports(tmp_path, capsys):
 
 def test_unusable_tables_are_named_and_skipped_and_the_rest_goes_on(tmp_path, capsys):
     bad = {
-        "missing": "a,b,class\n" + "1,2,u\n2,,v\n" * 4,
-        "constant": "a,b,class\n" + "1,2,u\n1,3,v\n" * 4,
+        "missing": "a,b,class\n" + "1,2,u\n2,3,\n" * 4,
+        "constant": "a,b,class\n" + "1,2,u\n1,2,v\n" * 4,
         "one-class": "a,b,class\n" + "1,2,u\n2,3,u\n" * 4,
         "few-rows": "a,b,class\n1,2,u\n2,3,v\n4,5,w\n",
     }
@@ -153,9 +153,9 @@ def test_unusable_tables_are_named_and_skipped_and_the_rest_goes_on(tmp_path, ca
     assert main(["run", "configs/quickstart.yaml", f"tables={tables}", *FAST, "--out", str(tmp_path / "run")]) == 1
     error = capsys.readouterr().err
     for name, reason in [
-        ("missing.csv", "4 missing, the first in column 'b'"),
-        ("constant.csv", "column 'a' is constant"),
-        ("one-class.csv", "all labels are 'u'"),
+        ("missing.csv", "4 missing in column 'class', the target"),
+        ("constant.csv", "no column is left to learn from"),
+        ("one-class.csv", "has one value only, 'u'"),
         ("few-rows.csv", "has one row"),
     ]:
         assert any(name in line and reason in line for line in error.splitlines())

@@ -52,8 +52,8 @@ def test_a_class_is_learnt_and_predicted(tables, capsys):
     assert fitted(tables, "kind", "--method", "ntk") == 0
     told = capsys.readouterr().out
     assert "'kind' is a class" in told
-    assert "1 missing in column 'age', replaced by the median" in told
-    assert "1 missing in column 'colour', replaced by a category of its own" in told
+    assert "column 'age': number; 1 missing, replaced by the median" in told
+    assert "column 'colour': category of 2 values; 1 missing, replaced by a category of its own" in told
     assert "by 4-fold cross-validation: accuracy" in told
     assert main(["predict", str(tables / "model"), str(tables / "new.csv"), "--out", str(tables / "out.csv")]) == 0
     predictions, truth = pd.read_csv(tables / "out.csv"), pd.read_csv(tables / "table.csv")["kind"][:10]
@@ -201,7 +201,7 @@ def test_parquet_files_are_read_and_written_as_csv_files_are(tables, capsys):
         assert main(["predict", model, str(tables / f"new.{end}"), "--out", out]) == 0
         outputs.append(pd.read_csv(out) if end == "csv" else pd.read_parquet(out))
     told = capsys.readouterr().out
-    assert told.count("1 missing in column 'age', replaced by the median") == 2
+    assert told.count("column 'age': number; 1 missing, replaced by the median") == 2
     pd.testing.assert_frame_equal(*outputs)
 
 
@@ -251,7 +251,7 @@ def test_words_for_missing_values_leave_a_column_of_numbers(tmp_path, capsys, wo
     ages = [word if i == 7 else str(age) for i, age in enumerate(AGES)]
     rows = [f"{age},{i},{group}" for i, (age, group) in enumerate(zip(ages, GROUPS, strict=True))]
     told, status, out, err = fit_and_predict(tmp_path, capsys, "age,n,group", rows, f"age,n\n77.5,19\n{word},1\n")
-    assert "1 missing in column 'age', replaced by the median" in told
+    assert "column 'age': number; 1 missing, replaced by the median" in told
     assert status == 0
     assert out.splitlines()[1].startswith("yes,")
     assert "column 'age': 1 missing, replaced by the median" in err
@@ -296,7 +296,7 @@ def test_dates_are_numbers_of_days_in_new_rows_too(tmp_path, capsys, date_format
     new = [pd.Timestamp(day).strftime(date_format) for day in ("2026-01-15", "2026-09-01")]
     table = f"k,when\n1,{new[0]}\n1,{new[1]}\n"
     told, status, out, _ = fit_and_predict(tmp_path, capsys, "k,when,group", rows, table)
-    assert f"column 'when' holds dates ({DATES[date_format]}), taken as days" in told
+    assert f"column 'when': date ({DATES[date_format]}), taken as days" in told
     assert status == 0
     assert [line.partition(",")[0] for line in out.splitlines()] == ["group", "early", "late"]
     (tmp_path / "new.csv").write_text("k,when\n1,soon\n")
@@ -310,7 +310,8 @@ def test_categories_not_seen_are_told_and_count_as_none(tmp_path, capsys):
     _, status, out, err = fit_and_predict(tmp_path, capsys, "age,city,group", rows, new)
     assert status == 0
     assert len(out.splitlines()) == 5
-    assert "column 'city': 3 values that the model has not seen, such as 'Genf'" in err
+    assert "column 'city': 2 values that the model has not seen, such as 'Genf'" in err
+    assert "column 'city': 1 missing, where the model's table has none, replaced by 'a'" in err
     assert main(["predict", str(tmp_path / "model"), str(tmp_path / "new.csv"), "--strict"]) == 2
     assert "column 'city' has 'Genf', which the model has not seen" in error_line(capsys)
 
@@ -318,7 +319,7 @@ def test_categories_not_seen_are_told_and_count_as_none(tmp_path, capsys):
 def test_texts_that_are_all_different_are_left_out(tmp_path, capsys):
     rows = [f"{age},name{i},{group}" for i, (age, group) in enumerate(zip(AGES, GROUPS, strict=True))]
     told, status, _, _ = fit_and_predict(tmp_path, capsys, "age,id,group", rows, "age\n77.5\n")
-    assert "column 'id' left out: its 20 texts are all different" in told
+    assert "column 'id': left out, its 20 texts are all different" in told
     assert status == 0
     (tmp_path / "table.csv").write_text("\n".join(["id,group", *(row.partition(",")[2] for row in rows)]))
     assert fitted(tmp_path, "group") == 2

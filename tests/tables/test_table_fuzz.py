@@ -17,7 +17,7 @@ from fixntk.cli import main
 
 SHORT = settings(max_examples=300, suppress_health_check=list(HealthCheck))
 LONG = settings(max_examples=10_000, suppress_health_check=list(HealthCheck))
-KIND = Format("fixntk model", 3)
+KIND = Format("fixntk model", 4)
 
 # Seconds for one call of the command, compilation included.
 _TIME_LIMIT_S = 60
@@ -102,6 +102,27 @@ def stripped(text):
     return text
 
 
+def whole(text):
+    """The text, without the decimals of a whole number if they are zeros."""
+    before, point, after = text.partition(".")
+    is_whole = point and after and not after.strip("0") and before.lstrip("+-").isdecimal() and before.isascii()
+    return before if is_whole and len(before) - len(before.lstrip("+-")) < 2 else text
+
+
+def readings(text, target):
+    """Independent readings of a table: delimiters in order of preference, names and the target's values."""
+    for delimiter in [*",\t;|", *sorted(set(text) - set(',\t;|\r\n"'))]:
+        try:
+            fields = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+            rows = [[stripped(field) for field in row] for row in fields if row]
+        except (csv.Error, ValueError):
+            continue
+        if len(rows) > 1 and len(rows[0]) > 1 and {len(row) for row in rows} == {len(rows[0])} and target in rows[0]:
+            labels = [whole(row[rows[0].index(target)]) for row in rows[1:]]
+            # Without a name, the first column is an index.
+            yield delimiter, rows[0][not rows[0][0] :], labels
+
+
 def check_table(folder, case, target_number):
     content, header = case
     table, model = folder / "table.csv", folder / "model"
@@ -112,13 +133,14 @@ def check_table(folder, case, target_number):
     assert model.exists() == (fitted is not None)
     if fitted is None:
         return
-    # An independent reading of the table.
-    rows = [row for row in csv.reader(io.StringIO(content.decode("utf-8-sig"), newline="")) if row]
-    names = [stripped(name) for name in rows[0]]
-    assert target in names
-    labels = [stripped(row[names.index(target)]) for row in rows[1:]]
     kind = fitted.split(" is a ")[-1].split()[0]
-    assert fitted.startswith(f"{len(labels)} rows, {len(names) - 1} columns; {target!r} is a {kind}")
+    found = {}
+    for delimiter, names, labels in readings(content.decode("utf-8-sig"), target):
+        if fitted.startswith(f"{len(labels)} rows, {len(names) - 1} columns; {target!r} is a {kind}"):
+            found[delimiter] = labels
+        # A table with commas is read with commas.
+        assert found
+    labels = found[next(iter(found))]
     predictions = run("predict", model, table)
     assert predictions is not None
     found = list(csv.reader(io.StringIO(predictions, newline="")))

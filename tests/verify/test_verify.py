@@ -120,9 +120,9 @@ def test_an_error_inside_a_check_fails_that_check_alone(line):
     ("text", "message"),
     [
         ("a,y\n", "has a header and no rows"),
-        ("a,y\n1,2\n,3\n", "1 missing in column 'a'"),
-        ("a,y\n1,2\n1,3\n", "column 'a' is constant"),
-        ("a,y\n1,2\n2,2\n", "column 'y' is constant"),
+        ("a,y\n1,2\n2,2\n,3\n", "1 missing in column 'a'"),
+        ("a,y\n1,2\n1,3\n", "column 'a': left out, all of its values are '1'"),
+        ("a,y\n1,2\n2,2\n", "column 'y', the target, has one value only"),
         ("a,y\n1,2\ninf,3\n", "column 'a' has infinite values"),
     ],
 )

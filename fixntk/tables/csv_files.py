@@ -1,0 +1,136 @@
+"""CSV files as strings: whichever character is between the columns, compressed or not."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import zlib
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+import pandas as pd
+
+from fixntk._tiling import free_on_host
+from fixntk.tables.names import BLANKS, TableError, check_names
+
+# Characters between columns in the order in which they are tried; others are those that csv.Sniffer finds.
+_DELIMITERS = ",\t;|"
+# Characters that csv.Sniffer may find but that are parts of words and numbers.
+_NO_DELIMITERS = "\"'.-_+\r\n\0"
+# Number of characters and of lines that csv.Sniffer reads, as its time can grow with the square of the length.
+_SNIFFED_LENGTH = 2000
+_SNIFFED_LINES = 20
+# Bytes of memory that a byte of a table's text takes: each field is a text of Python.
+_MEMORY_PER_BYTE = 30
+_CHUNK_BYTES = 2**20
+_GZIP_START = b"\x1f\x8b"
+# Whole numbers between these are names of columns if they are no numbers of the column: years.
+_YEARS = range(1000, 3000)
+
+
+def read_csv(path: str | Path, wanted: Collection[str], least_columns: int) -> pd.DataFrame:
+    """Read a CSV file with a header as strings without blanks around them.
+
+    The character between columns is a comma if that gives a table with the wanted columns; otherwise the first of tab,
+    semicolon and | that does, or else what csv.Sniffer finds. The name of the first column may be empty.
+
+    Parameters
+    ----------
+    path
+        Possibly compressed by gzip, whatever its name.
+    wanted
+        Names of columns.
+    least_columns
+        Smallest number of columns.
+
+    Raises
+    ------
+    TableError
+        If the file cannot be read, is empty or ragged, has no header of distinct names, or needs more memory than there
+        is.
+    """
+    text = _read_text(path)
+    found: list[tuple[int, pd.DataFrame | TableError]] = []
+    for delimiter in _candidates(text):
+        try:
+            frame = _read_table(path, text, delimiter)
+        except TableError as error:
+            found.append((_header_line(text).count(delimiter), error))
+            continue
+        if frame.shape[1] >= least_columns and set(wanted) <= set(frame.columns):
+            return frame
+        found.append((frame.shape[1] - 1, frame))
+    # What is wrong is told of the table with most columns, of which a header with one line that differs is none.
+    _, best = max(found, key=lambda item: (item[0] > 0 and isinstance(item[1], pd.DataFrame), item[0]))
+    if isinstance(best, TableError):
+        raise best
+    return best
+
+
+def _read_text(path: str | Path) -> str:
+    """The text of a file, as far as memory suffices for its table."""
+    free = free_on_host()
+    content = bytearray()
+    try:
+        with open(path, "rb") as file:
+            is_compressed = file.peek(len(_GZIP_START))[: len(_GZIP_START)] == _GZIP_START
+            with gzip.open(file) if is_compressed else file as source:
+                # In chunks, as little may become much when it is decompressed.
+                while chunk := source.read(_CHUNK_BYTES):
+                    content += chunk
+                    if len(content) * _MEMORY_PER_BYTE > free.num_bytes:
+                        raise TableError(
+                            f"table {str(path)!r}: its first {len(content) >> 20} MiB of text already need more memory"
+                            f" than {free.limit} leaves: take fewer rows"
+                        )
+        return content.decode("utf-8-sig")
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise TableError(f"table {str(path)!r} cannot be read: {reason}") from error
+
+
+def _header_line(text: str) -> str:
+    return next(iter(text[:_SNIFFED_LENGTH].splitlines()), "")
+
+
+def _candidates(text: str) -> Iterator[str]:
+    """Characters that may be between the columns."""
+    yield from _DELIMITERS
+    if not any(delimiter in _header_line(text) for delimiter in _DELIMITERS):
+        sample = "\n".join(text[:_SNIFFED_LENGTH].splitlines()[:_SNIFFED_LINES])
+        try:
+            sniffed = csv.Sniffer().sniff(sample).delimiter
+        except csv.Error:
+            return
+        # What it finds may be a letter of a word.
+        if len(sniffed) == 1 and not sniffed.isalnum() and sniffed not in _NO_DELIMITERS:
+            yield sniffed
+
+
+def _read_table(path: str | Path, text: str, delimiter: str) -> pd.DataFrame:
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    try:
+        rows = [(reader.line_num, [field.strip(BLANKS) for field in row]) for row in reader if row]
+    except csv.Error as error:
+        raise TableError(f"table {str(path)!r} cannot be read: {error}") from error
+    if len(rows) < 2:
+        raise TableError(f"table {str(path)!r} {'has a header and no rows' if rows else 'is empty'}")
+    header = rows.pop(0)[1]
+    check_names(path, header)
+    for line, row in rows:
+        if len(row) != len(header):
+            raise TableError(f"table {str(path)!r}: line {line} has {len(row)} fields, the header has {len(header)}")
+    frame = pd.DataFrame([row for _, row in rows], columns=pd.Index(header), dtype=object)
+    for name in header:
+        if pd.notna(pd.to_numeric(name, errors="coerce")) and not _is_year(name, frame[name]):
+            raise TableError(f"table {str(path)!r} has no header: its first row has the number {name!r}")
+    return frame
+
+
+def _is_year(name: str, column: pd.Series) -> bool:
+    """Whether a number is the name of a column: a year that is not among the numbers below it."""
+    if not (name.isascii() and name.isdigit() and int(name) in _YEARS):
+        return False
+    numbers = pd.to_numeric(column, errors="coerce")
+    return not numbers.min() <= int(name) <= numbers.max()
