@@ -64,7 +64,8 @@ NETWORKS = {
             1.2,
             0.3,
             0.8,
-            "relu",
+            # Without normalisation, as with "relu", the bias of finite width is ten times as large.
+            "softmax",
             0.7,
             position_decay=lambda squares: jnp.exp(-squares / 4),
             values_with_positions=True,
