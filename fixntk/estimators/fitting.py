@@ -17,7 +17,7 @@ from fixntk._numerics import allow_float64, with_dtype
 from fixntk._tiling import free_on_host, memory_for
 from fixntk._warnings import ignore_convergence_warnings
 from fixntk.convex import ConvexProgram, Solution, discover, solve
-from fixntk.convex.program import absorb_sample_weight, replace_fields
+from fixntk.convex.program import replace_fields
 from fixntk.estimators.gate_options import DISCOVERED, GateOptions, draw_gates
 from fixntk.estimators.gaussian_process import LEAST_FREEDOM, Kernel, condition
 from fixntk.estimators.preprocessing import Training
@@ -51,7 +51,7 @@ class GatedProblem(NamedTuple):
     Attributes
     ----------
     program
-        The program; for the squared loss the sample weights are part of x and y.
+        The program, with weights of the rows, and an intercept.
     gates
         (P, w), zero in the columns of the padding.
     max_reg
@@ -210,7 +210,7 @@ def gated_problem(training: Training, options: GateOptions, loss: str) -> GatedP
     bound = float(np.linalg.norm(weighted) * np.linalg.norm(training.padded_targets))
     if largest <= _ZERO_IN_EPS * np.finfo(float).eps * bound:
         largest = bound
-    return GatedProblem(absorb_sample_weight(program), gates, largest)
+    return GatedProblem(program, gates, largest)
 
 
 def _program_targets(training: Training, loss: str) -> Float[np.ndarray, "m ..."]:
