@@ -100,15 +100,15 @@ def as_real_array(name: str, value: Any) -> Array:
     ValueError
         If values are missing, or integers need 64 bits and those are off in JAX.
     """
-    return _to_device(name, _as_real(name, value))
+    return _to_device(name, as_real(name, value))
 
 
 def is_floating(name: str, value: Any) -> bool:
     """Tell whether the numbers of an array, of which :func:`as_real_array` says what it may be, are floating-point."""
-    return bool(jnp.issubdtype(_as_real(name, value).dtype, jnp.floating))
+    return bool(jnp.issubdtype(as_real(name, value).dtype, jnp.floating))
 
 
-def _as_real(name: str, value: Any) -> Array | np.ndarray:
+def as_real(name: str, value: Any) -> Array | np.ndarray:
     """A JAX array as it is, anything else as a NumPy array, checked to hold real numbers."""
     value = _as_numbers(name, value)
     # JAX's hierarchy of dtypes, because NumPy's hierarchy does not contain bfloat16.
@@ -195,7 +195,7 @@ def as_float_array(name: str, value: Any, ndim: tuple[int, ...]) -> Array:
     ValueError
         If values are missing, its number of dimensions is wrong, it is empty, or it holds NaN or infinity.
     """
-    value = _as_real(name, value)
+    value = as_real(name, value)
     array = to_device(value if is_floating(name, value) else value.astype(jnp.result_type(float)))
     if array.ndim not in ndim:
         expected = " or ".join(str(k) for k in ndim)

@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jax
 import platformdirs
@@ -163,6 +163,15 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("--quick", action="store_true", help="the identities alone, on small data, in a few seconds")
     verify.set_defaults(function=_verify, extra="verify")
 
+    _add_table_commands(commands)
+
+    info = commands.add_parser("info", help="show versions, devices and optional packages")
+    info.set_defaults(function=_info, extra="experiments")
+    return parser
+
+
+def _add_table_commands(commands: Any) -> None:
+    """Add ``fit`` and ``predict`` to the subparsers."""
     fit = commands.add_parser("fit", help="fit a model of a column of a table")
     fit.add_argument("table", metavar="TABLE", type=Path, help="CSV file with a header, also .csv.gz, or Parquet file")
     fit.add_argument("--target", "--label", metavar="COL", required=True, help="the column to predict")
@@ -189,10 +198,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     predict.add_argument("--strict", action="store_true", help="refuse categories that the model has not seen")
     predict.set_defaults(function=_predict, extra="estimators")
-
-    info = commands.add_parser("info", help="show versions, devices and optional packages")
-    info.set_defaults(function=_info, extra="experiments")
-    return parser
 
 
 def _cache_folder() -> Path | None:

@@ -31,9 +31,9 @@ _SMALLEST_SIZE = 32
 _ROUNDS_OF_ROOM = 2
 # Number of rounds with the same candidates, which have other prices in each.
 _ROUNDS_PER_DRAW = 5
-# Relative gap of the first solution, and the share of the estimated gap over all gates that is worth reaching in
-# others: more would not last until the next round.
+# Relative gap of the first solution.
 _FIRST_TOL = 1e-2
+# The same of later ones, as a share of the estimated gap over all gates: the next round's gates change more than that.
 _TOL_SHARE = 0.3
 # Largest rank of X whose cells are enumerated.
 _MAX_EXACT_RANK = 3
@@ -113,7 +113,7 @@ class Round(NamedTuple):
     is_exact
         Whether every mask was looked at.
     is_rough
-        Whether the solution's tolerance is larger than the engine's, so that it is none to be returned.
+        Whether the solution's tolerance is larger than the engine's: it is solved further before it is returned.
     is_exhausted
         Whether neither a better solution nor other candidates can find a further gate.
     """

@@ -137,6 +137,8 @@ def discover(
 
     Raises
     ------
+    TypeError
+        If ``program`` is not a ConvexProgram, or ``samplers`` not a list of functions.
     ValueError
         If the gates do not give the program's masks, the program has penalty weights or a ridge, a number is not
         positive, the held-out rows do not fit the program, a sampler returns gates of another shape, or under ``jit``
@@ -170,14 +172,9 @@ def discover(
         least_violation=least_violation if cells is None else 0.0,
     )
     start = column_generation.start_at(engine, gates, np.asarray(as_starting_weights(program, init)))
-    limits = _Limits(
-        goal=engine.tol * engine.at_zero,
-        held_out=None if held_out is None else _as_held_out(program, held_out, patience),
-        max_rounds=as_positive_int("max_rounds", max_rounds),
-        max_gates=None if max_gates is None else as_positive_int("max_gates", max_gates),
-        max_seconds=None if max_seconds is None else _as_positive("max_seconds", max_seconds),
-        callback=callback,
-    )
+    held_out_rows = None if held_out is None else _as_held_out(program, held_out, patience)
+    budgets = max_rounds, max_gates, max_seconds
+    limits = _as_limits(engine.tol * engine.at_zero, held_out_rows, callback, *budgets)
     found, is_ended = None, False
     with progress_bar("discover", total=limits.max_rounds, unit="round", shown=progress) as show:
         try:
@@ -332,6 +329,24 @@ def _as_gates(program: ConvexProgram, gates: ArrayLike) -> Array:
     if program.ridge is not None:
         raise ValueError("program must have no ridge: with one, gates in use violate the dual as well")
     return check_gates(program, gates)
+
+
+def _as_limits(
+    goal: float,
+    held_out: _HeldOut | None,
+    callback: Callable[[Discovery], bool | None] | None,
+    max_rounds: int,
+    max_gates: int | None,
+    max_seconds: float | None,
+) -> _Limits:
+    return _Limits(
+        goal=goal,
+        held_out=held_out,
+        max_rounds=as_positive_int("max_rounds", max_rounds),
+        max_gates=None if max_gates is None else as_positive_int("max_gates", max_gates),
+        max_seconds=None if max_seconds is None else _as_positive("max_seconds", max_seconds),
+        callback=callback,
+    )
 
 
 def _as_positive(name: str, value: Any) -> float:

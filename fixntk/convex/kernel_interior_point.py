@@ -132,8 +132,8 @@ def _start(problem: KernelProblem) -> PathState:
     # For one kernel κI with ½‖Y‖² far above the penalty the optimal share is λτ / (‖Y‖ √κ).
     sizes = jnp.trace(problem.kernels, axis1=1, axis2=2) / n
     lengths = jnp.sqrt(problem.square * jnp.maximum(sizes, 0))
-    dear = problem.reg * problem.penalty_weights >= lengths
-    shares = jnp.where(dear, 1.0, problem.reg * problem.penalty_weights / jnp.where(dear, 1.0, lengths)) / m
+    is_costly = problem.reg * problem.penalty_weights >= lengths
+    shares = jnp.where(is_costly, 1.0, problem.reg * problem.penalty_weights / jnp.where(is_costly, 1.0, lengths)) / m
     point, zero = _evaluate(problem, shares), _evaluate(problem, jnp.zeros_like(shares))
     barrier = _BARRIER_FACTOR * jnp.minimum(point.relative_gap, 1.0) / m
     best = _better(point, zero)

@@ -124,6 +124,8 @@ def solve_path(
 
     Raises
     ------
+    TypeError
+        As :func:`fixntk.solve`; also if ``regs`` holds what is not a number.
     ValueError
         As :func:`fixntk.solve`; also if ``regs`` is empty or not positive, if it is None and λ_max is zero, or under
         ``jit`` and ``vmap`` (where a ``vmap`` of ``solve`` over λ does it).

@@ -27,7 +27,7 @@ from fixntk.convex.groups import with_masks
 from fixntk.convex.penalties import Norm
 from fixntk.convex.program import ConvexProgram, datafit_of, penalty_of, targets_of
 from fixntk.gates.masks import activation_masks
-from fixntk.gates.samplers import Sampler, around_gates, between_targets, gaussian
+from fixntk.gates.samplers import Sampler, around_gates, between_targets, gaussian, normalise
 from fixntk.gram import masked_adjoint
 
 DEFAULT_SAMPLERS: tuple[Sampler, ...] = (gaussian, between_targets)
@@ -157,7 +157,7 @@ def climb(x: Array, residual: Array, starts: Array, norm: Norm) -> Float[Array, 
     """
     # Lengths do not matter, and squares must not leave the range of single precision.
     x, residual = (array / jnp.max(jnp.abs(array), initial=jnp.finfo(array.dtype).tiny) for array in (x, residual))
-    x, residual, starts = with_dtype((x, residual, _normalise(starts)), jnp.float32)
+    x, residual, starts = with_dtype((x, residual, normalise(starts)), jnp.float32)
     # All half-spaces are least-squares fits on the same x, so that one factor serves every candidate and move.
     gram = matmul(x.T, x)
     ridge = _RIDGE_SHARE * jnp.trace(gram) / x.shape[1] + jnp.finfo(x.dtype).tiny
@@ -165,11 +165,11 @@ def climb(x: Array, residual: Array, starts: Array, norm: Norm) -> Float[Array, 
     fit = partial(_fit_half_spaces, x, factor)
 
     def is_unfinished(state: tuple[Array, Array, Array, Array]) -> Array:
-        move, _, _, is_moving = state
-        return (move < _MAX_MOVES) & jnp.any(is_moving)
+        count, _, _, is_moving = state
+        return (count < _MAX_MOVES) & jnp.any(is_moving)
 
     def move(state: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
-        move, gates, scores, _ = state
+        count, gates, scores, _ = state
         gains, margins = _gains(x, residual, gates, norm)
         crossings = _cross_nearest(x, gates, margins, jnp.where(margins >= 0, -gains, gains))
         proposals = jnp.stack([fit(jnp.sign(gains)), fit(gains), *crossings])
@@ -179,17 +179,12 @@ def climb(x: Array, residual: Array, starts: Array, norm: Norm) -> Float[Array, 
         highest = jnp.max(duals, axis=0)
         proposal = jnp.take_along_axis(proposals, best[None, :, None], axis=0)[0]
         is_higher = highest > scores * (1 + 10 * jnp.finfo(x.dtype).eps)
-        moved = jnp.where(is_higher[:, None], _normalise(proposal), gates)
-        return move + 1, moved, jnp.where(is_higher, highest, scores), is_higher
+        moved = jnp.where(is_higher[:, None], normalise(proposal), gates)
+        return count + 1, moved, jnp.where(is_higher, highest, scores), is_higher
 
     scores = norm.duals(_correlations(x, residual, starts))
     start = jnp.zeros((), jnp.int32), starts, scores, jnp.ones(scores.shape, bool)
     return lax.while_loop(is_unfinished, move, start)[1]
-
-
-def _normalise(gates: Array) -> Array:
-    lengths = jnp.linalg.norm(gates, axis=1, keepdims=True)
-    return gates / jnp.where(lengths > 0, lengths, 1.0)
 
 
 def _correlations(x: Array, residual: Array, gates: Array) -> Float[Array, "C d c"]:

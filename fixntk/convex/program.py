@@ -63,7 +63,7 @@ class ConvexProgram:
         α ≥ 0, the elastic penalty's second part.
     norm
         ``"frobenius"``, or ``"nuclear"``, the sum of singular values, which is what weight decay of gated networks
-        with vector outputs amounts to (M10).
+        with vector outputs amounts to.
 
     Raises
     ------
@@ -180,6 +180,13 @@ class ConvexProgram:
         −ℓ*(−Θ), for the squared loss ½‖Y‖² − ½‖Y − Θ‖², where ‖Xᵀ D_p Θ‖ ≤ λτ_p for all p and, with an intercept,
         1ᵀΘ = 0 (both up to rounding); −∞ elsewhere. With a ridge, the excess over λτ_p is penalised instead.
 
+        Raises
+        ------
+        ValueError
+            If Θ has another shape than y.
+
+        Notes
+        -----
         See docs/mathematics.md, M7.
         """
         theta = as_float_array("theta", theta, (1, 2)).astype(self.x.dtype)

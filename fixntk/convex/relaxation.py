@@ -38,6 +38,8 @@ def relaxed_program(program: ConvexProgram, solution: Solution, *, power: float 
 
     Raises
     ------
+    TypeError
+        If ``program`` is not a ConvexProgram.
     ValueError
         If the shape of the weights does not fit, all are zero, the program has penalty weights, or the power is
         negative.

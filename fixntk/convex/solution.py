@@ -67,7 +67,7 @@ class Solution:
         (c,) b; None for a program without one.
     kernel_weights
         (P,) kernel weights η: W is the kernel ridge solution of K(η) for IRLS and Anderson, η_p = ‖W_p‖/τ_p for the
-        others; the two agree at the optimum, where the program is multiple kernel learning (M5).
+        others; the two agree at the optimum, where the program is multiple kernel learning.
     primal, dual
         Objective of W, and the lower bound on the optimum that comes with it.
     gap, relative_gap

@@ -91,6 +91,8 @@ def solve(
 
     Raises
     ------
+    TypeError
+        If ``program`` is not a ConvexProgram, ``tol`` or ``epsilon`` no number, or ``max_iter`` no integer.
     ValueError
         If the method is unknown or not for this loss or norm, ``tol`` is below what the dtype can reach, ``init`` does
         not fit, an option does not belong to the method, or IRLS's matrices not into memory. LinAlgError, a ValueError,

@@ -285,7 +285,7 @@ def leave_one_out(kernel: Kernel, training: Training, reg: float) -> Float[np.nd
 
 
 def memory_for_kernels(num_rows: int, num_matrices: int) -> AbstractContextManager[Any]:
-    """The memory for so many matrices of the size of a kernel of the training rows, in float64."""
+    """The memory for ``num_matrices`` matrices of the size of a kernel of the training rows, in float64."""
     needed = num_matrices * num_rows**2 * np.dtype(float).itemsize
     what = f"the {num_rows}×{num_rows} kernel matrix with its factors"
     return memory_for(what, needed, "fit on fewer rows", free_memory=free_on_host)

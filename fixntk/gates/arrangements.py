@@ -23,7 +23,7 @@ from jax.typing import ArrayLike
 
 from fixntk._checks import as_matrix, as_numpy, as_positive_int
 from fixntk._tiling import free_on_host, memory_for
-from fixntk.gates.masks import Arrangements, _row_bytes
+from fixntk.gates.masks import Arrangements, row_bytes
 
 # Bound on the error of a unit normal (no unit) after a few dozen operations in float64.
 _NOISE = 1e-13
@@ -309,11 +309,11 @@ def _select_one_per_cell(points: np.ndarray, normals: np.ndarray, noise: np.ndar
     so that the old point is not needed. ``expected`` is the number of cells by the counting recursion, a check.
     """
     margins, sides = [], []
-    for block in _row_blocks(points, normals.shape[0]):
+    for block in row_blocks(points, normals.shape[0]):
         products = block @ normals.T
         # The signs of a point are known only if its products exceed a safe multiple of their errors.
         margins.append(np.min(np.abs(products) - 8 * noise, axis=1))
-        sides.append(_row_bytes(products > 0))
+        sides.append(row_bytes(products > 0))
     margin = np.concatenate(margins)
     # np.unique returns the first of equal sign patterns, which has the largest margin in this order.
     order = np.argsort(-margin, kind="stable")
@@ -331,7 +331,7 @@ def _move_inside(points: np.ndarray, normals: np.ndarray, num_steps: int = 40) -
     """Move each point within its cell so that its distance to the nearest hyperplane grows."""
     if normals.shape[0] == 0:
         return points
-    moved = [_ascend_margin(block, normals, num_steps) for block in _row_blocks(points, normals.shape[0])]
+    moved = [_ascend_margin(block, normals, num_steps) for block in row_blocks(points, normals.shape[0])]
     return np.concatenate(moved)
 
 
@@ -363,7 +363,7 @@ def _masks_at(points: np.ndarray, planes: Hyperplanes) -> np.ndarray:
     """(n, P) masks of all rows at gates given in the row space; zero rows are active."""
     masks = np.ones((planes.owner.size, points.shape[0]), bool)
     # A row is active on the positive side of its normal, or on the negative side if it points against the normal.
-    for rows in _row_blocks(np.flatnonzero(planes.owner >= 0)[:, None], points.shape[0]):
+    for rows in row_blocks(np.flatnonzero(planes.owner >= 0)[:, None], points.shape[0]):
         real = rows[:, 0]
         positive = planes.normals[planes.owner[real]] @ points.T > 0
         masks[real] = positive == (planes.side[real] > 0)[:, None]
@@ -382,7 +382,7 @@ def _have_certain_masks(x: Array, gates: Array, masks: np.ndarray) -> np.ndarray
     floor = np.where(rows.any(axis=1), num_columns * float(info.tiny), 0.0)
     sure = []
     with np.errstate(over="ignore", invalid="ignore"):
-        for block, mask in zip(_row_blocks(as_numpy(gates), num_rows), _row_blocks(masks.T, num_rows), strict=True):
+        for block, mask in zip(row_blocks(as_numpy(gates), num_rows), row_blocks(masks.T, num_rows), strict=True):
             products, sizes = block @ rows.T, np.abs(block) @ np.abs(rows.T)
             errors = num_columns * float(info.eps) * sizes + floor
             # A product is certain if it exceeds its error bound and no partial sum can overflow in the dtype.
@@ -391,6 +391,6 @@ def _have_certain_masks(x: Array, gates: Array, masks: np.ndarray) -> np.ndarray
     return np.concatenate(sure)
 
 
-def _row_blocks(rows: np.ndarray, width: int) -> list[np.ndarray]:
+def row_blocks(rows: np.ndarray, width: int) -> list[np.ndarray]:
     """Split rows into blocks so that a matrix of a block's rows × width has at most ``_BLOCK_ENTRIES`` entries."""
     return np.array_split(rows, max(1, -(-rows.shape[0] * width // _BLOCK_ENTRIES)))

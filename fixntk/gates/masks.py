@@ -248,7 +248,7 @@ def merge_duplicate_masks(
             f"masks, gates and weights must have one number of gates, "
             f"got shapes {columns.shape}, {gates.shape} and {weights.shape}"
         )
-    _, first, group = np.unique(_row_bytes(columns.T), return_index=True, return_inverse=True)
+    _, first, group = np.unique(row_bytes(columns.T), return_index=True, return_inverse=True)
     order = np.argsort(first)
     rank = np.empty_like(order)
     rank[order] = np.arange(order.size)
@@ -257,7 +257,7 @@ def merge_duplicate_masks(
     return Arrangements(jnp.asarray(columns[:, kept]), gates[kept]), merged
 
 
-def _row_bytes(rows: np.ndarray) -> np.ndarray:
+def row_bytes(rows: np.ndarray) -> np.ndarray:
     """View each bool row as one opaque byte string, which sorts and compares fast."""
     packed = np.ascontiguousarray(np.packbits(rows, axis=1))
     return packed.view(np.dtype((np.void, packed.shape[1]))).ravel()

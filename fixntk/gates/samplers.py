@@ -105,7 +105,7 @@ def through_points(
         normal = jax.random.normal(direction, (num_features,), x.dtype)
         return _reject_span(rows, normal) if count else normal
 
-    return _normalise(jax.vmap(sample)(jax.random.split(key, num_gates)))
+    return normalise(jax.vmap(sample)(jax.random.split(key, num_gates)))
 
 
 def between_classes(key: Key[Array, ""], num_gates: int, x: ArrayLike, y: ArrayLike) -> Float[Array, "P d"]:
@@ -186,8 +186,8 @@ def around_gates(
         raise ValueError(f"spread must be positive, got {spread}")
     choice, direction = jax.random.split(key)
     shape = as_positive_int("num_gates", num_gates), x.shape[1]
-    chosen = _normalise(centres.astype(x.dtype))[jax.random.choice(choice, centres.shape[0], shape[:1])]
-    return _normalise(chosen + spread / shape[1] ** 0.5 * jax.random.normal(direction, shape, x.dtype))
+    chosen = normalise(centres.astype(x.dtype))[jax.random.choice(choice, centres.shape[0], shape[:1])]
+    return normalise(chosen + spread / shape[1] ** 0.5 * jax.random.normal(direction, shape, x.dtype))
 
 
 SAMPLERS: dict[str, Sampler] = {
@@ -230,7 +230,8 @@ def _reject_span(rows: Float[Array, "k d"], vector: Float[Array, " d"]) -> Float
     return vector
 
 
-def _normalise(gates: Float[Array, "P d"]) -> Float[Array, "P d"]:
+def normalise(gates: Float[Array, "P d"]) -> Float[Array, "P d"]:
+    """The gates at unit length; those of zero stay zero."""
     lengths = jnp.linalg.norm(gates, axis=1, keepdims=True)
     return gates / jnp.where(lengths > 0, lengths, 1.0)
 
@@ -241,7 +242,7 @@ def _bisect_pairs(
     """Gates halfway between a random row i and one that is drawn with ``chances_from(i)``, (n,) and not negative."""
     level = _bias_level(x)
     has_bias = jnp.any(level != 0)
-    units = _normalise(x)
+    units = normalise(x)
     # One draw for all gates: random numbers take longer to compile than all else here.
     choice, direction = jax.random.split(key)
     draws = jax.random.uniform(choice, (2, num_gates), x.dtype)
@@ -259,4 +260,4 @@ def _bisect_pairs(
         # Nothing lies halfway between two rows of one direction.
         return jnp.where(jnp.any(gate != 0), gate, other)
 
-    return _normalise(jax.vmap(bisect)(draws.T, others))
+    return normalise(jax.vmap(bisect)(draws.T, others))

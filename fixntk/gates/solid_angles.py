@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Float, Key
 
 from fixntk._checks import as_matrix, as_numpy, as_positive_int
-from fixntk.gates.arrangements import Hyperplanes, _row_blocks, distinct_hyperplanes
+from fixntk.gates.arrangements import Hyperplanes, distinct_hyperplanes, row_blocks
 from fixntk.gates.masks import Arrangements, as_masks
 
 
@@ -102,7 +102,7 @@ def _exact_shares(planes: Hyperplanes, masks: np.ndarray, points: np.ndarray) ->
     if rank == 1:
         return np.full(points.shape[0], 0.5)
     area = _arc_share if rank == 2 else _polygon_share
-    blocks = zip(_row_blocks(points, num_planes), _row_blocks(signs, num_planes), strict=True)
+    blocks = zip(row_blocks(points, num_planes), row_blocks(signs, num_planes), strict=True)
     return np.concatenate([area(point, sign[:, :, None] * planes.normals) for point, sign in blocks])
 
 
@@ -196,7 +196,7 @@ def _monte_carlo_shares(
     rank = planes.normals.shape[1]
     samples = as_numpy(jax.random.normal(key, (num_samples, rank)))
     counts = np.zeros(masks.shape[1])
-    for block in _row_blocks(samples, planes.normals.shape[0]):
+    for block in row_blocks(samples, planes.normals.shape[0]):
         for row in np.packbits(block @ planes.normals.T > 0, axis=1):
             cell = index.get(row.tobytes())
             # A sample on a hyperplane, or in a cell that is not among the masks, is not counted.

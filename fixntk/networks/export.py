@@ -24,7 +24,10 @@ _NDIM = {"hidden": 2, "output": 2, "gates": 2, "intercept": 1}
 
 
 def to_dict(network: GatedReLUNetwork | ReLUNetwork) -> dict[str, np.ndarray]:
-    """A network's NumPy arrays by name: hidden (m, d), output (m, c), and if present gates (m, d), intercept (c,)."""
+    """A network's NumPy arrays by name: hidden (m, d), output (m, c), and if present gates (m, d), intercept (c,).
+
+    See docs/mathematics.md, M10.
+    """
     arrays = network.parameters._asdict()
     if isinstance(network, GatedReLUNetwork):
         arrays["gates"] = network.gates
@@ -48,6 +51,8 @@ def from_dict(arrays: Mapping[str, ArrayLike], *, squeeze: bool = False) -> Gate
     ValueError
         If arrays are missing or unknown, hold NaN or infinity, or their shapes do not fit together, or there is no
         neuron.
+
+    See docs/mathematics.md, M10.
     """
     missing = {"hidden", "output"} - set(arrays)
     unknown = set(arrays) - set(_NDIM)
@@ -93,6 +98,8 @@ def save_network(network: GatedReLUNetwork | ReLUNetwork, path: str | Path) -> N
     ------
     ValueError
         If the network holds NaN or infinity, has no neuron, or is a stack.
+
+    See docs/mathematics.md, M10.
     """
     # Checked as when it is read, so that every file that is written can be read.
     arrays = to_dict(from_dict(to_dict(network), squeeze=network.squeeze))
@@ -116,6 +123,8 @@ def load_network(path: str | Path) -> GatedReLUNetwork | ReLUNetwork:
     ValueError
         If the file is damaged, holds no network, or has another version; if its weights are no floating-point numbers,
         are infinite or NaN, their shapes do not fit together, or there is no neuron.
+
+    See docs/mathematics.md, M10.
     """
     path = Path(path)
     fields, arrays = read_arrays(path, _FORMAT)
@@ -139,6 +148,8 @@ def to_flax(network: GatedReLUNetwork | ReLUNetwork) -> tuple[Any, dict[str, Any
 
     The collection "params" holds the trained parameters, named as in the network; the collection "gates" holds a gated
     network's gates.
+
+    See docs/mathematics.md, M10.
     """
     params = {name: jnp.asarray(value) for name, value in to_dict(network).items()}
     gates = params.pop("gates", None)
@@ -189,6 +200,8 @@ def to_equinox(network: GatedReLUNetwork | ReLUNetwork) -> Any:
     """An Equinox module, which takes one example: ``jax.vmap(module)(x)`` gives the network's outputs.
 
     Its leaves are named as in the network. The gradient with respect to the gates is zero.
+
+    See docs/mathematics.md, M10.
     """
     arrays = {name: jnp.asarray(value) for name, value in to_dict(network).items()}
     return _equinox_module()(

@@ -72,6 +72,8 @@ class GradientDescent:
         Whether the kernel has output axes.
     rtol, max_steps
         Relative accuracy and largest number of steps of the ODE solver.
+
+    See docs/mathematics.md, M15.
     """
 
     y: Array

@@ -115,7 +115,7 @@ def projected_gradients(
     if kind not in _PROJECTIONS:
         raise ValueError(f"kind must be one of {', '.join(map(repr, _PROJECTIONS))}, got {kind!r}")
     output = jax.eval_shape(f, params, x)
-    dtype = _widest(output, *chosen)
+    dtype = _widest_dtype(output, *chosen)
     num_outputs = math.prod(output.shape[1:])
     tile = batch_size or max(1, _TILE_BYTES // (size * num_outputs * dtype.itemsize))
     project = partial(_project if not is_concrete else _compiled_project, as_hashable(f), selected, dim, kind)
@@ -137,7 +137,7 @@ def projected_gradients(
         return done(jnp.concatenate([block for _, block in tiles]))
 
 
-def _widest(*arrays: Any) -> jnp.dtype:
+def _widest_dtype(*arrays: Any) -> jnp.dtype:
     """The widest floating-point dtype of arrays, or float32 if that is wider."""
     return max((at_least_float32(array.dtype) for array in arrays), key=lambda dtype: jnp.finfo(dtype).bits)
 
@@ -165,7 +165,7 @@ def _project(
     def jacobian(row: Any) -> Array:
         """(outputs, p) derivatives of one example's outputs in all selected parameters."""
         leaves = jax.jacrev(lambda c: apply(c, _as_batch(row))[0])(chosen)
-        dtype = _widest(outputs, *leaves)
+        dtype = _widest_dtype(outputs, *leaves)
         return jnp.concatenate([leaf.reshape(num_outputs, -1).astype(dtype) for leaf in leaves], axis=1)
 
     outputs = jax.eval_shape(f, params, x)

@@ -54,6 +54,8 @@ class NTKSpectrum(NamedTuple):
         Sum of all eigenvalues.
     smallest
         The smallest eigenvalue, to ``tol`` times the largest; None if it was not asked for.
+
+    See docs/mathematics.md, M14.
     """
 
     eigenvalues: Float[Array, " k"]
@@ -88,7 +90,7 @@ class NTKSpectrum(NamedTuple):
         return jnp.where(positive, self.eigenvalues[0] / jnp.where(positive, self.smallest, 1.0), jnp.inf)
 
     def alignment(self, y: ArrayLike) -> Float[Array, " k"]:
-        """Share of ‖y‖² along each eigenvector; gradient flow learns it at the rate of the eigenvalue (M15).
+        """Share of ‖y‖² along each eigenvector; gradient flow learns it at the rate of the eigenvalue.
 
         Parameters
         ----------

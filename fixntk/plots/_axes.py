@@ -15,7 +15,7 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from numpy.typing import ArrayLike
 
-from fixntk._checks import _as_real, as_numpy
+from fixntk._checks import as_numpy, as_real
 
 # Okabe and Ito's colours for colour-blind readers, those with the most contrast on white first.
 _OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -54,7 +54,7 @@ STYLE: Any = MappingProxyType(
 
 
 @contextmanager
-def drawing_on(ax: Axes | None, width: float = 5.2, height: float = 3.6) -> Iterator[Axes]:
+def open_axes(ax: Axes | None, width: float = 5.2, height: float = 3.6) -> Iterator[Axes]:
     """The Axes to draw on: as given, or those of a new pyplot figure, which is closed again if drawing fails.
 
     Parameters
@@ -110,7 +110,7 @@ def as_numbers(name: str, value: ArrayLike, ndim: tuple[int, ...]) -> Float[np.n
     ValueError
         If its number of dimensions is wrong, it is empty, or it holds NaN or infinity.
     """
-    numbers = as_numpy(_as_real(name, value))
+    numbers = as_numpy(as_real(name, value))
     if numbers.ndim not in ndim:
         expected = " or ".join(str(k) for k in ndim)
         raise ValueError(f"{name} must have {expected} dimensions, got shape {numbers.shape}")

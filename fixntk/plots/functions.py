@@ -21,8 +21,8 @@ from fixntk.plots._axes import (
     add_legend,
     as_column,
     as_numbers,
-    drawing_on,
     next_line_style,
+    open_axes,
 )
 
 # Share of the range of the data that functions are drawn beyond it, on either side.
@@ -101,7 +101,7 @@ def function(
     targets = None if y is None else as_numbers("y", as_column("y", y, rows.shape[0]), (1,))
     named = fitted if isinstance(fitted, Mapping) else {"": fitted}
     outputs = {name: _outputs(name, each, grid.astype(dtype), gates) for name, each in named.items()}
-    with drawing_on(ax) as axes:
+    with open_axes(ax) as axes:
         for name, values in outputs.items():
             axes.plot(grid[:, column], values, **{**next_line_style(axes), "label": name or "prediction", **line})
         if targets is not None:
@@ -178,7 +178,7 @@ def arrangements(
     numbers = None if values is None else as_numbers("values", as_column("values", values, gates.shape[0]), (1,))
     lines = _angles_of_lines(rows)
     cells = np.searchsorted(lines, np.mod(np.arctan2(gates[:, 1], gates[:, 0]), 2 * np.pi)) % lines.size
-    with drawing_on(ax, 4.6, 4.2) as axes:
+    with open_axes(ax, 4.6, 4.2) as axes:
         _draw_cells(axes, lines, cells, numbers, value_label)
         _write_masks(axes, lines, rows)
         for position, angle in enumerate(lines[: lines.size // 2]):

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from numpy.typing import ArrayLike
 
 from fixntk import NTKSpectrum
-from fixntk.plots._axes import COLOUR_MAP, add_legend, as_column, as_numbers, drawing_on, next_line_style
+from fixntk.plots._axes import COLOUR_MAP, add_legend, as_column, as_numbers, next_line_style, open_axes
 
 # What has eigenvalues: a matrix, the eigenvalues themselves, or a spectrum of an empirical NTK.
 Spectrum = ArrayLike | NTKSpectrum
@@ -60,7 +60,7 @@ def kernel(matrix: ArrayLike, ax: Axes | None = None, *, y: ArrayLike | None = N
         values = values[np.ix_(order, order)]
         what = "row, by class" if _are_classes(labels) else "row, by increasing target"
         blocks = np.unique(labels, return_counts=True) if _are_classes(labels) else None
-    with drawing_on(ax, 4.6, 3.8) as axes:
+    with open_axes(ax, 4.6, 3.8) as axes:
         shown = axes.imshow(values, **{"cmap": COLOUR_MAP, "interpolation": "nearest", **image})
         axes.grid(False)
         axes.set(xlabel=what.replace("row", "column") if y is None else what, ylabel=what)
@@ -119,7 +119,7 @@ def spectrum(kernels: Spectrum | Mapping[str, Spectrum], ax: Axes | None = None,
     if not named:
         raise ValueError("kernels is empty")
     spectra = {name: _eigenvalues(f"kernels[{name!r}]" if name else "kernels", value) for name, value in named.items()}
-    with drawing_on(ax) as axes:
+    with open_axes(ax) as axes:
         for name, values in spectra.items():
             label = {"label": name} if name else {}
             axes.loglog(np.arange(1, values.size + 1), values, **{**next_line_style(axes), **label, **line})

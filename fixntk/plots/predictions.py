@@ -18,8 +18,8 @@ from fixntk.plots._axes import (
     add_legend,
     as_column,
     as_numbers,
-    drawing_on,
     next_line_style,
+    open_axes,
 )
 
 # Probability with which the interval of a bin covers the true share.
@@ -84,7 +84,7 @@ def reliability(
     ]
     below = np.maximum(shares - [interval.low for interval in intervals], 0.0)
     above = np.maximum([interval.high for interval in intervals] - shares, 0.0)
-    with drawing_on(ax, 4.2, 4.0) as axes:
+    with open_axes(ax, 4.2, 4.0) as axes:
         style = {**next_line_style(axes), "marker": "o", "markersize": 5, "capsize": 2, **line}
         label = style.pop("label", "model")
         if "_diagonal" not in [known.get_label() for known in axes.lines]:
@@ -161,7 +161,7 @@ def importance(
         raise ValueError(f"names must have {means.size} names, one a feature, got {len(texts)}")
     shown = np.argsort(-means, kind="stable")[: as_positive_int("num_shown", num_shown)]
     deviations = None if values.ndim == 1 else values.std(axis=1)[shown]
-    with drawing_on(ax, 5.2, 0.28 * shown.size + 1.0) as axes:
+    with open_axes(ax, 5.2, 0.28 * shown.size + 1.0) as axes:
         style = {"color": SOLUTION_COLOUR, "height": 0.7, "ecolor": NEUTRAL_COLOUR, "capsize": 2, **bars}
         places = np.arange(shown.size)
         axes.barh(places, means[shown], xerr=deviations, **style)

@@ -19,8 +19,8 @@ from fixntk.plots._axes import (
     SOLUTION_COLOUR,
     add_legend,
     as_numbers,
-    drawing_on,
     next_line_style,
+    open_axes,
 )
 
 # Share of the largest kernel weight above which a kernel counts as active, where the result does not tell.
@@ -100,7 +100,7 @@ def history(
     (time_label, times), (curve_label, curves) = trace.times[over], trace.curves[show]
     if not np.any(np.isfinite(times)):
         raise ValueError('over="seconds" needs a history with seconds, which jit, vmap and screened paths leave out')
-    with drawing_on(ax) as axes:
+    with open_axes(ax) as axes:
         style = {**next_line_style(axes), "label": trace.label, **line}
         if curves.shape[1] > 1:
             style = {"alpha": _OPACITY_OF_MANY, "linewidth": 1.0, **style}
@@ -222,7 +222,7 @@ def kernel_weights(
         raise ValueError(f"ntk_weights must have shape {weights.shape}, one weight a gate, got {ntk.shape}")
     # Step k is centred at k.
     edges = np.arange(weights.size + 1) + 0.5
-    with drawing_on(ax) as axes:
+    with open_axes(ax) as axes:
         label = f"solution: {int(active.sum())} of {weights.size} {what} active"
         axes.stairs(weights[order], edges, **{"fill": True, "color": SOLUTION_COLOUR, "label": label, **stairs})
         if ntk is not None:
@@ -236,7 +236,7 @@ def kernel_weights(
 def path(result: Path, ax: Axes | None = None, **line: Any) -> Axes:
     """Draw the norms of the groups of a path over λ, which falls from left to right.
 
-    A curve for each group that is active for some λ, the darker, the earlier it becomes active.
+    A curve for each group that is active for some λ; groups that become active at larger λ are darker.
 
     Parameters
     ----------
@@ -270,7 +270,7 @@ def path(result: Path, ax: Axes | None = None, **line: Any) -> Axes:
     entered = np.where(is_active.any(axis=0), is_active.argmax(axis=0), len(regs))
     shown = [int(group) for group in np.argsort(entered, kind="stable") if entered[group] < len(regs)]
     colours = mpl.colormaps[COLOUR_MAP](np.linspace(0, _DARK_PART, max(len(shown), 1)))
-    with drawing_on(ax) as axes:
+    with open_axes(ax) as axes:
         for group, colour in zip(shown, colours[: len(shown)], strict=True):
             axes.plot(regs, norms[:, group], **{"color": colour, "linewidth": 1.2, **line})
         axes.set_xscale("log")

@@ -283,14 +283,14 @@ def _finish(experiment: Experiment, config: BaseModel, directory: Path) -> _Cont
         with report.use_style():
             sections = experiment.sections(config, good, summary)
     sections = [*_missing_parts(tasks, failed, unfinished, needs_more=needs_more), *sections]
-    computed_with = _computed_with(experiment, directory)
+    computed_with = _environment_of_run(experiment, directory)
     with refuse_os_errors(directory):
         write_json(directory / "summary.json", summary)
         report.render(directory, _title(experiment), sections, computed_with, _description(experiment, config))
     return _Content(failed, sections, computed_with)
 
 
-def _computed_with(experiment: Experiment, directory: Path) -> Row:
+def _environment_of_run(experiment: Experiment, directory: Path) -> Row:
     """The run's environment; without a recorded command it has the command of the experiment's own config."""
     found = read_environment(directory)
     if not found:

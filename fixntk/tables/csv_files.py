@@ -18,12 +18,15 @@ from fixntk.tables.names import BLANKS, TableError, check_names
 _DELIMITERS = ",\t;|"
 # Characters that csv.Sniffer may find but that are parts of words and numbers.
 _NO_DELIMITERS = "\"'.-_+\r\n\0"
-# Number of characters and of lines that csv.Sniffer reads, as its time can grow with the square of the length.
+# Number of characters that csv.Sniffer reads, as its time can grow with the square of the length.
 _SNIFFED_LENGTH = 2000
+# Number of lines that it reads.
 _SNIFFED_LINES = 20
-# Bytes of memory that a byte of a table's text takes: each field is a text of Python.
+# Bytes of memory for each byte of a table's text: every field becomes a string.
 _MEMORY_PER_BYTE = 30
+# Bytes that are read at a time.
 _CHUNK_BYTES = 2**20
+# First bytes of a file compressed by gzip.
 _GZIP_START = b"\x1f\x8b"
 # Whole numbers between these are names of columns if they are no numbers of the column: years.
 _YEARS = range(1000, 3000)
@@ -61,7 +64,7 @@ def read_csv(path: str | Path, wanted: Collection[str], least_columns: int) -> p
         if frame.shape[1] >= least_columns and set(wanted) <= set(frame.columns):
             return frame
         found.append((frame.shape[1] - 1, frame))
-    # What is wrong is told of the table with most columns, of which a header with one line that differs is none.
+    # The error reported is that of the delimiter that gives most columns, a table before a ragged one.
     _, best = max(found, key=lambda item: (item[0] > 0 and isinstance(item[1], pd.DataFrame), item[0]))
     if isinstance(best, TableError):
         raise best
@@ -76,7 +79,7 @@ def _read_text(path: str | Path) -> str:
         with open(path, "rb") as file:
             is_compressed = file.peek(len(_GZIP_START))[: len(_GZIP_START)] == _GZIP_START
             with gzip.open(file) if is_compressed else file as source:
-                # In chunks, as little may become much when it is decompressed.
+                # In chunks, because a small file may decompress to a very large one.
                 while chunk := source.read(_CHUNK_BYTES):
                     content += chunk
                     if len(content) * _MEMORY_PER_BYTE > free.num_bytes:

@@ -26,7 +26,7 @@ def column_encoder(numeric: Any, numbers: Sequence[str], categories: Mapping[str
     numbers, categories
         Names of the numeric columns; names of the others with their categories, in the order of the encoded columns.
     """
-    # A category that is not known is none of those that are.
+    # Unknown categories are encoded as zeros.
     known = [np.asarray(c, object) for c in categories.values()]
     one_hot = OneHotEncoder(categories=known, handle_unknown="ignore", sparse_output=False)
     columns = [("numeric", numeric, list(numbers)), ("categorical", one_hot, list(categories))]

@@ -30,6 +30,7 @@ _KINDS = frozenset(
 ENDS = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz", ".parquet")
 # Names of an index, as pandas and R write and read it, in the first column.
 _INDEX = re.compile(r"|Unnamed: 0(\.\d+)*")
+# Those of them that are dates.
 _DATE_KINDS = frozenset({"date", "datetime", "datetime64"})
 
 

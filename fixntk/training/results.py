@@ -25,6 +25,8 @@ class TrainingHistory(NamedTuple):
         (k, ...) mean loss on the validation data; None without validation data.
     seconds
         (k,) seconds since the start, compilation included; a resumed training adds the seconds of its earlier parts.
+
+    See docs/mathematics.md, M10.
     """
 
     steps: Int[np.ndarray, " k"]
@@ -44,6 +46,8 @@ class TrainingProgress(NamedTuple):
         As in the history.
     seconds
         Seconds since the start.
+
+    See docs/mathematics.md, M10.
     """
 
     step: int
@@ -67,6 +71,8 @@ class Training(Generic[Network]):
         Objective, validation loss and seconds at each record.
     diverged
         Whether the objective became infinite or NaN; (S,) for a stack.
+
+    See docs/mathematics.md, M10.
     """
 
     network: Network
@@ -94,6 +100,8 @@ class DivergedError(FloatingPointError):
     ----------
     training
         The results up to that point.
+
+    See docs/mathematics.md, M10.
     """
 
     def __init__(self, message: str, training: Training[Any]) -> None:

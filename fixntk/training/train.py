@@ -174,13 +174,11 @@ def train(
     frozen = {name: value for name, value in network.parameters._asdict().items() if name not in names}
     state, records, made_by = _start(network.parameters, names, optimizer), list[Record](), dict[str, str]()
     if checkpoint is not None:
-        computed = describe_computation(loss.values, rows.targets, rows.targets)
-        options = {"reg": reg, "loss": computed, "batch_size": batch_size, "key": key, "parameters": names}
-        made_by = _fingerprint(network, optimizer, state, rows, validation_rows, options)
+        options = {"reg": reg, "batch_size": batch_size, "key": key, "parameters": names}
+        made_by = _fingerprint(network, optimizer, state, loss, rows, validation_rows, options)
         state, records = checkpoints.restore(checkpoint, state, made_by, resume=resume)
     step, earlier_seconds = (records[-1].step, records[-1].seconds) if records else (0, 0.0)
     began = time.perf_counter() - earlier_seconds
-
     has_validation = validation_rows is not None
     with progress_bar("train", total=num_steps, unit="step", shown=progress) as show:
         while True:
@@ -194,8 +192,7 @@ def train(
                     checkpoints.save(checkpoint, state, records, made_by)
             seen = _as_progress(records[-1], num_steps, has_validation)
             show(step, _describe(seen))
-            is_stopped = callback is not None and callback(seen)
-            is_stopped = is_stopped or _has_run_out(patience, records, has_validation)
+            is_stopped = (callback is not None and callback(seen)) or _has_run_out(patience, records, has_validation)
             if step >= num_steps or is_stopped or not np.any(np.isfinite(seen.objective)):
                 break
             count = min(record_every, num_steps - step)
@@ -210,6 +207,7 @@ def _fingerprint(
     network: Network,
     optimizer: optax.GradientTransformation,
     state: _State,
+    loss: Loss,
     rows: Rows,
     validation_rows: Rows | None,
     options: dict[str, Any],
@@ -217,7 +215,8 @@ def _fingerprint(
     """What a checkpoint must have been made with to be continued; all other arguments may change."""
     update = map_stack(optimizer.update, bool(state.lowest.ndim), (0, 0, 0))
     data = {"x": rows.x, "y": rows.targets, "sample_weight": rows.weights, "validation": validation_rows}
-    return fingerprint(update, state.trained, state.optimizer, network=network, **data, **options)
+    computed = describe_computation(loss.values, rows.targets, rows.targets)
+    return fingerprint(update, state.trained, state.optimizer, network=network, loss=computed, **data, **options)
 
 
 def _as_progress(last: Record, num_steps: int, has_validation: bool) -> TrainingProgress:

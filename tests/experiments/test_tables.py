@@ -18,23 +18,9 @@ def loaded():
     return {name: load_table(name) for name in TABLES}
 
 
-@pytest.fixture
-def write_csv(tmp_path):
-    def write(text, encoding="utf-8"):
-        path = tmp_path / "mine.csv"
-        path.write_text(text, encoding=encoding)
-        return str(path)
-
-    return write
-
-
 def parts(table, seed):
     """The rows of the training and of the test part."""
     return train_test_split(np.arange(len(table.labels)), test_size=0.25, random_state=seed, stratify=table.labels)
-
-
-def rows_of(header, *rows):
-    return "\n".join([header, *rows]) + "\n"
 
 
 # ---------------------------------------------------------------------------------------------- the listed tables
@@ -282,111 +268,6 @@ def test_a_class_absent_from_the_training_part_is_an_error(monkeypatch):
     table = Table("mine", pd.DataFrame({"a": np.arange(8.0)}), np.array(list("aaaabbbb")), "")
     with pytest.raises(TableError, match="no row of class 'b' to train on"):
         split_table(table, 0)
-
-
-# ------------------------------------------------------------------------------------------------------ a user's CSV
-
-
-def test_csv_has_numbers_categories_and_the_last_column_as_label(write_csv):
-    path = write_csv(rows_of("a, colour ,kind", "1, red,x", "2.5,blue,y", "-3e1,'red',x", '4,"red",y'))
-    table = load_table(path)
-    assert table.name == path
-    assert (
-        table.source == f"{path}: the label is column 'kind'; column 'a': number; column 'colour': category of 3 values"
-    )
-    assert table.features["a"].tolist() == [1, 2.5, -30, 4]
-    assert table.features["a"].dtype == np.float64
-    assert list(table.features["colour"].cat.categories) == ["'red'", "blue", "red"]
-    assert table.labels.tolist() == ["x", "y", "x", "y"]
-
-
-@pytest.mark.parametrize("name", ["class", "Target", "LABEL"])
-def test_csv_column_named_as_a_label_is_the_label_wherever_it_is(name, write_csv):
-    table = load_table(write_csv(rows_of(f"{name},a,b", "u,1,2", "v,2,3", "u,3,3", "v,4,3")))
-    assert table.labels.tolist() == ["u", "v", "u", "v"]
-    assert list(table.features) == ["a", "b"]
-
-
-def test_csv_with_a_byte_order_mark_and_blank_lines_is_read(write_csv):
-    table = load_table(write_csv("a,y\n\n1,u\n2,v\n3,u\n\n4,v\n\n", encoding="utf-8-sig"))
-    assert list(table.features) == ["a"]
-    assert table.features["a"].tolist() == [1, 2, 3, 4]
-
-
-def test_csv_can_be_split(write_csv):
-    lines = [f"{i},{'red' if i % 3 else 'blue'},{'u' if i % 2 else 'v'}" for i in range(20)]
-    split = split_table(load_table(write_csv(rows_of("a,colour,y", *lines))), 0)
-    assert split.feature_names == ["a", "colour_blue", "colour_red", "bias"]
-    assert split.x_train.shape == (15, 4)
-
-
-def test_a_file_as_people_have_it_is_read_as_fit_reads_it_and_its_label_can_be_named(tmp_path):
-    path = tmp_path / "mine.tsv"
-    rows = [
-        f"{i}\t{'NA' if i == 3 else i / 2}\tname {i}\t{'uv'[i % 2]}\t{'$1,200' if i % 3 else '$7'}" for i in range(20)
-    ]
-    path.write_text("\n".join(["\tsize\tid\tkind\tpay", *rows]))
-    table = load_table(str(path), "kind")
-    assert list(table.features) == ["size", "pay"]
-    assert table.features["pay"].tolist()[:3] == [7, 1200, 1200]
-    assert table.labels.tolist() == ["u", "v"] * 10
-    for told in ("label is column 'kind'", "'id': left out", "index of the rows", "1 missing, replaced by the median"):
-        assert told in table.source
-    train, test = parts(table, 0)
-    split = split_table(table, 0)
-    sizes = table.features["size"].to_numpy()
-    filled = np.where(np.isnan(sizes), np.nanmedian(sizes[train]), sizes)
-    scaled = (filled - filled[train].mean()) / filled[train].std()
-    np.testing.assert_allclose(split.x_test[:, 0], scaled[test], atol=1e-9)
-    with pytest.raises(TableError, match="no column 'sort'"):
-        load_table(str(path), "sort")
-
-
-GOOD = ("1,2,u", "2,1,v", "3,5,u", "4,4,v")
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("", "is empty"),
-        ("a,b,y\n", "has a header and no rows"),
-        (
-            rows_of("y", "u", "v", "u"),
-            "has one column, 'y'; features and label need commas, tabs, semicolons or | between them",
-        ),
-        (rows_of("a;b;y", "1;2;u", "2;1"), "line 3 has 2 fields, the header has 3"),
-        (rows_of("a,,y", *GOOD), "column 2 has no name"),
-        (rows_of("a,\0,y", *GOOD), "column 2 has no name"),
-        (rows_of("5.1,3.5,u", *GOOD), "has no header: its first row has the number '5.1'"),
-        (rows_of("a,a,y", *GOOD), "has two columns 'a'"),
-        (rows_of("a,b,y", *GOOD, "5,u"), "line 6 has 2 fields, the header has 3"),
-        (rows_of("a,b,y", *GOOD, "5,6,7,u"), "line 6 has 4 fields, the header has 3"),
-        (rows_of("a,class,target", *GOOD), "is the label in column 'class' or 'target'?"),
-        (rows_of("a,b,y", *GOOD, "5,6,"), "1 missing in column 'y', the target"),
-        (rows_of("a,b,y", *GOOD, "5,inf,u"), "column 'b' has infinite values"),
-        (rows_of("a,b,y", *GOOD, "5,1e400,u"), "column 'b' has infinite values"),
-        (rows_of("a,b,y", "1,2,u", "2,1,u"), "column 'y', the target, has one value only, 'u'"),
-        (rows_of("a,b,y", *GOOD, "5,6,w"), "class 'w' has one row"),
-        (rows_of("a,b,y", "1,2,0.5", "2,1,0.7"), "class '0.5' has one row"),
-        (rows_of("a,b,y", *["1,same,u", "1,same,v"] * 3), "no column is left to learn from"),
-    ],
-)
-def test_csv_that_cannot_be_used_is_an_error_that_says_why(text, message, write_csv):
-    path = write_csv(text)
-    with pytest.raises(TableError, match=re.escape(message)) as error:
-        load_table(path)
-    assert path in str(error.value)
-
-
-def test_csv_that_cannot_be_read_is_an_error(tmp_path):
-    with pytest.raises(TableError, match=r"nowhere\.csv' cannot be read: No such file"):
-        load_table(str(tmp_path / "nowhere.csv"))
-    (tmp_path / "folder.csv").mkdir()
-    with pytest.raises(TableError, match=r"folder\.csv' cannot be read"):
-        load_table(str(tmp_path / "folder.csv"))
-    (tmp_path / "latin.csv").write_bytes("a,y\n1,\xe9\n".encode("latin-1"))
-    with pytest.raises(TableError, match=r"latin\.csv' cannot be read: .*utf-8"):
-        load_table(str(tmp_path / "latin.csv"))
 
 
 def test_unknown_name_lists_close_ones_or_all():

@@ -59,7 +59,7 @@ class FISTAState(NamedTuple):
 
 
 def init(program: ConvexProgram, weights: Array, _: Array | None = None) -> FISTAState:
-    """Start at rest from the given group weights."""
+    """Start from the given group weights, without momentum."""
     point, fit = _evaluate(program, weights)
     return _state(program, point, fit, point, jnp.ones((), program.x.dtype), _curvature(program, point))
 
@@ -74,7 +74,7 @@ def step(program: ConvexProgram, state: FISTAState) -> FISTAState:
     moved = jnp.sum((point.weights - base.weights) ** 2)
     # L is valid for this step if the loss is at most its quadratic model there. A step beyond rounding error of that is
     # not taken; the next one uses the curvature that was seen.
-    curvature = _steepest(program, point.fitted - base.fitted) / jnp.where(moved > 0, moved, 1.0)
+    curvature = _largest_curvature(program, point.fitted - base.fitted) / jnp.where(moved > 0, moved, 1.0)
     too_steep = curvature > lipschitz * (1 + 1e-3)
 
     # Momentum that points uphill is dropped (the gradient scheme of adaptive restart, O'Donoghue and Candès 2015).
@@ -106,7 +106,7 @@ def _evaluate(program: ConvexProgram, weights: Array) -> tuple[FISTAPoint, Fit]:
     return FISTAPoint(weights, fitted, correlations_of(program, fit.residual)), fit
 
 
-def _steepest(program: ConvexProgram, change: Array) -> Array:
+def _largest_curvature(program: ConvexProgram, change: Array) -> Array:
     """Twice the largest rise of the loss above its tangent, for this change of the outputs."""
     weights = 1.0 if program.sample_weight is None else program.sample_weight[:, None]
     return program.loss.steepest * jnp.sum(weights * change**2)
@@ -115,7 +115,8 @@ def _steepest(program: ConvexProgram, change: Array) -> Array:
 def _curvature(program: ConvexProgram, point: FISTAPoint) -> Float[Array, ""]:
     """The curvature along the first gradient: a lower bound on the largest, which steps raise where they see more."""
     length = jnp.sum(point.correlations**2)
-    curvature = _steepest(program, masked_outputs(program, point.correlations)) / jnp.where(length > 0, length, 1.0)
+    largest = _largest_curvature(program, masked_outputs(program, point.correlations))
+    curvature = largest / jnp.where(length > 0, length, 1.0)
     return jnp.where(curvature > 0, curvature, 1.0)
 
 

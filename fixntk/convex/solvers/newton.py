@@ -56,7 +56,7 @@ def prepare(program: ConvexProgram) -> tuple[ConvexProgram, Units]:
 
 
 def init(program: ConvexProgram, weights: Array, _: Array | None = None) -> NewtonState:
-    """Start at rest from the given group weights; with a Newton step unless they are zero."""
+    """Start from the given group weights; with a Newton step unless they are zero."""
     return _start(program, weights, schedule=working_sets.schedule_of(program))
 
 
@@ -78,10 +78,10 @@ def _steps_of(schedule: Schedule) -> tuple[Step, ...]:
 
 @partial(jit_for_host, static_argnames=("schedule",))
 def _start(program: ConvexProgram, weights: Array, *, schedule: Schedule) -> NewtonState:
-    """At rest, before a round if the weights are zero and there are rounds, else before a Newton step."""
+    """The state at weights, before a round if the weights are zero and there are rounds, else before a Newton step."""
     if not schedule.round_sizes:
         weights = jnp.where(jnp.any(weights != 0), weights, _gradient_step(program, weights))
-    state = _resting_state(program, weights)
+    state = _state_at(program, weights)
     following = schedule.newton_index(newton_step.num_active(program, state))
     if schedule.round_sizes:
         first_round = schedule.round_index(jnp.zeros((), jnp.int32))
@@ -100,7 +100,7 @@ def _gradient_step(program: ConvexProgram, weights: Array) -> Array:
     return jnp.where(curvature > 0, moved, weights)
 
 
-def _resting_state(program: ConvexProgram, weights: Array) -> NewtonState:
+def _state_at(program: ConvexProgram, weights: Array) -> NewtonState:
     """Θ is the residual, scaled to be dual feasible, so that no group that is zero is taken for active at once.
 
     The caller chooses the next step.
@@ -159,22 +159,22 @@ def _follow(
 def _round_step(schedule: Schedule, size: int, program: ConvexProgram, state: NewtonState) -> NewtonState:
     """First-order steps on a working set of ``size`` groups."""
     weights, cost = _run_round(program, state.weights, state.correlations, state.gap, size=size)
-    return _after_round(program, state, weights, cost, schedule=schedule)
+    return _follow_round(program, state, weights, cost, schedule=schedule)
 
 
 @partial(jit_for_host, static_argnames=("schedule",))
-def _after_round(
+def _follow_round(
     program: ConvexProgram, state: NewtonState, weights: Array, cost: Array, *, schedule: Schedule
 ) -> NewtonState:
-    """At rest at a round's weights, and what comes next.
+    """The state at a round's weights, and what comes next.
 
     Another round follows while the sets grow, or while the gap falls by enough for the cost; then Newton, which is fast
     near the solution and not bound to single precision.
     """
-    at_rest = _resting_state(program, weights.astype(program.x.dtype))
+    restarted = _state_at(program, weights.astype(program.x.dtype))
     # In single precision the objective may have risen.
-    is_lower = at_rest.primal < state.primal
-    moved = jax.tree.map(lambda new, old: jnp.where(is_lower, new, old), at_rest, state)
+    is_lower = restarted.primal < state.primal
+    moved = jax.tree.map(lambda new, old: jnp.where(is_lower, new, old), restarted, state)
     next_round, this_round = (
         schedule.round_index(jnp.sum(working_sets.is_nonzero(one.weights))) for one in (moved, state)
     )
@@ -190,7 +190,7 @@ def _last_resort_step(program: ConvexProgram, state: NewtonState) -> NewtonState
     """First-order steps on all groups, in the program's precision; the solve fails where the gap is no smaller."""
     goal = _LAST_RESORT_GAP_SHARE * state.gap
     weights, _ = working_sets.run_first_order(program, state.weights, goal, _LAST_RESORT_STEPS)
-    moved = _resting_state(program, weights)._replace(next_step=state.next_step)
+    moved = _state_at(program, weights)._replace(next_step=state.next_step)
     is_better = moved.gap < state.gap
     kept = state._replace(failed=jnp.ones((), bool))
     return jax.tree.map(lambda new, old: jnp.where(is_better, new, old), moved, kept)

@@ -47,8 +47,9 @@ _INNER_LOOSENESS = 3.0
 _ALIGNED_COSINE = 0.98
 # Accept the step as the new multiplier if the gap falls below this fraction of its value before.
 _ACCEPTED_GAP_SHARE = 0.5
-# Armijo's rule: the share of the decrease expected from the slope, and the number of halvings.
+# Share of the decrease expected from the slope that a step has to reach (Armijo's constant).
 _ARMIJO_SHARE = 1e-4
+# Largest number of halvings of a step.
 _MAX_HALVINGS = 20
 
 

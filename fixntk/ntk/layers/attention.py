@@ -60,6 +60,8 @@ class SelfAttention(Layer):
     References
     ----------
     Hron, Bahri, Sohl-Dickstein and Novak, "Infinite attention: NNGP and NTK for deep attention networks", ICML 2020.
+
+    See docs/mathematics.md, M13.
     """
 
     mixes_positions: ClassVar[bool] = True

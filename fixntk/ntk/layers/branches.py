@@ -36,7 +36,10 @@ class _Several(tuple, Layer):
 
 
 class Serial(_Several):
-    """Layers one after the other."""
+    """Layers one after the other.
+
+    See docs/mathematics.md, M13.
+    """
 
     def __call__(self, covariances: Covariances) -> Covariances:
         """Covariances after the last layer."""
@@ -129,7 +132,10 @@ def _any_width(ends: list[Covariances]) -> int | None:
 
 
 class Sum(_Branches):
-    """The sum of branches, all of which but one end with random weights: neural-tangents' FanOut and FanInSum."""
+    """The sum of branches, all of which but one end with random weights: neural-tangents' FanOut and FanInSum.
+
+    See docs/mathematics.md, M13.
+    """
 
     def __call__(self, covariances: Covariances) -> Covariances:
         """Covariances of the sum."""
@@ -149,7 +155,10 @@ class Sum(_Branches):
 
 
 class Product(_Branches):
-    """The product of branches entry by entry, all of which but one end with random weights (FanInProd)."""
+    """The product of branches entry by entry, all of which but one end with random weights (FanInProd).
+
+    See docs/mathematics.md, M13.
+    """
 
     def __call__(self, covariances: Covariances) -> Covariances:
         """Covariances of the product."""
@@ -170,6 +179,7 @@ class Product(_Branches):
 
 def _multiply_pairs(pairs1: Pairs, pairs2: Pairs) -> Pairs:
     """Products of independent values; correlations are multiplied, without cancellation at small angles."""
+    # With h = (1 − c)/2 and g = (1 + c)/2 of the correlations c: (1 − c₁c₂)/2 = h₁g₂ + g₁h₂, and Θ by the product rule.
     return Pairs(
         pairs1.variance1 * pairs2.variance1,
         pairs1.variance2 * pairs2.variance2,
@@ -190,6 +200,8 @@ class Concatenate(_Branches):
     shares
         Numbers of channels relative to each other; equal when None. ``init`` multiplies its width by them; widths of
         layers and inputs have to agree with them.
+
+    See docs/mathematics.md, M13.
     """
 
     shares: tuple[int, ...]
@@ -267,6 +279,8 @@ class Residual(Layer):
         A layer, such as a :class:`Serial`.
     shortcut
         A layer; the inputs themselves when it is an empty Serial.
+
+    See docs/mathematics.md, M13.
     """
 
     branch: Any
@@ -296,6 +310,8 @@ def mlp(depth: int, activation: Any = "relu", w_std: Any = 1.0, b_std: Any = 0.0
     ------
     ValueError, TypeError
         If ``depth`` is not a positive integer, or another argument is not what its layer takes.
+
+    See docs/mathematics.md, M13.
     """
     dense = Dense(w_std, b_std)
     hidden: list[Layer] = [dense, Activate(activation)]

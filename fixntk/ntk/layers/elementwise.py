@@ -30,6 +30,8 @@ class Activate(Layer):
     ----------
     activation
         A name, an activation of :mod:`fixntk.ntk.activations`, or a function (by quadrature unless it is a known one).
+
+    See docs/mathematics.md, M13.
     """
 
     activation: Any = field(default="relu", metadata=STATIC)
@@ -40,7 +42,7 @@ class Activate(Layer):
     def __call__(self, covariances: Covariances) -> Covariances:
         """Covariances after the activation."""
         check_gaussian(covariances, f"Activate({self.activation.name!r})")
-        return covariances.map(self._after_activation, is_gaussian=False, centred=(False,) * len(covariances.centred))
+        return covariances.map(self._activate_pairs, is_gaussian=False, centred=(False,) * len(covariances.centred))
 
     def apply(self, params: Any, x: Array, *, key: Array | None = None) -> Array:
         """The activation of every entry."""
@@ -49,7 +51,7 @@ class Activate(Layer):
             raise ValueError(f"activation {self.activation.name!r} has no function, only a kernel")
         return self.activation.function(x)
 
-    def _after_activation(self, pairs: Pairs) -> Pairs:
+    def _activate_pairs(self, pairs: Pairs) -> Pairs:
         gaussians = pairs.gaussians()
         covariance, derivatives = self.activation.moments(gaussians)
         variance1, variance2 = (self._variance(variance) for variance in (pairs.variance1, pairs.variance2))
@@ -73,6 +75,8 @@ class LayerNorm(Layer):
     ----------
     eps
         Added to the variance under the root. Zeros stay zeros when it is 0.
+
+    See docs/mathematics.md, M13.
     """
 
     eps: Any = 1e-12
@@ -83,7 +87,7 @@ class LayerNorm(Layer):
     def __call__(self, covariances: Covariances) -> Covariances:
         """Covariances after the normalisation."""
         check_gaussian(covariances, "LayerNorm")
-        return covariances.map(self._after_normalisation)
+        return covariances.map(self._normalise_pairs)
 
     def apply(self, params: Any, x: Array, *, key: Array | None = None) -> Array:
         """Entries less their mean over the channels, divided by their standard deviation."""
@@ -91,7 +95,9 @@ class LayerNorm(Layer):
         rest = x - jnp.mean(x, axis=-1, keepdims=True)
         return rest / jnp.sqrt(jnp.mean(rest**2, axis=-1, keepdims=True) + self.eps)
 
-    def _after_normalisation(self, pairs: Pairs) -> Pairs:
+    def _normalise_pairs(self, pairs: Pairs) -> Pairs:
+        # With many channels their mean square is the variance, so that both inputs are divided by a constant; weights
+        # before the layer act through it, and Θ is divided by both.
         sums = (variance + self.eps for variance in (pairs.variance1, pairs.variance2))
         factor1, factor2 = (jnp.where(total > 0, 1 / jnp.where(total > 0, total, 1.0), 0.0) for total in sums)
         factor = jnp.sqrt(factor1) * jnp.sqrt(factor2)
@@ -117,6 +123,8 @@ class Dropout(Layer):
     ----------
     keep
         Probability that an entry is kept (and then divided by it); neural-tangents' ``rate``.
+
+    See docs/mathematics.md, M13.
     """
 
     keep: Any = 0.5

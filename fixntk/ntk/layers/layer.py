@@ -25,6 +25,8 @@ class Layer:
 
     Called with the :class:`Covariances` of its inputs it gives those of its outputs in the limit of infinite width.
     ``init`` and ``apply`` are the network of finite width.
+
+    See docs/mathematics.md, M13.
     """
 
     # Whether outputs at one position depend on several positions through the same weights, so that covariances between

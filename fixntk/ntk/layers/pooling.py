@@ -95,6 +95,8 @@ class SumPool(_WindowPool):
         One per axis, 1 by default.
     padding
         As in :class:`Conv`, "VALID" by default.
+
+    See docs/mathematics.md, M13.
     """
 
     def _mix(self, array: Array, axes: tuple[int, ...]) -> Array:
@@ -112,6 +114,8 @@ class AveragePool(_WindowPool):
         As in :class:`SumPool`.
     count_include_pad
         Whether zeros beyond the edges count in the number that is divided by, as in Flax.
+
+    See docs/mathematics.md, M13.
     """
 
     count_include_pad: bool = field(default=True, metadata=STATIC)
@@ -126,7 +130,10 @@ class AveragePool(_WindowPool):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class GlobalAveragePool(_Mixture):
-    """The mean over all positions, channel by channel."""
+    """The mean over all positions, channel by channel.
+
+    See docs/mathematics.md, M13.
+    """
 
     def _mix(self, array: Array, axes: tuple[int, ...]) -> Array:
         return jnp.mean(array, axis=axes)
@@ -135,7 +142,10 @@ class GlobalAveragePool(_Mixture):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class GlobalSumPool(_Mixture):
-    """The sum over all positions, channel by channel."""
+    """The sum over all positions, channel by channel.
+
+    See docs/mathematics.md, M13.
+    """
 
     def _mix(self, array: Array, axes: tuple[int, ...]) -> Array:
         return jnp.sum(array, axis=axes)
@@ -154,6 +164,8 @@ class Resize(_Mixture):
         "nearest", "linear", "cubic", "lanczos3" or "lanczos5".
     antialias
         Whether a smaller image is smoothed first.
+
+    See docs/mathematics.md, M13.
     """
 
     shape: tuple[int, ...] = field(metadata=STATIC)
@@ -177,7 +189,10 @@ class Resize(_Mixture):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Flatten(Layer):
-    """All positions and channels as one axis of features."""
+    """All positions and channels as one axis of features.
+
+    See docs/mathematics.md, M13.
+    """
 
     def __call__(self, covariances: Covariances) -> Covariances:
         """Covariances after the layer."""
@@ -219,6 +234,8 @@ class Index(Layer):
     indices
         An integer, which drops the axis, or a slice for each axis of positions from the first on; axes without one are
         kept. Slices are stored as tuples (start, stop, step).
+
+    See docs/mathematics.md, M13.
     """
 
     indices: tuple[Any, ...] = field(metadata=STATIC)

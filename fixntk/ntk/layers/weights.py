@@ -46,6 +46,8 @@ class Dense(Layer):
         "ntk": weights and biases of variance 1, multiplied by w_std/√N and b_std. "standard": weights of variance
         w_std²/N and biases of variance b_std², multiplied by nothing; the kernels at initialisation are the same, the
         NTK is not and needs the number N of channels of the inputs, so ``width`` of the layer before.
+
+    See docs/mathematics.md, M13.
     """
 
     w_std: Any = 1.0
@@ -58,7 +60,7 @@ class Dense(Layer):
 
     def __call__(self, covariances: Covariances) -> Covariances:
         """Covariances after the layer."""
-        return after_weights(self, covariances, covariances, 1)
+        return apply_random_weights(self, covariances, covariances, 1)
 
     def init(self, key: Array, shape: tuple[int, ...], width: int = DEFAULT_WIDTH) -> dict[str, Array]:
         """Weights (inputs, outputs) and biases (outputs,)."""
@@ -92,7 +94,7 @@ class _Windows(Layer):
         check_axes(covariances, "filter_shape", self.filter_shape)
         sides = covariances.sides
         averaged = covariances.map(lambda pairs: average_pairs(pairs, self._window_mean, sides))
-        return after_weights(self, covariances, averaged, math.prod(self.filter_shape))
+        return apply_random_weights(self, covariances, averaged, math.prod(self.filter_shape))
 
     def init(self, key: Array, shape: tuple[int, ...], width: int = DEFAULT_WIDTH) -> dict[str, Array]:
         """Weights (filter …, channels, outputs) and biases (outputs,)."""
@@ -123,11 +125,11 @@ class _Windows(Layer):
         return self.strides or (1,) * len(self.filter_shape)
 
     def _padded(self, array: Array, *sides: tuple[int, ...]) -> Array:
-        """Pad the axes of positions of every side, so that the windows move over what there is."""
+        """Pad the axes of positions of every side, as the padding of the layer asks."""
         return pad_positions(array, sides, self.filter_shape, self._steps, self.padding)
 
     def _shifts(self, array: Array, *sides: tuple[int, ...]) -> Iterator[Array]:
-        """For each entry of the filter, what it meets at every output position, on all sides together."""
+        """For each entry of the filter, the inputs that it multiplies at every output position, on all sides."""
         padded = self._padded(array, *sides)
         counts = [
             (padded.shape[axis] - size) // step + 1
@@ -164,6 +166,8 @@ class Conv(_Windows):
         "SAME" and "VALID" with zeros as in JAX, or "CIRCULAR" (SAME, wrapped around).
     w_std, b_std, width, parameterization
         As in :class:`Dense`.
+
+    See docs/mathematics.md, M13.
     """
 
 
@@ -176,6 +180,8 @@ class ConvTranspose(_Windows):
     ----------
     filter_shape, strides, padding, w_std, b_std, width, parameterization
         As in :class:`Conv`.
+
+    See docs/mathematics.md, M13.
     """
 
     @property
@@ -192,6 +198,8 @@ class ConvTranspose(_Windows):
                     config[axis], cut = (0, spread - 1, spread - 1), surplus // 2
                     wraps[axis] = (size - 1 - cut, cut)
                 else:
+                    # As in JAX's conv_transpose: "SAME" gives stride × positions, "VALID" all positions that any input
+                    # reaches; the zeros of "SAME" are more before the first input than after the last.
                     total = size + spread - 2 + (surplus if self.padding == "VALID" else 0)
                     is_wide = self.padding == "VALID" or spread > size - 1
                     low = size - 1 if is_wide else math.ceil(total / 2)
@@ -209,6 +217,8 @@ class ConvLocal(_Windows):
     ----------
     filter_shape, strides, padding, w_std, b_std, width, parameterization
         As in :class:`Conv`.
+
+    See docs/mathematics.md, M13.
     """
 
     def __call__(self, covariances: Covariances) -> Covariances:
@@ -265,10 +275,10 @@ def pad_positions(
     return jnp.pad(array, widths, mode="wrap" if padding == "CIRCULAR" else "constant")
 
 
-def after_weights(layer: Weighted, before: Covariances, averaged: Covariances, window: int) -> Covariances:
+def apply_random_weights(layer: Weighted, before: Covariances, averaged: Covariances, window: int) -> Covariances:
     """Covariances after random weights and biases: Σ ← w² Σ + b² and Θ ← Σ + w² Θ.
 
-    ``averaged`` are the covariances ``before`` the layer, averaged over a window of so many positions.
+    ``averaged`` are the covariances ``before`` the layer, averaged over a window of that many positions.
     """
     fan_in = 1
     if layer.parameterization == "standard":
@@ -277,7 +287,7 @@ def after_weights(layer: Weighted, before: Covariances, averaged: Covariances, w
                 "parameterization='standard' needs the number of channels of its inputs: give width to the layer before"
             )
         fan_in = before.num_channels * window
-    weighted = averaged.map(partial(_after_weights, layer, fan_in=fan_in))
+    weighted = averaged.map(partial(_apply_weights_to_pairs, layer, fan_in=fan_in))
     return replace(
         weighted,
         is_gaussian=True,
@@ -287,7 +297,7 @@ def after_weights(layer: Weighted, before: Covariances, averaged: Covariances, w
     )
 
 
-def _after_weights(layer: Weighted, pairs: Pairs, fan_in: int) -> Pairs:
+def _apply_weights_to_pairs(layer: Weighted, pairs: Pairs, fan_in: int) -> Pairs:
     if layer.w_std is None:
         raise TypeError("w_std must be a number, got None")
     scale = layer.w_std**2
