@@ -153,7 +153,10 @@ def _as_numbers_from_objects(name: str, array: np.ndarray) -> np.ndarray:
     found = np.array(entries)
     if found.dtype == object:
         # Decimals, fractions and long integers.
-        found = np.array([float(entry) for entry in entries])
+        try:
+            found = np.array([float(entry) for entry in entries])
+        except (OverflowError, ValueError) as error:
+            raise ValueError(f"{name} has a number that float64 cannot hold: {error}") from error
     return found.reshape(array.shape)
 
 

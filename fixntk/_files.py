@@ -115,7 +115,7 @@ def read_arrays(path: Path, kind: Format) -> tuple[dict[str, Any], dict[str, np.
         If it is no such file, has another version, or was changed.
     """
     library = _safetensors()
-    content = path.read_bytes()
+    content = _read_whole(path, kind)
     try:
         tensors = library.deserialize(content)
     except library.SafetensorError as error:
@@ -141,6 +141,17 @@ def read_arrays(path: Path, kind: Format) -> tuple[dict[str, Any], dict[str, np.
     if metadata.get("sha256") != _checksum(header, arrays):
         raise FileFormatError(f"{path}: is damaged: its content does not have the checksum that it states")
     return fields, arrays
+
+
+def _read_whole(path: Path, kind: Format) -> bytes:
+    """The content of a file whose header's length fits its own, so that a device or a hole is not read at all."""
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        start = file.read(_LENGTH_BYTES)
+        header = file.read(1)
+        if not _LENGTH_BYTES + int.from_bytes(start, "little") <= size or not header.startswith(b"{"):
+            raise FileFormatError(f"{path}: is damaged or not the file of a {kind.name}")
+        return start + header + file.read(size)
 
 
 def _check_version(path: Path, fields: Mapping[str, Any], kind: Format) -> None:

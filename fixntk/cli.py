@@ -243,6 +243,8 @@ def _run(arguments: argparse.Namespace) -> int:
         with exit_on_signals():
             experiment, config = runner.load_config(path, arguments.overrides)
         command = shlex.join(["fixntk", "run", str(arguments.config), *arguments.overrides])
+        # A name that is not UTF-8 is in the report as Python shows it.
+        command = command.encode("utf-8", "backslashreplace").decode("utf-8")
         status = runner.execute(experiment, config, directory, resume=arguments.resume, command=command)
     except runner.ConfigError as error:
         raise _InputError(error) from error
@@ -272,7 +274,7 @@ def _report(arguments: argparse.Namespace) -> int:
         if arguments.repair:
             print(runner.repair(arguments.directory))
         print(f"The report is {runner.regenerate(arguments.directory, arguments.markdown)}")
-    except runner.ConfigError as error:
+    except (runner.ConfigError, OSError) as error:
         raise _InputError(error) from error
     return 0
 
@@ -294,37 +296,47 @@ def _fit(arguments: argparse.Namespace) -> int:
     with exit_on_signals():
         from fixntk.tables import columns, model
 
-    if not arguments.out.parent.is_dir():
-        raise _InputError(f"--out {arguments.out}: there is no folder {arguments.out.parent}")
-    _check_not_replaced(arguments.out, arguments.table)
+    _check_out(arguments.out, arguments.table)
     options = {name: getattr(arguments, name) for name in ("method", "reg", "seed", "drop_missing_target")}
     try:
         kinds = columns.parse_kinds(" ".join(arguments.columns))
         lines = model.fit(arguments.table, arguments.target, arguments.out, kinds=kinds, **options)
-    except (ValueError, OSError) as error:
-        raise _InputError(error) from error
+    except (ValueError, OSError, MemoryError) as error:
+        raise _InputError(str(error) or "memory does not suffice for the table") from error
     for line in lines:
         print(_one_line(line))
     return 0
 
 
-def _check_not_replaced(out: Path | None, *inputs: Path) -> None:
-    for path in inputs:
-        if out is not None and out.exists() and path.exists() and out.samefile(path):
-            raise _InputError(f"--out {out}: would replace the input {path}")
+def _check_out(out: Path, *inputs: Path) -> None:
+    """Check, before the work, that a file can be written, and replaces no input."""
+    try:
+        if not out.parent.is_dir():
+            raise _InputError(f"--out {out}: there is no folder {out.parent}")
+        if out.is_dir():
+            raise _InputError(f"--out {out}: is a folder")
+        for path in inputs:
+            if out.exists() and path.exists() and out.samefile(path):
+                raise _InputError(f"--out {out}: would replace the input {path}")
+    except (OSError, RuntimeError) as error:
+        # RuntimeError for links that go round.
+        raise _InputError(f"--out {out}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def _predict(arguments: argparse.Namespace) -> int:
     with exit_on_signals():
         from fixntk.tables import model
 
-    _check_not_replaced(arguments.out, arguments.model, arguments.table)
+    if arguments.out is not None:
+        _check_out(arguments.out, arguments.model, arguments.table)
+    elif sys.stdout is None:
+        raise _InputError("predict needs standard output, or --out")
     try:
         predictions, lines = model.predict(arguments.model, arguments.table, strict=arguments.strict)
         if arguments.out is not None:
             model.write_table(predictions, arguments.out)
-    except (ValueError, OSError) as error:
-        raise _InputError(error) from error
+    except (ValueError, OSError, MemoryError) as error:
+        raise _InputError(str(error) or "memory does not suffice for the table") from error
     for line in lines:
         print(f"fixntk: {_one_line(line)}", file=sys.stderr)
     if arguments.out is None:
@@ -346,6 +358,9 @@ def _info(_: argparse.Namespace) -> int:
 
 def entry() -> NoReturn:
     """Run the command in a process of its own, and end the process."""
+    if sys.stderr is None:
+        # The process was started without it; what is said there is lost, and nothing else is.
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         # A terminal may lack characters that names in tables have; None if the process was started without the stream.
         if isinstance(stream, io.TextIOWrapper):

@@ -203,6 +203,13 @@ def test_an_interrupt_in_a_garbage_collection_is_not_lost():
     assert (done.stdout, done.stderr) == ("interrupted\n", "")
 
 
+def test_a_run_that_is_started_without_standard_error_ends_as_with_it(project):
+    command = [sys.executable, "-c", "from fixntk_command import main; main()", "run", "toy"]
+    closing = ["bash", "-c", 'exec "$@" 2>&-', "bash", *command]
+    done = subprocess.run(closing, cwd=project.root, stdout=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stdout.splitlines()[:1]) == (0, ["8 rows"])
+
+
 @pytest.mark.usefixtures("project")
 def test_handlers_of_signals_are_back_after_an_import():
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]

@@ -10,6 +10,7 @@ import pytest
 
 import fixntk as fx
 from fixntk.gates import samplers
+from fixntk.ntk import layers
 
 pytestmark = pytest.mark.core
 
@@ -147,6 +148,25 @@ def test_kernels_and_masks_need_no_transfers_from_the_host_either(data):
         again = calls()
     for one, other in zip(first, again, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_layers_have_kernels_and_finite_networks(data):
+    x = jnp.tile(data[0], (1, 2)).reshape(25, 6, 1)
+    first = layers.Conv((2,), b_std=0.1)
+    attention = layers.SelfAttention(b_std=0.1, position_std=0.5, position_decay=lambda s: jnp.exp(-s / 1e5))
+    network = layers.Serial(
+        layers.Concatenate(first, layers.Serial(first, layers.Activate("relu"))),
+        layers.ConvTranspose((3,), (2,), "SAME", b_std=0.1),
+        attention,
+        layers.LayerNorm(),
+        layers.GlobalAveragePool(),
+        layers.Dense(b_std=0.1),
+    )
+    ntk = np.asarray(fx.network_kernel(network, x).ntk)
+    np.testing.assert_allclose(ntk, ntk.T, atol=10 * tolerance(x))
+    outputs = network.apply(network.init(jax.random.key(0), (6, 1), 8), x)
+    assert outputs.dtype == x.dtype
+    assert np.all(np.isfinite(outputs))
 
 
 def test_networks_of_a_solution_have_its_outputs(data):

@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -162,3 +163,11 @@ def test_other_headers_are_named(tmp_path, header, message):
 def test_headers_that_are_no_json_are_named(tmp_path, header):
     save_file({"a": np.ones(2)}, tmp_path / "file", metadata={"header": header})
     assert "is not the file of" in refuse(tmp_path / "file", (tmp_path / "file").read_bytes())
+
+
+def test_a_device_or_a_hole_is_not_read_into_memory(tmp_path):
+    with (tmp_path / "hole").open("wb") as file:
+        file.truncate(2**36)
+    for path in (Path("/dev/zero"), tmp_path / "hole"):
+        with pytest.raises(FileFormatError, match="is damaged or not the file of a fixntk thing"):
+            read_arrays(path, KIND)

@@ -16,6 +16,7 @@ from jax import Array
 from jaxtyping import Bool, Float
 
 from fixntk._checks import to_device
+from fixntk._tiling import memory_for
 from fixntk.convex import pricing
 from fixntk.convex.pricing import Candidates, Prices
 from fixntk.convex.program import ConvexProgram
@@ -141,7 +142,15 @@ def enumerate_cells(x: Array, max_cells: int) -> Candidates | None:
 
 def start_at(engine: Engine, gates: Float[np.ndarray, "P d"], weights: Float[np.ndarray, "P d c"]) -> State:
     """The start from given gates and weights."""
-    size = _grow(_SMALLEST_SIZE, len(gates) + _ROUNDS_OF_ROOM * engine.per_round)
+    num_rows, num_features = engine.program.x.shape
+    num_candidates = engine.num_candidates if engine.cells is None else engine.cells.masks.shape[1]
+    room = _ROUNDS_OF_ROOM * min(engine.per_round, num_candidates + len(gates))
+    size = _grow(_SMALLEST_SIZE, len(gates) + room)
+    # Masks of the program and of the candidates, and both kinds of gates.
+    needed = (size + num_candidates) * (num_rows + num_features * gates.dtype.itemsize)
+    what = f"discover with {size} gates and {num_candidates} candidates on {num_rows} rows"
+    with memory_for(what, needed, "lower num_candidates or per_round", engine.program.x):
+        pass
     return State(gates, weights, size, 0, max(engine.tol, _FIRST_TOL))
 
 

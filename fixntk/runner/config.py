@@ -104,7 +104,11 @@ def describe_configs() -> dict[str, str]:
     """The first sentence of the comment at the head of each config in the folder ``configs`` here, by its name."""
     descriptions = {}
     for path in sorted(CONFIGS.glob("*.yaml")):
-        lines = itertools.takewhile(lambda line: line.startswith("#"), path.read_text(encoding="utf-8").splitlines())
+        try:
+            text = path.read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            continue
+        lines = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
         comment = " ".join(line.removeprefix("#").strip() for line in lines)
         descriptions[path.stem] = re.split(r"(?<=\.)\s", comment)[0]
     return descriptions
@@ -231,6 +235,10 @@ def _import_experiment(name: Any, path: Path) -> Experiment:
         if error.name not in ("experiments", f"experiments.{name}"):
             raise
         raise ConfigError(f"{path}: another package named 'experiments' hides {found[0] / 'experiments'}") from error
+    wanted = found[0] / "experiments" / f"{name}.py"
+    # A package with an __init__.py comes before one without, wherever it stands on the path.
+    if module.__file__ is None or not wanted.samefile(module.__file__):
+        raise ConfigError(f"{path}: {module.__file__} hides {wanted}; does {wanted.parent} have an __init__.py?")
     _check_experiment(module)
     return cast("Experiment", module)
 

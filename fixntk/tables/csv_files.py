@@ -23,7 +23,7 @@ _SNIFFED_LENGTH = 2000
 # Number of lines that it reads.
 _SNIFFED_LINES = 20
 # Bytes of memory for each byte of a table's text: every field becomes a string.
-_MEMORY_PER_BYTE = 30
+_MEMORY_PER_BYTE = 120
 # Bytes that are read at a time.
 _CHUNK_BYTES = 2**20
 # First bytes of a file compressed by gzip.
@@ -112,11 +112,12 @@ def _candidates(text: str) -> Iterator[str]:
 
 
 def _read_table(path: str | Path, text: str, delimiter: str) -> pd.DataFrame:
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    # Strict, as a quote without an end would hide all rows that follow it.
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         rows = [(reader.line_num, [field.strip(BLANKS) for field in row]) for row in reader if row]
     except csv.Error as error:
-        raise TableError(f"table {str(path)!r} cannot be read: {error}") from error
+        raise TableError(f"table {str(path)!r} cannot be read: line {reader.line_num}: {error}") from error
     if len(rows) < 2:
         raise TableError(f"table {str(path)!r} {'has a header and no rows' if rows else 'is empty'}")
     header = rows.pop(0)[1]

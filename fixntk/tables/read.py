@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from fixntk._tiling import free_on_host
 from fixntk.tables.csv_files import read_csv
 from fixntk.tables.names import BLANKS, TableError, check_names
 from fixntk.tables.numbers import has_decimal_comma
@@ -26,6 +27,8 @@ _MISSING_TARGETS = frozenset({"", "?", "na", "n/a", "nan", "null"})
 _KINDS = frozenset(
     {"string", "integer", "floating", "mixed-integer-float", "decimal", "boolean", "categorical", "empty"}
 )
+# Bytes of memory for each value of a Parquet file, which becomes a string.
+_MEMORY_PER_VALUE = 150
 # Ends of the names of files that hold tables.
 ENDS = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz", ".parquet")
 # Names of an index, as pandas and R write and read it, in the first column.
@@ -141,10 +144,19 @@ def _mark_missing(frame: pd.DataFrame, words: frozenset[str]) -> pd.DataFrame:
 
 def _read_parquet(path: str | Path) -> pd.DataFrame:
     # Imported here to name the package that is missing; pandas would hide it.
-    import pyarrow  # noqa: F401
+    import pyarrow.parquet
 
     try:
+        metadata = pyarrow.parquet.read_metadata(path)
+        needed, free = metadata.num_rows * metadata.num_columns * _MEMORY_PER_VALUE, free_on_host()
+        if needed > free.num_bytes:
+            raise TableError(
+                f"table {str(path)!r}: its {metadata.num_rows} rows of {metadata.num_columns} columns need more memory"
+                f" than {free.limit} leaves: take fewer rows"
+            )
         frame = pd.read_parquet(path, engine="pyarrow").reset_index(drop=True)
+    except TableError:
+        raise
     except Exception as error:
         # pandas raises anything where a file's metadata are damaged.
         reason = (error.strerror if isinstance(error, OSError) else None) or repr(str(error))

@@ -281,3 +281,12 @@ def test_bad_budgets_samplers_and_held_out_rows_are_named(rng):
         discover(held_out=(x[:, :2], y))
     with pytest.raises(ValueError, match="held_out y must have shape"):
         discover(held_out=(x, np.stack([y, y], axis=1)))
+
+
+@pytest.mark.parametrize("options", [{"num_candidates": 2**34}, {"num_candidates": 10**9}])
+def test_candidates_that_do_not_fit_into_memory_are_refused(rng, options):
+    x = rng.standard_normal((30, 6))
+    gates = rng.standard_normal((4, 6))
+    program = fx.ConvexProgram(x, x[:, 0], fx.activation_masks(x, gates), 1.0)
+    with pytest.raises(fx.OutOfMemoryError, match="lower num_candidates or per_round"):
+        fx.discover(program, gates, key=jax.random.key(0), **options)

@@ -96,6 +96,7 @@ GOOD = ("1,2,u", "2,1,v", "3,5,u", "4,4,v")
             "has one column, 'y'; features and label need commas, tabs, semicolons or | between them",
         ),
         (rows_of("a;b;y", "1;2;u", "2;1"), "line 3 has 2 fields, the header has 3"),
+        (rows_of("a,b,y", *GOOD, '5,6,"u', *GOOD), "cannot be read: line 10: unexpected end of data"),
         (rows_of("a,,y", *GOOD), "column 2 has no name"),
         (rows_of("a,\0,y", *GOOD), "column 2 has no name"),
         (rows_of("5.1,3.5,u", *GOOD), "has no header: its first row has the number '5.1'"),

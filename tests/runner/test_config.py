@@ -240,6 +240,17 @@ def test_module_that_is_no_experiment_says_what_it_lacks(project):
         load_config(project.config)
 
 
+def test_a_module_of_another_package_is_not_run_in_its_place(project, monkeypatch):
+    other = project.root / "other" / "experiments"
+    other.mkdir(parents=True)
+    (other / "__init__.py").touch()
+    (other / "toy.py").write_text((project.root / "experiments" / "toy.py").read_text())
+    monkeypatch.syspath_prepend(other.parent)
+    __import__("experiments")
+    wanted = project.root / "experiments" / "toy.py"
+    assert message(project).startswith(f": {other / 'toy.py'} hides {wanted}; does {wanted.parent} have an __init__.py")
+
+
 def test_another_package_named_experiments_is_reported(project, monkeypatch):
     other = project.root / "other" / "experiments"
     other.mkdir(parents=True)

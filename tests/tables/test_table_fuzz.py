@@ -113,7 +113,7 @@ def readings(text, target):
     """Independent readings of a table: delimiters in order of preference, names and the target's values."""
     for delimiter in [*",\t;|", *sorted(set(text) - set(',\t;|\r\n"'))]:
         try:
-            fields = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+            fields = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
             rows = [[stripped(field) for field in row] for row in fields if row]
         except (csv.Error, ValueError):
             continue

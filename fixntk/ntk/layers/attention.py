@@ -16,7 +16,7 @@ import numpy as np
 from jax import Array
 
 from fixntk._checks import as_positive_int, check_scalar
-from fixntk._numerics import einsum, matmul
+from fixntk._numerics import einsum, matmul, safe_sqrt
 from fixntk.ntk.covariances import Covariances, from_moments
 from fixntk.ntk.layers.layer import DEFAULT_WIDTH, STATIC, Layer, check_positions
 
@@ -102,12 +102,12 @@ class SelfAttention(Layer):
 
         # The scores are constants in the limit, so that keys and queries have no part in the NTK.
         weights = {
-            side: _MECHANISMS[self.mechanism](self.score_std * (flat(own.covariance) + embedding))
+            side: _MECHANISMS[self.mechanism](self.score_std * (flat(own.covariance) + embedding[None, None]))
             for side, own in ((1, own1), (2, own2))
         }
 
         def attend(array: Array, side1: int, side2: int) -> Array:
-            source = flat(array) + embedding if self.values_with_positions else flat(array)
+            source = flat(array) + embedding[None, None] if self.values_with_positions else flat(array)
             means = matmul(matmul(weights[side1], source), jnp.swapaxes(weights[side2], -1, -2))
             return (self.w_std**2 * means + self.b_std**2).reshape(*means.shape[:2], *positions, *positions)
 
@@ -143,13 +143,16 @@ class SelfAttention(Layer):
         x = jnp.asarray(x, jnp.promote_types(x.dtype, params["keys"].dtype))
         inputs = x.reshape(x.shape[0], -1, channels)
         covariance = self._position_covariance(positions, x.dtype)
-        embedded = inputs + self.position_std * matmul(jnp.linalg.cholesky(covariance), params["embeddings"])
+        # A covariance that decays slowly is singular up to rounding; its root by eigenvalues needs no jitter.
+        eigenvalues, vectors = jnp.linalg.eigh(covariance)
+        root = vectors * safe_sqrt(eigenvalues)[None, :]
+        embedded = inputs + self.position_std * matmul(root, params["embeddings"])[None]
         keys = einsum("nsc,hck->nhsk", embedded, params["keys"]) / math.sqrt(channels)
         values = einsum("nsc,hcv->nhsv", embedded if self.values_with_positions else inputs, params["values"])
         scores = self.score_std * einsum("nhsk,nhtk->nhst", keys, keys) / keys.shape[-1]
         heads = einsum("nhst,nhtv->nhsv", _MECHANISMS[self.mechanism](scores), values)
         scale = self.w_std / math.sqrt(channels * heads.shape[1] * heads.shape[-1])
-        outputs = scale * einsum("nhsv,hvo->nso", heads, params["output"]) + self.b_std * params["biases"]
+        outputs = scale * einsum("nhsv,hvo->nso", heads, params["output"]) + self.b_std * params["biases"][None, None]
         return outputs.reshape(x.shape[0], *positions, -1)
 
     def _position_covariance(self, positions: tuple[int, ...], dtype: Any) -> Array:

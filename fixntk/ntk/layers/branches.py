@@ -225,7 +225,8 @@ class Concatenate(_Branches):
 
             def mean(array: Array, *_: tuple[int, ...]) -> Array:
                 shares = jnp.asarray(self.shares, array.dtype)
-                return jnp.sum(array * (shares / jnp.sum(shares)), axis=-1)
+                shares = jnp.expand_dims(shares / jnp.sum(shares), tuple(range(array.ndim - 1)))
+                return jnp.sum(array * shares, axis=-1)
 
             return average_pairs(jax.tree.map(stack, *pairs), mean, ((), ()))
 

@@ -93,7 +93,8 @@ class LayerNorm(Layer):
         """Entries less their mean over the channels, divided by their standard deviation."""
         del params, key
         rest = x - jnp.mean(x, axis=-1, keepdims=True)
-        return rest / jnp.sqrt(jnp.mean(rest**2, axis=-1, keepdims=True) + self.eps)
+        square = jnp.mean(rest**2, axis=-1, keepdims=True) + self.eps
+        return jnp.where(square > 0, rest / jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
 
     def _normalise_pairs(self, pairs: Pairs) -> Pairs:
         # With many channels their mean square is the variance, so that both inputs are divided by a constant; weights

@@ -337,10 +337,11 @@ def _as_one_dtype(x: Array, weights: Array) -> tuple[Array, Array]:
 
 
 def _affine(layer: Weighted, params: dict[str, Array], products: Array, fan_in: int) -> Array:
-    if layer.parameterization == "standard":
-        return products + params["biases"] if "biases" in params else products
-    outputs = (layer.w_std / math.sqrt(fan_in)) * products
-    return outputs + layer.b_std * params["biases"] if "biases" in params else outputs
+    outputs = products if layer.parameterization == "standard" else (layer.w_std / math.sqrt(fan_in)) * products
+    if "biases" not in params:
+        return outputs
+    biases = params["biases"] if layer.parameterization == "standard" else layer.b_std * params["biases"]
+    return outputs + jnp.expand_dims(biases, tuple(range(outputs.ndim - biases.ndim)))
 
 
 def _check_weights(layer: Weighted) -> None:
