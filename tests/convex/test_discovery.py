@@ -265,6 +265,7 @@ def test_a_path_starts_from_the_gates_before_and_keeps_the_order_of_its_values(r
     assert path[0].rounds < alone.rounds or path[2].rounds <= 2
 
 
+@pytest.mark.wrong_types
 def test_bad_budgets_samplers_and_held_out_rows_are_named(rng):
     x, y = plane(rng)
     program, gates = start(x, y, 0.1)

@@ -1,5 +1,6 @@
 """The certificate: feasible dual points by NumPy, weak duality, CVXPY's optimum, the cancelling formula."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from problems import PROGRAMS, cvxpy_optimum, program_of
@@ -94,4 +95,4 @@ def test_the_last_point_within_a_gap_is_chosen_and_the_best_where_there_is_none(
         ([1.0, 0.2, 3.0, 0.5], 0.1, 1),
         ([0.1, 2.0], 1.0, 0),
     ):
-        assert int(duality.last_within(np.array(gaps), enough)) == expected
+        assert int(duality.last_within(jnp.array(gaps), enough)) == expected

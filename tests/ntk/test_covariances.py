@@ -123,6 +123,8 @@ def test_vectors_without_positions_are_their_inner_products(rng):
         np.testing.assert_allclose(getattr(found.pairs, name), getattr(expected, name), atol=1e-13)
 
 
+# The pairs hold NumPy arrays.
+@pytest.mark.wrong_types
 @pytest.mark.parametrize("has_all_positions", [False, True])
 def test_images_are_loops_over_their_positions(rng, has_all_positions):
     x, others = rng.standard_normal((2, 2, 3, 4)), rng.standard_normal((3, 2, 3, 4))
@@ -154,6 +156,8 @@ def test_images_are_loops_over_their_positions(rng, has_all_positions):
             np.testing.assert_array_equal(np.diag(one.haversine.reshape(6, 6)), 0.0)
 
 
+# The pairs stand for themselves and hold nothing.
+@pytest.mark.wrong_types
 def test_a_change_is_made_to_every_set_of_pairs(rng):
     for has_all_positions in (True, False):
         before = of_inputs(*rng.standard_normal((2, 2, 3, 4)), has_all_positions)

@@ -86,13 +86,13 @@ def test_a_relative_ridge_is_in_units_of_the_mean_diagonal(rng):
 
 def test_times_and_numbers_are_arrays_of_the_kernels_dtype_or_named():
     assert as_times(None, jnp.dtype("float32")) == np.inf
-    times = as_times([0, 1, 2], jnp.dtype("float32"))
+    times = as_times(np.arange(3), jnp.dtype("float32"))
     assert (times.dtype, times.shape) == (jnp.float32, (3,))
     assert as_initial_outputs("f0", None, (3, 2), jnp.dtype("float32")) == 0
     assert as_initial_outputs("f0", np.ones((3, 2)), (3, 2), jnp.dtype("float32")).dtype == jnp.float32
     wide = jnp.dtype("float64")
     for call, message in (
-        (lambda: as_times([1.0, -1.0, np.nan], wide), "t must be at least 0, got 2 negative or NaN"),
+        (lambda: as_times(np.array([1.0, -1.0, np.nan]), wide), "t must be at least 0, got 2 negative or NaN"),
         (lambda: as_scalar("reg", -1.0, wide), "reg must be at least 0, got -1.0"),
         (lambda: as_scalar("rate", 0.0, wide, positive=True), "rate must be positive, got 0.0"),
         (lambda: as_momentum(1.0, wide), "momentum must be below 1, got 1.0"),

@@ -120,7 +120,7 @@ def run_round(
 
 
 def run_first_order(
-    program: ConvexProgram, weights: Array, gap: Array, max_steps: int
+    program: ConvexProgram, weights: Array, gap: Array, max_steps: int | Array
 ) -> tuple[Float[Array, "P d c"], Int[Array, ""]]:
     """First-order steps down to a gap, at most ``max_steps``; the weights there, and the number of steps."""
 

@@ -118,7 +118,7 @@ QUICK = ("one position", "standard")
     "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.long) for name in NETWORKS]
 )
 def test_kernels_are_means_over_finite_networks(rng, name):
-    network, x = NETWORKS[name], rng.standard_normal((3, 4, 2))
+    network, x = NETWORKS[name], jnp.asarray(rng.standard_normal((3, 4, 2)))
     analytic = fx.network_kernel(network, x)
     for expected, sample in zip(analytic, sampled_kernels(network, x), strict=True):
         error = np.std(sample, axis=0) / np.sqrt(NUM_DRAWS)
@@ -128,7 +128,7 @@ def test_kernels_are_means_over_finite_networks(rng, name):
 
 
 def test_nothing_is_dropped_without_a_key(rng, key):
-    x = rng.standard_normal((3, 4))
+    x = jnp.asarray(rng.standard_normal((3, 4)))
     network = Serial(Dense(width=5), Dropout(0.5))
     params = network.init(key, (4,))
     np.testing.assert_array_equal(network.apply(params, x), network[0].apply(params[0], x))
