@@ -8,7 +8,8 @@ import pytest
 from fixntk.convex import kernel_interior_point as method
 from fixntk.convex.kernel_interior_point import KernelProblem, follow_path
 
-NUM_KERNELS, NUM_ROWS = 5, 9
+NUM_KERNELS = 5
+NUM_ROWS = 9
 
 
 def make_problem(kernels, targets, reg, penalty_weights):

@@ -159,7 +159,8 @@ def test_kernels_of_each_output_by_vmap(rng):
     np.testing.assert_allclose(found[:, 1], gradient_flow(per_output[..., 1], y[:, 1]).predict(1.0), atol=1e-13)
 
 
-EYE, ONES = np.eye(3), np.ones(3)
+EYE = np.eye(3)
+ONES = np.ones(3)
 
 
 ASYMMETRIC = EYE + np.eye(3, k=1)

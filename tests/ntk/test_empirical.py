@@ -22,7 +22,8 @@ def network(params, x):
 
 
 PARAMS = {"w": normal(1, 4, 5), "v": normal(2, 5, 6), "b": normal(3, 6)}
-X1, X2 = normal(4, 7, 4), normal(5, 5, 4)
+X1 = normal(4, 7, 4)
+X2 = normal(5, 5, 4)
 
 
 def full_kernel(x1, x2):

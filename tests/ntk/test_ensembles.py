@@ -90,7 +90,8 @@ def test_nngp_ensemble_with_a_ridge_ends_in_the_gaussian_process_posterior():
     np.testing.assert_allclose(on_training, p.train - p.train @ inverse @ p.train, atol=1e-12)
 
 
-EYE, ONES = np.eye(3), np.ones(3)
+EYE = np.eye(3)
+ONES = np.ones(3)
 
 
 @pytest.mark.parametrize(

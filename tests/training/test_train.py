@@ -14,7 +14,8 @@ import fixntk as fx
 from fixntk.convex.losses import as_loss
 
 RNG = np.random.default_rng(0)
-X, GATES = RNG.standard_normal((24, 3)), RNG.standard_normal((5, 3))
+X = RNG.standard_normal((24, 3))
+GATES = RNG.standard_normal((5, 3))
 Y = np.maximum(X @ RNG.standard_normal((3, 2)), 0).sum(1) + 0.1 * RNG.standard_normal(24)
 
 
