@@ -8,8 +8,9 @@ See docs/mathematics.md, M11.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jax import Array
@@ -142,16 +143,22 @@ def enumerate_cells(x: Array, max_cells: int) -> Candidates | None:
 
 def start_at(engine: Engine, gates: Float[np.ndarray, "P d"], weights: Float[np.ndarray, "P d c"]) -> State:
     """The start from given gates and weights."""
-    num_rows, num_features = engine.program.x.shape
-    num_candidates = engine.num_candidates if engine.cells is None else engine.cells.masks.shape[1]
-    room = _ROUNDS_OF_ROOM * min(engine.per_round, num_candidates + len(gates))
+    room = _ROUNDS_OF_ROOM * min(engine.per_round, _num_candidates(engine) + len(gates))
     size = _grow(_SMALLEST_SIZE, len(gates) + room)
-    # Masks of the program and of the candidates, and both kinds of gates.
-    needed = (size + num_candidates) * (num_rows + num_features * gates.dtype.itemsize)
-    what = f"discover with {size} gates and {num_candidates} candidates on {num_rows} rows"
-    with memory_for(what, needed, "lower num_candidates or per_round", engine.program.x):
-        pass
     return State(gates, weights, size, 0, max(engine.tol, _FIRST_TOL))
+
+
+def memory_for_rounds(engine: Engine, start: State) -> AbstractContextManager[Any]:
+    """The memory for rounds that begin at a start."""
+    (num_rows, num_features), num_candidates = engine.program.x.shape, _num_candidates(engine)
+    # Masks of the program and of the candidates, and both kinds of gates.
+    needed = (start.size + num_candidates) * (num_rows + num_features * start.gates.dtype.itemsize)
+    what = f"discover with {start.size} gates and {num_candidates} candidates on {num_rows} rows"
+    return memory_for(what, needed, "lower num_candidates or per_round", engine.program.x)
+
+
+def _num_candidates(engine: Engine) -> int:
+    return engine.num_candidates if engine.cells is None else engine.cells.masks.shape[1]
 
 
 def run_round(engine: Engine, state: State) -> tuple[Round, State]:

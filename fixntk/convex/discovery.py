@@ -31,7 +31,7 @@ from fixntk.convex.column_generation import Engine, Round, State
 from fixntk.convex.discovery_results import BOUND, BUDGETS, HELD_OUT, NO_VIOLATION, Discovery, DiscoveryPath
 from fixntk.convex.groups import check_gates, with_masks
 from fixntk.convex.losses import Loss
-from fixntk.convex.path import as_regs
+from fixntk.convex.path import as_regs, follow_regs
 from fixntk.convex.pricing import DEFAULT_SAMPLERS
 from fixntk.convex.program import ConvexProgram
 from fixntk.convex.progress import Interrupted, progress_bar
@@ -176,7 +176,8 @@ def discover(
     budgets = max_rounds, max_gates, max_seconds
     limits = _as_limits(engine.tol * engine.at_zero, held_out_rows, callback, *budgets)
     found, is_ended = None, False
-    with progress_bar("discover", total=limits.max_rounds, unit="round", shown=progress) as show:
+    bar = progress_bar("discover", total=limits.max_rounds, unit="round", shown=progress)
+    with column_generation.memory_for_rounds(engine, start), bar as show:
         try:
             for end_of_round in _run_rounds(engine, start, limits):
                 found, is_ended = end_of_round
@@ -244,27 +245,15 @@ def discover_path(
     """
     gates = _as_gates(program, gates)
     values = as_regs(program, regs, num_regs, min_share)
-    discoveries: dict[int, Discovery] = {}
-    init, present, is_interrupted = None, program, False
-    with progress_bar("discover_path", total=values.size, unit="λ", shown=progress) as show:
-        try:
-            for position in np.argsort(-values, kind="stable"):
-                at_reg = present.with_reg(values[position])
-                found = discover(at_reg, gates, key=key, init=init, **options)
-                discoveries[int(position)] = found
-                present, gates, init = with_masks(program, found.masks), found.gates, found.solution
-                show(len(discoveries), f"λ {values[position]:.3g}, {len(gates)} gates")
-                if callback is not None and callback(found):
-                    break
-        except KeyboardInterrupt:
-            if callback is None and not progress:
-                raise
-            is_interrupted = True
-    positions = sorted(discoveries)
-    path = DiscoveryPath([discoveries[position] for position in positions], values[positions])
-    if is_interrupted:
-        raise Interrupted(path)
-    return path
+    init, present = None, program
+
+    def discover_at(reg: float) -> tuple[Discovery, str]:
+        nonlocal gates, init, present
+        found = discover(present.with_reg(reg), gates, key=key, init=init, **options)
+        present, gates, init = with_masks(program, found.masks), found.gates, found.solution
+        return found, f"{len(gates)} gates"
+
+    return follow_regs("discover_path", values, discover_at, DiscoveryPath, callback=callback, progress=progress)
 
 
 def _run_rounds(engine: Engine, start: State, limits: _Limits) -> Iterator[tuple[Discovery, bool]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import overload
+from typing import TypeVar, overload
 
 import jax.numpy as jnp
 import numpy as np
@@ -34,6 +34,11 @@ _MAX_EXTRAPOLATION = 2.0
 _WORTH_SCREENING = 1e7
 # λ_max counts as zero below this many roundings of ‖X‖ ‖Y‖.
 _ZERO_IN_EPS = 10
+
+
+# What is found for one λ, and what all of that is gathered in.
+Item = TypeVar("Item")
+Gathered = TypeVar("Gathered")
 
 
 class Path(Sequence[Solution]):
@@ -164,41 +169,78 @@ def solve_path(
     tol, max_iter = as_options(program, chosen, tol, max_iter)
     start = to_device(np.zeros(group_shape_of(program), program.x.dtype))
     on_all = partial(solve_from, method=chosen, tol=tol, max_iter=max_iter)
-    on_sets = None
+    on_sets, last = None, None
     if screen and program.x.size * program.num_gates >= _WORTH_SCREENING:
         program = _with_mask_numbers(program)
         on_sets = restriction.Restriction(chosen, on_all, screening.group_sizes(program), tol, max_iter)
         last = screening.evaluate(program, start)
 
-    solutions: dict[int, Solution] = {}
     known: list[tuple[float, Array]] = []
+
+    def solve_at(reg: float) -> tuple[Solution, str]:
+        nonlocal start, last, known
+        start = _predict_start(known, start, reg)
+        if on_sets is None or last is None:
+            solution = on_all(program.with_reg(reg), start)
+        else:
+            solution, last = restriction.solve_on_sets(program.with_reg(reg), on_sets, start, last)
+        start = solution.weights
+        known = [*known[-1:], (reg, start)]
+        num_active = int(np.asarray(solution.history.num_active)[-1])
+        return solution, describe(float(solution.relative_gap), num_active)
+
+    path = follow_regs("solve_path", values, solve_at, Path, callback=callback, progress=progress)
+    _warn_once(path, tol)
+    return path
+
+
+def follow_regs(
+    name: str,
+    values: Float[np.ndarray, " k"],
+    solve_at: Callable[[float], tuple[Item, str]],
+    gather: Callable[[list[Item], Float[np.ndarray, " j"]], Gathered],
+    *,
+    callback: Callable[[Item], bool | None] | None,
+    progress: bool,
+) -> Gathered:
+    """Solve for one λ after the other, from the largest down: each solution is near the next one.
+
+    Parameters
+    ----------
+    name
+        For the bar.
+    values
+        λ in any order.
+    solve_at
+        From λ to its solution and what the bar says of it.
+    gather
+        From solutions and their λ, in the order of ``values`` as far as they were reached, to the result.
+    callback, progress
+        As for :func:`solve_path`.
+
+    Raises
+    ------
+    Interrupted
+        On Ctrl-C with ``callback`` or ``progress``, with the result so far.
+    """
+    found: dict[int, Item] = {}
     is_interrupted = False
-    with progress_bar("solve_path", total=values.size, unit="λ", shown=progress) as show:
+    with progress_bar(name, total=values.size, unit="λ", shown=progress) as show:
         try:
-            # From large λ to small: each solution is near the next one and has fewer groups.
             for position in np.argsort(-values, kind="stable"):
                 reg = float(values[position])
-                start = _predict_start(known, start, reg)
-                if on_sets is None:
-                    solution = on_all(program.with_reg(reg), start)
-                else:
-                    solution, last = restriction.solve_on_sets(program.with_reg(reg), on_sets, start, last)
-                solutions[int(position)] = solution
-                start = solution.weights
-                known = [*known[-1:], (reg, start)]
-                num_active = int(np.asarray(solution.history.num_active)[-1])
-                show(len(solutions), f"λ {reg:.3g}, {describe(float(solution.relative_gap), num_active)}")
-                if callback is not None and callback(solution):
+                found[int(position)], line = solve_at(reg)
+                show(len(found), f"λ {reg:.3g}, {line}")
+                if callback is not None and callback(found[int(position)]):
                     break
         except KeyboardInterrupt:
             if callback is None and not progress:
                 raise
             is_interrupted = True
-    positions = sorted(solutions)
-    path = Path([solutions[position] for position in positions], values[positions])
+    positions = sorted(found)
+    path = gather([found[position] for position in positions], values[positions])
     if is_interrupted:
         raise Interrupted(path)
-    _warn_once(path, tol)
     return path
 
 

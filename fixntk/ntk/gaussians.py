@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax import Array
 
+from fixntk._checks import as_positive_int
 from fixntk.ntk.angles import full_angle
 
 
@@ -74,6 +75,17 @@ class Activation:
     haversines: Callable[[Gaussians], Haversines] | None = None
     truncation: Callable[[Array], tuple[Array, Array]] | None = None
     function: Callable[[Array], Array] | None = None
+
+
+def as_degree(degree: Any) -> int:
+    """The degree of a polynomial as an int, 0 included.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is not an integer, or negative.
+    """
+    return as_positive_int("degree", degree) if degree else 0
 
 
 def as_numbers(name: str, values: Any) -> list[float]:

@@ -13,10 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from fixntk._checks import as_positive_int
 from fixntk._numerics import safe_sqrt
 from fixntk.ntk.angles import full_angle, sine_less_angle_times_cosine
-from fixntk.ntk.gaussians import Activation, Gaussians, Haversines, Moments, as_numbers
+from fixntk.ntk.gaussians import Activation, Gaussians, Haversines, Moments, as_degree, as_numbers
 
 # Largest degree of a rectified monomial: its largest moment has room in float32.
 _MAX_DEGREE = 25
@@ -101,7 +100,7 @@ def rectified_monomial(degree: int) -> Activation:
     ----------
     Cho and Saul, "Kernel Methods for Deep Learning", NeurIPS 2009.
     """
-    number = as_positive_int("degree", degree) if degree else 0
+    number = as_degree(degree)
     if number > _MAX_DEGREE:
         raise ValueError(f"degree must be at most {_MAX_DEGREE}, got {number}")
     return steps(0.5, 1.0) if number == 0 else _rectified_monomial(number)

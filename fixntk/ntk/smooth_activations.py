@@ -17,8 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from fixntk._checks import as_positive_int
-from fixntk.ntk.gaussians import Activation, Gaussians, Moments, as_numbers
+from fixntk.ntk.gaussians import Activation, Gaussians, Moments, as_degree, as_numbers
 
 # φ(x) = erf(x / this)/2 + 1/2 is closest to the logistic function in the mean square over −5 ≤ x ≤ 5.
 _SIGMOID_RATE = 2.4020563531719796
@@ -74,7 +73,7 @@ def polynomial(coefficients: Sequence[float]) -> Activation:
 
 def monomial(degree: int) -> Activation:
     """φ(x) = x^degree; errors as for :func:`polynomial`."""
-    return polynomial([0.0] * _as_degree(degree) + [1.0])
+    return polynomial([0.0] * as_degree(degree) + [1.0])
 
 
 def hermite(degree: int) -> Activation:
@@ -83,13 +82,9 @@ def hermite(degree: int) -> Activation:
     For any variance of its inputs, unlike neural-tangents' layer, which takes it to be 1. Errors as for
     :func:`polynomial`.
     """
-    number = _as_degree(degree)
+    number = as_degree(degree)
     coefficients = np.polynomial.hermite_e.herme2poly([0.0] * number + [1.0])
     return polynomial(list(coefficients / math.sqrt(math.factorial(number))))
-
-
-def _as_degree(degree: int) -> int:
-    return as_positive_int("degree", degree) if degree else 0
 
 
 class _NoisyPair(NamedTuple):

@@ -27,14 +27,14 @@ _MISSING_TARGETS = frozenset({"", "?", "na", "n/a", "nan", "null"})
 _KINDS = frozenset(
     {"string", "integer", "floating", "mixed-integer-float", "decimal", "boolean", "categorical", "empty"}
 )
+# The same for dates.
+_DATE_KINDS = frozenset({"date", "datetime", "datetime64"})
 # Bytes of memory for each value of a Parquet file, which becomes a string.
 _MEMORY_PER_VALUE = 150
 # Ends of the names of files that hold tables.
 ENDS = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz", ".parquet")
 # Names of an index, as pandas and R write and read it, in the first column.
 _INDEX = re.compile(r"|Unnamed: 0(\.\d+)*")
-# Those of them that are dates.
-_DATE_KINDS = frozenset({"date", "datetime", "datetime64"})
 
 
 class TextTable(NamedTuple):

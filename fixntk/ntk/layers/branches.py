@@ -34,6 +34,10 @@ class _Several(tuple, Layer):
                 raise TypeError(f"{cls.__name__} takes layers such as Dense(), got {layer!r}")
         return super().__new__(cls, layers)
 
+    def _split(self, key: Array) -> Array:
+        """A key for each layer."""
+        return jax.random.split(key, max(1, len(self)))[: len(self)]
+
 
 class Serial(_Several):
     """Layers one after the other.
@@ -50,7 +54,7 @@ class Serial(_Several):
     def init(self, key: Array, shape: tuple[int, ...], width: int = DEFAULT_WIDTH) -> tuple[Any, ...]:
         """A tuple of each layer's parameters."""
         params = []
-        for layer, layer_key in zip(self, jax.random.split(key, max(1, len(self))), strict=False):
+        for layer, layer_key in zip(self, self._split(key), strict=True):
             params.append(layer.init(layer_key, shape, width))
             shape = output_shape(layer, params[-1], shape)
         return tuple(params)
@@ -68,8 +72,8 @@ class _Branches(_Several):
     def init(self, key: Array, shape: tuple[int, ...], width: int = DEFAULT_WIDTH) -> tuple[Any, ...]:
         """A tuple of each branch's parameters."""
         return tuple(
-            layer.init(layer_key, shape, width)
-            for layer, layer_key in zip(self, jax.random.split(key, max(1, len(self))), strict=False)
+            layer.init(layer_key, shape, own_width)
+            for layer, own_width, layer_key in zip(self, self._widths(width), self._split(key), strict=True)
         )
 
     def apply(self, params: tuple[Any, ...], x: Array, *, key: Array | None = None) -> Array:
@@ -80,6 +84,10 @@ class _Branches(_Several):
                 for number, (layer, layer_params) in enumerate(zip(self, params, strict=True))
             ]
         )
+
+    def _widths(self, width: int) -> tuple[int, ...]:
+        """The width of each branch."""
+        return (width,) * len(self)
 
     def _fuse(self, outputs: list[Array]) -> Array:
         raise NotImplementedError
@@ -105,9 +113,34 @@ class _Branches(_Several):
                 "pooling or normalisation after it: it has no closed form otherwise"
             )
 
+    def _fuse_entries(
+        self,
+        covariances: Covariances,
+        fuse_two: Callable[[Pairs, Pairs], Pairs],
+        centred: Callable[[Any], bool],
+        *,
+        keeps_gaussian: bool,
+    ) -> Covariances:
+        """Covariances of independent branches that are fused entry by entry, two at a time."""
+        ends = self._run(covariances)
+        self._check_independent(ends)
+        return _join(
+            ends,
+            lambda pairs: reduce(fuse_two, pairs),
+            centred,
+            keeps_gaussian=keeps_gaussian,
+            # The branches share their number of channels; None if no branch states it.
+            num_channels=next((end.num_channels for end in ends if end.num_channels is not None), None),
+        )
+
 
 def _join(
-    ends: list[Covariances], fuse: Callable[[list[Pairs]], Pairs], centred: Callable[[Any], bool], **facts: Any
+    ends: list[Covariances],
+    fuse: Callable[[list[Pairs]], Pairs],
+    centred: Callable[[Any], bool],
+    *,
+    keeps_gaussian: bool,
+    num_channels: int | None,
 ) -> Covariances:
     """Fuse the pairs of the branches, and drop the flag that was added at their start."""
 
@@ -120,15 +153,12 @@ def _join(
         pairs=fuse([end.pairs for end in ends]),
         own1=fuse_own([end.own1 for end in ends]),
         own2=fuse_own([end.own2 for end in ends]),
+        # A single branch stays what it is.
+        is_gaussian=all(end.is_gaussian for end in ends) and (keeps_gaussian or len(ends) == 1),
+        num_channels=num_channels,
         has_weights=any(end.has_weights for end in ends),
         centred=tuple(map(centred, zip(*(end.centred[:-1] for end in ends), strict=True))),
-        **facts,
     )
-
-
-def _any_width(ends: list[Covariances]) -> int | None:
-    """Number of channels that the branches share; None if no branch states it."""
-    return next((end.num_channels for end in ends if end.num_channels is not None), None)
 
 
 class Sum(_Branches):
@@ -139,16 +169,7 @@ class Sum(_Branches):
 
     def __call__(self, covariances: Covariances) -> Covariances:
         """Covariances of the sum."""
-        ends = self._run(covariances)
-        self._check_independent(ends)
-        is_gaussian = all(end.is_gaussian for end in ends)
-        return _join(
-            ends,
-            lambda pairs: reduce(add_pairs, pairs),
-            all,
-            is_gaussian=is_gaussian,
-            num_channels=_any_width(ends),
-        )
+        return self._fuse_entries(covariances, add_pairs, all, keeps_gaussian=True)
 
     def _fuse(self, outputs: list[Array]) -> Array:
         return reduce(operator.add, outputs)
@@ -162,16 +183,7 @@ class Product(_Branches):
 
     def __call__(self, covariances: Covariances) -> Covariances:
         """Covariances of the product."""
-        ends = self._run(covariances)
-        self._check_independent(ends)
-        is_gaussian = len(ends) == 1 and ends[0].is_gaussian
-        return _join(
-            ends,
-            lambda pairs: reduce(_multiply_pairs, pairs),
-            any,
-            is_gaussian=is_gaussian,
-            num_channels=_any_width(ends),
-        )
+        return self._fuse_entries(covariances, _multiply_pairs, any, keeps_gaussian=False)
 
     def _fuse(self, outputs: list[Array]) -> Array:
         return reduce(operator.mul, outputs)
@@ -233,17 +245,10 @@ class Concatenate(_Branches):
         widths = [end.num_channels for end in ends]
         known = [width for width in widths if width is not None]
         total = sum(known) if len(known) == len(widths) else None
-        is_gaussian = len(ends) == 1 and ends[0].is_gaussian
-        return _join(ends, fuse, all, is_gaussian=is_gaussian, num_channels=total)
+        return _join(ends, fuse, all, keeps_gaussian=False, num_channels=total)
 
-    def init(self, key: Array, shape: tuple[int, ...], width: int = DEFAULT_WIDTH) -> tuple[Any, ...]:
-        """A tuple of each branch's parameters, of ``width`` channels times its share."""
-        return tuple(
-            layer.init(layer_key, shape, width * share)
-            for layer, share, layer_key in zip(
-                self, self.shares, jax.random.split(key, max(1, len(self))), strict=False
-            )
-        )
+    def _widths(self, width: int) -> tuple[int, ...]:
+        return tuple(width * share for share in self.shares)
 
     def _fuse(self, outputs: list[Array]) -> Array:
         return jnp.concatenate(outputs, axis=-1)
