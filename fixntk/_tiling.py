@@ -101,7 +101,8 @@ def memory_for(
         yield jax.block_until_ready if is_short else lambda result: result
     except OutOfMemoryError:
         raise
-    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+    # A function that was compiled before raises a ValueError where its result finds no memory.
+    except (MemoryError, ValueError, jax.errors.JaxRuntimeError) as error:
         if not _is_exhaustion(error):
             raise
         free = free_memory()

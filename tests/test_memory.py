@@ -63,7 +63,12 @@ def test_nothing_is_estimated_under_a_transformation(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "raw", [jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes."), MemoryError("no room")]
+    "raw",
+    [
+        jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes."),
+        ValueError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes."),
+        MemoryError("no room"),
+    ],
 )
 def test_an_allocation_that_fails_nonetheless_is_the_same_clear_error(raw, monkeypatch):
     monkeypatch.setattr(tiling, "_free_of_machine", lambda: 2**20)
@@ -76,6 +81,8 @@ def test_an_allocation_that_fails_nonetheless_is_the_same_clear_error(raw, monke
 def test_other_errors_pass_and_an_explained_one_is_not_explained_again():
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"), memory_for("the kernel", 1, "use tiles"):
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")
+    with pytest.raises(ValueError, match="reg must"), memory_for("the kernel", 1, "use tiles"):
+        raise ValueError("reg must be positive")
     inner = OutOfMemoryError("the inner kernel needs more")
     with pytest.raises(OutOfMemoryError) as caught, memory_for("the kernel", 1, "use tiles"):
         raise inner
@@ -99,7 +106,8 @@ def test_the_least_of_all_limits_counts(monkeypatch):
     assert tiling.free_on_host() == FreeMemory(2, "the cgroup")
 
 
-# Each function is called for few rows before the limit is set, so that all it needs is loaded.
+# Each function is called before the limit is set: all it needs is loaded and compiled. LLVM ends the process
+# where it finds no memory.
 _LIMITED = """
 import resource, jax, numpy as np, fixntk as fx
 from fixntk import _tiling
@@ -113,7 +121,7 @@ calls = [
 ]
 free_of_limits = _tiling._free_of_limits
 for call in calls:
-    call(1500)
+    kept = jax.block_until_ready(call(5000))  # It would be freed at an unknown time, within the limit.
     used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + 2**26, resource.RLIM_INFINITY))
     # The second time as if the estimate had been too small.
