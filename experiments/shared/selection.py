@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from fixntk import ConvexProgram, Solution, solve
 from fixntk._numerics import solve_kernel_ridge
 from fixntk.convex.kernel_form import BestScale
-from fixntk.estimators.cross_validation import stratified_folds
+from fixntk.estimators.folds import stratified_folds
 from fixntk.gram import masked_apply
 
 # The number of training rows of a fold is rounded up to a multiple of this.

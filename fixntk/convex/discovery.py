@@ -159,6 +159,9 @@ def discover(
     tol = default_tol(program.x.dtype) if tol is None else tol
     least_violation = _as_positive("least_violation", least_violation)
     cells = column_generation.enumerate_cells(program.x, as_positive_int("max_cells", max_cells))
+    init = np.asarray(as_starting_weights(program, init))
+    # Nothing is compiled for the number of gates to start with.
+    program = with_masks(program, to_device(np.zeros((program.x.shape[0], 1), bool)))
     engine = Engine(
         program=program,
         cells=cells,
@@ -171,7 +174,7 @@ def discover(
         per_round=as_positive_int("per_round", per_round),
         least_violation=least_violation if cells is None else 0.0,
     )
-    start = column_generation.start_at(engine, gates, np.asarray(as_starting_weights(program, init)))
+    start = column_generation.start_at(engine, gates, init)
     held_out_rows = None if held_out is None else _as_held_out(program, held_out, patience)
     budgets = max_rounds, max_gates, max_seconds
     limits = _as_limits(engine.tol * engine.at_zero, held_out_rows, callback, *budgets)

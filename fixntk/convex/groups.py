@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
+from jaxtyping import Bool
 
-from fixntk._checks import as_matrix, is_traced
+from fixntk._checks import as_matrix, is_traced, to_device
+from fixntk._compilation import jit_for_host
 from fixntk.convex.program import ConvexProgram, group_shape_of, replace_fields
 from fixntk.gates.masks import activation_masks
-from fixntk.gram import TILE_BYTES, as_numbers, select_masks
+from fixntk.gram import TILE_BYTES, as_numbers
 
+# Gates are checked with padding to a multiple of this number, so that few sizes are compiled.
+_GATE_MULTIPLE = 128
 # Masks with at most this number of entries are turned into numbers once a solve instead of once a product.
 _MAX_MASK_NUMBERS = 2**25
 
@@ -26,14 +31,28 @@ def check_gates(program: ConvexProgram, gates: ArrayLike) -> Array:
     gates = as_matrix("gates", gates)
     if gates.shape != group_shape_of(program)[:2]:
         raise ValueError(f"gates must have shape {group_shape_of(program)[:2]}, got {gates.shape}")
-    if not is_traced(gates, program):
-        given = select_masks(program.masks, jnp.arange(program.num_gates)).astype(bool)
-        if differing := int(jnp.sum(jnp.any(given != activation_masks(program.x, gates), axis=0))):
-            raise ValueError(
-                f"gates must give the program's masks on its x: {differing} of {gates.shape[0]} do not; "
-                "are they those of other data?"
-            )
+    if not is_traced(gates, program) and (differing := _count_differing(program, gates)):
+        raise ValueError(
+            f"gates must give the program's masks on its x: {differing} of {gates.shape[0]} do not; "
+            "are they those of other data?"
+        )
     return gates
+
+
+def _count_differing(program: ConvexProgram, gates: Array) -> int:
+    """For how many gates the program's masks are not those that they make."""
+    num_gates = gates.shape[0]
+    masks = np.asarray(program.masks)
+    if masks.dtype == np.uint8:
+        masks = np.unpackbits(masks, axis=1, count=num_gates)
+    added = -num_gates % _GATE_MULTIPLE
+    masks, padded = np.pad(masks, ((0, 0), (0, added))), np.pad(np.asarray(gates), ((0, added), (0, 0)))
+    return int(np.asarray(_differ(program.x, to_device(masks), to_device(padded)))[:num_gates].sum())
+
+
+@jit_for_host
+def _differ(x: Array, masks: Array, gates: Array) -> Bool[Array, " P"]:
+    return jnp.any(masks.astype(bool) != activation_masks(x, gates), axis=0)
 
 
 def with_masks(program: ConvexProgram, masks: Array, chosen: Array | None = None) -> ConvexProgram:

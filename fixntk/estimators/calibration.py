@@ -34,16 +34,16 @@ def fit_temperature(
     Platt, "Probabilistic outputs for support vector machines", 1999, for two classes.
     """
     logits = _as_logits(scores)
-    return _minimise_log_loss(logits, weights, _smooth_labels(codes, weights, logits.shape[1]))[0]
+    return _minimise_log_loss(logits, weights, _smooth_labels(codes, weights, logits.shape[1]))
 
 
-def smallest_log_loss(
+def log_losses(
     scores: Float[np.ndarray, "n c"], weights: Float[np.ndarray, " n"], codes: Int[np.ndarray, " n"]
-) -> float:
-    """Mean log-loss of held-out scores in nats, at the factor that is best for them. Arguments as above."""
+) -> Float[np.ndarray, " n"]:
+    """Log-loss of each held-out row in nats, at the factor that is best for all of them. Arguments as above."""
     logits = _as_logits(scores)
     labels = (codes[:, None] == np.arange(logits.shape[1])).astype(float)
-    return _minimise_log_loss(logits, weights, labels)[1]
+    return _log_losses(_minimise_log_loss(logits, weights, labels) * logits, labels)
 
 
 def _as_logits(scores: Float[np.ndarray, "n c"]) -> Float[np.ndarray, "n k"]:
@@ -53,16 +53,18 @@ def _as_logits(scores: Float[np.ndarray, "n c"]) -> Float[np.ndarray, "n k"]:
 
 def _minimise_log_loss(
     logits: Float[np.ndarray, "n k"], weights: Float[np.ndarray, " n"], probabilities: Float[np.ndarray, "n k"]
-) -> tuple[float, float]:
-    """The best factor, and the mean log-loss there."""
+) -> float:
+    """The best factor."""
 
     def log_loss(log_factor: float) -> float:
-        shares = log_softmax(np.exp(log_factor) * logits, axis=1)
-        return float(-np.average(np.sum(probabilities * shares, axis=1), weights=weights))
+        return float(np.average(_log_losses(np.exp(log_factor) * logits, probabilities), weights=weights))
 
     # The search over the logarithm keeps the factor positive and treats small and large factors alike.
-    found = minimize_scalar(log_loss, bounds=_LOG_BOUNDS, method="bounded")
-    return float(np.exp(found.x)), float(found.fun)
+    return float(np.exp(minimize_scalar(log_loss, bounds=_LOG_BOUNDS, method="bounded").x))
+
+
+def _log_losses(logits: Float[np.ndarray, "n k"], probabilities: Float[np.ndarray, "n k"]) -> Float[np.ndarray, " n"]:
+    return -np.sum(probabilities * log_softmax(logits, axis=1), axis=1)
 
 
 def _smooth_labels(

@@ -1,236 +1,177 @@
-"""Cross-validation: folds, and λ and the number of reweighting steps by held-out outputs.
+"""Choosing a gated estimator's gates, λ and number of reweighting steps by held-out outputs.
 
-See docs/mathematics.md, M6.
+See docs/mathematics.md, M6 and M11.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
-from jaxtyping import Bool, Float, Int
-from sklearn.model_selection import KFold, StratifiedKFold
+from jaxtyping import Float
 
 from fixntk._checks import as_positive_int
-from fixntk._compilation import jit_for_host
 from fixntk._numerics import allow_float64
-from fixntk.convex import ConvexProgram, solve_quietly
-from fixntk.convex.program import absorb_sample_weight, datafit_of, masked_outputs
-from fixntk.convex.progress import progress_bar
-from fixntk.convex.solvers import irls
-from fixntk.estimators.fitting import GatedFit, as_gated_fit, check_regs, gated_problem
-from fixntk.estimators.gate_options import GateOptions, draw_gates
-from fixntk.estimators.preprocessing import Training, padded_size
-from fixntk.gates.masks import activation_masks
-from fixntk.gram import masked_apply
+from fixntk.estimators.candidates import Candidates, constant_candidate
+from fixntk.estimators.discovered import RIDGE_SHARES, discovered_candidates
+from fixntk.estimators.fitting import GatedFit, check_regs, gated_problem
+from fixntk.estimators.folds import Folds
+from fixntk.estimators.gate_options import AUTO, DISCOVERED, GateOptions
+from fixntk.estimators.preprocessing import Training
+from fixntk.estimators.reweighted import reweighted_candidates
 
-# Relative gap that determines the smoothing ε of the reweighting. The reweighting itself stops by its number of steps.
-_IRLS_TOL = 1e-6
-
-Folds = Sequence[tuple[Int[np.ndarray, "_"], Int[np.ndarray, "_"]]]
-"""Pairs of indices of training and held-out rows."""
+# The kinds of fits, from the smallest model to the largest.
+CONSTANT = "constant"
+NTK = "ntk"
+REWEIGHTED = "reweighted"
 
 
 class GatedChoice(NamedTuple):
-    """The λ and the number of reweighting steps with the least held-out loss, and the fit that they give.
+    """The fit with the least held-out loss.
 
     Attributes
     ----------
+    kind
+        ``"constant"``; ``"ntk"``, the kernel of the gates without a reweighting step; ``"reweighted"``; or
+        ``"discovered"``.
+    losses_of_kinds
+        The least held-out loss of each kind, from the smallest model to the largest.
     fit
         Fit to all rows.
     share
         λ/λ_max.
     num_steps
         Number of reweighting steps.
+    ridge_share
+        Ridge as a share of λ; below 1 where discovered gates' shrinkage is undone.
     losses
-        (R, steps + 1) held-out loss of each candidate.
+        (R, steps + 1) held-out loss of the NTK and each step; empty where only discovered gates were tried.
+    discovered_losses
+        (R, ridges) the same for discovered gates, NaN where a λ was not tried; empty where they were not asked for.
     held_out_outputs
-        (n, c) held-out outputs at the chosen λ and number of steps.
+        (n, c) held-out outputs of the choice.
     """
 
+    kind: str
+    losses_of_kinds: Mapping[str, float]
     fit: GatedFit
     share: float
     num_steps: int
+    ridge_share: float
     losses: Float[np.ndarray, "R S"]
+    discovered_losses: Float[np.ndarray, "R T"]
     held_out_outputs: Float[np.ndarray, "n c"]
 
 
-class Splits(NamedTuple):
-    """Folds as arrays.
+class _Best(NamedTuple):
+    """The candidate of a kind with the least loss: its position, its loss by row, and the mean."""
 
-    Attributes
-    ----------
-    train
-        (folds, t) indices of the training rows, padded to one size.
-    weights
-        (folds, t) weights of these rows, zero for the padding.
-    held_out
-        (folds, m) whether a row is held out.
-    """
-
-    train: Int[Array, "*folds t"]
-    weights: Float[Array, "*folds t"]
-    held_out: Bool[Array, "*folds m"]
-
-
-def shuffled_folds(num_rows: int, num_folds: int, *, seed: int, num_copies: int = 0) -> Folds:
-    """Folds in random order of distinct rows, of which there were ``num_copies`` with their copies.
-
-    Fewer distinct rows than folds, but copies enough, are one fold that is trained on and held out: each row would
-    leave copies of itself in training.
-
-    Raises
-    ------
-    ValueError
-        If there are fewer rows than folds.
-    """
-    if num_rows < num_folds <= num_copies:
-        return _one_fold(num_rows)
-    return list(KFold(num_folds, shuffle=True, random_state=seed).split(np.zeros(num_rows)))
-
-
-def stratified_folds(labels: np.ndarray, num_folds: int, *, seed: int, num_copies: int = 0) -> Folds:
-    """Stratified folds in random order, at most one for each row of the largest class.
-
-    A class of fewer rows than folds is absent from some held-out parts. Where no class has two distinct rows, but there
-    are copies enough, they are one fold as in :func:`shuffled_folds`.
-    """
-    largest = int(np.unique(labels, return_counts=True)[1].max())
-    if largest < 2 and num_folds <= num_copies:
-        return _one_fold(len(labels))
-    splitter = StratifiedKFold(min(num_folds, largest), shuffle=True, random_state=seed)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The least populated class", UserWarning)
-        return list(splitter.split(np.zeros(len(labels)), labels))
-
-
-def _one_fold(num_rows: int) -> Folds:
-    return [(np.arange(num_rows), np.arange(num_rows))]
-
-
-def squared_error(
-    outputs: Float[np.ndarray, "n c"], *, targets: Float[np.ndarray, "n c"], weights: Float[np.ndarray, " n"]
-) -> float:
-    """Weighted mean of squared errors."""
-    return float(np.average(np.mean((outputs - targets) ** 2, axis=1), weights=weights))
+    candidates: Candidates
+    row: int
+    column: int
+    losses: Float[np.ndarray, " n"]
+    mean: float
 
 
 def choose_gated(
     training: Training,
     gates: GateOptions,
     folds: Folds,
-    loss: Callable[[np.ndarray], float],
+    losses: Callable[[np.ndarray], np.ndarray],
     *,
     regs: Sequence[Any],
     max_steps: Any,
+    one_standard_error: bool = False,
     progress: bool = False,
 ) -> GatedChoice:
-    """Choose λ and the number of reweighting steps by held-out outputs, and fit all rows with them.
+    """Choose among fits by held-out outputs, and fit all rows with the choice.
 
     Parameters
     ----------
     training
         Rows, with targets for the squared loss.
     gates
-        Options for drawing the gates.
+        Options for drawing the gates: "discovered" tries discovered gates alone, "auto" these and random ones.
     folds
         Each row is held out once.
-    loss
-        Loss of (n, c) held-out outputs, to be minimised.
+    losses
+        Loss of each of (n, c) held-out outputs, whose weighted mean is minimised.
     regs
         Candidates for λ/λ_max.
     max_steps
         Largest number of reweighting steps.
+    one_standard_error
+        Whether to take the smallest model whose loss is within one standard error of the least.
     progress
-        Show a bar with the number of folds and λ done.
+        Show bars with the number of fits done.
     """
-    shares = check_regs(regs, 1.0)
+    shares = np.array(check_regs(regs, 1.0))
     max_steps = as_positive_int("max_steps", max_steps)
+    source = gates.source if isinstance(gates.source, str) else ""
+    kinds: dict[str, _Best] = {}
+    of_steps, of_ridges = np.empty((0, 0)), np.empty((0, 0))
     with allow_float64():
         problem = gated_problem(training, gates, "squared")
-        candidates = problem.max_reg * np.asarray(shares)
-        x, targets = training.x[:, : gates.num_columns], training.targets
-        # Gates that are drawn from the data are drawn from the training rows of a fold alone.
-        gates_of_folds = [draw_gates(gates, x[kept], targets[kept]) for kept, _ in folds]
-        data = jnp.asarray(training.padded_x), jnp.asarray(training.padded_targets), gates_of_folds
-        splits = _as_splits(folds, training)
-        outputs = _held_out_outputs(*data, splits, candidates, max_steps, progress=progress)[:, :, : training.num_rows]
-        losses = np.array([[loss(of_step) for of_step in of_reg] for of_reg in outputs])
-        # Among equal losses the largest λ is chosen, then the smallest number of steps.
-        order = np.argsort(-np.array(shares), kind="stable")
-        first, steps = divmod(int(np.argmin(losses[order])), losses.shape[1])
-        best = int(order[first])
-        solution = solve_quietly(
-            problem.program.with_reg(candidates[best]), method="irls", tol=_IRLS_TOL, max_iter=steps
-        )
-    fit = as_gated_fit(solution, problem.gates, problem.max_reg * shares[best])
-    return GatedChoice(fit, shares[best], steps, losses, outputs[best, steps])
+        regs_tried = problem.max_reg * shares
+
+        def mean_loss(outputs: Float[np.ndarray, "n c"]) -> float:
+            return (
+                float(np.average(losses(outputs), weights=training.weights)) if np.isfinite(outputs).all() else np.nan
+            )
+
+        def mean_losses(outputs: Float[np.ndarray, "R S n c"]) -> Float[np.ndarray, "R S"]:
+            return np.array([[mean_loss(each) for each in row] for row in outputs])
+
+        def add(kind: str, candidates: Candidates, grid: Float[np.ndarray, "R S"]) -> None:
+            row, column = _least(grid, shares if len(grid) > 1 else np.ones(1))
+            of_rows = losses(candidates.outputs[row, column])
+            kinds[kind] = _Best(candidates, row, column, of_rows, float(grid[row, column]))
+
+        constant = constant_candidate(training, problem, folds)
+        add(CONSTANT, constant, mean_losses(constant.outputs))
+        if source != DISCOVERED:
+            tried = reweighted_candidates(training, gates, problem, folds, regs_tried, max_steps, progress=progress)
+            of_steps = mean_losses(tried.outputs)
+            add(NTK, tried, of_steps[:, :1])
+            following = np.where(np.arange(max_steps + 1) == 0, np.nan, of_steps)
+            add(REWEIGHTED, tried, following)
+        if source in (AUTO, DISCOVERED):
+            tried = discovered_candidates(training, gates, problem, folds, regs_tried, mean_loss, progress=progress)
+            of_ridges = mean_losses(tried.outputs)
+            add(DISCOVERED, tried, of_ridges)
+        kind = _choose_kind(kinds, training.weights, one_standard_error=one_standard_error)
+        best = kinds[kind]
+        fit = best.candidates.fit(best.row, best.column)
+    return GatedChoice(
+        kind=kind,
+        losses_of_kinds={name: each.mean for name, each in kinds.items()},
+        fit=fit,
+        share=1.0 if kind == CONSTANT else float(shares[best.row]),
+        num_steps=best.column if kind == REWEIGHTED else 0,
+        ridge_share=RIDGE_SHARES[best.column] if kind == DISCOVERED else 1.0,
+        losses=of_steps,
+        discovered_losses=of_ridges,
+        held_out_outputs=best.candidates.outputs[best.row, best.column],
+    )
 
 
-def _as_splits(folds: Folds, training: Training) -> Splits:
-    sizes = np.array([len(train) for train, _ in folds])
-    train = np.zeros((len(folds), padded_size(int(sizes.max()))), int)
-    held_out = np.zeros((len(folds), len(training.padded_x)), bool)
-    for k, (kept, others) in enumerate(folds):
-        train[k, : len(kept)], held_out[k, others] = kept, True
-    weights = np.where(np.arange(train.shape[1]) < sizes[:, None], training.padded_weights[train], 0)
-    return Splits(jnp.asarray(train), jnp.asarray(weights), jnp.asarray(held_out))
+def _least(grid: Float[np.ndarray, "R S"], shares: Float[np.ndarray, " R"]) -> tuple[int, int]:
+    """Where the loss is least; among equal losses at the largest λ, then in the first column."""
+    order = np.argsort(-shares, kind="stable")
+    first, column = divmod(int(np.nanargmin(grid[order])), grid.shape[1])
+    return int(order[first]), column
 
 
-def _held_out_outputs(
-    x: Float[Array, "m w"],
-    targets: Float[Array, "m c"],
-    gates_of_folds: Sequence[Float[Array, "P w"]],
-    splits: Splits,
-    regs: Float[np.ndarray, " R"],
-    max_steps: int,
-    *,
-    progress: bool,
-) -> Float[np.ndarray, "R S m c"]:
-    """Outputs for each row of the fits without its fold, by λ and step.
-
-    One fold after another, and one λ after another: more at once would need more memory, and run no faster, as one
-    factorisation uses all cores.
-    """
-    outputs = np.zeros((len(regs), max_steps + 1, *targets.shape))
-    num_folds, done = len(splits.train), 0
-    with progress_bar("cross-validation", total=num_folds * len(regs), unit="fit", shown=progress) as show:
-        for number, fold in enumerate(zip(*splits, strict=True)):
-            masks = activation_masks(x, gates_of_folds[number])
-            program, held_out = _program_of_fold(x, targets, masks, *fold[:2]), np.asarray(fold[2])
-            for position, reg in enumerate(regs):
-                found = _outputs_at_reg(program.with_reg(reg), x, masks, max_steps=max_steps)
-                outputs[position][:, held_out] = np.asarray(found)[:, held_out]
-                done += 1
-                show(done, f"fold {number + 1} of {num_folds}, λ {reg:.3g}")
-    return outputs
-
-
-@jit_for_host
-def _program_of_fold(x: Array, targets: Array, masks: Array, train: Array, weights: Array) -> ConvexProgram:
-    """The program of a fold's training rows at λ = 1."""
-    given = x[train], targets[train], masks[train], 1.0
-    return absorb_sample_weight(ConvexProgram(*given, sample_weight=weights, intercept=True))
-
-
-@partial(jit_for_host, static_argnames=("max_steps",), optimised=True)
-def _outputs_at_reg(program: ConvexProgram, x: Array, masks: Array, *, max_steps: int) -> Float[Array, "S m c"]:
-    """Outputs for all rows at the NTK and after each reweighting step."""
-
-    def outputs(state: irls.IRLSState) -> Array:
-        intercept = datafit_of(program).fit(masked_outputs(program, state.weights)).intercept
-        return masked_apply(masks, x, state.weights) + intercept[None, :]
-
-    def step(state: irls.IRLSState, _: None) -> tuple[irls.IRLSState, Array]:
-        state = irls.step(program, state)
-        return state, outputs(state)
-
-    start = jnp.full(program.num_gates, 1 / program.num_gates, x.dtype)
-    first = irls.init(program, start, irls.default_epsilon(program, _IRLS_TOL))
-    _, following = lax.scan(step, first, length=max_steps)
-    return jnp.concatenate([outputs(first)[None], following])
+def _choose_kind(kinds: Mapping[str, _Best], weights: Float[np.ndarray, " n"], *, one_standard_error: bool) -> str:
+    """The kind with the least loss, of equal ones the smallest model; or the smallest that is not clearly worse."""
+    best = min(kinds, key=lambda kind: kinds[kind].mean)
+    if not one_standard_error:
+        return best
+    shares = weights / weights.sum()
+    for kind, candidate in kinds.items():
+        excess = candidate.losses - kinds[best].losses
+        deviation = np.sqrt(np.sum(shares**2 * (excess - shares @ excess) ** 2))
+        if candidate.mean - kinds[best].mean <= deviation:
+            return kind
+    return best

@@ -11,11 +11,10 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import numpy as np
 from sklearn.base import BaseEstimator
 
-from fixntk.estimators.calibration import fit_temperature, smallest_log_loss
-from fixntk.estimators.cross_validation import choose_gated, shuffled_folds, squared_error, stratified_folds
+from fixntk.estimators.calibration import fit_temperature, log_losses
+from fixntk.estimators.cross_validation import choose_gated
 from fixntk.estimators.fitting import (
     DEFAULT_REG_SHARES,
     DEFAULT_REGRESSION_SHARES,
@@ -23,7 +22,8 @@ from fixntk.estimators.fitting import (
     fit_gated,
     leave_one_out,
 )
-from fixntk.estimators.gate_options import DISCOVERED
+from fixntk.estimators.folds import shuffled_folds, squared_errors, stratified_folds
+from fixntk.estimators.gate_options import AUTO, DISCOVERED
 from fixntk.estimators.mixins import ClassificationMixin, GatedMixin, RegressionMixin
 from fixntk.estimators.preprocessing import distinct_rows
 
@@ -217,17 +217,20 @@ class GatedReLUClassifier(GatedMixin, ClassificationMixin, BaseEstimator):
 
 
 class GatedReLURegressorCV(GatedMixin, RegressionMixin, BaseEstimator):
-    """Regression with a fixed kernel: λ and the number of reweighting steps from the NTK by cross-validation.
+    """Regression with a fixed kernel: gates, λ and the number of reweighting steps from the NTK by cross-validation.
 
-    With zero steps the kernel is the NTK of the sampled gates, so that the choice is never worse than this NTK on
-    held-out rows.
+    The mean of the targets and the NTK of random gates are among the candidates, so that the choice is never worse than
+    either on held-out rows.
 
     Parameters
     ----------
     num_gates : int
         P; the accuracy decreases with fewer gates (docs/comparison.md).
     gates : str, array (P, d') or callable
-        As for :class:`GatedReLURegressor`, without "discovered". In each fold they are drawn from its training rows.
+        "auto": cross-validation chooses between random gates and discovered ones. "discovered": column generation along
+        λ, from the largest on until the held-out loss rises, and ridge regressions with the kernel found, whose smaller
+        ridges undo the shrinkage. Otherwise as for :class:`GatedReLURegressor`. In each fold gates are drawn and
+        discovered from its training rows.
     standardize, bias, random_state, verbose
         As for :class:`GatedReLURegressor`.
     regs : sequence of float
@@ -236,29 +239,43 @@ class GatedReLURegressorCV(GatedMixin, RegressionMixin, BaseEstimator):
         Folds of the cross-validation, in random order.
     max_steps : int
         Largest number of reweighting steps.
+    one_standard_error : bool
+        Whether to choose the smallest model whose held-out loss is within one standard error of the least, in the order
+        of ``choice_losses_``, instead of the one of the least loss.
 
     Attributes
     ----------
-    reg_share_, n_steps_ : float, int
-        The λ/λ_max and the number of steps chosen.
+    choice_ : str
+        What was chosen: "constant", the mean of the targets; "ntk", the kernel of the gates without a reweighting step;
+        "reweighted", with some; or "discovered".
+    choice_losses_ : dict
+        The least held-out loss of each of these that was tried.
+    reg_share_, n_steps_, ridge_share_ : float, int, float
+        The λ/λ_max and the number of steps chosen; and the ridge as a share of λ, below 1 where the shrinkage of
+        discovered gates is undone.
     path_ : ndarray (regs, max_steps + 1)
-        Mean squared error on held-out rows, of standardised targets.
+        Mean squared error on held-out rows, of standardised targets, for given or random gates.
+    discovered_path_ : ndarray (regs, 4)
+        The same for discovered gates and each ``ridge_share_``: 1, 0.3, 0.1 and 0.03. NaN where the path had ended.
     kernel_weights_, gap_, n_active_gates_, network_, solution_, gates_, n_features_in_, feature_names_in_
         As for :class:`GatedReLURegressor`; the gap is that after the last step.
 
     Notes
     -----
-    See docs/mathematics.md, M6.
+    See docs/mathematics.md, M6 and M11.
     """
+
+    _other_sources = (AUTO, DISCOVERED)
 
     def __init__(
         self,
         num_gates: int = 2048,
         *,
-        gates: Any = "random",
+        gates: Any = "auto",
         regs: Any = DEFAULT_REGRESSION_SHARES,
         num_folds: int = 4,
         max_steps: int = 6,
+        one_standard_error: bool = False,
         standardize: bool = True,
         bias: bool = True,
         random_state: Any = None,
@@ -269,6 +286,7 @@ class GatedReLURegressorCV(GatedMixin, RegressionMixin, BaseEstimator):
         self.regs = regs
         self.num_folds = num_folds
         self.max_steps = max_steps
+        self.one_standard_error = one_standard_error
         self.standardize = standardize
         self.bias = bias
         self.random_state = random_state
@@ -284,24 +302,24 @@ class GatedReLURegressorCV(GatedMixin, RegressionMixin, BaseEstimator):
         """
         training = self._read(X, y, sample_weight, distinct_rows)
         folds = shuffled_folds(training.num_rows, self.num_folds, seed=0, num_copies=len(y))
-        loss = partial(squared_error, targets=training.targets, weights=training.weights)
+        losses = partial(squared_errors, targets=training.targets)
         gates = self._gate_options()
         options: dict[str, Any] = {"regs": self.regs, "max_steps": self.max_steps, "progress": self.verbose > 0}
-        self._set_choice(choose_gated(training, gates, folds, loss, **options))
+        options["one_standard_error"] = self.one_standard_error
+        self._set_choice(choose_gated(training, gates, folds, losses, **options))
         return self
 
 
 class GatedReLUClassifierCV(GatedMixin, ClassificationMixin, BaseEstimator):
-    """Classification with a fixed kernel: λ and the number of reweighting steps by cross-validation.
+    """Classification with a fixed kernel: gates, λ and the number of reweighting steps by cross-validation.
 
-    Fitted with the squared loss on ±1 and chosen by the log-loss. With zero steps the kernel is the NTK of the sampled
-    gates.
+    Fitted with the squared loss on ±1 and chosen by the log-loss.
 
     Parameters
     ----------
     standardize, bias, random_state, class_weight, verbose
         As for :class:`GatedReLUClassifier`.
-    num_gates, gates, regs, num_folds, max_steps
+    num_gates, gates, regs, num_folds, max_steps, one_standard_error
         As for :class:`GatedReLURegressorCV`; folds are stratified.
 
     Attributes
@@ -311,27 +329,30 @@ class GatedReLUClassifierCV(GatedMixin, ClassificationMixin, BaseEstimator):
     temperature_ : float
         Probabilities are the softmax of ``temperature_`` · outputs, for two classes the sigmoid; it minimises the
         log-loss of held-out outputs.
-    reg_share_, n_steps_
+    choice_, choice_losses_, reg_share_, n_steps_, ridge_share_
         As for :class:`GatedReLURegressorCV`.
-    path_ : ndarray (regs, max_steps + 1)
-        Log-loss of held-out outputs, each at its best temperature.
+    path_, discovered_path_ : ndarray (regs, max_steps + 1), (regs, 4)
+        As there, of the log-loss in nats, of held-out outputs at their best temperature.
     kernel_weights_, gap_, n_active_gates_, network_, solution_, gates_, n_features_in_, feature_names_in_
         As for :class:`GatedReLUClassifier`.
 
     Notes
     -----
-    See docs/mathematics.md, M6.
+    See docs/mathematics.md, M6 and M11.
     """
+
+    _other_sources = (AUTO, DISCOVERED)
 
     def __init__(
         self,
         num_gates: int = 2048,
         *,
-        gates: Any = "random",
+        gates: Any = "auto",
         class_weight: Any = None,
         regs: Any = DEFAULT_REG_SHARES,
         num_folds: int = 4,
         max_steps: int = 6,
+        one_standard_error: bool = False,
         standardize: bool = True,
         bias: bool = True,
         random_state: Any = None,
@@ -343,6 +364,7 @@ class GatedReLUClassifierCV(GatedMixin, ClassificationMixin, BaseEstimator):
         self.regs = regs
         self.num_folds = num_folds
         self.max_steps = max_steps
+        self.one_standard_error = one_standard_error
         self.standardize = standardize
         self.bias = bias
         self.random_state = random_state
@@ -359,12 +381,11 @@ class GatedReLUClassifierCV(GatedMixin, ClassificationMixin, BaseEstimator):
         training, codes = self._read(X, y, sample_weight)
         folds = stratified_folds(codes, self.num_folds, seed=0, num_copies=len(y))
 
-        def loss(outputs: np.ndarray) -> float:
-            return smallest_log_loss(outputs, training.weights, codes)
-
+        losses = partial(log_losses, weights=training.weights, codes=codes)
         gates = self._gate_options()
         options: dict[str, Any] = {"regs": self.regs, "max_steps": self.max_steps, "progress": self.verbose > 0}
-        choice = choose_gated(training, gates, folds, loss, **options)
+        options["one_standard_error"] = self.one_standard_error
+        choice = choose_gated(training, gates, folds, losses, **options)
         self._set_choice(choice)
         self.temperature_ = fit_temperature(choice.held_out_outputs, training.weights, codes)
         return self

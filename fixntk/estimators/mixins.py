@@ -206,7 +206,9 @@ class GatedMixin(InputMixin):
 
     def _set_choice(self, choice: GatedChoice) -> None:
         self._set_fit(choice.fit)
-        self.reg_share_, self.n_steps_, self.path_ = choice.share, choice.num_steps, choice.losses
+        self.choice_, self.choice_losses_ = choice.kind, dict(choice.losses_of_kinds)
+        self.reg_share_, self.n_steps_, self.ridge_share_ = choice.share, choice.num_steps, choice.ridge_share
+        self.path_, self.discovered_path_ = choice.losses, choice.discovered_losses
 
     def _outputs(self) -> GatedOutputs:
         """Outputs of the gated network, in units of the targets fitted."""

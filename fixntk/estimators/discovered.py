@@ -1,0 +1,183 @@
+"""Gates that the targets ask for, cross-validated: a path over λ in each fold, and ridges that undo its shrinkage.
+
+See docs/mathematics.md, M6 and M11.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Float
+
+from fixntk._warnings import ignore_convergence_warnings
+from fixntk.convex import ConvexProgram, Solution, discover, solve_quietly
+from fixntk.convex.groups import with_masks
+from fixntk.convex.progress import progress_bar
+from fixntk.convex.solution import ACTIVE_SHARE
+from fixntk.estimators.candidates import Candidates
+from fixntk.estimators.fitting import GatedFit, GatedProblem, as_gated_fit
+from fixntk.estimators.folds import Folds, as_splits
+from fixntk.estimators.gate_options import GateOptions
+from fixntk.estimators.preprocessing import Training
+from fixntk.gates.masks import activation_masks
+
+# Ridges as shares of λ. At 1 the ridge regression is the group lasso itself; smaller ones undo its shrinkage.
+RIDGE_SHARES = (1.0, 0.3, 0.1, 0.03)
+# Number of random gates from which a path starts.
+_NUM_STARTING_GATES = 64
+# Options of the discovery at each λ. Held-out losses need no more digits.
+_SEARCH: dict[str, Any] = {"max_rounds": 4, "num_candidates": 2048, "per_round": 32, "tol": 1e-4}
+# A path ends when the loss has not fallen for this number of λ.
+_PATIENCE = 2
+
+
+class _Position(NamedTuple):
+    """Where a path over λ stands: the program with the gates found so far, these gates, and its solution."""
+
+    program: ConvexProgram
+    gates: Float[Array, "P w"]
+    solution: Solution | None = None
+
+
+class RidgeFits(NamedTuple):
+    """Ridge regressions with an intercept on the features of gates, one for each ridge.
+
+    Attributes
+    ----------
+    gates, weights, intercepts
+        (k, w), (R, k·w, c) and (R, c).
+    """
+
+    gates: Float[np.ndarray, "k w"]
+    weights: Float[np.ndarray, "R f c"]
+    intercepts: Float[np.ndarray, "R c"]
+
+    def predict(self, x: Float[np.ndarray, "n w"]) -> Float[np.ndarray, "R n c"]:
+        """Outputs of rows with each ridge."""
+        return _features(x, self.gates) @ self.weights + self.intercepts[:, None]
+
+
+def discovered_candidates(
+    training: Training,
+    gates: GateOptions,
+    problem: GatedProblem,
+    folds: Folds,
+    regs: Float[np.ndarray, " R"],
+    mean_loss: Callable[[np.ndarray], float],
+    *,
+    progress: bool,
+) -> Candidates:
+    """Discovered gates at each λ, from the largest on until the held-out loss rises, and the ridges of each."""
+    # Rows of weight zero are zero: no gate is drawn through them. Folds are padded like all rows, for one compilation.
+    splits = as_splits(folds, training, len(training.padded_x))
+    positions = []
+    for rows, weights in zip(np.asarray(splits.train), np.asarray(splits.weights), strict=True):
+        x = training.padded_x[rows] * (weights > 0)[:, None]
+        positions.append(_start(x, training.padded_targets[rows], weights, problem.gates))
+    order = np.argsort(-regs, kind="stable")
+    outputs = np.full((len(regs), len(RIDGE_SHARES), *training.targets.shape), np.nan)
+    best, num_worse = np.inf, 0
+    with progress_bar("discovered gates", total=len(folds) * len(regs), unit="fit", shown=progress) as show:
+        for number, place in enumerate(order):
+            for k, (kept, held_out) in enumerate(folds):
+                positions[k] = _advance(positions[k], regs[place], gates.seed)
+                fits = fit_ridges(_used(positions[k]), *_rows(training, kept), regs[place] * np.array(RIDGE_SHARES))
+                outputs[place][:, held_out] = fits.predict(training.x[held_out])
+                show(number * len(folds) + k + 1, f"λ {regs[place]:.3g}, {len(fits.gates)} gates")
+            least = min(map(mean_loss, outputs[place]))
+            best, num_worse = min(least, best), 0 if least < best else num_worse + 1
+            if num_worse == _PATIENCE:
+                break
+
+    def fit(place: int, ridge: int) -> GatedFit:
+        start = training.padded_x, training.padded_targets, training.padded_weights, problem.gates
+        position = _start(*start)
+        for each in order[: int(np.flatnonzero(order == place)[0]) + 1]:
+            position = _advance(position, regs[each], gates.seed)
+        return _fit_position(position, float(regs[place]), RIDGE_SHARES[ridge])
+
+    return Candidates(outputs, fit)
+
+
+def _rows(training: Training, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return training.x[kept], training.targets[kept], training.weights[kept]
+
+
+def _start(x: np.ndarray, targets: np.ndarray, weights: np.ndarray, gates: Array) -> _Position:
+    """The start of a path, from the first few of random gates."""
+    gates = jnp.asarray(np.asarray(gates)[:_NUM_STARTING_GATES])
+    rows = jnp.asarray(x)
+    data = rows, jnp.asarray(targets), activation_masks(rows, gates), 1.0
+    return _Position(ConvexProgram(*data, sample_weight=weights, intercept=True), gates)
+
+
+def _advance(position: _Position, reg: float, seed: int) -> _Position:
+    """Gates for the next, smaller λ, from those found before."""
+    program = position.program.with_reg(reg)
+    with ignore_convergence_warnings():
+        found = discover(program, position.gates, key=jax.random.key(seed), init=position.solution, **_SEARCH)
+    return _Position(with_masks(program, found.masks), found.gates, found.solution)
+
+
+def _fit_position(position: _Position, reg: float, ridge_share: float) -> GatedFit:
+    """The group lasso's solution, or the ridge regression with its kernel weights at a smaller ridge."""
+    solution = position.solution
+    assert solution is not None
+    if ridge_share != 1:
+        program = position.program.with_reg(reg * ridge_share)
+        solution = solve_quietly(program, method="irls", init=solution, max_iter=0)
+    return as_gated_fit(solution, position.gates, reg * ridge_share)
+
+
+class _Used(NamedTuple):
+    """Gates of a solution that are in use, and their kernel weights η."""
+
+    gates: Float[np.ndarray, "k w"]
+    kernel_weights: Float[np.ndarray, " k"]
+
+
+def _used(position: _Position) -> _Used:
+    assert position.solution is not None
+    kernel_weights = np.asarray(position.solution.kernel_weights)
+    is_used = kernel_weights > ACTIVE_SHARE * kernel_weights.max(initial=0.0)
+    return _Used(np.asarray(position.gates)[is_used], kernel_weights[is_used])
+
+
+def fit_ridges(
+    used: _Used,
+    x: Float[np.ndarray, "n w"],
+    targets: Float[np.ndarray, "n c"],
+    weights: Float[np.ndarray, " n"],
+    ridges: Float[np.ndarray, " R"],
+) -> RidgeFits:
+    """Ridge regressions with the kernel of used gates, as features √η_p D_p X: one eigendecomposition for all ridges.
+
+    By NumPy, as another number of gates in each fold would be compiled anew.
+    """
+    roots = np.repeat(np.sqrt(used.kernel_weights), x.shape[1])
+    features = _features(x, used.gates) * roots
+    shares = weights / weights.sum()
+    mean, target_mean = shares @ features, shares @ targets
+    # An intercept without a penalty takes weighted means away.
+    root = np.sqrt(weights)[:, None]
+    centred, rest = root * (features - mean), root * (targets - target_mean)
+    # The smaller of the two Gram matrices: F (FᵀF + λI)⁻¹ = (FFᵀ + λI)⁻¹ F.
+    if len(centred) < centred.shape[1]:
+        eigenvalues, vectors = np.linalg.eigh(centred @ centred.T)
+        directions, rotated = centred.T @ vectors, vectors.T @ rest
+    else:
+        eigenvalues, directions = np.linalg.eigh(centred.T @ centred)
+        rotated = directions.T @ (centred.T @ rest)
+    eigenvalues = np.maximum(eigenvalues, 0)
+    coefficients = np.stack([directions @ (rotated / (eigenvalues + ridge)[:, None]) for ridge in ridges])
+    return RidgeFits(used.gates, roots[:, None] * coefficients, target_mean - mean @ coefficients)
+
+
+def _features(x: Float[np.ndarray, "n w"], gates: Float[np.ndarray, "k w"]) -> Float[np.ndarray, "n f"]:
+    """The rows through each gate, 1{x·g ≥ 0} x, one gate after another."""
+    return ((x @ gates.T >= 0)[:, :, None] * x[:, None, :]).reshape(len(x), -1)

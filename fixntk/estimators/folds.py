@@ -1,0 +1,87 @@
+"""Folds of a cross-validation, and losses of held-out rows."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Bool, Float, Int
+from sklearn.model_selection import KFold, StratifiedKFold
+
+from fixntk.estimators.preprocessing import Training
+
+Folds = Sequence[tuple[Int[np.ndarray, "_"], Int[np.ndarray, "_"]]]
+"""Pairs of indices of training and held-out rows."""
+
+
+class Splits(NamedTuple):
+    """Folds as arrays.
+
+    Attributes
+    ----------
+    train
+        (folds, t) indices of the training rows, padded to one size.
+    weights
+        (folds, t) weights of these rows, zero for the padding.
+    held_out
+        (folds, m) whether a row is held out.
+    """
+
+    train: Int[Array, "*folds t"]
+    weights: Float[Array, "*folds t"]
+    held_out: Bool[Array, "*folds m"]
+
+
+def shuffled_folds(num_rows: int, num_folds: int, *, seed: int, num_copies: int = 0) -> Folds:
+    """Folds in random order of distinct rows, of which there were ``num_copies`` with their copies.
+
+    Fewer distinct rows than folds, but copies enough, are one fold that is trained on and held out: each row would
+    leave copies of itself in training.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer rows than folds.
+    """
+    if num_rows < num_folds <= num_copies:
+        return _one_fold(num_rows)
+    return list(KFold(num_folds, shuffle=True, random_state=seed).split(np.zeros(num_rows)))
+
+
+def stratified_folds(labels: np.ndarray, num_folds: int, *, seed: int, num_copies: int = 0) -> Folds:
+    """Stratified folds in random order, at most one for each row of the largest class.
+
+    A class of fewer rows than folds is absent from some held-out parts. Where no class has two distinct rows, but there
+    are copies enough, they are one fold as in :func:`shuffled_folds`.
+    """
+    largest = int(np.unique(labels, return_counts=True)[1].max())
+    if largest < 2 and num_folds <= num_copies:
+        return _one_fold(len(labels))
+    splitter = StratifiedKFold(min(num_folds, largest), shuffle=True, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The least populated class", UserWarning)
+        return list(splitter.split(np.zeros(len(labels)), labels))
+
+
+def _one_fold(num_rows: int) -> Folds:
+    return [(np.arange(num_rows), np.arange(num_rows))]
+
+
+def squared_errors(outputs: Float[np.ndarray, "n c"], targets: Float[np.ndarray, "n c"]) -> Float[np.ndarray, " n"]:
+    """Squared error of each row, the mean over its outputs."""
+    return np.mean((outputs - targets) ** 2, axis=1)
+
+
+def as_splits(folds: Folds, training: Training, num_padded: int) -> Splits:
+    """Folds as arrays, their training rows padded to ``num_padded``."""
+    sizes = np.array([len(train) for train, _ in folds])
+    train = np.zeros((len(folds), num_padded), int)
+    held_out = np.zeros((len(folds), len(training.padded_x)), bool)
+    for k, (kept, others) in enumerate(folds):
+        train[k, : len(kept)], held_out[k, others] = kept, True
+    weights = np.where(np.arange(train.shape[1]) < sizes[:, None], training.padded_weights[train], 0)
+    return Splits(jnp.asarray(train), jnp.asarray(weights), jnp.asarray(held_out))

@@ -1,0 +1,110 @@
+"""Reweighting steps from the NTK, cross-validated: λ and the number of steps.
+
+See docs/mathematics.md, M6.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jaxtyping import Float
+
+from fixntk._compilation import jit_for_host
+from fixntk.convex import ConvexProgram, solve_quietly
+from fixntk.convex.program import absorb_sample_weight, datafit_of, masked_outputs
+from fixntk.convex.progress import progress_bar
+from fixntk.convex.solvers import irls
+from fixntk.estimators.candidates import Candidates
+from fixntk.estimators.fitting import GatedFit, GatedProblem, as_gated_fit
+from fixntk.estimators.folds import Folds, Splits, as_splits
+from fixntk.estimators.gate_options import GateOptions, draw_gates
+from fixntk.estimators.preprocessing import Training, padded_size
+from fixntk.gates.masks import activation_masks
+from fixntk.gram import masked_apply
+
+# Relative gap that determines the smoothing ε of the reweighting. The reweighting itself stops by its number of steps.
+_IRLS_TOL = 1e-6
+
+
+def reweighted_candidates(
+    training: Training,
+    gates: GateOptions,
+    problem: GatedProblem,
+    folds: Folds,
+    regs: Float[np.ndarray, " R"],
+    max_steps: int,
+    *,
+    progress: bool,
+) -> Candidates:
+    """The NTK of given or drawn gates and up to ``max_steps`` reweighting steps from it, at each λ."""
+    x, targets = training.x[:, : gates.num_columns], training.targets
+    # Gates that are drawn from the data are drawn from the training rows of a fold alone.
+    gates_of_folds = [draw_gates(gates, x[kept], targets[kept]) for kept, _ in folds]
+    data = jnp.asarray(training.padded_x), jnp.asarray(training.padded_targets), gates_of_folds
+    splits = as_splits(folds, training, padded_size(max(len(kept) for kept, _ in folds)))
+    outputs = _held_out_outputs(*data, splits, regs, max_steps, progress=progress)[:, :, : training.num_rows]
+
+    def fit(position: int, steps: int) -> GatedFit:
+        reg = float(regs[position])
+        solution = solve_quietly(problem.program.with_reg(reg), method="irls", tol=_IRLS_TOL, max_iter=steps)
+        return as_gated_fit(solution, problem.gates, reg)
+
+    return Candidates(outputs, fit)
+
+
+def _held_out_outputs(
+    x: Float[Array, "m w"],
+    targets: Float[Array, "m c"],
+    gates_of_folds: Sequence[Float[Array, "P w"]],
+    splits: Splits,
+    regs: Float[np.ndarray, " R"],
+    max_steps: int,
+    *,
+    progress: bool,
+) -> Float[np.ndarray, "R S m c"]:
+    """Outputs for each row of the fits without its fold, by λ and step.
+
+    One fold after another, and one λ after another: more at once would need more memory, and run no faster, as one
+    factorisation uses all cores.
+    """
+    outputs = np.zeros((len(regs), max_steps + 1, *targets.shape))
+    num_folds, done = len(splits.train), 0
+    with progress_bar("cross-validation", total=num_folds * len(regs), unit="fit", shown=progress) as show:
+        for number, fold in enumerate(zip(*splits, strict=True)):
+            masks = activation_masks(x, gates_of_folds[number])
+            program, held_out = _program_of_fold(x, targets, masks, *fold[:2]), np.asarray(fold[2])
+            for position, reg in enumerate(regs):
+                found = _outputs_at_reg(program.with_reg(reg), x, masks, max_steps=max_steps)
+                outputs[position][:, held_out] = np.asarray(found)[:, held_out]
+                done += 1
+                show(done, f"fold {number + 1} of {num_folds}, λ {reg:.3g}")
+    return outputs
+
+
+@jit_for_host
+def _program_of_fold(x: Array, targets: Array, masks: Array, train: Array, weights: Array) -> ConvexProgram:
+    """The program of a fold's training rows at λ = 1."""
+    given = x[train], targets[train], masks[train], 1.0
+    return absorb_sample_weight(ConvexProgram(*given, sample_weight=weights, intercept=True))
+
+
+@partial(jit_for_host, static_argnames=("max_steps",), optimised=True)
+def _outputs_at_reg(program: ConvexProgram, x: Array, masks: Array, *, max_steps: int) -> Float[Array, "S m c"]:
+    """Outputs for all rows at the NTK and after each reweighting step."""
+
+    def outputs(state: irls.IRLSState) -> Array:
+        intercept = datafit_of(program).fit(masked_outputs(program, state.weights)).intercept
+        return masked_apply(masks, x, state.weights) + intercept[None, :]
+
+    def step(state: irls.IRLSState, _: None) -> tuple[irls.IRLSState, Array]:
+        state = irls.step(program, state)
+        return state, outputs(state)
+
+    start = jnp.full(program.num_gates, 1 / program.num_gates, x.dtype)
+    first = irls.init(program, start, irls.default_epsilon(program, _IRLS_TOL))
+    _, following = lax.scan(step, first, length=max_steps)
+    return jnp.concatenate([outputs(first)[None], following])
