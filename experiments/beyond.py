@@ -163,7 +163,7 @@ def _run_features(config: Config, seed: int, x: np.ndarray, labels: np.ndarray) 
         inputs, inputs_test = ((np.asarray(features(part)) - mean) / scale for part in (x_train, x_test))
         for kernel, model in (
             ("NTK", NTKClassifierCV()),
-            ("fixed", GatedReLUClassifierCV(num_gates=config.num_gates, random_state=seed)),
+            ("fixed", GatedReLUClassifierCV(config.num_gates, gates="random", random_state=seed)),
         ):
             accuracy = model.fit(inputs, odd).score(inputs_test, odd_test)
             found.append({"inputs": name, "kernel": kernel, "accuracy": accuracy})

@@ -111,7 +111,8 @@ class _XRFMClassifier(ClassifierMixin, _XRFM):
 
 CLASSIFIERS: Mapping[str, Factory] = MappingProxyType(
     {
-        "fixed kernel": lambda seed: GatedReLUClassifierCV(num_folds=NUM_FOLDS, random_state=seed),
+        "fixed kernel": lambda seed: GatedReLUClassifierCV(gates="random", num_folds=NUM_FOLDS, random_state=seed),
+        "auto gates": lambda seed: GatedReLUClassifierCV(num_folds=NUM_FOLDS, random_state=seed),
         "NTK": lambda _: NTKClassifierCV(),
         "RBF SVM": lambda _: _classifier(SVC(), {"C": (0.1, 1, 10, 100, 1000), "gamma": _GAMMAS}),
         "logistic": lambda _: _classifier(LogisticRegression(max_iter=2000), {"C": np.geomspace(1e-3, 1e3, 13)}),
@@ -123,7 +124,8 @@ CLASSIFIERS: Mapping[str, Factory] = MappingProxyType(
 )
 REGRESSORS: Mapping[str, Factory] = MappingProxyType(
     {
-        "fixed kernel": lambda seed: GatedReLURegressorCV(num_folds=NUM_FOLDS, random_state=seed),
+        "fixed kernel": lambda seed: GatedReLURegressorCV(gates="random", num_folds=NUM_FOLDS, random_state=seed),
+        "auto gates": lambda seed: GatedReLURegressorCV(num_folds=NUM_FOLDS, random_state=seed),
         "NTK": lambda _: NTKRegressorCV(),
         "RBF SVM": lambda _: _regressor(SVR(), {"C": (0.1, 1, 10, 100), "gamma": _GAMMAS, "epsilon": (0.01, 0.1)}),
         "kernel ridge": lambda _: _regressor(
@@ -137,5 +139,6 @@ REGRESSORS: Mapping[str, Factory] = MappingProxyType(
     }
 )
 
-# Methods whose packages are in no extra, which run only where a config names them.
-ON_REQUEST = ("xRFM",)
+# Methods that run only where a config names them: one that takes many times as long as the others, and packages that
+# are in no extra.
+ON_REQUEST = ("auto gates", "xRFM")

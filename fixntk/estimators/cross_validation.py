@@ -15,7 +15,7 @@ from fixntk._checks import as_positive_int
 from fixntk._numerics import allow_float64
 from fixntk.estimators.candidates import Candidates, constant_candidate
 from fixntk.estimators.discovered import RIDGE_SHARES, discovered_candidates
-from fixntk.estimators.fitting import GatedFit, check_regs, gated_problem
+from fixntk.estimators.fitting import GatedFit, GatedProblem, check_regs, gated_problem
 from fixntk.estimators.folds import Folds
 from fixntk.estimators.gate_options import AUTO, DISCOVERED, GateOptions
 from fixntk.estimators.preprocessing import Training
@@ -64,10 +64,20 @@ class GatedChoice(NamedTuple):
     held_out_outputs: Float[np.ndarray, "n c"]
 
 
-class _Best(NamedTuple):
-    """The candidate of a kind with the least loss: its position, its loss by row, and the mean."""
+Losses = Callable[[Float[np.ndarray, "n c"]], Float[np.ndarray, " n"]]
+"""The loss of each row from held-out outputs."""
+
+
+class _Tried(NamedTuple):
+    """Candidates of a kind, and the mean held-out loss of each; NaN where one is of another kind or was not tried."""
 
     candidates: Candidates
+    losses: Float[np.ndarray, "R S"]
+
+
+class _Best(NamedTuple):
+    """Where a kind has its least loss: position on its grid, the loss of each row, and their mean."""
+
     row: int
     column: int
     losses: Float[np.ndarray, " n"]
@@ -78,7 +88,7 @@ def choose_gated(
     training: Training,
     gates: GateOptions,
     folds: Folds,
-    losses: Callable[[np.ndarray], np.ndarray],
+    losses: Losses,
     *,
     regs: Sequence[Any],
     max_steps: Any,
@@ -108,70 +118,87 @@ def choose_gated(
     """
     shares = np.array(check_regs(regs, 1.0))
     max_steps = as_positive_int("max_steps", max_steps)
-    source = gates.source if isinstance(gates.source, str) else ""
-    kinds: dict[str, _Best] = {}
-    of_steps, of_ridges = np.empty((0, 0)), np.empty((0, 0))
+
+    def mean_loss(outputs: Float[np.ndarray, "n c"]) -> float:
+        is_tried = bool(np.all(np.isfinite(outputs)))
+        return float(np.average(losses(outputs), weights=training.weights)) if is_tried else np.nan
+
     with allow_float64():
         problem = gated_problem(training, gates, "squared")
-        regs_tried = problem.max_reg * shares
-
-        def mean_loss(outputs: Float[np.ndarray, "n c"]) -> float:
-            return (
-                float(np.average(losses(outputs), weights=training.weights)) if np.isfinite(outputs).all() else np.nan
-            )
-
-        def mean_losses(outputs: Float[np.ndarray, "R S n c"]) -> Float[np.ndarray, "R S"]:
-            return np.array([[mean_loss(each) for each in row] for row in outputs])
-
-        def add(kind: str, candidates: Candidates, grid: Float[np.ndarray, "R S"]) -> None:
-            row, column = _least(grid, shares if len(grid) > 1 else np.ones(1))
-            of_rows = losses(candidates.outputs[row, column])
-            kinds[kind] = _Best(candidates, row, column, of_rows, float(grid[row, column]))
-
-        constant = constant_candidate(training, problem, folds)
-        add(CONSTANT, constant, mean_losses(constant.outputs))
-        if source != DISCOVERED:
-            tried = reweighted_candidates(training, gates, problem, folds, regs_tried, max_steps, progress=progress)
-            of_steps = mean_losses(tried.outputs)
-            add(NTK, tried, of_steps[:, :1])
-            following = np.where(np.arange(max_steps + 1) == 0, np.nan, of_steps)
-            add(REWEIGHTED, tried, following)
-        if source in (AUTO, DISCOVERED):
-            tried = discovered_candidates(training, gates, problem, folds, regs_tried, mean_loss, progress=progress)
-            of_ridges = mean_losses(tried.outputs)
-            add(DISCOVERED, tried, of_ridges)
-        kind = _choose_kind(kinds, training.weights, one_standard_error=one_standard_error)
-        best = kinds[kind]
-        fit = best.candidates.fit(best.row, best.column)
+        grid = problem.max_reg * shares
+        tried = _try_kinds(training, gates, problem, folds, mean_loss, grid, max_steps, progress=progress)
+        best = {kind: _find_best(each, grid, losses) for kind, each in tried.items()}
+        kind = _choose_kind(best, training.weights, one_standard_error=one_standard_error)
+        candidates, (row, column, *_) = tried[kind].candidates, best[kind]
+        fit = candidates.fit(row, column)
     return GatedChoice(
         kind=kind,
-        losses_of_kinds={name: each.mean for name, each in kinds.items()},
+        losses_of_kinds={name: each.mean for name, each in best.items()},
         fit=fit,
-        share=1.0 if kind == CONSTANT else float(shares[best.row]),
-        num_steps=best.column if kind == REWEIGHTED else 0,
-        ridge_share=RIDGE_SHARES[best.column] if kind == DISCOVERED else 1.0,
-        losses=of_steps,
-        discovered_losses=of_ridges,
-        held_out_outputs=best.candidates.outputs[best.row, best.column],
+        share=fit.reg / problem.max_reg if kind == CONSTANT else float(shares[row]),
+        num_steps=column if kind == REWEIGHTED else 0,
+        ridge_share=RIDGE_SHARES[column] if kind == DISCOVERED else 1.0,
+        losses=_merge(tried, NTK, REWEIGHTED),
+        discovered_losses=_merge(tried, DISCOVERED),
+        held_out_outputs=candidates.outputs[row, column],
     )
 
 
-def _least(grid: Float[np.ndarray, "R S"], shares: Float[np.ndarray, " R"]) -> tuple[int, int]:
-    """Where the loss is least; among equal losses at the largest λ, then in the first column."""
-    order = np.argsort(-shares, kind="stable")
+def _try_kinds(
+    training: Training,
+    gates: GateOptions,
+    problem: GatedProblem,
+    folds: Folds,
+    mean_loss: Callable[[np.ndarray], float],
+    regs: Float[np.ndarray, " R"],
+    max_steps: int,
+    *,
+    progress: bool,
+) -> dict[str, _Tried]:
+    """Candidates of each kind that the gates' source asks for, from the smallest model to the largest."""
+
+    def judge(candidates: Candidates) -> _Tried:
+        return _Tried(candidates, np.array([[mean_loss(each) for each in row] for row in candidates.outputs]))
+
+    source = gates.source if isinstance(gates.source, str) else ""
+    tried = {CONSTANT: judge(constant_candidate(training, problem, folds))}
+    if source != DISCOVERED:
+        steps = judge(reweighted_candidates(training, gates, problem, folds, regs, max_steps, progress=progress))
+        is_ntk = np.arange(max_steps + 1) == 0
+        tried[NTK] = steps._replace(losses=np.where(is_ntk, steps.losses, np.nan))
+        tried[REWEIGHTED] = steps._replace(losses=np.where(is_ntk, np.nan, steps.losses))
+    if source in (AUTO, DISCOVERED):
+        tried[DISCOVERED] = judge(
+            discovered_candidates(training, gates, problem, folds, regs, mean_loss, progress=progress)
+        )
+    return tried
+
+
+def _merge(tried: Mapping[str, _Tried], *kinds: str) -> Float[np.ndarray, "R S"]:
+    """The losses of kinds on one grid; empty where they were not tried."""
+    found = [tried[kind].losses for kind in kinds if kind in tried]
+    return np.where(np.isnan(found[0]), found[-1], found[0]) if found else np.empty((0, 0))
+
+
+def _find_best(tried: _Tried, regs: Float[np.ndarray, " R"], losses: Losses) -> _Best:
+    """Where the loss is least; among equal ones at the largest λ, then in the first column."""
+    grid = tried.losses
+    order = np.argsort(-regs, kind="stable") if len(grid) == len(regs) else np.arange(len(grid))
     first, column = divmod(int(np.nanargmin(grid[order])), grid.shape[1])
-    return int(order[first]), column
+    row = int(order[first])
+    return _Best(row, column, losses(tried.candidates.outputs[row, column]), float(grid[row, column]))
 
 
-def _choose_kind(kinds: Mapping[str, _Best], weights: Float[np.ndarray, " n"], *, one_standard_error: bool) -> str:
+def _choose_kind(best: Mapping[str, _Best], weights: Float[np.ndarray, " n"], *, one_standard_error: bool) -> str:
     """The kind with the least loss, of equal ones the smallest model; or the smallest that is not clearly worse."""
-    best = min(kinds, key=lambda kind: kinds[kind].mean)
+    least = min(best, key=lambda kind: best[kind].mean)
     if not one_standard_error:
-        return best
+        return least
     shares = weights / weights.sum()
-    for kind, candidate in kinds.items():
-        excess = candidate.losses - kinds[best].losses
-        deviation = np.sqrt(np.sum(shares**2 * (excess - shares @ excess) ** 2))
-        if candidate.mean - kinds[best].mean <= deviation:
+    for kind, found in best.items():
+        # The standard error of a weighted mean of differences, row by row: what is hard for both does not count.
+        excess = found.losses - best[least].losses
+        mean = shares @ excess
+        if mean <= np.sqrt(np.sum((shares * (excess - mean)) ** 2)):
             return kind
-    return best
+    return least

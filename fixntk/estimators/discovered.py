@@ -31,9 +31,9 @@ RIDGE_SHARES = (1.0, 0.3, 0.1, 0.03)
 # Number of random gates from which a path starts.
 _NUM_STARTING_GATES = 64
 # Options of the discovery at each λ. Held-out losses need no more digits.
-_SEARCH: dict[str, Any] = {"max_rounds": 4, "num_candidates": 2048, "per_round": 32, "tol": 1e-4}
-# A path ends when the loss has not fallen for this number of λ.
-_PATIENCE = 2
+_SEARCH: dict[str, Any] = {"max_rounds": 3, "num_candidates": 1024, "per_round": 32, "tol": 1e-4}
+# A path ends where the next λ does not lower the loss by this share.
+_LEAST_FALL = 0.01
 
 
 class _Position(NamedTuple):
@@ -72,7 +72,7 @@ def discovered_candidates(
     *,
     progress: bool,
 ) -> Candidates:
-    """Discovered gates at each λ, from the largest on until the held-out loss rises, and the ridges of each."""
+    """Discovered gates at each λ, from the largest on as long as the held-out loss falls, and the ridges of each."""
     # Rows of weight zero are zero: no gate is drawn through them. Folds are padded like all rows, for one compilation.
     splits = as_splits(folds, training, len(training.padded_x))
     positions = []
@@ -81,7 +81,7 @@ def discovered_candidates(
         positions.append(_start(x, training.padded_targets[rows], weights, problem.gates))
     order = np.argsort(-regs, kind="stable")
     outputs = np.full((len(regs), len(RIDGE_SHARES), *training.targets.shape), np.nan)
-    best, num_worse = np.inf, 0
+    best = np.inf
     with progress_bar("discovered gates", total=len(folds) * len(regs), unit="fit", shown=progress) as show:
         for number, place in enumerate(order):
             for k, (kept, held_out) in enumerate(folds):
@@ -90,9 +90,9 @@ def discovered_candidates(
                 outputs[place][:, held_out] = fits.predict(training.x[held_out])
                 show(number * len(folds) + k + 1, f"λ {regs[place]:.3g}, {len(fits.gates)} gates")
             least = min(map(mean_loss, outputs[place]))
-            best, num_worse = min(least, best), 0 if least < best else num_worse + 1
-            if num_worse == _PATIENCE:
+            if not least < (1 - _LEAST_FALL) * best:
                 break
+            best = least
 
     def fit(place: int, ridge: int) -> GatedFit:
         start = training.padded_x, training.padded_targets, training.padded_weights, problem.gates
@@ -134,22 +134,22 @@ def _fit_position(position: _Position, reg: float, ridge_share: float) -> GatedF
     return as_gated_fit(solution, position.gates, reg * ridge_share)
 
 
-class _Used(NamedTuple):
+class UsedGates(NamedTuple):
     """Gates of a solution that are in use, and their kernel weights η."""
 
     gates: Float[np.ndarray, "k w"]
     kernel_weights: Float[np.ndarray, " k"]
 
 
-def _used(position: _Position) -> _Used:
+def _used(position: _Position) -> UsedGates:
     assert position.solution is not None
     kernel_weights = np.asarray(position.solution.kernel_weights)
     is_used = kernel_weights > ACTIVE_SHARE * kernel_weights.max(initial=0.0)
-    return _Used(np.asarray(position.gates)[is_used], kernel_weights[is_used])
+    return UsedGates(np.asarray(position.gates)[is_used], kernel_weights[is_used])
 
 
 def fit_ridges(
-    used: _Used,
+    used: UsedGates,
     x: Float[np.ndarray, "n w"],
     targets: Float[np.ndarray, "n c"],
     weights: Float[np.ndarray, " n"],

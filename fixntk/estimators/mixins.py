@@ -204,6 +204,14 @@ class GatedMixin(InputMixin):
         self.n_active_gates_ = int(np.sum(np.any(np.asarray(fit.solution.weights) != 0, axis=(1, 2))))
         self.n_iter_ = max(1, int(fit.solution.iterations))
 
+    def __repr__(self, N_CHAR_MAX: int = 700) -> str:
+        text: str = super().__repr__(N_CHAR_MAX)  # type: ignore[call-arg]  # scikit-learn's.
+        if not hasattr(self, "choice_"):
+            return text
+        losses = ", ".join(f"{kind} {loss:.3g}" for kind, loss in self.choice_losses_.items())
+        gates = f"{self.n_active_gates_} of {len(self.gates_)} gates active"
+        return f"{text}: {self.choice_}, {gates}; held-out losses: {losses}"
+
     def _set_choice(self, choice: GatedChoice) -> None:
         self._set_fit(choice.fit)
         self.choice_, self.choice_losses_ = choice.kind, dict(choice.losses_of_kinds)

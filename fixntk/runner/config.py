@@ -206,13 +206,29 @@ def _apply_override(data: dict[str, Any], override: str, path: Path) -> None:
 
 
 def _as_listed(value: Any, model: type[BaseModel], key: str) -> Any:
-    """A single value, or words with commas between them, as the list that a key of the config holds."""
+    """A single value, or words or numbers with commas between them, as the list that a key of the config holds."""
     field = model.model_fields.get(key)
     if field is None or typing.get_origin(field.annotation) not in (tuple, list) or value is None:
         return value
     if isinstance(value, str):
-        return [word.strip() for word in value.split(",")]
+        words = [word.strip() for word in value.split(",")]
+        return [_as_number(word) for word in words] if _holds_numbers(field.annotation) else words
     return value if isinstance(value, list) else [value]
+
+
+def _holds_numbers(annotation: Any) -> bool:
+    """Whether a list's annotation is of integers or floating-point numbers, bounded or not."""
+    inner = next(iter(typing.get_args(annotation)), None)
+    return inner in (int, float) or next(iter(typing.get_args(inner)), None) in (int, float)
+
+
+def _as_number(word: str) -> Any:
+    """A word as YAML reads it; the word itself where that is no number, for the error about it."""
+    try:
+        value = strict_yaml.parse(word)
+    except yaml.YAMLError:
+        return word
+    return value if isinstance(value, int | float) else word
 
 
 def _import_experiment(name: Any, path: Path) -> Experiment:

@@ -5,7 +5,8 @@ import pytest
 
 import fixntk as fx
 from fixntk.convex import solve_quietly
-from fixntk.estimators.cross_validation import choose_gated, shuffled_folds, squared_error, stratified_folds
+from fixntk.estimators.cross_validation import choose_gated
+from fixntk.estimators.folds import shuffled_folds, squared_errors, stratified_folds
 from fixntk.estimators.gate_options import GateOptions
 from fixntk.estimators.preprocessing import Training, pad_rows
 
@@ -48,25 +49,23 @@ def test_fewer_rows_than_folds_are_named():
         shuffled_folds(3, 4, seed=0)
 
 
-def test_the_squared_error_is_a_weighted_mean_by_a_loop(rng):
-    outputs, targets, weights = rng.standard_normal((9, 2)), rng.standard_normal((9, 2)), rng.uniform(0, 2, 9)
-    total = sum(
-        weight * sum((f - y) ** 2 for f, y in zip(of_row, at_row, strict=True)) / 2
-        for of_row, at_row, weight in zip(outputs, targets, weights, strict=True)
-    )
-    np.testing.assert_allclose(
-        squared_error(outputs, targets=targets, weights=weights), total / weights.sum(), rtol=1e-12
-    )
+def test_squared_errors_are_those_of_a_loop(rng):
+    outputs, targets = rng.standard_normal((9, 2)), rng.standard_normal((9, 2))
+    expected = [
+        sum((f - y) ** 2 for f, y in zip(of_row, at_row, strict=True)) / 2
+        for of_row, at_row in zip(outputs, targets, strict=True)
+    ]
+    np.testing.assert_allclose(squared_errors(outputs, targets), expected, rtol=1e-12)
 
 
 def test_held_out_outputs_are_those_of_weighted_refits_without_the_fold(training):
     folds, regs, seen = shuffled_folds(40, 2, seed=0), (0.2, 0.02), []
 
-    def loss(outputs):
+    def losses(outputs):
         seen.append(outputs)
-        return squared_error(outputs, targets=training.targets, weights=training.weights)
+        return squared_errors(outputs, training.targets)
 
-    choice = choose_gated(training, OPTIONS, folds, loss, regs=regs, max_steps=2)
+    choice = choose_gated(training, OPTIONS, folds, losses, regs=regs, max_steps=2)
     masks = np.asarray(fx.activation_masks(training.x, choice.fit.gates))
     # λ_max of all rows, without an intercept.
     correlations = [training.x.T @ ((mask * training.weights)[:, None] * training.targets) for mask in masks.T]
@@ -85,29 +84,79 @@ def test_held_out_outputs_are_those_of_weighted_refits_without_the_fold(training
             for steps in range(3):
                 found = solve_quietly(program, method="irls", max_iter=steps, tol=1e-6)
                 expected[k, steps, held_out] = found.predict(training.x[held_out], choice.fit.gates)
-    np.testing.assert_allclose(np.reshape(seen, expected.shape), expected, atol=1e-7)
-    losses = [[loss(outputs) for outputs in of_reg] for of_reg in expected]
-    np.testing.assert_allclose(choice.losses, losses, rtol=1e-6)
-    best = np.unravel_index(np.argmin(losses), (2, 3))
+    # The first outputs are those of the constant.
+    np.testing.assert_allclose(np.reshape(seen[1:7], expected.shape), expected, atol=1e-7)
+    means = np.average(np.mean((expected - training.targets) ** 2, axis=3), axis=2, weights=training.weights)
+    np.testing.assert_allclose(choice.losses, means, rtol=1e-6)
+    best = np.unravel_index(np.argmin(means), (2, 3))
     assert (choice.share, choice.num_steps) == (regs[best[0]], best[1])
     np.testing.assert_allclose(choice.held_out_outputs, expected[best], atol=1e-7)
     np.testing.assert_allclose(choice.fit.reg, choice.share * largest, rtol=1e-10)
     assert int(choice.fit.solution.iterations) == choice.num_steps
 
 
-def test_of_equal_losses_the_largest_reg_and_the_fewest_steps_are_chosen(training):
+def test_of_equal_losses_the_smallest_model_the_largest_reg_and_the_fewest_steps_are_chosen(training):
     folds = shuffled_folds(40, 2, seed=0)
-    choice = choose_gated(training, OPTIONS, folds, lambda _: 1.0, regs=(0.02, 0.2), max_steps=2)
-    assert (choice.share, choice.num_steps) == (0.2, 0)
+
+    def choose(losses):
+        return choose_gated(training, OPTIONS, folds, losses, regs=(0.02, 0.2), max_steps=2)
+
+    choice = choose(lambda outputs: np.ones(len(outputs)))
+    assert choice.kind == "constant"
     np.testing.assert_array_equal(choice.losses, np.ones((2, 3)))
+    choice = choose(lambda outputs: np.full(len(outputs), 1.0 + (len(np.unique(outputs)) < 10)))
+    assert (choice.kind, choice.share, choice.num_steps) == ("ntk", 0.2, 0)
+
+
+def test_the_constant_is_the_weighted_mean_of_each_folds_training_rows(training):
+    folds, seen = shuffled_folds(40, 2, seed=0), []
+
+    def losses(outputs):
+        seen.append(outputs)
+        return np.ones(len(outputs))
+
+    choice = choose_gated(training, OPTIONS, folds, losses, regs=(0.1,), max_steps=1)
+    for kept, held_out in folds:
+        mean = training.weights[kept] @ training.targets[kept] / training.weights[kept].sum()
+        np.testing.assert_allclose(seen[0][held_out], np.tile(mean, (len(held_out), 1)), rtol=1e-12)
+    solution = choice.fit.solution
+    assert not np.any(solution.weights)
+    mean = training.weights @ training.targets / training.weights.sum()
+    np.testing.assert_allclose(solution.intercept, mean, rtol=1e-10)
+    assert bool(solution.converged)
+    assert choice.share > 1
+
+
+def test_one_standard_error_takes_the_smallest_model_that_is_not_clearly_worse(training):
+    """Losses of rows for each kind are set by hand: the NTK's are ``excess`` above those of reweighting."""
+    folds = shuffled_folds(40, 2, seed=0)
+    noise = np.random.default_rng(5).standard_normal(40)
+    shares = training.weights / training.weights.sum()
+    noise -= shares @ noise
+    error = np.sqrt(np.sum((shares * noise) ** 2))
+
+    def choose(excess):
+        calls = []
+
+        def losses(_):
+            # Mean losses of the constant, the NTK and one step, then those of the rows in the same order.
+            kind = len(calls) % 3
+            calls.append(kind)
+            return [np.full(40, 9.0), 1 + noise + excess * error, np.ones(40)][kind]
+
+        options = {"regs": (0.1,), "max_steps": 1, "one_standard_error": True}
+        return choose_gated(training, OPTIONS, folds, losses, **options).kind
+
+    assert choose(0.9) == "ntk"
+    assert choose(1.1) == "reweighted"
 
 
 def test_bad_candidates_are_named(training):
     folds = shuffled_folds(40, 2, seed=0)
     with pytest.raises(ValueError, match=r"reg must be a number between 0 and 1, got 1\.0"):
-        choose_gated(training, OPTIONS, folds, lambda _: 1.0, regs=(0.1, 1.0), max_steps=2)
+        choose_gated(training, OPTIONS, folds, np.ravel, regs=(0.1, 1.0), max_steps=2)
     with pytest.raises(ValueError, match="max_steps must be at least 1, got 0"):
-        choose_gated(training, OPTIONS, folds, lambda _: 1.0, regs=(0.1,), max_steps=0)
+        choose_gated(training, OPTIONS, folds, np.ravel, regs=(0.1,), max_steps=0)
 
 
 def test_few_distinct_rows_with_copies_enough_are_one_fold():

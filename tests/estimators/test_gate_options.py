@@ -70,11 +70,6 @@ def test_an_unknown_name_lists_the_names(rows, estimator):
         clone(estimator).set_params(gates="grid").fit(rows, np.arange(40) % 2)
 
 
-def test_cross_validated_estimators_do_not_discover(rows):
-    with pytest.raises(ValueError, match="gates must be one of"):
-        GatedReLURegressorCV(8, gates="discovered").fit(rows, np.arange(40.0))
-
-
 def first_rows(_key, num_gates, x, _y):
     return x[:num_gates]
 

@@ -46,8 +46,8 @@ IRIS = load_iris(return_X_y=True)
         GatedReLURegressor(num_gates=32),
         GatedReLUClassifier(num_gates=32),
         GatedReLUClassifier(32, loss="logistic"),
-        GatedReLURegressorCV(32, regs=(0.1, 0.01), num_folds=2, max_steps=3),
-        GatedReLUClassifierCV(32, regs=(0.1, 0.01), num_folds=2, max_steps=3),
+        GatedReLURegressorCV(32, gates="random", regs=(0.1, 0.01), num_folds=2, max_steps=3),
+        GatedReLUClassifierCV(32, gates="random", regs=(0.1, 0.01), num_folds=2, max_steps=3),
     ]
 )
 def test_all_of_scikit_learns_checks(estimator, check):
@@ -126,7 +126,9 @@ def test_left_out_outputs_are_those_of_regressions_without_the_row(centre):
 
 def test_steps_and_reg_are_chosen_by_held_out_errors_of_refits():
     x, y = (part[:96] for part in load_diabetes(return_X_y=True))
-    model = GatedReLURegressorCV(64, regs=(0.3, 0.03), num_folds=3, max_steps=4, random_state=0).fit(x, y)
+    model = GatedReLURegressorCV(64, gates="random", regs=(0.3, 0.03), num_folds=3, max_steps=4, random_state=0).fit(
+        x, y
+    )
     assert model.path_.shape == (2, 5)
     best = np.unravel_index(np.argmin(model.path_), model.path_.shape)
     assert (model.reg_share_, model.n_steps_) == ((0.3, 0.03)[best[0]], best[1])
@@ -148,7 +150,9 @@ def test_steps_and_reg_are_chosen_by_held_out_errors_of_refits():
 
 def test_steps_of_the_classifier_are_chosen_by_the_log_loss_of_refits():
     x, y = make_moons(90, noise=0.3, random_state=0)
-    model = GatedReLUClassifierCV(64, regs=(0.1, 0.01), num_folds=3, max_steps=2, random_state=0).fit(x, y)
+    model = GatedReLUClassifierCV(64, gates="random", regs=(0.1, 0.01), num_folds=3, max_steps=2, random_state=0).fit(
+        x, y
+    )
     order = np.unique(np.column_stack([x, y]), axis=0, return_index=True)[1]
     x, y = x[order], y[order]
     rows = model._scaling(x)
@@ -291,7 +295,7 @@ def test_conformal_intervals_and_sets_cover_what_they_say():
 
 
 @pytest.mark.parametrize(
-    "estimator", [GatedReLURegressor(64, random_state=0), GatedReLURegressorCV(64, random_state=0)]
+    "estimator", [GatedReLURegressor(64, random_state=0), GatedReLURegressorCV(64, gates="random", random_state=0)]
 )
 @pytest.mark.parametrize("x", [np.repeat([0.0, 1.0], 10)[:, None], np.full((20, 1), 3.0)], ids=["groups", "constant"])
 def test_inputs_that_say_nothing_about_the_targets_predict_their_mean(rng, estimator, x):
@@ -304,7 +308,10 @@ def test_inputs_that_say_nothing_about_the_targets_predict_their_mean(rng, estim
 
 @pytest.mark.parametrize(
     ("estimator", "factor"),
-    [(GatedReLUClassifierCV(64, random_state=0), 1), (GatedReLURegressorCV(64, random_state=0), 3)],
+    [
+        (GatedReLUClassifierCV(64, gates="random", random_state=0), 1),
+        (GatedReLURegressorCV(64, gates="random", random_state=0), 3),
+    ],
 )
 def test_two_distinct_rows_with_many_copies_are_fitted(rng, estimator, factor):
     x = rng.integers(0, 2, (200, 1)).astype(float)

@@ -74,7 +74,7 @@ def test_what_has_no_process_is_named(problem):
         NTKRegressor(reg=0.1),
         NTKRegressorCV((0.1,), bias=False),
         GatedReLURegressor(32, reg=0.1, tol=1e-10, random_state=0),
-        pytest.param(GatedReLURegressorCV(32, regs=(0.3,), random_state=0), marks=pytest.mark.long),
+        pytest.param(GatedReLURegressorCV(32, gates="random", regs=(0.3,), random_state=0), marks=pytest.mark.long),
     ],
     ids=lambda estimator: type(estimator).__name__,
 )

@@ -54,7 +54,10 @@ def test_overrides_are_yaml_and_the_last_one_wins(project):
 def test_lists_need_no_brackets(project):
     for overrides, tables in (["tables=wine"], ("wine",)), (["tables=iris, wine"], ("iris", "wine")):
         assert load_config(project.config, overrides)[1].tables == tables
-    assert load_config(project.config, ["seeds=3"])[1].seeds == (3,)
+    for override, seeds in (("seeds=3", (3,)), ("seeds=6, 7", (6, 7))):
+        assert load_config(project.config, [override])[1].seeds == seeds
+    with pytest.raises(ConfigError, match=r"key 'seeds\.1' is 'seven', expected a valid integer"):
+        load_config(project.config, ["seeds=6,seven"])
 
 
 def test_configs_are_found_by_name_and_described_by_their_first_sentence(tmp_path, monkeypatch):

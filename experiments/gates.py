@@ -1,0 +1,159 @@
+"""When fixing the NTK pays on fresh rows: random, reweighted and discovered gates on functions that are known."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Literal, get_args
+
+import jax
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from experiments.data import functions
+from experiments.shared import colours
+from experiments.shared.baselines import REGRESSORS
+from experiments.shared.settings import NonEmpty, NumSeeds, Positive, Settings, TwoOrMore
+from experiments.shared.statistics import geometric_mean
+from fixntk.estimators import GatedReLURegressorCV
+from fixntk.runner.report import Section, new_figure
+
+# The estimator that chooses its gates, and what it is compared with.
+AUTO = "auto gates"
+PEERS = ("NTK", "RBF SVM", "gradient boosting")
+# What counts as level with the best method, and as much worse than the NTK.
+_LEVEL = 1.05
+_MUCH_WORSE = 1.1
+
+ProblemName = Literal[
+    "linear",
+    "three of 30 columns",
+    "piecewise linear",
+    "Friedman 1",
+    "smooth",
+    "ReLU network",
+    "gated network",
+]
+
+
+class Config(Settings):
+    """Settings of the experiment.
+
+    Attributes
+    ----------
+    problems
+        Functions to learn, of experiments/data/functions.py.
+    rows
+        Numbers of training rows.
+    num_gates
+        Number of random gates.
+    num_folds
+        Folds of the cross-validation that chooses gates, λ, steps and ridge.
+    first_seed, seeds
+        First seed, and number of samples of each problem and size.
+    """
+
+    problems: NonEmpty[ProblemName] = get_args(ProblemName)
+    rows: NonEmpty[TwoOrMore] = (100, 300, 1000)
+    num_gates: Positive = 1024
+    num_folds: TwoOrMore = 4
+    first_seed: int = 0
+    seeds: NumSeeds = 5
+
+
+def tasks(config: Config) -> list[dict[str, Any]]:
+    """One task for each problem, number of rows and seed."""
+    seeds = range(config.first_seed, config.first_seed + config.seeds)
+    return [{"problem": name, "rows": n, "seed": s} for n in config.rows for name in config.problems for s in seeds]
+
+
+def run_task(config: Config, task: dict[str, Any]) -> list[dict[str, Any]]:
+    """Fit every method: a row for each, with its mean squared error on fresh rows without noise."""
+    jax.config.update("jax_enable_x64", True)
+    sample = functions.make(task["problem"], task["rows"], task["seed"])
+    options: dict[str, Any] = {"num_folds": config.num_folds, "random_state": task["seed"]}
+    found = []
+    for method in (AUTO, *PEERS):
+        auto = GatedReLURegressorCV(config.num_gates, **options)
+        model = auto if method == AUTO else REGRESSORS[method](task["seed"])
+        began = time.perf_counter()
+        model.fit(sample.x, sample.y)
+        row = {"method": method, "seconds": time.perf_counter() - began, "error": _error(model, sample)}
+        if method == AUTO:
+            row |= {"choice": model.choice_, "num_active": model.n_active_gates_}
+            row |= {f"held_out_{kind}": loss for kind, loss in model.choice_losses_.items()}
+        found.append(row)
+    return found
+
+
+def _error(model: Any, sample: functions.Sample) -> float:
+    return float(np.mean((model.predict(sample.x_test) - sample.y_test) ** 2))
+
+
+def _errors(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """Errors by sample, a column for each method."""
+    return pd.DataFrame(rows).pivot(index=["rows", "problem", "seed"], columns="method", values="error")
+
+
+def _geometric_means(errors: pd.DataFrame) -> pd.DataFrame:
+    """Geometric means over the samples of each problem and number of rows."""
+    return errors.apply(np.log).groupby(["rows", "problem"]).mean().apply(np.exp)
+
+
+def summarise(_: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """How often the chosen gates are level with the best method, and how much worse than the NTK they ever are."""
+    # A cell is a problem and a number of rows, with the geometric mean over its samples.
+    cells = _geometric_means(_errors(rows))
+    to_best, to_ntk = cells[AUTO] / cells.min(axis=1), cells[AUTO] / cells["NTK"]
+    chosen = pd.Series([row["choice"] for row in rows if row["method"] == AUTO]).value_counts()
+    level, worst = int(np.sum(to_best <= _LEVEL)), float(to_ntk.max())
+    ratio = geometric_mean(to_ntk) if len(to_ntk) > 1 else {"mean": float(to_ntk.iloc[0])}
+    return {
+        "headline": f"Chosen gates have {ratio['mean']:.2f} times the NTK's error, and at most {worst:.2f} times; level"
+        f" with the best method or better on {level} of {len(cells)} problems and sizes.",
+        "ratio_to_ntk": ratio,
+        "largest_ratio_to_ntk": worst,
+        "level_with_best": level,
+        "cells": len(cells),
+        "much_worse_than_ntk": int(np.sum(to_ntk > _MUCH_WORSE)),
+        "choices": {str(kind): int(count) for kind, count in chosen.items()},
+    }
+
+
+def sections(config: Config, rows: list[dict[str, Any]], summary: dict[str, Any]) -> list[Section]:
+    """The report: errors by problem and size, what was chosen, and the ratios to the NTK's error."""
+    frame = pd.DataFrame(rows)
+    errors = _errors(rows).groupby(["rows", "problem"], sort=False).mean().reset_index()
+    of_auto = frame[frame["method"] == AUTO]
+    counts = of_auto.groupby(["rows", "problem"])["choice"].agg(_describe_choices).rename("chosen")
+    table = errors[["rows", "problem", AUTO, *PEERS]].merge(counts.reset_index(), on=["rows", "problem"])
+    text = (
+        f"**{summary['headline']}** The estimator chooses by cross-validation between the mean of the targets, the NTK "
+        "of random gates, this kernel reweighted, and discovered gates, from the training rows alone.\n\n"
+        f"Mean squared error against the function itself, whose values have a variance of 1, on 2,000 fresh rows; "
+        f"noise of σ = {functions.NOISE:g} on the training rows; {config.seeds} samples of each problem and size."
+    )
+    caption = "Error of the chosen gates and of the peers, divided by the NTK's on the same rows: geometric means."
+    return [Section("Gates on fresh rows", text, table=table, figures=(("gates", _figure(config, rows), caption),))]
+
+
+def _describe_choices(choices: pd.Series) -> str:
+    return ", ".join(f"{kind} {count}" for kind, count in choices.value_counts().items())
+
+
+def _figure(config: Config, rows: list[dict[str, Any]]) -> Figure:
+    errors = _errors(rows)
+    ratios = _geometric_means(errors.div(errors["NTK"], axis=0))
+    figure = new_figure(9.6, 3.6)
+    panels = figure.subplots(1, len(config.rows), sharey=True, squeeze=False)[0]
+    styles = {AUTO: (colours.DISCOVERED, "o"), "RBF SVM": (colours.OPTIMUM, "s"), "gradient boosting": ("0.5", "^")}
+    for axes, num_rows in zip(panels, config.rows, strict=True):
+        present = ratios.loc[num_rows].reindex(list(config.problems))
+        for method, (colour, marker) in styles.items():
+            axes.plot(present[method], range(len(present)), marker, color=colour, label=method)
+        axes.axvline(1, color=colours.NTK, linewidth=1)
+        axes.set(xscale="log", title=f"{num_rows:,} rows", xlabel="error / the NTK's")
+        axes.set_yticks(range(len(present)), present.index)
+    panels[0].invert_yaxis()
+    panels[-1].legend()
+    return figure
