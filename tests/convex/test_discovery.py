@@ -189,17 +189,20 @@ def test_a_local_search_in_low_rank_reaches_the_optimum_over_all_cells(rng):
     assert float(found.solution.primal) >= float(whole.dual)
 
 
-def test_rounds_after_the_first_and_other_data_of_one_shape_compile_nothing():
+def test_rounds_after_the_first_other_data_of_one_shape_and_other_numbers_of_gates_compile_nothing():
     compiled = []
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, *_, **__: compiled.append(event) if event == COMPILED else None
     )
-    counts = []
-    for seed in (0, 1):
+    counts, starts = [], []
+    for seed, num_gates in ((0, 8), (1, 7)):
         x = np.random.default_rng(seed).standard_normal((41, 5))
+        starts.append(start(x, np.abs(x[:, 0]) + x[:, 1] * (x[:, 2] > 0), 1.5, num_gates=num_gates))
+    for program, gates in starts:
         fx.discover(
-            *start(x, np.abs(x[:, 0]) + x[:, 1] * (x[:, 2] > 0), 1.5, num_gates=8),
-            key=jax.random.key(seed),
+            program,
+            gates,
+            key=jax.random.key(len(counts)),
             per_round=12,
             num_candidates=200,
             tol=1e-4,
