@@ -78,7 +78,7 @@ def run_task(config: Config, task: dict[str, Any]) -> list[dict[str, Any]]:
         model = auto if method == AUTO else REGRESSORS[method](task["seed"])
         began = time.perf_counter()
         model.fit(sample.x, sample.y)
-        row = {"method": method, "seconds": time.perf_counter() - began, "error": _error(model, sample)}
+        row = {"method": method, "seconds": time.perf_counter() - began, "squared_error": _squared_error(model, sample)}
         if method == AUTO:
             row |= {"choice": model.choice_, "num_active": model.n_active_gates_}
             row |= {f"held_out_{kind}": loss for kind, loss in model.choice_losses_.items()}
@@ -86,13 +86,13 @@ def run_task(config: Config, task: dict[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
-def _error(model: Any, sample: functions.Sample) -> float:
+def _squared_error(model: Any, sample: functions.Sample) -> float:
     return float(np.mean((model.predict(sample.x_test) - sample.y_test) ** 2))
 
 
 def _errors(rows: list[dict[str, Any]]) -> pd.DataFrame:
     """Errors by sample, a column for each method."""
-    return pd.DataFrame(rows).pivot(index=["rows", "problem", "seed"], columns="method", values="error")
+    return pd.DataFrame(rows).pivot(index=["rows", "problem", "seed"], columns="method", values="squared_error")
 
 
 def _geometric_means(errors: pd.DataFrame) -> pd.DataFrame:

@@ -42,7 +42,8 @@ def test_summary_and_report_follow_from_the_errors():
     config = gates.Config(problems=("linear",), rows=(10, 20), seeds=2)
     errors = {"auto gates": (0.1, 0.4), "NTK": (0.2, 0.3), "RBF SVM": (0.3, 0.39), "gradient boosting": (0.5, 0.5)}
     rows = [
-        task | {"method": method, "error": of_size[task["rows"] == 20] * factor, "choice": "ntk", "num_active": 3}
+        task
+        | {"method": method, "squared_error": of_size[task["rows"] == 20] * factor, "choice": "ntk", "num_active": 3}
         for task, factor in zip(gates.tasks(config), (0.5, 2, 0.5, 2), strict=True)
         for method, of_size in errors.items()
     ]
@@ -64,4 +65,4 @@ def test_a_small_run_prefers_gates_of_the_few_columns_that_matter():
     (task,) = gates.tasks(config)
     rows = {row["method"]: row for row in gates.run_task(config, task)}
     assert rows["auto gates"]["choice"] == "discovered"
-    assert rows["auto gates"]["error"] < 0.9 * rows["NTK"]["error"]
+    assert rows["auto gates"]["squared_error"] < 0.9 * rows["NTK"]["squared_error"]
