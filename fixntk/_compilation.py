@@ -1,4 +1,4 @@
-"""Functions that the host calls one after another, compiled in little time.
+"""Functions that the host calls one after another, compiled in little time; what a function computes, as text.
 
 On a CPU most of a first call is XLA compiling programs that then run for milliseconds. Two of its options shorten that:
 without LLVM's optimisations a program compiles in a third of the time, and without the emitters of fused operations
@@ -7,6 +7,7 @@ that jaxlib 0.7 to 0.10 have in a half. Matrix products and factorisations come 
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -15,8 +16,11 @@ from typing import Any
 
 import jax
 import jax.monitoring
+from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from fixntk._checks import is_tracing
+
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 _WITHOUT_EMITTERS = {"xla_cpu_use_fusion_emitters": False}
 _WITHOUT_OPTIMISATION = {"xla_backend_optimization_level": 0}
@@ -121,3 +125,28 @@ def _is_known(name: str, value: Any) -> bool:
     except jax.errors.JaxRuntimeError:
         return False
     return True
+
+
+def describe_computation(function: Callable[..., Any], *operands: Any) -> tuple[str, list[Any]]:
+    """What a function computes of such operands: its program as text, and the constants that it closes over."""
+    computation = jax.make_jaxpr(function)(*operands)
+    # Line breaks depend on the terminal, and addresses of functions on the process.
+    return " ".join(_ADDRESS.sub("", str(computation)).split()), _constants(computation)
+
+
+def _constants(computation: ClosedJaxpr | Jaxpr) -> list[Any]:
+    """Values that a computation closes over, those of the functions that it calls too."""
+    found, body = [], computation
+    if isinstance(computation, ClosedJaxpr):
+        found, body = list(computation.consts), computation.jaxpr
+    for equation in body.eqns:
+        # Some primitives have their functions without constants of their own, as jax.checkpoint has, but what these
+        # functions call may have some.
+        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_computation):
+            if _is_computation(inner):
+                found += _constants(inner)
+    return found
+
+
+def _is_computation(value: Any) -> bool:
+    return isinstance(value, ClosedJaxpr | Jaxpr)

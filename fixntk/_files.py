@@ -1,19 +1,27 @@
-"""Files that are written completely or not at all, among them files of arrays with a checksum."""
+"""Files that are written completely or not at all: any, those of arrays with a checksum, and checkpoints."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import re
 import secrets
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import version as package_version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+
+from fixntk._checks import entries_of, is_key
+
+Content = TypeVar("Content")
 
 # Number of bytes at the start of a safetensors file that hold the length of its header.
 _LENGTH_BYTES = 8
@@ -186,3 +194,135 @@ def _safetensors() -> Any:
             "files of arrays need safetensors: pip install 'fixntk[networks]'", name="safetensors"
         ) from error
     return safetensors
+
+
+_CHECKPOINT = Format("fixntk checkpoint", version=1)
+_CHECKPOINT_NAME = re.compile(r"step-(\d+)\.safetensors")
+# Files that a process was writing when it was killed.
+_PART_NAME = re.compile(rf"step-\d+\.safetensors\.[0-9a-f]{{{2 * _NUM_RANDOM_BYTES}}}{re.escape(PART_SUFFIX)}")
+# Number of the newest checkpoints that are kept.
+_MAX_CHECKPOINTS = 2
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """The checkpoints of one computation in a folder, which keeps the two newest; other files in it are ignored.
+
+    Attributes
+    ----------
+    folder
+        Made when the first is written, or looked for.
+    of
+        What the computation is, such as "training".
+    fingerprint
+        A text for each argument that must be the same for it to be continued, by name.
+    functions
+        Names of those whose text depends on "versions", as that of a function does: they are compared only where that
+        is the same.
+    """
+
+    folder: Path
+    of: str
+    fingerprint: Mapping[str, str]
+    functions: Collection[str] = ()
+
+    def save(self, step: int, fields: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+        """Write the checkpoint of a step, and remove all but the two newest up to it.
+
+        Raises
+        ------
+        OSError
+            If it cannot be written, as on a full disk; the checkpoints before stay.
+        """
+        fields = {"of": self.of, "fingerprint": dict(self.fingerprint), **fields}
+        with self._explain_errors():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_arrays(self.folder / f"step-{step}.safetensors", _CHECKPOINT, fields, arrays)
+            checkpoints = self._by_step()
+            kept = [made for made in checkpoints if made <= step][:_MAX_CHECKPOINTS]
+            # Later ones are damaged, as the computation continued from this one's predecessor.
+            abandoned = [path for path in self.folder.iterdir() if _PART_NAME.fullmatch(path.name)]
+            for path in [*(checkpoints[made] for made in checkpoints.keys() - kept), *abandoned]:
+                path.unlink()
+
+    def is_empty(self) -> bool:
+        """Whether there are none."""
+        return not self._by_step()
+
+    def newest(self, read: Callable[[dict[str, Any], dict[str, np.ndarray]], Content]) -> Content | None:
+        """What ``read`` makes of the fields and arrays of the newest checkpoint that is not damaged; None without any.
+
+        Raises
+        ------
+        ValueError
+            If it is of another computation, or all are damaged.
+        OSError
+            If the folder cannot be made.
+
+        Warns
+        -----
+        UserWarning
+            If a checkpoint is damaged, so that the one before is read.
+        """
+        _safetensors()
+        with self._explain_errors():
+            self.folder.mkdir(parents=True, exist_ok=True)
+        checkpoints = self._by_step()
+        for path in checkpoints.values():
+            try:
+                fields, arrays = read_arrays(path, _CHECKPOINT)
+                difference = self._difference(fields["of"], dict(fields["fingerprint"]))
+                content = None if difference else read(fields, arrays)
+            except (FileFormatError, KeyError, TypeError, ValueError, OSError) as error:
+                reason = error if isinstance(error, FileFormatError | OSError) else f"{path}: is damaged: {error!r}"
+                warnings.warn(f"{reason}; the {self.of} continues from the checkpoint before", stacklevel=4)
+                continue
+            if difference:
+                raise ValueError(
+                    f"checkpoint {self.folder} is of a {difference}: pass the same as before, or another folder"
+                )
+            return content
+        if checkpoints:
+            raise ValueError(
+                f"checkpoint {self.folder}: all of its {len(checkpoints)} checkpoints are damaged: remove them"
+            )
+        return None
+
+    def _by_step(self) -> dict[int, Path]:
+        """The checkpoints by their number of steps, the newest first."""
+        if not self.folder.is_dir():
+            return {}
+        named = ((_CHECKPOINT_NAME.fullmatch(path.name), path) for path in self.folder.iterdir() if path.is_file())
+        return dict(sorted(((int(name[1]), path) for name, path in named if name), reverse=True))
+
+    def _difference(self, of: str, saved: Mapping[str, Any]) -> str:
+        """The computation that a checkpoint is of, where it is not this one."""
+        if of != self.of:
+            return f"{of}, not of a {self.of}"
+        names = set(saved) | set(self.fingerprint)
+        if saved.get("versions") != self.fingerprint.get("versions"):
+            names -= {"versions", *self.functions}
+        others = sorted(name for name in names if saved.get(name) != self.fingerprint.get(name))
+        return f"{of} with other {', '.join(others)}" if others else ""
+
+    @contextmanager
+    def _explain_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            message = f"checkpoint {self.folder} cannot be written: {error.strerror}; what was written before stays"
+            raise OSError(error.errno, message) from error
+
+
+def digest(tree: Any) -> str:
+    """A text that differs for other values of a pytree of arrays, numbers, text and None."""
+    leaves, structure = jax.tree.flatten(tree)
+    found = hashlib.sha256(str(structure).encode())
+    for leaf in leaves:
+        if isinstance(leaf, jax.Array) and is_key(leaf):
+            found.update(str(leaf.dtype).encode())
+        array = entries_of(leaf) if isinstance(leaf, jax.Array) else np.asarray(leaf)
+        found.update(f"{array.dtype}{array.shape}".encode())
+        # Its memory itself: masks are gigabytes.
+        found.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return found.hexdigest()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -15,14 +13,9 @@ from jax import Array
 from jaxtyping import Float, Shaped, UInt8
 
 from fixntk._checks import entries_of, is_key
-from fixntk._files import FileFormatError, Format, read_arrays, write_arrays
+from fixntk._files import Checkpoints
 
 State = TypeVar("State")
-
-_FORMAT = Format("fixntk checkpoint", version=1)
-_NAME = re.compile(r"step-(\d+)\.safetensors")
-# Number of the newest checkpoints that are kept.
-_MAX_KEPT = 2
 
 
 class Record(NamedTuple):
@@ -61,19 +54,12 @@ def count_unimproved(records: list[Record], *, has_validation: bool) -> int:
 
 def save(folder: str | Path, state: Any, records: list[Record], fingerprint: Mapping[str, str]) -> None:
     """Write a state, the records up to it and a fingerprint; the folder keeps the two newest checkpoints."""
-    folder, step = Path(folder), records[-1].step
-    folder.mkdir(parents=True, exist_ok=True)
     columns = {name: np.array(column) for name, column in zip(Record._fields, zip(*records, strict=True), strict=True)}
     leaves = jax.tree.leaves(state)
-    fields = {"fingerprint": dict(fingerprint), "leaves": [_describe(leaf) for leaf in leaves]}
     # As bytes, because safetensors does not have all types of JAX.
     contents = {f"leaf {i}": _as_bytes(leaf) for i, leaf in enumerate(leaves)}
-    write_arrays(folder / f"step-{step}.safetensors", _FORMAT, fields, {**columns, **contents})
-    checkpoints = _checkpoints(folder)
-    kept = [made for made in checkpoints if made <= step][:_MAX_KEPT]
-    for made in checkpoints.keys() - kept:
-        # Later ones are damaged, as the training continued from this one's predecessor.
-        checkpoints[made].unlink()
+    fields = {"leaves": [_describe(leaf) for leaf in leaves]}
+    _checkpoints(folder, fingerprint).save(records[-1].step, fields, {**columns, **contents})
 
 
 def restore(
@@ -94,51 +80,32 @@ def restore(
     UserWarning
         If a checkpoint is damaged, so that the training continues from the one before.
     """
-    checkpoints = _checkpoints(Path(folder))
-    if checkpoints and not resume:
+    checkpoints = _checkpoints(folder, fingerprint)
+    if not resume and not checkpoints.is_empty():
         raise ValueError(
             f"checkpoint {folder} has a training already: pass resume=True to continue it, or another folder"
         )
-    for path in checkpoints.values():
-        try:
-            fields, arrays = read_arrays(path, _FORMAT)
-            records = _as_records(arrays)
-            contents = [arrays[f"leaf {i}"] for i in range(len(fields["leaves"]))]
-            saved = dict(fields["fingerprint"])
-        except (FileFormatError, KeyError, TypeError, ValueError, OSError) as error:
-            reason = error if isinstance(error, FileFormatError | OSError) else f"{path}: is damaged: {error!r}"
-            warnings.warn(f"{reason}; the training continues from the checkpoint before", stacklevel=3)
-            continue
-        _check_fingerprint(folder, saved, fingerprint)
-        leaves, structure = jax.tree.flatten(state)
-        if fields["leaves"] != [_describe(leaf) for leaf in leaves]:
-            raise ValueError(
-                f"checkpoint {folder} is of another network, optimiser or dtype: its arrays have other shapes or dtypes"
-            )
-        return jax.tree.unflatten(structure, [_as_leaf(*pair) for pair in zip(contents, leaves, strict=True)]), records
-    if checkpoints:
-        raise ValueError(f"checkpoint {folder}: all of its {len(checkpoints)} checkpoints are damaged: remove them")
-    return state, []
-
-
-def _checkpoints(folder: Path) -> dict[int, Path]:
-    """The checkpoints in a folder by their number of steps, the newest first."""
-    if not folder.is_dir():
-        return {}
-    found = {int(name[1]): path for path in folder.iterdir() if (name := _NAME.fullmatch(path.name)) and path.is_file()}
-    return dict(sorted(found.items(), reverse=True))
-
-
-def _check_fingerprint(folder: str | Path, saved: dict[str, Any], fingerprint: Mapping[str, str]) -> None:
-    names = set(saved) | set(fingerprint)
-    if saved.get("versions") != fingerprint.get("versions"):
-        # Other versions of JAX and optax write down the same optimiser in another way.
-        names -= {"versions", "optimizer"}
-    if others := sorted(name for name in names if saved.get(name) != fingerprint.get(name)):
+    if (found := checkpoints.newest(_read)) is None:
+        return state, []
+    records, contents, descriptions = found
+    leaves, structure = jax.tree.flatten(state)
+    if descriptions != [_describe(leaf) for leaf in leaves]:
         raise ValueError(
-            f"checkpoint {folder} is of a training with other {', '.join(others)}: pass the same as before, or another"
-            " folder"
+            f"checkpoint {folder} is of another network, optimiser or dtype: its arrays have other shapes or dtypes"
         )
+    return jax.tree.unflatten(structure, [_as_leaf(*pair) for pair in zip(contents, leaves, strict=True)]), records
+
+
+def _checkpoints(folder: str | Path, fingerprint: Mapping[str, str]) -> Checkpoints:
+    return Checkpoints(Path(folder), "training", fingerprint, functions=("optimizer", "loss"))
+
+
+def _read(
+    fields: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
+) -> tuple[list[Record], list[UInt8[np.ndarray, " k"]], list[str]]:
+    """Records, the leaves' bytes and what they are."""
+    descriptions = list(fields["leaves"])
+    return _as_records(arrays), [arrays[f"leaf {i}"] for i in range(len(descriptions))], descriptions
 
 
 def _as_records(arrays: Mapping[str, np.ndarray]) -> list[Record]:

@@ -24,13 +24,14 @@ from jax.typing import ArrayLike
 from jaxtyping import Float, Int, Key
 
 from fixntk._checks import as_positive_int
+from fixntk._compilation import describe_computation
 from fixntk.convex.losses import Loss, as_loss
 from fixntk.convex.progress import progress_bar
 from fixntk.networks.models import Network
 from fixntk.networks.neurons import Parameters
 from fixntk.training import checkpoints
 from fixntk.training.checkpoints import Record, count_unimproved
-from fixntk.training.fingerprint import describe_computation, fingerprint
+from fixntk.training.fingerprint import fingerprint
 from fixntk.training.objective import (
     ROW_AXES,
     Rows,

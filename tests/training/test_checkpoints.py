@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fixntk import _files
 from fixntk._files import write_arrays
-from fixntk.training import checkpoints
 from fixntk.training.checkpoints import Record, count_unimproved, restore, save
 
 MADE_BY = {"x": "1", "reg": "2", "optimizer": "3", "versions": "4"}
@@ -90,7 +90,7 @@ def test_a_damaged_checkpoint_gives_the_one_before_and_a_warning(tmp_path, damag
 
 @pytest.mark.parametrize("fields", [{}, {"leaves": 1}, {"leaves": [], "fingerprint": 3}, {"leaves": ["a"] * 9}])
 def test_what_is_no_checkpoint_is_damaged(tmp_path, fields):
-    write_arrays(tmp_path / "step-10.safetensors", checkpoints._FORMAT, fields, {})
+    write_arrays(tmp_path / "step-10.safetensors", _files._CHECKPOINT, fields, {})
     with (
         pytest.warns(UserWarning, match=r"step-10\.safetensors: is damaged"),
         pytest.raises(ValueError, match="all of its 1 checkpoints are damaged: remove them"),

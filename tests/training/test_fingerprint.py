@@ -9,7 +9,8 @@ import numpy as np
 import optax
 import pytest
 
-from fixntk.training.fingerprint import describe_computation, fingerprint
+from fixntk._compilation import describe_computation
+from fixntk.training.fingerprint import fingerprint
 
 TRAINED = {"w": jnp.arange(6.0).reshape(2, 3)}
 
