@@ -21,6 +21,7 @@ from jaxtyping import Float
 
 from fixntk._compilation import jit_for_host, seconds_compiling
 from fixntk._tiling import memory_for
+from fixntk.convex.checkpoints import Keeper, Trace, restore_trace, save_trace
 from fixntk.convex.method import Method, step_any
 from fixntk.convex.program import ConvexProgram
 from fixntk.convex.progress import Progress
@@ -85,50 +86,92 @@ def run_from_host(
     *,
     callback: Callable[[Progress], bool | None] | None = None,
     watch: Callable[[Progress], None] | None = None,
+    keeper: Keeper | None = None,
     is_timed: bool = True,
 ) -> Outcome:
     """The loop in compiled functions, between which the host looks at the gap and the clock.
 
-    ``callback`` is called after each step, ``watch`` after each look, of which there are fewer where steps are short.
-    With one of them Ctrl-C ends the loop as a true answer of the callback does. Without ``is_timed`` the history has no
-    seconds.
+    ``callback`` is called after each step, ``watch`` after each look, of which there are fewer where steps are short;
+    with one of them Ctrl-C ends the loop as a true answer of the callback does. ``keeper`` writes checkpoints at looks,
+    and one at the end, whatever ends the loop. Without ``is_timed`` the history has no seconds.
     """
     what = f"method {method.name!r} on {program.x.shape[0]} rows and {program.num_gates} gates"
     with memory_for(what, method.bytes_needed(program), method.memory_remedy, program, start):
         prepared, state, first, scale = _start(program, start, epsilon, tol, method=method)
         goal, at_zero, unit = float(scale.goal), float(scale.at_zero), float(scale.unit)
-        records, seconds, done = [np.asarray(first)[None]], [0.0], 0
+        logged = _Log.begin(state, first) if keeper is None else _Log.resume(keeper, state, first)
         is_interrupted = False
         try:
             while True:
-                look = _Look(*records[-1][-1].tolist())
-                progress = _progress(done, look, unit, at_zero, seconds[-1])
+                look = _Look(*logged.records[-1][-1].tolist())
+                progress = _progress(logged.done, look, unit, at_zero, logged.seconds[-1])
                 if watch is not None:
                     watch(progress)
                 if callback is not None and callback(progress):
                     break
-                if done >= max_iter or look.failed or look.gap <= goal:
+                if logged.done >= max_iter or look.failed or look.gap <= goal:
                     break
+                if keeper is not None and keeper.is_due():
+                    save_trace(keeper, logged.trace())
                 # A callback is called after every step; otherwise short steps run in batches between two looks.
-                limit = 1 if callback is not None else min(max_iter - done, _STEPS_PER_LOOK)
+                limit = 1 if callback is not None else min(max_iter - logged.done, _STEPS_PER_LOOK)
                 began, compiling = time.perf_counter(), seconds_compiling()
-                state, record = _run(prepared, state, scale.goal, limit, int(look.next_step), method)
+                state, record = _run(prepared, logged.state, scale.goal, limit, int(look.next_step), method)
                 # The history has the time of the steps; compiling would hide it in a first call.
-                elapsed = time.perf_counter() - began - (seconds_compiling() - compiling)
-                records.append(record)
-                done += len(record)
-                seconds.extend(seconds[-1] + np.linspace(0, max(elapsed, 0.0), len(record) + 1)[1:])
+                logged.add(state, record, time.perf_counter() - began - (seconds_compiling() - compiling))
         except KeyboardInterrupt:
             if callback is None and watch is None:
                 raise
             is_interrupted = True
-    times = seconds if is_timed else np.full(done + 1, np.nan)
-    dtype = program.x.dtype
-    history = _history(np.concatenate(records), np.asarray(times, dtype), unit)
+        finally:
+            if keeper is not None:
+                save_trace(keeper, logged.trace())
+    trace = logged.trace()
+    times = trace.seconds if is_timed else np.full_like(trace.seconds, np.nan)
+    history = _history(trace.record, np.asarray(times, program.x.dtype), unit)
     # Eager operations of JAX would each be compiled.
     history = History(*map(jax.device_put, history))
-    outcome = _outcome(method, state, scale.weights_unit, jax.device_put(np.asarray(done)), history)
+    outcome = _outcome(method, trace.state, scale.weights_unit, jax.device_put(np.asarray(logged.done)), history)
     return outcome._replace(is_interrupted=is_interrupted)
+
+
+class _Log:
+    """The last state of a solve, and what the loop has recorded of all of them.
+
+    An interruption between two of its lines leaves rows of a step too many, which are not among the ``done``.
+    """
+
+    def __init__(self, trace: Trace) -> None:
+        self.records, self.seconds = [trace.record], trace.seconds.tolist()
+        self._reached = (len(trace.record) - 1, trace.state)
+
+    @classmethod
+    def begin(cls, state: Any, first: Array) -> _Log:
+        return cls(Trace(state, np.asarray(first)[None], np.zeros(1)))
+
+    @classmethod
+    def resume(cls, keeper: Keeper, state: Any, first: Array) -> _Log:
+        """From the newest checkpoint, if there is one."""
+        trace = restore_trace(keeper, state)
+        return cls.begin(state, first) if trace is None else cls(trace)
+
+    @property
+    def done(self) -> int:
+        return self._reached[0]
+
+    @property
+    def state(self) -> Any:
+        return self._reached[1]
+
+    def add(self, state: Any, record: Float[np.ndarray, "k 6"], seconds: float) -> None:
+        """Enter k steps, which took so many seconds together."""
+        self.records.append(record)
+        self.seconds.extend(self.seconds[-1] + np.linspace(0, max(seconds, 0.0), len(record) + 1)[1:])
+        self._reached = (self.done + len(record), state)
+
+    def trace(self) -> Trace:
+        rows = self.done + 1
+        return Trace(self.state, np.concatenate(self.records)[:rows], np.asarray(self.seconds[:rows]))
 
 
 class _Look(NamedTuple):

@@ -5,10 +5,11 @@ See docs/mathematics.md, M9.
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import TypeVar, overload
+from typing import NamedTuple, TypeVar, overload
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +21,8 @@ from fixntk._checks import is_traced, to_device
 from fixntk._compilation import jit_for_host
 from fixntk._warnings import ConvergenceWarning
 from fixntk.convex import restriction, screening
+from fixntk.convex.checkpoints import open_checkpoints, restore_walk, save_walk
+from fixntk.convex.duality import Evaluation
 from fixntk.convex.groups import with_mask_numbers
 from fixntk.convex.program import ConvexProgram, absorb_sample_weight, group_shape_of, targets_of
 from fixntk.convex.progress import Interrupted, describe, progress_bar
@@ -97,6 +100,7 @@ def solve_path(
     screen: bool = True,
     callback: Callable[[Solution], bool | None] | None = None,
     progress: bool = False,
+    checkpoint: str | os.PathLike[str] | None = None,
 ) -> Path:
     """Solve the convex program for many λ, each from the solution before it.
 
@@ -120,6 +124,10 @@ def solve_path(
         Called with each Solution as it is finished; a true answer stops the path there.
     progress
         Show a bar with the number of solutions, and λ, gap and active groups of the last.
+    checkpoint
+        Folder in which finished solutions are kept, needs safetensors: the same call goes on from there after whatever
+        ended it, to the same path bit by bit, and calls ``callback`` for the other solutions only. As for
+        :func:`fixntk.solve`, but every option must be as before.
 
     Returns
     -------
@@ -134,6 +142,8 @@ def solve_path(
     ValueError
         As :func:`fixntk.solve`; also if ``regs`` is empty or not positive, if it is None and λ_max is zero, or under
         ``jit`` and ``vmap`` (where a ``vmap`` of ``solve`` over λ does it).
+    OSError
+        If a checkpoint cannot be written, as on a full disk. Those before stay.
     Interrupted
         A KeyboardInterrupt with the Path reached so far as ``result``, on Ctrl-C with ``callback`` or ``progress``.
 
@@ -141,6 +151,8 @@ def solve_path(
     -----
     ConvergenceWarning
         Once for the whole path, if the relative gap of a solution is above ``tol``.
+    UserWarning
+        If the newest checkpoint is damaged, so that the path goes on from the one before.
 
     References
     ----------
@@ -163,35 +175,54 @@ def solve_path(
     regs = list(regs) if isinstance(regs, Iterator) else regs
     if is_traced(program, regs):
         raise ValueError("solve_path cannot be traced: jax.vmap solve over λ instead")
-    program = absorb_sample_weight(program)
+    given, program = program, absorb_sample_weight(program)
     chosen = choose_warm_method(program, method)
     values = as_regs(program, regs, num_regs, min_share)
     tol, max_iter = as_options(program, chosen, tol, max_iter)
-    start = to_device(np.zeros(group_shape_of(program), program.x.dtype))
+    at_zero = to_device(np.zeros(group_shape_of(program), program.x.dtype))
     on_all = partial(solve_from, method=chosen, tol=tol, max_iter=max_iter)
-    on_sets, last = None, None
+    on_sets, walked = None, _Walk([], None)
     if screen and program.x.size * program.num_gates >= _WORTH_SCREENING:
         program = _with_mask_numbers(program)
         on_sets = restriction.Restriction(chosen, on_all, screening.group_sizes(program), tol, max_iter)
-        last = screening.evaluate(program, start)
-
-    known: list[tuple[float, Array]] = []
+        walked = _Walk([], screening.evaluate(program, at_zero))
+    options = {"regs": values, "method": chosen.name, "tol": tol, "max_iter": max_iter, "screen": screen}
+    keeper = open_checkpoints(checkpoint, "path", given, **options)
+    if keeper is not None:
+        of_all = {"method": chosen.name, "tol": tol, "squeeze": program.y.ndim == 1}
+        walked = _Walk(*(restore_walk(keeper, walked.last, **of_all) or walked))
+    from_largest = -np.sort(-values)
 
     def solve_at(reg: float) -> tuple[Solution, str]:
-        nonlocal start, last, known
-        start = _predict_start(known, start, reg)
+        nonlocal walked
+        solutions, last = walked
+        start = _predict_start(from_largest, solutions, reg) if solutions else at_zero
         if on_sets is None or last is None:
             solution = on_all(program.with_reg(reg), start)
         else:
             solution, last = restriction.solve_on_sets(program.with_reg(reg), on_sets, start, last)
-        start = solution.weights
-        known = [*known[-1:], (reg, start)]
+        walked = _Walk([*solutions, solution], last)
+        if keeper is not None and keeper.is_due():
+            save_walk(keeper, *walked)
         num_active = int(np.asarray(solution.history.num_active)[-1])
         return solution, describe(float(solution.relative_gap), num_active)
 
-    path = follow_regs("solve_path", values, solve_at, Path, callback=callback, progress=progress)
+    try:
+        path = follow_regs(
+            "solve_path", values, solve_at, Path, callback=callback, progress=progress, earlier=walked.solutions
+        )
+    finally:
+        if keeper is not None:
+            save_walk(keeper, *walked)
     _warn_once(path, tol)
     return path
+
+
+class _Walk(NamedTuple):
+    """Solutions from the largest λ down, and the evaluation of the last one where the path is screened."""
+
+    solutions: list[Solution]
+    last: Evaluation | None
 
 
 def follow_regs(
@@ -202,6 +233,7 @@ def follow_regs(
     *,
     callback: Callable[[Item], bool | None] | None,
     progress: bool,
+    earlier: Sequence[Item] = (),
 ) -> Gathered:
     """Solve for one λ after the other, from the largest down: each solution is near the next one.
 
@@ -217,17 +249,21 @@ def follow_regs(
         From solutions and their λ, in the order of ``values`` as far as they were reached, to the result.
     callback, progress
         As for :func:`solve_path`.
+    earlier
+        Solutions that are there already, for the largest λ.
 
     Raises
     ------
     Interrupted
         On Ctrl-C with ``callback`` or ``progress``, with the result so far.
     """
-    found: dict[int, Item] = {}
+    order = np.argsort(-values, kind="stable")
+    found: dict[int, Item] = dict(zip(order.tolist(), earlier, strict=False))
     is_interrupted = False
     with progress_bar(name, total=values.size, unit="λ", shown=progress) as show:
         try:
-            for position in np.argsort(-values, kind="stable"):
+            show(len(found), "")
+            for position in order[len(found) :]:
                 reg = float(values[position])
                 found[int(position)], line = solve_at(reg)
                 show(len(found), f"λ {reg:.3g}, {line}")
@@ -275,15 +311,16 @@ def as_regs(
     return values
 
 
-def _predict_start(known: list[tuple[float, Array]], start: Array, reg: float) -> Array:
+def _predict_start(regs: Float[np.ndarray, " k"], solutions: Sequence[Solution], reg: float) -> Array:
     """The next solution as the last two predict it, since the path is piecewise smooth; the last one if it is alone.
 
-    ``known`` has the last two λ and weights.
+    ``regs`` are those of the path, from the largest down.
     """
-    if len(known) < 2 or known[0][0] <= known[1][0]:
+    start, count = solutions[-1].weights, len(solutions)
+    if count < 2 or regs[count - 2] <= regs[count - 1]:
         return start
-    share = (known[1][0] - reg) / (known[0][0] - known[1][0])
-    return _extrapolate(start, known[0][1], min(share, _MAX_EXTRAPOLATION))
+    share = (regs[count - 1] - reg) / (regs[count - 2] - regs[count - 1])
+    return _extrapolate(start, solutions[-2].weights, min(share, _MAX_EXTRAPOLATION))
 
 
 _with_mask_numbers = jit_for_host(with_mask_numbers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import os
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from fixntk._compilation import jit_for_host
 from fixntk._numerics import default_tol
 from fixntk._warnings import ConvergenceWarning, ignore_convergence_warnings
 from fixntk.convex import driver
+from fixntk.convex.checkpoints import open_checkpoints
 from fixntk.convex.driver import Outcome
 from fixntk.convex.duality import Evaluation
 from fixntk.convex.kernel_form import as_kernel_weights, weights_of_norms
@@ -44,6 +46,7 @@ def solve(
     epsilon: float | None = None,
     callback: Callable[[Progress], bool | None] | None = None,
     progress: bool = False,
+    checkpoint: str | os.PathLike[str] | None = None,
 ) -> Solution:
     """Solve the convex program to a certified relative gap.
 
@@ -82,6 +85,12 @@ def solve(
     progress
         Show a bar with iterations, gap and active groups, which also says when something compiles. Not under ``jit``
         and ``vmap``.
+    checkpoint
+        Folder in which the solver's state is kept, needs safetensors: the same call goes on from there after whatever
+        ended it, to the same weights and history (but for the seconds), bit by bit. Only ``tol`` and ``max_iter`` may
+        be others than before; IRLS's and Anderson's ε follows from ``tol``. Written every five seconds or more seldom,
+        a twentieth of the time at most, and when the call ends, by Ctrl-C or an error too. Not under ``jit`` and
+        ``vmap``.
 
     Returns
     -------
@@ -92,11 +101,14 @@ def solve(
     Raises
     ------
     TypeError
-        If ``program`` is not a ConvexProgram, ``tol`` or ``epsilon`` no number, or ``max_iter`` no integer.
+        If ``program`` is not a ConvexProgram, ``tol`` or ``epsilon`` no number, ``max_iter`` no integer, or
+        ``checkpoint`` no path.
     ValueError
         If the method is unknown or not for this loss or norm, ``tol`` is below what the dtype can reach, ``init`` does
-        not fit, an option does not belong to the method, or IRLS's matrices not into memory. LinAlgError, a ValueError,
-        if the first kernel matrix cannot be factorised.
+        not fit, an option does not belong to the method, IRLS's matrices not into memory, or the checkpoint is of
+        another solve. LinAlgError, a ValueError, if the first kernel matrix cannot be factorised.
+    OSError
+        If a checkpoint cannot be written, as on a full disk. Those before stay.
     Interrupted
         A KeyboardInterrupt with the Solution reached so far as ``result``, on Ctrl-C with ``callback`` or ``progress``.
 
@@ -104,6 +116,8 @@ def solve(
     -----
     ConvergenceWarning
         If the relative gap is above ``tol`` at the end.
+    UserWarning
+        If the newest checkpoint is damaged, so that the solve goes on from the one before.
 
     Examples
     --------
@@ -121,9 +135,9 @@ def solve(
         raise TypeError(f"program must be a ConvexProgram, got {type(program).__name__}")
     # A concrete program that a traced function closes over is solved in that function.
     traced = is_tracing(program, init)
-    if traced and (callback is not None or progress):
-        raise ValueError("callback and progress need the host: not under jit or vmap")
-    program = absorb_sample_weight(program)
+    if traced and (callback is not None or progress or checkpoint is not None):
+        raise ValueError("callback, progress and checkpoint need the host: not under jit or vmap")
+    given, program = program, absorb_sample_weight(program)
     chosen = choose_method(program, method, traced=traced)
     tol, max_iter = as_options(program, chosen, tol, max_iter, epsilon)
     start = _starting_point(program, chosen, init)
@@ -131,6 +145,8 @@ def solve(
     if traced:
         outcome = driver.run_traced(program, chosen, start, smoothing, tol, max_iter)
         return certify(program, outcome, chosen, tol)[0]
+    options = {"reg": given.reg, "method": chosen.name, "init": start, "epsilon": smoothing}
+    keeper = open_checkpoints(checkpoint, "solve", given, **options)
     looped = chosen
     if chosen.reweights and bool(_is_zero_optimal(program)):
         # Positive kernel weights do not reach W = 0: it is certified as the start of a method for group weights.
@@ -150,6 +166,7 @@ def solve(
             max_iter,
             callback=callback,
             watch=watch if progress else None,
+            keeper=keeper,
         )
     if looped.reweights and bool(outcome.failed) and int(outcome.iterations) == 0:
         raise np.linalg.LinAlgError(

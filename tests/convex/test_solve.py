@@ -247,7 +247,7 @@ def test_targets_whose_squares_are_out_of_range_are_refused(scale):
 
 def test_callbacks_are_refused_under_jit():
     program = random_problem(17)
-    with pytest.raises(ValueError, match="callback and progress need the host: not under jit or vmap"):
+    with pytest.raises(ValueError, match="callback, progress and checkpoint need the host: not under jit or vmap"):
         jax.jit(lambda p: fx.solve(p, callback=print))(program)
 
 
