@@ -43,6 +43,7 @@ _OPTIONAL_IMPORTS = {
     "safetensors",
     "sklearn",
     "skglm",
+    "threadpoolctl",
     "tqdm",
     "yaml",
 }
@@ -143,7 +144,11 @@ def _parser() -> argparse.ArgumentParser:
         help="YAML file, or the name of one in configs/, such as uci; without one those names are listed",
     )
     run.add_argument(
-        "overrides", metavar="key=value", nargs="*", help="replace a key of the config; solver.tol=1e-8 reaches in"
+        "overrides",
+        metavar="key=value",
+        nargs="*",
+        help="replace a key of the config; solver.tol=1e-8 reaches in. "
+        "jobs=N runs N tasks at a time, with joblib's backend=loky, dask or ray",
     )
     run.add_argument("--out", metavar="DIR", type=Path, help="folder for the results (runs/ and CONFIG's name)")
     run.add_argument("--resume", action="store_true", help="keep what an interrupted run finished, do the rest")
@@ -240,12 +245,13 @@ def _run(arguments: argparse.Namespace) -> int:
     try:
         path = runner.find_config(arguments.config)
         directory = arguments.out or Path("runs") / path.stem
+        overrides, jobs = runner.split_jobs(arguments.overrides)
         with exit_on_signals():
-            experiment, config = runner.load_config(path, arguments.overrides)
+            experiment, config = runner.load_config(path, overrides)
         command = shlex.join(["fixntk", "run", str(arguments.config), *arguments.overrides])
         # A name that is not UTF-8 is in the report as Python shows it.
         command = command.encode("utf-8", "backslashreplace").decode("utf-8")
-        status = runner.execute(experiment, config, directory, resume=arguments.resume, command=command)
+        status = runner.execute(experiment, config, directory, resume=arguments.resume, command=command, jobs=jobs)
     except runner.ConfigError as error:
         raise _InputError(error) from error
     if status != _INTERRUPTED:

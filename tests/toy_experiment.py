@@ -55,11 +55,15 @@ def run_task(config, task):
     control = json.loads(Path("control.json").read_text())
     rows_before = Path("runs/toy/results.jsonl").read_text().count("\\n") if Path("runs/toy").exists() else None
     with open("calls.jsonl", "a") as file:
-        file.write(json.dumps({**task, "rows_before": rows_before}) + "\\n")
+        file.write(json.dumps({**task, "rows_before": rows_before, "process": os.getpid()}) + "\\n")
     if task["table"] in control.get("broken", {}):
         raise ValueError(control["broken"][task["table"]])
     if task["table"] == control.get("bug"):
         raise KeyError("a bug")
+    if task["table"] == control.get("slow"):
+        time.sleep(0.5)
+    if task["table"] == control.get("kill"):
+        os.kill(os.getpid(), signal.SIGKILL)
     if task["table"] == control.get("terminate"):
         os.kill(os.getpid(), signal.SIGTERM)
     if task["table"] == control.get("sleep"):

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import json
-import math
 import shlex
 import signal
 import sys
@@ -15,7 +13,6 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
 import pandas as pd
 from pydantic import BaseModel
 from tqdm import tqdm
@@ -40,10 +37,12 @@ from fixntk.runner.rows import (
     to_json,
     write_json,
 )
+from fixntk.runner.tasks import ONE_BY_ONE, Jobs, run_tasks, split_jobs
 
 __all__ = [
     "ConfigError",
     "Experiment",
+    "Jobs",
     "Row",
     "describe_configs",
     "execute",
@@ -52,13 +51,12 @@ __all__ = [
     "read_rows",
     "regenerate",
     "repair",
+    "split_jobs",
     "to_json",
 ]
 
 # Exit status of a run that SIGINT or SIGTERM ends, 128 + SIGINT as in shells.
 INTERRUPTED = 130
-# Number of memory maps of the process above which compiled functions are dropped.
-_MOST_MEMORY_MAPS = 30_000
 # Without a terminal the progress is a line each minute.
 _SECONDS_BETWEEN_LINES = 60.0
 
@@ -70,6 +68,7 @@ def execute(
     *,
     resume: bool = False,
     command: str | None = None,
+    jobs: Jobs = ONE_BY_ONE,
 ) -> int:
     """Run an experiment's tasks and write rows, summary, figures and report into a directory.
 
@@ -85,6 +84,9 @@ def execute(
         again. Without results in the directory all tasks are run.
     command
         The command line that started the run, for ``environment.json`` and the report.
+    jobs
+        How many tasks run at a time, and where. Rows are the same and in the same order, and only this process writes
+        them; seconds that tasks measure are those of a busy machine.
 
     Returns
     -------
@@ -95,13 +97,14 @@ def execute(
     ------
     ConfigError
         If another process runs in the directory, it has results and ``resume`` is false, the results belong to another
-        config or are damaged, or a file cannot be written. What is finished is kept.
+        config or are damaged, a file cannot be written, or a process that ran tasks was ended from outside. What is
+        finished is kept.
     """
     directory = Path(directory)
     tasks = _tasks(experiment, config)
     try:
         with lock(directory), _terminate_as_interrupt():
-            failed = _run_pending(experiment, config, directory, tasks, resume=resume, command=command)
+            failed = _run_pending(experiment, config, directory, tasks, resume=resume, command=command, jobs=jobs)
     except KeyboardInterrupt:
         finished = sum(map(bool, rows_by_task(tasks, read_rows(directory))))
         _say(
@@ -115,7 +118,14 @@ def execute(
 
 
 def _run_pending(
-    experiment: Experiment, config: BaseModel, directory: Path, tasks: list[Row], *, resume: bool, command: str | None
+    experiment: Experiment,
+    config: BaseModel,
+    directory: Path,
+    tasks: list[Row],
+    *,
+    resume: bool,
+    command: str | None,
+    jobs: Jobs,
 ) -> list[Row]:
     """Run the tasks that are not finished and make the report; return the error rows."""
     with refuse_os_errors(directory):
@@ -127,7 +137,7 @@ def _run_pending(
     if pending:
         with refuse_os_errors(directory):
             record_environment(directory, _source(experiment), command, resumed=bool(kept))
-        _run_tasks(experiment, config, pending, directory, len(tasks))
+        _run_tasks(experiment, config, pending, directory, len(tasks), jobs)
     return _finish(experiment, config, directory).failed
 
 
@@ -183,46 +193,19 @@ def _tasks(experiment: Experiment, config: BaseModel) -> list[Row]:
     return tasks
 
 
-def _run_tasks(experiment: Experiment, config: BaseModel, pending: list[Row], directory: Path, total: int) -> None:
+def _run_tasks(
+    experiment: Experiment, config: BaseModel, pending: list[Row], directory: Path, total: int, jobs: Jobs
+) -> None:
     with refuse_os_errors(directory):
         file = (directory / RESULTS).open("ab", buffering=0)
-    with file, contextlib.closing(_track_progress(pending, total)) as tracked:
-        for task in tracked:
-            rows = _run_task(experiment, config, task)
+    with (
+        file,
+        run_tasks(experiment, config, pending, jobs) as results,
+        contextlib.closing(_track_progress(pending, total)) as tracked,
+    ):
+        for task, rows in zip(tracked, results, strict=False):
             with refuse_os_errors(directory):
                 append_task(file, task, rows)
-            if _num_memory_maps() > _MOST_MEMORY_MAPS:
-                jax.clear_caches()
-                gc.collect()
-
-
-def _num_memory_maps() -> int:
-    """Number of memory maps of this process; 0 if the system does not report it.
-
-    XLA makes several for each compiled function, and Linux ends a process that needs more than 65,530. A run over many
-    tables of different sizes reaches this number in a quarter of an hour.
-    """
-    try:
-        return Path("/proc/self/maps").read_bytes().count(b"\n")
-    except OSError:
-        return 0
-
-
-def _differ(one: object, other: object) -> bool:
-    """Whether two values of a task's key differ; NaN is the same as NaN."""
-    is_nan = all(isinstance(value, float) and math.isnan(value) for value in (one, other))
-    return one != other and not is_nan
-
-
-def _run_task(experiment: Experiment, config: BaseModel, task: Row) -> list[Row]:
-    try:
-        rows = experiment.run_task(config, dict(task))
-    except ValueError as error:
-        return [{**task, "error": str(error) or type(error).__name__}]
-    rows = [to_json(row) for row in rows]
-    if not rows or any(_differ(row.get(key, task[key]), task[key]) for row in rows for key in task):
-        raise RuntimeError(f"run_task gave no row, or one of another task, for {task}")
-    return [{**task, **row, **task} for row in rows]
 
 
 def _track_progress(pending: list[Row], total: int) -> Generator[Row, None, None]:

@@ -9,6 +9,7 @@ import pytest
 
 from fixntk.cli import main
 from fixntk.runner import run as runs
+from fixntk.runner import tasks
 from fixntk.runner.run import ConfigError
 
 pytest_plugins = ("toy_experiment",)
@@ -350,7 +351,7 @@ def test_regenerate_needs_a_run_with_results(project):
 
 @pytest.mark.parametrize(("most", "cleared"), [(10**9, False), (-1, True)])
 def test_compiled_functions_are_dropped_before_memory_maps_run_out(project, monkeypatch, most, cleared):
-    monkeypatch.setattr(runs, "_MOST_MEMORY_MAPS", most)
+    monkeypatch.setattr(tasks, "_MOST_MEMORY_MAPS", most)
     function = jax.jit(lambda x: x + 1)
     function(1.0)
     assert project.execute() == 0
