@@ -18,7 +18,7 @@ from jax import Array, lax
 from fixntk._checks import as_positive_int
 from fixntk.ntk.covariances import Covariances, Pairs, average_pairs, from_moments
 from fixntk.ntk.layers.layer import STATIC, Layer, check_positions
-from fixntk.ntk.layers.weights import check_axes, check_windows, pad_positions
+from fixntk.ntk.layers.windows import check_axes, check_windows, pad_positions
 
 
 class _Mixture(Layer):

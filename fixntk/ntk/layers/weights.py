@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial, reduce
 from typing import Any
@@ -22,9 +22,8 @@ from fixntk._checks import as_positive_int, check_scalar
 from fixntk._numerics import einsum, matmul
 from fixntk.ntk.covariances import Covariances, Pairs, add_pairs, average_pairs
 from fixntk.ntk.layers.layer import DEFAULT_WIDTH, STATIC, Layer
+from fixntk.ntk.layers.windows import check_axes, check_windows, pad_positions
 
-# Values of the argument padding of convolutions and pooling.
-PADDINGS = ("SAME", "VALID", "CIRCULAR")
 # Values of the argument parameterization.
 _PARAMETERIZATIONS = ("ntk", "standard")
 
@@ -258,23 +257,6 @@ class ConvLocal(_Windows):
 Weighted = Dense | _Windows
 
 
-def pad_positions(
-    array: Array,
-    sides: tuple[tuple[int, ...], ...],
-    window_shape: tuple[int, ...],
-    strides: tuple[int, ...],
-    padding: str,
-) -> Array:
-    """Pad the axes of positions on every side for windows that then move without padding."""
-    widths = [(0, 0)] * array.ndim
-    for axes in sides:
-        lengths = tuple(array.shape[axis] for axis in axes)
-        pads = lax.padtype_to_pads(lengths, window_shape, strides, "VALID" if padding == "VALID" else "SAME")
-        for axis, pad in zip(axes, pads, strict=True):
-            widths[axis] = pad
-    return jnp.pad(array, widths, mode="wrap" if padding == "CIRCULAR" else "constant")
-
-
 def apply_random_weights(layer: Weighted, before: Covariances, averaged: Covariances, window: int) -> Covariances:
     """Covariances after random weights and biases: Σ ← w² Σ + b² and Θ ← Σ + w² Θ.
 
@@ -356,30 +338,3 @@ def _check_weights(layer: Weighted) -> None:
         check_scalar("b_std", layer.b_std)
         if isinstance(layer.b_std, int | float | np.number) and layer.b_std == 0:
             object.__setattr__(layer, "b_std", None)
-
-
-def check_windows(layer: Any, name: str) -> None:
-    """Check the shape of a window, called ``name``, with its strides and padding, and store tuples of integers."""
-    for attribute in (name, "strides"):
-        sizes = getattr(layer, attribute)
-        if sizes is None:
-            continue
-        if not isinstance(sizes, Sequence):
-            raise TypeError(f"{attribute} must be a tuple, one number for each axis of positions, got {sizes!r}")
-        object.__setattr__(layer, attribute, tuple(as_positive_int(attribute, size) for size in sizes))
-    shape = getattr(layer, name)
-    if not shape or (layer.strides is not None and len(layer.strides) != len(shape)):
-        raise ValueError(
-            f"{name} and strides must have one number for each axis of positions, got {shape} and {layer.strides}"
-        )
-    if layer.padding not in PADDINGS:
-        raise ValueError(f"padding must be one of {', '.join(PADDINGS)}, got {layer.padding!r}")
-
-
-def check_axes(covariances: Covariances, name: str, shape: tuple[int, ...]) -> None:
-    """Check that a window has a size for each axis of positions."""
-    if covariances.num_positions != len(shape):
-        raise ValueError(
-            f"{name} {shape} does not fit inputs with {covariances.num_positions} axes of "
-            "positions between the first (examples) and the last (channels)"
-        )
