@@ -178,6 +178,7 @@ def discover(
     held_out_rows = None if held_out is None else _as_held_out(program, held_out, patience)
     budgets = max_rounds, max_gates, max_seconds
     limits = _as_limits(engine.tol * engine.at_zero, held_out_rows, callback, *budgets)
+    # A round that was interrupted is lost; the result is that of the last complete one.
     found, is_ended = None, False
     bar = progress_bar("discover", total=limits.max_rounds, unit="round", shown=progress)
     with column_generation.memory_for_rounds(engine, start), bar as show:
@@ -269,8 +270,10 @@ def _run_rounds(engine: Engine, start: State, limits: _Limits) -> Iterator[tuple
         if limits.held_out is not None:
             losses.append(_mean_held_out_loss(engine.program.loss, limits.held_out, found))
         stopped = _reason_to_stop(limits, found, state, losses, time.monotonic() - began)
+        # With held-out rows the result is the round of the least loss, which may not be the last.
         if best is None or limits.held_out is None or losses[-1] == min(losses):
             best = found
+        # Rounds are solved roughly, so that the gates to add are found early; the result is solved to the tolerance.
         if stopped:
             found = column_generation.finish(engine, best)
         present = _as_discovery(state.rounds, found, losses, stopped)
@@ -304,6 +307,7 @@ def _as_discovery(rounds: int, found: Round, losses: list[float], stopped: str) 
         masks=to_device(found.masks),
         violation=found.violation,
         exact=found.is_exact,
+        # A local search may miss the gate that violates the dual most, so that its gap bounds nothing.
         lower_bound=float(found.solution.primal) - found.gap if found.is_exact else -np.inf,
         rounds=rounds,
         stopped=stopped,

@@ -80,7 +80,9 @@ def _relax(program: ConvexProgram, weights: Array, power: Array) -> tuple[Array,
     norms = program.norm.values(weights)
     active = is_active(weights)
     mean = jnp.sum(jnp.where(active, norms, 0.0)) / jnp.maximum(jnp.sum(active, dtype=norms.dtype), 1)
+    # The mean as unit makes the weights independent of the scale of the targets, and λ comparable with the old one.
     ratios = mean / jnp.where(active, norms, mean)
     penalty_weights = jnp.where(active, ratios**power, 1.0).astype(norms.dtype)
+    # An empty mask makes the group's data zero, so that its weights are zero at the optimum whatever the penalty.
     masks = select_masks(program.masks, jnp.arange(program.num_gates)).astype(bool)
     return masks & active[None, :], penalty_weights, jnp.any(active)

@@ -164,11 +164,14 @@ def solve_relu(
             show(seen.iteration, describe(seen.relative_gap, seen.num_active))
             return callback(seen) if callback is not None else None
 
+        # Square roots of the sample weights become factors of the rows, so that the steps know no weights.
         wide, wide_gates = with_dtype((absorb_sample_weight(program), gates), jnp.float64)
         num_rows, num_gates = wide.x.shape[0], wide.num_gates
         what = f"solve_relu on {num_rows} rows and {num_gates} gates"
         with memory_for(what, relu_step.bytes_needed(wide), "take fewer gates, or rows", program, gates):
             solution = _follow_path(wide, wide_gates, tol, max_iter, watch)
+    # Objective and gap are numbers of Python and stay those of the float64 vectors, before these are rounded to the
+    # dtype of x.
     narrow = with_dtype((solution.positive, solution.negative, solution.intercept), dtype)
     solution = replace(solution, positive=narrow[0], negative=narrow[1], intercept=narrow[2])
     if not solution.converged:
@@ -186,17 +189,20 @@ def _follow_path(
     cones = make_cones(program.x, gates, program.masks)
     at_zero = float(program.primal_at_zero())
     state = relu_step.start(program, cones)
+    # Multipliers of zero give a valid bound, though a weak one: ‖Π_C(z)‖ ≤ ‖z‖.
     best = relu_step.certify(program, cones, state.pair, jnp.zeros_like(cones.apply(state.pair)))
     began, history, iterations = time.perf_counter(), [], 0
     while True:
         seconds = time.perf_counter() - began
         primal, gap = float(best.primal), float(best.gap)
+        # Targets of zero have the objective zero at zero, which is then the optimum.
         relative_gap = gap / (at_zero or 1.0)
         history.append((seconds, primal, gap))
         num_active = int(jnp.sum(jnp.any(best.pair != 0, axis=2)))
         progress = Progress(iterations, primal, gap, relative_gap, num_active, seconds)
         if relative_gap <= tol or iterations >= max_iter or callback(progress):
             break
+        # Below this gap a step may drop small groups, even if that makes the gap larger again.
         state, best = relu_step.step(program, cones, state, best, _GOAL_SHARE * tol * at_zero)
         iterations += 1
     return ReLUSolution(
@@ -226,4 +232,5 @@ def _as_single_output(program: ConvexProgram, gates: ArrayLike) -> tuple[ConvexP
             f"{'' if program.ridge is None else ', a ridge'}"
         )
     gates = check_gates(program, gates)
+    # The same masks, as the gates have been checked to give them, but bools where the program's are packed.
     return with_masks(program, activation_masks(program.x, gates)), gates

@@ -253,6 +253,7 @@ def _compute_kernels(
     if x2 is not None and x1.shape[1:] != x2.shape[1:]:
         raise ValueError(f"x1 and x2 must have the same shape of an example, got shapes {x1.shape} and {x2.shape}")
     _check_squares(x1, x2)
+    # A pair of examples takes one number for each position, or for each pair of positions.
     num_positions = math.prod(x1.shape[1:-1])
     tile = _tile_rows(batch_size, num_positions**2 if needs_all_positions(network) else num_positions)
     if input_scale is None:
@@ -282,6 +283,7 @@ def _tile_rows(batch_size: int | None, numbers_per_pair: int) -> int:
 
 def _gated_relu(_: None, rows1: Rows, rows2: Rows) -> tuple[Array]:
     products, haversine, havercosine = products_and_angles(rows1, rows2)
+    # A random gate is active at both inputs with probability (π − θ) / 2π, by the angle θ between them.
     return (products * (0.5 - full_angle(haversine, havercosine) / (2 * jnp.pi)),)
 
 
@@ -296,4 +298,5 @@ def _network(parameters: tuple[Any, Any], rows1: Rows, rows2: Rows) -> tuple[Arr
             "GlobalAveragePool, then Dense"
         )
     shape = rows1.lengths.shape[0], rows2.lengths.shape[0]
+    # Arrays that do not depend on one of the inputs have an axis of size one until here.
     return jnp.broadcast_to(outputs.pairs.covariance, shape), jnp.broadcast_to(outputs.pairs.ntk, shape)

@@ -1,4 +1,8 @@
-"""Functions of a batch made from others: with keyword arguments, other batch axes, one of several outputs."""
+"""Functions of a batch made from others: with keyword arguments, other batch axes, one of several outputs.
+
+They are frozen dataclasses and not closures, because two that are made of the same parts are equal, so that JAX finds
+the compiled kernel again.
+"""
 
 from __future__ import annotations
 

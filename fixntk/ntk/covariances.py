@@ -182,6 +182,8 @@ def from_moments(
         return jnp.diagonal(flat, axis1=2, axis2=3).reshape(*own.shape[:2], *positions)
 
     def pairs_of(pairs: Pairs, side1: int, side2: int) -> Pairs:
+        # Variances are the diagonal of an input's covariances with itself, at axes of the own side and size one on the
+        # other.
         own = {side: variances(moments[side, side]) for side in (1, 2)}
         first = own[side1].reshape(*own[side1].shape, *ones)
         second = own[side2].reshape(*own[side2].shape[:2], *ones, *own[side2].shape[2:])
@@ -238,6 +240,7 @@ def covariances_of_inputs(rows1: Rows, rows2: Rows, scale: Any, has_all_position
 
     first, second = stack_positions(rows1), stack_positions(rows2)
     if not has_all_positions:
+        # Each position of a first input is paired with the same position of the second only.
         at_each = jax.vmap(partial(_inner_products, scale=scale), in_axes=1, out_axes=-1)(first, second)
         pairs = jax.tree.map(lambda array: array.reshape(*array.shape[:2], *positions), at_each)
         return state(pairs, None, None, len(positions))

@@ -233,6 +233,7 @@ def training_outputs(flow: GradientFlow, t: Array, f0: Array) -> Array:
 def outputs_elsewhere(flow: GradientFlow, t: Array, f0: Array, f0_test: Array, between: Array) -> Array:
     """Outputs on other points, by the (n_test, n) kernel between them and the training points."""
     residual = (flow.y - f0).reshape(flow.kernel.shape[0], -1)
+    # Coefficients φ(Θ + λI)(y − f₀) on the training points, spread by the kernel without a ridge.
     change = matmul(between, kernel_function("inverse", flow, scaled_times(flow, t), residual))
     # The matrix has a row for each point and output if the kernel has output axes, else a row for each point.
     rows = between.shape[0] * residual.shape[1] // math.prod(flow.y.shape[1:])
@@ -266,6 +267,7 @@ def displacement(flow: GradientFlow, times: Array, vectors: Array) -> Array:
 
 @jax.jit
 def _decompose(matrix: Array, reg: Array) -> tuple[Array, Array, Array]:
+    # Rounding errors of the kernel may differ above and below its diagonal, and eigh would read one half only.
     matrix = (matrix + matrix.T) / 2 + reg * jnp.eye(len(matrix), dtype=matrix.dtype)
     # apply_function takes derivatives through the matrix alone, because eigenvectors of repeated eigenvalues have no
     # derivative.

@@ -141,6 +141,7 @@ def empirical_ntk(
     """
     f, params, x1, x2 = _canonical(f, params, x1, x2, batch_axes, kwargs)
     params, x1, x2 = as_arguments(f, params, x1, x2)
+    # There is one kernel for each group of leaves: selected leaves are group 0, and group −1 counts for none.
     groups = tuple(0 if selected else -1 for selected in selected_leaves(params, select))
 
     def kernel(f: Callable[..., Any]) -> Any:
@@ -148,6 +149,7 @@ def empirical_ntk(
         request = _request(f, params, x1, x2, outputs, trace_axes, diagonal_axes, groups, method, batch_size)
         return _compute(f, request, params, x1, x2, store_on_device)[0]
 
+    # An output without arrays goes the way of a single array, to the check that says what is wrong with it.
     kinds: Any = jax.tree.structure(jax.eval_shape(f, params, x1))
     if not kinds.num_leaves or jax.tree_util.treedef_is_leaf(kinds):
         return kernel(f)
@@ -196,11 +198,13 @@ def layerwise_ntk(
     labels: list[Hashable] = list(range(len(jax.tree.leaves(params))))
     if groups is not None:
         try:
+            # A label stands for all leaves below it, so that it is repeated for each of them.
             labels = jax.tree.leaves(
                 jax.tree.map(lambda label, sub: [label] * len(jax.tree.leaves(sub)), groups, params)
             )
         except ValueError as error:
             raise ValueError(f"groups must be a pytree of labels that is a prefix of params: {error}") from error
+    # Distinct labels in the order in which they first occur.
     names = list(dict.fromkeys(labels))
     numbers = tuple(names.index(label) for label in labels)
     request = _request(f, params, x1, x2, outputs, trace_axes, diagonal_axes, numbers, method, batch_size)
@@ -242,6 +246,7 @@ def _compute(f: Callable[..., Any], request: Request, params: Any, x1: Any, x2: 
         if not store_on_device:
             raise ValueError("store_on_device=False cannot be used under a JAX transformation: leave it True there")
         return traced_kernels(request, params, x1, x2)
+    # Jacobians too large for memory are computed for some leaves at a time; the kernels of one group's parts add up.
     totals: dict[int, Any] = {}
     for part, groups in split_request(request, params, x1, x2):
         kernels = compiled_kernels(part, params, x1, x2, store_on_device)
@@ -281,6 +286,7 @@ def _request(
             "with axis 0 in trace_axes or diagonal_axes x1 and x2 are paired row by row, got"
             f" {num_rows(x1)} and {num_rows(x2)} rows"
         )
+    # The request is the key of the compiled programs, so that everything in it can be hashed.
     return Request(as_hashable(f), traced, diagonal, groups, method, batch_size, default_precision())
 
 

@@ -106,6 +106,7 @@ class EnsembleFlow:
         y, full = self.flow.y, self.flow.full
         nngp = kernel_member("kernel_test_train", kernel_test_train, "nngp", self.mode)
         between = as_kernel_between("kernel_test_train.nngp", nngp, y, full)
+        # If the last layer alone is trained, the NNGP kernel is the kernel of the flow too.
         leading = between
         if self.mode == "ntk":
             ntk = kernel_member("kernel_test_train", kernel_test_train, "ntk", self.mode)
@@ -125,8 +126,12 @@ class EnsembleFlow:
 
     @jax.jit
     def _covariance_of_training(self, t: Array) -> Array:
+        # The flow maps f₀ to f₀ − D (f₀ − y), where D is the displacement as a matrix. So the random part is (I − D)
+        # f₀.
         times, eye = scaled_times(self.flow, t), jnp.eye(self.nngp.shape[0], dtype=self.nngp.dtype)
         if self.mode == "nngp":
+            # Where Θ = Σ commutes with D, (I − D) Σ (I − D)ᵀ is the same product at twice the time; with a ridge this
+            # adds the targets' noise.
             return self._restore_output_axes(matmul(eye - displacement(self.flow, 2 * times, eye), self.nngp), t.shape)
         left = eye - displacement(self.flow, times, eye)
         return self._restore_output_axes(matmul(matmul(left, self.nngp), jnp.swapaxes(left, -1, -2)), t.shape)
@@ -135,6 +140,7 @@ class EnsembleFlow:
     def _covariance(self, t: Array, leading: Array, nngp: Array, prior: Array) -> Array:
         times = scaled_times(self.flow, t)
         if self.mode == "nngp":
+            # The prior less Σ(X', X) φ₂ₛ(Σ + λI) Σ(X, X'): the time is doubled as on the training points.
             explained = matmul(nngp, kernel_function("inverse", self.flow, 2 * times, nngp.T))
             return self._restore_output_axes(prior - explained, t.shape)
         # The random part of the outputs is f₀ on the other points minus these weights times f₀ on the training points.
@@ -146,7 +152,10 @@ class EnsembleFlow:
     def _restore_output_axes(self, covariance: Array, shape: tuple[int, ...]) -> Array:
         """Symmetrise, with the axes of t in front and the output axes in the order of the kernels."""
         outputs = self.flow.y.shape[1:] if self.flow.full else ()
+        # A row of the matrix is a point with its output indices. Kernels have the axes (point, point, output, output,
+        # …), so that the axes of rows and of columns alternate.
         num_axes, rows = 1 + len(outputs), covariance.shape[-1] // math.prod(outputs)
+        # Only rounding makes it asymmetric.
         covariance = (covariance + jnp.swapaxes(covariance, -1, -2)) / 2
         order = [len(shape) + k + j * num_axes for k in range(num_axes) for j in range(2)]
         return covariance.reshape(shape + 2 * (rows, *outputs)).transpose(*range(len(shape)), *order)

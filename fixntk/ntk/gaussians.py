@@ -85,6 +85,7 @@ def as_degree(degree: Any) -> int:
     TypeError, ValueError
         If it is not an integer, or negative.
     """
+    # 0 is a degree, which the check of positive integers would refuse.
     return as_positive_int("degree", degree) if degree else 0
 
 
@@ -97,6 +98,7 @@ def as_numbers(name: str, values: Any) -> list[float]:
         If they are not real numbers, or not known before the compilation.
     """
     try:
+        # NumPy refuses tracers, with an error that is a TypeError.
         array = np.asarray(values)
     except (TypeError, ValueError) as error:
         raise TypeError(f"{name} must be numbers known before the compilation, got {values!r}") from error

@@ -250,6 +250,7 @@ def _integrate(
     """Outputs on the training points, or on others, at each time, and whether the solver got there; NaN if not."""
     diffrax = _diffrax()
     flat = times.ravel()
+    # The solver saves at increasing times; the inverse permutation below restores the caller's order.
     order = jnp.argsort(flat)
     # The heavy ball's own time is √α a step, plain descent's is α.
     unit = descent.learning_rate if descent.momentum is None else jnp.sqrt(descent.learning_rate)
@@ -268,6 +269,7 @@ def _integrate(
         max_steps=descent.max_steps,
         throw=False,
     )
+    # A failure is a value here: the caller raises an error, which a program under a JAX transformation cannot do.
     is_solved = solution.result == diffrax.RESULTS.successful
     outputs = solution.ys[0] if f0_test is None else solution.ys[0][1]
     outputs = jnp.where(is_solved, outputs[jnp.argsort(order)], jnp.nan)
@@ -283,6 +285,7 @@ def _derivative(loss: TrainingLoss, _: Array, state: Any, constants: tuple[Any, 
     columns = gradient.reshape(kernel.shape[0], -1)
     force: Any = -matmul(kernel, columns).reshape(train.shape)
     if between is not None:
+        # Other points are driven by the gradient on the training points alone.
         force = (force, -matmul(between, columns).reshape(outputs[1].shape))
     if momentum is None:
         return force, None

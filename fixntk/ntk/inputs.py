@@ -159,12 +159,16 @@ def check_rows_are_independent(f: Callable[..., Any], params: Any, x1: Any, x2: 
     alone = _output_and_derivative(f, params, jax.tree.map(lambda a: a[:1], probe), 0)
     if is_traced(alone):
         return False
+    # The same row first and last in a batch: one that depends only on rows before it, or only on rows behind it, is
+    # found too.
     behind = jax.tree.map(lambda a: a[::-1], probe)
     last = num_rows(probe) - 1
     for found in (_output_and_derivative(f, params, probe, 0), _output_and_derivative(f, params, behind, last)):
         for what, one, other in zip(("output", "derivative"), alone, found, strict=True):
             scale = max(float(jnp.max(jnp.abs(one))), float(jnp.finfo(one.dtype).tiny))
             difference = float(jnp.max(jnp.abs(one - other)))
+            # Batches of different sizes round differently; this bound, relative to the largest entry 6e-4 in float32,
+            # is well above such errors.
             if difference > 100 * float(jnp.finfo(one.dtype).eps) ** 0.75 * scale:
                 raise ValueError(
                     f"f's {what} for an example changes with the rest of the batch (by {difference:.2g}): batch"
@@ -191,6 +195,7 @@ def _probe(x: Any) -> Any:
 def _output_and_derivative(f: Callable[..., Any], params: Any, x: Any, row: Array) -> tuple[Array, Array]:
     """Output of one row, and the derivative in all parameters of its product with a random vector."""
     output, pullback = jax.vjp(lambda p: f(p, x)[row], params)
+    # One backward pass for a random combination of outputs, which a dependence of any of them changes almost surely.
     cotangent = jax.random.normal(jax.random.key(0), output.shape, output.dtype)
     derivatives = jax.tree.leaves(pullback(cotangent)[0])
     dtype = jnp.result_type(*derivatives)

@@ -43,13 +43,17 @@ def as_symmetric_kernel(name: str, value: ArrayLike, y: Array | None) -> KernelM
     kernel = kernel.astype(at_least_float32(kernel.dtype))
     shape = kernel.shape
     outputs = shape[2::2] if y is None else y.shape[1:]
+    # Axes alternate between the two sides, (n1, n2, c, c, …): the first, third, … belong to one side, the others to the
+    # other.
     if shape[::2] != shape[1::2] or (kernel.ndim > 2 and shape[2::2] != outputs):
         pairs = ", (n, n, " + ", ".join(f"{c}, {c}" for c in outputs) + ")" if outputs else ""
         raise ValueError(f"{name} must have shape (n, n){' or' + pairs[1:] if pairs else ''}, got shape {shape}")
     matrix = _as_matrix(kernel)
     if not is_traced(matrix):
+        # A known matrix that a traced function closes over is checked as well, by operations outside of the trace.
         with jax.ensure_compile_time_eval():
             largest, difference = map(float, _asymmetry(matrix))
+        # Rounding errors of a few epsilon are far below this bound, and rows in a wrong order far above it.
         if difference > math.sqrt(jnp.finfo(matrix.dtype).eps) * largest:
             raise ValueError(
                 f"{name} must be symmetric, but it differs from its transpose by up to {difference:.3g} (largest entry"
@@ -89,6 +93,7 @@ def _as_matrix(kernel: Array) -> Array:
     shape = kernel.shape
     if kernel.ndim == 2:
         return kernel
+    # All axes of the rows' side first, then those of the columns' side.
     order = (*range(0, kernel.ndim, 2), *range(1, kernel.ndim, 2))
     return kernel.transpose(order).reshape(math.prod(shape[::2]), math.prod(shape[1::2]))
 
@@ -109,6 +114,7 @@ def as_times(t: ArrayLike | None, dtype: jnp.dtype) -> Array:
         return jnp.array(jnp.inf, dtype)
     times = as_real_array("t", t)
     if not is_traced(times):
+        # Written so that NaN is refused too.
         bad = np.count_nonzero(~(np.asarray(times) >= 0))
         if bad:
             raise ValueError(f"t must be at least 0, got {bad} negative or NaN value(s) in shape {times.shape}")
@@ -152,6 +158,8 @@ def check_positive_semidefinite(name: str, eigenvalues: Array, reg: Array) -> No
     if is_traced(eigenvalues, reg):
         return
     smallest, largest, eps = float(eigenvalues[0]), float(eigenvalues[-1]), float(jnp.finfo(eigenvalues.dtype).eps)
+    # Ten times the usual bound for the error of an eigenvalue, size · epsilon · largest; small matrices are treated
+    # like one of ten rows.
     allowed = 10 * max(10, eigenvalues.size) * eps * max(abs(smallest), abs(largest))
     if smallest < -allowed:
         raise ValueError(

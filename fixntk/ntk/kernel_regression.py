@@ -42,6 +42,7 @@ def kernel_ridge(
     -----
     See docs/mathematics.md, M15.
     """
+    # Checked here, so that an error names this argument and not the flow's.
     reg = as_scalar("reg", reg, jnp.result_type(float))
     flow = gradient_flow(kernel_train, y, diag_reg=reg, diag_reg_absolute_scale=True)
     return flow.predict(None, kernel_test_train)
@@ -85,4 +86,5 @@ def max_learning_rate(
     matrix = as_symmetric_kernel("kernel_train", kernel_train, None).matrix
     reg = absolute_reg(matrix, diag_reg, diag_reg_absolute_scale)
     beta = as_momentum(momentum, matrix.dtype)
+    # Rounding can make the largest eigenvalue of a kernel near zero negative.
     return 2 * (1 + beta) / (jnp.maximum(jnp.linalg.eigvalsh(matrix)[-1], 0) + reg)

@@ -51,6 +51,7 @@ def linearize(f: Callable[..., Any], params0: Any) -> Callable[..., Any]:
     def f_lin(params: Any, *args: Any, **kwargs: Any) -> Any:
         step = _step_from(params0, params)
         value, change = value_and_change(lambda p: f(p, *args, **kwargs), params0, step)
+        # JAX gives outputs that are integers a tangent of the dtype float0.
         return jax.tree.map(lambda v, c: v if c.dtype == jax.dtypes.float0 else v + c, value, change)
 
     return f_lin
@@ -134,6 +135,7 @@ def _step_from(params0: Any, params: Any) -> Any:
         if jnp.shape(leaf) != leaf0.shape:
             place = jax.tree_util.keystr(path)
             raise ValueError(f"params{place} must have params0's shape {leaf0.shape}, got {jnp.shape(leaf)}")
+    # JAX takes tangents of the primal's dtype only.
     return jax.tree.map(lambda new, old: (new - old).astype(old.dtype), params, params0)
 
 
@@ -147,6 +149,7 @@ def value_and_change(f: Callable[[Any], Any], params: Any, direction: Any) -> tu
     """
     if not uses_primitive(jax.make_jaxpr(f)(params).jaxpr, "custom_vjp"):
         return jax.jvp(f, (params,), (direction,))
+    # The backward pass is linear in the cotangent, and its transpose is the Jacobian's product with a direction.
     value, pullback = jax.vjp(f, params)
     if not hasattr(value, "dtype") or not jnp.issubdtype(value.dtype, jnp.floating):
         raise TypeError(

@@ -136,6 +136,8 @@ def _method_from_sites(network: Network, sites: list[Site], others: list[int], n
     if not sites and not others:
         # If no leaf enters the network, keep the zero Jacobian of one leaf, because vmap needs an array to map over.
         others = [min(range(len(network.leaves)), key=lambda k: (network.groups[k] < 0, network.leaves[k].size))]
+    # A site's Jacobian Σ_t a_t ⊗ δ_t is formed only where this saves operations: with few parameters and many
+    # positions.
     costs = [_site_flops(site, network.axes, n1, n2) for site in sites]
     is_explicit = [factored > explicit for factored, explicit in costs]
     forward, largest = _count_entries(network.closed.jaxpr)
@@ -160,6 +162,7 @@ def _features(layout: _Layout, leaves: Sequence[Array], inputs: Sequence[Array])
     axes = network.axes
 
     def run(zeros: list[Array], chosen: list[Array]) -> tuple[Array, list[Array]]:
+        # Leaves at sites stay constant here, because their Jacobians follow from activations and signals.
         replaced = dict(zip(others, chosen, strict=True))
         arguments = [replaced.get(k, leaf) for k, leaf in enumerate(leaves)]
         outputs, activations = signals(network.closed, [*arguments, *inputs], sites, zeros)
@@ -244,6 +247,7 @@ def ntvp_method(network: Network, n1: int, n2: int) -> Pairwise:
         _, pullback = jax.vjp(lambda c: apply(c, inputs2), chosen)
 
         def product(cotangent: Array) -> Array:
+            # J₁ J₂ᵀ e for a unit vector e is one column of the kernel of this pair.
             return jax.jvp(lambda c: apply(c, inputs1), (chosen,), pullback(cotangent))[1]
 
         columns = jax.vmap(product, out_axes=-1)(network.basis())

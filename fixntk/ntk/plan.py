@@ -71,17 +71,21 @@ def make_plan(request: Request, params: Any, x1: Any, x2: Any) -> Plan:
 
     shapes = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
     closed = jax.make_jaxpr(apply_to_example)(shapes, example)
+    # Axis 0 of a batch is the examples; the output of one example has the other axes, counted from 0.
     traced, diagonal = (tuple(k - 1 for k in axes if k > 0) for axes in (request.traced, request.diagonal))
     axes = OutputAxes(closed.jaxpr.outvars[0].aval.shape, traced, diagonal)
     network = Network(closed, shapes, axes, request.groups)
+    # n1 paired rows make n1 pairs, as n1 rows and a single one would.
     counts = num_rows(x1), 1 if request.is_paired else num_rows(x1 if x2 is None else x2)
     method = (
         cheapest_method(network, *counts) if request.method == "auto" else METHODS[request.method](network, *counts)
     )
     tile = request.batch_size
     if tile is None and request.is_paired:
+        # A tile of paired rows holds one pair for each row.
         tile = _TILE_BYTES // max(1, method.example_bytes + method.pair_bytes)
     elif tile is None:
+        # All pairs of two tiles are in memory together: a tile of b examples has b² of them.
         tile = min(_TILE_BYTES // max(1, method.example_bytes), math.isqrt(_TILE_BYTES // max(1, method.pair_bytes)))
     return Plan(network, method, max(1, tile))
 
@@ -109,6 +113,7 @@ def split_request(request: Request, params: Any, x1: Any, x2: Any) -> list[tuple
         taken += size
 
     def request_of(part: list[int]) -> tuple[Request, list[int]]:
+        # Groups without a leaf in this part would be kernels of zeros, so that the others are numbered anew.
         present = sorted({request.groups[leaf] for leaf in part})
         groups = tuple(present.index(g) if leaf in part else -1 for leaf, g in enumerate(request.groups))
         return request._replace(groups=groups), present

@@ -122,6 +122,7 @@ def projected_gradients(
     if not is_concrete:
         if out is not None:
             raise ValueError("out cannot be given under a JAX transformation")
+        # Under a transformation the loop over tiles is part of the caller's program.
         return lax.map(lambda row: project(params, _as_batch(row), key)[0], x, batch_size=min(tile, num_rows(x)))
     tiles = (
         (k, project(params, jax.tree.map(lambda a, k=k: a[k : k + tile], x), key)) for k in range(0, num_rows(x), tile)
@@ -186,9 +187,11 @@ def _sjlt(gradients: Float[Array, "r p"], dim: int, key: Array) -> Float[Array, 
     each parameter, and only contiguous memory is read.
     """
     num_blocks = -(-gradients.shape[1] // dim)
+    # Derivatives of zero fill the last block and add nothing to any bucket.
     padded = jnp.pad(gradients, ((0, 0), (0, num_blocks * dim - gradients.shape[1])))
 
     def add_block(total: Array, block: Array) -> tuple[Array, None]:
+        # The randomness depends on the key and the block alone, so that all tiles have the same projection.
         sign_key, shift_key = jax.random.split(jax.random.fold_in(key, block))
         signs = jax.random.rademacher(sign_key, (dim,), gradients.dtype)
         part = lax.dynamic_slice_in_dim(padded, block * dim, dim, axis=1) * signs[None, :]
@@ -205,6 +208,7 @@ def _dense(draw: Callable[..., Array], gradients: Float[Array, "r p"], dim: int,
     padded = jnp.pad(gradients, ((0, 0), (0, num_blocks * rows - gradients.shape[1])))
 
     def add_block(total: Array, block: Array) -> tuple[Array, None]:
+        # Made anew for each tile instead of kept: the whole matrix would have p · dim entries.
         entries = draw(jax.random.fold_in(key, block), (rows, dim), gradients.dtype)
         part = lax.dynamic_slice_in_dim(padded, block * rows, rows, axis=1)
         return total + matmul(part, entries), None

@@ -185,8 +185,10 @@ def ntk_spectrum(
         return np.asarray(multiply(params, column, x, x)).reshape(-1)
 
     operator = LinearOperator((output.size, output.size), matvec=apply, dtype=np.dtype(output.dtype))
+    # The trace needs the kernel of each example and output with itself only, not the matrix.
     diagonal = empirical_ntk(f, params, x, diagonal_axes=range(output.ndim), select=select, batch_size=batch_size)
     values, vectors, least = _eigenpairs(operator, num, tol, smallest)
+    # Computed from the pairs themselves, so that they bound the errors whatever the solver did.
     residuals = np.linalg.norm(np.stack([apply(v) for v in vectors]) - values[:, None] * vectors, axis=1)
     fields = (values, vectors.reshape(-1, *output.shape), residuals)
     pairs = [jnp.asarray(np.asarray(field, output.dtype)) for field in fields]

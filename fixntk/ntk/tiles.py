@@ -99,6 +99,7 @@ def _fits_one_tile(plan: Plan, x1: Any, x2: Any) -> bool:
 
 
 def _kernels_of_one_tile(plan: Plan, leaves: Sequence[Array], x1: Any, x2: Any) -> Blocks:
+    # Features cost about a pass through the network, so that those of x1 serve both sides.
     features1 = plan.features(leaves, x1)
     return plan.kernels(leaves, features1, features1 if x2 is None else plan.features(leaves, x2))
 
@@ -114,4 +115,5 @@ def _kernels_of_paired_rows(request: Request, plan: Plan, leaves: Sequence[Array
         if num_rows(x1) <= plan.tile
         else lax.map(kernels_of_pair, pairs, batch_size=plan.tile)
     )
+    # A traced axis is a mean over its indices, as everywhere; here over the examples.
     return tuple(jnp.mean(result, axis=0) for result in results) if 0 in request.traced else results

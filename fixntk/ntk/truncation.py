@@ -42,6 +42,8 @@ def _truncated_shares(parameters: tuple[Any, Any], x: Array, tile: int) -> dict[
     def shares_of_one(x: Array) -> dict[str, Array]:
         shares: dict[str, list[Array]] = {}
 
+        # The standard deviations that occur are known inside the network only. So the network is run with each
+        # activation wrapped by a function that notes the share omitted at the present one.
         def add_watch(layer: Any) -> Any:
             if not isinstance(layer, Activate) or layer.activation.truncation is None:
                 return layer
@@ -54,6 +56,7 @@ def _truncated_shares(parameters: tuple[Any, Any], x: Array, tile: int) -> dict[
             return watch
 
         watching = jax.tree.map(add_watch, network, is_leaf=lambda layer: isinstance(layer, Activate))
+        # One example, paired with itself, is enough: standard deviations belong to single inputs.
         row = as_rows(x[None], jnp.zeros(1, int))
         watching(covariances_of_inputs(row, row, input_scale, needs_all_positions(network)))
         return {name: jnp.max(jnp.stack([jnp.max(share) for share in found])) for name, found in shares.items()}

@@ -79,17 +79,21 @@ def product(
     ``selected`` says of each leaf whether it counts; concrete arrays go through compiled functions.
     """
     f = as_hashable(f)
+    # Traced arrays are differentiated inside the caller's program; concrete ones by two programs that JAX keeps for the
+    # next call.
     pull_back, push_forward = _pull_back, _push_forward
     if is_concrete:
         pull_back, push_forward = _compiled_pull_back, _compiled_push_forward
 
     def apply(params: Any, vector: Array, x1: Any, x2: Any) -> Array:
         step = batch_size or max(num_rows(x1), num_rows(x2))
+        # Θ v = J₁ (J₂ᵀ v). J₂ᵀ v is a sum over the rows of x2, so that batches of them are added up.
         directions = [
             pull_back(f, selected, params, jax.tree.map(lambda a, k=k: a[k : k + step], x2), vector[k : k + step])
             for k in range(0, num_rows(x2), step)
         ]
         direction = jax.tree.map(lambda *parts: sum(parts), *directions)
+        # J₁ times this direction has a row for each row of x1, so that batches of them are concatenated.
         rows = [jax.tree.map(lambda a, k=k: a[k : k + step], x1) for k in range(0, num_rows(x1), step)]
         return jnp.concatenate([push_forward(f, selected, params, part, direction) for part in rows])
 
@@ -103,6 +107,7 @@ def restrict(
     leaves, treedef = jax.tree.flatten(params)
 
     def apply(chosen: Sequence[Array], x: Any) -> Any:
+        # Leaves that are not selected are constants of the closure, so that nothing is computed for their derivatives.
         rest = iter(chosen)
         merged = [next(rest) if is_chosen else leaf for leaf, is_chosen in zip(leaves, selected, strict=True)]
         return f(jax.tree.unflatten(treedef, merged), x)
@@ -119,6 +124,7 @@ def _push_forward(
     f: Callable[..., Any], selected: tuple[bool, ...], params: Any, x: Any, direction: list[Array]
 ) -> Array:
     apply, chosen = restrict(f, selected, params)
+    # Not jax.jvp, which fails where f has rules for the backward pass only.
     return value_and_change(lambda c: apply(c, x), chosen, direction)[1]
 
 

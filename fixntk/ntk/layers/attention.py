@@ -107,6 +107,7 @@ class SelfAttention(Layer):
         }
 
         def attend(array: Array, side1: int, side2: int) -> Array:
+            # The weights of attention G mix the values' covariances as a fixed linear map of positions does, G Σ Gᵀ.
             source = flat(array) + embedding[None, None] if self.values_with_positions else flat(array)
             means = matmul(matmul(weights[side1], source), jnp.swapaxes(weights[side2], -1, -2))
             return (self.w_std**2 * means + self.b_std**2).reshape(*means.shape[:2], *positions, *positions)
@@ -146,11 +147,14 @@ class SelfAttention(Layer):
         # A covariance that decays slowly is singular up to rounding; its root by eigenvalues needs no jitter.
         eigenvalues, vectors = jnp.linalg.eigh(covariance)
         root = vectors * safe_sqrt(eigenvalues)[None, :]
+        # Embeddings of independent entries, multiplied by the root, have the covariance root · rootᵀ between positions.
         embedded = inputs + self.position_std * matmul(root, params["embeddings"])[None]
         keys = einsum("nsc,hck->nhsk", embedded, params["keys"]) / math.sqrt(channels)
         values = einsum("nsc,hcv->nhsv", embedded if self.values_with_positions else inputs, params["values"])
+        # Queries are keys. Divided by their number of channels, not its root, inner products tend to the covariance.
         scores = self.score_std * einsum("nhsk,nhtk->nhst", keys, keys) / keys.shape[-1]
         heads = einsum("nhst,nhtv->nhsv", _MECHANISMS[self.mechanism](scores), values)
+        # The fan-in of the values is the number of channels, that of the output heads × width.
         scale = self.w_std / math.sqrt(channels * heads.shape[1] * heads.shape[-1])
         outputs = scale * einsum("nhsv,hvo->nso", heads, params["output"]) + self.b_std * params["biases"][None, None]
         return outputs.reshape(x.shape[0], *positions, -1)

@@ -107,6 +107,8 @@ class _Branches(_Several):
 
     def _check_independent(self, ends: list[Covariances]) -> None:
         """Raise ValueError if products of two branches do not have the mean zero."""
+        # Branches share their start, given which their weights are independent. So the expected product of two branches
+        # is that of their conditional means, which vanishes if one of the means does.
         if sum(not end.centred[-1] for end in ends) > 1:
             raise ValueError(
                 f"all branches of a {type(self).__name__} but one must end with Dense or Conv, with at most additions, "
@@ -146,6 +148,7 @@ def _join(
 
     def fuse_own(owns: list[Pairs | None]) -> Pairs | None:
         known = [own for own in owns if own is not None]
+        # A layer such as Flatten in a branch has dropped its pairs of different positions.
         return fuse(known) if len(known) == len(owns) else None
 
     return replace(
@@ -169,6 +172,7 @@ class Sum(_Branches):
 
     def __call__(self, covariances: Covariances) -> Covariances:
         """Covariances of the sum."""
+        # A sum has mean zero if all of its terms have.
         return self._fuse_entries(covariances, add_pairs, all, keeps_gaussian=True)
 
     def _fuse(self, outputs: list[Array]) -> Array:
@@ -183,6 +187,7 @@ class Product(_Branches):
 
     def __call__(self, covariances: Covariances) -> Covariances:
         """Covariances of the product."""
+        # A product of independent factors has mean zero if one of them has.
         return self._fuse_entries(covariances, _multiply_pairs, any, keeps_gaussian=False)
 
     def _fuse(self, outputs: list[Array]) -> Array:
@@ -240,10 +245,13 @@ class Concatenate(_Branches):
                 shares = jnp.expand_dims(shares / jnp.sum(shares), tuple(range(array.ndim - 1)))
                 return jnp.sum(array * shares, axis=-1)
 
+            # Branches along a last axis are averaged as positions are elsewhere; there are no axes of positions to
+            # average over.
             return average_pairs(jax.tree.map(stack, *pairs), mean, ((), ()))
 
         widths = [end.num_channels for end in ends]
         known = [width for width in widths if width is not None]
+        # The number of channels is known only if every branch states its own.
         total = sum(known) if len(known) == len(widths) else None
         return _join(ends, fuse, all, keeps_gaussian=False, num_channels=total)
 
@@ -258,6 +266,7 @@ def _register(kind: type[_Several]) -> None:
     """Make a tuple of layers a pytree, which JAX may rebuild with leaves of any type."""
 
     def build(_: None, layers: Any) -> Any:
+        # Not the constructor, whose check would refuse the placeholders that JAX puts in the place of layers.
         return tuple.__new__(kind, layers)
 
     jax.tree_util.register_pytree_node(kind, lambda layers: (tuple(layers), None), build)
@@ -320,6 +329,7 @@ def mlp(depth: int, activation: Any = "relu", w_std: Any = 1.0, b_std: Any = 0.0
     See docs/mathematics.md, M13.
     """
     dense = Dense(w_std, b_std)
+    # A layer describes weights and does not hold them, so that one Dense can stand in several places.
     hidden: list[Layer] = [dense, Activate(activation)]
     return Serial(*hidden * as_positive_int("depth", depth), dense)
 

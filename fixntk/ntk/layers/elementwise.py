@@ -42,6 +42,7 @@ class Activate(Layer):
     def __call__(self, covariances: Covariances) -> Covariances:
         """Covariances after the activation."""
         check_gaussian(covariances, f"Activate({self.activation.name!r})")
+        # The mean of φ(u) is not zero in general, even if that of u is.
         return covariances.map(self._activate_pairs, is_gaussian=False, centred=(False,) * len(covariances.centred))
 
     def apply(self, params: Any, x: Array, *, key: Array | None = None) -> Array:
@@ -55,14 +56,17 @@ class Activate(Layer):
         gaussians = pairs.gaussians()
         covariance, derivatives = self.activation.moments(gaussians)
         variance1, variance2 = (self._variance(variance) for variance in (pairs.variance1, pairs.variance2))
+        # An angle from second moments has half of the digits near zero, which is all that there is without a formula.
         if self.activation.haversines is None:
             haversines = haversines_from_moments(variance1, variance2, covariance)
         else:
             haversines = self.activation.haversines(gaussians)
+        # Weights before the activation act through it: the chain rule gives Θ the factor E[φ'(u)φ'(v)].
         return Pairs(variance1, variance2, covariance, *haversines, pairs.ntk * derivatives)
 
     def _variance(self, variance: Array) -> Array:
         std = safe_sqrt(variance)
+        # A value and itself have the angle zero: haversine 0, havercosine 1.
         return self.activation.moments(Gaussians(std, std, variance, jnp.zeros_like(std), jnp.ones_like(std)))[0]
 
 
@@ -94,6 +98,7 @@ class LayerNorm(Layer):
         del params, key
         rest = x - jnp.mean(x, axis=-1, keepdims=True)
         square = jnp.mean(rest**2, axis=-1, keepdims=True) + self.eps
+        # The inner choice keeps the derivative finite where the outer one discards the quotient.
         return jnp.where(square > 0, rest / jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
 
     def _normalise_pairs(self, pairs: Pairs) -> Pairs:
@@ -145,6 +150,7 @@ class Dropout(Layer):
         ones = (1,) * num_axes
 
         if covariances.has_all_positions:
+            # Masks are drawn for each position, so that a position shares its mask with itself alone.
             is_same_position = jnp.eye(math.prod(covariances.positions), dtype=bool).reshape(covariances.positions * 2)
             ones *= 2
         else:
@@ -152,6 +158,8 @@ class Dropout(Layer):
 
         def drop(pairs: Pairs, same: Array) -> Pairs:
             has_one_mask = same.reshape(*same.shape, *ones) & is_same_position
+            # Kept entries are divided by keep: under one mask the expected product is keep / keep², under two it is
+            # unchanged.
             factor = jnp.where(has_one_mask, 1 / self.keep, 1.0).astype(pairs.ntk.dtype)
             # Independent masks lower the correlation by the factor keep: 1 − keep cos θ without a difference.
             keep = jnp.where(has_one_mask, 1.0, self.keep).astype(pairs.ntk.dtype)
@@ -165,6 +173,7 @@ class Dropout(Layer):
                 pairs.ntk * factor,
             )
 
+        # The pairs of an input with itself always have the same mask.
         own1, own2 = (None if own is None else drop(own, ~none) for own in (covariances.own1, covariances.own2))
         return replace(covariances, pairs=drop(covariances.pairs, same), own1=own1, own2=own2, is_gaussian=False)
 

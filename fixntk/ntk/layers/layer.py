@@ -73,12 +73,15 @@ class Layer:
 
 def output_shape(layer: Layer, params: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
     """Shape of the output for one example of a shape."""
+    # The outputs' shape does not depend on the dtype, so that any floating-point one will do.
     example = jax.ShapeDtypeStruct((1, *shape), jnp.result_type(float))
     return jax.eval_shape(layer.apply, params, example).shape[1:]
 
 
 def layers_of(kind: type, network: Any) -> list[Any]:
     """All layers of one class in a network."""
+    # A layer without numbers, such as Activate, has no leaves of its own: it is found only where the tree is cut off at
+    # it.
     leaves = jax.tree.leaves(network, is_leaf=lambda layer: isinstance(layer, kind))
     return [leaf for leaf in leaves if isinstance(leaf, kind)]
 
@@ -89,6 +92,7 @@ def needs_all_positions(network: Any) -> bool:
     def mixes(layer: Any) -> bool:
         return getattr(layer, "mixes_positions", False)
 
+    # The tree is cut off at layers that mix; its other leaves are numbers, which do not.
     return any(mixes(layer) for layer in jax.tree.leaves(network, is_leaf=mixes))
 
 

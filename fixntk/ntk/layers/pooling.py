@@ -48,6 +48,8 @@ class _Mixture(Layer):
             mixed = self._mix(array, tuple(range(2 + num_axes, 2 + 2 * num_axes)))
             return self._mix(mixed, tuple(range(2, 2 + num_axes)))
 
+        # A fixed linear map A has no weights of its own: Σ and Θ both become A · Aᵀ. Positions at different angles are
+        # mixed, so that new angles are known from the second moments only.
         return from_moments(covariances, mix_both, lambda ntk, _, side1, side2: mix_both(ntk, side1, side2))
 
     def apply(self, params: Any, x: Array, *, key: Array | None = None) -> Array:
@@ -73,6 +75,7 @@ class _WindowPool(_Mixture):
             raise ValueError(f"window_shape {self.window_shape} is larger than the image, {covariances.positions}")
 
     def _sum(self, array: Array, axes: tuple[int, ...]) -> Array:
+        # reduce_window pads with zeros only, so that the padding is made first.
         steps = self.strides or (1,) * len(self.window_shape)
         padded = pad_positions(array, (axes,), self.window_shape, steps, self.padding)
         windows, strides = [1] * array.ndim, [1] * array.ndim
@@ -123,6 +126,7 @@ class AveragePool(_WindowPool):
     def _mix(self, array: Array, axes: tuple[int, ...]) -> Array:
         if self.count_include_pad or self.padding == "CIRCULAR":
             return self._sum(array, axes) / math.prod(self.window_shape)
+        # The same sum over ones is the number of true positions under each window.
         shape = [length if axis in axes else 1 for axis, length in enumerate(array.shape)]
         return self._sum(array, axes) / self._sum(jnp.ones(shape, array.dtype), axes)
 
@@ -174,6 +178,7 @@ class Resize(_Mixture):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(as_positive_int("shape", size) for size in self.shape))
+        # It raises ValueError if the method is unknown.
         jax.image.ResizeMethod.from_string(self.method)
 
     def _check(self, covariances: Covariances) -> None:
@@ -197,6 +202,8 @@ class Flatten(Layer):
     def __call__(self, covariances: Covariances) -> Covariances:
         """Covariances after the layer."""
         check_positions(covariances, "Flatten")
+        # The covariance is the mean over features, which are the channels at all positions: pairs of different
+        # positions have no part in it.
         pairs = average_pairs(covariances.pairs, _mean_over_positions, covariances.sides)
         channels = covariances.num_channels
         # Features of several positions differ in their variances, so that they are not one Gaussian's values.
@@ -268,6 +275,7 @@ class Index(Layer):
             return Pairs(pairs.variance1[one], pairs.variance2[two], *(array[both] for array in arrays))
 
         left = num_axes - sum(isinstance(index, int) for index in where)
+        # Without axes of positions there are no pairs of different positions left.
         selected = covariances.map(select, num_positions=left)
         return selected if left else replace(selected, own1=None, own2=None)
 

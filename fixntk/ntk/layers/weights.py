@@ -92,6 +92,8 @@ class _Windows(Layer):
         """Covariances after the layer."""
         check_axes(covariances, "filter_shape", self.filter_shape)
         sides = covariances.sides
+        # Weights at different entries of the filter are independent. So only inputs under the same entry count, which
+        # are both positions shifted alike.
         averaged = covariances.map(lambda pairs: average_pairs(pairs, self._window_mean, sides))
         return apply_random_weights(self, covariances, averaged, math.prod(self.filter_shape))
 
@@ -130,6 +132,7 @@ class _Windows(Layer):
     def _shifts(self, array: Array, *sides: tuple[int, ...]) -> Iterator[Array]:
         """For each entry of the filter, the inputs that it multiplies at every output position, on all sides."""
         padded = self._padded(array, *sides)
+        # Number of windows along each axis, the positions of the outputs.
         counts = [
             (padded.shape[axis] - size) // step + 1
             for axis, size, step in zip(sides[0], self.filter_shape, self._steps, strict=True)
@@ -138,6 +141,7 @@ class _Windows(Layer):
             lengths = tuple(array.shape[axis] for axis in sides[0])
             raise ValueError(f"filter_shape {self.filter_shape} is larger than the image, {lengths}")
         for offsets in itertools.product(*map(range, self.filter_shape)):
+            # The filter's entry at these offsets multiplies every step-th input from there on, one for each window.
             where = [slice(None)] * array.ndim
             for axes in sides:
                 for axis, offset, count, step in zip(axes, offsets, counts, self._steps, strict=True):
@@ -188,12 +192,16 @@ class ConvTranspose(_Windows):
         return (1,) * len(self.filter_shape)
 
     def _padded(self, array: Array, *sides: tuple[int, ...]) -> Array:
+        # The layer is a convolution in steps of 1 on inputs that are spread − 1 zeros apart. The triples of lax.pad are
+        # the zeros before the first input, after the last, and between two.
         config, wraps = [(0, 0, 0)] * array.ndim, [(0, 0)] * array.ndim
         spreads = self.strides or (1,) * len(self.filter_shape)
         for axes in sides:
             for axis, size, spread in zip(axes, self.filter_shape, spreads, strict=True):
                 surplus = max(size - spread, 0)
                 if self.padding == "CIRCULAR":
+                    # Zeros after the last input too make a whole period, which is then wrapped by size − 1 positions,
+                    # so that stride × positions windows fit.
                     config[axis], cut = (0, spread - 1, spread - 1), surplus // 2
                     wraps[axis] = (size - 1 - cut, cut)
                 else:
@@ -223,12 +231,15 @@ class ConvLocal(_Windows):
     def __call__(self, covariances: Covariances) -> Covariances:
         """Covariances after the layer: none between different positions."""
         shared = super().__call__(covariances)
+        # Pairs of equal positions have the same weights, whether these are shared or not.
         if not shared.has_all_positions:
             return shared
         size = math.prod(shared.positions)
         is_same = jnp.eye(size, dtype=bool).reshape(shared.positions * 2)
 
         def separate(pairs: Pairs) -> Pairs:
+            # Outputs at different positions have independent weights: they are uncorrelated, at a right angle, and so
+            # are the gradients of earlier weights, which come through them.
             covariance, ntk = (jnp.where(is_same, array, 0.0) for array in (pairs.covariance, pairs.ntk))
             haversine, havercosine = (jnp.where(is_same, h, 0.5) for h in (pairs.haversine, pairs.havercosine))
             return Pairs(pairs.variance1, pairs.variance2, covariance, haversine, havercosine, ntk)
@@ -239,6 +250,7 @@ class ConvLocal(_Windows):
         """Weights (positions …, filter, channels, outputs) and biases (positions …, outputs)."""
         outputs, size = self.width or width, math.prod(self.filter_shape)
         axes = tuple(range(1, 1 + len(self.filter_shape)))
+        # One entry of the filter meets one input for each position of the outputs.
         windows = jax.eval_shape(lambda x: next(self._shifts(x, axes)), jax.ShapeDtypeStruct((1, *shape), jnp.float32))
         positions = windows.shape[1:-1]
         weights = (*positions, size, shape[-1], outputs)
@@ -250,6 +262,7 @@ class ConvLocal(_Windows):
         axes = tuple(range(1, 1 + len(self.filter_shape)))
         x, weights = _as_one_dtype(x, params["weights"])
         windows = jnp.stack(list(self._shifts(x, axes)), axis=-2)
+        # Every position has its own weights, so that the positions are batch axes of the product.
         outputs = einsum("n...kc,...kco->n...o", windows, weights)
         return _affine(self, params, outputs, x.shape[-1] * math.prod(self.filter_shape))
 
@@ -282,6 +295,7 @@ def apply_random_weights(layer: Weighted, before: Covariances, averaged: Covaria
 def _apply_weights_to_pairs(layer: Weighted, pairs: Pairs, fan_in: int) -> Pairs:
     if layer.w_std is None:
         raise TypeError("w_std must be a number, got None")
+    # All second moments have the same factor, which leaves the angle as it is.
     scale = layer.w_std**2
     weighted = replace(
         pairs,
@@ -290,6 +304,7 @@ def _apply_weights_to_pairs(layer: Weighted, pairs: Pairs, fan_in: int) -> Pairs
         covariance=scale * pairs.covariance,
     )
     if layer.b_std is not None:
+        # A bias is one more independent summand, equal at both inputs: its angle is zero. Its gradient is added below.
         bias = jnp.full((), layer.b_std**2, pairs.ntk.dtype)
         one, nothing = jnp.ones_like(bias), jnp.zeros_like(bias)
         weighted = add_pairs(weighted, Pairs(bias, bias, bias, nothing, one, nothing))
@@ -308,6 +323,7 @@ def _draw(
     if layer.b_std is not None:
         params["biases"] = jax.random.normal(keys[1], biases)
     if layer.parameterization == "standard":
+        # Here the factors are part of the parameters, which ``_affine`` then multiplies by nothing.
         scales = {"weights": layer.w_std / math.sqrt(fan_in), "biases": layer.b_std}
         params = {name: scales[name] * array for name, array in params.items()}
     return params
@@ -323,6 +339,7 @@ def _affine(layer: Weighted, params: dict[str, Array], products: Array, fan_in: 
     if "biases" not in params:
         return outputs
     biases = params["biases"] if layer.parameterization == "standard" else layer.b_std * params["biases"]
+    # Biases of a local convolution have the positions' axes as well, so that the number of axes to add varies.
     return outputs + jnp.expand_dims(biases, tuple(range(outputs.ndim - biases.ndim)))
 
 
@@ -336,5 +353,7 @@ def _check_weights(layer: Weighted) -> None:
         raise ValueError(f"parameterization must be {names}, got {layer.parameterization!r}")
     if layer.b_std is not None:
         check_scalar("b_std", layer.b_std)
+        # A layer without biases has no gradient in them, which matters in the standard parameterization. The value of a
+        # JAX scalar may be unknown here, so that it counts as a bias.
         if isinstance(layer.b_std, int | float | np.number) and layer.b_std == 0:
             object.__setattr__(layer, "b_std", None)
