@@ -21,6 +21,7 @@ import numpy as np
 from problems import make
 
 import fixntk as fx
+from fixntk.convex.program import program_at_share
 from fixntk.runner.report import STYLE
 
 # Folder of the figures.
@@ -95,7 +96,7 @@ def random_program(num_rows: int, num_gates: int, num_features: int) -> fx.Conve
     weights = rng.standard_normal((10, num_features))
     y = sum((masks[:, p] * (x @ weights[p])) for p in range(10)) / np.sqrt(10 * num_features)
     y += 0.1 * rng.standard_normal(num_rows)
-    return fx.ConvexProgram(x, y, masks, 0.1 * float(fx.ConvexProgram(x, y, masks, 1.0).max_reg()))
+    return program_at_share(x, y, masks, 0.1)
 
 
 def scaling() -> None:

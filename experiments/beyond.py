@@ -19,7 +19,6 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from experiments.shared import colours
-from experiments.shared.programs import program_at_share
 from experiments.shared.settings import (
     NonEmpty,
     Positive,
@@ -31,6 +30,7 @@ from experiments.shared.settings import (
 )
 from experiments.shared.statistics import interval_text, mean, paired_difference, t_quantile
 from fixntk import activation_masks, layerwise_ntk, sample_gates, solve, solve_kernels
+from fixntk.convex.program import program_at_share
 from fixntk.estimators import GatedReLUClassifierCV, NTKClassifierCV
 from fixntk.runner.report import Section, new_figure
 

@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 
 from experiments.data import planted
 from experiments.shared import colours
-from experiments.shared.programs import program_at_share
 from experiments.shared.settings import NonEmpty, NumSeeds, Positive, PositiveFloat, Settings, ShareBelowOne
 from fixntk import (
     GatedReLUNetwork,
@@ -26,6 +25,7 @@ from fixntk import (
     train,
 )
 from fixntk.convex import solve_quietly
+from fixntk.convex.program import program_at_share
 from fixntk.runner.report import Section, new_figure
 
 Problem = Literal["teacher", "relu_teacher"]

@@ -17,11 +17,11 @@ from experiments.data.tables import TableNames, load_table, split_table
 from experiments.shared import colours
 from experiments.shared.accuracy import share_correct
 from experiments.shared.arrays import split_arrays
-from experiments.shared.programs import program_at_share
 from experiments.shared.settings import Float32Gap, NonEmpty, NumSeeds, Positive, Settings, Share
 from experiments.shared.statistics import margin, use_minus_signs
 from fixntk import ConvexProgram, activation_masks, sample_gates
 from fixntk.convex import solve_quietly
+from fixntk.convex.program import program_at_share
 from fixntk.convex.solvers import irls
 from fixntk.gram import masked_apply
 from fixntk.runner.report import Section, new_figure

@@ -16,7 +16,6 @@ from matplotlib.figure import Figure
 
 from experiments.data import planted
 from experiments.shared import colours
-from experiments.shared.programs import program_at_share
 from experiments.shared.settings import NonNegative, Positive, PositiveFloat, Settings, ShareBelowOne
 from fixntk import (
     ConvexProgram,
@@ -30,6 +29,7 @@ from fixntk import (
     train,
 )
 from fixntk.convex import solve_quietly
+from fixntk.convex.program import program_at_share
 from fixntk.runner.report import Section, new_figure
 from fixntk.verify.programs import optimum_by_cvxpy
 

@@ -246,6 +246,12 @@ class ConvexProgram:
         return kernel_form.minimise_over_scale(_spectrum(self, kernel_weights), self.reg)
 
 
+def program_at_share(x: ArrayLike, y: ArrayLike, masks: ArrayLike, reg_share: float) -> ConvexProgram:
+    """The program with λ = ``reg_share`` λ_max, so that the setting fits data of any scale."""
+    program = ConvexProgram(x, y, masks, 1.0)
+    return program.with_reg(reg_share * program.max_reg())
+
+
 def targets_of(program: ConvexProgram) -> Float[Array, "n c"]:
     """Y as a matrix, whatever the shape of y."""
     return program.y[:, None] if program.y.ndim == 1 else program.y

@@ -12,6 +12,7 @@ from jax import Array
 from jaxtyping import Bool, Float
 
 from fixntk.convex import ConvexProgram, Solution, solve_quietly
+from fixntk.convex.program import program_at_share
 from fixntk.convex.relu import solve_relu
 from fixntk.gates.masks import activation_masks, sample_gates
 from fixntk.networks.models import GatedReLUNetwork
@@ -41,7 +42,7 @@ def check_solvers(data: Data, gates: WeightedGates) -> Iterator[Check]:
     See docs/mathematics.md, M5, M6, M7 and M8.
     """
     masks, weights = gates.arrangements.masks, gates.weights
-    program = _program(data.x, data.y, masks, _REG_SHARE)
+    program = program_at_share(data.x, data.y, masks, _REG_SHARE)
     half_squares = _half_squares(data.y)
 
     ntk, ntk_name = ntk_of(data, gates)
@@ -106,7 +107,7 @@ def check_cvxpy(data: Data, masks: Bool[Array, "n P"]) -> Iterator[Check]:
         return
     num_rows, num_gates = min(data.x.shape[0], _MAX_ROWS_FOR_CVXPY), min(masks.shape[1], _MAX_GATES_FOR_CVXPY)
     x, y, masks = data.x[:num_rows], data.y[:num_rows], masks[:num_rows, :num_gates]
-    program = _program(x, y, masks, _REG_SHARE_FOR_CVXPY)
+    program = program_at_share(x, y, masks, _REG_SHARE_FOR_CVXPY)
     half_squares = _half_squares(y)
     optimum = optimum_by_cvxpy(program, tol=1e-9)
     fista = solve_quietly(program, method="fista", tol=1e-10, max_iter=100_000)
@@ -185,16 +186,11 @@ def optimum_by_cvxpy(program: ConvexProgram, *, tol: float) -> float:
     return float(problem.solve(solver=cvxpy.CLARABEL, tol_gap_rel=tol, tol_gap_abs=tol, tol_feas=tol))
 
 
-def _program(x: Array, y: Array, masks: Array, reg_share: float) -> ConvexProgram:
-    program = ConvexProgram(x, y, masks, 1.0)
-    return program.with_reg(reg_share * program.max_reg())
-
-
 def _network_program(data: Data) -> tuple[ConvexProgram, Float[Array, "P d"]]:
     """A program of one target and of sampled gates, for which no row lies on a boundary."""
     gates = sample_gates(jax.random.key(4), _NUM_NETWORK_GATES, data.x.shape[1], dtype=data.x.dtype)
     y = data.y if data.y.ndim == 1 else data.y[:, 0]
-    return _program(data.x, y, activation_masks(data.x, gates), _REG_SHARE), gates
+    return program_at_share(data.x, y, activation_masks(data.x, gates), _REG_SHARE), gates
 
 
 def _half_squares(y: Array) -> float:

@@ -5,7 +5,7 @@ import pytest
 from problems import cvxpy_optimum, random_problem
 
 import fixntk as fx
-from fixntk.convex.program import group_shape_of, targets_of
+from fixntk.convex.program import group_shape_of, program_at_share, targets_of
 
 OUTPUTS = pytest.mark.parametrize("num_outputs", [None, 1, 3])
 
@@ -78,6 +78,13 @@ def test_zero_is_optimal_exactly_from_max_reg_on(num_outputs):
     assert float(program.gap(zero)) < 1e-12
     below = fx.ConvexProgram(program.x, program.y, program.masks, 0.99 * program.reg)
     assert float(below.gap(zero)) > 1e-5
+
+
+def test_a_share_of_max_reg_is_a_share_of_the_largest_correlation():
+    program = random_problem(6, num_outputs=2)
+    x, y, masks = (np.asarray(array) for array in (program.x, program.y, program.masks))
+    largest = max(np.linalg.norm((masks[:, [p]] * x).T @ y) for p in range(program.num_gates))
+    np.testing.assert_allclose(program_at_share(x, y, masks, 0.3).reg, 0.3 * largest, rtol=1e-12)
 
 
 def test_zero_rows_and_columns_leave_objectives_and_gap_alone(rng):
