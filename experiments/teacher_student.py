@@ -26,14 +26,13 @@ from fixntk import (
     ReLUNetwork,
     Solution,
     activation_masks,
-    discover,
     gated_relu_ntk,
     kernel_ridge,
     sample_gates,
     solve,
     train,
 )
-from fixntk._warnings import ignore_convergence_warnings
+from fixntk.convex import discover_quietly
 from fixntk.runner.config import MAX_TASKS
 from fixntk.runner.report import Section, new_figure
 
@@ -193,8 +192,7 @@ def _random_gates_row(data: _Data, gates: Array, program: ConvexProgram, regs: A
 
 
 def _discovered_gates_row(data: _Data, gates: Array, program: ConvexProgram, key: Array) -> dict[str, Any]:
-    with ignore_convergence_warnings():
-        found = discover(program, gates, key=key, max_rounds=_MAX_ROUNDS, tol=_TOL, max_cells=1)
+    found = discover_quietly(program, gates, key=key, max_rounds=_MAX_ROUNDS, tol=_TOL, max_cells=1)
     outputs = found.solution.predict(data.x_test, found.gates)
     return _row(data, "fixed, discovered gates", outputs, **_measure_gates(data, found.masks, found.solution))
 

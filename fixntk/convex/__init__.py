@@ -1,7 +1,7 @@
 """The exact convex program of the gated-ReLU network and its solvers."""
 
 from fixntk._warnings import ConvergenceWarning
-from fixntk.convex.discovery import discover, discover_path
+from fixntk.convex.discovery import discover, discover_path, discover_quietly
 from fixntk.convex.discovery_results import Discovery, DiscoveryPath
 from fixntk.convex.implicit import optimal_weights
 from fixntk.convex.multiple_kernels import KernelSolution, solve_kernels
@@ -28,6 +28,7 @@ __all__ = [
     "Solution",
     "discover",
     "discover_path",
+    "discover_quietly",
     "gap_safe",
     "optimal_weights",
     "relaxed_program",

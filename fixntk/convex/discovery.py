@@ -25,7 +25,7 @@ from jaxtyping import Float
 from fixntk._checks import as_matrix, as_positive_int, check_same_columns, check_same_rows, is_traced, to_device
 from fixntk._compilation import jit_for_host
 from fixntk._numerics import default_tol
-from fixntk._warnings import ConvergenceWarning
+from fixntk._warnings import ConvergenceWarning, ignore_convergence_warnings
 from fixntk.convex import column_generation
 from fixntk.convex.column_generation import Engine, Round, State
 from fixntk.convex.discovery_results import BOUND, BUDGETS, HELD_OUT, NO_VIOLATION, Discovery, DiscoveryPath
@@ -195,6 +195,12 @@ def discover(
     if found.stopped in BUDGETS and not is_ended:
         warnings.warn(f"{found.message}; raise {found.stopped}", ConvergenceWarning, stacklevel=2)
     return found
+
+
+def discover_quietly(program: ConvexProgram, gates: ArrayLike, **options: Any) -> Discovery:
+    """:func:`discover` without the warning where a budget ends it, for callers that look at ``stopped`` themselves."""
+    with ignore_convergence_warnings():
+        return discover(program, gates, **options)
 
 
 def discover_path(

@@ -14,8 +14,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float
 
-from fixntk._warnings import ignore_convergence_warnings
-from fixntk.convex import ConvexProgram, Solution, discover, solve_quietly
+from fixntk.convex import ConvexProgram, Solution, discover_quietly, solve_quietly
 from fixntk.convex.groups import with_masks
 from fixntk.convex.progress import progress_bar
 from fixntk.convex.solution import ACTIVE_SHARE
@@ -119,8 +118,7 @@ def _start(x: np.ndarray, targets: np.ndarray, weights: np.ndarray, gates: Array
 def _advance(position: _Position, reg: float, seed: int) -> _Position:
     """Gates for the next, smaller λ, from those found before."""
     program = position.program.with_reg(reg)
-    with ignore_convergence_warnings():
-        found = discover(program, position.gates, key=jax.random.key(seed), init=position.solution, **_SEARCH)
+    found = discover_quietly(program, position.gates, key=jax.random.key(seed), init=position.solution, **_SEARCH)
     return _Position(with_masks(program, found.masks), found.gates, found.solution)
 
 

@@ -15,8 +15,7 @@ from jaxtyping import Float
 
 from fixntk._numerics import allow_float64, with_dtype
 from fixntk._tiling import free_on_host, memory_for
-from fixntk._warnings import ignore_convergence_warnings
-from fixntk.convex import ConvexProgram, Solution, discover, solve
+from fixntk.convex import ConvexProgram, Solution, discover_quietly, solve
 from fixntk.convex.program import replace_fields
 from fixntk.estimators.gate_options import DISCOVERED, GateOptions, draw_gates
 from fixntk.estimators.gaussian_process import LEAST_FREEDOM, Kernel, condition
@@ -191,9 +190,8 @@ def _discover_gates(
     program: ConvexProgram, gates: Float[Array, "P w"], seed: int, *, tol: float | None, progress: bool
 ) -> tuple[Solution, Float[Array, "Q w"]]:
     """The solution with gates that the targets ask for, found from random ones by column generation."""
-    with ignore_convergence_warnings():
-        options: dict[str, Any] = {"tol": tol, "max_rounds": _MAX_ROUNDS, "progress": progress}
-        found = discover(program, gates, key=jax.random.key(seed), **options)
+    options: dict[str, Any] = {"tol": tol, "max_rounds": _MAX_ROUNDS, "progress": progress}
+    found = discover_quietly(program, gates, key=jax.random.key(seed), **options)
     return found.solution, found.gates
 
 

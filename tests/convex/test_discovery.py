@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import fixntk as fx
+from fixntk.convex import discover_quietly
 from fixntk.convex.program import masked_outputs, targets_of
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
@@ -88,6 +89,9 @@ def test_a_discovery_that_stops_early_warns_and_says_so(rng):
     with pytest.warns(fx.ConvergenceWarning, match="discovery stopped early with 4 gates after 1 rounds: .*max_rounds"):
         found = fx.discover(*start(x, y, 0.1), max_rounds=1, **options)
     assert not found.converged
+    # A warning would be an error here.
+    quiet = discover_quietly(*start(x, y, 0.1), max_rounds=1, **options)
+    assert quiet.message == found.message
     with pytest.warns(fx.ConvergenceWarning):
         local = fx.discover(*start(x, y, 0.1), max_rounds=1, max_cells=1, **options)
     assert local.gap == np.inf
