@@ -6,9 +6,8 @@ from functools import partial
 from typing import Annotated, Any
 
 import jax
-import jax.numpy as jnp
 import pandas as pd
-from jax import Array, lax
+from jax import Array
 from matplotlib.figure import Figure
 from pydantic import Field
 
@@ -130,14 +129,7 @@ def _path(
     def look(state: irls.IRLSState) -> tuple[Array, Array]:
         return masked_apply(test_masks, x_test, state.weights), state.gap
 
-    def step(state: irls.IRLSState, _: None) -> tuple[irls.IRLSState, tuple[Array, Array]]:
-        state = irls.step(program, state)
-        return state, look(state)
-
-    start = irls.init(program, jnp.full(program.num_gates, 1 / program.num_gates, x_test.dtype), epsilon)
-    _, (outputs, gaps) = lax.scan(step, start, length=num_steps)
-    first, gap = look(start)
-    return jnp.concatenate([first[None], outputs]), jnp.concatenate([gap[None], gaps])
+    return irls.watch_from_ntk(program, epsilon, look, num_steps=num_steps)
 
 
 def summarise(_: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from functools import partial
 
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import Array
 from jaxtyping import Float
 
 from fixntk._compilation import jit_for_host
@@ -100,11 +100,4 @@ def _outputs_at_reg(program: ConvexProgram, x: Array, masks: Array, *, max_steps
         intercept = datafit_of(program).fit(masked_outputs(program, state.weights)).intercept
         return masked_apply(masks, x, state.weights) + intercept[None, :]
 
-    def step(state: irls.IRLSState, _: None) -> tuple[irls.IRLSState, Array]:
-        state = irls.step(program, state)
-        return state, outputs(state)
-
-    start = jnp.full(program.num_gates, 1 / program.num_gates, x.dtype)
-    first = irls.init(program, start, irls.default_epsilon(program, _IRLS_TOL))
-    _, following = lax.scan(step, first, length=max_steps)
-    return jnp.concatenate([outputs(first)[None], following])
+    return irls.watch_from_ntk(program, irls.default_epsilon(program, _IRLS_TOL), outputs, num_steps=max_steps)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jaxtyping import Bool, Float
 
 from fixntk._compilation import jit_for_host
@@ -72,6 +74,18 @@ def step(program: ConvexProgram, state: IRLSState) -> IRLSState:
     # A kernel that cannot be factorised even with jitter ends the loop with the last good state.
     kept = state._replace(failed=jnp.ones_like(state.failed))
     return IRLSState(*(jnp.where(following.failed, old, new) for old, new in zip(kept, following, strict=True)))
+
+
+def watch_from_ntk(program: ConvexProgram, epsilon: Array, look: Callable[[IRLSState], Any], *, num_steps: int) -> Any:
+    """What ``look`` gives for the NTK's kernel weights 1/P and after each of the steps, stacked along a first axis."""
+
+    def advance(state: IRLSState, _: None) -> tuple[IRLSState, Any]:
+        state = step(program, state)
+        return state, look(state)
+
+    start = init(program, jnp.full(program.num_gates, 1 / program.num_gates, program.x.dtype), epsilon)
+    _, following = lax.scan(advance, start, length=num_steps)
+    return jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]), look(start), following)
 
 
 @jit_for_host
