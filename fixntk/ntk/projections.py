@@ -186,35 +186,41 @@ def _sjlt(gradients: Float[Array, "r p"], dim: int, key: Array) -> Float[Array, 
     parameters of a block never meet, those of two blocks do with probability 1/dim, no oftener than under a hash of
     each parameter, and only contiguous memory is read.
     """
-    num_blocks = -(-gradients.shape[1] // dim)
-    # Derivatives of zero fill the last block and add nothing to any bucket.
-    padded = jnp.pad(gradients, ((0, 0), (0, num_blocks * dim - gradients.shape[1])))
 
-    def add_block(total: Array, block: Array) -> tuple[Array, None]:
-        # The randomness depends on the key and the block alone, so that all tiles have the same projection.
-        sign_key, shift_key = jax.random.split(jax.random.fold_in(key, block))
-        signs = jax.random.rademacher(sign_key, (dim,), gradients.dtype)
-        part = lax.dynamic_slice_in_dim(padded, block * dim, dim, axis=1) * signs[None, :]
-        return total + jnp.roll(part, jax.random.randint(shift_key, (), 0, dim), axis=1), None
+    def project(part: Array, block_key: Array) -> Array:
+        sign_key, shift_key = jax.random.split(block_key)
+        signs = jax.random.rademacher(sign_key, (dim,), part.dtype)
+        return jnp.roll(part * signs[None, :], jax.random.randint(shift_key, (), 0, dim), axis=1)
 
-    empty = jnp.zeros((gradients.shape[0], dim), gradients.dtype)
-    return lax.scan(add_block, empty, jnp.arange(num_blocks))[0]
+    return _sum_over_blocks(project, gradients, dim, dim, key)
 
 
 def _dense(draw: Callable[..., Array], gradients: Float[Array, "r p"], dim: int, key: Array) -> Float[Array, "r k"]:
     """Products with a matrix of independent entries, of which a block of rows is in memory."""
     rows = max(1, min(gradients.shape[1], _MAX_DENSE_ENTRIES // dim))
-    num_blocks = -(-gradients.shape[1] // rows)
-    padded = jnp.pad(gradients, ((0, 0), (0, num_blocks * rows - gradients.shape[1])))
+
+    def project(part: Array, block_key: Array) -> Array:
+        # Made anew for each tile instead of kept: the whole matrix would have p · dim entries.
+        return matmul(part, draw(block_key, (rows, dim), part.dtype))
+
+    return _sum_over_blocks(project, gradients, rows, dim, key) / math.sqrt(dim)
+
+
+def _sum_over_blocks(
+    project: Callable[[Array, Array], Array], gradients: Float[Array, "r p"], size: int, dim: int, key: Array
+) -> Float[Array, "r k"]:
+    """The sum of ``project(block, key)`` over blocks of ``size`` parameters, each with a key of its own."""
+    num_blocks = -(-gradients.shape[1] // size)
+    # Derivatives of zero fill the last block and add nothing.
+    padded = jnp.pad(gradients, ((0, 0), (0, num_blocks * size - gradients.shape[1])))
 
     def add_block(total: Array, block: Array) -> tuple[Array, None]:
-        # Made anew for each tile instead of kept: the whole matrix would have p · dim entries.
-        entries = draw(jax.random.fold_in(key, block), (rows, dim), gradients.dtype)
-        part = lax.dynamic_slice_in_dim(padded, block * rows, rows, axis=1)
-        return total + matmul(part, entries), None
+        part = lax.dynamic_slice_in_dim(padded, block * size, size, axis=1)
+        # The randomness depends on the key and the block alone, so that all tiles have the same projection.
+        return total + project(part, jax.random.fold_in(key, block)), None
 
     empty = jnp.zeros((gradients.shape[0], dim), gradients.dtype)
-    return lax.scan(add_block, empty, jnp.arange(num_blocks))[0] / math.sqrt(dim)
+    return lax.scan(add_block, empty, jnp.arange(num_blocks))[0]
 
 
 _PROJECTIONS: dict[str, Callable[[Array, int, Array], Array]] = {
