@@ -5,15 +5,13 @@ See docs/mathematics.md, M11.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import overload
 
 import numpy as np
 from jax import Array
-from jax.typing import ArrayLike
 from jaxtyping import Bool, Float
 
+from fixntk.convex.results_by_reg import ResultsByReg
 from fixntk.convex.solution import Solution
 
 # Why a discovery ended, beside the names of budgets.
@@ -92,7 +90,7 @@ class Discovery:
         return f"{found}: a local search found no other that violates the dual; nothing is proved"
 
 
-class DiscoveryPath(Sequence[Discovery]):
+class DiscoveryPath(ResultsByReg[Discovery]):
     """Discoveries for several λ, a sequence.
 
     Attributes
@@ -103,27 +101,4 @@ class DiscoveryPath(Sequence[Discovery]):
     See docs/mathematics.md, M11.
     """
 
-    def __init__(self, discoveries: Sequence[Discovery], regs: ArrayLike) -> None:
-        self._discoveries = tuple(discoveries)
-        self.regs: Float[np.ndarray, " k"] = np.asarray(regs, float)
-
-    @overload
-    def __getitem__(self, index: int) -> Discovery: ...
-    @overload
-    def __getitem__(self, index: slice) -> DiscoveryPath: ...
-
-    def __getitem__(self, index: int | slice) -> Discovery | DiscoveryPath:
-        if isinstance(index, slice):
-            return DiscoveryPath(self._discoveries[index], self.regs[index])
-        return self._discoveries[index]
-
-    def __len__(self) -> int:
-        return len(self._discoveries)
-
-    def __iter__(self) -> Iterator[Discovery]:
-        return iter(self._discoveries)
-
-    def __repr__(self) -> str:
-        num_converged = sum(found.converged for found in self)
-        regs = f"{self.regs.max():.3g} to {self.regs.min():.3g}" if len(self) else "none"
-        return f"DiscoveryPath({len(self)} discoveries, λ {regs}, {num_converged} converged)"
+    _noun = "discoveries"

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import NamedTuple, TypeVar, overload
+from typing import NamedTuple, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -26,6 +26,7 @@ from fixntk.convex.duality import Evaluation
 from fixntk.convex.groups import with_mask_numbers
 from fixntk.convex.program import ConvexProgram, absorb_sample_weight, group_shape_of, targets_of
 from fixntk.convex.progress import Interrupted, describe, progress_bar
+from fixntk.convex.results_by_reg import ResultsByReg
 from fixntk.convex.solution import Solution
 from fixntk.convex.solve import as_options, choose_warm_method, solve_from
 from fixntk.convex.solvers import working_sets
@@ -44,7 +45,7 @@ Item = TypeVar("Item")
 Gathered = TypeVar("Gathered")
 
 
-class Path(Sequence[Solution]):
+class Path(ResultsByReg[Solution]):
     """Solutions for several λ, a sequence.
 
     Attributes
@@ -57,35 +58,12 @@ class Path(Sequence[Solution]):
     See docs/mathematics.md, M9.
     """
 
-    def __init__(self, solutions: Sequence[Solution], regs: ArrayLike) -> None:
-        self._solutions = tuple(solutions)
-        self.regs: Float[np.ndarray, " k"] = np.asarray(regs, float)
+    _noun = "solutions"
 
     @property
     def gaps(self) -> Float[np.ndarray, " k"]:
         """Relative gap of each solution."""
-        return np.array([float(solution.relative_gap) for solution in self._solutions])
-
-    @overload
-    def __getitem__(self, index: int) -> Solution: ...
-    @overload
-    def __getitem__(self, index: slice) -> Path: ...
-
-    def __getitem__(self, index: int | slice) -> Solution | Path:
-        if isinstance(index, slice):
-            return Path(self._solutions[index], self.regs[index])
-        return self._solutions[index]
-
-    def __len__(self) -> int:
-        return len(self._solutions)
-
-    def __iter__(self) -> Iterator[Solution]:
-        return iter(self._solutions)
-
-    def __repr__(self) -> str:
-        num_converged = sum(bool(solution.converged) for solution in self._solutions)
-        regs = f"{self.regs.max():.3g} to {self.regs.min():.3g}" if len(self) else "none"
-        return f"Path({len(self)} solutions, λ {regs}, {num_converged} converged)"
+        return np.array([float(solution.relative_gap) for solution in self])
 
 
 def solve_path(
