@@ -63,6 +63,21 @@ def key():
     return jax.random.key(0)
 
 
+@pytest.fixture(scope="session")
+def stax():
+    """The layers of neural-tangents."""
+    # Imported here, so that tests of one part of the library need no other.
+    from fixntk.ntk.neural_tangents_compat import import_neural_tangents
+
+    return import_neural_tangents().stax
+
+
+@pytest.fixture
+def images(rng):
+    """Two sets of images (n, height, width, channels)."""
+    return rng.standard_normal((3, 6, 5, 2)), rng.standard_normal((2, 6, 5, 2))
+
+
 @pytest.fixture(params=["float32", "float64"])
 def dtype(request):
     return jnp.dtype(request.param)

@@ -4,6 +4,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+from stax_kernels import assert_same_kernels, with_own
 
 import fixntk as fx
 from fixntk.ntk.layers import (
@@ -28,36 +29,10 @@ from fixntk.ntk.layers import (
     Sum,
     SumPool,
 )
-from fixntk.ntk.neural_tangents_compat import import_neural_tangents
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:`FanIn` layers assume", "ignore:Linear scaling attention", "ignore:Got potentially mismatching"
 )
-
-
-@pytest.fixture(scope="module")
-def stax():
-    return import_neural_tangents().stax
-
-
-@pytest.fixture
-def images(rng):
-    return rng.standard_normal((3, 6, 5, 2)), rng.standard_normal((2, 6, 5, 2))
-
-
-def assert_same_kernels(network, theirs, inputs, pairs=((0, 1), (0, None))):
-    kernel_fn = theirs[2]
-    for first, second in pairs:
-        x1, x2 = inputs[first], None if second is None else inputs[second]
-        actual, expected = fx.network_kernel(network, x1, x2), kernel_fn(x1, x2, ("nngp", "ntk"))
-        for name in ("nngp", "ntk"):
-            a, b = np.asarray(getattr(actual, name)), np.asarray(getattr(expected, name))
-            difference = np.abs(a - b) / np.max(np.abs(b))
-            if x2 is None:
-                # Theirs takes arccos near 1 on the diagonal, which leaves half of the digits there.
-                assert np.max(np.diag(difference)) < 1e-6, name
-                np.fill_diagonal(difference, 0)
-            assert np.max(difference) < 1e-10, name
 
 
 def their_conv(stax, kind="Conv", shape=(3, 3), strides=None, padding="SAME", **options):
@@ -200,7 +175,8 @@ def test_layers_are_those_of_neural_tangents(stax, images, name):
     after, their_after = readouts(stax, readout)
     network = Serial(Conv((2, 2), w_std=1.2, b_std=0.1), ours, *after, Dense(1.4, 0.3))
     first = stax.Conv(1, (2, 2), None, "SAME", 1.2, 0.1)
-    assert_same_kernels(network, stax.serial(first, theirs(stax), *their_after, stax.Dense(1, 1.4, 0.3)), images)
+    expected = stax.serial(first, theirs(stax), *their_after, stax.Dense(1, 1.4, 0.3))
+    assert_same_kernels(partial(fx.network_kernel, network), expected, with_own(images))
 
 
 @pytest.mark.parametrize("biases", [None, 0.2])
@@ -226,7 +202,7 @@ def test_standard_parameterization_is_that_of_neural_tangents(stax, images, bias
         stax.Relu(),
         stax.Dense(1, 0.9, biases, **options),
     )
-    assert_same_kernels(network, expected, images, pairs=((0, 1),))
+    assert_same_kernels(partial(fx.network_kernel, network), expected, [images])
 
 
 def test_nested_residuals_are_those_of_neural_tangents(stax, rng):
@@ -242,7 +218,7 @@ def test_nested_residuals_are_those_of_neural_tangents(stax, rng):
     expected = stax.serial(
         stax.Dense(1), block(stax.serial(stax.Relu(), stax.Dense(1), theirs)), stax.Relu(), stax.Dense(1)
     )
-    assert_same_kernels(network, expected, inputs)
+    assert_same_kernels(partial(fx.network_kernel, network), expected, with_own(inputs))
 
 
 def test_equal_rows_have_masks_of_their_own(rng):
