@@ -15,12 +15,12 @@ from jax import Array
 
 
 def is_traced(*values: Any) -> bool:
-    """Tell whether any leaf is a tracer, whose values are not known."""
+    """Whether any leaf is a tracer, whose values are not known."""
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
 
 
 def is_tracing(*values: Any) -> bool:
-    """Tell whether any leaf is a tracer, or a function is being traced, where even arrays of constants are tracers."""
+    """Whether any leaf is a tracer, or a function is being traced, where even arrays of constants are tracers."""
     return is_traced(values, jax.device_put(0.0))
 
 
@@ -104,7 +104,7 @@ def as_real_array(name: str, value: Any) -> Array:
 
 
 def is_floating(name: str, value: Any) -> bool:
-    """Tell whether the numbers of an array, of which :func:`as_real_array` says what it may be, are floating-point."""
+    """Whether the numbers of an array, of which :func:`as_real_array` says what it may be, are floating-point."""
     return bool(jnp.issubdtype(as_real(name, value).dtype, jnp.floating))
 
 

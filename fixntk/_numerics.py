@@ -57,7 +57,7 @@ def _differentiate_safe_sqrt(primals: tuple[Array], tangents: tuple[Array]) -> t
 
 
 def at_least_float32(dtype: DTypeLike) -> jnp.dtype:
-    """A floating-point dtype, or float32 if that is wider; without promotion, which JAX may be told to refuse."""
+    """A floating-point dtype, or float32 if that is wider; without promotion, which JAX may be configured to refuse."""
     return max(jnp.dtype(dtype), jnp.dtype(jnp.float32), key=lambda one: jnp.finfo(one).bits)
 
 

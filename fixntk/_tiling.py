@@ -76,7 +76,7 @@ def memory_for(
     *operands
         Arrays that the block reads, which may be traced.
     free_memory
-        Tells how much there is; :func:`free_on_device` when None.
+        Function that returns the free memory; :func:`free_on_device` when None.
 
     Yields
     ------
@@ -320,7 +320,7 @@ class Grid:
         return self._remove_padding(results)
 
     def bytes_needed(self, shape: tuple[int, ...], dtypes: tuple[Any, ...]) -> int:
-        """Estimate of the memory that :meth:`fill_from_host` takes for results on the device, but for features."""
+        """Estimate of the memory that :meth:`fill_from_host` takes for results on the device, without features."""
         num_bytes = [math.prod(shape) * jnp.dtype(dtype).itemsize for dtype in dtypes]
         stored = math.prod(self.padded_shape) * sum(num_bytes)
         if self.padded_shape != self._size:
@@ -355,7 +355,7 @@ class Grid:
 
 
 def num_rows(x: Any) -> int:
-    """Number of rows in a pytree of arrays, one row an example."""
+    """Number of rows in a pytree of arrays, one row for each example."""
     return jax.tree.leaves(x)[0].shape[0]
 
 

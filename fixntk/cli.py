@@ -365,7 +365,7 @@ def _info(_: argparse.Namespace) -> int:
 def entry() -> NoReturn:
     """Run the command in a process of its own, and end the process."""
     if sys.stderr is None:
-        # The process was started without it; what is said there is lost, and nothing else is.
+        # The process was started without it; what is written to it is lost, and nothing else is.
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         # A terminal may lack characters that names in tables have; None if the process was started without the stream.

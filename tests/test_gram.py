@@ -106,7 +106,7 @@ def test_zero_rows_and_columns_change_nothing(rng):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"masks1": np.ones((3, 4), bool)}, r"masks1 must have 2 columns, one a gate, got shape \(3, 4\)"),
+        ({"masks1": np.ones((3, 4), bool)}, r"masks1 must have 2 columns, one for each gate, got shape \(3, 4\)"),
         ({"masks1": np.ones((5, 2), bool)}, r"masks1 and x1 must have the same number of rows"),
         ({"masks1": np.zeros((3, 0), bool), "weights": np.ones(1)}, "masks1 holds no masks"),
         ({"masks1": np.full((3, 2), 2.0)}, "masks1 must be bool or 0/1"),

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from fixntk.convex.results_by_reg import ResultsByReg
 from fixntk.convex.solution import Solution
 
-# Why a discovery ended, beside the names of budgets.
+# Why a discovery ended, besides the names of budgets.
 BOUND = "bound"
 NO_VIOLATION = "no violation"
 HELD_OUT = "held-out loss"

@@ -276,7 +276,7 @@ def _better(new: KernelPoint, old: KernelPoint) -> KernelPoint:
 
 @jit_for_host
 def _sparsest(problem: KernelProblem, point: KernelPoint, tol: ArrayLike) -> KernelPoint:
-    """The point without the kernels whose shares are small beside μ, up to what the tolerance allows.
+    """The point without the kernels whose shares are small compared with μ, up to what the tolerance allows.
 
     Points inside of the orthant have no zeros; those shares are zero at the optimum within the certified gap.
     """

@@ -57,7 +57,7 @@ class Method(NamedTuple):
     prepare
         ``prepare(program) -> (program, units)``: the program that the loop works on, in those units.
     bytes_needed
-        ``bytes_needed(program)`` estimates the memory that it takes beside the program, from shapes.
+        ``bytes_needed(program)`` estimates the memory that it takes besides the program, from shapes.
     memory_remedy
         What lowers that.
     on_active_groups

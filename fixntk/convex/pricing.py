@@ -31,9 +31,9 @@ from fixntk.gates.samplers import Sampler, around_gates, between_targets, gaussi
 from fixntk.gram import masked_adjoint
 
 DEFAULT_SAMPLERS: tuple[Sampler, ...] = (gaussian, between_targets)
-"""The samplers whose gates :func:`fixntk.discover` prices, beside gates around those in use."""
+"""The samplers whose gates :func:`fixntk.discover` prices, besides gates around those in use."""
 
-# Number of candidates from which a local search starts, beside the gates of the program and in place of its padding.
+# Number of candidates from which a local search starts, besides the gates of the program and in place of its padding.
 _NUM_STARTS = 32
 # Largest number of moves of each gate in a local search.
 _MAX_MOVES = 10

@@ -111,7 +111,7 @@ def _step_length(
 def _sparsest(
     program: ConvexProgram, cones: Cones, pair: Array, prices: Array, weight: Array, enough: ArrayLike
 ) -> CertifiedPair:
-    """The pair without the groups whose penalty is small beside their barrier's cost, up to what the gap allows.
+    """The pair without the groups whose penalty is small compared with their barrier's cost, as far as the gap allows.
 
     Interior points have no zeros; those groups are zero at the optimum within the certified gap.
     """

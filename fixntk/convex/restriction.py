@@ -61,7 +61,7 @@ def solve_on_sets(
 ) -> tuple[Solution, Evaluation]:
     """Solve from a start, on the groups that are active there or nearest to it, until the certificate holds on all.
 
-    ``last``, the evaluation of the solution for the last λ, tells which groups are near, and which are zero.
+    ``last``, the evaluation of the solution for the last λ, says which groups are near, and which are zero.
     """
     method = restriction.method.on_active_groups or restriction.method
     for _ in range(_MAX_WORKING_SETS):

@@ -15,7 +15,7 @@ from fixntk.estimators.preprocessing import padded_width
 from fixntk.gates.masks import sample_gates
 from fixntk.gates.samplers import SAMPLERS
 
-# What ``gates`` may be beside the names of samplers, an array and a function.
+# What ``gates`` may be besides the names of samplers, an array and a function.
 RANDOM = "random"
 DISCOVERED = "discovered"
 AUTO = "auto"
@@ -46,7 +46,7 @@ class GateOptions(NamedTuple):
 def check_source(source: Any, *others: str) -> None:
     """Raise ValueError unless gates can come from a source.
 
-    ``others`` are names beside those of the samplers and "random".
+    ``others`` are names besides those of the samplers and "random".
     """
     names = (RANDOM, *others, *SAMPLERS)
     if isinstance(source, str) and source not in names:

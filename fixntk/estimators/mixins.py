@@ -183,7 +183,7 @@ class GatedMixin(InputMixin):
     gates: Any
     random_state: Any
     loss: str = "squared"
-    # Values of ``gates`` beside those that every gated estimator takes.
+    # Values of ``gates`` besides those that every gated estimator takes.
     _other_sources: tuple[str, ...] = ()
     network_: GatedReLUNetwork
     solution_: Solution

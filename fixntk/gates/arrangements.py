@@ -92,7 +92,7 @@ def enumerate_arrangements(x: ArrayLike, *, max_cells: int = 200_000) -> Arrange
         If ``max_cells`` is not an integer.
     ValueError
         If there are more cells than ``max_cells``; the message gives the count in general position. Also if x is not
-        a finite matrix, or its rows are too close to degenerate to be told apart in float64.
+        a finite matrix, or its rows are too close to degenerate to be distinguished in float64.
 
     Notes
     -----
@@ -321,7 +321,7 @@ def _select_one_per_cell(points: np.ndarray, normals: np.ndarray, noise: np.ndar
     _, first = np.unique(np.concatenate(sides)[order], return_index=True)
     if first.size != expected:
         raise ValueError(
-            f"x is too close to degenerate for float64: {first.size} cells can be told apart, {expected} are "
+            f"x is too close to degenerate for float64: {first.size} cells can be distinguished, {expected} are "
             f"there; centre the columns of x, or round it so that dependent rows are exactly so"
         )
     return points[order[np.sort(first)]]
@@ -371,7 +371,7 @@ def _masks_at(points: np.ndarray, planes: Hyperplanes) -> np.ndarray:
 
 
 def _have_certain_masks(x: Array, gates: Array, masks: np.ndarray) -> np.ndarray:
-    """Tell which gates have their masks on x for every rounding of their inner products in their dtype.
+    """Which gates have their masks on x for every rounding of their inner products in their dtype.
 
     The error of a sum of d products is at most d·ε/2 times the sum of their absolute values, in any order. Twice this
     bound also covers the sum here if the dtype is float64. Products below the smallest normal number may be flushed to

@@ -199,7 +199,7 @@ def as_masks(name: str, masks: ArrayLike, num_gates: int | None = None) -> Array
             )
         return array
     if num_gates is not None and array.shape[1] != num_gates:
-        raise ValueError(f"{name} must have {num_gates} columns, one a gate, got shape {array.shape}")
+        raise ValueError(f"{name} must have {num_gates} columns, one for each gate, got shape {array.shape}")
     if array.dtype != jnp.bool_:
         if not is_traced(array):
             with jax.ensure_compile_time_eval():

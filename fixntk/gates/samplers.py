@@ -56,7 +56,7 @@ def gaussian(
     Raises
     ------
     ValueError
-        If ``num_gates`` is below 1, x is no finite matrix, or ``bias_scale`` is not positive.
+        If ``num_gates`` is below 1, x is not a finite matrix, or ``bias_scale`` is not positive.
     """
     x = as_matrix("x", x)
     if not bias_scale > 0:
@@ -88,7 +88,7 @@ def through_points(
     Raises
     ------
     ValueError
-        If ``num_gates`` is below 1 or x is no finite matrix.
+        If ``num_gates`` is below 1 or x is not a finite matrix.
 
     References
     ----------
@@ -124,7 +124,7 @@ def between_classes(key: Key[Array, ""], num_gates: int, x: ArrayLike, y: ArrayL
     Raises
     ------
     ValueError
-        If ``num_gates`` is below 1, x is no finite matrix, y is missing, has other rows, or has one class only.
+        If ``num_gates`` is below 1, x is not a finite matrix, y is missing, has other rows, or has one class only.
     """
     x, y = _as_targets(x, y)
     return _bisect_pairs(key, as_positive_int("num_gates", num_gates), x, lambda i: y != y[i])
@@ -177,7 +177,7 @@ def around_gates(
     Raises
     ------
     ValueError
-        If ``num_gates`` is below 1, x or ``gates`` is no finite matrix, their columns differ, or ``spread`` is not
+        If ``num_gates`` is below 1, x or ``gates`` is not a finite matrix, their columns differ, or ``spread`` is not
         positive.
     """
     x, centres = as_matrix("x", x), as_matrix("gates", gates)
@@ -212,7 +212,7 @@ def _as_targets(x: ArrayLike, y: ArrayLike | None) -> tuple[Array, Array]:
 
 
 def _bias_level(x: Float[Array, "n d"]) -> Float[Array, " d"]:
-    """The value of the bias column, zero elsewhere: the first that is constant and not zero, but for rows of zeros."""
+    """The value of the bias column, zero elsewhere: the first that is constant and not zero, zero rows aside."""
     is_padding = jnp.all(x == 0, axis=1)
     level = x[jnp.argmin(is_padding)]
     is_constant = jnp.all((x == level[None, :]) | is_padding[:, None], axis=0) & (level != 0)

@@ -80,7 +80,7 @@ def arrangement_weights(
 
 def _plane_signs(planes: Hyperplanes, masks: np.ndarray) -> np.ndarray:
     """(P, k) signs ±1 of the masks with respect to each distinct hyperplane's normal."""
-    # Any row of a hyperplane tells the side of a gate; ``side`` relates the row to the normal.
+    # Any row of a hyperplane determines the side of a gate; ``side`` relates the row to the normal.
     first = np.array([np.flatnonzero(planes.owner == j)[0] for j in range(planes.normals.shape[0])], int)
     return np.where(masks[first] == (planes.side[first] > 0)[:, None], 1.0, -1.0).T
 

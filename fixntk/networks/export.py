@@ -121,7 +121,7 @@ def load_network(path: str | Path) -> GatedReLUNetwork | ReLUNetwork:
     OSError
         If the file cannot be read.
     ValueError
-        If the file is damaged, holds no network, or has another version; if its weights are no floating-point numbers,
+        If the file is damaged, holds no network, or has another version; if its weights are not floating-point numbers,
         are infinite or NaN, their shapes do not fit together, or there is no neuron.
 
     See docs/mathematics.md, M10.

@@ -251,7 +251,7 @@ def _compute_kernels(
     x1 = as_float_array("x1", x1, ndims)
     x2 = None if x2 is None else as_float_array("x2", x2, ndims)
     if x2 is not None and x1.shape[1:] != x2.shape[1:]:
-        raise ValueError(f"x1 and x2 must have the same shape of an example, got shapes {x1.shape} and {x2.shape}")
+        raise ValueError(f"x1 and x2 must have examples of the same shape, got shapes {x1.shape} and {x2.shape}")
     _check_squares(x1, x2)
     # A pair of examples takes one number for each position, or for each pair of positions.
     num_positions = math.prod(x1.shape[1:-1])

@@ -98,7 +98,7 @@ def outer_inner_product(axes: OutputAxes, site: Site, factors1: Factors, factors
     row, column = ("t", "s") if site.positions > 1 else ("", "")
     # First the products a_t · a'_s of activations and δ_t · δ'_s of signals for all positions t, s, then their sum.
     if site.is_lookup:
-        # The activations of a look-up are one-hot vectors, whose inner product tells whether two row numbers are equal.
+        # The activations of a look-up are one-hot vectors, whose inner product is 1 where two row numbers are equal.
         # Row numbers out of bounds have no derivative.
         rows, columns = factors1.activations[:, None], factors2.activations[None, :]
         known = (rows >= 0) & (rows < site.inputs)

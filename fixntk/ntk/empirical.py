@@ -114,13 +114,14 @@ def empirical_ntk(
     Raises
     ------
     TypeError
-        If ``params`` has a leaf that is no floating-point array (its place is named), or an output is no
+        If ``params`` has a leaf that is not a floating-point array (its place is named), or an output is not a
         floating-point array, or x1 is missing.
     ValueError
-        If there are no parameters or examples, ``select`` selects none, x1 and x2 do not have the same shape but for
-        their rows, values are not finite, an axis is out of range or both traced and diagonal, the output does not have
-        one row an example, or its rows depend on other examples (batch statistics) or differ between calls: outputs
-        and derivatives of a row are compared alone and among two others, but not under ``jax.jit``.
+        If there are no parameters or examples, ``select`` selects none, x1 and x2 do not have the same shape apart
+        from their number of rows, values are not finite, an axis is out of range or both traced and diagonal, the
+        output does not have one row for each example, or its rows depend on other examples (batch statistics) or differ
+        between calls: outputs and derivatives of a row are compared alone and among two others, but not under
+        ``jax.jit``.
     OutOfMemoryError
         If memory does not suffice; a ValueError too.
 
@@ -188,7 +189,7 @@ def layerwise_ntk(
     Raises
     ------
     ValueError
-        Also if ``groups`` is no prefix of ``params``.
+        Also if ``groups`` is not a prefix of ``params``.
 
     Notes
     -----

@@ -52,8 +52,8 @@ def as_arguments(f: Callable[..., Any], params: Any, x1: Any, x2: Any, *, name: 
         one, two = ([(a.shape[1:], str(a.dtype)) for a in jax.tree.leaves(x)] for x in (x1, x2))
         if one != two:
             raise ValueError(
-                f"x1 and x2 must agree but for their rows, got an example's shape and dtype {_join(one)} in x1 and"
-                f" {_join(two)} in x2"
+                "x1 and x2 must agree except in their number of rows, got an example's shape and dtype"
+                f" {_join(one)} in x1 and {_join(two)} in x2"
             )
     return params, x1, x2
 
@@ -87,7 +87,7 @@ def _as_inputs(name: str, x: Any) -> Any:
     x = jax.tree_util.tree_map_with_path(lambda path, leaf: as_array(f"{name}{jax.tree_util.keystr(path)}", leaf), x)
     leaves = jax.tree.leaves(x)
     if not leaves or any(leaf.ndim == 0 or leaf.shape[0] != leaves[0].shape[0] for leaf in leaves):
-        raise ValueError(f"{name} must have one row an example, got shapes {[leaf.shape for leaf in leaves]}")
+        raise ValueError(f"{name} must have one row for each example, got shapes {[leaf.shape for leaf in leaves]}")
     if leaves[0].shape[0] == 0:
         raise ValueError(f"{name} is empty: shape {leaves[0].shape}")
     _check_finite(name, x)
@@ -120,7 +120,7 @@ def check_output(f: Callable[..., Any], params: Any, x: Any) -> None:
         raise TypeError(f"f must return a real floating-point array, got {output.dtype}")
     if output.ndim == 0 or output.shape[0] != num_rows(x):
         raise ValueError(
-            f"f must map a batch to one row an example: x1 has {num_rows(x)} rows, f(params, x1) has shape"
+            f"f must map a batch to one row for each example: x1 has {num_rows(x)} rows, f(params, x1) has shape"
             f" {output.shape}. For a function of one example pass jax.vmap(f, in_axes=(None, 0))"
         )
     single = jax.eval_shape(f, params, jax.tree.map(lambda a: a[:1], x)).shape

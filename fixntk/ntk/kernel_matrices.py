@@ -166,6 +166,6 @@ def check_positive_semidefinite(name: str, eigenvalues: Array, reg: Array) -> No
             f"{name} is not positive semidefinite: its smallest eigenvalue is {smallest - float(reg):.3g}, its largest"
             f" {largest - float(reg):.3g}, and rounding in {eigenvalues.dtype} explains no less than {-allowed:.2g}."
             " Likely causes: it was computed in a lower precision (compute it in float64, with jax_enable_x64), its"
-            " rows and columns are not in the same order, or it is no kernel. If an error of this size is acceptable,"
-            f" add a ridge: diag_reg={2 * (float(reg) - smallest):.2g} with diag_reg_absolute_scale=True"
+            " rows and columns are not in the same order, or it is not a kernel. If an error of this size is"
+            f" acceptable, add a ridge: diag_reg={2 * (float(reg) - smallest):.2g} with diag_reg_absolute_scale=True"
         )

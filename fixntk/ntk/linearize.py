@@ -40,7 +40,7 @@ def linearize(f: Callable[..., Any], params0: Any) -> Callable[..., Any]:
     Raises
     ------
     TypeError
-        If f is not a function or a leaf of params0, named by its place, is no floating-point array.
+        If f is not a function or a leaf of params0, named by its place, is not a floating-point array.
 
     Notes
     -----
@@ -81,7 +81,7 @@ def taylor_expand(f: Callable[..., Any], params0: Any, degree: int) -> Callable[
     TypeError
         As :func:`linearize`; also if f uses ``jax.custom_vjp`` and the degree is at least 2.
     ValueError
-        If ``degree`` is no non-negative integer.
+        If ``degree`` is not a non-negative integer.
 
     Notes
     -----

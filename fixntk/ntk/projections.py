@@ -183,7 +183,7 @@ def _sjlt(gradients: Float[Array, "r p"], dim: int, key: Array) -> Float[Array, 
     """Signed sums of the parameters of each bucket.
 
     The parameters are cut into blocks of ``dim``; block b goes to the buckets in order, from a random one on. Two
-    parameters of a block never meet, those of two blocks do with probability 1/dim, no oftener than under a hash of
+    parameters of a block never meet, those of two blocks do with probability 1/dim, no more often than under a hash of
     each parameter, and only contiguous memory is read.
     """
 

@@ -77,7 +77,7 @@ class NTKSpectrum(NamedTuple):
     def condition_number(self) -> Float[Array, ""]:
         """Largest by smallest eigenvalue, infinite where the smallest is zero or negative by rounding.
 
-        Beyond 1 / ``tol`` it only says that the smallest eigenvalue cannot be told from zero.
+        Beyond 1 / ``tol`` it only says that the smallest eigenvalue cannot be distinguished from zero.
 
         Raises
         ------

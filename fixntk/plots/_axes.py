@@ -19,7 +19,7 @@ from fixntk._checks import as_numpy, as_real
 
 # Okabe and Ito's colours for colour-blind readers, those with the most contrast on white first.
 _OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-# As many as give 28 different pairs with the colours.
+# With the colours they make 28 different pairs.
 _LINE_STYLES = ("-", "--", "-.", ":")
 # The colours of solutions and of the NTK, and of what is neither.
 SOLUTION_COLOUR = _OKABE_ITO[0]
@@ -84,7 +84,7 @@ def open_axes(ax: Axes | None, width: float = 5.2, height: float = 3.6) -> Itera
 
 
 def next_line_style(axes: Axes) -> dict[str, Any]:
-    """Colour and line style that no curve of the Axes has yet; a line whose label begins with _ is no curve."""
+    """Colour and line style that no curve of the Axes has yet; a line whose label begins with _ does not count."""
     # matplotlib's own labels of lines without one begin with _child. A curve with error bars is a container.
     labels = [str(line.get_label()) for line in axes.lines]
     position = len(axes.containers) + sum(label.startswith("_child") or not label.startswith("_") for label in labels)

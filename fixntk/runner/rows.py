@@ -1,6 +1,6 @@
 """Rows of results: as JSON lines on disk, as plain values, and sorted by the task that they belong to.
 
-``results.jsonl`` holds the rows of each finished task, one a line, and after them a closing line::
+``results.jsonl`` holds the rows of each finished task, one on each line, and after them a closing line::
 
     {"table": "iris", "seed": 0, "method": "ntk", "accuracy": 0.9}
     {"table": "iris", "seed": 0, "method": "fixed", "accuracy": 0.95}

@@ -16,7 +16,7 @@ from fixntk.tables.names import TableError
 from fixntk.tables.numbers import PLAIN, NumberFormat, describe, find_number_format, parse_numbers
 from fixntk.tables.read import TextTable
 
-# How a column can be taken.
+# Kinds of columns.
 KINDS = ("number", "date", "category", "drop")
 # A numeric target with more distinct values than this is a quantity, not a class.
 _MAX_CLASSES = 10
@@ -40,7 +40,8 @@ class Columns(NamedTuple):
     numbers
         Names of the numeric ones.
     categories
-        Names of the others, each with its categories; '?' is that of missing values, and :data:`RARE` of rare ones.
+        Names of the categorical ones, each with its categories; '?' is that of missing values, and :data:`RARE` of
+        rare ones.
     dates
         Names of the numeric ones that hold dates, each with its format; their numbers are days.
     formats
@@ -98,7 +99,7 @@ def check_kinds(table: TextTable, kinds: Collection[str]) -> None:
 
 
 def read_columns(table: TextTable, kinds: Mapping[str, str]) -> tuple[pd.DataFrame, Columns, list[str]]:
-    """Features as float64 numbers, days for dates, and 'category'; their columns; and how each was taken, in lines.
+    """Features as float64 numbers, days for dates, and 'category'; their columns; and a report with a line for each.
 
     Columns whose kind is not given are left out if they have one value, or texts that are all different.
 
@@ -114,16 +115,16 @@ def read_columns(table: TextTable, kinds: Mapping[str, str]) -> tuple[pd.DataFra
         texts = texts.mask(texts == "?")
         kind, reason = (kinds[name], "as --columns says") if name in kinds else _guess_kind(texts, table.decimal_comma)
         if kind == "drop":
-            told = f"left out, {reason}"
+            description = f"left out, {reason}"
         elif kind == "category":
-            frame[name], told = _take_category(texts, columns)
+            frame[name], description = _take_category(texts, columns)
         else:
             take = _take_number if kind == "number" else _take_date
-            frame[name], told = take(table, texts, columns)
+            frame[name], description = take(table, texts, columns)
             _check_finite(table.path, frame[name])
             if missing := int(texts.isna().sum()):
-                told += f"; {missing} missing, replaced by the median"
-        lines.append(f"column {name!r}: {told}")
+                description += f"; {missing} missing, replaced by the median"
+        lines.append(f"column {name!r}: {description}")
     if not frame:
         raise TableError(f"{table.name}: no column is left to learn from; {'; '.join(lines)}")
     return pd.DataFrame(frame), columns, lines
@@ -156,7 +157,7 @@ def _take_number(table: TextTable, texts: pd.Series, columns: Columns) -> tuple[
     number_format = find_number_format(texts, decimal_comma=table.decimal_comma)
     if number_format is None:
         word = _first_that_fails(texts, lambda values: parse_numbers(values, PLAIN))
-        raise TableError(f"{table.name}: column {texts.name!r} is to be a number, and has {word!r}")
+        raise TableError(f"{table.name}: column {texts.name!r} must be a number, but has {word!r}")
     columns.numbers.append(str(texts.name))
     if number_format != PLAIN:
         columns.formats[str(texts.name)] = number_format
@@ -168,10 +169,10 @@ def _take_date(table: TextTable, texts: pd.Series, columns: Columns) -> tuple[pd
     if date_format is None:
         fewest = min(FORMATS, key=lambda name: int(days_since_1970(texts, name).isna().sum()))
         word = _first_that_fails(texts, lambda values: days_since_1970(values, fewest))
-        raise TableError(f"{table.name}: column {texts.name!r} is to be a date, and has {word!r}")
+        raise TableError(f"{table.name}: column {texts.name!r} must be a date, but has {word!r}")
     columns.numbers.append(str(texts.name))
     columns.dates[str(texts.name)] = date_format
-    return days_since_1970(texts, date_format), f"date ({FORMATS[date_format]}), taken as days"
+    return days_since_1970(texts, date_format), f"date ({FORMATS[date_format]}), converted to days"
 
 
 def _first_that_fails(texts: pd.Series, parse: Callable[[pd.Series], pd.Series]) -> str | None:
@@ -188,17 +189,17 @@ def _take_category(texts: pd.Series, columns: Columns) -> tuple[pd.Series, str]:
     least = 2 if len(texts) >= _LEAST_IDENTIFIERS else 1
     kept = [category for category in ordered[:_MAX_CATEGORIES] if counts[category] >= least]
     rare = sorted(set(ordered) - set(kept))
-    told = f"category of {len(ordered)} values"
+    description = f"category of {len(ordered)} values"
     if rare:
         columns.rare[name] = rare
-        told += f", of which {len(rare)} rare ones are one"
+        description += f", the {len(rare)} rare ones merged into one"
     if missing := int(texts.isna().sum()):
-        told += f"; {missing} missing, replaced by a category of its own"
+        description += f"; {missing} missing, replaced by a category of its own"
     else:
         columns.modes[name] = kept[0] if kept else RARE
     columns.categories[name] = sorted([*kept, *(["?"] if missing else []), *([RARE] if rare else [])])
     values = _pool(as_categories(texts).fillna("?"), columns.rare.get(name, ()))
-    return pd.Series(pd.Categorical(values, columns.categories[name]), texts.index, name=name), told
+    return pd.Series(pd.Categorical(values, columns.categories[name]), texts.index, name=name), description
 
 
 def as_categories(texts: pd.Series) -> pd.Series:
@@ -218,25 +219,25 @@ def match_columns(
     Returns
     -------
     The features, and a line for each column with missing values where the other table has none, or with categories that
-    it has not, which are taken for rare ones, or for none of its categories if it has no rare ones.
+    it lacks, which count as rare ones, or match no category if it has no rare ones.
 
     Raises
     ------
     TableError
-        If a column is missing, or has an infinite number, a word among numbers, or what is no date among dates; if
-        ``strict``, also if a category is not known.
+        If a column is missing, or has an infinite number, a word among numbers, or a value that is not a date among
+        dates; if ``strict``, also if a category is not known.
     """
     if missing := [name for name in columns.names if name not in strings.columns]:
         raise TableError(f"table {str(path)!r} lacks the column(s) {', '.join(map(repr, missing))} of the model")
     frame, lines = {}, []
     for name in columns.numbers:
         texts = strings[name].mask(strings[name] == "?")
-        frame[name], told = _match_numbers(path, texts, columns)
-        lines += told
+        frame[name], changes = _match_numbers(path, texts, columns)
+        lines += changes
     for name in columns.categories:
         texts = as_categories(strings[name].mask(strings[name] == "?"))
-        frame[name], told = _match_categories(path, texts, columns, strict=strict)
-        lines += told
+        frame[name], changes = _match_categories(path, texts, columns, strict=strict)
+        lines += changes
     return pd.DataFrame(frame, index=strings.index), lines
 
 
@@ -254,7 +255,7 @@ def _match_numbers(path: Path, texts: pd.Series, columns: Columns) -> tuple[pd.S
         other = find_number_format(texts) if (numbers.isna() & texts.notna()).any() else None
         if other is not None and _have_one_unit(number_format, other):
             numbers = parse_numbers(texts, other)
-            lines.append(f"column {name!r}: written otherwise than in the model's table{describe(texts, other)}")
+            lines.append(f"column {name!r}: written differently from the model's table{describe(texts, other)}")
     if (is_wrong := numbers.isna() & texts.notna()).any():
         raise TableError(
             f"table {str(path)!r}: column {name!r} holds {expected} in the model, here also {texts[is_wrong].iloc[0]!r}"
@@ -291,17 +292,17 @@ def _match_categories(path: Path, texts: pd.Series, columns: Columns, *, strict:
 
 
 class Target(NamedTuple):
-    """The targets of a table: (n,) texts of classes or float64 numbers, and how they were taken, in words."""
+    """The targets of a table: (n,) texts of classes or float64 numbers, and a description of them for the report."""
 
     values: np.ndarray
     is_class: bool
-    told: str
+    description: str
 
 
 def read_target(table: TextTable, kind: str | None = None) -> Target:
     """Classes or quantities of a table's rows.
 
-    Without a kind they are classes if they are no numbers or have at most ten values, otherwise a quantity.
+    Without a kind they are classes if they are not numbers or have at most ten values, otherwise a quantity.
 
     Raises
     ------
@@ -323,7 +324,7 @@ def read_target(table: TextTable, kind: str | None = None) -> Target:
     number_format = find_number_format(texts, decimal_comma=table.decimal_comma)
     if kind == "number" and number_format is None:
         word = _first_that_fails(texts, lambda values: parse_numbers(values, PLAIN))
-        raise TableError(f"{table.name}: {what}, is to be a number, and has {word!r}")
+        raise TableError(f"{table.name}: {what}, must be a number, but has {word!r}")
     is_category = kind == "category" or number_format is None
     if is_category and len(labels) >= _LEAST_IDENTIFIERS and labels.is_unique:
         raise TableError(f"{table.name}: {what}, has {len(labels)} texts that are all different: no class to learn")

@@ -1,4 +1,4 @@
-"""CSV files as strings: whichever character is between the columns, compressed or not."""
+"""CSV files as strings, with any character between the columns, compressed or not."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _MEMORY_PER_BYTE = 120
 _CHUNK_BYTES = 2**20
 # First bytes of a file compressed by gzip.
 _GZIP_START = b"\x1f\x8b"
-# Whole numbers between these are names of columns if they are no numbers of the column: years.
+# A whole number in this range, a year, can be the name of a column unless the column's own numbers are around it.
 _YEARS = range(1000, 3000)
 
 

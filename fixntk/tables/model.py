@@ -45,7 +45,7 @@ def fit(
 ) -> list[str]:
     """Fit a model of a table's column and write it to a file; return a report, in lines.
 
-    The report says how each column was taken. The target is a class if it is no number or has at most ten values,
+    The report says how each column was read. The target is a class if it is not a number or has at most ten values,
     otherwise a quantity.
 
     Parameters
@@ -61,7 +61,7 @@ def fit(
     seed
         For the gates.
     kinds
-        How columns are taken, by name: number, date, category or drop; for the target, number or category.
+        Kinds of columns, by name: number, date, category or drop; for the target, number or category.
     drop_missing_target
         Whether to leave out rows without a target, which are refused otherwise.
 
@@ -79,11 +79,11 @@ def fit(
     check_kinds(table, kinds)
     if drop_missing_target:
         table = table.drop_missing_targets()
-    y, is_class, told = read_target(table, kinds.get(target))
+    y, is_class, description = read_target(table, kinds.get(target))
     frame, columns, taken = read_columns(table, kinds)
     if is_class and target in map(probability_name, set(y)):
         raise TableError(f"{table.name}: {target!r} would also be the name of a column of probabilities: rename it")
-    lines = [f"{len(y)} rows, {table.features.shape[1]} columns; {target!r} is a {told}", *table.lines, *taken]
+    lines = [f"{len(y)} rows, {table.features.shape[1]} columns; {target!r} is a {description}", *table.lines, *taken]
     estimator = _estimator(method, is_class, seed)
     model: Any = Pipeline([("columns", imputing_encoder(columns)), ("estimator", estimator)])
     if reg is None:
@@ -108,12 +108,12 @@ def predict(model_path: Path, table: Path, *, strict: bool = False) -> tuple[pd.
     """Predict for a table's rows: a column with the target's name, and for classes a column of each probability.
 
     Nothing in the model's file is run. Categories that the model has not seen count as none of those that it has; they
-    are told in lines, or refused if ``strict``.
+    are reported in lines, or refused if ``strict``.
 
     Raises
     ------
     ModelError
-        If the file cannot be read, is damaged, no model, or of another version.
+        If the file cannot be read, is damaged, is not a model, or has another version.
     TableError
         If the table cannot be read, lacks a column, has a word among numbers or, if ``strict``, a category that the
         model has not seen.
@@ -139,8 +139,8 @@ def write_table(frame: pd.DataFrame, path: Path) -> None:
 def write_csv(frame: pd.DataFrame, file: Any) -> None:
     """Write a table as CSV to a text file, with an apostrophe before text that a spreadsheet would take for a formula.
 
-    Such text begins with =, +, -, @ or white space, and is no number. Apostrophes before such text are doubled, so that
-    taking one away restores it.
+    Such text begins with =, +, -, @ or white space, and is not a number. Apostrophes before such text are doubled, so
+    that taking one away restores it.
     """
     is_number = {name: pd.api.types.is_numeric_dtype(column) for name, column in frame.items()}
     guarded = pd.DataFrame(
@@ -168,7 +168,7 @@ def _search_reg(name: str, target: str, model: Any, y: np.ndarray, is_class: boo
     Raises
     ------
     TableError
-        If less than two classes have two rows, so that none could be told from others in a fold.
+        If fewer than two classes have two rows, as each fold needs two classes to train on.
     """
     num_folds = min(_MAX_FOLDS, len(y))
     if is_class:

@@ -91,8 +91,8 @@ def load(path: Path) -> Model:
     Raises
     ------
     ModelError
-        If the file cannot be read, is damaged, no model, or of another version, or its fields or arrays are missing or
-        of other types or shapes.
+        If the file cannot be read, is damaged, is not a model or has another version, or its fields or arrays are
+        missing or of other types or shapes.
     """
     try:
         return _as_model(path, *read_arrays(path, _FORMAT))
@@ -161,7 +161,7 @@ def _as_model(path: Path, fields: Mapping[str, Any], arrays: Mapping[str, np.nda
     columns, classes = _columns(path, fields), fields["classes"]
     num_columns = len(columns.numbers) + sum(map(len, columns.categories.values()))
     if (classes is None) != (fields["temperature"] is None) or (classes is not None and len(classes) < 2):
-        raise ModelError(f"model {path}: must have two classes or more and a temperature, or none of both")
+        raise ModelError(f"model {path}: must have two classes or more and a temperature, or neither")
     num_outputs = 1 if classes is None or len(classes) == 2 else len(classes)
     _check_arrays(path, arrays, _shapes(fields, arrays, len(columns.numbers), num_columns, num_outputs))
     scaling = Scaling(arrays["mean"], arrays["scale"], fields["bias"])

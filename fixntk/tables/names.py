@@ -14,7 +14,7 @@ class TableError(ValueError):
 
 
 def check_names(path: str | Path, names: Sequence[str]) -> None:
-    """Raise TableError if two columns have one name, or a column has none, but for the first, which may be an index."""
+    """Raise TableError if two columns have one name, or a column except the first, which may be an index, has none."""
     seen: set[str] = set()
     for position, name in enumerate(names):
         if not name and position:

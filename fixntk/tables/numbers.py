@@ -109,7 +109,7 @@ def _formats(values: pd.Series, decimal_comma: bool) -> Iterator[NumberFormat]:
 
 
 def _formats_with_unit(values: pd.Series) -> Iterator[NumberFormat]:
-    """Formats with the unit that the values have; none if they have several, or what is no unit."""
+    """Formats with the unit that the values have; none if they have several, or text that is not a unit."""
     units: set[str] = set()
     for value in values:
         if unit := _NOT_UNIT.sub("", value):

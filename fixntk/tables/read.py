@@ -62,7 +62,7 @@ class TextTable(NamedTuple):
 
     @property
     def name(self) -> str:
-        """How messages name it."""
+        """The table's name in messages."""
         return f"table {str(self.path)!r}"
 
     def drop_missing_targets(self) -> TextTable:

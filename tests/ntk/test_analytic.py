@@ -307,7 +307,7 @@ def test_gated_kernel_in_tiles(rng, monkeypatch):
         ({"x1": np.full((2, 2), np.nan)}, ValueError, "x1 holds 4 NaN"),
         ({"x1": np.full((2, 2), 1e20, np.float32)}, ValueError, "x1 holds entries up to 1.0e[+]20, squared lengths"),
         ({"x2": np.full((2, 2), 1e200)}, ValueError, "x2 holds entries up to 1.0e[+]200, squared lengths"),
-        ({"x2": np.ones((2, 3))}, ValueError, r"x1 and x2 must have the same shape of an example, got shapes \(2, 2\)"),
+        ({"x2": np.ones((2, 3))}, ValueError, r"x1 and x2 must have examples of the same shape, got shapes \(2, 2\)"),
     ],
 )
 def test_bad_arguments_are_named(arguments, error, message):

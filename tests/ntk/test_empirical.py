@@ -219,7 +219,7 @@ NO_HEAD = {**PARAMS, "v": jnp.zeros_like(PARAMS["v"])}
         pytest.param(TypeError, "f must be a function", {"f": 3}, marks=pytest.mark.wrong_types),
         (TypeError, "f must return one array", {"f": lambda *_: None}),
         (TypeError, "real floating-point array", {"f": lambda _, x: jnp.argmax(x, axis=1)}),
-        (ValueError, "one row an example: x1 has 7 rows.*jax.vmap", {"f": lambda p, x: jnp.sum(x @ p["w"])}),
+        (ValueError, "one row for each example: x1 has 7 rows.*jax.vmap", {"f": lambda p, x: jnp.sum(x @ p["w"])}),
         (ValueError, "changes with the rest of the batch", {"f": batch_normalised}),
         (ValueError, "changes with the rest of the batch", {"f": dropout}),
         (ValueError, "derivative for an example changes", {"f": batch_normalised, "params": NO_HEAD}),

@@ -56,7 +56,7 @@ def test_numbers_of_new_rows_may_be_written_otherwise(tmp_path, capsys):
     assert main(["predict", str(tmp_path / "model"), str(tmp_path / "new.csv")]) == 0
     captured = capsys.readouterr()
     assert [line.partition(",")[0] for line in captured.out.splitlines()[1:]] == ["yes", "no"]
-    assert "column 'pay': written otherwise than in the model's table, '$5,000' is 5000" in captured.err
+    assert "column 'pay': written differently from the model's table, '$5,000' is 5000" in captured.err
     (tmp_path / "new.csv").write_text("pay\n5%\n")
     assert main(["predict", str(tmp_path / "model"), str(tmp_path / "new.csv")]) == 2
     assert "column 'pay' holds numbers in the model, here also '5%'" in error_line(capsys)
@@ -111,7 +111,7 @@ def test_rare_categories_are_one_and_new_ones_are_of_it(tmp_path, capsys):
     cities = ["a"] * 5 + ["b"] * 5 + [f"town {i}" for i in range(10)]
     write_rows(tmp_path, ["age", "city", "group"], [AGES, cities, GROUPS])
     told, _, err = predicted(tmp_path, capsys)
-    assert "column 'city': category of 12 values, of which 10 rare ones are one" in told
+    assert "column 'city': category of 12 values, the 10 rare ones merged into one" in told
     assert err == ""
     (tmp_path / "new.csv").write_text("age,city\n50,town 3\n50,elsewhere\n")
     assert main(["predict", str(tmp_path / "model"), str(tmp_path / "new.csv")]) == 0
@@ -130,13 +130,13 @@ def test_columns_are_taken_as_the_user_says(tmp_path, capsys):
     assert "column 'id': left out, as --columns says" in told
     for entries, message in [
         ("age=number", "has no column 'age', given in --columns: 'my age', 'year', 'id', 'group'"),
-        ("id=number", "column 'id' is to be a number, and has 'name 0'"),
-        ("id=date", "column 'id' is to be a date, and has 'name 0'"),
+        ("id=number", "column 'id' must be a number, but has 'name 0'"),
+        ("id=date", "column 'id' must be a date, but has 'name 0'"),
         ("year=integer", "a column is one of number, date, category, drop, not 'integer'"),
         ("year", "'year' must be a column's name, '=' and one of number, date, category, drop"),
         ("year=drop year=date", "column 'year' is given twice"),
         ("year='drop", "no closing quotation"),
-        ("group=number", "column 'group', the target, is to be a number, and has 'no'"),
+        ("group=number", "column 'group', the target, must be a number, but has 'no'"),
         ("group=drop", "column 'group', the target, can be a number or a category, not 'drop'"),
     ]:
         assert fitted(tmp_path, "group", "--columns", entries) == 2

@@ -296,7 +296,7 @@ def test_dates_are_numbers_of_days_in_new_rows_too(tmp_path, capsys, date_format
     new = [pd.Timestamp(day).strftime(date_format) for day in ("2026-01-15", "2026-09-01")]
     table = f"k,when\n1,{new[0]}\n1,{new[1]}\n"
     told, status, out, _ = fit_and_predict(tmp_path, capsys, "k,when,group", rows, table)
-    assert f"column 'when': date ({DATES[date_format]}), taken as days" in told
+    assert f"column 'when': date ({DATES[date_format]}), converted to days" in told
     assert status == 0
     assert [line.partition(",")[0] for line in out.splitlines()] == ["group", "early", "late"]
     (tmp_path / "new.csv").write_text("k,when\n1,soon\n")

@@ -1,6 +1,6 @@
 """Iterative reweighting extrapolated: Anderson acceleration on the logarithms of the kernel weights, shrinking ε.
 
-A reweighting step moves log η; the last few such moves tell which combination of them would have stood still. The
+A reweighting step moves log η; the last few such moves show which combination of them would have stood still. The
 kernel ridge problem is solved there as well, and that is taken unless it is worse. Groups count by their kernel weight,
 so that those which vanish do not hold up the others. ε follows the gap down to its last value.
 

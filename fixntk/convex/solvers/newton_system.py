@@ -23,7 +23,7 @@ from fixntk._numerics import einsum, matmul, with_dtype
 from fixntk.convex.program import ConvexProgram, datafit_of, group_shape_of, targets_of
 from fixntk.gram import masked_adjoint, masked_apply
 
-# A product with the masks costs this number of operations beside its arithmetic.
+# A product with the masks costs this number of operations in addition to its arithmetic.
 _PASS_OVERHEAD_FLOPS = 4e6
 # Each entry of the masks costs the same as this number of additional features.
 _FEATURES_PER_ENTRY = 15

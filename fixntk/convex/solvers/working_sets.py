@@ -29,7 +29,7 @@ _ROUND_GAP_SHARE = 0.05
 _MERGED_FLOPS = 1.6
 # A working set has room for this multiple of the number of groups that were active before the round.
 _ROOM = 1.2
-# Operations of a Newton step beside its products.
+# Operations of a Newton step in addition to its products.
 _NEWTON_OVERHEAD_FLOPS = 1e8
 # Factorisations use the machine less well than products: their operations count by this factor more.
 _FACTORISATION_SLOWNESS = 2.0
