@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import hashlib
 import importlib.metadata
 import io
 import json
 import os
-import platform
 import shlex
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
-
-import jax
-import platformdirs
 
 from fixntk_command import exit_on_signals
 
@@ -63,10 +58,6 @@ exit status: 0 done, 1 a check failed or a table was skipped, 2 the input or the
 written, 130 interrupted
 """
 
-_CACHE_VARIABLE = "FIXNTK_COMPILATION_CACHE"
-# Programs that take longer than this to compile are kept, those of the solvers among them.
-_LEAST_SECONDS_KEPT = 0.05
-
 
 class _InputError(Exception):
     """The user's input is wrong; the message, one line, says how."""
@@ -101,7 +92,9 @@ def _run_command(argv: Sequence[str] | None) -> int:
     if rest:
         arguments.overrides += rest
     if arguments.compilation_cache and arguments.function in (_run, _verify, _fit, _predict):
-        _keep_compiled_programs()
+        from fixntk.runner.compilation_cache import keep_compiled_programs
+
+        keep_compiled_programs()
     try:
         return arguments.function(arguments)
     except ModuleNotFoundError as error:
@@ -203,33 +196,6 @@ def _add_table_commands(commands: Any) -> None:
     )
     predict.add_argument("--strict", action="store_true", help="refuse categories that the model has not seen")
     predict.set_defaults(function=_predict, extra="estimators")
-
-
-def _cache_folder() -> Path | None:
-    """Where compiled programs are kept, by this machine's processor; None where the user wants none or chose JAX's own.
-
-    Programs that were compiled for one processor may crash on another that shares the folder.
-    """
-    wanted = os.environ.get(_CACHE_VARIABLE, "")
-    if wanted.lower() in ("off", "0", "no", "false") or "JAX_COMPILATION_CACHE_DIR" in os.environ:
-        return None
-    if wanted:
-        return Path(wanted)
-    try:
-        processor = Path("/proc/cpuinfo").read_text(encoding="utf-8").partition("\n\n")[0]
-        features = "".join(
-            line for line in processor.splitlines() if line.startswith(("flags", "Features", "model name"))
-        )
-    except OSError:
-        features = platform.processor()
-    return platformdirs.user_cache_path("fixntk") / "compiled" / hashlib.sha256(features.encode()).hexdigest()[:12]
-
-
-def _keep_compiled_programs() -> None:
-    """Let JAX keep compiled programs on disk; the command may set what the library leaves to its users."""
-    if (folder := _cache_folder()) is not None:
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", _LEAST_SECONDS_KEPT)
 
 
 # Each command imports its modules when it is called: --help stays fast, and info works without the extras.
@@ -351,11 +317,12 @@ def _predict(arguments: argparse.Namespace) -> int:
 
 
 def _info(_: argparse.Namespace) -> int:
+    from fixntk.runner.compilation_cache import cache_folder
     from fixntk.runner.environment import environment, optional_packages
 
     facts = {key: value for key, value in environment().items() if not key.startswith(("git", "started"))}
     packages = {name: version or "not installed" for name, version in optional_packages().items()}
-    facts["compiled programs"] = str(_cache_folder() or os.environ.get("JAX_COMPILATION_CACHE_DIR", "not kept"))
+    facts["compiled programs"] = str(cache_folder() or os.environ.get("JAX_COMPILATION_CACHE_DIR", "not kept"))
     width = max(map(len, [*facts, *packages])) + 2
     for name, value in {**facts, **packages}.items():
         print(f"{name:<{width}}{value}")

@@ -7,6 +7,8 @@ An experiment is a module that offers what :class:`fixntk.runner.config.Experime
 - ``rows``: ``read_rows``, ``rows_by_task``, ``to_json``
 - ``report``: ``Section``, ``new_figure``, ``use_style``, ``render``, ``render_markdown``
 - ``environment``: versions, device and git revision
+- ``compilation_cache``: the folder in which the command keeps compiled programs
 
-Nothing is imported here: ``environment`` needs only the core dependencies, all others need the extra ``experiments``.
+Nothing is imported here: ``environment`` and ``compilation_cache`` need only the core dependencies, all others need the
+extra ``experiments``.
 """
