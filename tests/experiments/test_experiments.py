@@ -2,6 +2,8 @@
 
 import json
 import shlex
+import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -52,15 +54,22 @@ def ran(experiment, **settings):
     return rows, summary
 
 
-def test_the_fast_paper_bears_out_what_no_noise_can_hide(tmp_path, capsys):
-    """The page of all parts at a size of minutes, as a user runs it."""
-    out = tmp_path / "paper"
+@pytest.fixture(scope="module")
+def fast_paper(tmp_path_factory):
+    """The folder of a run of all parts at a size of minutes, as a user runs it."""
+    out = tmp_path_factory.mktemp("runs") / "paper"
     assert main(["run", "configs/paper_fast.yaml", "--out", str(out)]) == 0
-    rows = runs.read_rows(out)
-    summary = json.loads((out / "summary.json").read_text())
-    assert {row["part"] for row in rows} == set(paper.PARTS) == summary.keys() - {"headline"}
-    assert summary["headline"] in capsys.readouterr().out
+    return out
 
+
+def paper_results(folder):
+    """Rows and summary of the run."""
+    return runs.read_rows(folder), json.loads((folder / "summary.json").read_text())
+
+
+def test_the_fast_paper_bears_out_the_claims_about_objectives(fast_paper):
+    rows, summary = paper_results(fast_paper)
+    assert {row["part"] for row in rows} == set(paper.PARTS) == summary.keys() - {"headline"}
     assert summary["toy"]["relative_difference_from_cvxpy"] < 1e-8
     assert summary["toy"]["best_trained_gated_above_bound"] > -1e-9
     assert summary["uci"]["splits_where_the_ntk_beats_the_bound"] == 0
@@ -74,6 +83,10 @@ def test_the_fast_paper_bears_out_what_no_noise_can_hide(tmp_path, capsys):
     assert [row["value"] for row in steps] == [0, 1, 2, 4, 8, 16]
     assert steps[0]["accuracy"] == steps[0]["ntk"]
     assert steps[-1]["relative_gap"] < 0.5 * steps[0]["relative_gap"]
+
+
+def test_the_fast_paper_bears_out_the_claims_about_trained_networks(fast_paper):
+    rows, summary = paper_results(fast_paper)
     trained = [row for row in rows if row["part"] == "convex_vs_sgd"]
     assert {row["method"] for row in trained} == {"newton", "irls", "adam"}
     assert summary["convex_vs_sgd"]["below_the_bound"] == 0
@@ -89,6 +102,10 @@ def test_the_fast_paper_bears_out_what_no_noise_can_hide(tmp_path, capsys):
             assert row["objective"] < random["objective"]
     assert summary["consistency"]["in_rows"]["high"] < 0
     assert -1 < summary["lazy_training"]["slopes"]["test"]["slope"] < 0
+
+
+def test_the_fast_paper_bears_out_the_claims_about_features(fast_paper):
+    rows, summary = paper_results(fast_paper)
     # The optimum's kernel may align less than that of a few steps, and than the NTK.
     aligned = summary["feature_learning"]["alignment"]["relu_teacher"]
     best = summary["feature_learning"]["best_of_reweighting"]["relu_teacher"]
@@ -103,18 +120,26 @@ def test_the_fast_paper_bears_out_what_no_noise_can_hide(tmp_path, capsys):
     deep = {row["inputs"]: row["accuracy"] for row in summary["beyond"]["accuracy"] if row["study"] == "features"}
     assert deep["network that knows digits"] > deep["untrained network"]
 
-    page = (out / "report.html").read_text()
+
+def test_the_page_of_the_fast_paper_has_every_part(fast_paper):
+    page = (fast_paper / "report.html").read_text()
     assert all(f"configs/{part}.yaml" in page for part in paper.PARTS)
     assert "<button" in page
     assert '<button type="button"></button>' not in page  # a heading of a table
-    # Each part sees the rows that it would have made alone, and float64 of one part does not leak into the next.
+
+
+def test_each_part_of_the_paper_sees_the_rows_that_it_would_have_made_alone(fast_paper):
+    """Float64 of one part does not leak into the next."""
+    rows, _ = paper_results(fast_paper)
     config = consistency.Config(rows=(100, 200, 400), gates=(32, 128), base_rows=200, base_gates=32, seeds=4)
     task = consistency.tasks(config)[0]
     alone = consistency.run_task(config, task)
     found = [row for row in rows if row["part"] == "consistency" and row["rows"] == task["rows"]]
     np.testing.assert_allclose([row["squared_error"] for row in found], [row["squared_error"] for row in alone])
 
-    # A part that does not say that it needs every task can report on any that are finished.
+
+def test_parts_of_the_paper_report_on_any_tasks_that_are_finished(fast_paper):
+    rows, _ = paper_results(fast_paper)
     _, config = runs.load_config("configs/paper_fast.yaml")
     for name, part in paper.PARTS.items():
         if getattr(part.module, "NEEDS_EVERY_TASK", False):
@@ -125,20 +150,25 @@ def test_the_fast_paper_bears_out_what_no_noise_can_hide(tmp_path, capsys):
             some = [row for task_rows in of_task[:count] for row in task_rows]
             part.module.sections(settings, some, part.module.summarise(settings, some))
 
-    # Interrupted within two parts, the run goes on to the same rows.
-    lines = (out / "results.jsonl").read_bytes().splitlines(keepends=True)
+
+def test_a_paper_interrupted_within_two_parts_goes_on_to_the_same_rows(fast_paper, tmp_path, capsys):
+    folder = Path(shutil.copytree(fast_paper, tmp_path / "paper"))
+    rows = runs.read_rows(folder)
+    results = folder / "results.jsonl"
+    lines = results.read_bytes().splitlines(keepends=True)
     lost = [line for line in lines if is_of(line, "uci", "seed", 1) or is_of(line, "consistency", "rows", 200)]
     assert 0 < len(lost) < len(lines)
-    (out / "results.jsonl").write_bytes(b"".join(line for line in lines if line not in lost))
-    (out / "report.html").unlink()
-    assert main(["run", "configs/paper_fast.yaml", "--out", str(out), "--resume"]) == 0
-    assert untimed(runs.read_rows(out)) == untimed(rows)
-    assert (out / "report.html").is_file()
+    results.write_bytes(b"".join(line for line in lines if line not in lost))
+    (folder / "report.html").unlink()
+    assert main(["run", "configs/paper_fast.yaml", "--out", str(folder), "--resume"]) == 0
+    assert untimed(runs.read_rows(folder)) == untimed(rows)
+    assert (folder / "report.html").is_file()
+    assert paper_results(folder)[1]["headline"] in capsys.readouterr().out
 
     # A report can be had of what is there: the parts that are finished, and how far the others are.
-    (out / "results.jsonl").write_bytes(b"".join(line for line in lines if line not in lost))
-    assert main(["report", str(out)]) == 0
-    page = (out / "report.html").read_text()
+    results.write_bytes(b"".join(line for line in lines if line not in lost))
+    assert main(["report", str(folder)]) == 0
+    page = (folder / "report.html").read_text()
     assert "2 of 4 tasks" in page  # two tables of two seeds
     assert "UCI: every table" not in page
     assert "Toy: five points on a line" in page
