@@ -90,7 +90,9 @@ def test_a_step_solves_the_newton_system_of_the_central_path(rng, problem):
 
 @pytest.mark.parametrize("size", [0.05, 3.0, 40.0])
 def test_one_multiple_of_the_identity_has_its_closed_form(rng, size):
-    targets, reg, tau = rng.standard_normal((NUM_ROWS, 1)), 0.8, 1.3
+    targets = rng.standard_normal((NUM_ROWS, 1))
+    reg = 0.8
+    tau = 1.3
     # J = 1/(au + 1) + u is least at au + 1 = √a.
     a = size * np.sum(targets**2) / (reg * tau) ** 2
     expected = max(np.sqrt(a) - 1, 0) / a

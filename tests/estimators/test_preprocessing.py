@@ -64,7 +64,7 @@ def test_what_a_fit_keeps_of_its_rows_is_one_array(rng):
     np.testing.assert_array_equal(model.X_fit_, model._scaling(x))
 
 
-def test_three_frames_lie_between_fit_and_solve(monkeypatch, rng):
+def test_one_function_lies_between_fit_and_solve(monkeypatch, rng):
     names = []
 
     class Reached(Exception):

@@ -155,7 +155,8 @@ def test_tiles_change_nothing(images):
 def test_convolution_of_the_finite_network(rng):
     """The NTK of a network of width 256, averaged over draws, by the library's empirical NTK."""
     x = rng.standard_normal((3, 5, 2))
-    width, draws = 256, 24
+    width = 256
+    num_draws = 24
 
     def network(params, x):
         hidden = x
@@ -171,11 +172,13 @@ def test_convolution_of_the_finite_network(rng):
         return [jax.random.normal(k, shape) for k, shape in zip(jax.random.split(key, 3), shapes, strict=True)]
 
     kernels = [
-        fx.empirical_ntk(network, draw(key), x, trace_axes=(1,)) for key in jax.random.split(jax.random.key(0), draws)
+        fx.empirical_ntk(network, draw(key), x, trace_axes=(1,))
+        for key in jax.random.split(jax.random.key(0), num_draws)
+        for key in jax.random.split(jax.random.key(0), num_draws)
     ]
     layers = [Conv((3,), w_std=np.sqrt(2)), Activate("relu")] * 2
     analytic = fx.network_kernel(Serial(*layers, GlobalAveragePool(), Dense()), x).ntk
-    errors = np.std(kernels, axis=0) / np.sqrt(draws)
+    errors = np.std(kernels, axis=0) / np.sqrt(num_draws)
     assert np.max(np.abs(np.mean(kernels, axis=0) - analytic) / (errors + 0.01 * analytic)) < 4
 
 

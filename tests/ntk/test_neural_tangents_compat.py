@@ -82,7 +82,9 @@ def test_empirical_ntk_is_the_contraction_of_two_jacobians(nt, network, implemen
 
 @pytest.mark.parametrize("time", [0.7, None])
 def test_gradient_descent_mse_follows_the_closed_form_in_the_eigenbasis(nt, rng, time):
-    n, n_test, learning_rate = 6, 3, 0.5
+    n = 6
+    n_test = 3
+    learning_rate = 0.5
     features, features_test = rng.normal(size=(n, 8)), rng.normal(size=(n_test, 8))
     kernel, kernel_test = features @ features.T, features_test @ features.T
     y, f0, f0_test = rng.normal(size=(n, 1)), rng.normal(size=(n, 1)), rng.normal(size=(n_test, 1))

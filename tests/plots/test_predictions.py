@@ -53,9 +53,12 @@ def test_more_classes_by_the_probability_of_the_predicted_one(axes):
 
 
 def test_intervals_are_those_of_wilson(axes):
-    # Of 20 rows with probability 0.35, 7 are positive.
-    plots.reliability(np.arange(20) < 7, np.full(20, 0.35), axes)
-    z, n, share = 1.959963984540054, 20, 7 / 20
+    n = 20
+    # Of the rows, all with probability 0.35, 7 are positive.
+    share = 7 / n
+    plots.reliability(np.arange(n) < 7, np.full(n, 0.35), axes)
+    # The 97.5 % quantile of the standard normal distribution.
+    z = 1.959963984540054
     centre, half = share + z * z / (2 * n), z * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     low, high = (centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)
     assert np.ravel(bars_of(axes)) == pytest.approx([0.35, 0.35, low, high])

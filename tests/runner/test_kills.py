@@ -63,7 +63,9 @@ def test_a_run_that_is_killed_at_random_moments_loses_and_repeats_nothing(tmp_pa
     seconds = time.monotonic() - began
     whole = runs.results("whole")
     assert runs.results("first") == whole
-    randomness, killed, finished = random.Random(0), 0, []
+    randomness = random.Random(0)
+    killed = 0
+    finished = []
     for k in range(NUM_KILLS):
         status = runs.run(
             f"killed{killed}",

@@ -111,7 +111,7 @@ class _Windows(Layer):
         spec, filters = (0, 1 + num_axes, *axes), (1 + num_axes, num_axes, *range(num_axes))
         x, weights = _as_one_dtype(x, params["weights"])
         outputs = lax.conv_general_dilated(
-            self._padded(x, axes),
+            self._pad(x, axes),
             weights,
             self._steps,
             "VALID",
@@ -125,13 +125,13 @@ class _Windows(Layer):
         """Steps between windows."""
         return self.strides or (1,) * len(self.filter_shape)
 
-    def _padded(self, array: Array, *sides: tuple[int, ...]) -> Array:
+    def _pad(self, array: Array, *sides: tuple[int, ...]) -> Array:
         """Pad the axes of positions of every side, as the padding of the layer asks."""
         return pad_positions(array, sides, self.filter_shape, self._steps, self.padding)
 
     def _shifts(self, array: Array, *sides: tuple[int, ...]) -> Iterator[Array]:
         """For each entry of the filter, the inputs that it multiplies at every output position, on all sides."""
-        padded = self._padded(array, *sides)
+        padded = self._pad(array, *sides)
         # Number of windows along each axis, the positions of the outputs.
         counts = [
             (padded.shape[axis] - size) // step + 1
@@ -191,7 +191,7 @@ class ConvTranspose(_Windows):
     def _steps(self) -> tuple[int, ...]:
         return (1,) * len(self.filter_shape)
 
-    def _padded(self, array: Array, *sides: tuple[int, ...]) -> Array:
+    def _pad(self, array: Array, *sides: tuple[int, ...]) -> Array:
         # The layer is a convolution in steps of 1 on inputs that are spread − 1 zeros apart. The triples of lax.pad are
         # the zeros before the first input, after the last, and between two.
         config, wraps = [(0, 0, 0)] * array.ndim, [(0, 0)] * array.ndim

@@ -61,7 +61,9 @@ def test_a_small_squared_hinge_with_repeated_rows_converges():
         [-0.75237747, -1.12241775],
     )
     x, y = np.array([a, b, b, c, d, a, d, b]), np.array([1.0, -1, 1, -1, -1, 1, -1, 1])
-    first, second, third = [0, 1, 0, 1, 0, 1], [0, 1, 0, 1, 1, 1], [0, 1, 1, 1, 1, 0]
+    first = [0, 1, 0, 1, 0, 1]
+    second = [0, 1, 0, 1, 1, 1]
+    third = [0, 1, 1, 1, 1, 0]
     masks = np.array([first, first, first, second, third, first, third, first], bool)
     program = fx.ConvexProgram(x, y, masks, 0.0004336849958255354, loss="squared_hinge")
     solution = fx.solve(program, tol=1e-5)
