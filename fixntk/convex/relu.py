@@ -200,7 +200,9 @@ def _follow_path(
         history.append((seconds, primal, gap))
         num_active = int(jnp.sum(jnp.any(best.pair != 0, axis=2)))
         progress = Progress(iterations, primal, gap, relative_gap, num_active, seconds)
-        if relative_gap <= tol or iterations >= max_iter or callback(progress):
+        # Called at the last point as well, whatever ends the path there.
+        is_ended = callback(progress)
+        if is_ended or relative_gap <= tol or iterations >= max_iter:
             break
         # Below this gap a step may drop small groups, even if that makes the gap larger again.
         state, best = relu_step.step(program, cones, state, best, _GOAL_SHARE * tol * at_zero)

@@ -54,7 +54,9 @@ def test_the_optimum_is_cvxpys(options, share):
 def test_the_certificate_bounds_the_optimum_at_every_step():
     program, gates = relu_problem(1)
     seen = []
-    optimum = fx.solve_relu(program, gates, tol=1e-10, callback=seen.append).primal
+    solution = fx.solve_relu(program, gates, tol=1e-10, callback=seen.append)
+    optimum = solution.primal
+    assert [progress.iteration for progress in seen] == list(range(solution.iterations + 1))
     assert len(seen) > 10
     for progress in seen:
         assert progress.primal - progress.gap <= optimum * (1 + 1e-9) <= progress.primal * (1 + 2e-9)
