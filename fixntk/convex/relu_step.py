@@ -64,6 +64,7 @@ def start(program: ConvexProgram, cones: Cones) -> CentralPoint:
     """Well inside of the cones, where their barrier and the norms balance."""
     terms = jnp.asarray(cones.num_terms, program.x.dtype)
     at_zero = program.primal_at_zero()
+    # At this weight the barriers of all groups, terms / t for each, cost as much as the objective of zero.
     weight = program.num_gates * terms / jnp.where(at_zero > 0, at_zero, 1.0)
     lengths = _START_SHARE * terms / (jnp.broadcast_to(thresholds_of(program), (program.num_gates,)) * weight)
     return CentralPoint(jnp.stack(2 * [lengths[:, None] * cones.directions]), weight)
@@ -172,6 +173,7 @@ def bytes_needed(program: ConvexProgram) -> int:
 
 def _output_kernel(program: ConvexProgram, factors: Array) -> Float[Array, "n n"]:
     """A H⁻¹ Aᵀ = Σ_p D_p X H_p⁻¹ Xᵀ D_p, the product of features L_p⁻¹ Xᵀ D_p with themselves."""
+    # The outputs of v and of u have opposite signs, which cancel where the features are multiplied with themselves.
     rows = jnp.broadcast_to(program.x.T, (*factors.shape[:2], *program.x.T.shape))
     features = _solve_lower(factors, rows).swapaxes(1, 3) * program.masks[None, :, None, :]  # (2, n, d, P)
     features = datafit_of(program).remove_intercept(jnp.moveaxis(features, 1, 0).reshape(program.x.shape[0], -1))
