@@ -156,7 +156,6 @@ def discover(
     """
     gates = np.asarray(_as_gates(program, gates))
     choose_warm_method(program, method)
-    tol = default_tol(program.x.dtype) if tol is None else tol
     least_violation = _as_positive("least_violation", least_violation)
     cells = column_generation.enumerate_cells(program.x, as_positive_int("max_cells", max_cells))
     init = np.asarray(as_starting_weights(program, init))
@@ -166,7 +165,7 @@ def discover(
         program=program,
         cells=cells,
         solve=partial(solve, method=method),
-        tol=tol,
+        tol=default_tol(program.x.dtype) if tol is None else tol,
         at_zero=float(_primal_at_zero(program)),
         key=key,
         samplers=_as_samplers(samplers),
@@ -176,8 +175,7 @@ def discover(
     )
     start = column_generation.start_at(engine, gates, init)
     held_out_rows = None if held_out is None else _as_held_out(program, held_out, patience)
-    budgets = max_rounds, max_gates, max_seconds
-    limits = _as_limits(engine.tol * engine.at_zero, held_out_rows, callback, *budgets)
+    limits = _as_limits(engine.tol * engine.at_zero, held_out_rows, callback, max_rounds, max_gates, max_seconds)
     # A round that was interrupted is lost; the result is that of the last complete one.
     found, is_ended = None, False
     bar = progress_bar("discover", total=limits.max_rounds, unit="round", shown=progress)

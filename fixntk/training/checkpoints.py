@@ -67,7 +67,7 @@ def restore(
 ) -> tuple[State, list[Record]]:
     """The newest state in a folder, in the structure of the given state, with its records.
 
-    An empty folder gives the state back, with no records. Files that are no checkpoints are ignored.
+    An empty folder gives the state back, with no records. Files that are not checkpoints are ignored.
 
     Raises
     ------
