@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Protocol, Self, TypeVar, overload
+from typing import Any, ClassVar, Protocol, Self, TypeVar, overload, runtime_checkable
 
 import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Float
 
 
+@runtime_checkable
 class HasConverged(Protocol):
     """A result that says whether it reached its tolerance."""
 
