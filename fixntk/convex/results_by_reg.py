@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Protocol, Self, TypeVar, overload, runtime_checkable
+from typing import Any, ClassVar, Protocol, TypeVar, overload, runtime_checkable
 
 import numpy as np
 from jax.typing import ArrayLike
@@ -20,6 +20,8 @@ class HasConverged(Protocol):
 
 
 Result = TypeVar("Result", bound=HasConverged)
+# Not typing.Self: beartype refuses it in methods of classes that are not decorated themselves.
+_SameResults = TypeVar("_SameResults", bound="ResultsByReg[Any]")
 
 
 class ResultsByReg(Sequence[Result]):
@@ -40,7 +42,7 @@ class ResultsByReg(Sequence[Result]):
     @overload
     def __getitem__(self, index: int) -> Result: ...
     @overload
-    def __getitem__(self, index: slice) -> Self: ...
+    def __getitem__(self: _SameResults, index: slice) -> _SameResults: ...
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
