@@ -274,6 +274,8 @@ def test_a_state_of_another_shape_is_refused(tmp_path):
     assert checkpoints.restore_trace(Keeper(made), jnp.zeros(3)) is not None
 
 
+# Its checkpoints are an imitation.
+@pytest.mark.wrong_types
 def test_writing_takes_a_twentieth_of_the_time_at_most(monkeypatch):
     now, written = [0.0], []
     monkeypatch.setattr(checkpoints, "time", SimpleNamespace(monotonic=lambda: now[0]))
@@ -311,6 +313,7 @@ def test_a_full_disk_is_a_clear_error(tmp_path):
     assert steps(tmp_path / "full") == []
 
 
+@pytest.mark.wrong_types
 def test_bad_folders_are_refused_at_once(tmp_path):
     program = random_problem(2)
     file = tmp_path / "file"

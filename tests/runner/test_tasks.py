@@ -144,6 +144,8 @@ def test_processes_start_with_as_many_threads_for_products_as_this_one_has(backe
             assert list(parallel([joblib.delayed(os.getenv)(name)])) == ["3"]
 
 
+# Its back end is an imitation.
+@pytest.mark.wrong_types
 def test_back_ends_that_give_lists_get_as_many_tasks_as_they_run():
     sizes = []
 
