@@ -72,10 +72,10 @@ def run_task(config: Config, task: dict[str, Any]) -> list[dict[str, Any]]:
     jax.config.update("jax_enable_x64", True)
     sample = functions.make(task["problem"], task["rows"], task["seed"])
     options: dict[str, Any] = {"num_folds": config.num_folds, "random_state": task["seed"]}
+    models = {AUTO: GatedReLURegressorCV(config.num_gates, **options)}
+    models |= {method: REGRESSORS[method](task["seed"]) for method in PEERS}
     found = []
-    for method in (AUTO, *PEERS):
-        auto = GatedReLURegressorCV(config.num_gates, **options)
-        model = auto if method == AUTO else REGRESSORS[method](task["seed"])
+    for method, model in models.items():
         began = time.perf_counter()
         model.fit(sample.x, sample.y)
         row = {"method": method, "seconds": time.perf_counter() - began, "squared_error": _squared_error(model, sample)}

@@ -28,7 +28,7 @@ from fixntk._numerics import default_tol
 from fixntk._warnings import ConvergenceWarning, ignore_convergence_warnings
 from fixntk.convex import column_generation
 from fixntk.convex.column_generation import Engine, Round, State
-from fixntk.convex.discovery_results import BOUND, BUDGETS, HELD_OUT, NO_VIOLATION, Discovery, DiscoveryPath
+from fixntk.convex.discovery_results import BOUND, BUDGETS, HELD_OUT, NO_VIOLATION, Discovery, DiscoveryPath, Position
 from fixntk.convex.groups import check_gates, with_masks
 from fixntk.convex.losses import Loss
 from fixntk.convex.path import as_regs, follow_regs
@@ -251,17 +251,22 @@ def discover_path(
 
     See docs/mathematics.md, M11.
     """
-    gates = _as_gates(program, gates)
+    position = Position(program, _as_gates(program, gates))
     values = as_regs(program, regs, num_regs, min_share)
-    init, present = None, program
 
     def discover_at(reg: float) -> tuple[Discovery, str]:
-        nonlocal gates, init, present
-        found = discover(present.with_reg(reg), gates, key=key, init=init, **options)
-        present, gates, init = with_masks(program, found.masks), found.gates, found.solution
-        return found, f"{len(gates)} gates"
+        nonlocal position
+        found, position = discover_next(position, reg, key=key, **options)
+        return found, f"{len(found.gates)} gates"
 
     return follow_regs("discover_path", values, discover_at, DiscoveryPath, callback=callback, progress=progress)
+
+
+def discover_next(position: Position, reg: float, *, key: Array, **options: Any) -> tuple[Discovery, Position]:
+    """The discovery at the next λ of a path, which starts from the gates and weights of the one before."""
+    at_reg = position.program.with_reg(reg)
+    found = discover(at_reg, position.gates, key=key, init=position.solution, **options)
+    return found, Position(with_masks(at_reg, found.masks), found.gates, found.solution)
 
 
 def _run_rounds(engine: Engine, start: State, limits: _Limits) -> Iterator[tuple[Discovery, bool]]:

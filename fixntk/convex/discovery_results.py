@@ -6,11 +6,13 @@ See docs/mathematics.md, M11.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float
 
+from fixntk.convex.program import ConvexProgram
 from fixntk.convex.results_by_reg import ResultsByReg
 from fixntk.convex.solution import Solution
 
@@ -102,3 +104,11 @@ class DiscoveryPath(ResultsByReg[Discovery]):
     """
 
     _noun = "discoveries"
+
+
+class Position(NamedTuple):
+    """Where a path of discoveries stands: the program with the masks of the gates so far, these, and its solution."""
+
+    program: ConvexProgram
+    gates: Float[Array, "P d"]
+    solution: Solution | None = None

@@ -69,10 +69,11 @@ Losses = Callable[[Float[np.ndarray, "n c"]], Float[np.ndarray, " n"]]
 
 
 class _Tried(NamedTuple):
-    """Candidates of a kind, and the mean held-out loss of each; NaN where one is of another kind or was not tried."""
+    """Candidates, the mean held-out loss of each, NaN where it was not tried, and which columns are of this kind."""
 
     candidates: Candidates
     losses: Float[np.ndarray, "R S"]
+    columns: slice = slice(None)
 
 
 class _Best(NamedTuple):
@@ -138,8 +139,8 @@ def choose_gated(
         share=fit.reg / problem.max_reg if kind == CONSTANT else float(shares[row]),
         num_steps=column if kind == REWEIGHTED else 0,
         ridge_share=RIDGE_SHARES[column] if kind == DISCOVERED else 1.0,
-        losses=_merge(tried, NTK, REWEIGHTED),
-        discovered_losses=_merge(tried, DISCOVERED),
+        losses=tried[NTK].losses if NTK in tried else np.empty((0, 0)),
+        discovered_losses=tried[DISCOVERED].losses if DISCOVERED in tried else np.empty((0, 0)),
         held_out_outputs=candidates.outputs[row, column],
     )
 
@@ -164,9 +165,8 @@ def _try_kinds(
     tried = {CONSTANT: judge(constant_candidate(training, problem, folds))}
     if source != DISCOVERED:
         steps = judge(reweighted_candidates(training, gates, problem, folds, regs, max_steps, progress=progress))
-        is_ntk = np.arange(max_steps + 1) == 0
-        tried[NTK] = steps._replace(losses=np.where(is_ntk, steps.losses, np.nan))
-        tried[REWEIGHTED] = steps._replace(losses=np.where(is_ntk, np.nan, steps.losses))
+        tried[NTK] = steps._replace(columns=slice(1))
+        tried[REWEIGHTED] = steps._replace(columns=slice(1, None))
     if source in (AUTO, DISCOVERED):
         tried[DISCOVERED] = judge(
             discovered_candidates(training, gates, problem, folds, regs, mean_loss, progress=progress)
@@ -174,18 +174,14 @@ def _try_kinds(
     return tried
 
 
-def _merge(tried: Mapping[str, _Tried], *kinds: str) -> Float[np.ndarray, "R S"]:
-    """The losses of kinds on one grid; empty where they were not tried."""
-    found = [tried[kind].losses for kind in kinds if kind in tried]
-    return np.where(np.isnan(found[0]), found[-1], found[0]) if found else np.empty((0, 0))
-
-
 def _find_best(tried: _Tried, regs: Float[np.ndarray, " R"], losses: Losses) -> _Best:
     """Where the loss is least; among equal ones at the largest λ, then in the first column."""
     grid = tried.losses
+    # The constant has no λ.
     order = np.argsort(-regs, kind="stable") if len(grid) == len(regs) else np.arange(len(grid))
-    first, column = divmod(int(np.nanargmin(grid[order])), grid.shape[1])
-    row = int(order[first])
+    of_kind = grid[order][:, tried.columns]
+    first, position = divmod(int(np.nanargmin(of_kind)), of_kind.shape[1])
+    row, column = int(order[first]), range(grid.shape[1])[tried.columns][position]
     return _Best(row, column, losses(tried.candidates.outputs[row, column]), float(grid[row, column]))
 
 

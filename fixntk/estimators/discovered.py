@@ -14,8 +14,10 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float
 
-from fixntk.convex import ConvexProgram, Solution, discover_quietly, solve_quietly
-from fixntk.convex.groups import with_masks
+from fixntk._warnings import ignore_convergence_warnings
+from fixntk.convex import ConvexProgram, solve_quietly
+from fixntk.convex.discovery import discover_next
+from fixntk.convex.discovery_results import Position
 from fixntk.convex.progress import progress_bar
 from fixntk.convex.solution import ACTIVE_SHARE
 from fixntk.estimators.candidates import Candidates
@@ -33,14 +35,6 @@ _NUM_STARTING_GATES = 64
 _SEARCH: dict[str, Any] = {"max_rounds": 3, "num_candidates": 1024, "per_round": 32, "tol": 1e-4}
 # A path ends where the next λ does not lower the loss by this share.
 _LEAST_FALL = 0.01
-
-
-class _Position(NamedTuple):
-    """Where a path over λ stands: the program with the gates found so far, these gates, and its solution."""
-
-    program: ConvexProgram
-    gates: Float[Array, "P w"]
-    solution: Solution | None = None
 
 
 class RidgeFits(NamedTuple):
@@ -85,7 +79,8 @@ def discovered_candidates(
         for number, place in enumerate(order):
             for k, (kept, held_out) in enumerate(folds):
                 positions[k] = _advance(positions[k], regs[place], gates.seed)
-                fits = fit_ridges(_used(positions[k]), *_rows(training, kept), regs[place] * np.array(RIDGE_SHARES))
+                rows = training.x[kept], training.targets[kept], training.weights[kept]
+                fits = fit_ridges(_used(positions[k]), *rows, regs[place] * np.array(RIDGE_SHARES))
                 outputs[place][:, held_out] = fits.predict(training.x[held_out])
                 show(number * len(folds) + k + 1, f"λ {regs[place]:.3g}, {len(fits.gates)} gates")
             least = min(map(mean_loss, outputs[place]))
@@ -94,8 +89,7 @@ def discovered_candidates(
             best = least
 
     def fit(place: int, ridge: int) -> GatedFit:
-        start = training.padded_x, training.padded_targets, training.padded_weights, problem.gates
-        position = _start(*start)
+        position = _start(training.padded_x, training.padded_targets, training.padded_weights, problem.gates)
         for each in order[: int(np.flatnonzero(order == place)[0]) + 1]:
             position = _advance(position, regs[each], gates.seed)
         return _fit_position(position, float(regs[place]), RIDGE_SHARES[ridge])
@@ -103,26 +97,21 @@ def discovered_candidates(
     return Candidates(outputs, fit)
 
 
-def _rows(training: Training, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    return training.x[kept], training.targets[kept], training.weights[kept]
-
-
-def _start(x: np.ndarray, targets: np.ndarray, weights: np.ndarray, gates: Array) -> _Position:
+def _start(x: np.ndarray, targets: np.ndarray, weights: np.ndarray, gates: Array) -> Position:
     """The start of a path, from the first few of random gates."""
     gates = jnp.asarray(np.asarray(gates)[:_NUM_STARTING_GATES])
     rows = jnp.asarray(x)
     data = rows, jnp.asarray(targets), activation_masks(rows, gates), 1.0
-    return _Position(ConvexProgram(*data, sample_weight=weights, intercept=True), gates)
+    return Position(ConvexProgram(*data, sample_weight=weights, intercept=True), gates)
 
 
-def _advance(position: _Position, reg: float, seed: int) -> _Position:
+def _advance(position: Position, reg: float, seed: int) -> Position:
     """Gates for the next, smaller λ, from those found before."""
-    program = position.program.with_reg(reg)
-    found = discover_quietly(program, position.gates, key=jax.random.key(seed), init=position.solution, **_SEARCH)
-    return _Position(with_masks(program, found.masks), found.gates, found.solution)
+    with ignore_convergence_warnings():
+        return discover_next(position, reg, key=jax.random.key(seed), **_SEARCH)[1]
 
 
-def _fit_position(position: _Position, reg: float, ridge_share: float) -> GatedFit:
+def _fit_position(position: Position, reg: float, ridge_share: float) -> GatedFit:
     """The group lasso's solution, or the ridge regression with its kernel weights at a smaller ridge."""
     solution = position.solution
     assert solution is not None
@@ -139,7 +128,7 @@ class UsedGates(NamedTuple):
     kernel_weights: Float[np.ndarray, " k"]
 
 
-def _used(position: _Position) -> UsedGates:
+def _used(position: Position) -> UsedGates:
     assert position.solution is not None
     kernel_weights = np.asarray(position.solution.kernel_weights)
     is_used = kernel_weights > ACTIVE_SHARE * kernel_weights.max(initial=0.0)

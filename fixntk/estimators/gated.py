@@ -14,7 +14,6 @@ from typing import Any
 from sklearn.base import BaseEstimator
 
 from fixntk.estimators.calibration import fit_temperature, log_losses
-from fixntk.estimators.cross_validation import choose_gated
 from fixntk.estimators.fitting import (
     DEFAULT_REG_SHARES,
     DEFAULT_REGRESSION_SHARES,
@@ -23,8 +22,8 @@ from fixntk.estimators.fitting import (
     leave_one_out,
 )
 from fixntk.estimators.folds import shuffled_folds, squared_errors, stratified_folds
-from fixntk.estimators.gate_options import AUTO, DISCOVERED
-from fixntk.estimators.mixins import ClassificationMixin, GatedMixin, RegressionMixin
+from fixntk.estimators.gate_options import DISCOVERED
+from fixntk.estimators.mixins import ChoiceMixin, ClassificationMixin, GatedMixin, RegressionMixin
 from fixntk.estimators.preprocessing import distinct_rows
 
 
@@ -216,7 +215,7 @@ class GatedReLUClassifier(GatedMixin, ClassificationMixin, BaseEstimator):
         return self
 
 
-class GatedReLURegressorCV(GatedMixin, RegressionMixin, BaseEstimator):
+class GatedReLURegressorCV(ChoiceMixin, RegressionMixin, BaseEstimator):
     """Regression with a fixed kernel: gates, λ and the number of reweighting steps from the NTK by cross-validation.
 
     The mean of the targets and the NTK of random gates are among the candidates, so that the choice is never worse than
@@ -265,8 +264,6 @@ class GatedReLURegressorCV(GatedMixin, RegressionMixin, BaseEstimator):
     See docs/mathematics.md, M6 and M11.
     """
 
-    _other_sources = (AUTO, DISCOVERED)
-
     def __init__(
         self,
         num_gates: int = 2048,
@@ -303,14 +300,11 @@ class GatedReLURegressorCV(GatedMixin, RegressionMixin, BaseEstimator):
         training = self._read(X, y, sample_weight, distinct_rows)
         folds = shuffled_folds(training.num_rows, self.num_folds, seed=0, num_copies=len(y))
         losses = partial(squared_errors, targets=training.targets)
-        gates = self._gate_options()
-        options: dict[str, Any] = {"regs": self.regs, "max_steps": self.max_steps, "progress": self.verbose > 0}
-        options["one_standard_error"] = self.one_standard_error
-        self._set_choice(choose_gated(training, gates, folds, losses, **options))
+        self._choose(training, folds, losses)
         return self
 
 
-class GatedReLUClassifierCV(GatedMixin, ClassificationMixin, BaseEstimator):
+class GatedReLUClassifierCV(ChoiceMixin, ClassificationMixin, BaseEstimator):
     """Classification with a fixed kernel: gates, λ and the number of reweighting steps by cross-validation.
 
     Fitted with the squared loss on ±1 and chosen by the log-loss.
@@ -340,8 +334,6 @@ class GatedReLUClassifierCV(GatedMixin, ClassificationMixin, BaseEstimator):
     -----
     See docs/mathematics.md, M6 and M11.
     """
-
-    _other_sources = (AUTO, DISCOVERED)
 
     def __init__(
         self,
@@ -382,10 +374,6 @@ class GatedReLUClassifierCV(GatedMixin, ClassificationMixin, BaseEstimator):
         folds = stratified_folds(codes, self.num_folds, seed=0, num_copies=len(y))
 
         losses = partial(log_losses, weights=training.weights, codes=codes)
-        gates = self._gate_options()
-        options: dict[str, Any] = {"regs": self.regs, "max_steps": self.max_steps, "progress": self.verbose > 0}
-        options["one_standard_error"] = self.one_standard_error
-        choice = choose_gated(training, gates, folds, losses, **options)
-        self._set_choice(choice)
+        choice = self._choose(training, folds, losses)
         self.temperature_ = fit_temperature(choice.held_out_outputs, training.weights, codes)
         return self

@@ -16,7 +16,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from fixntk.convex import Solution
-from fixntk.estimators.cross_validation import GatedChoice
+from fixntk.estimators.cross_validation import GatedChoice, Losses, choose_gated
 from fixntk.estimators.fitting import (
     NUM_FACTOR_MATRICES,
     GatedFit,
@@ -25,7 +25,8 @@ from fixntk.estimators.fitting import (
     kernel_matrix,
     memory_for_kernels,
 )
-from fixntk.estimators.gate_options import GateOptions, check_source
+from fixntk.estimators.folds import Folds
+from fixntk.estimators.gate_options import AUTO, DISCOVERED, GateOptions, check_source
 from fixntk.estimators.gaussian_process import Kernel, Process, condition
 from fixntk.estimators.predictors import ClassificationPredictor, GatedOutputs, NTKOutputs, RegressionPredictor
 from fixntk.estimators.preprocessing import (
@@ -204,20 +205,6 @@ class GatedMixin(InputMixin):
         self.n_active_gates_ = int(np.sum(np.any(np.asarray(fit.solution.weights) != 0, axis=(1, 2))))
         self.n_iter_ = max(1, int(fit.solution.iterations))
 
-    def __repr__(self, N_CHAR_MAX: int = 700) -> str:
-        text: str = super().__repr__(N_CHAR_MAX)  # type: ignore[call-arg]  # scikit-learn's.
-        if not hasattr(self, "choice_"):
-            return text
-        losses = ", ".join(f"{kind} {loss:.3g}" for kind, loss in self.choice_losses_.items())
-        gates = f"{self.n_active_gates_} of {len(self.gates_)} gates active"
-        return f"{text}: {self.choice_}, {gates}; held-out losses: {losses}"
-
-    def _set_choice(self, choice: GatedChoice) -> None:
-        self._set_fit(choice.fit)
-        self.choice_, self.choice_losses_ = choice.kind, dict(choice.losses_of_kinds)
-        self.reg_share_, self.n_steps_, self.ridge_share_ = choice.share, choice.num_steps, choice.ridge_share
-        self.path_, self.discovered_path_ = choice.losses, choice.discovered_losses
-
     def _outputs(self) -> GatedOutputs:
         """Outputs of the gated network, in units of the targets fitted."""
         solution = self.solution_
@@ -228,6 +215,41 @@ class GatedMixin(InputMixin):
         if self.loss != "squared":
             raise ValueError(f"standard deviations and likelihoods need the squared loss, this is {self.loss}")
         return self._condition(LearntKernel(self.kernel_weights_, self.gates_), self.reg_, centre=True)
+
+
+class ChoiceMixin(GatedMixin):
+    """Gated estimators that choose gates, λ, steps and ridge by cross-validation."""
+
+    _other_sources = (AUTO, DISCOVERED)
+    regs: Any
+    max_steps: int
+    one_standard_error: bool
+    verbose: int
+
+    def __repr__(self, N_CHAR_MAX: int = 700) -> str:
+        text: str = super().__repr__(N_CHAR_MAX)  # type: ignore[call-arg]  # scikit-learn's.
+        if not hasattr(self, "choice_"):
+            return text
+        losses = ", ".join(f"{kind} {loss:.3g}" for kind, loss in self.choice_losses_.items())
+        gates = f"{self.n_active_gates_} of {len(self.gates_)} gates active"
+        return f"{text}: {self.choice_}, {gates}; held-out losses: {losses}"
+
+    def _choose(self, training: Training, folds: Folds, losses: Losses) -> GatedChoice:
+        choice = choose_gated(
+            training,
+            self._gate_options(),
+            folds,
+            losses,
+            regs=self.regs,
+            max_steps=self.max_steps,
+            one_standard_error=self.one_standard_error,
+            progress=self.verbose > 0,
+        )
+        self._set_fit(choice.fit)
+        self.choice_, self.choice_losses_ = choice.kind, dict(choice.losses_of_kinds)
+        self.reg_share_, self.n_steps_, self.ridge_share_ = choice.share, choice.num_steps, choice.ridge_share
+        self.path_, self.discovered_path_ = choice.losses, choice.discovered_losses
+        return choice
 
 
 class NTKMixin(InputMixin):
