@@ -213,8 +213,9 @@ def _processes(jobs: Jobs, num_threads: int) -> Iterator[joblib.Parallel]:
                 warnings.filterwarnings("ignore", "A worker stopped while some jobs were given", UserWarning)
                 stack.callback(lambda: get_reusable_executor().shutdown(wait=True, kill_workers=True))
         except ModuleNotFoundError as error:
+            # What installs the package installs what it imports, too.
             needed = _BACKENDS[jobs.backend]
-            raise ConfigError(f"backend={jobs.backend} needs {error.name}: pip install {needed}") from error
+            raise ConfigError(f"backend={jobs.backend} needs {needed}: pip install {needed}") from error
         stack.enter_context(joblib.parallel_config(jobs.backend, n_jobs=jobs.number, **options))
         return_as = "list" if jobs.backend == "ray" else "generator"
         yield joblib.Parallel(return_as=return_as, batch_size=1)
