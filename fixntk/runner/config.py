@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 import itertools
@@ -62,6 +63,7 @@ class Experiment(Protocol):
     def run_task(self, config: Any, task: Row) -> list[Row]:
         """Return one or more JSON-able rows for a task; the task's keys are added where a row lacks them.
 
+        No row has the key ``error``.
         A ValueError means that the task's data is unusable: it is recorded as the row
         ``{**task, "error": message}`` and the other tasks go on. Anything else is a bug and ends the run.
         """
@@ -236,7 +238,10 @@ def _import_experiment(name: Any, path: Path) -> Experiment:
     if not isinstance(name, str) or not name.isidentifier():
         raise ConfigError(f"{path}: key 'experiment' is {name!r}, expected the name of a module")
     # Two folders up for configs/NAME.yaml, three for runs/NAME/config.json.
-    roots = [*path.resolve().parents[1:3], Path.cwd()]
+    roots = list(path.resolve().parents[1:3])
+    # The current folder may have been removed.
+    with contextlib.suppress(FileNotFoundError):
+        roots.append(Path.cwd())
     # Not Path.is_file, which raises an error if the name is longer than the system allows.
     found = [root for root in roots if os.path.isfile(root / "experiments" / f"{name}.py")]
     if not found:

@@ -12,9 +12,9 @@ Kind = Literal["code", "bold", "literal"]
 
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 # Characters that are markup anywhere; between two letters, as in λ_max, an underscore is none.
-_SPECIAL = re.compile(r"[\\`*\[\]|$~#]|(?<![^\W_])_|_(?![^\W_])")
-# What begins a list, a rule, an underlined heading, or a comment of MyST at the start of a line.
-_SPECIAL_AT_START = re.compile(r"^([ \t]*)([-+](?=[\s-]|$)|[=%])", re.MULTILINE)
+_SPECIAL = re.compile(r"[\\`*\[\]|$~#{]|(?<![^\W_])_|_(?![^\W_])")
+# What begins a list, a rule, an underlined heading, or a comment, a break or a target of MyST at the start of a line.
+_SPECIAL_AT_START = re.compile(r"^([ \t]*)([-+](?=[\s+-]|$)|[=%]|:(?=::)|\((?=[^()\n]*\)=))", re.MULTILINE)
 _NUMBER_AT_START = re.compile(r"^([ \t]*\d+)([.)])(?=\s|$)", re.MULTILINE)
 
 

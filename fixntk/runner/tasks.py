@@ -114,7 +114,7 @@ def run_task(experiment: Experiment, config: BaseModel, task: Row) -> list[Row]:
     Raises
     ------
     RuntimeError
-        If the experiment gives no row, or those of another task.
+        If the experiment gives no row, those of another task, or one with the key ``error``, which marks error rows.
     """
     if _num_memory_maps() > _MOST_MEMORY_MAPS:
         jax.clear_caches()
@@ -126,6 +126,8 @@ def run_task(experiment: Experiment, config: BaseModel, task: Row) -> list[Row]:
     rows = [to_json(row) for row in rows]
     if not rows or any(_differ(row.get(key, task[key]), task[key]) for row in rows for key in task):
         raise RuntimeError(f"run_task gave no row, or one of another task, for {task}")
+    if any("error" in row for row in rows):
+        raise RuntimeError(f"run_task gave a row with the key 'error' for {task}: only the runner writes such rows")
     return [{**task, **row, **task} for row in rows]
 
 

@@ -302,7 +302,8 @@ class Target(NamedTuple):
 def read_target(table: TextTable, kind: str | None = None) -> Target:
     """Classes or quantities of a table's rows.
 
-    Without a kind they are classes if they are not numbers or have at most ten values, otherwise a quantity.
+    Without a kind they are classes if they are not numbers, or have at most ten values and at least two rows for each;
+    otherwise a quantity.
 
     Raises
     ------
@@ -329,7 +330,9 @@ def read_target(table: TextTable, kind: str | None = None) -> Target:
     if is_category and len(labels) >= _LEAST_IDENTIFIERS and labels.is_unique:
         raise TableError(f"{table.name}: {what}, has {len(labels)} texts that are all different: no class to learn")
     numbers = parse_numbers(texts, number_format or PLAIN)
-    if number_format is None or is_category or (kind is None and numbers.nunique() <= _MAX_CLASSES):
+    num_values = numbers.nunique()
+    has_few_values = num_values <= _MAX_CLASSES and 2 * num_values <= len(numbers)
+    if number_format is None or is_category or (kind is None and has_few_values):
         return Target(labels.to_numpy(object), True, f"class with {labels.nunique()} values")
     _check_finite(table.path, numbers)
     return Target(numbers.to_numpy(), False, f"quantity{describe(texts, number_format)}")

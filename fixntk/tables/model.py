@@ -27,6 +27,8 @@ METHODS = ("gated", "ntk")
 REGS = (0.1, 0.03, 0.01, 0.003, 0.001)
 # Largest number of folds of the cross-validation that chooses reg.
 _MAX_FOLDS = 4
+# Number of rows of a quantity from which reg is chosen: R² needs two in each of two folds.
+_LEAST_ROWS = 4
 # Text that spreadsheets take for a formula, with apostrophes that mark it as text.
 _FORMULA = re.compile(r"'*[=+\-@\t\r\n＝＋－＠]")
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
@@ -45,8 +47,8 @@ def fit(
 ) -> list[str]:
     """Fit a model of a table's column and write it to a file; return a report, in lines.
 
-    The report says how each column was read. The target is a class if it is not a number or has at most ten values,
-    otherwise a quantity.
+    The report says how each column was read. The target is a class if it is not a number, or has at most ten values and
+    at least two rows for each; otherwise a quantity.
 
     Parameters
     ----------
@@ -168,13 +170,17 @@ def _search_reg(name: str, target: str, model: Any, y: np.ndarray, is_class: boo
     Raises
     ------
     TableError
-        If fewer than two classes have two rows, as each fold needs two classes to train on.
+        If fewer than two classes have two rows, as each fold needs two classes to train on; or there are fewer than
+        four rows of a quantity, as R² needs two rows in each fold.
     """
-    num_folds = min(_MAX_FOLDS, len(y))
     if is_class:
         sizes = pd.Series(y).value_counts()
         if (sizes >= 2).sum() < 2:
             reason = f"fewer than two classes of column {target!r} have two rows"
             raise TableError(f"{name}: {reason}, too few to choose reg: give it")
-        num_folds = min(num_folds, int(sizes.iloc[0]))
+        num_folds = min(_MAX_FOLDS, int(sizes.iloc[0]))
+    else:
+        if len(y) < _LEAST_ROWS:
+            raise TableError(f"{name}: it has {len(y)} rows, {_LEAST_ROWS} are needed to choose reg: give it")
+        num_folds = min(_MAX_FOLDS, len(y) // 2)
     return GridSearchCV(model, {"estimator__reg": list(REGS)}, cv=num_folds)

@@ -8,19 +8,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
+from mdit_py_plugins.colon_fence import colon_fence_plugin
+from mdit_py_plugins.dollarmath import dollarmath_plugin
+from mdit_py_plugins.myst_blocks import myst_block_plugin
+from mdit_py_plugins.myst_role import myst_role_plugin
 
 from fixntk.runner import markdown, report
 from fixntk.runner.report import Section
 
 RENDERER = MarkdownIt("commonmark").enable("table").enable("strikethrough")
+# As MyST reads pages, for Sphinx.
+for plugin in (myst_block_plugin, myst_role_plugin, dollarmath_plugin, colon_fence_plugin):
+    RENDERER.use(plugin)
 EVIL = (
     '<script>alert(1)</script><img src=x onerror="alert(1)"> & &lt; [a](javascript:b) ![c](d) '
     "`e` **f** _g_ h_i $j$ ~~k~~"
 )
 # Text made of what is markup somewhere.
-MARKED = st.lists(st.sampled_from([*"abc 1.)-+#=>|*_`[]()!<&;\\~$%\n\t:é", "**", "```", "<b>", "&lt;", "---"])).map(
-    "".join
-)
+PIECES = [*"abc 1.)-+#=>|*_`[](){}!<&;\\~$%\n\t:é", "**", "```", "<b>", "&lt;", "---", "+++", "(a)=", "{math}", ":::"]
+MARKED = st.lists(st.sampled_from(PIECES)).map("".join)
 NAMES = MARKED | st.text(st.characters(codec="utf-8", exclude_characters="\0"))
 
 

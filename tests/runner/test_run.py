@@ -230,11 +230,18 @@ def test_a_bug_propagates_and_keeps_the_rows_before_it(project):
     assert len(runs.read_rows(project.out)) == 4
 
 
-@pytest.mark.parametrize("returned", ["[]", '[{"seed": 99}]'])
-def test_run_task_must_return_rows_of_its_task(project, returned):
+@pytest.mark.parametrize(
+    ("returned", "expected"),
+    [
+        ("[]", "gave no row, or one of another task"),
+        ('[{"seed": 99}]', "gave no row, or one of another task"),
+        ('[{"error": 0.1}]', "gave a row with the key 'error'"),
+    ],
+)
+def test_run_task_must_return_rows_of_its_task(project, returned, expected):
     with (project.root / "experiments" / "toy.py").open("a") as file:
         file.write(f"\ndef run_task(config, task):\n    return {returned}\n")
-    with pytest.raises(RuntimeError, match="gave no row, or one of another task"):
+    with pytest.raises(RuntimeError, match=expected):
         project.execute()
 
 

@@ -185,6 +185,30 @@ def test_bad_fits_are_one_clear_line(tables, capsys, target, options, message):
     assert message in error_line(capsys)
 
 
+@pytest.mark.parametrize(
+    ("targets", "told"),
+    [
+        ([1.5, 2.25, 3.5, 4.0, 6.5], "'y' is a quantity"),
+        ([0, 0, 1, 1, 1], "'y' is a class with 2 values"),
+        ([0, 0, 1, 1, 2], "'y' is a quantity"),
+    ],
+)
+def test_few_numbers_are_classes_only_if_they_recur(tmp_path, capsys, targets, told):
+    pd.DataFrame({"x": [1, 5, 2, 4, 3], "y": targets}).to_csv(tmp_path / "table.csv", index=False)
+    assert fitted(tmp_path, "y", "--method", "ntk", "--reg", "0.1") == 0
+    assert told in capsys.readouterr().out
+
+
+def test_reg_is_chosen_from_four_rows_of_a_quantity(tmp_path, capsys):
+    frame = pd.DataFrame({"x": [1.0, 2, 4, 3], "y": [1.5, 2.25, 3.5, 4.0]})
+    frame.to_csv(tmp_path / "table.csv", index=False)
+    assert fitted(tmp_path, "y", "--method", "ntk") == 0
+    assert re.search(r"by 2-fold cross-validation: R² -?\d", capsys.readouterr().out)
+    frame[:3].to_csv(tmp_path / "table.csv", index=False)
+    assert fitted(tmp_path, "y", "--method", "ntk") == 2
+    assert "it has 3 rows, 4 are needed to choose reg" in error_line(capsys)
+
+
 def test_parquet_files_are_read_and_written_as_csv_files_are(tables, capsys):
     frame = pd.read_csv(tables / "table.csv", na_values="?").drop(columns="price")
     frame["colour"] = frame["colour"].astype("category")
