@@ -9,7 +9,18 @@ from stax_kernels import assert_same_kernels, with_own
 import fixntk as fx
 from fixntk.ntk import activations
 from fixntk.ntk.activations import polynomial
-from fixntk.ntk.layers import Activate, Conv, Dense, Flatten, GlobalAveragePool, LayerNorm, Residual, Serial
+from fixntk.ntk.layers import (
+    Activate,
+    Conv,
+    Dense,
+    Flatten,
+    GlobalAveragePool,
+    Index,
+    LayerNorm,
+    Residual,
+    Resize,
+    Serial,
+)
 
 COEFFICIENTS = [0.3, 0.5, -0.2, 0.1]
 
@@ -202,6 +213,10 @@ def test_convolution_of_the_finite_network(rng):
         (lambda: Conv((3,), padding="FULL"), ValueError, "padding must be one of SAME, VALID, CIRCULAR"),
         (lambda: Activate("tanhh"), ValueError, "activation must be one of"),
         (lambda: LayerNorm(-1.0), ValueError, "eps must be"),
+        (lambda: Resize((2,), "area"), ValueError, "method must be one of nearest, linear, cubic, .*, got 'area'"),
+        (lambda: Index((slice("a", 2),)), TypeError, "indices must be integers and slices of integers"),
+        (lambda: Index(((2, 2), 0)), TypeError, "indices must be integers and slices of integers"),
+        (lambda: Index((slice(0, 4, 0),)), ValueError, "indices must be slices with a step that is not zero"),
     ],
 )
 def test_bad_layers_are_named(make, error, message):

@@ -18,7 +18,7 @@ from jax import Array
 from fixntk._checks import as_positive_int, check_scalar
 from fixntk._numerics import einsum, matmul, safe_sqrt
 from fixntk.ntk.covariances import Covariances, from_moments
-from fixntk.ntk.layers.layer import DEFAULT_WIDTH, STATIC, Layer, check_positions
+from fixntk.ntk.layers.layer import DEFAULT_WIDTH, STATIC, Layer, check_numbers, check_positions
 
 # The functions of scores that give the weights of attention.
 _MECHANISMS: dict[str, Callable[[Array], Array]] = {
@@ -126,6 +126,7 @@ class SelfAttention(Layer):
 
     def init(self, key: Array, shape: tuple[int, ...], width: int = DEFAULT_WIDTH) -> dict[str, Array]:
         """Keys, values, output (heads, inputs, outputs), biases (width,) and embeddings (positions, channels)."""
+        check_numbers(self)
         width, channels = self.width or width, shape[-1]
         shapes = {
             "keys": (self.num_heads, channels, width),

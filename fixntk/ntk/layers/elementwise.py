@@ -18,7 +18,7 @@ from fixntk._numerics import safe_sqrt
 from fixntk.ntk.activations import as_activation
 from fixntk.ntk.covariances import Covariances, Pairs, haversines_from_moments
 from fixntk.ntk.gaussians import Gaussians
-from fixntk.ntk.layers.layer import STATIC, Layer, check_gaussian
+from fixntk.ntk.layers.layer import STATIC, Layer, check_gaussian, check_numbers
 
 
 @jax.tree_util.register_dataclass
@@ -96,6 +96,7 @@ class LayerNorm(Layer):
     def apply(self, params: Any, x: Array, *, key: Array | None = None) -> Array:
         """Entries less their mean over the channels, divided by their standard deviation."""
         del params, key
+        check_numbers(self)
         rest = x - jnp.mean(x, axis=-1, keepdims=True)
         square = jnp.mean(rest**2, axis=-1, keepdims=True) + self.eps
         # The inner choice keeps the derivative finite where the outer one discards the quotient.

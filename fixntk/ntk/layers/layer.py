@@ -5,10 +5,12 @@ See docs/mathematics.md, M13.
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from fixntk.ntk.covariances import Covariances
@@ -107,6 +109,17 @@ def as_scalars(network: Any, input_scale: Any, dtype: Any) -> tuple[Any, Array]:
         return array
 
     return jax.tree_util.tree_map_with_path(as_scalar, (network, input_scale))
+
+
+def check_numbers(layer: Layer) -> None:
+    """Raise ValueError if a number of a layer, such as ``w_std``, is an array with axes.
+
+    The constructor lets these pass, for a layer whose leaves ``jax.vmap`` maps over.
+    """
+    for attribute in fields(layer):  # type: ignore[arg-type]
+        value = getattr(layer, attribute.name)
+        if isinstance(value, Array | np.ndarray) and value.ndim:
+            raise ValueError(f"{attribute.name} must be a single number, got an array of shape {value.shape}")
 
 
 def check_gaussian(covariances: Covariances, name: str) -> None:

@@ -20,6 +20,9 @@ from fixntk.ntk.covariances import Covariances, Pairs, average_pairs, from_momen
 from fixntk.ntk.layers.layer import STATIC, Layer, check_positions
 from fixntk.ntk.layers.windows import check_axes, check_windows, pad_positions
 
+# Values of the argument method of Resize.
+_RESIZE_METHODS = ("nearest", "linear", "cubic", "lanczos3", "lanczos5")
+
 
 class _Mixture(Layer):
     """A linear map of the positions, the same for every channel."""
@@ -178,8 +181,8 @@ class Resize(_Mixture):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(as_positive_int("shape", size) for size in self.shape))
-        # It raises ValueError if the method is unknown.
-        jax.image.ResizeMethod.from_string(self.method)
+        if not isinstance(self.method, str) or self.method not in _RESIZE_METHODS:
+            raise ValueError(f"method must be one of {', '.join(_RESIZE_METHODS)}, got {self.method!r}")
 
     def _check(self, covariances: Covariances) -> None:
         check_axes(covariances, "shape", self.shape)
@@ -286,15 +289,26 @@ class Index(Layer):
 
 
 def _as_static(index: Any) -> Any:
-    """A slice as a tuple, which can be hashed in every version of Python, or an integer."""
-    if isinstance(index, slice):
-        return index.start, index.stop, index.step
-    if isinstance(index, tuple):
-        return index
+    """A slice as a tuple, which can be hashed in every version of Python, or an integer.
+
+    Raises
+    ------
+    TypeError
+        If it is neither.
+    ValueError
+        If the step of a slice is zero.
+    """
+    # JAX builds a layer again from the tuples that it stores.
+    bounds = (index.start, index.stop, index.step) if isinstance(index, slice) else index
     try:
-        return operator.index(index)
-    except TypeError:
-        raise TypeError(f"indices must be integers and slices, got {index!r}") from None
+        if not isinstance(bounds, tuple):
+            return operator.index(bounds)
+        start, stop, step = (None if bound is None else operator.index(bound) for bound in bounds)
+    except (TypeError, ValueError):
+        raise TypeError(f"indices must be integers and slices of integers, got {index!r}") from None
+    if step == 0:
+        raise ValueError(f"indices must be slices with a step that is not zero, got {index!r}")
+    return start, stop, step
 
 
 def _as_index(index: Any) -> Any:

@@ -21,8 +21,8 @@ from jax import Array, lax
 from fixntk._checks import as_positive_int, check_scalar
 from fixntk._numerics import einsum, matmul
 from fixntk.ntk.covariances import Covariances, Pairs, add_pairs, average_pairs
-from fixntk.ntk.layers.layer import DEFAULT_WIDTH, STATIC, Layer
-from fixntk.ntk.layers.windows import check_axes, check_windows, pad_positions
+from fixntk.ntk.layers.layer import DEFAULT_WIDTH, STATIC, Layer, check_numbers
+from fixntk.ntk.layers.windows import check_axes, check_num_axes, check_windows, pad_positions
 
 # Values of the argument parameterization.
 _PARAMETERIZATIONS = ("ntk", "standard")
@@ -99,6 +99,7 @@ class _Windows(Layer):
 
     def init(self, key: Array, shape: tuple[int, ...], width: int = DEFAULT_WIDTH) -> dict[str, Array]:
         """Weights (filter …, channels, outputs) and biases (outputs,)."""
+        check_num_axes(len(shape) - 1, "filter_shape", self.filter_shape)
         outputs, fan_in = self.width or width, shape[-1] * math.prod(self.filter_shape)
         return _draw(self, key, (*self.filter_shape, shape[-1], outputs), (outputs,), fan_in)
 
@@ -248,6 +249,7 @@ class ConvLocal(_Windows):
 
     def init(self, key: Array, shape: tuple[int, ...], width: int = DEFAULT_WIDTH) -> dict[str, Array]:
         """Weights (positions …, filter, channels, outputs) and biases (positions …, outputs)."""
+        check_num_axes(len(shape) - 1, "filter_shape", self.filter_shape)
         outputs, size = self.width or width, math.prod(self.filter_shape)
         axes = tuple(range(1, 1 + len(self.filter_shape)))
         # One entry of the filter meets one input for each position of the outputs.
@@ -318,6 +320,7 @@ def _apply_weights_to_pairs(layer: Weighted, pairs: Pairs, fan_in: int) -> Pairs
 def _draw(
     layer: Weighted, key: Array, weights: tuple[int, ...], biases: tuple[int, ...], fan_in: int
 ) -> dict[str, Array]:
+    check_numbers(layer)
     keys = jax.random.split(key)
     params = {"weights": jax.random.normal(keys[0], weights)}
     if layer.b_std is not None:

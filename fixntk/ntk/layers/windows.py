@@ -35,10 +35,15 @@ def check_windows(layer: Any, name: str) -> None:
 
 def check_axes(covariances: Covariances, name: str, shape: tuple[int, ...]) -> None:
     """Check that a window has a size for each axis of positions."""
-    if covariances.num_positions != len(shape):
+    check_num_axes(covariances.num_positions, name, shape)
+
+
+def check_num_axes(num_axes: int, name: str, shape: tuple[int, ...]) -> None:
+    """Check that a window has a size for each axis of positions, of which there are ``num_axes``."""
+    if num_axes != len(shape):
         raise ValueError(
-            f"{name} {shape} does not fit inputs with {covariances.num_positions} axes of "
-            "positions between the first (examples) and the last (channels)"
+            f"{name} {shape} does not fit inputs with {num_axes} axes of positions between the first (examples) and "
+            "the last (channels)"
         )
 
 

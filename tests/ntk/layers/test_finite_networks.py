@@ -163,3 +163,21 @@ def test_an_activation_without_a_function_is_named(key):
     network = Serial(Dense(), Activate(exp_normalized()))
     with pytest.raises(ValueError, match="has no function, only a kernel"):
         network.init(key, (3,))
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (Dense(np.ones(2)), r"w_std must be a single number, got an array of shape \(2,\)"),
+        (Dense(1.0, jnp.ones(3)), r"b_std must be a single number, got an array of shape \(3,\)"),
+        (Conv((2,), w_std=np.ones(2)), "w_std must be a single number"),
+        (SelfAttention(score_std=np.ones(2)), "score_std must be a single number"),
+        (Serial(Dense(), LayerNorm(np.ones(2))), "eps must be a single number"),
+        (Conv((2, 2)), r"filter_shape \(2, 2\) does not fit inputs with 1 axes of positions"),
+        (ConvLocal((2, 2)), r"filter_shape \(2, 2\) does not fit inputs with 1 axes of positions"),
+        (ConvTranspose((2, 2)), r"filter_shape \(2, 2\) does not fit inputs with 1 axes of positions"),
+    ],
+)
+def test_layers_that_have_no_network_are_named(key, layer, message):
+    with pytest.raises(ValueError, match=message):
+        layer.init(key, (6, 3), 8)
