@@ -19,6 +19,7 @@ import pytest
 import fixntk as fx
 from fixntk import _tiling
 from fixntk.estimators import NTKRegressor
+from fixntk.ntk.layers import Activate, Conv, Dense, Flatten, GlobalAveragePool, Serial
 
 jax.config.update("jax_enable_x64", True)
 warnings.simplefilter("ignore")
@@ -53,6 +54,18 @@ def gated_relu_ntk(size):
 def mlp_kernel(size):
     x = normal(size, 5)
     return lambda: fx.mlp_kernel(x, depth=2)
+
+
+def network_kernel(size):
+    x = normal(size, 8, 8, 3)
+    layers = [Conv((3, 3)), Activate(), Conv((3, 3)), Activate(), GlobalAveragePool(), Dense()]
+    return lambda: fx.network_kernel(Serial(*layers), x, batch_size=size)
+
+
+def network_kernel_in_tiles(size):
+    x = normal(size, 64, 3)
+    layers = [Conv((3,)), Activate("gelu"), Conv((3,)), Activate(), Flatten(), Dense()]
+    return lambda: fx.network_kernel(Serial(*layers), x, batch_size=size // 2)
 
 
 def masked_gram(size):
@@ -144,6 +157,8 @@ def ntk_regressor(size):
 SIZES = {
     gated_relu_ntk: (1100, 9001),
     mlp_kernel: (1100, 7001),
+    network_kernel: (2, 30),
+    network_kernel_in_tiles: (2, 600),
     masked_gram: (100, 9000),
     activation_masks: (100, 80_000),
     empirical_ntk: (50, 2600),

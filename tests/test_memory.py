@@ -13,8 +13,11 @@ import pytest
 import fixntk as fx
 from fixntk import _tiling as tiling
 from fixntk._tiling import FreeMemory, OutOfMemoryError, memory_for
+from fixntk.ntk.layers import Activate, Conv, Dense, GlobalAveragePool, Serial
 
 ROOT = Path(__file__).parents[1]
+
+CONVOLUTIONS = Serial(Conv((3, 3)), Activate(), GlobalAveragePool(), Dense())
 
 
 def test_what_needs_more_than_is_free_is_refused_with_a_remedy(monkeypatch):
@@ -34,9 +37,11 @@ def test_what_needs_more_than_is_free_is_refused_with_a_remedy(monkeypatch):
         (lambda: fx.enumerate_arrangements(np.random.default_rng(0).normal(size=(3000, 2))), "3000×6000 masks"),
         (lambda: fx.gradient_descent(jnp.eye(9), np.ones(9)).predict(np.ones(10**6)), "outputs at 1000000 times"),
         (lambda: fx.ntk_spectrum(lambda w, x: x @ w, np.ones(9), np.ones((900, 9)), num=900), "900×900 kernel"),
+        (lambda: fx.network_kernel(CONVOLUTIONS, np.ones((9, 16, 16, 3))), "9×9 pair of kernel matrices"),
+        (lambda: Dense().init(jax.random.key(0), (10**4,), 10**4), "Dense with parameters of 10000×10000 needs"),
         (lambda: _solve_relu(2000), "solve_relu on 2000 rows and 100 gates"),
     ],
-    ids=["sample", "network", "arrangements", "descent", "spectrum", "relu"],
+    ids=["sample", "network", "arrangements", "descent", "spectrum", "convolutions", "init", "relu"],
 )
 def test_entries_whose_work_outgrows_their_inputs_refuse_it_by_name(call, message, monkeypatch):
     monkeypatch.setattr(tiling, "_free_of_machine", lambda: 2**24)
@@ -166,6 +171,8 @@ def test_estimates_are_within_a_quarter_of_measured_peaks():
 def test_estimates_of_long_computations_are_too():
     found = peaks(
         "mlp_kernel",
+        "network_kernel",
+        "network_kernel_in_tiles",
         "empirical_ntk",
         "empirical_ntk_of_jacobians",
         "layerwise",

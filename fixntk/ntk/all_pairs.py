@@ -10,14 +10,15 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from fixntk._checks import is_traced
+from fixntk._checks import is_traced, is_tracing
+from fixntk._compilation import workspace_bytes
 from fixntk._tiling import Blocks, BlocksBothWays, Grid, free_on_device, free_on_host, memory_for
 from fixntk.ntk.angles import Rows, as_rows
 
 # Kernels (b1, b2) of all pairs of two tiles of rows, from the kernel's parameters and the tiles.
 _Kernels = Callable[[Any, Rows, Rows], Blocks]
 
-# What lowers the memory that kernels take.
+# What lowers the memory of kernels of rows without positions.
 _REMEDY = "pass x1 in blocks of rows"
 
 
@@ -39,7 +40,9 @@ def kernels_of_all_pairs(
     what = f"the {num_rows}×{num_columns} {matrices}"
     if store_on_device and max(num_rows, num_columns) <= tile:
         # Results, and as much again while they are computed or made symmetric.
-        with memory_for(what, 2 * num_kernels * num_rows * num_columns * x1.dtype.itemsize, _REMEDY, x1, x2) as done:
+        needed = 2 * num_kernels * num_rows * num_columns * x1.dtype.itemsize
+        needed += _bytes_of_positions(x1, _kernels_of_one_tile, kernels, parameters, x1, x2)
+        with memory_for(what, needed, _remedy(x1), x1, x2) as done:
             blocks = _kernels_of_one_tile(kernels, parameters, x1, x2)
             return done(_symmetrize(blocks) if x2 is None else blocks)
     rows1, rows2 = _as_rows(x1, x2)
@@ -62,8 +65,23 @@ def kernels_of_all_pairs(
 
     # The numbers of tiles are their features: taking tiles out of the grid is a part of the compiled program.
     needed, free = grid.bytes_needed((), dtypes), free_on_device if store_on_device else free_on_host
-    with memory_for(what, needed, _REMEDY, x1, x2, free_memory=free) as done:
+    needed += _bytes_of_positions(x1, _tile_kernels, kernels, parameters, grid.tiles, 0, 0)
+    with memory_for(what, needed, _remedy(x1), x1, x2, free_memory=free) as done:
         return done(grid.fill_from_host((), dtypes, lambda _, k: k, tile_kernels, store_on_device))
+
+
+def _bytes_of_positions(x: Array, program: Any, *args: Any) -> int:
+    """Bytes that a program for one tile takes while it runs, if rows have positions; otherwise 0.
+
+    A pair of rows without positions takes a few numbers, of which a tile has few. One with them takes some for each
+    position, or pair of positions. How many are in memory together depends on the network, so that XLA is asked.
+    """
+    return 0 if x.ndim == 2 or is_tracing(args) else workspace_bytes(program, *args)
+
+
+def _remedy(x: Array) -> str:
+    """What lowers the memory that kernels take."""
+    return _REMEDY if x.ndim == 2 else f"{_REMEDY}, or take a smaller batch_size"
 
 
 @partial(jax.jit, static_argnums=0)

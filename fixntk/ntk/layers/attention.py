@@ -18,7 +18,7 @@ from jax import Array
 from fixntk._checks import as_positive_int, check_scalar
 from fixntk._numerics import einsum, matmul, safe_sqrt
 from fixntk.ntk.covariances import Covariances, from_moments
-from fixntk.ntk.layers.layer import DEFAULT_WIDTH, STATIC, Layer, check_numbers, check_positions
+from fixntk.ntk.layers.layer import DEFAULT_WIDTH, STATIC, Layer, check_numbers, check_positions, draw_normal
 
 # The functions of scores that give the weights of attention.
 _MECHANISMS: dict[str, Callable[[Array], Array]] = {
@@ -135,8 +135,7 @@ class SelfAttention(Layer):
             "biases": (width,),
             "embeddings": (math.prod(shape[:-1]), channels),
         }
-        keys = jax.random.split(key, len(shapes))
-        return {name: jax.random.normal(one, shape) for (name, shape), one in zip(shapes.items(), keys, strict=True)}
+        return draw_normal(self, key, shapes)
 
     def apply(self, params: dict[str, Array], x: Array, *, key: Array | None = None) -> Array:
         """Outputs (n, positions …, width)."""

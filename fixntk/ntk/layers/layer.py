@@ -5,6 +5,7 @@ See docs/mathematics.md, M13.
 
 from __future__ import annotations
 
+import math
 from dataclasses import fields
 from typing import Any, ClassVar
 
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from fixntk._tiling import memory_for
 from fixntk.ntk.covariances import Covariances
 
 # Channels of a layer with weights in a finite network, unless the layer or the caller says otherwise.
@@ -120,6 +122,26 @@ def check_numbers(layer: Layer) -> None:
         value = getattr(layer, attribute.name)
         if isinstance(value, Array | np.ndarray) and value.ndim:
             raise ValueError(f"{attribute.name} must be a single number, got an array of shape {value.shape}")
+
+
+def draw_normal(layer: Layer, key: Array, shapes: dict[str, tuple[int, ...]]) -> dict[str, Array]:
+    """Arrays of numbers from N(0, 1).
+
+    Raises
+    ------
+    OutOfMemoryError
+        If memory does not suffice.
+    """
+    dtype = jnp.result_type(float)
+    needed = sum(math.prod(shape) for shape in shapes.values()) * dtype.itemsize
+    # Each array takes as much again while it is drawn.
+    needed += max(math.prod(shape) for shape in shapes.values()) * dtype.itemsize
+    sizes = " and ".join("×".join(map(str, shape)) for shape in shapes.values())
+    with memory_for(f"{type(layer).__name__} with parameters of {sizes}", needed, "take a smaller width", key) as done:
+        keys = jax.random.split(key, len(shapes))
+        return done(
+            {name: jax.random.normal(one, shape) for one, (name, shape) in zip(keys, shapes.items(), strict=True)}
+        )
 
 
 def check_gaussian(covariances: Covariances, name: str) -> None:

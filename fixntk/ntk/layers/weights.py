@@ -21,7 +21,7 @@ from jax import Array, lax
 from fixntk._checks import as_positive_int, check_scalar
 from fixntk._numerics import einsum, matmul
 from fixntk.ntk.covariances import Covariances, Pairs, add_pairs, average_pairs
-from fixntk.ntk.layers.layer import DEFAULT_WIDTH, STATIC, Layer, check_numbers
+from fixntk.ntk.layers.layer import DEFAULT_WIDTH, STATIC, Layer, check_numbers, draw_normal
 from fixntk.ntk.layers.windows import check_axes, check_num_axes, check_windows, pad_positions
 
 # Values of the argument parameterization.
@@ -321,10 +321,8 @@ def _draw(
     layer: Weighted, key: Array, weights: tuple[int, ...], biases: tuple[int, ...], fan_in: int
 ) -> dict[str, Array]:
     check_numbers(layer)
-    keys = jax.random.split(key)
-    params = {"weights": jax.random.normal(keys[0], weights)}
-    if layer.b_std is not None:
-        params["biases"] = jax.random.normal(keys[1], biases)
+    shapes = {"weights": weights} if layer.b_std is None else {"weights": weights, "biases": biases}
+    params = draw_normal(layer, key, shapes)
     if layer.parameterization == "standard":
         # Here the factors are part of the parameters, which ``_affine`` then multiplies by nothing.
         scales = {"weights": layer.w_std / math.sqrt(fan_in), "biases": layer.b_std}
