@@ -8,6 +8,9 @@ KEEP_COMPILED := JAX_COMPILATION_CACHE_DIR=$(CURDIR)/$(VENV)/compiled JAX_PERSIS
 # Settings that some users keep on.
 STRICT_MODES := JAX_NUMPY_DTYPE_PROMOTION=strict JAX_NUMPY_RANK_PROMOTION=raise JAX_DEBUG_NANS=1 \
     JAX_ENABLE_X64=0 JAX_ENABLE_X64=1 JAX_CHECK_TRACER_LEAKS=1
+# Left out where annotations are checked: what runs in other processes, where they are not, and the pages and the runner,
+# which have few arrays of their own.
+NOT_CHECKED := tests/test_package.py tests/test_docs.py tests/test_cli.py tests/runner tests/experiments/test_experiments.py
 UV := $(shell command -v uv 2>/dev/null)
 
 .PHONY: run quickstart paper verify test test-shapes test-strict test-long lint docs benchmarks clean
@@ -28,9 +31,9 @@ verify: $(VENV)/.installed  ## the claims of the mathematics, checked on this ma
 test: lint  ## linter, type checker and every test that is not marked long
 	$(KEEP_COMPILED) $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal
 
-test-shapes: $(VENV)/.installed  ## the same tests, with every annotated shape and type of the library checked in every call
+test-shapes: $(VENV)/.installed  ## the tests of the library, with every annotated shape and type checked in every call
 	PYTHONPATH=tests $(KEEP_COMPILED) $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal -m "not long and not wrong_types" \
-	    --jaxtyping-packages=fixntk,type_checker.check --ignore=tests/test_package.py
+	    --jaxtyping-packages=fixntk,type_checker.check $(NOT_CHECKED:%=--ignore=%)
 
 test-strict: $(VENV)/.installed  ## the core tests under each of JAX's stricter modes
 	for mode in $(STRICT_MODES); do \

@@ -151,6 +151,7 @@ def test_parts_of_the_paper_report_on_any_tasks_that_are_finished(fast_paper):
             part.module.sections(settings, some, part.module.summarise(settings, some))
 
 
+@pytest.mark.long
 def test_a_paper_interrupted_within_two_parts_goes_on_to_the_same_rows(fast_paper, tmp_path, capsys):
     folder = Path(shutil.copytree(fast_paper, tmp_path / "paper"))
     rows = runs.read_rows(folder)
