@@ -39,6 +39,8 @@ _FIRST_TOL = 1e-2
 _TOL_SHARE = 0.3
 # Largest rank of X whose cells are enumerated.
 _MAX_EXACT_RANK = 3
+# Singular value of rows of length one that no rounding error explains.
+_PLAIN_SINGULAR_VALUE = 1e-3
 # Candidates looked at in a round, as a multiple of the gates that may be added: some have the same mask.
 _CANDIDATES_PER_GATE = 8
 
@@ -95,6 +97,19 @@ class State(NamedTuple):
     candidates: Float[Array, "C d"] | None = None
 
 
+class FurtherGates(NamedTuple):
+    """Gates that violate the dual and are not in the program.
+
+    Attributes
+    ----------
+    gates, masks
+        (k, d) and (n, k).
+    """
+
+    gates: Float[np.ndarray, "k d"]
+    masks: Bool[np.ndarray, "n k"]
+
+
 class Round(NamedTuple):
     """What a round found.
 
@@ -110,8 +125,8 @@ class Round(NamedTuple):
         Largest ‖Xᵀ D(g) R‖ / λ − 1 of any gate looked at.
     gap
         Duality gap of the solution in the program of all of these gates.
-    num_fresh
-        Number of gates that violate the dual and are not in the program.
+    further
+        Gates that violate the dual and are not in the program, on the host.
     is_exact
         Whether every mask was looked at.
     is_rough
@@ -126,7 +141,7 @@ class Round(NamedTuple):
     padded: tuple[Array, Array]
     violation: float
     gap: float
-    num_fresh: int
+    further: FurtherGates
     is_exact: bool
     is_rough: bool
     is_exhausted: bool
@@ -134,7 +149,13 @@ class Round(NamedTuple):
 
 def enumerate_cells(x: Array, max_cells: int) -> Candidates | None:
     """A gate for each mask that gates on no row's hyperplane make; None where these are too many to enumerate."""
-    num_planes, rank = distinct_hyperplanes(np.asarray(x, np.float64)).normals.shape
+    rows = np.asarray(x, np.float64)
+    # Distinct hyperplanes take a look at every pair of rows, and a high rank is plain to see.
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    units = rows / np.where(lengths > 0, lengths, 1.0)
+    if np.linalg.matrix_rank(units, tol=_PLAIN_SINGULAR_VALUE) > _MAX_EXACT_RANK:
+        return None
+    num_planes, rank = distinct_hyperplanes(rows).normals.shape
     if rank > _MAX_EXACT_RANK or cover_count(num_planes, rank) > max_cells:
         return None
     cells = enumerate_arrangements(x, max_cells=max_cells)
@@ -172,6 +193,7 @@ def run_round(engine: Engine, state: State) -> tuple[Round, State]:
     candidates, prices = _find_candidates(engine, program, solution, gates, num_gates, drawn)
     values, masks = np.asarray(prices.values), np.asarray(program.masks)
     fresh = _select_violating(values, candidates.masks, masks, engine.least_violation, engine.per_round)
+    further = FurtherGates(np.asarray(candidates.gates)[fresh], np.asarray(candidates.masks)[:, fresh])
     kept = _without_empty_groups(solution, num_gates)
     is_rough = state.tol > engine.tol
     found = Round(
@@ -181,7 +203,7 @@ def run_round(engine: Engine, state: State) -> tuple[Round, State]:
         padded=(gates, solution.weights),
         violation=float(np.max(values, initial=0.0)) - 1,
         gap=float(prices.gap),
-        num_fresh=fresh.size,
+        further=further,
         is_exact=engine.cells is not None,
         is_rough=is_rough,
         is_exhausted=not (fresh.size or is_rough or state.candidates is not None),
@@ -190,7 +212,7 @@ def run_round(engine: Engine, state: State) -> tuple[Round, State]:
     # Gates that the solution does not use make room for others.
     used = np.any(weights != 0, axis=(1, 2))
     size = _grow(size, int(used.sum()) + fresh.size)
-    following = np.concatenate([state.gates[used], np.asarray(candidates.gates)[fresh]])
+    following = np.concatenate([state.gates[used], further.gates])
     if not len(following):
         following = state.gates
     # Without other gates what is left is the solution's own gap.

@@ -14,51 +14,36 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
-from jaxtyping import Float
 
-from fixntk._checks import as_matrix, as_positive_int, check_same_columns, check_same_rows, is_traced, to_device
+from fixntk._checks import as_positive_int, to_device
 from fixntk._compilation import jit_for_host
 from fixntk._numerics import default_tol
 from fixntk._warnings import ConvergenceWarning, ignore_convergence_warnings
 from fixntk.convex import column_generation
 from fixntk.convex.column_generation import Engine, Round, State
+from fixntk.convex.discovery_arguments import (
+    Limits,
+    as_gates,
+    as_held_out,
+    as_limits,
+    as_positive,
+    as_samplers,
+    mean_held_out_loss,
+)
 from fixntk.convex.discovery_results import BOUND, BUDGETS, HELD_OUT, NO_VIOLATION, Discovery, DiscoveryPath, Position
-from fixntk.convex.groups import check_gates, with_masks
-from fixntk.convex.losses import Loss
+from fixntk.convex.groups import with_masks
 from fixntk.convex.path import as_regs, follow_regs
 from fixntk.convex.pricing import DEFAULT_SAMPLERS
 from fixntk.convex.program import ConvexProgram
 from fixntk.convex.progress import Interrupted, progress_bar
 from fixntk.convex.solution import Solution
 from fixntk.convex.solve import as_starting_weights, choose_warm_method, solve
-from fixntk.gates.masks import activation_masks
 from fixntk.gates.samplers import Sampler
-from fixntk.gram import masked_apply
-
-
-class _HeldOut(NamedTuple):
-    """Held-out rows, their targets as the loss takes them, and the number of rounds to wait for a smaller loss."""
-
-    x: Float[Array, "m d"]
-    targets: Float[Array, "m c"]
-    patience: int
-
-
-class _Limits(NamedTuple):
-    """What ends a discovery: the bound on the gap, held-out rows, budgets, and the user."""
-
-    goal: float
-    held_out: _HeldOut | None
-    max_rounds: int
-    max_gates: int | None
-    max_seconds: float | None
-    callback: Callable[[Discovery], bool | None] | None
 
 
 def discover(
@@ -154,9 +139,9 @@ def discover(
 
     See docs/mathematics.md, M11.
     """
-    gates = np.asarray(_as_gates(program, gates))
+    gates = np.asarray(as_gates(program, gates))
     choose_warm_method(program, method)
-    least_violation = _as_positive("least_violation", least_violation)
+    least_violation = as_positive("least_violation", least_violation)
     cells = column_generation.enumerate_cells(program.x, as_positive_int("max_cells", max_cells))
     init = np.asarray(as_starting_weights(program, init))
     # Nothing is compiled for the number of gates to start with.
@@ -168,14 +153,14 @@ def discover(
         tol=default_tol(program.x.dtype) if tol is None else tol,
         at_zero=float(_primal_at_zero(program)),
         key=key,
-        samplers=_as_samplers(samplers),
+        samplers=as_samplers(samplers),
         num_candidates=as_positive_int("num_candidates", num_candidates),
         per_round=as_positive_int("per_round", per_round),
         least_violation=least_violation if cells is None else 0.0,
     )
     start = column_generation.start_at(engine, gates, init)
-    held_out_rows = None if held_out is None else _as_held_out(program, held_out, patience)
-    limits = _as_limits(engine.tol * engine.at_zero, held_out_rows, callback, max_rounds, max_gates, max_seconds)
+    held_out_rows = None if held_out is None else as_held_out(program, held_out, patience)
+    limits = as_limits(engine.tol * engine.at_zero, held_out_rows, callback, max_rounds, max_gates, max_seconds)
     # A round that was interrupted is lost; the result is that of the last complete one.
     found, is_ended = None, False
     bar = progress_bar("discover", total=limits.max_rounds, unit="round", shown=progress)
@@ -213,7 +198,9 @@ def discover_path(
     progress: bool = False,
     **options: Any,
 ) -> DiscoveryPath:
-    """Discover gates for many λ, from the largest down: each λ starts from the gates and weights of the one before.
+    """Discover gates for many λ, from the largest down.
+
+    Each λ starts from the gates in use at the one before, and from those that violated the dual there at last.
 
     Parameters
     ----------
@@ -251,7 +238,7 @@ def discover_path(
 
     See docs/mathematics.md, M11.
     """
-    position = Position(program, _as_gates(program, gates))
+    position = Position(program, as_gates(program, gates))
     values = as_regs(program, regs, num_regs, min_share)
 
     def discover_at(reg: float) -> tuple[Discovery, str]:
@@ -263,13 +250,24 @@ def discover_path(
 
 
 def discover_next(position: Position, reg: float, *, key: Array, **options: Any) -> tuple[Discovery, Position]:
-    """The discovery at the next λ of a path, which starts from the gates and weights of the one before."""
+    """The discovery at the next λ of a path, and where the one after it starts.
+
+    It starts from the gates that are in use, and with those that violated the dual last but are in no program yet.
+    """
     at_reg = position.program.with_reg(reg)
-    found = discover(at_reg, position.gates, key=key, init=position.solution, **options)
-    return found, Position(with_masks(at_reg, found.masks), found.gates, found.solution)
+    found = discover(at_reg, position.gates, key=key, init=position.init, **options)
+    # By NumPy, as JAX would compile for each number of gates.
+    weights, further = np.asarray(found.solution.weights), found.further
+    used = np.any(weights != 0, axis=(1, 2))
+    if not (used.any() or len(further.gates)):
+        used[:] = True
+    gates = np.concatenate([np.asarray(found.gates)[used], further.gates])
+    masks = np.concatenate([np.asarray(found.masks)[:, used], further.masks], axis=1)
+    init = np.pad(weights[used], ((0, len(further.gates)), (0, 0), (0, 0)))
+    return found, Position(with_masks(at_reg, to_device(masks)), to_device(gates), to_device(init), found)
 
 
-def _run_rounds(engine: Engine, start: State, limits: _Limits) -> Iterator[tuple[Discovery, bool]]:
+def _run_rounds(engine: Engine, start: State, limits: Limits) -> Iterator[tuple[Discovery, bool]]:
     """The discovery after each round, and whether the callback ended it there; the last one says why it is the last."""
     began = time.monotonic()
     losses: list[float] = []
@@ -277,7 +275,7 @@ def _run_rounds(engine: Engine, start: State, limits: _Limits) -> Iterator[tuple
     while True:
         found, state = column_generation.run_round(engine, start)
         if limits.held_out is not None:
-            losses.append(_mean_held_out_loss(engine.program.loss, limits.held_out, found))
+            losses.append(mean_held_out_loss(engine.program.loss, limits.held_out, found))
         stopped = _reason_to_stop(limits, found, state, losses, time.monotonic() - began)
         # With held-out rows the result is the round of the least loss, which may not be the last.
         if best is None or limits.held_out is None or losses[-1] == min(losses):
@@ -293,7 +291,7 @@ def _run_rounds(engine: Engine, start: State, limits: _Limits) -> Iterator[tuple
         start = state
 
 
-def _reason_to_stop(limits: _Limits, found: Round, state: State, losses: list[float], seconds: float) -> str:
+def _reason_to_stop(limits: Limits, found: Round, state: State, losses: list[float], seconds: float) -> str:
     """Why this round is the last; empty where it is not."""
     if found.is_exact and found.gap <= limits.goal:
         return BOUND
@@ -321,78 +319,10 @@ def _as_discovery(rounds: int, found: Round, losses: list[float], stopped: str) 
         rounds=rounds,
         stopped=stopped,
         held_out_losses=np.asarray(losses, float),
-    )
-
-
-def _as_gates(program: ConvexProgram, gates: ArrayLike) -> Array:
-    if not isinstance(program, ConvexProgram):
-        raise TypeError(f"program must be a ConvexProgram, got {type(program).__name__}")
-    if is_traced(program, gates):
-        raise ValueError("discover cannot be traced: the number of gates it finds depends on the data")
-    if program.penalty_weights is not None:
-        raise ValueError("program must have no penalty_weights: gates that are discovered have none")
-    if program.ridge is not None:
-        raise ValueError("program must have no ridge: with one, gates in use violate the dual as well")
-    return check_gates(program, gates)
-
-
-def _as_limits(
-    goal: float,
-    held_out: _HeldOut | None,
-    callback: Callable[[Discovery], bool | None] | None,
-    max_rounds: int,
-    max_gates: int | None,
-    max_seconds: float | None,
-) -> _Limits:
-    return _Limits(
-        goal=goal,
-        held_out=held_out,
-        max_rounds=as_positive_int("max_rounds", max_rounds),
-        max_gates=None if max_gates is None else as_positive_int("max_gates", max_gates),
-        max_seconds=None if max_seconds is None else _as_positive("max_seconds", max_seconds),
-        callback=callback,
-    )
-
-
-def _as_positive(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not value > 0:
-        raise ValueError(f"{name} must be a positive number, got {value!r}")
-    return float(value)
-
-
-def _as_samplers(samplers: Sequence[Sampler]) -> tuple[Sampler, ...]:
-    if callable(samplers) or isinstance(samplers, str) or not all(map(callable, samplers)):
-        raise TypeError(f"samplers must be a list of functions (key, num_gates, x, y), got {samplers!r}")
-    return tuple(samplers)
-
-
-def _as_held_out(program: ConvexProgram, held_out: tuple[ArrayLike, ArrayLike], patience: int) -> _HeldOut:
-    if not isinstance(held_out, tuple | list) or len(held_out) != 2:
-        raise ValueError("held_out must be a pair (x, y)")
-    x, y = as_matrix("held_out x", held_out[0]), program.loss.encode(held_out[1])
-    check_same_columns("program.x", program.x, "held_out x", x)
-    check_same_rows("held_out x", x, "held_out y", y)
-    if y.shape[1:] != program.y.shape[1:]:
-        raise ValueError(f"held_out y must have shape (rows, *{program.y.shape[1:]}), got {y.shape}")
-    targets = np.asarray(y).reshape(x.shape[0], -1)
-    return _HeldOut(
-        x.astype(program.x.dtype), to_device(targets.astype(program.x.dtype)), as_positive_int("patience", patience)
+        further=found.further,
     )
 
 
 @jit_for_host
 def _primal_at_zero(program: ConvexProgram) -> Array:
     return program.primal_at_zero()
-
-
-def _mean_held_out_loss(loss: Loss, held_out: _HeldOut, found: Round) -> float:
-    return float(_mean_loss(held_out.x, held_out.targets, *found.padded, found.solution.intercept, loss=loss))
-
-
-@partial(jit_for_host, static_argnames=("loss",))
-def _mean_loss(x: Array, targets: Array, gates: Array, weights: Array, intercept: Array | None, *, loss: Loss) -> Array:
-    """The mean loss of rows."""
-    outputs = masked_apply(activation_masks(x, gates), x, weights)
-    if intercept is not None:
-        outputs = outputs + intercept[None, :]
-    return jnp.sum(loss.values(outputs, targets)) / x.shape[0]

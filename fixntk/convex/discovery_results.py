@@ -12,6 +12,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float
 
+from fixntk.convex.column_generation import FurtherGates
 from fixntk.convex.program import ConvexProgram
 from fixntk.convex.results_by_reg import ResultsByReg
 from fixntk.convex.solution import Solution
@@ -50,6 +51,9 @@ class Discovery:
         ``"max_rounds"``, ``"max_gates"``, ``"max_seconds"``, the budgets; empty where the callback ended it.
     held_out_losses
         (rounds,) mean loss on the held-out rows after each round; empty without such rows.
+    further
+        (k, d) ``gates`` that violate the dual, which the last search found and no program has yet, and their (n, k)
+        ``masks``, on the host. A discovery at a smaller λ starts with them.
 
     See docs/mathematics.md, M11.
     """
@@ -63,6 +67,7 @@ class Discovery:
     rounds: int
     stopped: str
     held_out_losses: Float[np.ndarray, " rounds"]
+    further: FurtherGates
 
     def __repr__(self) -> str:
         return f"Discovery({self.message}; objective {float(self.solution.primal):.4g})"
@@ -107,8 +112,19 @@ class DiscoveryPath(ResultsByReg[Discovery]):
 
 
 class Position(NamedTuple):
-    """Where a path of discoveries stands: the program with the masks of the gates so far, these, and its solution."""
+    """Where a path of discoveries stands.
+
+    Attributes
+    ----------
+    program, gates
+        The program at which the next λ starts, and its (P, d) gates: those in use, and further ones.
+    init
+        (P, d, c) weights of these gates; zero when None.
+    found
+        The discovery at the last λ; None before the first.
+    """
 
     program: ConvexProgram
     gates: Float[Array, "P d"]
-    solution: Solution | None = None
+    init: Float[Array, "P d c"] | None = None
+    found: Discovery | None = None

@@ -18,6 +18,7 @@ from fixntk._warnings import ignore_convergence_warnings
 from fixntk.convex import ConvexProgram, solve_quietly
 from fixntk.convex.discovery import discover_next
 from fixntk.convex.discovery_results import Position
+from fixntk.convex.groups import with_masks
 from fixntk.convex.progress import progress_bar
 from fixntk.convex.solution import ACTIVE_SHARE
 from fixntk.estimators.candidates import Candidates
@@ -32,7 +33,7 @@ RIDGE_SHARES = (1.0, 0.3, 0.1, 0.03)
 # Number of random gates from which a path starts.
 _NUM_STARTING_GATES = 64
 # Options of the discovery at each λ. Held-out losses need no more digits.
-_SEARCH: dict[str, Any] = {"max_rounds": 3, "num_candidates": 1024, "per_round": 32, "tol": 1e-4}
+_SEARCH: dict[str, Any] = {"max_rounds": 2, "num_candidates": 1024, "per_round": 32, "tol": 1e-4}
 # A path ends where the next λ does not lower the loss by this share.
 _LEAST_FALL = 0.01
 
@@ -113,12 +114,13 @@ def _advance(position: Position, reg: float, seed: int) -> Position:
 
 def _fit_position(position: Position, reg: float, ridge_share: float) -> GatedFit:
     """The group lasso's solution, or the ridge regression with its kernel weights at a smaller ridge."""
-    solution = position.solution
-    assert solution is not None
+    found = position.found
+    assert found is not None
+    solution = found.solution
     if ridge_share != 1:
-        program = position.program.with_reg(reg * ridge_share)
+        program = with_masks(position.program.with_reg(reg * ridge_share), found.masks)
         solution = solve_quietly(program, method="irls", init=solution, max_iter=0)
-    return as_gated_fit(solution, position.gates, reg * ridge_share)
+    return as_gated_fit(solution, found.gates, reg * ridge_share)
 
 
 class UsedGates(NamedTuple):
@@ -129,10 +131,10 @@ class UsedGates(NamedTuple):
 
 
 def _used(position: Position) -> UsedGates:
-    assert position.solution is not None
-    kernel_weights = np.asarray(position.solution.kernel_weights)
+    assert position.found is not None
+    kernel_weights = np.asarray(position.found.solution.kernel_weights)
     is_used = kernel_weights > ACTIVE_SHARE * kernel_weights.max(initial=0.0)
-    return UsedGates(np.asarray(position.gates)[is_used], kernel_weights[is_used])
+    return UsedGates(np.asarray(position.found.gates)[is_used], kernel_weights[is_used])
 
 
 def fit_ridges(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import fixntk as fx
-from fixntk.convex import discover_quietly
+from fixntk.convex import column_generation, discover_quietly
 from fixntk.convex.program import masked_outputs, targets_of
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
@@ -270,6 +270,30 @@ def test_a_path_starts_from_the_gates_before_and_keeps_the_order_of_its_values(r
     assert "DiscoveryPath(3 discoveries" in repr(path)
     # Fewer rounds than from the start: the gates of the last value are kept.
     assert path[0].rounds < alone.rounds or path[2].rounds <= 2
+
+
+@pytest.mark.filterwarnings("ignore::fixntk.ConvergenceWarning")
+def test_further_gates_violate_the_dual_and_the_next_value_of_a_path_starts_with_them(rng):
+    x = rng.standard_normal((60, 5))
+    program, gates = start(x, np.abs(x[:, 0]) - x[:, 1], 1.0)
+    regs = float(program.max_reg()) * np.array([0.3, 0.2])
+    first, second = fx.discover_path(program, gates, regs, key=jax.random.key(0), max_rounds=1)
+    further = first.further
+    assert len(further.gates) > 0
+    np.testing.assert_array_equal(further.masks, x @ further.gates.T >= 0)
+    residual = program.with_reg(regs[0]).y - first.solution.predict(x, first.gates)
+    prices = [np.linalg.norm(x.T @ (mask * residual)) / regs[0] for mask in further.masks.T]
+    assert min(prices) > 1.05
+    # The second program has the gates in use and the further ones.
+    used = np.linalg.norm(first.solution.weights, axis=(1, 2)) > 0
+    started = np.concatenate([first.gates[used], further.gates])
+    np.testing.assert_array_equal(second.gates, started)
+
+
+def test_data_of_a_high_rank_are_not_searched_for_equal_hyperplanes(monkeypatch, rng):
+    # That takes the square of the number of rows.
+    monkeypatch.setattr(column_generation, "distinct_hyperplanes", lambda _: pytest.fail("is not needed"))
+    assert column_generation.enumerate_cells(jnp.asarray(rng.standard_normal((50, 4))), 100) is None
 
 
 @pytest.mark.wrong_types
