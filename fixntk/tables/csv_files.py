@@ -114,18 +114,27 @@ def _candidates(text: str) -> Iterator[str]:
 def _read_table(path: str | Path, text: str, delimiter: str) -> pd.DataFrame:
     # Strict, as a quote without an end would hide all rows that follow it.
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    header: list[str] = []
+    columns: list[list[str]] = []
     try:
-        rows = [(reader.line_num, [field.strip(BLANKS) for field in row]) for row in reader if row]
+        for row in filter(None, reader):
+            fields = [field.strip(BLANKS) for field in row]
+            if not header:
+                header, columns = fields, [[] for _ in fields]
+            elif len(fields) != len(header):
+                counts = f"{len(fields)} fields, the header has {len(header)}"
+                raise TableError(f"table {str(path)!r}: line {reader.line_num} has {counts}")
+            else:
+                # By columns: millions of rows that are lists would keep Python's garbage collector busy.
+                for column, field in zip(columns, fields, strict=True):
+                    column.append(field)
     except csv.Error as error:
         raise TableError(f"table {str(path)!r} cannot be read: line {reader.line_num}: {error}") from error
-    if len(rows) < 2:
-        raise TableError(f"table {str(path)!r} {'has a header and no rows' if rows else 'is empty'}")
-    header = rows.pop(0)[1]
+    if not columns or not columns[0]:
+        raise TableError(f"table {str(path)!r} {'has a header and no rows' if header else 'is empty'}")
     check_names(path, header)
-    for line, row in rows:
-        if len(row) != len(header):
-            raise TableError(f"table {str(path)!r}: line {line} has {len(row)} fields, the header has {len(header)}")
-    frame = pd.DataFrame([row for _, row in rows], columns=pd.Index(header), dtype=object)
+    frame = pd.DataFrame(dict(enumerate(columns)), dtype=object)
+    frame.columns = pd.Index(header)
     for name in header:
         if pd.notna(pd.to_numeric(name, errors="coerce")) and not _is_year(name, frame[name]):
             raise TableError(f"table {str(path)!r} has no header: its first row has the number {name!r}")
