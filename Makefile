@@ -18,7 +18,7 @@ UV := $(shell command -v uv 2>/dev/null)
 run: $(VENV)/.installed  ## the main job: fix the NTK on 40 real tables; the report is runs/uci/report.html
 	$(BIN)/fixntk run configs/uci.yaml --resume
 
-quickstart: $(VENV)/.installed  ## three tables, under a minute
+quickstart: $(VENV)/.installed  ## three tables, one to two minutes
 	$(BIN)/fixntk run configs/quickstart.yaml --resume
 
 paper: $(VENV)/.installed  ## every claim of the paper, measured: runs/paper/report.html and the page docs/paper.md

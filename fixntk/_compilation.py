@@ -127,12 +127,12 @@ def _is_known(name: str, value: Any) -> bool:
     return True
 
 
-def workspace_bytes(jitted: Any, *args: Any) -> int:
+def workspace_bytes(jitted: Any, *args: Any, **static: Any) -> int:
     """Bytes that a jitted function takes for what it keeps in between, as XLA plans it; 0 where XLA does not say.
 
     The function is compiled for the shapes of these arguments, and is not compiled again when it is called.
     """
-    plan = jitted.lower(*args).compile().memory_analysis()
+    plan = jitted.lower(*args, **static).compile().memory_analysis()
     return 0 if plan is None else int(plan.temp_size_in_bytes)
 
 

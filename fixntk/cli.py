@@ -316,13 +316,14 @@ def _predict(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _info(_: argparse.Namespace) -> int:
+def _info(arguments: argparse.Namespace) -> int:
     from fixntk.runner.compilation_cache import cache_folder
     from fixntk.runner.environment import environment, optional_packages
 
     facts = {key: value for key, value in environment().items() if not key.startswith(("git", "started"))}
     packages = {name: version or "not installed" for name, version in optional_packages().items()}
-    facts["compiled programs"] = str(cache_folder() or os.environ.get("JAX_COMPILATION_CACHE_DIR", "not kept"))
+    folder = cache_folder() or os.environ.get("JAX_COMPILATION_CACHE_DIR", "not kept")
+    facts["compiled programs"] = str(folder) if arguments.compilation_cache else "not kept"
     width = max(map(len, [*facts, *packages])) + 2
     for name, value in {**facts, **packages}.items():
         print(f"{name:<{width}}{value}")
@@ -339,7 +340,12 @@ def entry() -> NoReturn:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        status = _flush_output(main())
+        try:
+            status = main()
+        except SystemExit as ended:
+            # argparse has printed its help, or an error.
+            status = ended.code if isinstance(ended.code, int) else 0
+        status = _flush_output(status)
     except OSError:
         # It may be standard output that cannot be written, as another line shows; anything else is a bug.
         if not (status := _flush_output(0, "\n")):

@@ -232,10 +232,11 @@ def test_output_that_nobody_reads_is_not_complained_of(monkeypatch, unbuffered):
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the system has no /dev/full")
 @pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_output_to_a_full_disk_is_one_line_and_2(monkeypatch, unbuffered):
+@pytest.mark.parametrize("arguments", [["info"], ["--help"], ["run", "--help"], ["--version"]], ids=" ".join)
+def test_output_to_a_full_disk_is_one_line_and_2(monkeypatch, arguments, unbuffered):
     monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
     with open("/dev/full", "w") as full:
-        done = subprocess.run([*COMMAND, "info"], stdout=full, stderr=subprocess.PIPE, text=True)
+        done = subprocess.run([*COMMAND, *arguments], stdout=full, stderr=subprocess.PIPE, text=True)
     expected = "fixntk: error: standard output: No space left on device\n"
     assert (done.returncode, done.stderr) == (2, expected)
 

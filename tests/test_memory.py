@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import fixntk as fx
@@ -39,14 +40,38 @@ def test_what_needs_more_than_is_free_is_refused_with_a_remedy(monkeypatch):
         (lambda: fx.ntk_spectrum(lambda w, x: x @ w, np.ones(9), np.ones((900, 9)), num=900), "900×900 kernel"),
         (lambda: fx.network_kernel(CONVOLUTIONS, np.ones((9, 16, 16, 3))), "9×9 pair of kernel matrices"),
         (lambda: Dense().init(jax.random.key(0), (10**4,), 10**4), "Dense with parameters of 10000×10000 needs"),
+        (lambda: fx.ntk_spectrum(lambda w, x: x @ w, np.ones(9), np.ones((3000, 9)), num=600), "600 eigenvectors of a"),
+        (lambda: _enumerate(900, max_cells=10**6), "the points of 809102 cells"),
+        (lambda: _train(20_000), "training needs"),
         (lambda: _solve_relu(2000), "solve_relu on 2000 rows and 100 gates"),
     ],
-    ids=["sample", "network", "arrangements", "descent", "spectrum", "convolutions", "init", "relu"],
+    ids=[
+        "sample",
+        "network",
+        "arrangements",
+        "descent",
+        "spectrum",
+        "convolutions",
+        "init",
+        "lanczos",
+        "cells",
+        "train",
+        "relu",
+    ],
 )
 def test_entries_whose_work_outgrows_their_inputs_refuse_it_by_name(call, message, monkeypatch):
     monkeypatch.setattr(tiling, "_free_of_machine", lambda: 2**24)
     with pytest.raises(OutOfMemoryError, match=f"{message}.*this machine leaves 16 MiB: "):
         call()
+
+
+def _enumerate(num_rows, **options):
+    return fx.enumerate_arrangements(np.random.default_rng(0).normal(size=(num_rows, 3)), **options)
+
+
+def _train(num_rows):
+    x = np.random.default_rng(0).standard_normal((num_rows, 4))
+    return fx.train(fx.ReLUNetwork.sample(jax.random.key(0), 500, 4), x, x[:, 0], optax.sgd(1e-3))
 
 
 def _solve_relu(num_rows):

@@ -28,7 +28,7 @@ from fixntk.gates.masks import Arrangements, row_bytes
 # Bound on the error of a unit normal (no unit) after a few dozen operations in float64.
 _NOISE = 1e-13
 # Largest number of entries of a matrix of points by hyperplanes that is in memory at a time.
-_BLOCK_ENTRIES = 4_000_000
+BLOCK_ENTRIES = 4_000_000
 # Number of such matrices at a time.
 _ARRAYS_PER_BLOCK = 5
 
@@ -110,15 +110,19 @@ def enumerate_arrangements(x: ArrayLike, *, max_cells: int = 200_000) -> Arrange
     """
     array, max_cells = as_matrix("x", x), as_positive_int("max_cells", max_cells)
     planes = distinct_hyperplanes(x)
-    points = _points_in_cells(planes, max_cells)
+    num_cells, rank = min(max_cells, cover_count(*planes.normals.shape)), planes.normals.shape[1]
+    remedy = "lower max_cells, or take sampled gates (sample_gates)"
+    needed = _ARRAYS_PER_BLOCK * num_cells * rank * planes.normals.itemsize
+    with memory_for(f"the points of {num_cells} cells", needed, remedy, free_memory=free_on_host):
+        points = _points_in_cells(planes, max_cells)
     # The masks and JAX's copy of them, and what moving the points of a block takes.
     size = array.shape[0] * points.shape[0]
-    needed = 2 * size + _ARRAYS_PER_BLOCK * min(size, _BLOCK_ENTRIES) * points.itemsize
-    what = f"the array of {array.shape[0]}×{points.shape[0]} masks"
-    with memory_for(what, needed, "lower max_cells, or take sampled gates (sample_gates)", free_memory=free_on_host):
+    needed = 2 * size + _ARRAYS_PER_BLOCK * min(size, BLOCK_ENTRIES) * points.itemsize
+    with memory_for(f"the array of {array.shape[0]}×{points.shape[0]} masks", needed, remedy, free_memory=free_on_host):
         points = _move_inside(points, planes.normals)
         masks, gates = jnp.asarray(_masks_at(points, planes)), jnp.asarray(points @ planes.basis.T, array.dtype)
-    if narrow := int(np.sum(~_have_certain_masks(array, gates, np.asarray(masks)))):
+        narrow = int(np.sum(~_have_certain_masks(array, gates, np.asarray(masks))))
+    if narrow:
         higher = "" if array.dtype == jnp.float64 else ", or pass it in float64 with jax_enable_x64"
         warnings.warn(
             f"{narrow} of {masks.shape[1]} cells are narrower than {array.dtype} resolves: the masks are exact, but "
@@ -392,5 +396,5 @@ def _have_certain_masks(x: Array, gates: Array, masks: np.ndarray) -> np.ndarray
 
 
 def row_blocks(rows: np.ndarray, width: int) -> list[np.ndarray]:
-    """Split rows into blocks so that a matrix of a block's rows × width has at most ``_BLOCK_ENTRIES`` entries."""
-    return np.array_split(rows, max(1, -(-rows.shape[0] * width // _BLOCK_ENTRIES)))
+    """Split rows into blocks so that a matrix of a block's rows × width has at most ``BLOCK_ENTRIES`` entries."""
+    return np.array_split(rows, max(1, -(-rows.shape[0] * width // BLOCK_ENTRIES)))

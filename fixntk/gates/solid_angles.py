@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Float, Key
 
 from fixntk._checks import as_matrix, as_numpy, as_positive_int
-from fixntk.gates.arrangements import Hyperplanes, distinct_hyperplanes, row_blocks
+from fixntk.gates.arrangements import BLOCK_ENTRIES, Hyperplanes, distinct_hyperplanes, row_blocks
 from fixntk.gates.masks import Arrangements, as_masks
 
 
@@ -194,10 +194,12 @@ def _monte_carlo_shares(
     # Packed sign patterns serve as keys, to find the cell of a sample without comparing it with every cell.
     index = {row.tobytes(): p for p, row in enumerate(np.packbits(positive, axis=1))}
     rank = planes.normals.shape[1]
-    samples = as_numpy(jax.random.normal(key, (num_samples, rank)))
     counts = np.zeros(masks.shape[1])
-    for block in row_blocks(samples, planes.normals.shape[0]):
-        for row in np.packbits(block @ planes.normals.T > 0, axis=1):
+    size = max(1, min(num_samples, BLOCK_ENTRIES // max(planes.normals.shape)))
+    for number, begin in enumerate(range(0, num_samples, size)):
+        # Blocks of one size, so that drawing is compiled once; the rest of the last one is not used.
+        samples = as_numpy(jax.random.normal(jax.random.fold_in(key, number), (size, rank)))[: num_samples - begin]
+        for row in np.packbits(samples @ planes.normals.T > 0, axis=1):
             cell = index.get(row.tobytes())
             # A sample on a hyperplane, or in a cell that is not among the masks, is not counted.
             if cell is not None:

@@ -235,8 +235,13 @@ def _run_lanczos(operator: LinearOperator, num: int, tol: float) -> tuple[np.nda
     # A fixed start makes the result the same in every call.
     start = np.random.default_rng(0).standard_normal(size).astype(operator.dtype)
     num_vectors = min(size - 1, max(_MIN_VECTORS, _VECTORS_PER_EIGENVALUE * num))
+    # ARPACK's basis and projected matrix, and the eigenvectors with a copy.
+    numbers = size * (num_vectors + 2 * num) + num_vectors * (num_vectors + 8)
+    what = f"{num} eigenvectors of a {size}×{size} kernel"
+    memory = memory_for(what, numbers * operator.dtype.itemsize, "ask for fewer with num=", free_memory=free_on_host)
     try:
-        return eigsh(operator, num, which="LA", tol=tol, v0=start, ncv=num_vectors, maxiter=_MAX_RESTARTS)
+        with memory:
+            return eigsh(operator, num, which="LA", tol=tol, v0=start, ncv=num_vectors, maxiter=_MAX_RESTARTS)
     except ArpackNoConvergence as stopped:
         found = len(stopped.eigenvalues)
         if not found:

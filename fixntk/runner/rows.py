@@ -98,7 +98,7 @@ def read_results(path: Path) -> Results:
             raise _damage(path, lines[: block.start], position)
         finished.setdefault(_dumps(block.task), block)
         position = block.stop
-    rows = [row for row in map(_parse, lines[position:]) if row is not None and set(row) != _CLOSING_KEYS]
+    rows = [row for row in map(_parse, lines[position:]) if row is not None and not _closes(row)]
     if len(rows) < len(lines) - position:
         raise _damage(path, lines, position)
     return Results(list(finished.values()), rows, torn)
@@ -175,9 +175,17 @@ def _parse(line: bytes) -> Row | None:
     """The object in a line, None if there is none."""
     try:
         value = json.loads(line)
+        # An escape such as \ud800 is half of a character, which no file can hold.
+        if b"\\ud" in line.lower():
+            _dumps(value).encode()
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
+
+
+def _closes(row: Row) -> bool:
+    """Whether a line closes a task, or did before it was damaged."""
+    return "crc32" in row or isinstance(row.get("finished"), dict)
 
 
 def _damage(path: Path, lines: Sequence[bytes], position: int) -> ConfigError:
@@ -185,7 +193,7 @@ def _damage(path: Path, lines: Sequence[bytes], position: int) -> ConfigError:
     rows = [_parse(line) for line in lines[position:]]
     if None in rows:
         k, problem = rows.index(None), "is not a JSON object"
-    elif closing := next((row for row in rows if row is not None and set(row) == _CLOSING_KEYS), None):
+    elif closing := next((row for row in rows if row is not None and _closes(row)), None):
         k, problem = rows.index(closing), "the rows before it are not those that were written"
     else:
         k, problem = 0, "belongs to no finished task"
@@ -210,14 +218,17 @@ def _identity(row: Row, keys: Iterable[str]) -> str:
 
 
 def to_json(value: Any) -> Any:
-    """Return plain JSON values: NumPy and JAX scalars and arrays converted; NaN and infinity stay."""
+    """Return plain JSON values: NumPy and JAX scalars and arrays and paths converted; NaN and infinity stay."""
     if isinstance(value, Mapping):
         return {str(key): to_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [to_json(item) for item in value]
     if hasattr(value, "tolist"):
         return to_json(value.tolist())
-    return str(value) if isinstance(value, Path) else value
+    if isinstance(value, str | Path):
+        # Names of files may hold halves of characters, which no file of text can.
+        return str(value).encode("utf-8", "backslashreplace").decode("utf-8")
+    return value
 
 
 def replace_non_finite(value: Any) -> Any:

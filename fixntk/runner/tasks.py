@@ -122,7 +122,7 @@ def run_task(experiment: Experiment, config: BaseModel, task: Row) -> list[Row]:
     try:
         rows = experiment.run_task(config, dict(task))
     except ValueError as error:
-        return [{**task, "error": str(error) or type(error).__name__}]
+        return [{**task, "error": to_json(str(error) or type(error).__name__)}]
     rows = [to_json(row) for row in rows]
     if not rows or any(_differ(row.get(key, task[key]), task[key]) for row in rows for key in task):
         raise RuntimeError(f"run_task gave no row, or one of another task, for {task}")

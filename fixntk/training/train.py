@@ -24,7 +24,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Float, Int, Key
 
 from fixntk._checks import as_positive_int
-from fixntk._compilation import describe_computation
+from fixntk._compilation import describe_computation, workspace_bytes
+from fixntk._tiling import memory_for
 from fixntk.convex.losses import Loss, as_loss
 from fixntk.convex.progress import progress_bar
 from fixntk.networks.models import Network
@@ -170,7 +171,7 @@ def train(
     rows = as_rows(network, x, y, loss, sample_weight)
     batch_size = _as_batch_size(batch_size, key, rows.x.shape[0])
     validation_rows = None if validation is None else as_validation_rows(network, validation, loss)
-    run = partial(_run_steps, optimizer=optimizer, loss=loss, batch_size=batch_size)
+    run = partial(_within_memory, _run_steps, optimizer=optimizer, loss=loss, batch_size=batch_size)
 
     frozen = {name: value for name, value in network.parameters._asdict().items() if name not in names}
     state, records, made_by = _start(network.parameters, names, optimizer), list[Record](), dict[str, str]()
@@ -185,7 +186,8 @@ def train(
         while True:
             # A resumed training has the record of its first step already.
             if not records or step > records[-1].step:
-                value, validation_loss = measure(state.trained, frozen, rows, validation_rows, reg, loss=loss)
+                measured = (state.trained, frozen, rows, validation_rows, reg)
+                value, validation_loss = _within_memory(measure, *measured, loss=loss)
                 state = _keep_best(state, validation_loss if has_validation else value, value)
                 seconds = time.perf_counter() - began
                 records.append(Record(step, np.asarray(value), np.asarray(validation_loss), seconds))
@@ -256,6 +258,13 @@ def _as_batch_size(batch_size: int | None, key: Key[Array, ""] | None, num_rows:
     if key is None:
         raise ValueError("key must be given with batch_size, for the order of the rows")
     return batch_size
+
+
+def _within_memory(compiled: Any, *args: Any, **static: Any) -> Any:
+    """Call a compiled function of the training; an error where memory does not suffice says what lowers its need."""
+    needed = workspace_bytes(compiled, *args, **static)
+    with memory_for("training", needed, "lower batch_size, or take fewer neurons or rows", *args) as done:
+        return done(compiled(*args, **static))
 
 
 @partial(jax.jit, static_argnames=("names", "optimizer"))

@@ -35,6 +35,8 @@ def test_to_json_converts_arrays_and_keeps_what_is_not_finite():
     plain = {"1": 2.0, "a": [True, [3]], "b": [1.0, math.inf], "c": -math.inf, "d": "x"}
     assert rows.to_json(value) == plain
     assert math.isnan(rows.to_json(np.float32("nan")))
+    # Half of a character, as a name of a file may hold.
+    assert rows.to_json({"e": "\ud800é"}) == {"e": "\\ud800é"}
     assert rows.replace_non_finite(plain) == plain | {"b": [1.0, None], "c": None}
 
 
@@ -72,6 +74,12 @@ def test_wherever_the_file_ends_the_tasks_with_a_closing_line_are_finished(tmp_p
         (lambda lines: [*lines[:2], lines[2].replace(b"iris", b"wine"), *lines[3:]], "line 3: the rows before it"),
         (lambda lines: [*lines[:2], *lines[3:]], "line 1: belongs to no finished task"),
         (lambda lines: [*lines[:-1], lines[-1].replace(b": 2", b": 1")], "line 12: the rows before it are not those"),
+        (lambda lines: [*lines[:-1], lines[-1].replace(b"crc32", b"crc2")], "line 12: the rows before it are not"),
+        (
+            lambda lines: [*lines[:-1], lines[-1].replace(b"finished", b"finshed")],
+            "line 12: the rows before it are not",
+        ),
+        (lambda lines: [b'{"table": "\\uD800"}', *lines], "line 1: is not a JSON object"),
     ],
 )
 def test_damage_is_reported_with_its_line_and_the_remedy(tmp_path, change, expected):

@@ -161,7 +161,9 @@ def test_resume_runs_the_task_again_within_which_the_results_end(project, capsys
     assert project.results.read_bytes() == b"".join(lines)
 
 
-@pytest.mark.parametrize("content", [None, "", "[]", '{"earlier": 3}', '{"earlier": [1], "device": {}}', "\0"])
+@pytest.mark.parametrize(
+    "content", [None, "", "[]", '{"earlier": 3}', '{"earlier": [1], "device": {}}', "\0", ' {"device": "\\ud800x"}']
+)
 def test_a_damaged_environment_does_not_block_a_run(project, content, capsys):
     project.control(broken={"iris": "too few rows"})
     project.execute()
