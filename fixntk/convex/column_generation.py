@@ -209,18 +209,21 @@ def run_round(engine: Engine, state: State) -> tuple[Round, State]:
         is_exhausted=not (fresh.size or is_rough or state.candidates is not None),
     )
     weights = np.asarray(kept.weights)
-    # Gates that the solution does not use make room for others.
-    used = np.any(weights != 0, axis=(1, 2))
+    used = gates_that_stay(weights, further)
     size = _grow(size, int(used.sum()) + fresh.size)
     following = np.concatenate([state.gates[used], further.gates])
-    if not len(following):
-        following = state.gates
     # Without other gates what is left is the solution's own gap.
     share = _TOL_SHARE * found.gap / engine.at_zero if fresh.size else 0.0
     tol = min(max(engine.tol, share), state.tol)
     rounds = state.rounds + 1
     are_kept = fresh.size and rounds % _ROUNDS_PER_DRAW
     return found, State(following, weights[used], size, rounds, tol, drawn if are_kept else None)
+
+
+def gates_that_stay(weights: Float[np.ndarray, "P d c"], further: FurtherGates) -> Bool[np.ndarray, " P"]:
+    """Which gates stay: others make room for further ones. All do where there would be none."""
+    used = np.any(weights != 0, axis=(1, 2))
+    return used if used.any() or len(further.gates) else np.ones_like(used)
 
 
 def finish(engine: Engine, found: Round) -> Round:

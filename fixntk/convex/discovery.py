@@ -258,9 +258,7 @@ def discover_next(position: Position, reg: float, *, key: Array, **options: Any)
     found = discover(at_reg, position.gates, key=key, init=position.init, **options)
     # By NumPy, as JAX would compile for each number of gates.
     weights, further = np.asarray(found.solution.weights), found.further
-    used = np.any(weights != 0, axis=(1, 2))
-    if not (used.any() or len(further.gates)):
-        used[:] = True
+    used = column_generation.gates_that_stay(weights, further)
     gates = np.concatenate([np.asarray(found.gates)[used], further.gates])
     masks = np.concatenate([np.asarray(found.masks)[:, used], further.masks], axis=1)
     init = np.pad(weights[used], ((0, len(further.gates)), (0, 0), (0, 0)))

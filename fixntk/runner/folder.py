@@ -122,12 +122,11 @@ def prepare(directory: Path, description: Row, tasks: list[Row], *, resume: bool
     if not any(results):
         write_json(directory / "config.json", description)
         return [], False
-    if resume:
-        _check_same_config(directory / "config.json", description)
-    else:
+    if not resume:
         raise ConfigError(
             f"{directory} already has results: pass --resume to go on with the same config, or another --out"
         )
+    _check_same_config(directory / "config.json", description)
     if sum(map(bool, rows_by_task(tasks, results.unfinished))) > 1:
         raise ConfigError(
             f"{path} does not say which of its last tasks are finished, as an earlier fixntk wrote it: take another "

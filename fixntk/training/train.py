@@ -171,7 +171,8 @@ def train(
     rows = as_rows(network, x, y, loss, sample_weight)
     batch_size = _as_batch_size(batch_size, key, rows.x.shape[0])
     validation_rows = None if validation is None else as_validation_rows(network, validation, loss)
-    run = partial(_within_memory, _run_steps, optimizer=optimizer, loss=loss, batch_size=batch_size)
+    run = _within_memory(_run_steps, optimizer=optimizer, loss=loss, batch_size=batch_size)
+    measure_rows = _within_memory(measure, loss=loss)
 
     frozen = {name: value for name, value in network.parameters._asdict().items() if name not in names}
     state, records, made_by = _start(network.parameters, names, optimizer), list[Record](), dict[str, str]()
@@ -186,8 +187,7 @@ def train(
         while True:
             # A resumed training has the record of its first step already.
             if not records or step > records[-1].step:
-                measured = (state.trained, frozen, rows, validation_rows, reg)
-                value, validation_loss = _within_memory(measure, *measured, loss=loss)
+                value, validation_loss = measure_rows(state.trained, frozen, rows, validation_rows, reg)
                 state = _keep_best(state, validation_loss if has_validation else value, value)
                 seconds = time.perf_counter() - began
                 records.append(Record(step, np.asarray(value), np.asarray(validation_loss), seconds))
@@ -260,11 +260,19 @@ def _as_batch_size(batch_size: int | None, key: Key[Array, ""] | None, num_rows:
     return batch_size
 
 
-def _within_memory(compiled: Any, *args: Any, **static: Any) -> Any:
-    """Call a compiled function of the training; an error where memory does not suffice says what lowers its need."""
-    needed = workspace_bytes(compiled, *args, **static)
-    with memory_for("training", needed, "lower batch_size, or take fewer neurons or rows", *args) as done:
-        return done(compiled(*args, **static))
+def _within_memory(compiled: Any, **static: Any) -> Callable[..., Any]:
+    """A compiled function of the training, whose error where memory does not suffice says what lowers its need."""
+    needed: int | None = None
+
+    def call(*args: Any, **more: Any) -> Any:
+        nonlocal needed
+        # Asking XLA takes milliseconds, and the shapes stay.
+        if needed is None:
+            needed = workspace_bytes(compiled, *args, **static, **more)
+        with memory_for("training", needed, "lower batch_size, or take fewer neurons or rows", *args) as done:
+            return done(compiled(*args, **static, **more))
+
+    return call
 
 
 @partial(jax.jit, static_argnames=("names", "optimizer"))

@@ -132,10 +132,9 @@ def draw_normal(layer: Layer, key: Array, shapes: dict[str, tuple[int, ...]]) ->
     OutOfMemoryError
         If memory does not suffice.
     """
-    dtype = jnp.result_type(float)
-    needed = sum(math.prod(shape) for shape in shapes.values()) * dtype.itemsize
+    counts = [math.prod(shape) for shape in shapes.values()]
     # Each array takes as much again while it is drawn.
-    needed += max(math.prod(shape) for shape in shapes.values()) * dtype.itemsize
+    needed = (sum(counts) + max(counts)) * jnp.result_type(float).itemsize
     sizes = " and ".join("×".join(map(str, shape)) for shape in shapes.values())
     with memory_for(f"{type(layer).__name__} with parameters of {sizes}", needed, "take a smaller width", key) as done:
         keys = jax.random.split(key, len(shapes))
