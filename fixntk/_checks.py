@@ -141,8 +141,7 @@ def _as_numbers_from_objects(name: str, array: np.ndarray) -> np.ndarray:
     entries = array.ravel().tolist()
     if not array.ndim and entries[0] is None:
         raise TypeError(f"{name} must be a real numeric array, got dtype object, None")
-    missing = [entry is None or type(entry).__name__ in ("NAType", "NaTType") for entry in entries]
-    _refuse_missing(name, sum(missing), array)
+    refuse_missing(name, array)
     others = {
         type(entry).__name__ for entry in entries if not isinstance(entry, numbers.Real | decimal.Decimal | np.bool_)
     }
@@ -158,6 +157,13 @@ def _as_numbers_from_objects(name: str, array: np.ndarray) -> np.ndarray:
         except (OverflowError, ValueError) as error:
             raise ValueError(f"{name} has a number that float64 cannot hold: {error}") from error
     return found.reshape(array.shape)
+
+
+def refuse_missing(name: str, array: np.ndarray) -> None:
+    """Raise ValueError if entries of an array of Python's objects are missing: None, or those of pandas."""
+    if array.dtype == object:
+        missing = [entry is None or type(entry).__name__ in ("NAType", "NaTType") for entry in array.ravel().tolist()]
+        _refuse_missing(name, sum(missing), array)
 
 
 def _refuse_missing(name: str, count: int, array: np.ndarray) -> None:

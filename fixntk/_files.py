@@ -310,7 +310,8 @@ class Checkpoints:
         try:
             yield
         except OSError as error:
-            message = f"checkpoint {self.folder} cannot be written: {error.strerror}; what was written before stays"
+            reason = "is a file, not a folder" if isinstance(error, FileExistsError) else error.strerror
+            message = f"checkpoint {self.folder} cannot be written: {reason}; what was written before stays"
             raise OSError(error.errno, message) from error
 
 

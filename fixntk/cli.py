@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import importlib.metadata
 import io
@@ -76,11 +77,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run_command(argv)
     except _InputError as error:
-        print(f"fixntk: error: {_one_line(str(error))}", file=sys.stderr)
+        _complain(f"error: {_one_line(str(error))}")
         return 2
     except KeyboardInterrupt:
-        print("fixntk: interrupted", file=sys.stderr)
+        _complain("interrupted")
         return _INTERRUPTED
+
+
+def _complain(message: str) -> None:
+    """Write a line to standard error; where that cannot be written, the exit status alone says it."""
+    with contextlib.suppress(OSError):
+        print(f"fixntk: {message}", file=sys.stderr)
 
 
 def _run_command(argv: Sequence[str] | None) -> int:
@@ -370,7 +377,7 @@ def _flush_output(status: int, more: str = "") -> int:
         # The program that reads it has ended, such as head.
         status = _BROKEN_PIPE
     except OSError as error:
-        print(f"fixntk: error: standard output: {error.strerror}", file=sys.stderr)
+        _complain(f"error: standard output: {error.strerror}")
         status = 2
     else:
         return status

@@ -241,6 +241,13 @@ def test_output_to_a_full_disk_is_one_line_and_2(monkeypatch, arguments, unbuffe
     assert (done.returncode, done.stderr) == (2, expected)
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the system has no /dev/full")
+def test_an_error_that_cannot_be_written_keeps_its_status():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*COMMAND, "run", "none"], stdout=subprocess.PIPE, stderr=full)
+    assert (done.returncode, done.stdout) == (2, b"")
+
+
 @pytest.mark.usefixtures("project")
 def test_errors_are_one_line_that_leaves_the_terminal_as_it_is(capsys):
     assert main(["run", "configs/\x1b[31m\nnone.yaml"]) == 2

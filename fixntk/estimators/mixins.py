@@ -38,6 +38,7 @@ from fixntk.estimators.preprocessing import (
     as_signs,
     compute_in_tiles,
     distinct_rows,
+    known,
     pad_rows,
     scale_inputs,
     scale_targets,
@@ -80,7 +81,7 @@ class RegressionMixin(InputMixin, MultiOutputMixin, RegressorMixin):
         self, X: Any, y: Any, sample_weight: Any, choose: Callable[[Any, Any, Any], Chosen] = all_rows
     ) -> Training:
         """Check inputs and targets, and scale the chosen rows; rows of positive weight are stored as well."""
-        X, y = validate_data(self, X, y, multi_output=True, y_numeric=True, dtype=np.float64)
+        X, y = validate_data(self, X, known(y), multi_output=True, y_numeric=True, dtype=np.float64)
         weights = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
         chosen = choose(X, y, weights)
         self._target_scaling, targets = scale_targets(y, chosen)
@@ -138,7 +139,7 @@ class ClassificationMixin(InputMixin, ClassifierMixin):
 
     def _read(self, X: Any, y: Any, sample_weight: Any) -> tuple[Training, Int[np.ndarray, " n"]]:
         """Check inputs and labels; distinct rows with targets of ±1, and their classes as numbers."""
-        X, y = validate_data(self, X, y, dtype=np.float64)
+        X, y = validate_data(self, X, known(y), dtype=np.float64)
         check_classification_targets(y)
         weights = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
         # Rows of weight zero are ignored, and so are classes that have no other rows.

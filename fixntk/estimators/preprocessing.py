@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +11,7 @@ from jax import Array
 from jaxtyping import Float, Int, Num, Shaped
 from scipy.special import expit, softmax
 
+from fixntk._checks import refuse_missing
 from fixntk._numerics import allow_float64
 
 # Rows and columns are padded with zeros to a small set of sizes, so that tables of similar sizes share one compilation.
@@ -46,6 +47,24 @@ def pad_rows(array: Shaped[np.ndarray, "n ..."]) -> Shaped[np.ndarray, "m ..."]:
     padded = np.zeros((padded_size(len(array)), *array.shape[1:]), array.dtype)
     padded[: len(array)] = array
     return padded
+
+
+def known(y: Any) -> Any:
+    """The targets as they are, checked to have no missing ones, of which scikit-learn's messages do not speak.
+
+    Raises
+    ------
+    ValueError
+        If some are missing; the message says how many.
+    """
+    try:
+        array = np.asarray(y)
+    except (TypeError, ValueError):
+        # Not an array: scikit-learn says what it takes.
+        return y
+    if array.ndim:
+        refuse_missing("y", array)
+    return y
 
 
 class Scaling(NamedTuple):

@@ -1,6 +1,7 @@
 """What estimators share: errors, weights of rows and classes, labels, probabilities, tiles of rows."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.special import expit, softmax
 from sklearn.base import clone
@@ -46,6 +47,15 @@ def test_negative_weights_and_targets_of_classes_that_are_no_classes_are_named(t
         NTKClassifier().fit(x, x[:, 0])
     with pytest.raises(ValueError, match=r"got 1 class: \['yes'\]"):
         NTKClassifier().fit(x, labels, sample_weight=(labels == "yes").astype(float))
+
+
+@pytest.mark.parametrize("values", [[1.5, None], [True, None], ["a", pd.NA], [1, pd.NaT]], ids=str)
+@pytest.mark.parametrize("estimator", [NTKRegressor(), GatedReLURegressor(8), NTKClassifier()], ids=str)
+def test_missing_targets_are_counted(table, estimator, values):
+    x, *_ = table
+    for y in (values * 20, pd.Series(values * 20).convert_dtypes()):
+        with pytest.raises(ValueError, match=r"^y has 20 missing value\(s\) in shape \(40,\)$"):
+            clone(estimator).fit(x, y)
 
 
 def test_deviations_need_the_squared_loss(table):
