@@ -298,7 +298,8 @@ def _predict_start(regs: Float[np.ndarray, " k"], solutions: Sequence[Solution],
     if count < 2 or regs[count - 2] <= regs[count - 1]:
         return start
     share = (regs[count - 1] - reg) / (regs[count - 2] - regs[count - 1])
-    return _extrapolate(start, solutions[-2].weights, min(share, _MAX_EXTRAPOLATION))
+    # Python's number, since one of NumPy would make float64 of float32 weights.
+    return _extrapolate(start, solutions[-2].weights, min(float(share), _MAX_EXTRAPOLATION))
 
 
 _with_mask_numbers = jit_for_host(with_mask_numbers)

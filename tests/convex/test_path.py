@@ -117,3 +117,11 @@ def test_the_default_tolerance_is_what_the_dtype_can_certify():
     narrow = fx.ConvexProgram(wide.x.astype("float32"), wide.y.astype("float32"), wide.masks, wide.reg)
     assert fx.solve(wide).tol == fx.solve_path(wide, [wide.reg])[0].tol == 1e-6
     assert fx.solve(narrow).tol == fx.solve_path(narrow, [narrow.reg])[0].tol == 1e-4
+
+
+@pytest.mark.parametrize("method", ["newton", "fista"])
+def test_paths_of_single_precision_stay_in_it_where_double_is_on(method):
+    wide = random_problem(1)
+    narrow = fx.ConvexProgram(wide.x.astype("float32"), wide.y.astype("float32"), wide.masks, wide.reg)
+    path = fx.solve_path(narrow, num_regs=4, min_share=0.1, method=method)
+    assert {(solution.weights.dtype, bool(solution.converged)) for solution in path} == {(jnp.dtype("float32"), True)}
