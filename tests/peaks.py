@@ -18,7 +18,7 @@ import pytest
 
 import fixntk as fx
 from fixntk import _tiling
-from fixntk.estimators import NTKRegressor
+from fixntk.estimators import NTKClassifier, NTKRegressor
 from fixntk.ntk.layers import Activate, Conv, Dense, Flatten, GlobalAveragePool, Serial
 
 jax.config.update("jax_enable_x64", True)
@@ -118,6 +118,11 @@ def solve_relu(size):
     return lambda: fx.solve_relu(given, gates, max_iter=2).positive
 
 
+def discover(size):
+    given, gates, key = program(size, 20, 10), normal(20, 10), jax.random.key(0)
+    return lambda: fx.discover(given, gates, key=key, max_rounds=2).solution.weights
+
+
 def enumerate_arrangements(size):
     x = normal(size, 2)
     return lambda: fx.enumerate_arrangements(x).masks
@@ -154,6 +159,11 @@ def ntk_regressor(size):
     return lambda: NTKRegressor().fit(x, x[:, 0])
 
 
+def ntk_classifier(size):
+    x = np.random.default_rng(0).standard_normal((size, 5))
+    return lambda: NTKClassifier().fit(x, x[:, 0] > 0)
+
+
 SIZES = {
     gated_relu_ntk: (1100, 9001),
     mlp_kernel: (1100, 7001),
@@ -168,6 +178,7 @@ SIZES = {
     newton: (50, 20_000),
     anderson: (50, 4000),
     solve_relu: (50, 3000),
+    discover: (30_000, 30_000),
     enumerate_arrangements: (50, 8000),
     layerwise: (50, 6000),
     sample_network: (50, 200_000),
@@ -175,6 +186,7 @@ SIZES = {
     dense_spectrum: (50, 2500),
     solve_kernels: (50, 1500),
     ntk_regressor: (50, 4000),
+    ntk_classifier: (50, 4000),
 }
 
 

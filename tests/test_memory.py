@@ -210,7 +210,9 @@ def test_estimates_of_long_computations_are_too():
         "newton",
         "fista",
         "solve_relu",
+        "discover",
         "solve_kernels",
         "ntk_regressor",
+        "ntk_classifier",
     )
     np.testing.assert_allclose(list(found.values()), 1.0, atol=0.25, err_msg=str(found))

@@ -24,6 +24,7 @@ from fixntk.convex.program import ConvexProgram
 from fixntk.convex.solution import Solution
 from fixntk.gates.arrangements import cover_count, distinct_hyperplanes, enumerate_arrangements
 from fixntk.gates.samplers import Sampler
+from fixntk.gram import TILE_BYTES
 
 # Multiple of the dtype's resolution by which rounding error alone may violate a dual constraint.
 _ROUNDING_MULTIPLE = 1e3
@@ -172,8 +173,11 @@ def start_at(engine: Engine, gates: Float[np.ndarray, "P d"], weights: Float[np.
 def memory_for_rounds(engine: Engine, start: State) -> AbstractContextManager[Any]:
     """The memory for rounds that begin at a start."""
     (num_rows, num_features), num_candidates = engine.program.x.shape, _num_candidates(engine)
+    itemsize = start.gates.dtype.itemsize
     # Masks of the program and of the candidates, and both kinds of gates.
-    needed = (start.size + num_candidates) * (num_rows + num_features * start.gates.dtype.itemsize)
+    needed = (start.size + num_candidates) * (num_rows + num_features * itemsize)
+    # Masks of the candidates as numbers, in tiles.
+    needed += min(num_rows * num_candidates * itemsize, TILE_BYTES)
     what = f"discover with {start.size} gates and {num_candidates} candidates on {num_rows} rows"
     return memory_for(what, needed, "lower num_candidates or per_round", engine.program.x)
 
