@@ -37,6 +37,7 @@ from fixntk.networks.export import from_dict, load_network, save_network, to_dic
 from fixntk.networks.models import GatedReLUNetwork, ReLUNetwork
 from fixntk.ntk import (
     Kernel,
+    NTKPlan,
     NTKSpectrum,
     empirical_ntk,
     gated_relu_ntk,
@@ -49,6 +50,7 @@ from fixntk.ntk import (
     max_learning_rate,
     mlp_kernel,
     network_kernel,
+    ntk_plan,
     ntk_spectrum,
     ntk_vector_product,
     projected_gradients,
@@ -72,6 +74,7 @@ __all__ = [
     "Kernel",
     "KernelSolution",
     "MaskedGram",
+    "NTKPlan",
     "NTKSpectrum",
     "OutOfMemoryError",
     "Path",
@@ -106,6 +109,7 @@ __all__ = [
     "mlp_kernel",
     "network_kernel",
     "network_objective",
+    "ntk_plan",
     "ntk_spectrum",
     "ntk_vector_product",
     "optimal_weights",

@@ -94,7 +94,8 @@ def memory_for(
         free = free_memory()
         if num_bytes > free.num_bytes:
             raise OutOfMemoryError(
-                f"{what} needs {_in_words(num_bytes)}, {free.limit} leaves {_in_words(free.num_bytes)}: {remedy}"
+                f"{what} needs {bytes_in_words(num_bytes)}, {free.limit} leaves {bytes_in_words(free.num_bytes)}:"
+                f" {remedy}"
             )
         is_short = num_bytes > _SHORT_SHARE * free.num_bytes
     try:
@@ -106,8 +107,8 @@ def memory_for(
         if not _is_exhaustion(error):
             raise
         free = free_memory()
-        message = f"{what} needs {_in_words(num_bytes)}, and an allocation failed where {free.limit} leaves "
-        raise OutOfMemoryError(f"{message}{_in_words(free.num_bytes)}: {remedy}") from None
+        message = f"{what} needs {bytes_in_words(num_bytes)}, and an allocation failed where {free.limit} leaves "
+        raise OutOfMemoryError(f"{message}{bytes_in_words(free.num_bytes)}: {remedy}") from None
 
 
 def _is_exhaustion(error: BaseException) -> bool:
@@ -187,9 +188,11 @@ def _free_of_limits() -> Iterator[FreeMemory]:
         yield FreeMemory(max(limit - used, 0), "ulimit -v")
 
 
-def _in_words(num_bytes: int | float) -> str:
+def bytes_in_words(num_bytes: int | float) -> str:
     """A number of bytes in units that people read."""
-    return f"{num_bytes / 2**30:.1f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.0f} MiB"
+    if num_bytes >= 2**30:
+        return f"{num_bytes / 2**30:.1f} GiB"
+    return f"{num_bytes / 2**20:.0f} MiB" if num_bytes >= 2**20 else f"{num_bytes / 2**10:.0f} KiB"
 
 
 def compute_in_row_tiles(block_from: Callable[[Array], Array], num_rows: int, tile: int) -> Array:

@@ -2,12 +2,13 @@
 
 from fixntk.ntk.analytic import Kernel, gated_relu_ntk, mlp_kernel, network_kernel
 from fixntk.ntk.dynamics import gradient_flow
-from fixntk.ntk.empirical import empirical_ntk, layerwise_ntk
+from fixntk.ntk.empirical import empirical_ntk, layerwise_ntk, ntk_plan
 from fixntk.ntk.ensembles import gradient_flow_ensemble
 from fixntk.ntk.gradient_descent import GradientDescent, gradient_descent
 from fixntk.ntk.kernel_regression import kernel_ridge, max_learning_rate
 from fixntk.ntk.linearize import linearize, taylor_expand
 from fixntk.ntk.modules import split_model
+from fixntk.ntk.plan_table import NTKPlan, ParameterPlan
 from fixntk.ntk.projections import projected_gradients
 from fixntk.ntk.spectrum import NTKSpectrum, ntk_spectrum
 from fixntk.ntk.vector_product import ntk_vector_product
@@ -15,7 +16,9 @@ from fixntk.ntk.vector_product import ntk_vector_product
 __all__ = [
     "GradientDescent",
     "Kernel",
+    "NTKPlan",
     "NTKSpectrum",
+    "ParameterPlan",
     "empirical_ntk",
     "gated_relu_ntk",
     "gradient_descent",
@@ -27,6 +30,7 @@ __all__ = [
     "max_learning_rate",
     "mlp_kernel",
     "network_kernel",
+    "ntk_plan",
     "ntk_spectrum",
     "ntk_vector_product",
     "projected_gradients",

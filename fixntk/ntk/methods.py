@@ -79,6 +79,27 @@ class Network(NamedTuple):
         return jnp.eye(count, dtype=self.output.dtype).reshape(count, *self.axes.sizes)
 
 
+class Share(NamedTuple):
+    """What one leaf adds to a kernel's work.
+
+    Attributes
+    ----------
+    leaf
+        Its number.
+    way
+        How its inner products are computed, in words.
+    flops
+        Operations of these for all pairs of examples, without the passes through the network that all leaves share.
+    entries
+        Numbers that are kept for each example.
+    """
+
+    leaf: int
+    way: str
+    flops: float
+    entries: int
+
+
 class Pairwise(NamedTuple):
     """A method: ``features(leaves, inputs)`` of an example, ``kernels(leaves, features1, features2)`` of a pair.
 
@@ -86,6 +107,8 @@ class Pairwise(NamedTuple):
     that the method was made for, the bytes are those that an example and a pair of examples take while computed.
     """
 
+    name: str
+    shares: tuple[Share, ...]
     features: Callable[[Sequence[Array], Sequence[Array]], Any]
     kernels: Callable[[Sequence[Array], Any, Any], tuple[Array, ...]]
     flops: float
@@ -97,14 +120,15 @@ def structured_method(network: Network, n1: int, n2: int) -> Pairwise:
     """Activations and back-propagated signals for leaves that enter by a product, Jacobians for other leaves."""
     sites, others = find_sites(network.closed, len(network.leaves))
     sites = [site for site in sites if network.groups[site.leaf] >= 0]
-    return _method_from_sites(network, sites, sorted(leaf for leaf in others if network.groups[leaf] >= 0), n1, n2)
+    ways = {leaf: f"Jacobian, as it enters by {uses}" for leaf, uses in others.items()}
+    return _method_from_sites("structured", network, sites, ways, n1, n2)
 
 
 def jacobian_method(network: Network, n1: int, n2: int) -> Pairwise:
     """Contraction of the Jacobians of all leaves that belong to a group."""
     sites, others = find_sites(network.closed, len(network.leaves))
-    entering = {*others, *(site.leaf for site in sites)}
-    return _method_from_sites(network, [], sorted(leaf for leaf in entering if network.groups[leaf] >= 0), n1, n2)
+    ways = dict.fromkeys({*others, *(site.leaf for site in sites)}, "Jacobian")
+    return _method_from_sites("jacobian", network, [], ways, n1, n2)
 
 
 class _Layout(NamedTuple):
@@ -131,11 +155,15 @@ class _Layout(NamedTuple):
     chunk: int
 
 
-def _method_from_sites(network: Network, sites: list[Site], others: list[int], n1: int, n2: int) -> Pairwise:
-    """Kernels from factors at sites and from the Jacobians of other leaves."""
+def _method_from_sites(
+    name: str, network: Network, sites: list[Site], ways: dict[int, str], n1: int, n2: int
+) -> Pairwise:
+    """Kernels from factors at sites and from Jacobians of the leaves in ``ways``, which says why."""
+    others = sorted(leaf for leaf in ways if network.groups[leaf] >= 0)
     if not sites and not others:
         # If no leaf enters the network, keep the zero Jacobian of one leaf, because vmap needs an array to map over.
         others = [min(range(len(network.leaves)), key=lambda k: (network.groups[k] < 0, network.leaves[k].size))]
+        ways = {others[0]: "zero, as no parameter enters"}
     # A site's Jacobian Σ_t a_t ⊗ δ_t is formed only where this saves operations: with few parameters and many
     # positions.
     costs = [_site_flops(site, network.axes, n1, n2) for site in sites]
@@ -144,15 +172,18 @@ def _method_from_sites(network: Network, sites: list[Site], others: list[int], n
     # A backward pass holds about three arrays of the largest size for each signal.
     chunk = max(1, _CHUNK_BYTES // max(1, 3 * largest * network.output.dtype.itemsize))
     layout = _Layout(network, sites, is_explicit, others, chunk)
-    kept, by_pair = _count_kept_entries(layout)
+    shares = [_site_share(network.axes, *site) for site in zip(sites, is_explicit, map(min, costs), strict=True)]
+    shares += [_jacobian_share(network, leaf, ways[leaf], n1, n2) for leaf in others]
     live = forward + 3 * min(network.axes.num_outputs, chunk) * largest
     itemsize = network.output.dtype.itemsize
     return Pairwise(
+        name,
+        tuple(sorted(shares)),
         partial(_features, layout),
         partial(_kernels, layout),
-        _total_flops(layout, [min(pair) for pair in costs], n1, n2),
-        itemsize * (kept + live),
-        itemsize * by_pair,
+        _pass_flops(layout, n1, n2) + sum(share.flops for share in shares),
+        itemsize * (sum(share.entries for share in shares) + live),
+        itemsize * _count_entries_of_pair(layout),
     )
 
 
@@ -205,32 +236,39 @@ def _site_flops(site: Site, axes: OutputAxes, n1: int, n2: int) -> tuple[float, 
     return n1 * n2 * factor_flops(site, axes), explicit
 
 
-def _total_flops(layout: _Layout, site_flops: list[float], n1: int, n2: int) -> float:
-    """Operations of all features and kernels."""
-    network, axes = layout.network, layout.network.axes
-    # One forward pass, and one backward pass for each output, which takes twice the operations if a leaf's own gradient
-    # is computed.
-    forward = count_flops(network.closed.jaxpr)
-    flops = (n1 + n2) * forward * (1 + axes.num_outputs) + sum(site_flops)
-    flops += sum(math.prod(network.leaves[k].shape) * (2.0 * axes.num_pairs * n1 * n2) for k in layout.others)
-    if not layout.sites:
-        flops += (n1 + n2) * forward * axes.num_outputs
-    return flops
+def _site_share(axes: OutputAxes, site: Site, explicit: bool, flops: float) -> Share:
+    kinds = {"gather": "look-up", "conv_general_dilated": "convolution"}
+    way = kinds.get(site.equation.primitive.name, "matrix product")
+    # The factors are in memory when their product is formed.
+    entries = site.groups * site.positions * (site.inputs + axes.num_outputs * site.outputs)
+    if explicit:
+        way += ", summed over positions"
+        entries += axes.num_outputs * site.groups * site.inputs * site.outputs
+    return Share(site.leaf, way, flops, entries)
 
 
-def _count_kept_entries(layout: _Layout) -> tuple[int, int]:
-    """Entries of an example's features, and of the largest intermediate value of a pair's kernels."""
+def _jacobian_share(network: Network, leaf: int, way: str, n1: int, n2: int) -> Share:
+    axes, size = network.axes, math.prod(network.leaves[leaf].shape)
+    return Share(leaf, way, size * (2.0 * axes.num_pairs * n1 * n2), axes.num_outputs * size)
+
+
+def _pass_flops(layout: _Layout, n1: int, n2: int) -> float:
+    """Operations of the passes through the network.
+
+    One forward, and one backward for each output, which takes twice the operations if a leaf's own gradient is
+    computed.
+    """
+    forward = count_flops(layout.network.closed.jaxpr)
+    passes = 1 + layout.network.axes.num_outputs * (1 if layout.sites else 2)
+    return (n1 + n2) * forward * passes
+
+
+def _count_entries_of_pair(layout: _Layout) -> int:
+    """Entries of the largest intermediate value of a pair's kernels."""
     axes = layout.network.axes
-    kept = axes.num_outputs * sum(math.prod(layout.network.leaves[k].shape) for k in layout.others)
-    by_pair = 2 * math.prod(axes.result_shape)
-    for site, explicit in zip(layout.sites, layout.is_explicit, strict=True):
-        # The factors are in memory when their product is formed.
-        kept += site.groups * site.positions * (site.inputs + axes.num_outputs * site.outputs)
-        if explicit:
-            kept += axes.num_outputs * site.groups * site.inputs * site.outputs
-        else:
-            by_pair = max(by_pair, site.groups * site.positions**2 * (1 + math.prod(axes.result_shape)))
-    return kept, by_pair
+    factored = [site for site, explicit in zip(layout.sites, layout.is_explicit, strict=True) if not explicit]
+    size = math.prod(axes.result_shape)
+    return max(2 * size, *(site.groups * site.positions**2 * (1 + size) for site in factored), 0)
 
 
 def ntvp_method(network: Network, n1: int, n2: int) -> Pairwise:
@@ -261,7 +299,13 @@ def ntvp_method(network: Network, n1: int, n2: int) -> Pairwise:
     itemsize = network.output.dtype.itemsize
     flops = network.num_groups * axes.num_outputs * (2.0 * n1 * n2 + 3.0 * n2) * forward_flops
     by_example = forward + axes.num_outputs * size
+    shares = [
+        Share(leaf, "NTK-vector products", 0.0, axes.num_outputs * math.prod(network.leaves[leaf].shape))
+        for leaf in sorted(leaf for group in members for leaf in group)
+    ]
     return Pairwise(
+        "ntvp",
+        tuple(shares),
         lambda _, inputs: inputs,
         kernels,
         flops,

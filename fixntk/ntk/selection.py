@@ -33,10 +33,7 @@ def selected_leaves(params: Any, select: Select | None) -> tuple[bool, ...]:
     ValueError
         If it selects nothing.
     """
-    named = [
-        (jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-    ]
+    named = list(zip(paths_of(params), jax.tree.leaves(params), strict=True))
     if select is None:
         return (True,) * len(named)
     if callable(select):
@@ -51,6 +48,14 @@ def selected_leaves(params: Any, select: Select | None) -> tuple[bool, ...]:
         more = f" and {len(named) - _NUM_PATHS_SHOWN} more" if len(named) > _NUM_PATHS_SHOWN else ""
         raise ValueError(f"select={select!r} selects none of the parameters: their paths are {shown}{more}")
     return selected
+
+
+def paths_of(params: Any) -> list[str]:
+    """The path of each leaf of params, such as ``"layers/2/kernel"``."""
+    return [
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, _ in jax.tree_util.tree_leaves_with_path(params)
+    ]
 
 
 def _matches(path: str, pattern: str) -> bool:

@@ -57,29 +57,42 @@ class Site(NamedTuple):
         return self.equation.primitive.name == "gather"
 
 
-def find_sites(closed: ClosedJaxpr, num_leaves: int) -> tuple[list[Site], set[int]]:
+def find_sites(closed: ClosedJaxpr, num_leaves: int) -> tuple[list[Site], dict[int, str]]:
     """Return the sites of a jaxpr whose first inputs are the parameter leaves, and the leaves used in another way.
 
     A leaf in neither does not enter the result. Reshaped, transposed and cast leaves are followed, and so are calls of
-    jitted functions. Anything that is not recognised, and a second use of a leaf, puts the leaf into the second set:
-    nothing is assumed about it.
+    jitted functions. Anything that is not recognised, and a second use of a leaf, puts the leaf among the others, with
+    the uses in words: nothing is assumed about it.
     """
-    uses: dict[int, list[Site | None]] = {leaf: [] for leaf in range(num_leaves)}
+    uses: dict[int, list[Site | str]] = {leaf: [] for leaf in range(num_leaves)}
     aliases = dict(zip(closed.jaxpr.invars[:num_leaves], range(num_leaves), strict=True))
-    _collect(closed.jaxpr, aliases, (), uses)
-    sites, others = [], set()
+    _collect(closed.jaxpr, aliases, (), [True] * len(closed.jaxpr.outvars), uses)
+    sites, others = [], {}
     for leaf, places in uses.items():
         # Several uses add up in the Jacobian, whose inner products then have cross terms: only a single use is a site.
-        if len(places) == 1 and places[0] is not None:
+        if len(places) == 1 and isinstance(places[0], Site):
             sites.append(places[0])
         elif places:
-            others.add(leaf)
+            names = [place.equation.primitive.name if isinstance(place, Site) else place for place in places]
+            others[leaf] = " and ".join(f"{names.count(name)} {name}" for name in dict.fromkeys(names))
     return sites, others
 
 
-def _collect(jaxpr: Jaxpr, aliases: dict[Var, int], path: Path, uses: dict[int, list[Site | None]]) -> list[int | None]:
-    """Note each use of a leaf; return which leaf each output is an alias of, for the caller to follow."""
+def _collect(
+    jaxpr: Jaxpr,
+    aliases: dict[Var, int],
+    path: Path,
+    is_used: Sequence[bool],
+    uses: dict[int, list[Site | str]],
+) -> list[int | None]:
+    """Note each use of a leaf; return which leaf each output is an alias of, for the caller to follow.
+
+    ``is_used`` says which of the outputs the caller uses: what only others need is no use.
+    """
+    needed = _needed_values(jaxpr, is_used)
     for index, equation in enumerate(jaxpr.eqns):
+        if needed.isdisjoint(equation.outvars):
+            continue
         found = [None if isinstance(v, Literal) else aliases.get(v) for v in equation.invars]
         leaves = [leaf for leaf in found if leaf is not None]
         if not leaves:
@@ -89,21 +102,30 @@ def _collect(jaxpr: Jaxpr, aliases: dict[Var, int], path: Path, uses: dict[int, 
         if inner is not None:
             # A leaf may come out of a call as it went in, or rearranged: follow it on the outside.
             inner_aliases = {v: leaf for v, leaf in zip(inner.jaxpr.invars, found, strict=True) if leaf is not None}
-            returned = _collect(inner.jaxpr, inner_aliases, here, uses)
+            returned = _collect(inner.jaxpr, inner_aliases, here, [v in needed for v in equation.outvars], uses)
             aliases.update({v: leaf for v, leaf in zip(equation.outvars, returned, strict=True) if leaf is not None})
         elif _only_rearranges(equation):
             aliases[equation.outvars[0]] = leaves[0]
         else:
             sites = [_site(equation, operand, leaf, here) for operand, leaf in enumerate(found) if leaf is not None]
             for number, site in zip(leaves, sites, strict=True):
-                uses[number].append(site)
+                uses[number].append(site or equation.primitive.name)
     returned = [None if isinstance(v, Literal) else aliases.get(v) for v in jaxpr.outvars]
     if not path:
         # A leaf that is itself an output of the network enters by no product.
         for leaf in returned:
             if leaf is not None:
-                uses[leaf].append(None)
+                uses[leaf].append("output")
     return returned
+
+
+def _needed_values(jaxpr: Jaxpr, is_used: Sequence[bool]) -> set[Var]:
+    """The values on which used outputs depend."""
+    needed = {v for v, used in zip(jaxpr.outvars, is_used, strict=True) if used and not isinstance(v, Literal)}
+    for equation in reversed(jaxpr.eqns):
+        if not needed.isdisjoint(equation.outvars):
+            needed.update(v for v in equation.invars if not isinstance(v, Literal))
+    return needed
 
 
 def _aval(atom: Any) -> Any:

@@ -44,8 +44,7 @@ def compiled_kernels(
             return done(_compute_whole_kernel(request, shapes, params, x1, x2))
     grid = Grid(x1, x2, plan.tile)
     shape, dtypes = plan.network.axes.result_shape, (plan.network.kernel_dtype,) * plan.network.num_groups
-    # The features of two tiles, while those of a third are computed.
-    needed = grid.bytes_needed(shape, dtypes) + 3 * grid.height * plan.method.example_bytes
+    needed = _bytes_of_grid(grid, plan)
     free = free_on_device if store_on_device else free_on_host
     with memory_for(_describe(x1, x2), needed, _REMEDY, x1, x2, free_memory=free) as done:
         kernels = grid.fill_from_host(
@@ -60,6 +59,20 @@ def compiled_kernels(
 
 def _describe(x1: Any, x2: Any) -> str:
     return f"the empirical NTK of {num_rows(x1)}×{num_rows(x1 if x2 is None else x2)} examples"
+
+
+def bytes_needed(request: Request, plan: Plan, x1: Any, x2: Any) -> int | float:
+    """Estimate of the memory for a kernel on the device."""
+    if request.is_paired or _fits_one_tile(plan, x1, x2):
+        return _bytes_at_once(request, plan, x1, x2)
+    return _bytes_of_grid(Grid(x1, x2, plan.tile), plan)
+
+
+def _bytes_of_grid(grid: Grid, plan: Plan) -> int | float:
+    """Estimate of the memory for kernels in tiles."""
+    shape, dtypes = plan.network.axes.result_shape, (plan.network.kernel_dtype,) * plan.network.num_groups
+    # The features of two tiles, while those of a third are computed.
+    return grid.bytes_needed(shape, dtypes) + 3 * grid.height * plan.method.example_bytes
 
 
 def _bytes_at_once(request: Request, plan: Plan, x1: Any, x2: Any) -> int | float:

@@ -182,7 +182,18 @@ NETWORKS = {
         (2,),
         set(),
     ),
+    "values that are not returned": (
+        lambda p, x: (_layer_and_penalty(x, p["w"])[0] @ p["v"], p["v"] ** 2)[0],
+        {"w": normal(1, 3, 4), "v": normal(2, 4, 2)},
+        (3,),
+        {"w", "v"},
+    ),
 }
+
+
+@jax.jit
+def _layer_and_penalty(x, w):
+    return jnp.sin(x @ w), jnp.sum(w**2)
 
 
 @jax.jit
