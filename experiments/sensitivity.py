@@ -68,6 +68,9 @@ class Config(Settings):
     optimum_tol: Float32Gap = 1e-4
 
 
+check = own_tables.check_files
+
+
 def tasks(config: Config) -> list[dict[str, Any]]:
     """One task for each table and seed."""
     return [{"table": table, "seed": seed} for table in config.tables for seed in range(config.seeds)]

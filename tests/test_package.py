@@ -79,12 +79,19 @@ def package_files(root):
     }
 
 
-def test_the_wheel_holds_the_library_and_nothing_else(distributions):
+def project_files():
+    """Experiments and configs, as the wheel names them."""
+    kept = {path for folder in ("experiments", "configs") for path in (ROOT / folder).rglob("*") if path.is_file()}
+    return {f"fixntk_experiments/{path.relative_to(ROOT).as_posix()}" for path in kept if path.suffix != ".pyc"}
+
+
+def test_the_wheel_holds_the_library_the_experiments_and_nothing_else(distributions):
     with zipfile.ZipFile(distributions[1]) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
     assert {"fixntk/py.typed", "fixntk/runner/report.html.jinja"} <= names
     # The module where the command starts is not in the package.
-    assert names == {name for name in package_files(ROOT) if (ROOT / name).is_file()} | {"fixntk_command.py"}
+    library = {name for name in package_files(ROOT) if (ROOT / name).is_file()}
+    assert names == library | project_files() | {"fixntk_command.py"}
 
 
 def test_every_module_of_the_wheel_imports_where_it_is_installed(empty_environment, tmp_path):
@@ -104,6 +111,15 @@ def test_the_installed_library_renders_a_report_from_its_own_template(empty_envi
 
 def test_the_installed_command_runs(empty_environment, tmp_path):
     assert run(empty_environment[0].with_name("fixntk"), "--version", cwd=tmp_path).startswith("fixntk ")
+
+
+def test_the_installed_command_lists_and_runs_its_own_experiments(empty_environment, tmp_path):
+    command = empty_environment[0].with_name("fixntk")
+    listed = run(command, "run", cwd=tmp_path).splitlines()
+    assert [line.split()[0] for line in listed] == sorted(path.stem for path in (ROOT / "configs").glob("*.yaml"))
+    small = ["widths=4,8", "num_steps=2"]
+    assert "The report is runs/lazy_training/report.html" in run(command, "run", "lazy_training", *small, cwd=tmp_path)
+    assert "report.html" in run(command, "report", "runs/lazy_training", cwd=tmp_path)
 
 
 def test_the_sdist_has_what_it_takes_to_run_the_tests(distributions, unpacked_sdist):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -45,6 +46,23 @@ def read_own_table(path: str, label: str | None) -> Table:
     features, _, lines = read_columns(table, {})
     source = f"{path}: the label is column {str(table.target.name)!r}; {'; '.join([*table.lines, *lines])}"
     return check_labels(Table(path, features, target.values.astype(str), source))
+
+
+def check_files(config: Any) -> None:
+    """Refuse a config before its run: TableError if a file of ``tables`` is missing, or no table can be used.
+
+    A file that cannot be used among others that can is left to its task.
+    """
+    errors = []
+    for name in filter(is_path, config.tables):
+        if not os.path.exists(name):
+            raise TableError(f"table '{name}': there is no such file")
+        try:
+            read_own_table(name, config.label)
+        except TableError as error:
+            errors.append(error)
+    if errors and len(errors) == len(config.tables):
+        raise errors[0]
 
 
 def check_labels(table: Table) -> Table:

@@ -25,8 +25,10 @@ from fixntk.runner.report import Section
 
 Row = dict[str, Any]
 
-# The folder in which a config is found by its name.
+# The folder in which a config is found by its name: here, or else among the project's own.
 CONFIGS = Path("configs")
+# What the wheel installs beside the package: the project's folders experiments/ and configs/.
+_INSTALLED = "fixntk_experiments"
 # Largest number of tasks of a run.
 MAX_TASKS = 100_000
 # Largest size of the config.json that a run has written.
@@ -60,6 +62,9 @@ class Experiment(Protocol):
         config is wrong. A run has at most ``MAX_TASKS`` tasks.
         """
 
+    # A module may define check(config) as well, which is called before the first task. A ValueError from it means that
+    # the config is wrong, as where a user's file is missing.
+
     def run_task(self, config: Any, task: Row) -> list[Row]:
         """Return one or more JSON-able rows for a task; the task's keys are added where a row lacks them.
 
@@ -82,8 +87,19 @@ class Experiment(Protocol):
         """Return the report's content. The report's plot style is on during the call."""
 
 
+def own_folder() -> Path | None:
+    """The folder with the project's own ``experiments`` and ``configs``, installed or in a checkout."""
+    beside = Path(__file__).resolve().parents[2]
+    folders = (beside / _INSTALLED, beside)
+    return next((folder for folder in folders if (folder / CONFIGS).is_dir() and _experiments(folder)), None)
+
+
+def _experiments(folder: Path) -> list[Path]:
+    return list((folder / "experiments").glob("[a-z]*.py"))
+
+
 def find_config(name: str | Path) -> Path:
-    """A config's path: the file of that name, or else the one in the folder ``configs`` here.
+    """A config's path: the file of that name, or else the one in the folder ``configs`` here or in the project's own.
 
     Raises
     ------
@@ -94,25 +110,32 @@ def find_config(name: str | Path) -> Path:
     # Not Path.exists, which raises an error if the name is longer than the system allows.
     if os.path.exists(path):
         return path
-    by_name = CONFIGS / f"{path}.yaml"
-    if len(path.parts) == 1 and os.path.isfile(by_name):
-        return by_name
-    close = difflib.get_close_matches(path.stem, list(describe_configs()), n=1)
+    configs = _find_configs()
+    if len(path.parts) == 1 and str(path) in configs:
+        return configs[str(path)]
+    close = difflib.get_close_matches(path.stem, list(configs), n=1)
     hint = f"; did you mean {close[0]}?" if close else ""
     raise ConfigError(f"{path}: there is no such file{hint}")
 
 
+def _find_configs() -> dict[str, Path]:
+    """Configs by their names. One here comes before one of the same name among the project's own."""
+    own = own_folder()
+    folders = [CONFIGS] if own is None else [own / CONFIGS, CONFIGS]
+    return {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
+
+
 def describe_configs() -> dict[str, str]:
-    """The first sentence of the comment at the head of each config in the folder ``configs`` here, by its name."""
+    """The first sentence of the comment at the head of each config that is found by its name."""
     descriptions = {}
-    for path in sorted(CONFIGS.glob("*.yaml")):
+    for name, path in sorted(_find_configs().items()):
         try:
             text = path.read_text(encoding="utf-8", errors="replace")
         except OSError:
             continue
         lines = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
         comment = " ".join(line.removeprefix("#").strip() for line in lines)
-        descriptions[path.stem] = re.split(r"(?<=\.)\s", comment)[0]
+        descriptions[name] = re.split(r"(?<=\.)\s", comment)[0]
     return descriptions
 
 
@@ -123,7 +146,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Experi
     ----------
     path
         The file, of at most 16 KiB, or the ``config.json`` of a run. Its key ``experiment`` names the module,
-        ``experiments/NAME.py`` in the folder above the file's own, in the one above that, or in the current one.
+        ``experiments/NAME.py`` in the folder above the file's own, in the one above that, in the current one, or in the
+        project's own.
     overrides
         Values are parsed as YAML, dots in a key reach into nested mappings: ``solver.tol=1e-8``. A list needs no
         brackets: ``tables=iris,wine``.
@@ -234,7 +258,7 @@ def _as_number(word: str) -> Any:
 
 
 def _import_experiment(name: Any, path: Path) -> Experiment:
-    """Import ``experiments.<name>`` from beside the config's folder or from the current one."""
+    """Import ``experiments.<name>`` from beside the config's folder, the current one, or the project's own."""
     if not isinstance(name, str) or not name.isidentifier():
         raise ConfigError(f"{path}: key 'experiment' is {name!r}, expected the name of a module")
     # Two folders up for configs/NAME.yaml, three for runs/NAME/config.json.
@@ -242,11 +266,13 @@ def _import_experiment(name: Any, path: Path) -> Experiment:
     # The current folder may have been removed.
     with contextlib.suppress(FileNotFoundError):
         roots.append(Path.cwd())
+    if own := own_folder():
+        roots.append(own)
     # Not Path.is_file, which raises an error if the name is longer than the system allows.
     found = [root for root in roots if os.path.isfile(root / "experiments" / f"{name}.py")]
     if not found:
-        known = {file.stem for root in roots for file in (root / "experiments").glob("[a-z]*.py")}
-        hint = f"; there are {', '.join(sorted(known))}" if known else "; run it from the project's folder"
+        known = next(filter(None, map(_experiments, roots)), [])
+        hint = f"; there are {', '.join(sorted(file.stem for file in known))}" if known else ""
         raise ConfigError(f"{path}: there is no experiments/{name}.py for 'experiment: {name}'{hint}")
     if str(found[0]) not in sys.path:
         sys.path.insert(0, str(found[0]))

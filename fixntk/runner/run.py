@@ -135,6 +135,7 @@ def _run_pending(
     finished = rows_by_task(tasks, [row for block in kept for row in block.rows])
     pending = [task for task, rows in zip(tasks, finished, strict=True) if not rows]
     if pending:
+        _check(experiment, config)
         with refuse_os_errors(directory):
             record_environment(directory, _source(experiment), command, resumed=bool(kept))
         _run_tasks(experiment, config, pending, directory, len(tasks), jobs)
@@ -191,6 +192,14 @@ def _tasks(experiment: Experiment, config: BaseModel) -> list[Row]:
             raise ConfigError(f"experiment {_name(experiment)}: this config asks twice for {_label(task)!r}")
         seen.add(identity)
     return tasks
+
+
+def _check(experiment: Experiment, config: BaseModel) -> None:
+    """Let an experiment refuse a config before its first task, if it looks."""
+    try:
+        getattr(experiment, "check", lambda _: None)(config)
+    except ValueError as error:
+        raise ConfigError(f"experiment {_name(experiment)}: {error}") from error
 
 
 def _run_tasks(

@@ -166,6 +166,19 @@ def test_unusable_tables_are_named_and_skipped_and_the_rest_goes_on(tmp_path, ca
     assert "On haberman: the training objective" in (tmp_path / "run" / "report.html").read_text()
 
 
+def test_files_that_are_missing_or_all_unusable_are_refused_before_the_run(tmp_path, capsys):
+    path = tmp_path / "mine.csv"
+    path.write_text("a,b,kind\n" + "1,2,u\n2,3,v\n" * 4)
+    for tables, label, reason in [
+        (f"{tmp_path / 'none.csv'},iris", "kind", "none.csv': there is no such file"),
+        (path, "kid", "has no column 'kid'"),
+    ]:
+        options = [f"tables={tables}", f"label={label}", "--out", str(tmp_path / "run")]
+        assert main(["run", "configs/quickstart.yaml", *options]) == 2
+        assert reason in capsys.readouterr().err
+    assert not (tmp_path / "run" / "report.html").exists()
+
+
 def test_an_ntk_below_the_bound_is_an_error_and_no_result(monkeypatch):
     original = uci.solve_quietly
 

@@ -4,6 +4,7 @@ import time
 
 import pytest
 
+from fixntk.runner import config
 from fixntk.runner.config import ConfigError, describe_configs, find_config, load_config
 
 pytest_plugins = ("toy_experiment",)
@@ -62,6 +63,7 @@ def test_lists_need_no_brackets(project):
 
 def test_configs_are_found_by_name_and_described_by_their_first_sentence(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(config, "own_folder", lambda: None)
     assert describe_configs() == {}
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "first.yaml").write_text(
@@ -78,6 +80,20 @@ def test_configs_are_found_by_name_and_described_by_their_first_sentence(tmp_pat
         assert str(error.value) == f"{name}: there is no such file{end}"
     with pytest.raises(ConfigError, match="there is no such file"):
         find_config("a" * 5000)
+
+
+def test_the_projects_own_configs_are_found_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    own = config.own_folder()
+    assert describe_configs().keys() == {path.stem for path in (own / "configs").glob("*.yaml")}
+    experiment, _ = load_config(find_config("toy"))
+    assert experiment.__file__ == str(own / "experiments" / "toy.py")
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "toy.yaml").write_text("# Mine.\nexperiment: toy\n")
+    assert describe_configs()["toy"] == "Mine."
+    assert str(find_config("toy")) == "configs/toy.yaml"
+    with pytest.raises(ConfigError, match="uic: there is no such file; did you mean uci"):
+        find_config("uic")
 
 
 @pytest.mark.parametrize(

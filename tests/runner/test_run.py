@@ -120,6 +120,25 @@ def test_unusable_data_is_one_row_and_the_other_tasks_go_on(project, capsys):
     assert "too few rows" in (project.out / "report.html").read_text()
 
 
+def test_an_experiment_may_refuse_a_config_before_its_first_task(project, monkeypatch):
+    experiment, config = runs.load_config(project.config)
+
+    def check(config):
+        raise ValueError(f"none of {config.tables} can be used")
+
+    message = r"^experiment toy: none of \('iris', 'wine'\) can be used$"
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "check", check, raising=False)
+        with pytest.raises(ConfigError, match=message):
+            runs.execute(experiment, config, project.out)
+    assert project.called() == []
+    assert not project.results.exists()
+    assert project.execute() == 0
+    # What is finished needs no check.
+    monkeypatch.setattr(experiment, "check", check, raising=False)
+    assert project.execute(resume=True) == 0
+
+
 def test_tables_that_fail_alike_are_reported_together(project, capsys):
     project.control(broken={"iris": "too few rows", "wine": "too few rows"})
     assert project.execute() == 1
