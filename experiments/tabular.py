@@ -19,7 +19,7 @@ from experiments.shared import colours
 from experiments.shared.baselines import CLASSIFIERS, NUM_FOLDS, ON_REQUEST, REGRESSORS
 from experiments.shared.figures import differences_figure
 from experiments.shared.settings import NonNegative, NumSeeds, Settings, ShareBelowOne, check_unique
-from experiments.shared.statistics import LEVEL, compare, comparison_text, margin
+from experiments.shared.statistics import LEAST_VALUES, LEVEL, compare, comparison_text, margin
 from fixntk.runner.report import Section, new_figure
 
 Kind = Literal["classification", "regression"]
@@ -208,8 +208,9 @@ def _comparison_figures(
     if len(ranks) == 2:
         ours, other = sorted(ranks.index, key=lambda method: method != _OURS)
         caption = (
-            f"Difference in {_SCORES[kind]} on the test part, {ours} − {other}, by table: means and 95 % intervals "
-            f"over {config.seeds} splits, which share rows: the intervals are too narrow for new data."
+            f"Difference in {_SCORES[kind]} on the test part, {ours} − {other}, by table: means over {config.seeds} "
+            f"splits and, from {LEAST_VALUES} on, 95 % intervals. The splits share rows: these are too narrow for new "
+            "data."
         )
         figure = differences_figure(_differences(rows, kind, ours, other), f"{_SCORES[kind]}, {ours} − {other}")
         return ((f"differences_{kind}", figure, caption),)

@@ -20,6 +20,7 @@ from experiments.shared import colours
 from experiments.shared.accuracy import share_correct
 from experiments.shared.arrays import split_arrays
 from experiments.shared.figures import annotate_largest, differences_figure, scatter_figure, splits_figure
+from experiments.shared.means import MAIN_COLUMNS, by_table
 from experiments.shared.paths import path_figure, reweighting_path
 from experiments.shared.selection import RidgeFit, fit_fixed, fit_ridge, fold_masks
 from experiments.shared.settings import (
@@ -32,7 +33,7 @@ from experiments.shared.settings import (
     ShareBelowOne,
     TwoOrMore,
 )
-from experiments.shared.statistics import compare, comparison_text, margin, use_minus_signs
+from experiments.shared.statistics import LEAST_VALUES, compare, comparison_text, test_text, use_minus_signs
 from fixntk import ConvexProgram, Solution, activation_masks, gated_relu_ntk, masked_gram, sample_gates
 from fixntk.convex import solve_quietly
 from fixntk.runner.report import Section, new_figure
@@ -60,6 +61,14 @@ _PAPER = (
     "exploratory and its p-values as nominal."
 )
 _SCATTER_CAPTION = "Mean test accuracy of both kernels, a point for each table; above the line the fixed one is better."
+
+
+_WORDS = (
+    "The **NTK** weights the gates' kernels by how often each occurs, whatever the targets. The **fixed kernel** has "
+    "the weights of a few reweighting steps from there, which follow the targets, and the **optimum** those at which "
+    "these steps end: the solution of the convex program, with a certificate. Both lower the training objective for "
+    "certain; whether test accuracy gains depends on the table: `fixntk run gates` shows for which functions it does."
+)
 
 
 class Config(Settings):
@@ -221,14 +230,14 @@ def summarise(config: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
     bounds = frame[frame["method"] == "optimum"].set_index(["table", "seed"])["lower_bound"].reindex(splits.index)
     left = 1 - splits["optimum"] / splits["sampled_ntk"]
     comparison = compare(table["fixed"], table["NTK"])
+    p_value = test_text(comparison, "; Wilcoxon signed-rank p = ")
     correlated = len(table) > 2 and table["optimum below NTK"].nunique() > 1 and table["difference"].nunique() > 1
     related = stats.spearmanr(table["optimum below NTK"], table["difference"]) if correlated else None
     return {
         "headline": (
             f"The fixed kernel's test accuracy is higher than or the same as the NTK's on "
-            f"{comparison['higher'] + comparison['same']} of {len(table)} tables ({comparison['higher']} higher); "
-            f"Wilcoxon signed-rank p = {comparison['wilcoxon_p']:.2g}. In the median split the optimum is "
-            f"{left.median():.1%} below the NTK's training objective."
+            f"{comparison['higher'] + comparison['same']} of {len(table)} tables ({comparison['higher']} higher)"
+            f"{p_value}. In the median split the optimum is {left.median():.1%} below the NTK's training objective."
         ),
         "tables": len(table),
         "splits": len(splits),
@@ -279,19 +288,28 @@ def _comparison_section(config: Config, table: pd.DataFrame, summary: dict[str, 
             ("Against the NTK the certified optimum's, at the fixed kernel's λ,", "optimum_against_ntk"),
         )
     )
+    note = _PAPER if len(config.tables or TABLES) >= _NUM_PAPER_TABLES else ""
     text = (
-        f"**{summary['headline']}**{_PAPER if len(config.tables or TABLES) >= _NUM_PAPER_TABLES else ''}\n\n"
+        f"**{summary['headline']}**{note}\n\n{_WORDS}\n\n"
         f"Mean test accuracy over tables: NTK {means['NTK']:.4f}, NTK of the sampled gates "
         f"{means['sampled NTK']:.4f}, fixed {means['fixed']:.4f}, certified optimum {means['optimum']:.4f}. {against}"
     )
     figures = [("accuracy", scatter_figure(table["NTK"], table["fixed"]), _SCATTER_CAPTION)]
-    if config.seeds > 1:
+    if config.seeds >= LEAST_VALUES:
         caption = (
             "Difference in test accuracy between the fixed kernel and the NTK, means and 95 % intervals over "
             f"{config.seeds} splits, which share rows: the intervals are too narrow for new data."
         )
         figures.append(("differences", differences_figure(table, "test accuracy, fixed − NTK"), caption))
-    return Section("Test accuracy of the NTK and of the fixed kernel", text, figures=tuple(figures))
+    counts = " / ".join(str(summary["fixed_against_ntk"][key]) for key in ("higher", "same", "lower"))
+    cards = (
+        ("tables, splits of each", f"{summary['tables']}, {config.seeds}"),
+        ("tables where fixing gives a higher / the same / a lower test accuracy", counts),
+        ("mean test accuracy, NTK → fixed kernel", f"{means['NTK']:.3f} → {means['fixed']:.3f}"),
+        ("training objective that the NTK leaves on the table", f"{summary['median_ntk_excess']:.1%}"),
+        ("time of all fits", f"{summary['seconds']:.0f} s"),
+    )
+    return Section("Test accuracy of the NTK and of the fixed kernel", text, figures=tuple(figures), cards=cards)
 
 
 def _path_section(row: dict[str, Any]) -> Section:
@@ -318,7 +336,8 @@ def _tables_section(
         f"{own_tables.sources_text(rows)}"
     )
     caption = "Test accuracy on every split (points) and its mean (bars), each table with an axis of its own."
-    return Section("Every table", note, table=table, figures=(("tables", splits_figure(rows, _SHOWN), caption),))
+    figures = (("tables", splits_figure(rows, _SHOWN), caption),)
+    return Section("Every table", note, table=table, figures=figures, main_columns=MAIN_COLUMNS)
 
 
 def _grid_ends_text(summary: dict[str, Any]) -> str:
@@ -359,41 +378,3 @@ def _gap_section(config: Config, table: pd.DataFrame, summary: dict[str, Any]) -
         "Distance of the NTK from the optimum in training, and gain of the fixed kernel in test accuracy, by table."
     )
     return Section("Distance of the NTK from the optimum", text, figures=(("left", figure, caption),))
-
-
-def by_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    """One row for each table, with means over its splits."""
-    frame = pd.DataFrame(rows)
-    groups = frame.groupby(["table", "method"], sort=False)
-    means = groups[["accuracy", "objective", "relative_gap", "active_gates"]].mean().unstack()
-    seconds = groups["seconds"].median().unstack()
-    sizes = frame.groupby("table", sort=False)[["train_rows", "columns", "classes"]].first()
-    splits = frame.pivot(index=["table", "seed"], columns="method", values="accuracy")
-    differences = (splits["fixed"] - splits["ntk"]).groupby("table")
-    optimum_differences = (splits["optimum"] - splits["ntk"]).groupby("table")
-    return pd.DataFrame(
-        {
-            "training rows": sizes["train_rows"],
-            "columns": sizes["columns"],
-            "classes": sizes["classes"],
-            "NTK": means["accuracy", "ntk"],
-            "sampled NTK": means["accuracy", "sampled_ntk"],
-            "fixed": means["accuracy", "fixed"],
-            "optimum": means["accuracy", "optimum"],
-            "difference": means["accuracy", "fixed"] - means["accuracy", "ntk"],
-            "±": margin(differences),
-            "optimum − NTK": means["accuracy", "optimum"] - means["accuracy", "ntk"],
-            "± of that": margin(optimum_differences),
-            "NTK objective": means["objective", "sampled_ntk"],
-            "fixed objective": means["objective", "fixed"],
-            "optimal objective": means["objective", "optimum"],
-            "optimum below NTK": 1 - means["objective", "optimum"] / means["objective", "sampled_ntk"],
-            "relative gap": means["relative_gap", "fixed"],
-            "gap of the optimum": means["relative_gap", "optimum"],
-            "active gates": means["active_gates", "optimum"],
-            "NTK seconds": seconds["ntk"],
-            "fixed seconds": seconds["fixed"],
-            "optimum seconds": seconds["optimum"],
-        },
-        index=sizes.index,
-    )

@@ -12,23 +12,32 @@ from scipy import stats
 
 # Level of the tests, and share of the cases that an interval may miss.
 LEVEL = 0.05
+# Fewer values have no interval, and fewer tables no test: they would say nothing, or too much.
+LEAST_VALUES = 5
+LEAST_TABLES = 6
 # Decimal places that a difference of two scores has without rounding errors.
 _DECIMALS = 12
 
 
 def compare(score: pd.Series, other: pd.Series) -> dict[str, Any]:
-    """Paired comparison of two methods over tables: counts, mean difference with interval, Wilcoxon's signed-rank p."""
+    """Paired comparison of two methods over tables: counts, mean difference with interval, Wilcoxon's signed-rank p.
+
+    Interval and p are None where there are too few tables for them.
+    """
     difference = paired_difference(score, other).to_numpy()
     higher, lower = int(np.sum(difference > 0)), int(np.sum(difference < 0))
     average = mean(difference)
+    differs = higher + lower > 0
+    p_value = float(stats.wilcoxon(difference).pvalue) if differs else 1.0
+    interval = [average["low"], average["high"]]
     return {
         "higher": higher,
         "same": len(difference) - higher - lower,
         "lower": lower,
         "mean_difference": average["mean"],
         "median_difference": float(np.median(difference)),
-        "mean_difference_95": [average["low"], average["high"]] if len(difference) > 1 and higher + lower else None,
-        "wilcoxon_p": float(stats.wilcoxon(difference).pvalue) if higher + lower else 1.0,
+        "mean_difference_95": interval if len(difference) >= LEAST_VALUES and differs else None,
+        "wilcoxon_p": p_value if len(difference) >= LEAST_TABLES else None,
     }
 
 
@@ -42,10 +51,14 @@ def comparison_text(comparison: Mapping[str, Any]) -> str:
     words = "{mean_difference:+.4f} on average".format(**comparison)
     if bounds := comparison["mean_difference_95"]:
         words += f" (95 % interval over tables {bounds[0]:+.4f} to {bounds[1]:+.4f})"
-    words += ", higher on {higher}, the same on {same}, lower on {lower}, Wilcoxon p = {wilcoxon_p:.2g}".format(
-        **comparison
-    )
-    return use_minus_signs(words)
+    words += ", higher on {higher}, the same on {same}, lower on {lower}".format(**comparison)
+    return use_minus_signs(words + test_text(comparison, ", Wilcoxon p = "))
+
+
+def test_text(comparison: Mapping[str, Any], words: str) -> str:
+    """The p-value of a comparison of `compare` after some words; nothing where there are too few tables for a test."""
+    p_value = comparison["wilcoxon_p"]
+    return "" if p_value is None else f"{words}{p_value:.2g}"
 
 
 def t_quantile(count: ArrayLike) -> Any:
@@ -54,8 +67,9 @@ def t_quantile(count: ArrayLike) -> Any:
 
 
 def margin(groups: Any) -> Any:
-    """Half the width of the 95 % interval of the mean of each group of a pandas GroupBy."""
-    return groups.sem() * t_quantile(groups.count())
+    """Half the width of the 95 % interval of the mean of each group of a pandas GroupBy; NaN for too few values."""
+    counts = groups.count()
+    return (groups.sem() * t_quantile(counts)).where(counts >= LEAST_VALUES)
 
 
 def mean(values: ArrayLike) -> dict[str, float]:

@@ -9,7 +9,7 @@ import math
 import numbers
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,12 +78,18 @@ class Section:
         too.
     figures
         File name without ``.png``, figure, and the caption, which is also what a screen reader reads.
+    cards
+        The few numbers that count, above the text: what each is, and its value.
+    main_columns
+        Headings of the table's columns that are shown at first, the others on request; all when empty.
     """
 
     title: str
     text: str = ""
     table: pd.DataFrame | None = None
     figures: tuple[tuple[str, Figure, str], ...] = ()
+    cards: tuple[tuple[str, str], ...] = ()
+    main_columns: tuple[str, ...] = ()
 
 
 @contextlib.contextmanager
@@ -135,6 +141,7 @@ def render(
             raise ValueError(f"figures need different, plain file names, got {stem!r} in {stems}")
     directory.mkdir(parents=True, exist_ok=True)
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    template.filters["classes"] = _class_attribute
     page = template.from_string(Path(__file__).with_name("report.html.jinja").read_text(encoding="utf-8"))
     html = page.render(
         title=title,
@@ -181,6 +188,10 @@ def render_markdown(path: str | Path, title: str, sections: Sequence[Section], e
     parts = [f"# {markdown.escape(title)}", f"*{made} from the results of a run ({origin}); not written by hand.*"]
     for section in sections:
         parts.append(f"## {markdown.escape(section.title)}")
+        if section.cards:
+            parts.append(
+                markdown.table([(name, False) for name, _ in section.cards], [[text for _, text in section.cards]])
+            )
         parts += [markdown.paragraph(_pieces(part)) for part in _paragraphs(section.text)]
         if section.table is not None:
             columns = _columns(section.table)
@@ -206,8 +217,13 @@ def _template_values(section: Section, folder: Path) -> dict[str, Any]:
         }
         for stem, figure, caption in section.figures
     ]
-    columns = None if section.table is None else _columns(section.table)
-    return {"title": section.title, "text": _mark_up(section.text), "columns": columns, "figures": figures}
+    return {
+        "title": section.title,
+        "cards": section.cards,
+        "text": _mark_up(section.text),
+        "columns": None if section.table is None else _columns(section.table, section.main_columns),
+        "figures": figures,
+    }
 
 
 def _save(figure: Figure, path: Path) -> str:
@@ -260,21 +276,33 @@ class _Column:
         Whether a text is long enough to be wrapped.
     cells
         For each row the text that is shown, and the key to sort by, which is empty for a missing value.
+    main
+        Whether it is shown at first.
     """
 
     heading: str
     numeric: bool
     long: bool
     cells: tuple[tuple[str, str], ...]
+    main: bool = True
 
 
-def _columns(table: pd.DataFrame) -> list[_Column]:
+def _class_attribute(column: _Column) -> Markup:
+    """The class attribute of a column's cells, with a blank before it; empty without classes."""
+    kinds = {"number": column.numeric, "long": column.long and not column.numeric, "more": not column.main}
+    names = " ".join(name for name, holds in kinds.items() if holds)
+    return Markup(' class="{}"').format(names) if names else Markup("")
+
+
+def _columns(table: pd.DataFrame, main: Sequence[str] = ()) -> list[_Column]:
     columns = [(_heading(name), table.iloc[:, k].tolist()) for k, name in enumerate(table.columns)]
     if not table.index.equals(pd.RangeIndex(len(table))):
         levels = range(table.index.nlevels)
         names = ["" if name is None else str(name) for name in table.index.names]
         columns = [(names[k], table.index.get_level_values(k).tolist()) for k in levels] + columns
-    return [_column(heading, values) for heading, values in columns]
+        main = [*names, *main] if main else ()
+    made = [_column(heading, values) for heading, values in columns]
+    return [replace(column, main=column.heading in main) for column in made] if main else made
 
 
 def _heading(name: Any) -> str:

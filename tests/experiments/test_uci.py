@@ -100,16 +100,33 @@ def test_the_test_part_is_never_seen_in_fitting(monkeypatch):
 
 
 def test_comparison_counts_and_tests_the_pairs():
-    fixed, ntk = pd.Series([0.9, 0.8, 0.7, 0.6]), pd.Series([0.8, 0.8, 0.72, 0.5])
+    fixed, ntk = pd.Series([0.9, 0.8, 0.7, 0.6, 0.5, 0.4]), pd.Series([0.8, 0.8, 0.72, 0.5, 0.45, 0.1])
     comparison = statistics.compare(fixed, ntk)
-    assert (comparison["higher"], comparison["same"], comparison["lower"]) == (2, 1, 1)
+    assert (comparison["higher"], comparison["same"], comparison["lower"]) == (4, 1, 1)
     np.testing.assert_allclose(comparison["wilcoxon_p"], stats.wilcoxon(fixed - ntk).pvalue)
     np.testing.assert_allclose(np.mean(comparison["mean_difference_95"]), (fixed - ntk).mean())
 
 
 def test_equal_methods_are_no_evidence():
     same = pd.Series([0.9, 0.8])
-    assert statistics.compare(same, same)["wilcoxon_p"] == 1.0
+    assert statistics.compare(same, same)["mean_difference_95"] is None
+    many = pd.concat([same] * 3)
+    assert statistics.compare(many, many)["wilcoxon_p"] == 1.0
+
+
+def test_few_values_have_no_interval_and_few_tables_no_test():
+    for count, has_interval, has_test in ((4, False, False), (5, True, False), (6, True, True)):
+        one, other = pd.Series(np.arange(count) + 1.0), pd.Series(np.zeros(count))
+        comparison = statistics.compare(one, other)
+        assert (comparison["mean_difference_95"] is not None, comparison["wilcoxon_p"] is not None) == (
+            has_interval,
+            has_test,
+        )
+        text = statistics.comparison_text(comparison)
+        assert ("95 % interval" in text, "Wilcoxon" in text) == (has_interval, has_test)
+        groups = one.groupby(np.zeros(count))
+        half = stats.sem(one) * stats.t.ppf(0.975, count - 1)
+        np.testing.assert_allclose(statistics.margin(groups)[0], half if has_interval else np.nan)
 
 
 def test_two_classes_have_one_output_and_more_have_one_each():
@@ -196,7 +213,7 @@ def test_what_is_left_is_set_against_the_difference():
     """Three made-up tables: what the NTK leaves and what fixing gains in opposite orders."""
     rows = []
     for table, left, gain in (("a", 0.1, 0.03), ("b", 0.2, 0.02), ("c", 0.3, -0.01)):
-        for seed in (0, 1):
+        for seed in range(5):
             common = {"table": table, "seed": seed, "train_rows": 10, "columns": 2, "classes": 2, "seconds": 1.0}
             common |= {"relative_gap": 0.0, "active_gates": 1}
             noise = 0.01 * seed
@@ -207,18 +224,19 @@ def test_what_is_left_is_set_against_the_difference():
                 ("optimum", 0.8, 1 - left),
             ):
                 row = {"method": method, "accuracy": accuracy, "objective": objective, "lower_bound": 1 - left}
-                rows.append(common | row | {"reg_share": 0.3 if table == "a" else 0.1 if seed else 1e-4})
+                rows.append(common | row | {"reg_share": 0.3 if seed < 2 else 0.1 if seed < 4 else 1e-4})
     summary = uci.summarise(uci.Config(tables=("iris",)), rows)
     assert summary["left_against_difference"]["spearman"] == pytest.approx(-1)
     assert summary["least_and_most_ntk_excess"] == pytest.approx([0.1, 0.3])
     assert summary["median_ntk_excess"] == pytest.approx(0.2)
     assert summary["splits_where_the_ntk_beats_the_bound"] == 0
-    ends = {"largest": 2, "smallest": 2}
+    ends = {"largest": 6, "smallest": 3}
     assert summary["splits_at_the_ends_of_the_grid"] == {"ntk": ends, "fixed": ends}
     table = uci.by_table(rows)
-    # Of two values the interval is the mean ± t(0.975, 1) times half their distance.
-    np.testing.assert_allclose(table["±"], stats.t.ppf(0.975, 1) * 0.005)
-    np.testing.assert_allclose(table["difference"], [0.035, 0.025, -0.005])
+    # The values are 0 to 4 hundredths apart: their variance is 2.5.
+    np.testing.assert_allclose(table["±"], stats.t.ppf(0.975, 4) * 0.01 * np.sqrt(2.5 / 5))
+    np.testing.assert_allclose(table["difference"], [0.05, 0.04, 0.01])
+    np.testing.assert_array_equal(table["features"], 1)
 
 
 @pytest.mark.parametrize(

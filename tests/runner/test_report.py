@@ -47,12 +47,16 @@ def figure():
     return new
 
 
+# Links to the other files of a run's folder.
+FILES = ["results.jsonl", "summary.json", "config.json"]
+
+
 def test_page_fetches_nothing(tmp_path):
     shown = page(tmp_path, Section("A", figures=(("plot", figure(), "Caption"),)))
     addresses = [
         attributes[key] for _, attributes in shown.tags for key in ("src", "href", "srcset") if key in attributes
     ]
-    assert all(address.startswith(("data:", "#")) for address in addresses)
+    assert all(address.startswith(("data:", "#")) or address in FILES for address in addresses)
     assert not shown.named("link")
     policy = next(meta["content"] for meta in shown.named("meta") if "http-equiv" in meta)
     assert policy.startswith("default-src 'none';")
@@ -147,9 +151,30 @@ def test_numbers_have_sensible_digits(values, expected):
 def test_sections_are_listed_when_there_are_more_than_three(tmp_path):
     assert not page(tmp_path, *map(Section, "ABC")).named("nav")
     shown = page(tmp_path, *map(Section, "ABCD"))
-    targets = [link["href"] for link in shown.named("a")]
-    assert targets == ["#section-1", "#section-2", "#section-3", "#section-4", "#origin"]
+    files, targets = np.split([link["href"] for link in shown.named("a")], [3])
+    assert files.tolist() == FILES
+    assert targets.tolist() == ["#section-1", "#section-2", "#section-3", "#section-4", "#origin"]
     assert {section["id"] for section in shown.named("section")} == {target[1:] for target in targets}
+
+
+def test_the_few_numbers_that_count_are_cards(tmp_path):
+    section = Section("A", "Text", cards=(("tables <5", "3 & 4"), ("seconds", "2")))
+    shown = page(tmp_path, section)
+    assert (shown.text("dt"), shown.text("dd")) == (["tables <5", "seconds"], ["3 & 4", "2"])
+    assert not page(tmp_path, Section("A")).named("dl")
+    text = report.render_markdown(tmp_path / "page.md", "Title", [section], ENVIRONMENT).read_text()
+    assert re.search(r"\| tables .*5 \| seconds \|\n.*\n\| 3 .* 4 \| 2 \|\n\nText", text)
+
+
+def test_columns_that_are_not_main_wait_for_a_check(tmp_path):
+    table = pd.DataFrame({"a": [1, 2], "b": [3, 4], "c": ["x", "y"]}, index=pd.Index(["p", "q"], name="name"))
+    shown = page(tmp_path, Section("A", table=table, main_columns=("b",)))
+    classes = [cell.get("class", "") for cell in shown.named("td")[:4]]
+    assert classes == ["", "number more", "number", "more"]
+    assert [box["type"] for box in shown.named("input")] == ["checkbox"]
+    everything = page(tmp_path, Section("A", table=table))
+    assert not everything.named("input")
+    assert not any("more" in cell.get("class", "") for cell in everything.named("td"))
 
 
 def test_report_ends_with_config_versions_device_and_seeds(tmp_path):
