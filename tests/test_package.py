@@ -5,11 +5,13 @@ import subprocess
 import sys
 import sysconfig
 import tarfile
+import tomllib
 import venv
 import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parent.parent
 
@@ -77,6 +79,12 @@ def package_files(root):
     return {
         path.relative_to(root).as_posix() for path in (root / "fixntk").rglob("*") if "__pycache__" not in path.parts
     }
+
+
+def test_the_citation_names_the_version():
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert (citation["version"], citation["license"]) == (version, "Apache-2.0")
 
 
 def project_files():
