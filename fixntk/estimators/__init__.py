@@ -1,5 +1,11 @@
 """scikit-learn estimators of gated-ReLU networks and of their NTK."""
 
+try:
+    import sklearn as _  # noqa: F401
+except ModuleNotFoundError as error:
+    message = "fixntk.estimators needs scikit-learn: pip install 'fixntk[estimators]'"
+    raise ModuleNotFoundError(message, name="sklearn") from error
+
 from fixntk.estimators.gated import (
     GatedReLUClassifier,
     GatedReLUClassifierCV,

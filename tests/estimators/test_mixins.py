@@ -1,5 +1,8 @@
 """What estimators share: errors, weights of rows and classes, labels, probabilities, tiles of rows."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -130,3 +133,10 @@ def test_targets_may_be_a_column_or_several_and_predictions_have_their_shape_and
         assert alone.predict(x).shape == (40,)
         np.testing.assert_allclose(model.predict(x)[:, k], alone.predict(x), rtol=1e-8)
     assert np.abs(model.predict(x)[:, 1] - 1000).max() < 200
+
+
+def test_without_scikit_learn_the_error_names_the_extra():
+    command = "import sys; sys.modules['sklearn'] = None; import fixntk.estimators"
+    done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=False)
+    expected = "ModuleNotFoundError: fixntk.estimators needs scikit-learn: pip install 'fixntk[estimators]'"
+    assert done.stderr.strip().splitlines()[-1] == expected
