@@ -114,19 +114,22 @@ def as_real(name: str, value: Any) -> Array | np.ndarray:
     # JAX's hierarchy of dtypes, because NumPy's hierarchy does not contain bfloat16.
     if not any(jnp.issubdtype(value.dtype, kind) for kind in (jnp.bool_, jnp.integer, jnp.floating)):
         raise TypeError(f"{name} must be a real numeric array, got dtype {value.dtype}")
-    return value
+    # JAX promotes numbers of eight bits to no other type.
+    is_narrow = jnp.issubdtype(value.dtype, jnp.floating) and value.dtype.itemsize < 2
+    return value.astype(np.float32) if is_narrow else value
 
 
 def _as_numbers(name: str, value: Any) -> Array | np.ndarray:
     """A JAX array as it is, anything else as a NumPy array with a dtype that JAX has."""
     if isinstance(value, jax.Array):
         return value
+    refuse_masked(name, value)
     try:
         array = np.asarray(value)
     except (TypeError, ValueError) as error:
         raise TypeError(f"{name} must be a numeric array, got {type(value).__name__}: {error}") from error
-    if isinstance(value, np.ma.MaskedArray):
-        _refuse_missing(name, int(np.ma.count_masked(value)), array)
+    if array.dtype.kind in "mMSUT":
+        raise TypeError(f"{name} must be a real numeric array, got dtype {array.dtype}")
     if array.dtype == object:
         array = _as_numbers_from_objects(name, array)
     if array.dtype.char == "g":
@@ -159,16 +162,25 @@ def _as_numbers_from_objects(name: str, array: np.ndarray) -> np.ndarray:
     return found.reshape(array.shape)
 
 
+def refuse_masked(name: str, value: Any) -> None:
+    """Raise ValueError if a masked array, or a list of some, hides entries."""
+    is_list = isinstance(value, list | tuple)
+    masked = [row for row in (value if is_list else [value]) if isinstance(row, np.ma.MaskedArray)]
+    if masked:
+        shape = (len(value), *masked[0].shape) if is_list else value.shape
+        _refuse_missing(name, sum(int(np.ma.count_masked(row)) for row in masked), shape)
+
+
 def refuse_missing(name: str, array: np.ndarray) -> None:
     """Raise ValueError if entries of an array of Python's objects are missing: None, or those of pandas."""
     if array.dtype == object:
         missing = [entry is None or type(entry).__name__ in ("NAType", "NaTType") for entry in array.ravel().tolist()]
-        _refuse_missing(name, sum(missing), array)
+        _refuse_missing(name, sum(missing), array.shape)
 
 
-def _refuse_missing(name: str, count: int, array: np.ndarray) -> None:
+def _refuse_missing(name: str, count: int, shape: tuple[int, ...]) -> None:
     if count:
-        raise ValueError(f"{name} has {count} missing value(s) in shape {array.shape}")
+        raise ValueError(f"{name} has {count} missing value(s) in shape {shape}")
 
 
 def _to_device(name: str, value: Array | np.ndarray) -> Array:
@@ -190,8 +202,31 @@ def to_device(value: Array | np.ndarray) -> Array:
     """
     if isinstance(value, jax.Array):
         return value
-    with jax.ensure_compile_time_eval():
-        return jax.device_put(value)
+    try:
+        with jax.ensure_compile_time_eval():
+            return jax.device_put(value)
+    except (MemoryError, ValueError, jax.errors.JaxRuntimeError) as error:
+        if not is_exhaustion(error):
+            raise
+        shape, size = "×".join(map(str, value.shape)), bytes_in_words(value.nbytes)
+        message = f"an array of {shape} numbers needs {size}, which the device does not have: pass fewer at a time"
+        raise OutOfMemoryError(message) from None
+
+
+class OutOfMemoryError(MemoryError, ValueError):
+    """A computation needs more memory than there is; the message says how much, and what lowers it."""
+
+
+def is_exhaustion(error: BaseException) -> bool:
+    """Whether an error says that an allocation failed."""
+    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error) or "Out of memory" in str(error)
+
+
+def bytes_in_words(num_bytes: int | float) -> str:
+    """A number of bytes in units that people read."""
+    if num_bytes >= 2**30:
+        return f"{num_bytes / 2**30:.1f} GiB"
+    return f"{num_bytes / 2**20:.0f} MiB" if num_bytes >= 2**20 else f"{num_bytes / 2**10:.0f} KiB"
 
 
 def as_float_array(name: str, value: Any, ndim: tuple[int, ...]) -> Array:

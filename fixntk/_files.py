@@ -47,6 +47,10 @@ class FileFormatError(ValueError):
     """A file of arrays cannot be used; the message names the file and the reason, in one line."""
 
 
+class _OtherVersionError(FileFormatError):
+    """A file is of a version of its format that this fixntk does not read."""
+
+
 class Format(NamedTuple):
     """A kind of file of arrays.
 
@@ -128,15 +132,10 @@ def read_arrays(path: Path, kind: Format) -> tuple[dict[str, Any], dict[str, np.
         tensors = library.deserialize(content)
     except library.SafetensorError as error:
         raise FileFormatError(f"{path}: is damaged or not the file of a {kind.name}: {str(error)!r}") from error
-    # The library has checked the length and that the header is a JSON object, with texts as metadata.
-    end = _LENGTH_BYTES + int.from_bytes(content[:_LENGTH_BYTES], "little")
-    metadata = json.loads(content[_LENGTH_BYTES:end]).get("__metadata__") or {}
+    metadata = _metadata_of(content)
     header = metadata.get("header", "")
-    try:
-        fields = json.loads(header)
-    except (ValueError, RecursionError):
-        fields = None
-    if not isinstance(fields, dict) or fields.get("format") != kind.name:
+    fields = _fields_of(header)
+    if fields.get("format") != kind.name:
         raise FileFormatError(f"{path}: is not the file of a {kind.name}")
     _check_version(path, fields, kind)
     try:
@@ -146,9 +145,26 @@ def read_arrays(path: Path, kind: Format) -> tuple[dict[str, Any], dict[str, np.
         }
     except KeyError as error:
         raise FileFormatError(f"{path}: holds an array of type {error.args[0]!r}, which is not known") from error
+    except ValueError as error:
+        raise FileFormatError(f"{path}: is damaged: {error}") from error
     if metadata.get("sha256") != _checksum(header, arrays):
         raise FileFormatError(f"{path}: is damaged: its content does not have the checksum that it states")
     return fields, arrays
+
+
+def _metadata_of(content: bytes) -> dict[str, str]:
+    """The metadata in the header, of which the library has checked the length and that it is a JSON object."""
+    end = _LENGTH_BYTES + int.from_bytes(content[:_LENGTH_BYTES], "little")
+    return json.loads(content[_LENGTH_BYTES:end]).get("__metadata__") or {}
+
+
+def _fields_of(header: str) -> dict[str, Any]:
+    """The fields of a header; none where it is no JSON object."""
+    try:
+        fields = json.loads(header)
+    except (ValueError, RecursionError):
+        return {}
+    return fields if isinstance(fields, dict) else {}
 
 
 def _read_whole(path: Path, kind: Format) -> bytes:
@@ -162,17 +178,27 @@ def _read_whole(path: Path, kind: Format) -> bytes:
         return start + header + file.read(size)
 
 
+def _is_foreign(path: Path) -> bool:
+    """Whether a file is a whole safetensors file of something else; one that is damaged may have been ours."""
+    try:
+        content = _read_whole(path, _CHECKPOINT)
+        _safetensors().deserialize(content)
+        return _fields_of(_metadata_of(content).get("header", "")).get("format") != _CHECKPOINT.name
+    except (OSError, ValueError, RecursionError, _safetensors().SafetensorError):
+        return False
+
+
 def _check_version(path: Path, fields: Mapping[str, Any], kind: Format) -> None:
     found = fields.get("version")
     if type(found) is not int or found < 1:
         raise FileFormatError(f"{path}: has version {found!r} of the format, which is none")
     if found > kind.version:
-        raise FileFormatError(
+        raise _OtherVersionError(
             f"{path}: has version {found} of the format, by fixntk {fields.get('fixntk')!r}, newer than this"
             f" fixntk {package_version('fixntk')}, which reads version {kind.version}"
         )
     if found < kind.version:
-        raise FileFormatError(
+        raise _OtherVersionError(
             f"{path}: has version {found} of the format, this fixntk reads version {kind.version}: make it again"
         )
 
@@ -273,6 +299,8 @@ class Checkpoints:
                 fields, arrays = read_arrays(path, _CHECKPOINT)
                 difference = self._difference(fields["of"], dict(fields["fingerprint"]))
                 content = None if difference else read(fields, arrays)
+            except _OtherVersionError as error:
+                raise ValueError(f"checkpoint {error}") from error
             except (FileFormatError, KeyError, TypeError, ValueError, OSError) as error:
                 reason = error if isinstance(error, FileFormatError | OSError) else f"{path}: is damaged: {error!r}"
                 warnings.warn(f"{reason}; the {self.of} continues from the checkpoint before", stacklevel=4)
@@ -289,11 +317,12 @@ class Checkpoints:
         return None
 
     def _by_step(self) -> dict[int, Path]:
-        """The checkpoints by their number of steps, the newest first."""
+        """The checkpoints by their number of steps, the newest first, without files of the same name by others."""
         if not self.folder.is_dir():
             return {}
         named = ((_CHECKPOINT_NAME.fullmatch(path.name), path) for path in self.folder.iterdir() if path.is_file())
-        return dict(sorted(((int(name[1]), path) for name, path in named if name), reverse=True))
+        ours = ((int(name[1]), path) for name, path in named if name and not _is_foreign(path))
+        return dict(sorted(ours, reverse=True))
 
     def _difference(self, of: str, saved: Mapping[str, Any]) -> str:
         """The computation that a checkpoint is of, where it is not this one."""

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from fixntk._checks import is_tracing, to_device
+from fixntk._checks import OutOfMemoryError, bytes_in_words, is_exhaustion, is_tracing, to_device
 
 try:
     import resource
@@ -40,10 +40,6 @@ _AHEAD_BYTES = 2**26
 _LEAST_BYTES_COMPARED = 2**24
 # Memory is short for a computation that needs more than this share of what is free.
 _SHORT_SHARE = 0.1
-
-
-class OutOfMemoryError(MemoryError, ValueError):
-    """A computation needs more memory than there is; the message says how much, and what lowers it."""
 
 
 class FreeMemory(NamedTuple):
@@ -104,16 +100,11 @@ def memory_for(
         raise
     # A function that was compiled before raises a ValueError where its result finds no memory.
     except (MemoryError, ValueError, jax.errors.JaxRuntimeError) as error:
-        if not _is_exhaustion(error):
+        if not is_exhaustion(error):
             raise
         free = free_memory()
         message = f"{what} needs {bytes_in_words(num_bytes)}, and an allocation failed where {free.limit} leaves "
         raise OutOfMemoryError(f"{message}{bytes_in_words(free.num_bytes)}: {remedy}") from None
-
-
-def _is_exhaustion(error: BaseException) -> bool:
-    """Whether an error says that an allocation failed."""
-    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error) or "Out of memory" in str(error)
 
 
 def free_on_device() -> FreeMemory:
@@ -186,13 +177,6 @@ def _free_of_limits() -> Iterator[FreeMemory]:
         except OSError:
             used = 0
         yield FreeMemory(max(limit - used, 0), "ulimit -v")
-
-
-def bytes_in_words(num_bytes: int | float) -> str:
-    """A number of bytes in units that people read."""
-    if num_bytes >= 2**30:
-        return f"{num_bytes / 2**30:.1f} GiB"
-    return f"{num_bytes / 2**20:.0f} MiB" if num_bytes >= 2**20 else f"{num_bytes / 2**10:.0f} KiB"
 
 
 def compute_in_row_tiles(block_from: Callable[[Array], Array], num_rows: int, tile: int) -> Array:

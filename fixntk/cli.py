@@ -281,10 +281,17 @@ def _fit(arguments: argparse.Namespace) -> int:
         kinds = columns.parse_kinds(" ".join(arguments.columns))
         lines = model.fit(arguments.table, arguments.target, arguments.out, kinds=kinds, **options)
     except (ValueError, OSError, MemoryError) as error:
-        raise _InputError(str(error) or "memory does not suffice for the table") from error
+        raise _InputError(_describe(error, arguments.out)) from error
     for line in lines:
         print(_one_line(line))
     return 0
+
+
+def _describe(error: Exception, out: Path | None) -> str:
+    """What went wrong with a table or a model, or with the file that was to be written."""
+    if isinstance(error, OSError) and error.strerror and error.filename is None:
+        return f"--out {out}: {error.strerror}"
+    return str(error) or "memory does not suffice for the table"
 
 
 def _check_out(out: Path, *inputs: Path) -> None:
@@ -315,7 +322,7 @@ def _predict(arguments: argparse.Namespace) -> int:
         if arguments.out is not None:
             model.write_table(predictions, arguments.out)
     except (ValueError, OSError, MemoryError) as error:
-        raise _InputError(str(error) or "memory does not suffice for the table") from error
+        raise _InputError(_describe(error, arguments.out)) from error
     for line in lines:
         print(f"fixntk: {_one_line(line)}", file=sys.stderr)
     if arguments.out is None:

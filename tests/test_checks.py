@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 
 import fixntk as fx
+from fixntk import OutOfMemoryError
 from fixntk import _checks as checks
 
 
@@ -117,6 +118,7 @@ def test_booleans_stay_booleans(column):
         np.array([1, None, 2], object),
         np.array([1, pd.NaT, 2], object),
         np.ma.masked_array([1, 2, 3], [False, True, False]),
+        [np.ma.masked, 2, 3],
     ],
     ids=str,
 )
@@ -127,6 +129,31 @@ def test_missing_values_are_refused_by_name(column):
         checks.as_float_array("y", column, (1,))
     with pytest.raises(ValueError, match=message):
         fx.ConvexProgram(np.ones((3, 2)), column, np.ones((3, 1), bool), 0.1)
+
+
+def test_rows_with_masks_are_refused_and_eight_bits_are_numbers():
+    rows = [np.ma.array([1.0, 2.0], mask=[True, False]), np.ma.array([1.0, 2.0])]
+    with pytest.raises(ValueError, match=r"^x has 1 missing value\(s\) in shape \(2, 2\)$"):
+        checks.as_matrix("x", rows)
+    assert checks.as_matrix("x", rows[1:]).tolist() == [[1.0, 2.0]]
+    narrow = jnp.asarray([[1.5, 2.0]], jnp.float8_e4m3fn)
+    for given in (narrow, np.asarray(narrow)):
+        found = checks.as_matrix("x", given)
+        assert (found.dtype, found.tolist()) == (jnp.float32, [[1.5, 2.0]])
+
+
+@pytest.mark.parametrize("dtype", ["m8[s]", "M8[s]", "S3", "U3"])
+def test_durations_dates_and_texts_are_no_numbers(dtype):
+    value = np.ones((3, 2), int).astype(dtype)
+    for name, check in (("x", checks.as_matrix), ("params", checks.as_array)):
+        with pytest.raises(TypeError, match=f"^{name} must be a real numeric array, got dtype "):
+            check(name, value)
+
+
+def test_arrays_larger_than_memory_are_named():
+    endless = np.broadcast_to(np.ones(1), (2**22, 2**22))
+    with pytest.raises(OutOfMemoryError, match=r"array of 4194304×4194304 numbers needs 131072\.0 GiB"):
+        checks.to_device(endless)
 
 
 @pytest.mark.parametrize("labels", [np.array([1, "b"], object), pd.Series(["a", "b"]), np.array(["a", "b"], object)])

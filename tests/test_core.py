@@ -3,12 +3,16 @@
 What is compared is computed by NumPy, which these modes do not change.
 """
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import fixntk as fx
+from fixntk.estimators import GatedReLURegressor, NTKRegressor
 from fixntk.gates import samplers
 from fixntk.ntk import layers
 
@@ -208,3 +212,39 @@ def test_gradient_descent_has_the_closed_form(data):
     kernel, y = x @ x.T, jnp.abs(x[:, :1])
     descent, flow = (fit(kernel, y, learning_rate=0.01) for fit in (fx.gradient_descent, fx.gradient_flow))
     np.testing.assert_allclose(descent.predict(3.0), flow.predict(3.0), atol=1e-3)
+
+
+def test_networks_are_trained(data):
+    x, _, _ = data
+    network = fx.ReLUNetwork.sample(jax.random.key(0), 5, 3)
+    y = jnp.abs(x[:, 0])
+    training = fx.train(network, x, y, optax.sgd(1e-2), num_steps=4)
+    before, after = (float(fx.network_objective(each, x, y, 0.0)) for each in (network, training.network))
+    assert after < before
+
+
+def test_paths_relu_programs_and_derivatives_solve_too(data):
+    x, gates, masks = data
+    program = fx.ConvexProgram(x, np.abs(x[:, 0]), masks, 0.3)
+    assert all(bool(solution.converged) for solution in fx.solve_path(program, num_regs=4, min_share=0.1, tol=1e-3))
+    assert bool(fx.solve_relu(program, gates, tol=1e-2).converged)
+
+    def sum_of_weights(y):
+        return jnp.sum(fx.optimal_weights(fx.ConvexProgram(x, y, masks, 0.3), tol=1e-3))
+
+    assert np.isfinite(jax.grad(sum_of_weights)(program.y)).all()
+
+
+@pytest.mark.parametrize("mode", ["ntk", "nngp"])
+def test_ensembles_predict_with_their_spread(data, mode):
+    x, _, _ = data
+    ntk, nngp = x @ x.T + jnp.eye(25, dtype=x.dtype), x @ x.T + 2 * jnp.eye(25, dtype=x.dtype)
+    pair = SimpleNamespace(ntk=ntk, nngp=nngp)
+    found = fx.gradient_flow_ensemble(pair, x[:, :1], mode=mode).predict(jnp.asarray([0.1, 1.0], x.dtype))
+    np.testing.assert_allclose(found.covariance, np.swapaxes(found.covariance, 1, 2), atol=10 * tolerance(x))
+
+
+def test_estimators_predict(data):
+    x = np.asarray(data[0])
+    for estimator in (GatedReLURegressor(8), NTKRegressor()):
+        assert np.isfinite(estimator.fit(x, np.abs(x[:, 0])).predict(x)).all()

@@ -83,7 +83,7 @@ def optimal_weights(
 @partial(jax.custom_jvp, nondiff_argnums=(1, 2, 3))
 def _optimal_weights(program: ConvexProgram, method: str, tol: float, max_iter: int | None) -> Array:
     weights = solve(program, method=method, tol=tol, max_iter=max_iter).weights
-    return weights * is_active(weights)[:, None, None]
+    return jnp.where(is_active(weights)[:, None, None], weights, 0)
 
 
 @_optimal_weights.defjvp

@@ -309,5 +309,5 @@ _with_mask_numbers = jit_for_host(with_mask_numbers)
 def _extrapolate(weights: Array, before: Array, share: Array) -> Array:
     """Where groups that were active twice go if they go on in λ as they did; zero where that is past zero."""
     were_active = working_sets.is_nonzero(weights) & working_sets.is_nonzero(before)
-    ahead = weights + share * were_active[:, None, None] * (weights - before)
+    ahead = weights + jnp.where(were_active[:, None, None], share * (weights - before), 0)
     return jnp.where(jnp.sum(ahead * weights, axis=(1, 2), keepdims=True) > 0, ahead, 0.0)

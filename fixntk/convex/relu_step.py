@@ -159,7 +159,7 @@ def _block_factors(hessian: Array) -> Float[Array, "2 P d d"]:
     """Cholesky factors of the groups' matrices."""
     largest = jnp.max(jnp.abs(hessian), axis=(2, 3), keepdims=True)
     jitter = _JITTER_MULTIPLE * jnp.finfo(hessian.dtype).eps * largest
-    return jnp.linalg.cholesky(hessian + jitter * jnp.eye(hessian.shape[2], dtype=hessian.dtype))
+    return jnp.linalg.cholesky(hessian + jitter * jnp.eye(hessian.shape[2], dtype=hessian.dtype)[None, None])
 
 
 def bytes_needed(program: ConvexProgram) -> int:
@@ -175,7 +175,8 @@ def _output_kernel(program: ConvexProgram, factors: Array) -> Float[Array, "n n"
     """A H⁻¹ Aᵀ = Σ_p D_p X H_p⁻¹ Xᵀ D_p, the product of features L_p⁻¹ Xᵀ D_p with themselves."""
     # The outputs of v and of u have opposite signs, which cancel where the features are multiplied with themselves.
     rows = jnp.broadcast_to(program.x.T, (*factors.shape[:2], *program.x.T.shape))
-    features = _solve_lower(factors, rows).swapaxes(1, 3) * program.masks[None, :, None, :]  # (2, n, d, P)
+    masks = program.masks.astype(factors.dtype)
+    features = _solve_lower(factors, rows).swapaxes(1, 3) * masks[None, :, None, :]  # (2, n, d, P)
     features = datafit_of(program).remove_intercept(jnp.moveaxis(features, 1, 0).reshape(program.x.shape[0], -1))
     return matmul(features, features.T)
 

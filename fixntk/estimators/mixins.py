@@ -15,6 +15,7 @@ from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
+from fixntk._checks import refuse_masked
 from fixntk.convex import Solution
 from fixntk.estimators.cross_validation import GatedChoice, Losses, choose_gated
 from fixntk.estimators.fitting import (
@@ -62,6 +63,7 @@ class InputMixin:
     def _read_new(self, X: Any) -> Float[np.ndarray, "n d"]:
         """Check new inputs; they are scaled later, a tile at a time."""
         check_is_fitted(self)
+        refuse_masked("X", X)
         return validate_data(self, X, reset=False, dtype=np.float64)
 
     def _scale_inputs(self, X: Float[np.ndarray, "n d"], chosen: Chosen) -> Float[np.ndarray, "m w"]:
@@ -81,7 +83,7 @@ class RegressionMixin(InputMixin, MultiOutputMixin, RegressorMixin):
         self, X: Any, y: Any, sample_weight: Any, choose: Callable[[Any, Any, Any], Chosen] = all_rows
     ) -> Training:
         """Check inputs and targets, and scale the chosen rows; rows of positive weight are stored as well."""
-        X, y = validate_data(self, X, known(y), multi_output=True, y_numeric=True, dtype=np.float64)
+        X, y = validate_data(self, known("X", X), known("y", y), multi_output=True, y_numeric=True, dtype=np.float64)
         weights = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
         chosen = choose(X, y, weights)
         self._target_scaling, targets = scale_targets(y, chosen)
@@ -139,7 +141,7 @@ class ClassificationMixin(InputMixin, ClassifierMixin):
 
     def _read(self, X: Any, y: Any, sample_weight: Any) -> tuple[Training, Int[np.ndarray, " n"]]:
         """Check inputs and labels; distinct rows with targets of ±1, and their classes as numbers."""
-        X, y = validate_data(self, X, known(y), dtype=np.float64)
+        X, y = validate_data(self, known("X", X), known("y", y), dtype=np.float64)
         check_classification_targets(y)
         weights = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
         # Rows of weight zero are ignored, and so are classes that have no other rows.

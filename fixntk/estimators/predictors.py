@@ -41,7 +41,7 @@ class GatedOutputs(NamedTuple):
 
     def __call__(self, rows: Float[Array, "n w"]) -> Float[np.ndarray, "n c"]:
         """Outputs of rows."""
-        return np.asarray(masked_apply(activation_masks(rows, self.gates), rows, self.weights) + self.intercept)
+        return np.asarray(masked_apply(activation_masks(rows, self.gates), rows, self.weights) + self.intercept[None])
 
 
 class NTKOutputs(NamedTuple):

@@ -11,7 +11,7 @@ from jax import Array
 from jaxtyping import Float, Int, Num, Shaped
 from scipy.special import expit, softmax
 
-from fixntk._checks import refuse_missing
+from fixntk._checks import refuse_masked, refuse_missing
 from fixntk._numerics import allow_float64
 
 # Rows and columns are padded with zeros to a small set of sizes, so that tables of similar sizes share one compilation.
@@ -49,22 +49,27 @@ def pad_rows(array: Shaped[np.ndarray, "n ..."]) -> Shaped[np.ndarray, "m ..."]:
     return padded
 
 
-def known(y: Any) -> Any:
-    """The targets as they are, checked to have no missing ones, of which scikit-learn's messages do not speak.
+def known(name: str, value: Any) -> Any:
+    """Inputs or targets as they are, checked for what scikit-learn takes in silence or has no clear message for.
 
     Raises
     ------
+    TypeError
+        If they are durations, which it would take as numbers.
     ValueError
-        If some are missing; the message says how many.
+        If some are missing or hidden by a mask; the message says how many.
     """
+    refuse_masked(name, value)
     try:
-        array = np.asarray(y)
+        array = np.asarray(value)
     except (TypeError, ValueError):
         # Not an array: scikit-learn says what it takes.
-        return y
+        return value
+    if array.dtype.kind == "m":
+        raise TypeError(f"{name} must be numbers, got dtype {array.dtype}: divide by a unit of time")
     if array.ndim:
-        refuse_missing("y", array)
-    return y
+        refuse_missing(name, array)
+    return value
 
 
 class Scaling(NamedTuple):

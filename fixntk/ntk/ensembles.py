@@ -132,8 +132,11 @@ class EnsembleFlow:
         if self.mode == "nngp":
             # Where Θ = Σ commutes with D, (I − D) Σ (I − D)ᵀ is the same product at twice the time; with a ridge this
             # adds the targets' noise.
-            return self._restore_output_axes(matmul(eye - displacement(self.flow, 2 * times, eye), self.nngp), t.shape)
-        left = eye - displacement(self.flow, times, eye)
+            twice = displacement(self.flow, 2 * times, eye)
+            left = jnp.broadcast_to(eye, twice.shape) - twice
+            return self._restore_output_axes(matmul(left, self.nngp), t.shape)
+        moved = displacement(self.flow, times, eye)
+        left = jnp.broadcast_to(eye, moved.shape) - moved
         return self._restore_output_axes(matmul(matmul(left, self.nngp), jnp.swapaxes(left, -1, -2)), t.shape)
 
     @jax.jit
@@ -142,11 +145,12 @@ class EnsembleFlow:
         if self.mode == "nngp":
             # The prior less Σ(X', X) φ₂ₛ(Σ + λI) Σ(X, X'): the time is doubled as on the training points.
             explained = matmul(nngp, kernel_function("inverse", self.flow, 2 * times, nngp.T))
-            return self._restore_output_axes(prior - explained, t.shape)
+            return self._restore_output_axes(jnp.broadcast_to(prior, explained.shape) - explained, t.shape)
         # The random part of the outputs is f₀ on the other points minus these weights times f₀ on the training points.
         weights = jnp.swapaxes(kernel_function("inverse", self.flow, times, leading.T), -1, -2)
         cross = matmul(weights, nngp.T)
         explained = matmul(matmul(weights, self.nngp), jnp.swapaxes(weights, -1, -2))
+        prior = jnp.broadcast_to(prior, explained.shape)
         return self._restore_output_axes(prior - cross - jnp.swapaxes(cross, -1, -2) + explained, t.shape)
 
     def _restore_output_axes(self, covariance: Array, shape: tuple[int, ...]) -> Array:

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from fixntk._tiling import memory_for
 from fixntk.ntk.structure import uses_primitive
 
 
@@ -94,7 +95,11 @@ def taylor_expand(f: Callable[..., Any], params0: Any, degree: int) -> Callable[
     params0 = _as_start(f, params0)
 
     def expansion(params: Any, *args: Any, **kwargs: Any) -> Any:
-        step = _step_from(params0, params)
+        needed = 2 * sum(leaf.nbytes for leaf in jax.tree.leaves(params0))
+        with memory_for(f"the expansion of degree {degree}", needed, "pass fewer rows at a time", params, args) as done:
+            return done(expand(_step_from(params0, params), args, kwargs))
+
+    def expand(step: Any, args: Any, kwargs: Any) -> Any:
         # Degree by degree, d/dt of the term before along the straight line to params.
         term: Callable[[Any], Any] = lambda p: f(p, *args, **kwargs)  # noqa: E731
         total = term(params0)

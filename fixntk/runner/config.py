@@ -260,7 +260,7 @@ def _as_number(word: str) -> Any:
 def _import_experiment(name: Any, path: Path) -> Experiment:
     """Import ``experiments.<name>`` from beside the config's folder, the current one, or the project's own."""
     if not isinstance(name, str) or not name.isidentifier():
-        raise ConfigError(f"{path}: key 'experiment' is {name!r}, expected the name of a module")
+        raise ConfigError(f"{path}: key 'experiment' is {reprlib.repr(name)}, expected the name of a module")
     # Two folders up for configs/NAME.yaml, three for runs/NAME/config.json.
     roots = list(path.resolve().parents[1:3])
     # The current folder may have been removed.

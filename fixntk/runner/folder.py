@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import platform
 import shlex
@@ -179,12 +180,19 @@ def repair(directory: Path) -> str:
         num_dropped = len(lines) + bool(torn) - sum(block.stop - block.start for block in blocks)
         if not num_dropped:
             return f"nothing to repair in {results}"
-        shutil.copyfile(results, directory / _DAMAGED)
+        copy = _free_name(directory / _DAMAGED)
+        shutil.copyfile(results, copy)
         write_blocks(results, blocks)
     return (
-        f"kept {len(blocks)} tasks and dropped {num_dropped} other lines; all lines are in {directory / _DAMAGED}; "
+        f"kept {len(blocks)} tasks and dropped {num_dropped} other lines; all lines are in {copy}; "
         "the command of the run with --resume does the rest"
     )
+
+
+def _free_name(path: Path) -> Path:
+    """The path, or where it exists the first of the same name with a number that does not."""
+    numbered = (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in itertools.count(2))
+    return next(candidate for candidate in itertools.chain([path], numbered) if not candidate.exists())
 
 
 def record_environment(directory: Path, source: Path | None, command: str | None, *, resumed: bool) -> None:

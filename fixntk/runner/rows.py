@@ -118,7 +118,8 @@ def read_lines(path: Path) -> tuple[list[bytes], bytes]:
         return [], b""
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-    return lines, torn
+    # Some programs end lines as Windows does.
+    return [line.removesuffix(b"\r") for line in lines], torn
 
 
 def find_blocks(lines: Sequence[bytes]) -> Iterator[Block]:

@@ -312,7 +312,7 @@ def _labels_by_reason(tasks: list[Row], failed: list[Row]) -> dict[str, list[str
     failures: dict[str, list[str]] = {}
     for task, rows in zip(tasks, rows_by_task(tasks, failed), strict=True):
         for row in rows:
-            labels = failures.setdefault(row["error"], [])
+            labels = failures.setdefault(str(row["error"]), [])
             label = str(task["table"]) if "table" in task else _label(task)
             if label not in labels:
                 labels.append(label)
@@ -355,4 +355,6 @@ def _label(task: Row) -> str:
 
 
 def _say(message: str) -> None:
-    print(f"fixntk: {message}", file=sys.stderr, flush=True)
+    # A run goes on where its messages cannot be written.
+    with contextlib.suppress(OSError):
+        print(f"fixntk: {message}", file=sys.stderr, flush=True)

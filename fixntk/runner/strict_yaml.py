@@ -35,7 +35,11 @@ def parse(text: str) -> Any:
     yaml.YAMLError
         If the text is not YAML, or of a part of YAML that is left out here. See :func:`describe`.
     """
-    return yaml.load(text, _Loader)
+    try:
+        return yaml.load(text, _Loader)
+    except (ValueError, OverflowError) as error:
+        # PyYAML's scanner, for an escape such as "\\U00110000".
+        raise yaml.YAMLError("an escape stands for no character") from error
 
 
 def describe(error: yaml.YAMLError) -> str:
@@ -80,11 +84,13 @@ class _Loader(yaml.SafeLoader):
                 raise ValueError
             return super().construct_object(node, deep)
         # What PyYAML raises where an explicit tag does not fit its text, as in !!int "", and for 0b_.
-        except (ValueError, KeyError, IndexError, OverflowError) as error:
+        except (ValueError, TypeError, KeyError, IndexError, OverflowError) as error:
             problem = f"{reprlib.repr(node.value)} is not a valid {node.tag.rpartition(':')[2]}"
             raise ConstructorError(None, None, problem, node.start_mark) from error
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: ARG002
+        if not isinstance(node, yaml.MappingNode):
+            raise ConstructorError(None, None, "a mapping is expected here", node.start_mark)
         mapping = {}
         for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode):

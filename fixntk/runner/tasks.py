@@ -6,6 +6,7 @@ import contextlib
 import gc
 import importlib
 import inspect
+import json
 import logging
 import math
 import signal
@@ -99,7 +100,7 @@ def run_tasks(
     settings = tuple((name, getattr(jax.config, name)) for name in _SETTINGS)
     root = str(Path(inspect.getfile(cast("ModuleType", experiment))).resolve().parents[1])
     num_threads = max((library["num_threads"] for library in threadpool_info()), default=1)
-    work = _Work(experiment.__name__, root, config.model_dump_json(), settings, num_threads)
+    work = _Work(experiment.__name__, root, json.dumps(config.model_dump(mode="json")), settings, num_threads)
     jobs = jobs._replace(number=min(jobs.number, len(tasks)))
     with (
         _processes(jobs, num_threads) as parallel,

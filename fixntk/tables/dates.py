@@ -33,5 +33,8 @@ def find_format(column: pd.Series) -> str | None:
 
 def days_since_1970(column: pd.Series, date_format: str) -> pd.Series:
     """Days and parts of days since the beginning of 1970 (UTC), NaN for what is missing or not of the format."""
-    times = pd.to_datetime(column.astype(object), format=date_format, errors="coerce", utc=True)
-    return (times - pd.Timestamp(0, tz="UTC")) / pd.Timedelta(days=1)
+    # pandas takes "now" and "today" as ISO 8601.
+    texts = column.astype(object).where(column.astype(str).str.contains(r"\d"))
+    times = pd.to_datetime(texts, format=date_format, errors="coerce", utc=True)
+    # In seconds, since nanoseconds end in the years 1677 and 2262.
+    return (times - pd.Timestamp(0, unit="s", tz="UTC").as_unit("s")) / pd.Timedelta(days=1)

@@ -18,6 +18,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float
 
 from fixntk._checks import as_float_array, as_matrix, check_same_columns, check_same_rows, check_scalar
+from fixntk._compilation import workspace_bytes
+from fixntk._tiling import memory_for
 from fixntk.convex.losses import Loss, as_loss
 from fixntk.gates.masks import activation_masks
 from fixntk.networks.models import GatedReLUNetwork, Network
@@ -77,7 +79,22 @@ def network_objective(
     loss = as_loss(loss)
     reg = as_regs(reg, network)
     rows = as_rows(network, x, y, loss, sample_weight)
-    return measure(network.parameters._asdict(), {}, rows, None, reg, loss=loss)[0]
+    return within_memory(measure, loss=loss)(network.parameters._asdict(), {}, rows, None, reg)[0]
+
+
+def within_memory(compiled: Any, **static: Any) -> Callable[..., Any]:
+    """A compiled function of the training, whose error where memory does not suffice says what lowers its need."""
+    needed: int | None = None
+
+    def call(*args: Any, **more: Any) -> Any:
+        nonlocal needed
+        # Asking XLA takes milliseconds, and the shapes stay.
+        if needed is None:
+            needed = workspace_bytes(compiled, *args, **static, **more)
+        with memory_for("training", needed, "lower batch_size, or take fewer neurons or rows", *args) as done:
+            return done(compiled(*args, **static, **more))
+
+    return call
 
 
 def check_network(network: Any) -> None:
@@ -191,10 +208,10 @@ def measure(
     *,
     loss: Loss,
 ) -> tuple[Float[Array, "*S"], Float[Array, "*S"]]:
-    """Objective on all rows, and mean loss on the validation rows (NaN without any), for each network."""
+    """Objective on all rows, and mean loss on the validation rows (the objective without any), for each network."""
     is_stack = reg.ndim == 1
     value = map_stack(partial(objective, loss=loss), is_stack, (0, 0, ROW_AXES, 0))(trained, frozen, rows, reg)
     if validation_rows is None:
-        return value, jnp.full_like(value, jnp.nan)
+        return value, value
     mean_loss = map_stack(partial(summed_loss, loss=loss), is_stack, (0, 0, ROW_AXES))
     return value, mean_loss(trained, frozen, validation_rows)

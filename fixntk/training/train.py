@@ -24,8 +24,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Float, Int, Key
 
 from fixntk._checks import as_positive_int
-from fixntk._compilation import describe_computation, workspace_bytes
-from fixntk._tiling import memory_for
+from fixntk._compilation import describe_computation
 from fixntk.convex.losses import Loss, as_loss
 from fixntk.convex.progress import progress_bar
 from fixntk.networks.models import Network
@@ -44,6 +43,7 @@ from fixntk.training.objective import (
     map_stack,
     measure,
     objective,
+    within_memory,
 )
 from fixntk.training.results import DivergedError, Training, TrainingHistory, TrainingProgress
 
@@ -171,8 +171,8 @@ def train(
     rows = as_rows(network, x, y, loss, sample_weight)
     batch_size = _as_batch_size(batch_size, key, rows.x.shape[0])
     validation_rows = None if validation is None else as_validation_rows(network, validation, loss)
-    run = _within_memory(_run_steps, optimizer=optimizer, loss=loss, batch_size=batch_size)
-    measure_rows = _within_memory(measure, loss=loss)
+    run = within_memory(_run_steps, optimizer=optimizer, loss=loss, batch_size=batch_size)
+    measure_rows = within_memory(measure, loss=loss)
 
     frozen = {name: value for name, value in network.parameters._asdict().items() if name not in names}
     state, records, made_by = _start(network.parameters, names, optimizer), list[Record](), dict[str, str]()
@@ -187,10 +187,11 @@ def train(
         while True:
             # A resumed training has the record of its first step already.
             if not records or step > records[-1].step:
-                value, validation_loss = measure_rows(state.trained, frozen, rows, validation_rows, reg)
-                state = _keep_best(state, validation_loss if has_validation else value, value)
+                value, monitored = measure_rows(state.trained, frozen, rows, validation_rows, reg)
+                state = _keep_best(state, monitored, value)
                 seconds = time.perf_counter() - began
-                records.append(Record(step, np.asarray(value), np.asarray(validation_loss), seconds))
+                validation_loss = np.asarray(monitored) if has_validation else np.full(value.shape, np.nan)
+                records.append(Record(step, np.asarray(value), validation_loss, seconds))
                 if checkpoint is not None and np.any(np.isfinite(records[-1].objective)):
                     checkpoints.save(checkpoint, state, records, made_by)
             seen = _as_progress(records[-1], num_steps, has_validation)
@@ -258,21 +259,6 @@ def _as_batch_size(batch_size: int | None, key: Key[Array, ""] | None, num_rows:
     if key is None:
         raise ValueError("key must be given with batch_size, for the order of the rows")
     return batch_size
-
-
-def _within_memory(compiled: Any, **static: Any) -> Callable[..., Any]:
-    """A compiled function of the training, whose error where memory does not suffice says what lowers its need."""
-    needed: int | None = None
-
-    def call(*args: Any, **more: Any) -> Any:
-        nonlocal needed
-        # Asking XLA takes milliseconds, and the shapes stay.
-        if needed is None:
-            needed = workspace_bytes(compiled, *args, **static, **more)
-        with memory_for("training", needed, "lower batch_size, or take fewer neurons or rows", *args) as done:
-            return done(compiled(*args, **static, **more))
-
-    return call
 
 
 @partial(jax.jit, static_argnames=("names", "optimizer"))

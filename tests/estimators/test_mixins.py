@@ -64,6 +64,23 @@ def test_missing_targets_are_counted(table, estimator, values):
             clone(estimator).fit(x, y)
 
 
+@pytest.mark.parametrize("estimator", [NTKRegressor(), GatedReLURegressor(8), NTKClassifier()], ids=str)
+def test_hidden_values_and_durations_are_refused(table, estimator):
+    x, labels, _ = table
+    y = labels if "Classifier" in str(estimator) else x[:, 0]
+    hidden = np.ma.array(x, mask=x > 1)
+    count = int((x > 1).sum())
+    with pytest.raises(ValueError, match=rf"^X has {count} missing value\(s\) in shape \(40, 3\)$"):
+        clone(estimator).fit(hidden, y)
+    with pytest.raises(ValueError, match=r"^y has 1 missing value\(s\) in shape \(40,\)$"):
+        clone(estimator).fit(x, np.ma.array(y, mask=np.arange(40) == 3))
+    with pytest.raises(ValueError, match=rf"^X has {count} missing"):
+        clone(estimator).fit(x, y).predict(hidden)
+    durations = pd.DataFrame({"a": pd.to_timedelta(np.arange(40), unit="s")})
+    with pytest.raises(TypeError, match=r"^X must be numbers, got dtype timedelta64\[.*\]: divide by a unit of time$"):
+        clone(estimator).fit(durations, y)
+
+
 def test_deviations_need_the_squared_loss(table):
     x, _, _ = table
     # The squared loss's fit serves as well, and is compiled already.

@@ -53,11 +53,22 @@ def test_repair_keeps_the_tasks_that_are_whole_and_resume_does_the_rest(project)
             attempt()
     assert "kept 3 tasks and dropped 3 other lines" in runs.repair(project.out)
     assert (project.out / "results.damaged.jsonl").read_bytes() == damaged
+    # A second copy does not replace the first.
+    project.results.write_bytes(project.results.read_bytes() + b"more\n")
+    assert f"all lines are in {project.out / 'results.damaged-2.jsonl'}" in runs.repair(project.out)
+    assert (project.out / "results.damaged.jsonl").read_bytes() == damaged
     runs.regenerate(project.out)
     assert project.execute(resume=True) == 0
     assert project.called() == [("wine", 0)]
     assert sorted(project.results.read_bytes().splitlines()) == sorted(whole.splitlines())
     assert runs.repair(project.out).startswith("nothing to repair")
+
+
+def test_lines_that_end_as_on_windows_are_read(project):
+    project.execute()
+    rows = runs.read_rows(project.out)
+    project.results.write_bytes(project.results.read_bytes().replace(b"\n", b"\r\n"))
+    assert runs.read_rows(project.out) == rows
 
 
 def test_two_runs_do_not_share_a_folder(project):

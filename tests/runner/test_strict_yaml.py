@@ -64,6 +64,11 @@ def test_not_a_number_is_read():
         ('"\\udc00"', ", line 1, column 1: '\\udc00' has half of a surrogate pair"),
         ("\0", ": unacceptable character #x0000: special characters are not allowed"),
         ("*a", ", line 1, column 1: found undefined alias 'a'"),
+        ("a: !!map [1]", ", line 1, column 4: a mapping is expected here"),
+        ("!!map foo", ", line 1, column 1: a mapping is expected here"),
+        ("a: !!seq {b: 1}", ", line 1, column 4: expected a sequence node"),
+        ('"\\UFFFFFFFF"', ": an escape stands for no character"),
+        ('"\\U00110000"', ": an escape stands for no character"),
     ],
 )
 def test_what_is_left_out_is_named_with_its_place_in_one_line(text, expected):

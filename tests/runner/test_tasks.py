@@ -65,6 +65,12 @@ def test_rows_are_those_of_a_serial_run_in_the_same_order(project):
     assert len(runs.read_rows(project.out)) == 8
 
 
+def test_numbers_that_are_not_finite_reach_other_processes(project):
+    project.config.write_text(project.config.read_text() + "reg: .nan\n")
+    assert project.execute(jobs=Jobs(2)) == 0
+    assert len(runs.read_rows(project.out)) == 8
+
+
 def test_a_bug_in_another_process_propagates(project):
     project.control(bug="wine")
     with pytest.raises(KeyError, match="a bug"):

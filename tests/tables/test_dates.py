@@ -77,5 +77,15 @@ def test_values_of_another_format_are_nan_and_the_index_stays():
     assert find_format(given[:1]) == "%d.%m.%Y"
 
 
+def test_years_may_be_far_away_and_words_of_the_present_are_no_dates():
+    given = pd.Series(["2020-01-01", "9999-12-31", "1600-01-01"])
+    epoch = np.datetime64("1970-01-01")
+    expected = [(np.datetime64(day) - epoch).astype(int) for day in given]
+    assert find_format(given) == "ISO8601"
+    np.testing.assert_array_equal(days_since_1970(given, "ISO8601"), expected)
+    assert find_format(pd.Series(["31.12.9999", "01.01.2020"])) == "%d.%m.%Y"
+    assert find_format(pd.Series(["now", "today"])) is None
+
+
 def test_a_column_without_values_has_no_format():
     assert find_format(pd.Series([None, None], dtype=object)) is None

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from fixntk import _files
 from fixntk._files import write_arrays
@@ -96,6 +97,26 @@ def test_what_is_no_checkpoint_is_damaged(tmp_path, fields):
         pytest.raises(ValueError, match="all of its 1 checkpoints are damaged: remove them"),
     ):
         restore(tmp_path, state_of(0), MADE_BY, resume=True)
+
+
+def test_a_checkpoint_of_another_version_is_named_and_stays(tmp_path):
+    save(tmp_path, state_of(1), records_of(1), MADE_BY)
+    newer = _files._CHECKPOINT._replace(version=9)
+    write_arrays(tmp_path / "step-50.safetensors", newer, {}, {})
+    with pytest.raises(ValueError, match=r"step-50\.safetensors: has version 9 of the format, by fixntk .*, newer"):
+        restore(tmp_path, state_of(0), MADE_BY, resume=True)
+    assert names(tmp_path) == {"step-0.safetensors", "step-50.safetensors"}
+
+
+def test_files_of_the_same_names_by_others_are_ignored_and_stay(tmp_path):
+    safetensors.numpy.save_file({"weights": np.ones(3)}, tmp_path / "step-500.safetensors")
+    write_arrays(tmp_path / "step-1.safetensors", _files.Format("other", 1), {}, {"a": np.ones(2)})
+    assert restore(tmp_path, state_of(0), MADE_BY, resume=False)[1] == []
+    for count in (1, 2, 3):
+        save(tmp_path, state_of(count), records_of(count), MADE_BY)
+    assert len(restore(tmp_path, state_of(0), MADE_BY, resume=True)[1]) == 3
+    kept = {"step-1.safetensors", "step-500.safetensors", "step-10.safetensors", "step-20.safetensors"}
+    assert names(tmp_path) == kept
 
 
 def test_other_files_are_ignored_and_stay(tmp_path):
