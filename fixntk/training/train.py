@@ -139,7 +139,7 @@ def train(
     resume
         Continue from the newest checkpoint in the folder that is not damaged, if there is one. The result is the same
         as without the interruption, when patience stops it too. ``num_steps``, ``record_every`` and ``patience`` may be
-        other ones than before.
+        other ones than before; steps beyond ``num_steps`` that were made already stay.
 
     Returns
     -------
