@@ -9,6 +9,7 @@ import types
 import pytest
 
 from fixntk.cli import main
+from fixntk.runner import config
 from fixntk.runner import run as runs
 
 pytest_plugins = ("toy_experiment",)
@@ -39,8 +40,12 @@ def test_a_config_is_run_by_its_name_and_configs_are_listed_without_one(project,
     assert (project.out / "report.html").exists()
     capsys.readouterr()
     assert main(["run"]) == 0
-    assert capsys.readouterr().out.startswith("toy  A comment, as people write them.\n")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1:3] for line in lines if line.startswith("toy ")] == [["A", "comment,"]]
+    # The project's own are listed as well.
+    assert any(line.startswith("uci ") for line in lines)
     monkeypatch.chdir(project.root / "configs")
+    monkeypatch.setattr(config, "own_folder", lambda: None)
     assert main(["run"]) == 2
     assert error_line(capsys) == "run needs a config: there is no folder configs/ here"
 
