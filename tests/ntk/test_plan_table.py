@@ -83,6 +83,7 @@ def test_products_with_vectors_and_several_outputs_have_plans_too():
     assert plan.parameters[0].way == "zero, as no parameter enters"
 
 
+@pytest.mark.wrong_types
 def test_bad_requests_are_named_as_those_of_the_kernel():
     with pytest.raises(ValueError, match="select='x' selects none"):
         fx.ntk_plan(network, PARAMS, TOKENS, select="x")
