@@ -61,8 +61,7 @@ _PAPER = (
     "exploratory and its p-values as nominal."
 )
 _SCATTER_CAPTION = "Mean test accuracy of both kernels, a point for each table; above the line the fixed one is better."
-
-
+# What the report's words mean.
 _WORDS = (
     "The **NTK** weights the gates' kernels by how often each occurs, whatever the targets. The **fixed kernel** has "
     "the weights of a few reweighting steps from there, which follow the targets, and the **optimum** those at which "

@@ -15,7 +15,6 @@ from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
-from fixntk._checks import refuse_masked
 from fixntk.convex import Solution
 from fixntk.estimators.cross_validation import GatedChoice, Losses, choose_gated
 from fixntk.estimators.fitting import (
@@ -63,8 +62,7 @@ class InputMixin:
     def _read_new(self, X: Any) -> Float[np.ndarray, "n d"]:
         """Check new inputs; they are scaled later, a tile at a time."""
         check_is_fitted(self)
-        refuse_masked("X", X)
-        return validate_data(self, X, reset=False, dtype=np.float64)
+        return validate_data(self, known("X", X), reset=False, dtype=np.float64)
 
     def _scale_inputs(self, X: Float[np.ndarray, "n d"], chosen: Chosen) -> Float[np.ndarray, "m w"]:
         self._scaling, padded = scale_inputs(X, chosen, standardize=self.standardize, bias=self.bias)

@@ -141,17 +141,13 @@ def empirical_ntk(
 
     See docs/mathematics.md, M14.
     """
-    f, params, x1, x2 = _canonical(f, params, x1, x2, batch_axes, kwargs)
-    params, x1, x2 = as_arguments(f, params, x1, x2)
-    # There is one kernel for each group of leaves: selected leaves are group 0, and group −1 counts for none.
-    groups = tuple(0 if selected else -1 for selected in selected_leaves(params, select))
 
-    def kernel(f: Callable[..., Any]) -> Any:
-        check_output(f, params, x1)
-        request = _request(f, params, x1, x2, outputs, trace_axes, diagonal_axes, groups, method, batch_size)
+    def kernel(f: Callable[..., Any], request: Request, params: Any, x1: Any, x2: Any) -> Any:
         return _compute(f, request, params, x1, x2, store_on_device)[0]
 
-    return _for_each_output(kernel, f, params, x1)
+    axes = {"outputs": outputs, "trace_axes": trace_axes, "diagonal_axes": diagonal_axes}
+    options = {"method": method, "batch_size": batch_size}
+    return _of_each_output(kernel, f, params, x1, x2, select, batch_axes, kwargs, **axes, **options)
 
 
 @full_precision()
@@ -196,16 +192,13 @@ def ntk_plan(
 
     See docs/mathematics.md, M14.
     """
-    f, params, x1, x2 = _canonical(f, params, x1, x2, batch_axes, kwargs)
-    params, x1, x2 = as_arguments(f, params, x1, x2)
-    groups = tuple(0 if selected else -1 for selected in selected_leaves(params, select))
 
-    def plan(f: Callable[..., Any]) -> NTKPlan:
-        check_output(f, params, x1)
-        request = _request(f, params, x1, x2, outputs, trace_axes, diagonal_axes, groups, method, batch_size)
+    def plan(_: Callable[..., Any], request: Request, params: Any, x1: Any, x2: Any) -> NTKPlan:
         return plan_of(request, params, x1, x2)
 
-    return _for_each_output(plan, f, params, x1)
+    axes = {"outputs": outputs, "trace_axes": trace_axes, "diagonal_axes": diagonal_axes}
+    options = {"method": method, "batch_size": batch_size}
+    return _of_each_output(plan, f, params, x1, x2, select, batch_axes, kwargs, **axes, **options)
 
 
 @full_precision()
@@ -266,13 +259,35 @@ def layerwise_ntk(
     return dict(zip(names, kernels, strict=True))
 
 
-def _for_each_output(compute: Callable[[Callable[..., Any]], Any], f: Callable[..., Any], params: Any, x1: Any) -> Any:
-    """What is computed of f, or of a function for each array of the pytree that f returns."""
+def _of_each_output(
+    compute: Callable[[Callable[..., Any], Request, Any, Any, Any], Any],
+    f: Any,
+    params: Any,
+    x1: Any,
+    x2: Any,
+    select: Select | None,
+    batch_axes: tuple[int, int],
+    kwargs: Mapping[str, Any] | None,
+    **options: Any,
+) -> Any:
+    """``compute(f, request, params, x1, x2)`` of f, or of a function for each array of the pytree that f returns.
+
+    All else is the user's arguments, which are checked here.
+    """
+    f, params, x1, x2 = _canonical(f, params, x1, x2, batch_axes, kwargs)
+    params, x1, x2 = as_arguments(f, params, x1, x2)
+    # There is one kernel for each group of leaves: selected leaves are group 0, and group −1 counts for none.
+    groups = tuple(0 if selected else -1 for selected in selected_leaves(params, select))
+
+    def of_array(f: Callable[..., Any]) -> Any:
+        check_output(f, params, x1)
+        return compute(f, _request(f, params, x1, x2, groups=groups, **options), params, x1, x2)
+
     # An output without arrays goes the way of a single array, to the check that says what is wrong with it.
     kinds: Any = jax.tree.structure(jax.eval_shape(f, params, x1))
     if not kinds.num_leaves or jax.tree_util.treedef_is_leaf(kinds):
-        return compute(f)
-    return jax.tree.unflatten(kinds, [compute(OneOutput(f, number)) for number in range(kinds.num_leaves)])
+        return of_array(f)
+    return jax.tree.unflatten(kinds, [of_array(OneOutput(f, number)) for number in range(kinds.num_leaves)])
 
 
 def _canonical(

@@ -268,7 +268,7 @@ def _count_entries_of_pair(layout: _Layout) -> int:
     axes = layout.network.axes
     factored = [site for site, explicit in zip(layout.sites, layout.is_explicit, strict=True) if not explicit]
     size = math.prod(axes.result_shape)
-    return max(2 * size, *(site.groups * site.positions**2 * (1 + size) for site in factored), 0)
+    return max([2 * size, *(site.groups * site.positions**2 * (1 + size) for site in factored)])
 
 
 def ntvp_method(network: Network, n1: int, n2: int) -> Pairwise:

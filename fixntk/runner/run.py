@@ -9,9 +9,9 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 from pydantic import BaseModel
@@ -135,7 +135,8 @@ def _run_pending(
     finished = rows_by_task(tasks, [row for block in kept for row in block.rows])
     pending = [task for task, rows in zip(tasks, finished, strict=True) if not rows]
     if pending:
-        _check(experiment, config)
+        # An experiment need not look before its first task.
+        _ask(experiment, getattr(experiment, "check", lambda _: None), config)
         with refuse_os_errors(directory):
             record_environment(directory, _source(experiment), command, resumed=bool(kept))
         _run_tasks(experiment, config, pending, directory, len(tasks), jobs)
@@ -174,10 +175,7 @@ def regenerate(directory: str | Path, markdown: str | Path | None = None) -> Pat
 
 
 def _tasks(experiment: Experiment, config: BaseModel) -> list[Row]:
-    try:
-        listed = experiment.tasks(config)
-    except ValueError as error:
-        raise ConfigError(f"experiment {_name(experiment)}: {error}") from error
+    listed = _ask(experiment, experiment.tasks, config)
     if len(listed) > MAX_TASKS:
         raise ConfigError(
             f"experiment {_name(experiment)}: this config asks for {len(listed)} tasks, more than {MAX_TASKS}"
@@ -194,10 +192,10 @@ def _tasks(experiment: Experiment, config: BaseModel) -> list[Row]:
     return tasks
 
 
-def _check(experiment: Experiment, config: BaseModel) -> None:
-    """Let an experiment refuse a config before its first task, if it looks."""
+def _ask(experiment: Experiment, function: Callable[[Any], Any], config: BaseModel) -> Any:
+    """What an experiment's function says of a config; ConfigError where it refuses it."""
     try:
-        getattr(experiment, "check", lambda _: None)(config)
+        return function(config)
     except ValueError as error:
         raise ConfigError(f"experiment {_name(experiment)}: {error}") from error
 

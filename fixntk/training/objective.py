@@ -17,7 +17,7 @@ from jax import Array
 from jax.typing import ArrayLike
 from jaxtyping import Bool, Float
 
-from fixntk._checks import as_float_array, as_matrix, check_same_columns, check_same_rows, check_scalar
+from fixntk._checks import as_float_array, as_matrix, check_same_columns, check_same_rows, check_scalar, is_tracing
 from fixntk._compilation import workspace_bytes
 from fixntk._tiling import memory_for
 from fixntk.convex.losses import Loss, as_loss
@@ -88,6 +88,8 @@ def within_memory(compiled: Any, **static: Any) -> Callable[..., Any]:
 
     def call(*args: Any, **more: Any) -> Any:
         nonlocal needed
+        if is_tracing((args, more)):
+            return compiled(*args, **static, **more)
         # Asking XLA takes milliseconds, and the shapes stay.
         if needed is None:
             needed = workspace_bytes(compiled, *args, **static, **more)

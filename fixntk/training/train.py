@@ -190,8 +190,9 @@ def train(
                 value, monitored = measure_rows(state.trained, frozen, rows, validation_rows, reg)
                 state = _keep_best(state, monitored, value)
                 seconds = time.perf_counter() - began
-                validation_loss = np.asarray(monitored) if has_validation else np.full(value.shape, np.nan)
-                records.append(Record(step, np.asarray(value), validation_loss, seconds))
+                objectives = np.asarray(value)
+                validation_loss = np.asarray(monitored) if has_validation else np.full_like(objectives, np.nan)
+                records.append(Record(step, objectives, validation_loss, seconds))
                 if checkpoint is not None and np.any(np.isfinite(records[-1].objective)):
                     checkpoints.save(checkpoint, state, records, made_by)
             seen = _as_progress(records[-1], num_steps, has_validation)

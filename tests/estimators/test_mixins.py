@@ -79,6 +79,8 @@ def test_hidden_values_and_durations_are_refused(table, estimator):
     durations = pd.DataFrame({"a": pd.to_timedelta(np.arange(40), unit="s")})
     with pytest.raises(TypeError, match=r"^X must be numbers, got dtype timedelta64\[.*\]: divide by a unit of time$"):
         clone(estimator).fit(durations, y)
+    with pytest.raises(TypeError, match=r"^X must be numbers, got dtype timedelta64"):
+        clone(estimator).fit(x[:, :1], y).predict(durations.to_numpy())
 
 
 def test_deviations_need_the_squared_loss(table):
