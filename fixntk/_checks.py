@@ -6,6 +6,7 @@ import decimal
 import math
 import numbers
 import operator
+from functools import cache
 from typing import Any
 
 import jax
@@ -21,7 +22,14 @@ def is_traced(*values: Any) -> bool:
 
 def is_tracing(*values: Any) -> bool:
     """Whether any leaf is a tracer, or a function is being traced, where even arrays of constants are tracers."""
-    return is_traced(values, jax.device_put(0.0))
+    return is_traced(values) or is_traced(-_zero())
+
+
+@cache
+def _zero() -> Array:
+    """A number on the device: an operation on it is a tracer while a function is being traced."""
+    with jax.ensure_compile_time_eval():
+        return jax.device_put(np.float32(0))
 
 
 def as_positive_int(name: str, value: Any) -> int:

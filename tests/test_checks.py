@@ -248,3 +248,13 @@ def test_squares_that_overflow_are_named(kind):
     checks.check_squares("x", jnp.full((1, 4), 0.99 * limit, kind))
     with pytest.raises(ValueError, match=r"x holds entries up to .* squared lengths overflow"):
         checks.check_squares("x", jnp.full((1, 4), -1.01 * limit, kind))
+
+
+@pytest.mark.parametrize("transform", [jax.jit, jax.make_jaxpr], ids=lambda one: one.__name__)
+def test_that_a_function_is_traced_is_seen_without_a_tracer_among_its_arguments(transform):
+    # As in a process whose first call is traced.
+    checks._zero.cache_clear()
+    seen = []
+    transform(lambda x: seen.append(checks.is_tracing(np.ones(2))) or x)(1.0)
+    seen.append(checks.is_tracing(np.ones(2)))
+    assert seen == [True, False]

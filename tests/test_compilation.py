@@ -37,8 +37,11 @@ jax.monitoring.register_event_duration_secs_listener(_listen)
 
 # Shapes that no other test has, so that nothing is compiled yet.
 FIRST_CALLS = {
-    # Start, linearisation, direction, the rest of a step, a look, and the certificate.
-    "newton": ({}, 61, 6),
+    # Start, loop and certificate.
+    "newton": ({}, 61, 3),
+    # Start, a round, what follows it, linearisation, three sizes of direction, the rest of a step, a look, and the
+    # certificate.
+    "newton of several sizes": ({"num_gates": 700}, 64, 10),
     # Start, model, four of Newton's, the step, a look, and the certificate.
     "proximal newton": ({"loss": "logistic"}, 62, 9),
     # Start, loop and certificate.

@@ -22,7 +22,7 @@ from jaxtyping import Float
 from fixntk._compilation import jit_for_host, seconds_compiling
 from fixntk._tiling import memory_for
 from fixntk.convex.checkpoints import Keeper, Trace, restore_trace, save_trace
-from fixntk.convex.method import Method, step_any
+from fixntk.convex.method import Method, Step, step_any
 from fixntk.convex.program import ConvexProgram
 from fixntk.convex.progress import Progress
 from fixntk.convex.solution import History, is_active
@@ -98,6 +98,7 @@ def run_from_host(
     what = f"method {method.name!r} on {program.x.shape[0]} rows and {program.num_gates} gates"
     with memory_for(what, method.bytes_needed(program), method.memory_remedy, program, start):
         prepared, state, first, scale = _start(program, start, epsilon, tol, method=method)
+        run = _runner(prepared, method)
         goal, at_zero, unit = float(scale.goal), float(scale.at_zero), float(scale.unit)
         logged = _Log.begin(state, first) if keeper is None else _Log.resume(keeper, state, first)
         is_interrupted = False
@@ -116,7 +117,8 @@ def run_from_host(
                 # A callback is called after every step; otherwise short steps run in batches between two looks.
                 limit = 1 if callback is not None else min(max_iter - logged.done, _STEPS_PER_LOOK)
                 began, compiling = time.perf_counter(), seconds_compiling()
-                state, record = _run(prepared, logged.state, scale.goal, limit, int(look.next_step), method)
+                made, state, record = run(logged.state, scale.goal, limit, step=int(look.next_step))
+                record = np.asarray(record)[: int(made)]
                 # The history has the time of the steps; compiling would hide it in a first call.
                 logged.add(state, record, time.perf_counter() - began - (seconds_compiling() - compiling))
         except KeyboardInterrupt:
@@ -194,15 +196,23 @@ class _Scale(NamedTuple):
     weights_unit: Float[Array, ""]
 
 
-def _run(
-    program: ConvexProgram, state: Any, goal: Array, limit: int, step: int, method: Method
-) -> tuple[Any, Float[np.ndarray, "k 6"]]:
-    """Steps of one kind from the host, at most ``limit``, and a row of the record for each."""
-    if method.compiles_its_steps:
-        state = method.steps(program)[step](program, state)
-        return state, np.asarray(_record_row(state))[None]
-    made, state, record = _advance(program, state, goal, limit, method=method, step=step, room=_STEPS_PER_LOOK)
-    return state, np.asarray(record)[: int(made)]
+def _runner(program: ConvexProgram, method: Method) -> Callable[..., tuple[Any, Any, Any]]:
+    """A function of (state, goal, limit, step) that makes steps of one kind from the host.
+
+    It returns the number made, at most ``limit``, the state after them, and a row of the record for each. The step of a
+    method whose steps are long is strung together by the host, one at a time.
+    """
+    if not method.steps_from_host(program):
+        return partial(_advance, program, method=method, room=_STEPS_PER_LOOK)
+    return partial(_make_one, program, method.steps(program))
+
+
+def _make_one(
+    program: ConvexProgram, steps: tuple[Step, ...], state: Any, *_: Any, step: int
+) -> tuple[int, Any, Float[np.ndarray, "1 6"]]:
+    """One step, whatever the goal and the limit are."""
+    state = steps[step](program, state)
+    return 1, state, np.asarray(_record_row(state))[None]
 
 
 def _history(record: Any, seconds: Any, unit: Array | float) -> History:

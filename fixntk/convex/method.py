@@ -62,9 +62,9 @@ class Method(NamedTuple):
         What lowers that.
     on_active_groups
         The variant for a program most of whose groups are active; None for the method itself.
-    compiles_its_steps
-        Whether a step is for the host to call, one at a time, as it compiles its own parts; else many steps are
-        compiled into one loop, as they are short.
+    steps_from_host
+        ``steps_from_host(program)``: whether a step is for the host to call, one at a time, as it compiles its own
+        parts; else many steps are compiled into one loop, as they are short.
     """
 
     name: str
@@ -77,7 +77,7 @@ class Method(NamedTuple):
     bytes_needed: Callable[[ConvexProgram], int | float] = bytes_of_groups
     memory_remedy: str = "take fewer gates, or rows"
     on_active_groups: Method | None = None
-    compiles_its_steps: bool = False
+    steps_from_host: Callable[[ConvexProgram], bool] = lambda _: False
 
     @property
     def reweights(self) -> bool:

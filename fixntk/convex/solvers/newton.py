@@ -17,6 +17,7 @@ See docs/mathematics.md, M8.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -47,6 +48,8 @@ _PATIENCE_STEPS = 25
 _LAST_RESORT_STEPS = 500
 # Share of the gap at which they stop.
 _LAST_RESORT_GAP_SHARE = 0.1
+# Operations of a Newton step below which several are compiled into one loop.
+_FLOPS_OF_A_SHORT_STEP = 5e8
 
 
 def prepare(program: ConvexProgram) -> tuple[ConvexProgram, Units]:
@@ -62,7 +65,7 @@ def init(program: ConvexProgram, weights: Array, _: Array | None = None) -> Newt
 
 def steps(program: ConvexProgram) -> tuple[Step, ...]:
     """The steps of every kind and size."""
-    return _steps_of(working_sets.schedule_of(program))
+    return _steps_of(program, working_sets.schedule_of(program))
 
 
 def _all_groups(program: ConvexProgram) -> Schedule:
@@ -70,8 +73,18 @@ def _all_groups(program: ConvexProgram) -> Schedule:
     return Schedule((program.num_gates,), ())
 
 
-def _steps_of(schedule: Schedule) -> tuple[Step, ...]:
-    newton = [partial(_newton_step, schedule, size) for size in schedule.newton_sizes]
+def _has_long_steps(program: ConvexProgram, schedule: Schedule) -> bool:
+    """Whether there are several sizes, or steps that take longer than the host's calls of their parts."""
+    sizes = schedule.newton_sizes
+    return len(sizes) > 1 or working_sets.newton_flops(program, sizes[0]) > _FLOPS_OF_A_SHORT_STEP
+
+
+def _steps_of(program: ConvexProgram, schedule: Schedule) -> tuple[Step, ...]:
+    return _steps(schedule, _newton_step if _has_long_steps(program, schedule) else _short_newton_step)
+
+
+def _steps(schedule: Schedule, make_newton_step: Callable[..., NewtonState]) -> tuple[Step, ...]:
+    newton = [partial(make_newton_step, schedule, size) for size in schedule.newton_sizes]
     rounds = [partial(_round_step, schedule, size) for size in schedule.round_sizes]
     return (*newton, *rounds, _last_resort_step)
 
@@ -146,6 +159,13 @@ def _newton_step(schedule: Schedule, size: int, program: ConvexProgram, state: N
     return _follow(program, state, model, direction, schedule=schedule)
 
 
+def _short_newton_step(schedule: Schedule, size: int, program: ConvexProgram, state: NewtonState) -> NewtonState:
+    """The same where the whole step is a part of one compiled loop."""
+    model = newton_step.linearise(program, state)
+    direction = newton_step.find_direction(program, state.sigma, model.prox, model.gradient, size=size)
+    return _follow(program, state, model, direction, schedule=schedule)
+
+
 @partial(jit_for_host, static_argnames=("schedule",))
 def _follow(
     program: ConvexProgram, state: NewtonState, model: Linearisation, direction: Array, *, schedule: Schedule
@@ -205,9 +225,23 @@ def _init_on_all_groups(program: ConvexProgram, weights: Array, _: Array | None 
 
 
 METHOD = Method(
-    name="newton", init=init, steps=steps, supports=_supports, max_iter=200, prepare=prepare, compiles_its_steps=True
+    name="newton",
+    init=init,
+    steps=steps,
+    supports=_supports,
+    max_iter=200,
+    prepare=prepare,
+    steps_from_host=lambda program: _has_long_steps(program, working_sets.schedule_of(program)),
 )
 # Where most groups are active one size is compiled.
 METHOD = METHOD._replace(
-    on_active_groups=METHOD._replace(init=_init_on_all_groups, steps=lambda program: _steps_of(_all_groups(program)))
+    on_active_groups=METHOD._replace(
+        init=_init_on_all_groups,
+        steps=lambda program: _steps_of(program, _all_groups(program)),
+        steps_from_host=lambda program: _has_long_steps(program, _all_groups(program)),
+    )
+)
+# For another solver's step on the host, which makes few of these steps: their parts compile in less time than a loop.
+FROM_HOST = METHOD._replace(
+    steps=lambda program: _steps(working_sets.schedule_of(program), _newton_step), steps_from_host=lambda _: True
 )

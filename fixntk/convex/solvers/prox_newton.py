@@ -119,7 +119,7 @@ def _newton_step(program: ConvexProgram, state: ProxNewtonState) -> ProxNewtonSt
         is_descent_certain = gap <= _INNER_DECREASE_SHARE * (first_primal - primal)
         return (gap > gap_goal) | ~(is_descent_certain | (gap <= negligible * first_primal))
 
-    inner = run_steps(newton.METHOD, model.program, model.start, is_unfinished, _MAX_INNER_STEPS)
+    inner = run_steps(newton.FROM_HOST, model.program, model.start, is_unfinished, _MAX_INNER_STEPS)
     return _move(program, state, inner.weights, model.units.weights)
 
 
@@ -212,5 +212,5 @@ METHOD = Method(
     steps=lambda _: (_newton_step, _first_order_step),
     supports=_supports,
     max_iter=200,
-    compiles_its_steps=True,
+    steps_from_host=lambda _: True,
 )

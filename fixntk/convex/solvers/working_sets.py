@@ -84,7 +84,7 @@ def _merge_sizes(program: ConvexProgram, sizes: list[int]) -> tuple[int, ...]:
     """The largest size, and each of the others for which the next size kept takes more operations by a factor."""
     kept = sizes[-1:]
     for size in reversed(sizes[:-1]):
-        if _MERGED_FLOPS * _newton_flops(program, size) < _newton_flops(program, kept[0]):
+        if _MERGED_FLOPS * newton_flops(program, size) < newton_flops(program, kept[0]):
             kept.insert(0, size)
     return tuple(kept)
 
@@ -112,7 +112,7 @@ def run_round(
     near = nearness(weights, group_norms(correlations), thresholds_of(program))
     _, chosen = lax.top_k(near, size)
     part = with_masks(program, select_masks(program.masks, chosen).astype(jnp.float32), chosen)
-    each, newton = newton_system.pass_flops(program, size), _newton_flops(program, size // 2)
+    each, newton = newton_system.pass_flops(program, size), newton_flops(program, size // 2)
     max_steps = max(_LEAST_STEPS_OF_A_ROUND, int(_ROUND_COST_IN_NEWTON_STEPS * newton / each))
     part, start = with_dtype((part, weights[chosen]), jnp.float32)
     found, num_steps = run_first_order(part, start, _ROUND_GAP_SHARE * gap, max_steps)
@@ -143,7 +143,7 @@ def is_nonzero(weights: Float[Array, "P d c"]) -> Bool[Array, " P"]:
     return group_norms(weights) > 0
 
 
-def _newton_flops(program: ConvexProgram, size: int) -> float:
+def newton_flops(program: ConvexProgram, size: int) -> float:
     """Operations of a Newton step of a size: the direction, and four products with all masks."""
     num_gates, num_features, _ = group_shape_of(program)
     products = 8.0 * program.y.size * num_gates * num_features
