@@ -71,6 +71,9 @@ class GatedReLURegressor(GatedMixin, RegressionMixin, BaseEstimator):
         Of the convex program.
     gates_ : ndarray (P, d')
         Gates on these inputs.
+    feature_importances_ : ndarray (d,)
+        Mean square of the prediction's derivative by each feature over the training rows, scaled to sum to 1: the
+        diagonal of the average gradient outer product of the scaled features. Zeros for a constant prediction.
     n_features_in_, feature_names_in_
         As everywhere in scikit-learn.
 
@@ -125,7 +128,7 @@ class GatedReLURegressor(GatedMixin, RegressionMixin, BaseEstimator):
         gates = self._gate_options()
         options: dict[str, Any] = {"tol": self.tol, "max_iter": self.max_iter, "progress": self.verbose > 0}
         fit = fit_gated(training, gates, reg=self.reg, loss=self.loss, **options)
-        self._set_fit(fit)
+        self._set_fit(fit, training)
         return self
 
 
@@ -150,7 +153,7 @@ class GatedReLUClassifier(GatedMixin, ClassificationMixin, BaseEstimator):
         Probabilities with the squared loss are the softmax of ``temperature_`` · outputs, for two classes the sigmoid;
         it minimises the log-loss of leave-one-out outputs, which have closed forms with the learnt kernel held fixed. 1
         with the log-loss, whose outputs are logits already.
-    kernel_weights_, gap_, n_active_gates_, network_, solution_, gates_, n_features_in_, feature_names_in_
+    kernel_weights_, gap_, n_active_gates_, network_, solution_, gates_, feature_importances_
         As for :class:`GatedReLURegressor`.
 
     Notes
@@ -207,7 +210,7 @@ class GatedReLUClassifier(GatedMixin, ClassificationMixin, BaseEstimator):
         gates = self._gate_options()
         options: dict[str, Any] = {"tol": self.tol, "max_iter": self.max_iter, "progress": self.verbose > 0}
         fit = fit_gated(training, gates, reg=self.reg, loss=loss, **options)
-        self._set_fit(fit)
+        self._set_fit(fit, training)
         self.temperature_ = 1.0
         if self.loss == "squared":
             outputs = leave_one_out(LearntKernel(self.kernel_weights_, self.gates_), training, self.reg_)
@@ -256,7 +259,7 @@ class GatedReLURegressorCV(ChoiceMixin, RegressionMixin, BaseEstimator):
         Mean squared error on held-out rows, of standardised targets, for given or random gates.
     discovered_path_ : ndarray (regs, 4)
         The same for discovered gates and each ``ridge_share_``: 1, 0.3, 0.1 and 0.03. NaN where the path had ended.
-    kernel_weights_, gap_, n_active_gates_, network_, solution_, gates_, n_features_in_, feature_names_in_
+    kernel_weights_, gap_, n_active_gates_, network_, solution_, gates_, feature_importances_
         As for :class:`GatedReLURegressor`; the gap is that after the last step.
 
     Notes
@@ -327,7 +330,7 @@ class GatedReLUClassifierCV(ChoiceMixin, ClassificationMixin, BaseEstimator):
         As for :class:`GatedReLURegressorCV`.
     path_, discovered_path_ : ndarray (regs, max_steps + 1), (regs, 4)
         As there, of the log-loss in nats, of held-out outputs at their best temperature.
-    kernel_weights_, gap_, n_active_gates_, network_, solution_, gates_, n_features_in_, feature_names_in_
+    kernel_weights_, gap_, n_active_gates_, network_, solution_, gates_, feature_importances_
         As for :class:`GatedReLUClassifier`.
 
     Notes

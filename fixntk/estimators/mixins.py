@@ -28,7 +28,13 @@ from fixntk.estimators.fitting import (
 from fixntk.estimators.folds import Folds
 from fixntk.estimators.gate_options import AUTO, DISCOVERED, GateOptions, check_source
 from fixntk.estimators.gaussian_process import Kernel, Process, condition
-from fixntk.estimators.predictors import ClassificationPredictor, GatedOutputs, NTKOutputs, RegressionPredictor
+from fixntk.estimators.predictors import (
+    ClassificationPredictor,
+    GatedOutputs,
+    NTKOutputs,
+    RegressionPredictor,
+    feature_importances,
+)
 from fixntk.estimators.preprocessing import (
     Chosen,
     Scaling,
@@ -199,12 +205,13 @@ class GatedMixin(InputMixin):
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         return GateOptions(self.gates, self.num_gates, self.n_features_in_ + bool(self.bias), seed)
 
-    def _set_fit(self, fit: GatedFit) -> None:
+    def _set_fit(self, fit: GatedFit, training: Training) -> None:
         self.network_, self.solution_, self.gates_, self.reg_ = fit.network, fit.solution, fit.gates, fit.reg
         self.kernel_weights_ = np.asarray(fit.solution.kernel_weights)
         self.gap_ = float(fit.solution.relative_gap)
         self.n_active_gates_ = int(np.sum(np.any(np.asarray(fit.solution.weights) != 0, axis=(1, 2))))
         self.n_iter_ = max(1, int(fit.solution.iterations))
+        self.feature_importances_ = feature_importances(self._outputs(), training, self.n_features_in_)
 
     def _outputs(self) -> GatedOutputs:
         """Outputs of the gated network, in units of the targets fitted."""
@@ -246,7 +253,7 @@ class ChoiceMixin(GatedMixin):
             one_standard_error=self.one_standard_error,
             progress=self.verbose > 0,
         )
-        self._set_fit(choice.fit)
+        self._set_fit(choice.fit, training)
         self.choice_, self.choice_losses_ = choice.kind, dict(choice.losses_of_kinds)
         self.reg_share_, self.n_steps_, self.ridge_share_ = choice.share, choice.num_steps, choice.ridge_share
         self.path_, self.discovered_path_ = choice.losses, choice.discovered_losses
@@ -264,6 +271,7 @@ class NTKMixin(InputMixin):
     def _set_fit(self, fit: NTKFit, training: Training) -> None:
         self.X_fit_, self.dual_coef_, self.loo_errors_ = training.x, fit.dual_coef, fit.errors
         self.reg_, self._ridge = fit.share, fit.reg
+        self.feature_importances_ = feature_importances(self._outputs(), training, self.n_features_in_)
 
     def _outputs(self) -> NTKOutputs:
         """Outputs of the ridge regression, in units of the targets fitted."""

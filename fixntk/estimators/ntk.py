@@ -36,6 +36,8 @@ class NTKRegressor(NTKMixin, RegressionMixin, BaseEstimator):
         Mean squared error of leave-one-out outputs, of standardised targets.
     X_fit_ : ndarray (n, d')
         Training rows, standardised, with a bias column and zero padding.
+    feature_importances_ : ndarray (d,)
+        As for :class:`GatedReLURegressor`.
     n_features_in_, feature_names_in_
         As everywhere in scikit-learn.
 
@@ -78,7 +80,7 @@ class NTKClassifier(NTKMixin, ClassificationMixin, BaseEstimator):
         Labels in order.
     temperature_ : float
         As for :class:`GatedReLUClassifier`, exact here: the kernel does not depend on the targets.
-    dual_coef_, X_fit_, n_features_in_, feature_names_in_
+    dual_coef_, X_fit_, feature_importances_, n_features_in_, feature_names_in_
         As for :class:`NTKRegressor`.
 
     Notes
@@ -125,7 +127,7 @@ class NTKRegressorCV(NTKMixin, RegressionMixin, BaseEstimator):
         The ridge chosen.
     loo_errors_ : ndarray
         Mean squared leave-one-out error for each of ``regs``, of standardised targets.
-    dual_coef_, X_fit_, n_features_in_, feature_names_in_
+    dual_coef_, X_fit_, feature_importances_, n_features_in_, feature_names_in_
         As for :class:`NTKRegressor`.
 
     Notes
@@ -167,7 +169,7 @@ class NTKClassifierCV(NTKMixin, ClassificationMixin, BaseEstimator):
         The ridge chosen.
     loo_errors_ : ndarray
         Mean squared leave-one-out error on ±1 for each of ``regs``.
-    classes_, temperature_, dual_coef_, X_fit_, n_features_in_, feature_names_in_
+    classes_, temperature_, dual_coef_, X_fit_, feature_importances_, n_features_in_, feature_names_in_
         As for :class:`NTKClassifier`.
 
     Notes

@@ -12,6 +12,7 @@ from jaxtyping import Float, Shaped
 from fixntk.estimators.preprocessing import (
     Scaling,
     TargetScaling,
+    Training,
     as_codes,
     as_probabilities,
     as_scores,
@@ -24,6 +25,10 @@ from fixntk.ntk import gated_relu_ntk
 
 # Number of rows for which outputs are computed at a time.
 _TILE_ROWS = 4096
+# The same for gradients, which take several matrices of this many rows and all training rows.
+_GRADIENT_TILE_ROWS = 512
+# Rows at an angle whose sine is smaller count as parallel: that is the rounding error of √(1 − cos² θ).
+_LEAST_SINE = 3e-8
 
 
 class GatedOutputs(NamedTuple):
@@ -43,6 +48,14 @@ class GatedOutputs(NamedTuple):
         """Outputs of rows."""
         return np.asarray(masked_apply(activation_masks(rows, self.gates), rows, self.weights) + self.intercept[None])
 
+    def gradients(self, rows: Float[np.ndarray, "n w"]) -> Float[np.ndarray, "n w c"]:
+        """Derivatives of the outputs of rows by their entries: the sum of W_p over the gates that are open."""
+        is_used = np.any(self.weights != 0, axis=(1, 2))
+        masks = (rows @ self.gates[is_used].T >= 0).astype(float)
+        _, width, num_outputs = self.weights.shape
+        sums = masks @ self.weights[is_used].reshape(-1, width * num_outputs)
+        return sums.reshape(len(rows), width, num_outputs)
+
 
 class NTKOutputs(NamedTuple):
     """Outputs of a kernel regression with the NTK on scaled rows.
@@ -60,6 +73,29 @@ class NTKOutputs(NamedTuple):
         """Outputs of rows."""
         kernel = gated_relu_ntk(rows, jnp.asarray(pad_rows(self.rows)))
         return np.asarray(kernel) @ pad_rows(self.dual_coef)
+
+    def gradients(self, rows: Float[np.ndarray, "n w"]) -> Float[np.ndarray, "n w c"]:
+        """Derivatives of the outputs of rows by their entries.
+
+        With θ the angle between x and x', the kernel x·x' (π − θ) / 2π has the derivative
+        ((π − θ) x' + cot θ (x' − cos θ ‖x'‖/‖x‖ x)) / 2π. Its last term has no limit where the rows are parallel, and
+        counts as zero there.
+        """
+        lengths, other_lengths = np.linalg.norm(rows, axis=1), np.linalg.norm(self.rows, axis=1)
+        products = lengths[:, None] * other_lengths
+        cosines = np.divide(rows @ self.rows.T, products, out=np.zeros_like(products), where=products > 0)
+        cosines = np.clip(cosines, -1, 1)
+        sines = np.sqrt(1 - cosines**2)
+        cotangents = np.divide(cosines, sines, out=np.zeros_like(sines), where=sines > _LEAST_SINE)
+        towards = np.arccos(-cosines) + cotangents
+        inverse = np.divide(1.0, lengths, out=np.zeros_like(lengths), where=lengths > 0)
+        back = (cotangents * cosines * other_lengths * inverse[:, None]) @ self.dual_coef
+        found = [
+            towards @ (self.rows * column[:, None]) - rows * shrunk[:, None]
+            for column, shrunk in zip(self.dual_coef.T, back.T, strict=True)
+        ]
+        # A row of zeros has the output zero, and no direction.
+        return np.stack(found, axis=2) * (lengths > 0)[:, None, None] / (2 * np.pi)
 
 
 class RegressionPredictor(NamedTuple):
@@ -115,3 +151,20 @@ class ClassificationPredictor(NamedTuple):
     def predict_proba(self, x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n k"]:
         """Probabilities of rows, a column for each class."""
         return as_probabilities(self.temperature * self.decision_function(x))
+
+
+def feature_importances(
+    outputs: GatedOutputs | NTKOutputs, training: Training, num_features: int
+) -> Float[np.ndarray, " d"]:
+    """Mean square of the outputs' derivative by each feature, over the rows and outputs, scaled to sum to 1.
+
+    This is the diagonal of the average gradient outer product, for scaled features. Zeros where the outputs are
+    constant.
+    """
+    total = np.zeros(num_features)
+    for begin in range(0, training.num_rows, _GRADIENT_TILE_ROWS):
+        tile = slice(begin, begin + _GRADIENT_TILE_ROWS)
+        squares = np.sum(outputs.gradients(training.x[tile])[:, :num_features] ** 2, axis=2)
+        total += training.weights[tile] @ squares
+    # A sum of squares that is above zero may still be too small to divide by.
+    return np.divide(total, total.sum(), out=np.zeros_like(total), where=total.sum() > np.finfo(float).tiny)

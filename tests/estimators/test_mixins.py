@@ -9,7 +9,9 @@ import pytest
 from scipy.special import expit, softmax
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
+from sklearn.inspection import partial_dependence, permutation_importance
 
+import fixntk.estimators
 from fixntk.estimators import GatedReLURegressor, NTKClassifier, NTKRegressor, predictors
 
 METHODS = [
@@ -162,3 +164,21 @@ def test_without_scikit_learn_the_error_names_the_extra():
     done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=False)
     expected = "ModuleNotFoundError: fixntk.estimators needs scikit-learn: pip install 'fixntk[estimators]'"
     assert done.stderr.strip().splitlines()[-1] == expected
+
+
+@pytest.mark.parametrize("name", fixntk.estimators.__all__)
+def test_importances_and_the_tools_of_scikit_learn_find_the_one_feature_that_counts(name):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((60, 3)) * [1.0, 20.0, 0.1]
+    y = np.abs(x[:, 1])
+    is_classifier = "Classifier" in name
+    options = {} if "NTK" in name else {"num_gates": 64, "random_state": 0}
+    if name.startswith("GatedReLU") and name.endswith("CV"):
+        options |= {"gates": "random", "regs": (0.1, 0.03), "num_folds": 2, "max_steps": 1}
+    model = getattr(fixntk.estimators, name)(**options).fit(x, y > np.median(y) if is_classifier else y)
+    np.testing.assert_allclose(model.feature_importances_.sum(), 1.0, rtol=1e-12)
+    assert model.feature_importances_[1] > 0.6
+    shuffled = permutation_importance(model, x, model.predict(x), n_repeats=2, random_state=0)
+    assert np.argmax(shuffled.importances_mean) == 1
+    curve = partial_dependence(model, x, [1], grid_resolution=9)["average"][0]
+    assert curve[0] > curve[4] < curve[-1]

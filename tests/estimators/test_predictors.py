@@ -5,8 +5,14 @@ import pytest
 from scipy.special import expit, softmax
 
 from fixntk.estimators import predictors
-from fixntk.estimators.predictors import ClassificationPredictor, GatedOutputs, NTKOutputs, RegressionPredictor
-from fixntk.estimators.preprocessing import Scaling, TargetScaling
+from fixntk.estimators.predictors import (
+    ClassificationPredictor,
+    GatedOutputs,
+    NTKOutputs,
+    RegressionPredictor,
+    feature_importances,
+)
+from fixntk.estimators.preprocessing import Scaling, TargetScaling, Training
 
 
 @pytest.fixture(autouse=True)
@@ -97,3 +103,50 @@ def test_more_classes_have_a_score_each_and_the_label_of_the_largest(rng, scalin
     np.testing.assert_allclose(predictor.decision_function(x), scores, atol=1e-10)
     np.testing.assert_array_equal(predictor.predict(x), np.array([2, 5, 7])[np.argmax(scores, axis=1)])
     np.testing.assert_allclose(predictor.predict_proba(x), softmax(0.3 * scores, axis=1), rtol=1e-10)
+
+
+def central_differences(function, rows, step=1e-6):
+    """Derivatives (n, w, c) of a function of rows by their entries."""
+    found = [
+        (function(rows + step * shift) - function(rows - step * shift)) / (2 * step) for shift in np.eye(rows.shape[1])
+    ]
+    return np.stack(found, axis=1)
+
+
+@pytest.mark.parametrize("num_outputs", [1, 3])
+def test_gradients_are_those_of_the_outputs(rng, num_outputs):
+    rows, training = rng.standard_normal((7, 8)), rng.standard_normal((5, 8))
+    network = gated(rng, num_outputs)
+    # Gates without weight are left out.
+    network.weights[2] = 0
+    np.testing.assert_allclose(
+        network.gradients(rows), central_differences(lambda x: gated_outputs(network, x), rows), rtol=1e-6, atol=1e-7
+    )
+    regression = NTKOutputs(training, rng.standard_normal((5, num_outputs)))
+    np.testing.assert_allclose(
+        regression.gradients(rows), central_differences(lambda x: ntk_outputs(regression, x), rows), atol=1e-7
+    )
+
+
+def test_gradients_at_training_rows_are_the_mean_of_those_around_them(rng):
+    training = np.vstack([rng.standard_normal((4, 3)), np.zeros(3)])
+    # A row at itself, at a multiple, at its opposite, and a row of zeros.
+    rows = np.vstack([training[:4], 2 * training[:1], -training[:1], np.zeros(3)])
+    regression = NTKOutputs(training, rng.standard_normal((5, 1)))
+    found = regression.gradients(rows)
+    direct = central_differences(lambda x: np.asarray(regression(x))[: len(x)], rows[:-1])
+    np.testing.assert_allclose(found[:-1], direct, atol=1e-6)
+    np.testing.assert_array_equal(found[-1], 0.0)
+
+
+@pytest.mark.parametrize("rows_at_a_time", [3, 512])
+def test_importances_are_weighted_mean_squares_of_gradients_and_sum_to_one(rng, monkeypatch, rows_at_a_time):
+    monkeypatch.setattr(predictors, "_GRADIENT_TILE_ROWS", rows_at_a_time)
+    x, weights = rng.standard_normal((11, 8)), rng.random(11)
+    network = gated(rng, 2)
+    squares = np.mean(central_differences(lambda x: gated_outputs(network, x), x) ** 2, axis=2)
+    expected = np.average(squares, axis=0, weights=weights)[:6]
+    found = feature_importances(network, Training(x, np.zeros((11, 2)), weights, 11), 6)
+    np.testing.assert_allclose(found, expected / expected.sum(), rtol=1e-6)
+    constant = GatedOutputs(np.zeros((6, 8, 1)), network.gates, np.ones(1))
+    np.testing.assert_array_equal(feature_importances(constant, Training(x, x[:, :1], weights, 11), 6), np.zeros(6))
