@@ -105,10 +105,11 @@ def _run_command(argv: Sequence[str] | None) -> int:
     try:
         return arguments.function(arguments)
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in _OPTIONAL_IMPORTS:
+        package = (error.name or "").partition(".")[0]
+        if package not in _OPTIONAL_IMPORTS:
             raise
-        extra = "parquet" if error.name == "pyarrow" else arguments.extra
-        message = f"this needs {error.name}, which is not installed: pip install 'fixntk[{extra}]'"
+        extra = "parquet" if package == "pyarrow" else arguments.extra
+        message = f"this needs {package}, which is not installed: pip install 'fixntk[{extra}]'"
         raise _InputError(message) from error
 
 
@@ -279,7 +280,8 @@ def _fit(arguments: argparse.Namespace) -> int:
     options = {name: getattr(arguments, name) for name in ("method", "reg", "seed", "drop_missing_target")}
     try:
         kinds = columns.parse_kinds(" ".join(arguments.columns))
-        lines = model.fit(arguments.table, arguments.target, arguments.out, kinds=kinds, **options)
+        shown = sys.stderr.isatty()
+        lines = model.fit(arguments.table, arguments.target, arguments.out, kinds=kinds, progress=shown, **options)
     except (ValueError, OSError, MemoryError) as error:
         raise _InputError(_describe(error, arguments.out)) from error
     for line in lines:

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from sklearn.base import BaseEstimator
 
 from fixntk.estimators.calibration import fit_temperature
 from fixntk.estimators.fitting import DEFAULT_REGS, fit_ntk
 from fixntk.estimators.mixins import ClassificationMixin, NTKMixin, RegressionMixin
-from fixntk.estimators.preprocessing import distinct_rows
+from fixntk.estimators.preprocessing import as_codes, as_scores, distinct_rows
 
 
 class NTKRegressor(NTKMixin, RegressionMixin, BaseEstimator):
@@ -127,6 +128,8 @@ class NTKRegressorCV(NTKMixin, RegressionMixin, BaseEstimator):
         The ridge chosen.
     loo_errors_ : ndarray
         Mean squared leave-one-out error for each of ``regs``, of standardised targets.
+    loo_score_ : float
+        R² of leave-one-out predictions at the ridge chosen, the mean over targets.
     dual_coef_, X_fit_, feature_importances_, n_features_in_, feature_names_in_
         As for :class:`NTKRegressor`.
 
@@ -150,6 +153,7 @@ class NTKRegressorCV(NTKMixin, RegressionMixin, BaseEstimator):
         """
         training = self._read(X, y, sample_weight, distinct_rows)
         self._set_fit(fit_ntk(training, self.regs), training)
+        self.loo_score_ = float(1 - self.loo_errors_.min())
         return self
 
 
@@ -169,6 +173,8 @@ class NTKClassifierCV(NTKMixin, ClassificationMixin, BaseEstimator):
         The ridge chosen.
     loo_errors_ : ndarray
         Mean squared leave-one-out error on ±1 for each of ``regs``.
+    loo_score_ : float
+        Accuracy of leave-one-out predictions at the ridge chosen.
     classes_, temperature_, dual_coef_, X_fit_, feature_importances_, n_features_in_, feature_names_in_
         As for :class:`NTKClassifier`.
 
@@ -197,4 +203,6 @@ class NTKClassifierCV(NTKMixin, ClassificationMixin, BaseEstimator):
         fit = fit_ntk(training, self.regs)
         self._set_fit(fit, training)
         self.temperature_ = fit_temperature(fit.left_out_outputs, training.weights, codes)
+        is_right = as_codes(as_scores(fit.left_out_outputs)) == codes
+        self.loo_score_ = float(np.average(is_right, weights=training.weights))
         return self

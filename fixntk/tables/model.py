@@ -9,26 +9,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from sklearn.model_selection import GridSearchCV
-from sklearn.pipeline import Pipeline
 
 from fixntk._files import replace_when_written
-from fixntk.estimators import GatedReLUClassifier, GatedReLURegressor, NTKClassifier, NTKRegressor
+from fixntk.tables.choice import METHODS, choosing_estimator, describe_choice, estimator_of
 from fixntk.tables.columns import check_kinds, match_columns, read_columns, read_target
 from fixntk.tables.encode import imputing_encoder
 from fixntk.tables.model_file import Model, load, probability_name, save
 from fixntk.tables.names import TableError
 from fixntk.tables.read import read_strings, read_table
 
-METHODS = ("gated", "ntk")
-# Candidates for reg in the cross-validation.
-REGS = (0.1, 0.03, 0.01, 0.003, 0.001)
-# Largest number of folds of the cross-validation that chooses reg.
-_MAX_FOLDS = 4
-# Number of rows of a quantity from which reg is chosen: R² needs two in each of two folds.
-_LEAST_ROWS = 4
 # Text that spreadsheets take for a formula, with apostrophes that mark it as text.
 _FORMULA = re.compile(r"'*[=+\-@\t\r\n＝＋－＠]")
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
@@ -44,6 +35,7 @@ def fit(
     seed: int = 0,
     kinds: Mapping[str, str] | None = None,
     drop_missing_target: bool = False,
+    progress: bool = False,
 ) -> list[str]:
     """Fit a model of a table's column and write it to a file; return a report, in lines.
 
@@ -57,15 +49,17 @@ def fit(
     out
         The model's file.
     method
-        One of :data:`METHODS`.
+        ``"gated"`` or ``"ntk"``.
     reg
-        Regularisation; chosen by cross-validation when None.
+        Regularisation; chosen by cross-validation when None, and with it the gates of a small table.
     seed
         For the gates.
     kinds
         Kinds of columns, by name: number, date, category or drop; for the target, number or category.
     drop_missing_target
         Whether to leave out rows without a target, which are refused otherwise.
+    progress
+        Whether to show bars.
 
     Raises
     ------
@@ -86,23 +80,21 @@ def fit(
     if is_class and target in map(probability_name, set(y)):
         raise TableError(f"{table.name}: {target!r} would also be the name of a column of probabilities: rename it")
     lines = [f"{len(y)} rows, {table.features.shape[1]} columns; {target!r} is a {description}", *table.lines, *taken]
-    estimator = _estimator(method, is_class, seed)
-    model: Any = Pipeline([("columns", imputing_encoder(columns)), ("estimator", estimator)])
     if reg is None:
-        search = _search_reg(table.name, target, model, y, is_class)
-        with warnings.catch_warnings():
-            # Not every fold can have rows of a class that has few.
-            warnings.filterwarnings("ignore", "The least populated class", UserWarning)
-            search.fit(frame, y)
-        model, score = search.best_estimator_, "accuracy" if is_class else "R²"
-        lines.append(
-            f"reg {model['estimator'].reg:g} by {search.n_splits_}-fold cross-validation: {score}"
-            f" {search.best_score_:.4f}"
-        )
+        estimator = choosing_estimator(method, is_class, y, (table.name, target), seed=seed, progress=progress)
     else:
-        model = model.set_params(estimator__reg=reg).fit(frame, y)
+        estimator = estimator_of(method, is_class, reg=reg, seed=seed)
+    encoder = imputing_encoder(columns)
+    rows = encoder.fit_transform(frame)
+    with warnings.catch_warnings():
+        # Not every fold can have rows of a class that has few.
+        warnings.filterwarnings("ignore", "The least populated class", UserWarning)
+        estimator.fit(rows, y)
+    if reg is None:
+        lines.append(describe_choice(estimator, is_class))
+    fitted = estimator.best_estimator_ if isinstance(estimator, GridSearchCV) else estimator
     medians = frame[columns.numbers].median().fillna(0.0).to_numpy()
-    save(Model(target, columns, medians, model["estimator"].predictor()), out)
+    save(Model(target, columns, medians, fitted.predictor()), out)
     return [*lines, f"wrote {out}"]
 
 
@@ -156,31 +148,3 @@ def write_csv(frame: pd.DataFrame, file: Any) -> None:
 
 def _guard(text: str) -> str:
     return f"'{text}" if _FORMULA.match(text) and not _NUMBER.fullmatch(text) else text
-
-
-def _estimator(method: str, is_class: bool, seed: int) -> Any:
-    if method == "gated":
-        return GatedReLUClassifier(random_state=seed) if is_class else GatedReLURegressor(random_state=seed)
-    return NTKClassifier() if is_class else NTKRegressor()
-
-
-def _search_reg(name: str, target: str, model: Any, y: np.ndarray, is_class: bool) -> GridSearchCV:
-    """The search for reg; its folds have as many of each class as there are.
-
-    Raises
-    ------
-    TableError
-        If fewer than two classes have two rows, as each fold needs two classes to train on; or there are fewer than
-        four rows of a quantity, as R² needs two rows in each fold.
-    """
-    if is_class:
-        sizes = pd.Series(y).value_counts()
-        if (sizes >= 2).sum() < 2:
-            reason = f"fewer than two classes of column {target!r} have two rows"
-            raise TableError(f"{name}: {reason}, too few to choose reg: give it")
-        num_folds = min(_MAX_FOLDS, int(sizes.iloc[0]))
-    else:
-        if len(y) < _LEAST_ROWS:
-            raise TableError(f"{name}: it has {len(y)} rows, {_LEAST_ROWS} are needed to choose reg: give it")
-        num_folds = min(_MAX_FOLDS, len(y) // 2)
-    return GridSearchCV(model, {"estimator__reg": list(REGS)}, cv=num_folds)

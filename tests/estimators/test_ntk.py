@@ -47,6 +47,8 @@ def test_the_ridge_chosen_is_that_of_leave_one_out_refits():
             found.append(weights[i] * (kernel[i, rest] @ np.linalg.solve(matrix, y[rest] - mean) - y[i] + mean) ** 2)
         np.testing.assert_allclose(error, np.sum(found) / weights.sum() / scale**2, rtol=1e-7)
     assert model.reg_ == model.regs[int(np.argmin(model.loo_errors_))] not in (0.01, 10.0)
+    # R² is one less the share of the variance that is left, which is one.
+    np.testing.assert_allclose(model.loo_score_, 1 - model.loo_errors_.min(), rtol=1e-12)
 
 
 def scaled_kernel(x):
@@ -79,6 +81,10 @@ def test_the_ridge_of_a_classifier_is_that_of_the_least_squared_error_left_out()
         # The closed form of left-out errors, (C⁻¹y)_i / (C⁻¹)_ii.
         left_out = (inverse @ (2.0 * y - 1)) / np.diag(inverse)
         np.testing.assert_allclose(error, np.mean(left_out**2), rtol=1e-8)
+        if reg == model.reg_:
+            is_right = (left_out < 1) == (y == 1)
+            is_right[y == 0] = left_out[y == 0] > -1
+            np.testing.assert_allclose(model.loo_score_, np.mean(is_right), rtol=1e-12)
     assert model.reg_ == regs[int(np.argmin(model.loo_errors_))]
     np.testing.assert_allclose(
         model.decision_function(x), NTKClassifier(reg=model.reg_).fit(x, y).decision_function(x), atol=1e-8

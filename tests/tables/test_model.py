@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fixntk.cli import main
+from fixntk.tables import choice
 from fixntk.tables.model import write_csv
 
 
@@ -54,7 +55,7 @@ def test_a_class_is_learnt_and_predicted(tables, capsys):
     assert "'kind' is a class" in told
     assert "column 'age': number; 1 missing, replaced by the median" in told
     assert "column 'colour': category of 2 values; 1 missing, replaced by a category of its own" in told
-    assert "by 4-fold cross-validation: accuracy" in told
+    assert re.search(r"reg \S+ by leaving out one row after another: accuracy [01]\.\d{4}", told)
     assert main(["predict", str(tables / "model"), str(tables / "new.csv"), "--out", str(tables / "out.csv")]) == 0
     predictions, truth = pd.read_csv(tables / "out.csv"), pd.read_csv(tables / "table.csv")["kind"][:10]
     assert list(predictions.columns) == ["kind", "P(no)", "P(yes)"]
@@ -199,11 +200,27 @@ def test_few_numbers_are_classes_only_if_they_recur(tmp_path, capsys, targets, t
     assert told in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("target", "measure", "folds"),
+    [("price", "R²", r"R² \S+"), ("kind", "log-loss in nats", r"accuracy \S+")],
+)
+def test_the_gated_model_chooses_gates_where_the_table_is_small(tables, capsys, monkeypatch, target, measure, folds):
+    frame = pd.read_csv(tables / "table.csv").drop(columns="price" if target == "kind" else "kind")
+    frame.to_csv(tables / "table.csv", index=False)
+    assert fitted(tables, target) == 0
+    told = capsys.readouterr().out
+    assert re.search(rf"chose .*, λ/λ_max \S+, by 4-fold cross-validation \({measure}: constant .*discovered", told)
+    monkeypatch.setattr(choice, "MAX_ROWS_FOR_ALL", 10)
+    assert fitted(tables, target) == 0
+    told = capsys.readouterr().out
+    assert re.search(rf"random gates, .* over 10 rows; reg \S+ by 4-fold cross-validation: {folds}", told)
+
+
 def test_reg_is_chosen_from_four_rows_of_a_quantity(tmp_path, capsys):
     frame = pd.DataFrame({"x": [1.0, 2, 4, 3], "y": [1.5, 2.25, 3.5, 4.0]})
     frame.to_csv(tmp_path / "table.csv", index=False)
     assert fitted(tmp_path, "y", "--method", "ntk") == 0
-    assert re.search(r"by 2-fold cross-validation: R² -?\d", capsys.readouterr().out)
+    assert re.search(r"by leaving out one row after another: R² -?\d", capsys.readouterr().out)
     frame[:3].to_csv(tmp_path / "table.csv", index=False)
     assert fitted(tmp_path, "y", "--method", "ntk") == 2
     assert "it has 3 rows, 4 are needed to choose reg" in error_line(capsys)

@@ -1,0 +1,114 @@
+"""Which estimator ``fixntk fit`` fits, how its regularisation is chosen, and what it says of the choice."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.model_selection import GridSearchCV, KFold, StratifiedKFold
+
+from fixntk.estimators import (
+    GatedReLUClassifier,
+    GatedReLUClassifierCV,
+    GatedReLURegressor,
+    GatedReLURegressorCV,
+    NTKClassifier,
+    NTKClassifierCV,
+    NTKRegressor,
+    NTKRegressorCV,
+)
+from fixntk.tables.names import TableError
+
+METHODS = ("gated", "ntk")
+# Candidates for reg of a gated estimator on a table of more rows than the next.
+REGS = (0.1, 0.03, 0.01, 0.003, 0.001)
+# Number of rows up to which discovered gates, reweighted ones and the NTK are all tried: beyond it that takes minutes.
+MAX_ROWS_FOR_ALL = 1000
+# Largest number of folds of a cross-validation.
+_MAX_FOLDS = 4
+# Number of rows of a quantity from which reg is chosen: R² needs two in each of two folds.
+_LEAST_ROWS = 4
+
+
+def estimator_of(method: str, is_class: bool, *, reg: float, seed: int) -> Any:
+    """The estimator of a method with a given regularisation."""
+    if method == "gated":
+        gated = GatedReLUClassifier if is_class else GatedReLURegressor
+        return gated(reg=reg, random_state=seed)
+    return NTKClassifier(reg=reg) if is_class else NTKRegressor(reg=reg)
+
+
+def choosing_estimator(
+    method: str, is_class: bool, y: np.ndarray, where: tuple[str, str], *, seed: int, progress: bool
+) -> Any:
+    """An estimator that chooses its regularisation itself, and gates where the table is small enough.
+
+    Parameters
+    ----------
+    method
+        One of :data:`METHODS`.
+    is_class, y
+        Whether the target is a class, and its (n,) values.
+    where
+        The names of table and target, for errors.
+    seed
+        For the gates.
+    progress
+        Whether to show bars.
+
+    Raises
+    ------
+    TableError
+        If fewer than two classes have two rows, as each fold needs two classes to train on; or there are fewer than
+        four rows of a quantity, as R² needs two rows in each fold.
+    """
+    num_folds = _num_folds(is_class, y, where)
+    if method == "ntk":
+        return NTKClassifierCV() if is_class else NTKRegressorCV()
+    if len(y) > MAX_ROWS_FOR_ALL:
+        plain = estimator_of(method, is_class, reg=REGS[0], seed=seed)
+        # In random order, as tables may be sorted.
+        folds = (StratifiedKFold if is_class else KFold)(num_folds, shuffle=True, random_state=0)
+        return GridSearchCV(plain, {"reg": list(REGS)}, cv=folds)
+    choosing = GatedReLUClassifierCV if is_class else GatedReLURegressorCV
+    return choosing(num_folds=num_folds, random_state=seed, verbose=int(progress))
+
+
+def _num_folds(is_class: bool, y: np.ndarray, where: tuple[str, str]) -> int:
+    table, target = where
+    if is_class:
+        sizes = pd.Series(y).value_counts()
+        if (sizes >= 2).sum() < 2:
+            reason = f"fewer than two classes of column {target!r} have two rows"
+            raise TableError(f"{table}: {reason}, too few to choose reg: give it")
+        return min(_MAX_FOLDS, int(sizes.iloc[0]))
+    if len(y) < _LEAST_ROWS:
+        raise TableError(f"{table}: it has {len(y)} rows, {_LEAST_ROWS} are needed to choose reg: give it")
+    return min(_MAX_FOLDS, len(y) // 2)
+
+
+def describe_choice(fitted: Any, is_class: bool) -> str:
+    """A line about what a fitted :func:`choosing_estimator` chose, and how good it was on rows that were left out."""
+    score = "accuracy" if is_class else "R²"
+    if isinstance(fitted, GridSearchCV):
+        reg, folds = fitted.best_params_["reg"], f"{fitted.n_splits_}-fold cross-validation"
+        found = f"reg {reg:g} by {folds}: {score} {fitted.best_score_:.4f}"
+        return f"random gates, as the table has over {MAX_ROWS_FOR_ALL} rows; {found}"
+    if isinstance(fitted, NTKClassifierCV | NTKRegressorCV):
+        return f"reg {fitted.reg_:g} by leaving out one row after another: {score} {fitted.loo_score_:.4f}"
+    kinds = {
+        "constant": "the constant, as no kernel predicts better",
+        "ntk": "the NTK of random gates",
+        "reweighted": f"random gates, reweighted {fitted.n_steps_} times",
+        "discovered": f"gates discovered from the target, {fitted.n_active_gates_} of them",
+    }
+    losses = fitted.choice_losses_
+    if is_class:
+        measure, values = "log-loss in nats", losses
+    else:
+        # Errors are those of a target of variance one.
+        measure, values = "R²", {kind: 1 - loss for kind, loss in losses.items()}
+    told = ", ".join(f"{kind} {value:.4f}" for kind, value in values.items())
+    folds = f"{fitted.num_folds}-fold cross-validation"
+    return f"chose {kinds[fitted.choice_]}, λ/λ_max {fitted.reg_share_:g}, by {folds} ({measure}: {told})"
