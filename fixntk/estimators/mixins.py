@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Int
 from sklearn.base import ClassifierMixin, MultiOutputMixin, RegressorMixin
-from sklearn.utils import check_random_state
+from sklearn.utils import check_array, check_random_state
 from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
@@ -26,6 +26,7 @@ from fixntk.estimators.fitting import (
     memory_for_kernels,
 )
 from fixntk.estimators.folds import Folds
+from fixntk.estimators.frames import FrameEncoder, check_numbers, fit_encoder, is_frame
 from fixntk.estimators.gate_options import AUTO, DISCOVERED, GateOptions, check_source
 from fixntk.estimators.gaussian_process import Kernel, Process, condition
 from fixntk.estimators.predictors import (
@@ -63,12 +64,37 @@ class InputMixin:
     standardize: bool
     bias: bool
     n_features_in_: int
+    feature_importances_: np.ndarray
+    _encoder: FrameEncoder | None
     _scaling: Scaling
 
-    def _read_new(self, X: Any) -> Float[np.ndarray, "n d"]:
+    def _read_rows(self, X: Any, y: Any, sample_weight: Any, **options: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Check inputs and targets; inputs as numbers (n, e), of which a data frame's column can make several."""
+        encoder = fit_encoder(X, sample_weight)
+        rows = known("X", X) if encoder is None else encoder(X)
+        rows, y = validate_data(self, rows, known("y", y), dtype=np.float64, **options)
+        if encoder is not None:
+            # Names and number of the columns are the frame's.
+            validate_data(self, X, skip_check_array=True)
+        self._encoder = encoder
+        return rows, y
+
+    def _read_new(self, X: Any) -> Float[np.ndarray, "n e"]:
         """Check new inputs; they are scaled later, a tile at a time."""
         check_is_fitted(self)
-        return validate_data(self, known("X", X), reset=False, dtype=np.float64)
+        if self._encoder is None:
+            if is_frame(X):
+                check_numbers(X)
+            return validate_data(self, known("X", X), reset=False, dtype=np.float64)
+        if is_frame(X):
+            validate_data(self, X, reset=False, skip_check_array=True)
+        return check_array(self._encoder(X), dtype=np.float64, input_name="X")
+
+    def _set_importances(self, outputs: GatedOutputs | NTKOutputs, training: Training) -> None:
+        """The importance of a data frame's column is the sum of those of its encoded columns."""
+        found = feature_importances(outputs, training, len(self._scaling.mean))
+        owners = np.arange(self.n_features_in_) if self._encoder is None else self._encoder.owners
+        self.feature_importances_ = np.bincount(owners, found, self.n_features_in_)
 
     def _scale_inputs(self, X: Float[np.ndarray, "n d"], chosen: Chosen) -> Float[np.ndarray, "m w"]:
         self._scaling, padded = scale_inputs(X, chosen, standardize=self.standardize, bias=self.bias)
@@ -87,7 +113,7 @@ class RegressionMixin(InputMixin, MultiOutputMixin, RegressorMixin):
         self, X: Any, y: Any, sample_weight: Any, choose: Callable[[Any, Any, Any], Chosen] = all_rows
     ) -> Training:
         """Check inputs and targets, and scale the chosen rows; rows of positive weight are stored as well."""
-        X, y = validate_data(self, known("X", X), known("y", y), multi_output=True, y_numeric=True, dtype=np.float64)
+        X, y = self._read_rows(X, y, sample_weight, multi_output=True, y_numeric=True)
         weights = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
         chosen = choose(X, y, weights)
         self._target_scaling, targets = scale_targets(y, chosen)
@@ -145,7 +171,7 @@ class ClassificationMixin(InputMixin, ClassifierMixin):
 
     def _read(self, X: Any, y: Any, sample_weight: Any) -> tuple[Training, Int[np.ndarray, " n"]]:
         """Check inputs and labels; distinct rows with targets of ±1, and their classes as numbers."""
-        X, y = validate_data(self, known("X", X), known("y", y), dtype=np.float64)
+        X, y = self._read_rows(X, y, sample_weight)
         check_classification_targets(y)
         weights = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
         # Rows of weight zero are ignored, and so are classes that have no other rows.
@@ -203,7 +229,7 @@ class GatedMixin(InputMixin):
     def _gate_options(self) -> GateOptions:
         check_source(self.gates, *self._other_sources)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        return GateOptions(self.gates, self.num_gates, self.n_features_in_ + bool(self.bias), seed)
+        return GateOptions(self.gates, self.num_gates, len(self._scaling.mean) + bool(self.bias), seed)
 
     def _set_fit(self, fit: GatedFit, training: Training) -> None:
         self.network_, self.solution_, self.gates_, self.reg_ = fit.network, fit.solution, fit.gates, fit.reg
@@ -211,7 +237,7 @@ class GatedMixin(InputMixin):
         self.gap_ = float(fit.solution.relative_gap)
         self.n_active_gates_ = int(np.sum(np.any(np.asarray(fit.solution.weights) != 0, axis=(1, 2))))
         self.n_iter_ = max(1, int(fit.solution.iterations))
-        self.feature_importances_ = feature_importances(self._outputs(), training, self.n_features_in_)
+        self._set_importances(self._outputs(), training)
 
     def _outputs(self) -> GatedOutputs:
         """Outputs of the gated network, in units of the targets fitted."""
@@ -271,7 +297,7 @@ class NTKMixin(InputMixin):
     def _set_fit(self, fit: NTKFit, training: Training) -> None:
         self.X_fit_, self.dual_coef_, self.loo_errors_ = training.x, fit.dual_coef, fit.errors
         self.reg_, self._ridge = fit.share, fit.reg
-        self.feature_importances_ = feature_importances(self._outputs(), training, self.n_features_in_)
+        self._set_importances(self._outputs(), training)
 
     def _outputs(self) -> NTKOutputs:
         """Outputs of the ridge regression, in units of the targets fitted."""

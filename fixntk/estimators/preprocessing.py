@@ -55,7 +55,7 @@ def known(name: str, value: Any) -> Any:
     Raises
     ------
     TypeError
-        If they are durations, which it would take as numbers.
+        If they are dates or durations, which it would take as numbers.
     ValueError
         If some are missing or hidden by a mask; the message says how many.
     """
@@ -67,6 +67,8 @@ def known(name: str, value: Any) -> Any:
         return value
     if array.dtype.kind == "m":
         raise TypeError(f"{name} must be numbers, got dtype {array.dtype}: divide by a unit of time")
+    if array.dtype.kind == "M":
+        raise TypeError(f"{name} must be numbers, got dtype {array.dtype}: subtract a date, divide by a unit of time")
     if array.ndim:
         refuse_missing(name, array)
     return value

@@ -78,11 +78,11 @@ def test_hidden_values_and_durations_are_refused(table, estimator):
         clone(estimator).fit(x, np.ma.array(y, mask=np.arange(40) == 3))
     with pytest.raises(ValueError, match=rf"^X has {count} missing"):
         clone(estimator).fit(x, y).predict(hidden)
-    durations = pd.DataFrame({"a": pd.to_timedelta(np.arange(40), unit="s")})
+    durations = np.arange(40).astype("timedelta64[s]")[:, None]
     with pytest.raises(TypeError, match=r"^X must be numbers, got dtype timedelta64\[.*\]: divide by a unit of time$"):
         clone(estimator).fit(durations, y)
     with pytest.raises(TypeError, match=r"^X must be numbers, got dtype timedelta64"):
-        clone(estimator).fit(x[:, :1], y).predict(durations.to_numpy())
+        clone(estimator).fit(x[:, :1], y).predict(durations)
 
 
 def test_deviations_need_the_squared_loss(table):
