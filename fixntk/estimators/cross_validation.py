@@ -18,6 +18,7 @@ from fixntk.estimators.discovered import RIDGE_SHARES, discovered_candidates
 from fixntk.estimators.fitting import GatedFit, GatedProblem, check_regs, gated_problem
 from fixntk.estimators.folds import Folds
 from fixntk.estimators.gate_options import AUTO, DISCOVERED, GateOptions
+from fixntk.estimators.large import MAX_KERNEL_ROWS, optimum_candidates
 from fixntk.estimators.preprocessing import Training
 from fixntk.estimators.reweighted import reweighted_candidates
 
@@ -25,6 +26,7 @@ from fixntk.estimators.reweighted import reweighted_candidates
 CONSTANT = "constant"
 NTK = "ntk"
 REWEIGHTED = "reweighted"
+OPTIMUM = "optimum"
 
 
 class GatedChoice(NamedTuple):
@@ -33,8 +35,8 @@ class GatedChoice(NamedTuple):
     Attributes
     ----------
     kind
-        ``"constant"``; ``"ntk"``, the kernel of the gates without a reweighting step; ``"reweighted"``; or
-        ``"discovered"``.
+        ``"constant"``; ``"ntk"``, the kernel of the gates without a reweighting step; ``"reweighted"``;
+        ``"discovered"``; or ``"optimum"``, the end of the reweighting, which takes the place of both for many rows.
     losses_of_kinds
         The least held-out loss of each kind, from the smallest model to the largest.
     fit
@@ -46,11 +48,14 @@ class GatedChoice(NamedTuple):
     ridge_share
         Ridge as a share of λ; below 1 where discovered gates' shrinkage is undone.
     losses
-        (R, steps + 1) held-out loss of the NTK and each step; empty where only discovered gates were tried.
+        (R, steps + 1) held-out loss of the NTK and each step; (R, 1) of the optimum, NaN where a λ was not tried; empty
+        where only discovered gates were tried.
     discovered_losses
         (R, ridges) the same for discovered gates, NaN where a λ was not tried; empty where they were not asked for.
     held_out_outputs
         (n, c) held-out outputs of the choice.
+    held_out_weights
+        (n,) weights of the rows, zero for those that were not held out.
     """
 
     kind: str
@@ -62,6 +67,7 @@ class GatedChoice(NamedTuple):
     losses: Float[np.ndarray, "R S"]
     discovered_losses: Float[np.ndarray, "R T"]
     held_out_outputs: Float[np.ndarray, "n c"]
+    held_out_weights: Float[np.ndarray, " n"]
 
 
 Losses = Callable[[Float[np.ndarray, "n c"]], Float[np.ndarray, " n"]]
@@ -105,9 +111,10 @@ def choose_gated(
     gates
         Options for drawing the gates: "discovered" tries discovered gates alone, "auto" these and random ones.
     folds
-        Each row is held out once.
+        Each row is held out once; for many rows the first of them alone is.
     losses
-        Loss of each of (n, c) held-out outputs, whose weighted mean is minimised.
+        Loss of each of (n, c) held-out outputs, whose weighted mean is minimised; rows that are not held out have
+        outputs of zero, and do not count.
     regs
         Candidates for λ/λ_max.
     max_steps
@@ -119,17 +126,19 @@ def choose_gated(
     """
     shares = np.array(check_regs(regs, 1.0))
     max_steps = as_positive_int("max_steps", max_steps)
+    folds = folds[:1] if _has_many_rows(training, gates) else folds
+    weights = _held_out_weights(training, folds)
 
     def mean_loss(outputs: Float[np.ndarray, "n c"]) -> float:
         is_tried = bool(np.all(np.isfinite(outputs)))
-        return float(np.average(losses(outputs), weights=training.weights)) if is_tried else np.nan
+        return float(np.average(losses(outputs), weights=weights)) if is_tried else np.nan
 
     with allow_float64():
         problem = gated_problem(training, gates, "squared")
         grid = problem.max_reg * shares
         tried = _try_kinds(training, gates, problem, folds, mean_loss, grid, max_steps, progress=progress)
         best = {kind: _find_best(each, grid, losses) for kind, each in tried.items()}
-        kind = _choose_kind(best, training.weights, one_standard_error=one_standard_error)
+        kind = _choose_kind(best, weights, one_standard_error=one_standard_error)
         candidates, (row, column, *_) = tried[kind].candidates, best[kind]
         fit = candidates.fit(row, column)
     return GatedChoice(
@@ -139,10 +148,24 @@ def choose_gated(
         share=fit.reg / problem.max_reg if kind == CONSTANT else float(shares[row]),
         num_steps=column if kind == REWEIGHTED else 0,
         ridge_share=RIDGE_SHARES[column] if kind == DISCOVERED else 1.0,
-        losses=tried[NTK].losses if NTK in tried else np.empty((0, 0)),
+        losses=next((tried[each].losses for each in (NTK, OPTIMUM) if each in tried), np.empty((0, 0))),
         discovered_losses=tried[DISCOVERED].losses if DISCOVERED in tried else np.empty((0, 0)),
         held_out_outputs=candidates.outputs[row, column],
+        held_out_weights=weights,
     )
+
+
+def _has_many_rows(training: Training, gates: GateOptions) -> bool:
+    """Whether kernel matrices of the rows are too large to be made for each fold, λ and step."""
+    is_discovered = isinstance(gates.source, str) and gates.source == DISCOVERED
+    return training.num_rows > MAX_KERNEL_ROWS and not is_discovered
+
+
+def _held_out_weights(training: Training, folds: Folds) -> Float[np.ndarray, " n"]:
+    weights = np.zeros(training.num_rows)
+    for _, held_out in folds:
+        weights[held_out] = training.weights[held_out]
+    return weights
 
 
 def _try_kinds(
@@ -163,6 +186,9 @@ def _try_kinds(
 
     source = gates.source if isinstance(gates.source, str) else ""
     tried = {CONSTANT: judge(constant_candidate(training, problem, folds))}
+    if _has_many_rows(training, gates):
+        tried[OPTIMUM] = judge(optimum_candidates(training, gates, problem, folds, regs, mean_loss, progress=progress))
+        return tried
     if source != DISCOVERED:
         steps = judge(reweighted_candidates(training, gates, problem, folds, regs, max_steps, progress=progress))
         tried[NTK] = steps._replace(columns=slice(1))

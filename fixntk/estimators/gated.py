@@ -222,7 +222,9 @@ class GatedReLURegressorCV(ChoiceMixin, RegressionMixin, BaseEstimator):
     """Regression with a fixed kernel: gates, λ and the number of reweighting steps from the NTK by cross-validation.
 
     The mean of the targets and the NTK of random gates are among the candidates, so that the choice is never worse than
-    either on held-out rows.
+    either on held-out rows. For more than 2,000 distinct rows kernel matrices for each fold, λ and step would take
+    minutes: there the optimum of random gates is followed along λ, in single precision, until the loss of one held-out
+    part rises, and compared with the mean alone.
 
     Parameters
     ----------
@@ -238,7 +240,7 @@ class GatedReLURegressorCV(ChoiceMixin, RegressionMixin, BaseEstimator):
     regs : sequence of float
         Candidates for λ/λ_max.
     num_folds : int
-        Folds of the cross-validation, in random order.
+        Folds of the cross-validation, in random order; for more than 2,000 rows one of them alone is held out.
     max_steps : int
         Largest number of reweighting steps.
     one_standard_error : bool
@@ -249,14 +251,15 @@ class GatedReLURegressorCV(ChoiceMixin, RegressionMixin, BaseEstimator):
     ----------
     choice_ : str
         What was chosen: "constant", the mean of the targets; "ntk", the kernel of the gates without a reweighting step;
-        "reweighted", with some; or "discovered".
+        "reweighted", with some; "discovered"; or, for more than 2,000 rows, "optimum".
     choice_losses_ : dict
         The least held-out loss of each of these that was tried.
     reg_share_, n_steps_, ridge_share_ : float, int, float
         The λ/λ_max and the number of steps chosen; and the ridge as a share of λ, below 1 where the shrinkage of
         discovered gates is undone.
     path_ : ndarray (regs, max_steps + 1)
-        Mean squared error on held-out rows, of standardised targets, for given or random gates.
+        Mean squared error on held-out rows, of standardised targets, for given or random gates; (regs, 1) for more than
+        2,000 rows, NaN where the path had ended.
     discovered_path_ : ndarray (regs, 4)
         The same for discovered gates and each ``ridge_share_``: 1, 0.3, 0.1 and 0.03. NaN where the path had ended.
     kernel_weights_, gap_, n_active_gates_, network_, solution_, gates_, feature_importances_
@@ -378,5 +381,5 @@ class GatedReLUClassifierCV(ChoiceMixin, ClassificationMixin, BaseEstimator):
 
         losses = partial(log_losses, weights=training.weights, codes=codes)
         choice = self._choose(training, folds, losses)
-        self.temperature_ = fit_temperature(choice.held_out_outputs, training.weights, codes)
+        self.temperature_ = fit_temperature(choice.held_out_outputs, choice.held_out_weights, codes)
         return self

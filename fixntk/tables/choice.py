@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from sklearn.model_selection import GridSearchCV, KFold, StratifiedKFold
 
 from fixntk.estimators import (
     GatedReLUClassifier,
@@ -21,9 +20,7 @@ from fixntk.estimators import (
 from fixntk.tables.names import TableError
 
 METHODS = ("gated", "ntk")
-# Candidates for reg of a gated estimator on a table of more rows than the next.
-REGS = (0.1, 0.03, 0.01, 0.003, 0.001)
-# Number of rows up to which discovered gates, reweighted ones and the NTK are all tried: beyond it that takes minutes.
+# Number of rows up to which gates are discovered too: beyond it that takes minutes.
 MAX_ROWS_FOR_ALL = 1000
 # Largest number of folds of a cross-validation.
 _MAX_FOLDS = 4
@@ -66,13 +63,9 @@ def choosing_estimator(
     num_folds = _num_folds(is_class, y, where)
     if method == "ntk":
         return NTKClassifierCV() if is_class else NTKRegressorCV()
-    if len(y) > MAX_ROWS_FOR_ALL:
-        plain = estimator_of(method, is_class, reg=REGS[0], seed=seed)
-        # In random order, as tables may be sorted.
-        folds = (StratifiedKFold if is_class else KFold)(num_folds, shuffle=True, random_state=0)
-        return GridSearchCV(plain, {"reg": list(REGS)}, cv=folds)
+    gates = "auto" if len(y) <= MAX_ROWS_FOR_ALL else "random"
     choosing = GatedReLUClassifierCV if is_class else GatedReLURegressorCV
-    return choosing(num_folds=num_folds, random_state=seed, verbose=int(progress))
+    return choosing(gates=gates, num_folds=num_folds, random_state=seed, verbose=int(progress))
 
 
 def _num_folds(is_class: bool, y: np.ndarray, where: tuple[str, str]) -> int:
@@ -90,17 +83,14 @@ def _num_folds(is_class: bool, y: np.ndarray, where: tuple[str, str]) -> int:
 
 def describe_choice(fitted: Any, is_class: bool) -> str:
     """A line about what a fitted :func:`choosing_estimator` chose, and how good it was on rows that were left out."""
-    score = "accuracy" if is_class else "R²"
-    if isinstance(fitted, GridSearchCV):
-        reg, folds = fitted.best_params_["reg"], f"{fitted.n_splits_}-fold cross-validation"
-        found = f"reg {reg:g} by {folds}: {score} {fitted.best_score_:.4f}"
-        return f"random gates, as the table has over {MAX_ROWS_FOR_ALL} rows; {found}"
     if isinstance(fitted, NTKClassifierCV | NTKRegressorCV):
+        score = "accuracy" if is_class else "R²"
         return f"reg {fitted.reg_:g} by leaving out one row after another: {score} {fitted.loo_score_:.4f}"
     kinds = {
         "constant": "the constant, as no kernel predicts better",
         "ntk": "the NTK of random gates",
         "reweighted": f"random gates, reweighted {fitted.n_steps_} times",
+        "optimum": "the optimal kernel of random gates",
         "discovered": f"gates discovered from the target, {fitted.n_active_gates_} of them",
     }
     losses = fitted.choice_losses_
@@ -110,5 +100,6 @@ def describe_choice(fitted: Any, is_class: bool) -> str:
         # Errors are those of a target of variance one.
         measure, values = "R²", {kind: 1 - loss for kind, loss in losses.items()}
     told = ", ".join(f"{kind} {value:.4f}" for kind, value in values.items())
-    folds = f"{fitted.num_folds}-fold cross-validation"
-    return f"chose {kinds[fitted.choice_]}, λ/λ_max {fitted.reg_share_:g}, by {folds} ({measure}: {told})"
+    num_folds = fitted.num_folds
+    how = f"one row in {num_folds} held out" if "optimum" in losses else f"{num_folds}-fold cross-validation"
+    return f"chose {kinds[fitted.choice_]}, λ/λ_max {fitted.reg_share_:g}, by {how} ({measure}: {told})"

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import csv
 import re
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from sklearn.model_selection import GridSearchCV
 
 from fixntk._files import replace_when_written
 from fixntk.tables.choice import METHODS, choosing_estimator, describe_choice, estimator_of
@@ -84,17 +82,11 @@ def fit(
         estimator = choosing_estimator(method, is_class, y, (table.name, target), seed=seed, progress=progress)
     else:
         estimator = estimator_of(method, is_class, reg=reg, seed=seed)
-    encoder = imputing_encoder(columns)
-    rows = encoder.fit_transform(frame)
-    with warnings.catch_warnings():
-        # Not every fold can have rows of a class that has few.
-        warnings.filterwarnings("ignore", "The least populated class", UserWarning)
-        estimator.fit(rows, y)
+    estimator.fit(imputing_encoder(columns).fit_transform(frame), y)
     if reg is None:
         lines.append(describe_choice(estimator, is_class))
-    fitted = estimator.best_estimator_ if isinstance(estimator, GridSearchCV) else estimator
     medians = frame[columns.numbers].median().fillna(0.0).to_numpy()
-    save(Model(target, columns, medians, fitted.predictor()), out)
+    save(Model(target, columns, medians, estimator.predictor()), out)
     return [*lines, f"wrote {out}"]
 
 

@@ -1,13 +1,16 @@
 """Folds, and the choice of λ and steps: each row is held out once, losses are those of a plain loop."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 
 import fixntk as fx
 from fixntk.convex import solve_quietly
+from fixntk.estimators import cross_validation, large
 from fixntk.estimators.cross_validation import choose_gated
 from fixntk.estimators.folds import shuffled_folds, squared_errors, stratified_folds
-from fixntk.estimators.gate_options import GateOptions
+from fixntk.estimators.gate_options import GateOptions, draw_gates
 from fixntk.estimators.preprocessing import Training, pad_rows
 
 OPTIONS = GateOptions("random", 16, 8, 0)
@@ -149,6 +152,72 @@ def test_one_standard_error_takes_the_smallest_model_that_is_not_clearly_worse(t
 
     assert choose(0.9) == "ntk"
     assert choose(1.1) == "reweighted"
+
+
+def follow_optimum(training, regs, folds):
+    """Held-out outputs of solutions with all digits, and their mean losses."""
+    (kept, held_out), gates = folds[0], np.asarray(draw_gates(OPTIONS, training.x, training.targets))
+    outputs, losses = [], []
+    for reg in regs:
+        program = fx.ConvexProgram(
+            training.x[kept],
+            training.targets[kept],
+            fx.activation_masks(training.x[kept], gates),
+            reg,
+            sample_weight=training.weights[kept],
+            intercept=True,
+        )
+        outputs.append(np.asarray(solve_quietly(program, tol=1e-10).predict(training.x[held_out], gates)))
+        errors = np.mean((outputs[-1] - training.targets[held_out]) ** 2, axis=1)
+        losses.append(np.average(errors, weights=training.weights[held_out]))
+    return outputs, losses
+
+
+def test_many_rows_are_judged_on_one_fold_along_the_optimum_until_the_loss_rises(training, monkeypatch):
+    monkeypatch.setattr(cross_validation, "MAX_KERNEL_ROWS", 39)
+    monkeypatch.setattr(large, "_TOL_OF_CANDIDATES", 1e-6)
+    monkeypatch.setattr(large, "_TOL_OF_CHOICE", 1e-6)
+    folds, shares = shuffled_folds(40, 4, seed=0), (0.001, 0.3, 0.03, 0.1, 0.01, 0.0001)
+    losses = partial(squared_errors, targets=training.targets)
+    choice = choose_gated(training, OPTIONS, folds, losses, regs=shares, max_steps=2)
+    assert (choice.kind, list(choice.losses_of_kinds)) == ("optimum", ["constant", "optimum"])
+    assert (choice.num_steps, choice.ridge_share) == (0, 1.0)
+    max_reg = choice.fit.reg / choice.share
+    order = np.argsort(shares)[::-1]
+    outputs, expected = follow_optimum(training, np.array(shares)[order] * max_reg, folds)
+    num_tried = int(np.sum(np.isfinite(choice.losses)))
+    # The last one tried is the first whose loss is not the least so far.
+    assert num_tried == next(k for k in range(1, 6) if expected[k] >= min(expected[:k])) + 1 < len(shares)
+    np.testing.assert_allclose(choice.losses[order[:num_tried], 0], expected[:num_tried], rtol=1e-3)
+    best = int(np.argmin(expected[:num_tried]))
+    assert choice.share == shares[order[best]]
+    held_out = folds[0][1]
+    np.testing.assert_allclose(choice.held_out_outputs[held_out], outputs[best], atol=2e-3)
+    expected_weights = np.where(np.isin(np.arange(40), held_out), training.weights, 0.0)
+    np.testing.assert_array_equal(choice.held_out_weights, expected_weights)
+    program = fx.ConvexProgram(
+        training.x,
+        training.targets,
+        fx.activation_masks(training.x, choice.fit.gates),
+        choice.fit.reg,
+        sample_weight=training.weights,
+        intercept=True,
+    )
+    exact = solve_quietly(program, tol=1e-10)
+    np.testing.assert_allclose(
+        choice.fit.solution.weights, exact.weights, atol=2e-2 * float(np.abs(exact.weights).max())
+    )
+    np.testing.assert_allclose(choice.fit.solution.primal, exact.primal, rtol=1e-4)
+
+
+def test_gates_from_the_data_are_drawn_anew_for_all_of_many_rows(training, monkeypatch):
+    monkeypatch.setattr(cross_validation, "MAX_KERNEL_ROWS", 39)
+    options = OPTIONS._replace(source="through_points")
+    losses = partial(squared_errors, targets=training.targets)
+    choice = choose_gated(training, options, shuffled_folds(40, 4, seed=0), losses, regs=(0.1, 0.01), max_steps=1)
+    np.testing.assert_array_equal(choice.fit.gates, np.asarray(draw_gates(options, training.x, training.targets)))
+    assert choice.kind == "optimum"
+    assert bool(choice.fit.solution.converged)
 
 
 def test_bad_candidates_are_named(training):

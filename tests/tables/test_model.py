@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fixntk.cli import main
+from fixntk.estimators import cross_validation
 from fixntk.tables import choice
 from fixntk.tables.model import write_csv
 
@@ -200,20 +201,22 @@ def test_few_numbers_are_classes_only_if_they_recur(tmp_path, capsys, targets, t
     assert told in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("target", "measure", "folds"),
-    [("price", "R²", r"R² \S+"), ("kind", "log-loss in nats", r"accuracy \S+")],
-)
-def test_the_gated_model_chooses_gates_where_the_table_is_small(tables, capsys, monkeypatch, target, measure, folds):
+@pytest.mark.parametrize(("target", "measure"), [("price", "R²"), ("kind", "log-loss in nats")])
+def test_the_gated_model_chooses_gates_by_the_number_of_rows(tables, capsys, monkeypatch, target, measure):
     frame = pd.read_csv(tables / "table.csv").drop(columns="price" if target == "kind" else "kind")
     frame.to_csv(tables / "table.csv", index=False)
-    assert fitted(tables, target) == 0
-    told = capsys.readouterr().out
-    assert re.search(rf"chose .*, λ/λ_max \S+, by 4-fold cross-validation \({measure}: constant .*discovered", told)
-    monkeypatch.setattr(choice, "MAX_ROWS_FOR_ALL", 10)
-    assert fitted(tables, target) == 0
-    told = capsys.readouterr().out
-    assert re.search(rf"random gates, .* over 10 rows; reg \S+ by 4-fold cross-validation: {folds}", told)
+    kinds = ["constant", "ntk", "reweighted", "discovered"]
+    for limits, tried, how in (
+        ({}, kinds, "4-fold cross-validation"),
+        ({"MAX_ROWS_FOR_ALL": 10}, kinds[:3], "4-fold cross-validation"),
+        ({"MAX_ROWS_FOR_ALL": 10, "MAX_KERNEL_ROWS": 10}, ["constant", "optimum"], "one row in 4 held out"),
+    ):
+        for name, limit in limits.items():
+            monkeypatch.setattr(choice if name == "MAX_ROWS_FOR_ALL" else cross_validation, name, limit)
+        assert fitted(tables, target) == 0
+        told = capsys.readouterr().out
+        losses = ", ".join(rf"{kind} \S+" for kind in tried)
+        assert re.search(rf"chose .*, λ/λ_max \S+, by {how} \({measure}: {losses}\)", told), told
 
 
 def test_reg_is_chosen_from_four_rows_of_a_quantity(tmp_path, capsys):

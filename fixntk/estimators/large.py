@@ -1,0 +1,91 @@
+"""Tables too large for kernel matrices: the optimum of drawn or given gates along λ, judged on rows held out once.
+
+See docs/mathematics.md, M9.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from fixntk._numerics import with_dtype
+from fixntk._warnings import ignore_convergence_warnings
+from fixntk.convex import ConvexProgram, Solution, solve_path, solve_quietly
+from fixntk.estimators.candidates import Candidates
+from fixntk.estimators.fitting import GatedFit, GatedProblem, as_gated_fit
+from fixntk.estimators.folds import Folds
+from fixntk.estimators.gate_options import GateOptions, draw_gates
+from fixntk.estimators.preprocessing import Training, pad_rows
+from fixntk.gates.masks import activation_masks
+
+# Number of distinct rows above which reweighting, with its kernel matrix for each fold, λ and step, takes minutes.
+MAX_KERNEL_ROWS = 2000
+# Relative gap of solutions that are compared on held-out rows, and of the one that is chosen.
+_TOL_OF_CANDIDATES = 1e-2
+_TOL_OF_CHOICE = 1e-3
+
+
+def optimum_candidates(
+    training: Training,
+    gates: GateOptions,
+    problem: GatedProblem,
+    folds: Folds,
+    regs: Float[np.ndarray, " R"],
+    mean_loss: Callable[[np.ndarray], float],
+    *,
+    progress: bool,
+) -> Candidates:
+    """Optima on the training rows of a single fold, from the largest λ on as long as the held-out loss falls.
+
+    In single precision and by first-order steps, which take no matrix of rows by rows.
+    """
+    ((kept, held_out),) = folds
+    drawn = draw_gates(gates, training.x[kept, : gates.num_columns], training.targets[kept])
+    program, drawn = with_dtype((_program_of_rows(training, kept, drawn), drawn), jnp.float32)
+    held_out_x = jnp.asarray(pad_rows(training.x[held_out]), jnp.float32)
+    outputs = np.full((len(regs), 1, *training.targets.shape), np.nan)
+    order = np.argsort(-regs, kind="stable")
+    losses: list[float] = []
+    found: list[Solution] = []
+
+    def is_past_best(solution: Solution) -> bool:
+        place = order[len(losses)]
+        # Rows that are not held out are not judged.
+        outputs[place] = 0.0
+        predicted = np.asarray(solution.predict(held_out_x, drawn))
+        outputs[place, 0, held_out] = predicted.reshape(len(predicted), -1)[: len(held_out)]
+        losses.append(mean_loss(outputs[place, 0]))
+        found.append(solution)
+        return losses[-1] >= min([*losses[:-1], np.inf])
+
+    with ignore_convergence_warnings():
+        solve_path(
+            program,
+            regs[order],
+            method="fista",
+            tol=_TOL_OF_CANDIDATES,
+            callback=is_past_best,
+            progress=progress,
+        )
+
+    def fit(place: int, _: int) -> GatedFit:
+        start = found[int(np.flatnonzero(order == place)[0])]
+        on_all_rows = with_dtype(problem.program.with_reg(float(regs[place])), jnp.float32)
+        # The weights of gates that were drawn from the training rows alone are not those of the gates for all rows.
+        is_start = np.array_equal(np.asarray(drawn), np.asarray(problem.gates, np.float32))
+        init = start if is_start else None
+        solution = solve_quietly(on_all_rows, method="fista", tol=_TOL_OF_CHOICE, init=init)
+        return as_gated_fit(with_dtype(solution, jnp.float64), problem.gates, float(regs[place]))
+
+    return Candidates(outputs, fit)
+
+
+def _program_of_rows(training: Training, rows: np.ndarray, gates: jax.Array) -> ConvexProgram:
+    """The program of some rows at λ = 1."""
+    x, targets, weights = (pad_rows(array[rows]) for array in (training.x, training.targets, training.weights))
+    masks = activation_masks(x, gates)
+    return ConvexProgram(x, targets, masks, 1.0, sample_weight=weights, intercept=True)
