@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -16,6 +17,18 @@ from jaxtyping import Float
 
 # Largest number of jitters to try until a kernel matrix can be factorised; each is ten times the one before.
 _MAX_JITTERS = 6
+
+
+class ConvergenceWarning(UserWarning):
+    """A solver stopped before the relative gap reached the tolerance; the Solution says where and why."""
+
+
+@contextmanager
+def ignore_convergence_warnings() -> Iterator[None]:
+    """Without warnings of solvers that stop early, for callers that look at ``converged`` themselves."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        yield
 
 
 def matmul(a: Array, b: Array) -> Array:

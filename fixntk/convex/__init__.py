@@ -1,6 +1,6 @@
 """The exact convex program of the gated-ReLU network and its solvers."""
 
-from fixntk._warnings import ConvergenceWarning
+from fixntk._numerics import ConvergenceWarning
 from fixntk.convex.discovery import discover, discover_path, discover_quietly
 from fixntk.convex.discovery_results import Discovery, DiscoveryPath
 from fixntk.convex.implicit import optimal_weights

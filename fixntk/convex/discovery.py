@@ -22,8 +22,7 @@ from jax.typing import ArrayLike
 
 from fixntk._checks import as_positive_int, to_device
 from fixntk._compilation import jit_for_host
-from fixntk._numerics import default_tol
-from fixntk._warnings import ConvergenceWarning, ignore_convergence_warnings
+from fixntk._numerics import ConvergenceWarning, default_tol, ignore_convergence_warnings
 from fixntk.convex import column_generation
 from fixntk.convex.column_generation import Engine, Round, State
 from fixntk.convex.discovery_arguments import (

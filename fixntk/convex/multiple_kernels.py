@@ -16,9 +16,8 @@ from jaxtyping import Bool, Float, Int
 
 from fixntk._checks import as_float_array, as_positive_int, describe_fields, is_traced, is_tracing
 from fixntk._compilation import jit_for_host
-from fixntk._numerics import allow_float64, default_tol, matmul, with_dtype
+from fixntk._numerics import ConvergenceWarning, allow_float64, default_tol, matmul, with_dtype
 from fixntk._tiling import memory_for
-from fixntk._warnings import ConvergenceWarning
 from fixntk.convex.kernel_interior_point import KernelPoint, KernelProblem, PathState, follow_path, is_idle
 from fixntk.convex.progress import describe, progress_bar
 

@@ -19,7 +19,7 @@ from jaxtyping import Float
 
 from fixntk._checks import is_traced, to_device
 from fixntk._compilation import jit_for_host
-from fixntk._warnings import ConvergenceWarning
+from fixntk._numerics import ConvergenceWarning
 from fixntk.convex import restriction, screening
 from fixntk.convex.checkpoints import open_checkpoints, restore_walk, save_walk
 from fixntk.convex.duality import Evaluation

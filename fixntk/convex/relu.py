@@ -29,9 +29,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Float
 
 from fixntk._checks import as_positive_int, is_traced
-from fixntk._numerics import allow_float64, default_tol, with_dtype
+from fixntk._numerics import ConvergenceWarning, allow_float64, default_tol, with_dtype
 from fixntk._tiling import memory_for
-from fixntk._warnings import ConvergenceWarning
 from fixntk.convex import relu_step
 from fixntk.convex.groups import check_gates, with_masks
 from fixntk.convex.program import (

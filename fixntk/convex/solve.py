@@ -15,8 +15,7 @@ from jax.typing import ArrayLike
 
 from fixntk._checks import is_tracing, to_device
 from fixntk._compilation import jit_for_host
-from fixntk._numerics import default_tol
-from fixntk._warnings import ConvergenceWarning, ignore_convergence_warnings
+from fixntk._numerics import ConvergenceWarning, default_tol, ignore_convergence_warnings
 from fixntk.convex import driver
 from fixntk.convex.checkpoints import open_checkpoints
 from fixntk.convex.driver import Outcome

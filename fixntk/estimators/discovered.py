@@ -14,7 +14,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float
 
-from fixntk._warnings import ignore_convergence_warnings
+from fixntk._numerics import ignore_convergence_warnings
 from fixntk.convex import ConvexProgram, solve_quietly
 from fixntk.convex.discovery import discover_next
 from fixntk.convex.discovery_results import Position

@@ -14,8 +14,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 from jaxtyping import Float, Int
 
-from fixntk._numerics import allow_float64, safe_sqrt, with_dtype
-from fixntk._warnings import ConvergenceWarning
+from fixntk._numerics import ConvergenceWarning, allow_float64, safe_sqrt, with_dtype
 from fixntk.gates.masks import activation_masks
 from fixntk.networks.cones import (
     Cones,

@@ -18,9 +18,8 @@ from jaxtyping import Float
 from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 
 from fixntk._checks import as_float_array, as_positive_int, describe_fields, is_traced
-from fixntk._numerics import full_precision
+from fixntk._numerics import ConvergenceWarning, full_precision
 from fixntk._tiling import free_on_host, memory_for
-from fixntk._warnings import ConvergenceWarning
 from fixntk.ntk.empirical import empirical_ntk
 from fixntk.ntk.inputs import as_operands, check_batch_size, check_rows_are_independent
 from fixntk.ntk.selection import Select, selected_leaves
