@@ -250,35 +250,32 @@ def _check_kernels(kernels: Array) -> None:
     # A kernel computed in float32 is symmetric and semi-definite only to that dtype's rounding error.
     allowed = _KERNEL_SLACK * float(jnp.finfo(kernels.dtype).eps)
     with allow_float64():
-        skew, is_definite = _kernel_defects(kernels.astype(jnp.float64), allowed)
-        if bool(jnp.any(skew > allowed)):
-            worst = int(jnp.argmax(skew))
+        doubles = kernels.astype(jnp.float64)
+        # A loop on the host: JAX below 0.7 compiles none of its own where compile-time evaluation is asked for.
+        defects = jax.device_get([_kernel_defects(doubles, k, allowed) for k in range(kernels.shape[0])])
+    for k, (skew, is_definite) in enumerate(defects):
+        if skew > allowed:
             raise ValueError(
-                f"kernels[{worst}] must be symmetric, but it differs from its transpose by {float(skew[worst]):.1e} of "
-                "its largest entry"
+                f"kernels[{k}] must be symmetric, but it differs from its transpose by {skew:.1e} of its largest entry"
             )
-        if not bool(jnp.all(is_definite)):
-            worst = int(jnp.argmin(is_definite))
-            smallest = np.linalg.eigvalsh(np.asarray(kernels[worst], np.float64))[0]
-            largest = float(jnp.max(jnp.abs(kernels[worst])))
+        if not is_definite:
+            kernel = np.asarray(kernels[k], np.float64)
             raise ValueError(
-                f"kernels[{worst}] must be positive semi-definite, its smallest eigenvalue is {smallest:.3g}, which is "
-                f"beyond rounding error in {kernels.dtype} (its largest entry is {largest:.3g})"
+                f"kernels[{k}] must be positive semi-definite, its smallest eigenvalue is"
+                f" {np.linalg.eigvalsh(kernel)[0]:.3g}, which is beyond rounding error in {kernels.dtype} (its largest"
+                f" entry is {np.abs(kernel).max():.3g})"
             )
 
 
 @jit_for_host
-def _kernel_defects(kernels: Array, allowed: ArrayLike) -> tuple[Array, Array]:
-    """Asymmetry of each kernel as a share of its largest entry, and whether it is positive semi-definite."""
-
-    def defects(kernel: Array) -> tuple[Array, Array]:
-        largest = jnp.max(jnp.abs(kernel))
-        unit = kernel / jnp.where(largest > 0, largest, 1.0)
-        # A Cholesky factor exists for a positive definite matrix alone, at a tenth of an eigenvalue's cost.
-        factor = jnp.linalg.cholesky(unit + allowed * jnp.eye(kernel.shape[0], dtype=kernel.dtype))
-        return jnp.max(jnp.abs(unit - unit.T)), jnp.all(jnp.isfinite(factor))
-
-    return lax.map(defects, kernels)
+def _kernel_defects(kernels: Array, k: ArrayLike, allowed: ArrayLike) -> tuple[Array, Array]:
+    """Asymmetry of kernel k as a share of its largest entry, and whether it is positive semi-definite."""
+    kernel = lax.dynamic_index_in_dim(kernels, k, keepdims=False)
+    largest = jnp.max(jnp.abs(kernel))
+    unit = kernel / jnp.where(largest > 0, largest, 1.0)
+    # A Cholesky factor exists for a positive definite matrix alone, at a tenth of an eigenvalue's cost.
+    factor = jnp.linalg.cholesky(unit + allowed * jnp.eye(kernel.shape[0], dtype=kernel.dtype))
+    return jnp.max(jnp.abs(unit - unit.T)), jnp.all(jnp.isfinite(factor))
 
 
 @jit_for_host

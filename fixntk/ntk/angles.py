@@ -182,21 +182,28 @@ def _differences_along(near: Array, sign: Array, rows: tuple[Rows, Rows], change
 
     # Not kept for the backward pass: n1 × n2 × d numbers.
     @jax.checkpoint
-    def sum_products(rows1: Rows, changes1: Array, sign: Array) -> Array:
+    def sum_products(rows1: Rows, sign: Array, changes1: Array, changes2: Array) -> Array:
         """Rows (n1, 1, d), or one of them, (1, 1, d), with all of the second."""
         return jnp.sum(_difference(rows1, rows2, sign) * (changes1 - sign[..., None] * changes2), axis=-1)
 
     if changes1.shape[-1] <= _FEW_COLUMNS:
-        return sum_products(rows1, changes1, sign)
+        return sum_products(rows1, sign, changes1, changes2)
 
-    @jax.checkpoint
-    def sum_products_of_row(_: None, row: tuple[Array, Rows, Array, Array]) -> tuple[None, Array]:
-        # Rows without a near pair, usually all, skip the differences.
-        near, *operands = row
-        return None, lax.cond(jnp.any(near), sum_products, lambda *_: jnp.zeros_like(row[-1]), *operands)
+    def sum_products_by_rows(changes1: Array, changes2: Array) -> Array:
+        @jax.checkpoint
+        def sum_products_of_row(_: None, row: tuple[Array, Rows, Array, Array]) -> tuple[None, Array]:
+            # Rows without a near pair, usually all, skip the differences.
+            near, *operands = row
+            zeros = jnp.zeros_like(row[2])
+            return None, lax.cond(jnp.any(near), sum_products, lambda *_: zeros, *operands, changes2)
 
-    each = jax.tree.map(lambda array: array[:, None], (near, rows1, changes1, sign))
-    return lax.scan(sum_products_of_row, None, each)[1][:, 0]
+        each = jax.tree.map(lambda array: array[:, None], (near, rows1, sign, changes1))
+        return lax.scan(sum_products_of_row, None, each)[1][:, 0]
+
+    # The sums are linear in the changes, and so their own derivative. JAX below 0.7 transposes a loop over changes only
+    # where it has taken the derivative itself.
+    zeros = jnp.zeros_like(changes1), jnp.zeros_like(changes2)
+    return jax.jvp(sum_products_by_rows, zeros, (changes1, changes2))[1]
 
 
 @jax.custom_jvp

@@ -61,15 +61,20 @@ def _apply_function_jvp(kind: str, primals: tuple[Array, ...], tangents: tuple[A
         factors = _spectral_function(kind, eigenvalues[None, :], times[:, None], cutoff)
         change += matmul(eigenvectors, factors[:, :, None] * matmul(eigenvectors.T, d_vectors)[None])
     if not _is_zero(d_matrix):
-        direction = matmul(matmul(eigenvectors.T, d_matrix), eigenvectors)
         rotated = matmul(eigenvectors.T, vectors)
 
-        # One time after another, because the divided differences of each time are an (m, m) matrix.
-        def at_time(time: Array) -> Array:
-            differences = _divided_differences(kind, eigenvalues, time, cutoff)
-            return matmul(eigenvectors, matmul(differences * direction, rotated))
+        def along(direction: Array) -> Array:
+            # One time after another, because the divided differences of each time are an (m, m) matrix.
+            def at_time(time: Array) -> Array:
+                differences = _divided_differences(kind, eigenvalues, time, cutoff)
+                return matmul(eigenvectors, matmul(differences * direction, rotated))
 
-        change += lax.map(at_time, times)
+            return lax.map(at_time, times)
+
+        # Linear in the direction, and so its own derivative. JAX below 0.7 transposes a loop over tangents only where
+        # it has taken the derivative itself.
+        direction = matmul(matmul(eigenvectors.T, d_matrix), eigenvectors)
+        change += jax.jvp(along, (jnp.zeros_like(direction),), (direction,))[1]
     return value, change
 
 
