@@ -86,6 +86,19 @@ def allow_float64() -> AbstractContextManager[Any]:
     return jax.experimental.enable_x64(True)  # type: ignore[attr-defined]  # JAX below 0.8
 
 
+def eps_of(array: Array) -> float:
+    """Resolution of an array's dtype, as Python's float, which leaves the dtypes of arrays as they are.
+
+    NumPy below 2 makes float64 of its scalars of float32 in products with Python's numbers.
+    """
+    return float(jnp.finfo(array.dtype).eps)
+
+
+def tiny_of(array: Array) -> float:
+    """Smallest positive normal number of an array's dtype, as :func:`eps_of`."""
+    return float(jnp.finfo(array.dtype).tiny)
+
+
 def with_dtype(tree: Any, dtype: Any) -> Any:
     """A pytree with its floating-point arrays in another dtype."""
 
@@ -103,7 +116,7 @@ def solve_kernel_ridge(kernel: Array, reg: Array, targets: Array) -> Float[Array
     """
     shifted = kernel + reg * jnp.eye(kernel.shape[0], dtype=kernel.dtype)
     scale = jnp.mean(jnp.diagonal(shifted))
-    smallest = 10 * jnp.finfo(kernel.dtype).eps * scale
+    smallest = 10 * eps_of(kernel) * scale
 
     def factor(jitter: Array) -> Array:
         return jnp.linalg.cholesky(shifted + jitter * jnp.eye(kernel.shape[0], dtype=kernel.dtype))

@@ -49,6 +49,14 @@ def test_solvers_certify_their_solution(data, method):
     np.testing.assert_allclose(solution.predict(x, gates), outputs[:, 0], atol=10 * tolerance(x))
 
 
+@pytest.mark.parametrize("method", ["newton", "fista", "irls", "anderson"])
+def test_single_precision_stays_single_where_double_is_on(data, method):
+    x, _, masks = data
+    x = x.astype(jnp.float32)
+    solution = fx.solve(fx.ConvexProgram(x, jnp.abs(x[:, 0]), masks, 0.3), method=method, tol=1e-3)
+    assert {leaf.dtype for leaf in (solution.weights, solution.kernel_weights, solution.primal)} == {x.dtype}
+
+
 @pytest.mark.parametrize("loss", TARGETS)
 def test_losses_options_and_outputs_certify_too(data, loss):
     x, _, masks = data

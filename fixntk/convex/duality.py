@@ -17,7 +17,7 @@ from jax import Array
 from jax.typing import ArrayLike
 from jaxtyping import Float, Int
 
-from fixntk._numerics import matmul
+from fixntk._numerics import eps_of, matmul
 from fixntk.convex.datafit import Datafit, Fit
 from fixntk.convex.penalties import Penalty
 
@@ -117,7 +117,7 @@ def dual_objective(datafit: Datafit, penalty: Penalty, theta: Array, correlation
     """−f*(−Θ) where Θ, with its correlations Xᵀ D_p Θ, is feasible up to rounding; −∞ elsewhere."""
     value = -datafit.conjugate(theta)
     excess = jnp.maximum(penalty.norm.duals(correlations) - penalty.thresholds, 0)
-    slack = _SLACK_IN_EPS * jnp.finfo(theta.dtype).eps
+    slack = _SLACK_IN_EPS * eps_of(theta)
     feasible = jnp.all(excess <= penalty.thresholds * slack)
     if penalty.ridge is not None:
         cost = jnp.sum(excess**2) / (2 * jnp.where(penalty.ridge > 0, penalty.ridge, 1.0))

@@ -14,7 +14,7 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from fixntk._line_search import backtrack
-from fixntk._numerics import matmul
+from fixntk._numerics import eps_of, matmul
 from fixntk.convex.losses import Loss
 
 # Largest number of Newton steps.
@@ -67,7 +67,7 @@ def _residual_sum(loss: Loss, outputs: Array, targets: Array, sample_weight: Arr
 
 
 def _minimise(loss: Loss, fitted: Array, targets: Array, sample_weight: Array | None) -> Array:
-    num_outputs, eps = fitted.shape[1], jnp.finfo(fitted.dtype).eps
+    num_outputs, eps = fitted.shape[1], eps_of(fitted)
     steepest = loss.steepest * jnp.sum(weight_rows(sample_weight, jnp.ones(fitted.shape[0], fitted.dtype)))
     damping = _DAMPING_SHARE * steepest * jnp.eye(num_outputs, dtype=fitted.dtype)
 

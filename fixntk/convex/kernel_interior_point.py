@@ -30,7 +30,7 @@ from jaxtyping import Bool, Float, Int
 from fixntk._checks import is_tracing
 from fixntk._compilation import jit_for_host
 from fixntk._line_search import longest_step, search_by_armijo
-from fixntk._numerics import einsum, matmul
+from fixntk._numerics import einsum, eps_of, matmul
 from fixntk.convex.duality import last_within
 
 # Share of the slope's decrease by which a step has to lower the merit function (Armijo's constant).
@@ -237,7 +237,7 @@ def _step_length(problem: KernelProblem, state: PathState, step: Array, slope: A
         slope,
         longest_step(jnp.ones_like(step), step, share=_BOUNDARY_SHARE),
         share=_ARMIJO_SHARE,
-        slack=10 * jnp.finfo(shares.dtype).eps * jnp.abs(before),
+        slack=10 * eps_of(shares) * jnp.abs(before),
         max_halvings=_MAX_HALVINGS,
     )
     return jnp.where(search.accepted, search.length, 0.0)

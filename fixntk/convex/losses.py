@@ -32,6 +32,7 @@ from jax import Array
 from jaxtyping import Float
 
 from fixntk._checks import as_float_array, as_real_array, is_traced, to_device
+from fixntk._numerics import eps_of
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ def huber(delta: float = 1.0) -> Loss:
 
     def conjugates(theta: Array, targets: Array) -> Array:
         # A residual of delta is inside of the domain, up to rounding.
-        inside = jnp.max(jnp.abs(theta), axis=1) <= delta * (1 + _BOUNDARY_MULTIPLE * jnp.finfo(theta.dtype).eps)
+        inside = jnp.max(jnp.abs(theta), axis=1) <= delta * (1 + _BOUNDARY_MULTIPLE * eps_of(theta))
         return jnp.where(inside, _SQUARED.conjugates(theta, targets), jnp.inf)
 
     def curvatures(outputs: Array, targets: Array) -> Array:
@@ -247,7 +248,7 @@ def _entropy(t: Array | float) -> Array:
 
 def _negative_entropy(shares: Array) -> Float[Array, " n"]:
     """Σ_k q_k log q_k of each row, ∞ where a share is negative beyond rounding error."""
-    inside = jnp.min(shares, axis=1) >= -_BOUNDARY_MULTIPLE * jnp.finfo(shares.dtype).eps
+    inside = jnp.min(shares, axis=1) >= -_BOUNDARY_MULTIPLE * eps_of(shares)
     shares = jnp.maximum(shares, 0)
     return jnp.where(inside, jnp.sum(jax.scipy.special.xlogy(shares, shares), axis=1), jnp.inf)
 
@@ -286,7 +287,7 @@ def _log_shares(outputs: Array, targets: Array) -> Float[Array, " n"]:
 
 def _softmax_conjugates(theta: Array, targets: Array) -> Array:
     # Residuals of the softmax sum to zero over the classes.
-    balanced = jnp.abs(jnp.sum(theta, axis=1)) <= _BOUNDARY_MULTIPLE * jnp.finfo(theta.dtype).eps
+    balanced = jnp.abs(jnp.sum(theta, axis=1)) <= _BOUNDARY_MULTIPLE * eps_of(theta)
     return jnp.where(balanced, _negative_entropy(targets - theta), jnp.inf)
 
 

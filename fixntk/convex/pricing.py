@@ -20,7 +20,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int
 
 from fixntk._compilation import jit_for_host
-from fixntk._numerics import matmul, with_dtype
+from fixntk._numerics import eps_of, matmul, tiny_of, with_dtype
 from fixntk.convex import duality
 from fixntk.convex.duality import Evaluation
 from fixntk.convex.groups import with_masks
@@ -156,11 +156,11 @@ def climb(x: Array, residual: Array, starts: Array, norm: Norm) -> Float[Array, 
     In single precision: the result is a start for what is computed precisely.
     """
     # Lengths do not matter, and squares must not leave the range of single precision.
-    x, residual = (array / jnp.max(jnp.abs(array), initial=jnp.finfo(array.dtype).tiny) for array in (x, residual))
+    x, residual = (array / jnp.max(jnp.abs(array), initial=tiny_of(array)) for array in (x, residual))
     x, residual, starts = with_dtype((x, residual, normalise(starts)), jnp.float32)
     # All half-spaces are least-squares fits on the same x, so that one factor serves every candidate and move.
     gram = matmul(x.T, x)
-    ridge = _RIDGE_SHARE * jnp.trace(gram) / x.shape[1] + jnp.finfo(x.dtype).tiny
+    ridge = _RIDGE_SHARE * jnp.trace(gram) / x.shape[1] + tiny_of(x)
     factor = jsl.cho_factor(gram + ridge * jnp.eye(x.shape[1], dtype=x.dtype))[0]
     fit = partial(_fit_half_spaces, x, factor)
 
@@ -178,7 +178,7 @@ def climb(x: Array, residual: Array, starts: Array, norm: Norm) -> Float[Array, 
         best = jnp.argmax(duals, axis=0)
         highest = jnp.max(duals, axis=0)
         proposal = jnp.take_along_axis(proposals, best[None, :, None], axis=0)[0]
-        is_higher = highest > scores * (1 + 10 * jnp.finfo(x.dtype).eps)
+        is_higher = highest > scores * (1 + 10 * eps_of(x))
         moved = jnp.where(is_higher[:, None], normalise(proposal), gates)
         return count + 1, moved, jnp.where(is_higher, highest, scores), is_higher
 

@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Float
 
 from fixntk._compilation import jit_for_host
-from fixntk._numerics import einsum, matmul
+from fixntk._numerics import einsum, eps_of, matmul
 from fixntk.convex.duality import last_within
 from fixntk.convex.program import (
     ConvexProgram,
@@ -158,7 +158,7 @@ def _direction(program: ConvexProgram, hessian: Array, gradient: Array) -> Float
 def _block_factors(hessian: Array) -> Float[Array, "2 P d d"]:
     """Cholesky factors of the groups' matrices."""
     largest = jnp.max(jnp.abs(hessian), axis=(2, 3), keepdims=True)
-    jitter = _JITTER_MULTIPLE * jnp.finfo(hessian.dtype).eps * largest
+    jitter = _JITTER_MULTIPLE * eps_of(hessian) * largest
     return jnp.linalg.cholesky(hessian + jitter * jnp.eye(hessian.shape[2], dtype=hessian.dtype)[None, None])
 
 

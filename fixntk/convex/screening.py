@@ -20,6 +20,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float
 
 from fixntk._compilation import jit_for_host
+from fixntk._numerics import eps_of
 from fixntk.convex import duality
 from fixntk.convex.duality import Evaluation
 from fixntk.convex.program import ConvexProgram, as_group_weights, datafit_of, group_shape_of, penalty_of, thresholds_of
@@ -62,7 +63,7 @@ def group_sizes(program: ConvexProgram) -> Float[Array, " P"]:
     grams = _sum_rows(program, products).reshape(num_gates, num_features, num_features)
     largest = jnp.linalg.eigvalsh(grams)[:, -1]
     # Rounding must not make a group smaller than it is.
-    slack = num_features * _ROUNDING_IN_EPS * jnp.finfo(largest.dtype).eps
+    slack = num_features * _ROUNDING_IN_EPS * eps_of(largest)
     return jnp.sqrt(jnp.maximum(largest, 0)) * (1 + slack)
 
 
@@ -78,7 +79,7 @@ def is_proved_zero(program: ConvexProgram, found: Evaluation, sizes: Float[Array
     here = duality.evaluate_again(datafit_of(program), penalty_of(program), found)
     gap, scale = here.gap, here.dual_scale
     residual = jnp.sqrt(jnp.sum(found.residual**2))
-    eps = _ROUNDING_IN_EPS * jnp.finfo(sizes.dtype).eps
+    eps = _ROUNDING_IN_EPS * eps_of(sizes)
     # What rounding may have taken from the gap, and from the correlations.
     gap += eps * here.primal
     heaviest = 1.0 if program.sample_weight is None else jnp.max(program.sample_weight)

@@ -18,7 +18,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Float, Key
 
 from fixntk._checks import as_matrix, as_positive_int, as_real_array, check_same_columns, check_same_rows, is_traced
-from fixntk._numerics import matmul
+from fixntk._numerics import eps_of, matmul
 from fixntk.gates.masks import sample_gates
 
 Sampler = Callable[..., Float[Array, "P d"]]
@@ -222,7 +222,7 @@ def _bias_level(x: Float[Array, "n d"]) -> Float[Array, " d"]:
 def _reject_span(rows: Float[Array, "k d"], vector: Float[Array, " d"]) -> Float[Array, " d"]:
     """The part of a vector that is orthogonal to rows, which may be dependent."""
     _, values, basis = jnp.linalg.svd(rows, full_matrices=False)
-    cutoff = _RANK_MULTIPLE * max(rows.shape) * jnp.finfo(rows.dtype).eps * values[0]
+    cutoff = _RANK_MULTIPLE * max(rows.shape) * eps_of(rows) * values[0]
     basis = jnp.where((values > cutoff)[:, None], basis, 0.0)
     # Twice, as one projection leaves a rounding error of the vector's size times eps.
     for _ in range(2):

@@ -20,7 +20,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float
 
 from fixntk import _line_search
-from fixntk._numerics import matmul
+from fixntk._numerics import eps_of, matmul, tiny_of
 
 # Number of accelerated dual steps that look for a direction far inside each cone.
 _MARGIN_STEPS = 500
@@ -133,7 +133,7 @@ def _make_cones(x: Array, gates: Array, masks: Array) -> Cones:
     # Positive factors of rows do not change the cones. Spectral norm 1 makes step size 1 valid for the dual problem of
     # the directions.
     units = x / jnp.where(lengths > 0, lengths, 1.0)
-    rows = units / jnp.maximum(jnp.linalg.norm(units, 2), jnp.finfo(x.dtype).tiny)
+    rows = units / jnp.maximum(jnp.linalg.norm(units, 2), tiny_of(x))
     signs = 2 * masks.astype(x.dtype) - 1
     zero_row_margins = jnp.where(lengths > 0, 0.0, jnp.inf)
     # Directions and margins are filled in below.
@@ -256,7 +256,7 @@ def armijo_length(value: Callable[[Array], Array], before: Array, slope: Array, 
         slope,
         longest,
         share=_ARMIJO_SHARE,
-        slack=_ROUNDING_UNITS * jnp.finfo(before.dtype).eps * jnp.abs(before),
+        slack=_ROUNDING_UNITS * eps_of(before) * jnp.abs(before),
         max_halvings=_MAX_HALVINGS,
     )
     return search.length

@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int, Key
 
 from fixntk._checks import as_matrix, as_positive_int, check_same_columns, is_traced
-from fixntk._numerics import matmul, safe_sqrt
+from fixntk._numerics import eps_of, matmul, safe_sqrt
 from fixntk._tiling import memory_for
 
 # Singular values of group weights below this number of epsilons, relative to the largest, are rounding errors.
@@ -152,7 +152,7 @@ def factor_groups(
         return gates, *balance(columns, jnp.ones((columns.shape[0], 1), columns.dtype))
     left, values, right = jnp.linalg.svd(weights, full_matrices=False)
     # Neurons of negligible singular values would only enlarge the network.
-    threshold = _NEGLIGIBLE_EPSILONS * jnp.finfo(values.dtype).eps * jnp.max(values)
+    threshold = _NEGLIGIBLE_EPSILONS * eps_of(values) * jnp.max(values)
     root = safe_sqrt(jnp.where(values > threshold, values, 0.0))
     hidden = (left * root[:, None, :]).swapaxes(1, 2).reshape(-1, gates.shape[1])
     output = (root[:, :, None] * right).reshape(hidden.shape[0], -1)

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from fixntk._numerics import safe_sqrt
+from fixntk._numerics import eps_of, safe_sqrt
 from fixntk.ntk.angles import Rows, products_and_angles
 from fixntk.ntk.gaussians import Gaussians
 
@@ -125,7 +125,7 @@ def add_pairs(pairs1: Pairs, pairs2: Pairs) -> Pairs:
     lengths = product1 + product2
     # Lagrange's identity: √(variance1 variance2) − lengths = crossed² / total, without a difference of near numbers.
     product3, product4 = first.std1 * second.std2, second.std1 * first.std2
-    crossed, rounding = product3 - product4, 4 * jnp.finfo(lengths.dtype).eps * product3
+    crossed, rounding = product3 - product4, 4 * eps_of(lengths) * product3
     total = safe_sqrt(variance1) * safe_sqrt(variance2) + lengths
     # A difference within rounding errors counts as zero, so that equal inputs keep the angle zero.
     excess = jnp.where(jnp.abs(crossed) > rounding, crossed**2 / jnp.where(total > 0, total, 1.0), 0.0)
@@ -148,7 +148,7 @@ def average_pairs(pairs: Pairs, mean: Callable[..., Array], sides: tuple[tuple[i
     total = safe_sqrt(variance1) * safe_sqrt(variance2)
     # √(variance1 variance2) minus the mean length, which is not negative by the Cauchy–Schwarz inequality.
     excess = total - (sin_share + cos_share) / 2
-    excess = jnp.where(excess > _MEAN_ROUNDING * jnp.finfo(total.dtype).eps * total, excess, 0.0)
+    excess = jnp.where(excess > _MEAN_ROUNDING * eps_of(total) * total, excess, 0.0)
     haversines = haversines_from_shares(sin_share + excess, cos_share + excess)
     # The covariance is lengths · (cos² − sin²), so its mean follows from the shares without another sum.
     return Pairs(variance1, variance2, (cos_share - sin_share) / 2, *haversines, mean(pairs.ntk, *both))
@@ -202,7 +202,7 @@ def from_moments(
 def haversines_from_moments(variance1: Array, variance2: Array, covariance: Array) -> tuple[Array, Array]:
     """Haversine and havercosine from second moments alone; zero if they are below the rounding error."""
     total = safe_sqrt(variance1) * safe_sqrt(variance2)
-    rounding = _MEAN_ROUNDING * jnp.finfo(total.dtype).eps * total
+    rounding = _MEAN_ROUNDING * eps_of(total) * total
     # total ∓ covariance are 2 · total · sin²(θ/2) and 2 · total · cos²(θ/2).
     shares = (jnp.where(share > rounding, share, 0.0) for share in (total - covariance, total + covariance))
     return haversines_from_shares(*shares)

@@ -12,7 +12,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from fixntk._checks import as_float_array, as_real_array, is_traced
-from fixntk._numerics import at_least_float32
+from fixntk._numerics import at_least_float32, eps_of
 
 
 class KernelMatrix(NamedTuple):
@@ -54,7 +54,7 @@ def as_symmetric_kernel(name: str, value: ArrayLike, y: Array | None) -> KernelM
         with jax.ensure_compile_time_eval():
             largest, difference = map(float, _asymmetry(matrix))
         # Rounding errors of a few epsilon are far below this bound, and rows in a wrong order far above it.
-        if difference > math.sqrt(jnp.finfo(matrix.dtype).eps) * largest:
+        if difference > math.sqrt(eps_of(matrix)) * largest:
             raise ValueError(
                 f"{name} must be symmetric, but it differs from its transpose by up to {difference:.3g} (largest entry"
                 f" {largest:.3g}): was it computed between two sets of points, or with the rows of one set in another"

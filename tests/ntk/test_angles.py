@@ -89,7 +89,7 @@ def test_rows_are_scaled_by_powers_of_two_alone(rng, dtype):
         assert len(set(exponents.tolist())) == 1
     np.testing.assert_array_equal([*rows.units[9], rows.lengths[9], rows.scaled_lengths[9]], 0.0)
     # The next power of two above the largest number is out of range.
-    edge = jnp.zeros((1, 3), dtype).at[0, 1].set(0.9 * jnp.finfo(dtype).max)
+    edge = jnp.zeros((1, 3), dtype).at[0, 1].set(float(0.9 * jnp.finfo(dtype).max))
     rows = as_rows(edge, jnp.zeros(1, int))
     np.testing.assert_allclose(rows.units, [[0, 1, 0]], rtol=4 * EPS[str(dtype)])
     np.testing.assert_allclose(rows.lengths, edge[:, 1], rtol=4 * EPS[str(dtype)])

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-from fixntk._numerics import matmul
+from fixntk._numerics import matmul, tiny_of
 from fixntk.convex.method import Method
 from fixntk.convex.program import ConvexProgram
 from fixntk.convex.solvers import irls
@@ -101,7 +101,7 @@ def step(program: ConvexProgram, state: AndersonState) -> AndersonState:
     epsilon = jnp.maximum(jnp.minimum(state.inner.epsilon, allowed), state.least_epsilon)
     plain = irls.step(program, state.inner._replace(epsilon=epsilon))
     # In logarithms, as reweighting multiplies and kernel weights stay positive.
-    tiny = jnp.finfo(epsilon.dtype).tiny
+    tiny = tiny_of(epsilon)
     before, after = (jnp.log(jnp.maximum(one.kernel_weights, tiny)) for one in (state.inner, plain))
     points = jnp.concatenate([state.points[1:], before[None]])
     moves = jnp.concatenate([state.moves[1:], (after - before)[None]])

@@ -12,7 +12,7 @@ from jax import Array, lax
 from jaxtyping import Bool, Float
 
 from fixntk._compilation import jit_for_host
-from fixntk._numerics import solve_kernel_ridge
+from fixntk._numerics import solve_kernel_ridge, tiny_of
 from fixntk.convex.groups import mask_number_bytes
 from fixntk.convex.kernel_form import weights_of_norms
 from fixntk.convex.method import Method, check_norm
@@ -93,7 +93,7 @@ def default_epsilon(program: ConvexProgram, tol: float | Array) -> Float[Array, 
     """An ε whose smoothing, at most λ Σ_p τ_p sqrt(ε), is a tenth of the gap that is asked for."""
     total = jnp.sum(jnp.broadcast_to(thresholds_of(program), program.num_gates))
     root = 0.1 * tol * program.primal_at_zero() / total
-    return jnp.maximum(root**2, jnp.finfo(program.x.dtype).tiny)
+    return jnp.maximum(root**2, tiny_of(program.x))
 
 
 def _smoothed_norms(weights: Array, epsilon: Array) -> Float[Array, " P"]:

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from fixntk._compilation import jit_for_host
+from fixntk._numerics import tiny_of
 from fixntk._tiling import memory_for
 from fixntk.convex.groups import with_mask_numbers
 from fixntk.convex.method import Method, Step, check_norm
@@ -119,7 +120,7 @@ def _state_at(program: ConvexProgram, weights: Array) -> NewtonState:
     The caller chooses the next step.
     """
     found = program.evaluate(weights)
-    tiny = jnp.finfo(program.x.dtype).tiny
+    tiny = tiny_of(program.x)
     norms = group_norms(weights)
     typical_norm = jnp.sum(norms) / jnp.maximum(jnp.sum(norms > 0, dtype=norms.dtype), 1)
     largest_dual = jnp.maximum(jnp.max(group_norms(found.correlations)), tiny)
@@ -198,7 +199,7 @@ def _follow_round(
     next_round, this_round = (
         schedule.round_index(jnp.sum(working_sets.is_nonzero(one.weights))) for one in (moved, state)
     )
-    decrease = jnp.log(state.gap / jnp.maximum(moved.gap, jnp.finfo(program.x.dtype).tiny))
+    decrease = jnp.log(state.gap / jnp.maximum(moved.gap, tiny_of(program.x)))
     is_worth_it = (next_round > this_round) | ~(decrease <= _EXPECTED_LOG_DECREASE * cost)
     is_worth_it &= next_round < schedule.last_resort
     newton_next = schedule.newton_index(newton_step.num_active(program, moved))

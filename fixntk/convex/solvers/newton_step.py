@@ -23,7 +23,7 @@ from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
 from fixntk._line_search import search_by_armijo
-from fixntk._numerics import einsum
+from fixntk._numerics import einsum, eps_of
 from fixntk.convex import duality
 from fixntk.convex.datafit import Fit
 from fixntk.convex.penalties import group_norms, shares_kept
@@ -268,7 +268,7 @@ def _step_length(
         jnp.sum(gradient * direction),
         jnp.ones((), program.x.dtype),
         share=_ARMIJO_SHARE,
-        slack=10 * jnp.finfo(program.x.dtype).eps * jnp.sum(targets_of(program) ** 2),
+        slack=10 * eps_of(program.x) * jnp.sum(targets_of(program) ** 2),
         max_halvings=_MAX_HALVINGS,
     )
     return search.length
@@ -336,4 +336,4 @@ def _accept(
 
 def _gradient_rounding(program: ConvexProgram) -> Array:
     """The length that rounding leaves of ∇φ, divided by σ: W_p + σ Z_p, of size σλ, is rounded, times the norm of x."""
-    return jnp.finfo(program.x.dtype).eps * jnp.mean(thresholds_of(program)) * jnp.sqrt(jnp.sum(program.x**2))
+    return eps_of(program.x) * jnp.mean(thresholds_of(program)) * jnp.sqrt(jnp.sum(program.x**2))

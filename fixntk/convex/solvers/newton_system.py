@@ -19,7 +19,7 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Float, Int
 
-from fixntk._numerics import einsum, matmul, with_dtype
+from fixntk._numerics import einsum, eps_of, matmul, tiny_of, with_dtype
 from fixntk.convex.program import ConvexProgram, datafit_of, group_shape_of, targets_of
 from fixntk.gram import masked_adjoint, masked_apply
 
@@ -126,7 +126,7 @@ def largest_sigma(program: ConvexProgram, kept: Array) -> Array:
 
 def _least_shift(diagonal: Array) -> Array:
     """The smallest multiple of I that makes a matrix with this largest diagonal entry definite in its dtype."""
-    return _SHIFT_IN_EPS * jnp.finfo(diagonal.dtype).eps * jnp.maximum(diagonal, jnp.finfo(diagonal.dtype).tiny)
+    return _SHIFT_IN_EPS * eps_of(diagonal) * jnp.maximum(diagonal, tiny_of(diagonal))
 
 
 def _by_rows(program: ConvexProgram, sigma: Array, active: Active) -> Inverse:
@@ -286,7 +286,7 @@ def _inverse_in_single(matrix: Array, shift: Array) -> Inverse:
     )
 
     def apply(right: Array) -> Array:
-        scale = jnp.maximum(jnp.max(jnp.abs(right)), jnp.finfo(right.dtype).tiny)
+        scale = jnp.maximum(jnp.max(jnp.abs(right)), tiny_of(right))
         return scale * solve((right / scale).astype(matrix.dtype)).astype(right.dtype)
 
     return apply

@@ -22,6 +22,7 @@ from jaxtyping import Bool, Float, Int
 from fixntk._checks import is_tracing
 from fixntk._compilation import jit_for_host
 from fixntk._line_search import search_by_armijo
+from fixntk._numerics import eps_of
 from fixntk.convex import duality
 from fixntk.convex.method import Method, check_norm, run_steps
 from fixntk.convex.program import (
@@ -110,7 +111,7 @@ def _newton_step(program: ConvexProgram, state: ProxNewtonState) -> ProxNewtonSt
     """Solve the squared loss's program around the iterate, and go as far towards that as the objective falls."""
     model = _model_around(program, state)
     first_primal, gap_goal = model.start.primal, model.gap_goal
-    negligible = _NEGLIGIBLE_GAP_IN_EPS * jnp.finfo(gap_goal.dtype).eps
+    negligible = _NEGLIGIBLE_GAP_IN_EPS * eps_of(gap_goal)
     if not is_tracing(first_primal):
         first_primal, gap_goal = jax.device_get((first_primal, gap_goal))
 
@@ -164,7 +165,7 @@ def _move(program: ConvexProgram, state: ProxNewtonState, inner_weights: Array, 
         -promised,
         jnp.ones_like(primal),
         share=_ARMIJO_SHARE,
-        slack=4 * jnp.finfo(primal.dtype).eps * jnp.abs(primal),
+        slack=4 * eps_of(primal) * jnp.abs(primal),
         max_halvings=_MAX_HALVINGS,
     )
     length = jnp.where(search.accepted, search.length, 0.0)
