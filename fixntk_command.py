@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import NoReturn
 
+# Exit status where the installation does not let the command start.
+_CANNOT_START = 2
 # Exit status of a process that a signal ends, less the signal's number, as in shells.
 _SIGNAL_STATUS = 128
 # Seconds after which an interrupt that was dropped is sent again.
@@ -25,7 +27,11 @@ def main() -> NoReturn:
     """Run the command in a process of its own, and end the process."""
     sys.unraisablehook = _send_interrupt_again
     with exit_on_signals():
-        from fixntk.cli import entry
+        try:
+            from fixntk.cli import entry
+        except ImportError as error:
+            # A package that is missing, or too old: the message has all that a user needs.
+            sys.exit(_complain(f"error: {error}"))
     entry()
 
 
@@ -56,6 +62,12 @@ def _send_interrupt_again(dropped: sys.UnraisableHookArgs) -> None:
         again.start()
     else:
         sys.__unraisablehook__(dropped)
+
+
+def _complain(message: str) -> int:
+    """Write a line to standard error, and return the exit status for it."""
+    print(f"fixntk: {message}", file=sys.stderr)
+    return _CANNOT_START
 
 
 def _exit(number: int, _: FrameType | None) -> NoReturn:

@@ -3,8 +3,10 @@
 The M-numbers at the end of docstrings are sections of docs/mathematics.md, which has the formulas and their sources.
 """
 
-from importlib.metadata import version
+# The first import refuses packages that are too old, on which the others fail in obscure ways.
+from fixntk._requirements import __version__ as __version__
 
+# isort: split
 from fixntk._tiling import OutOfMemoryError
 from fixntk.convex import (
     ConvergenceWarning,
@@ -58,8 +60,6 @@ from fixntk.ntk import (
     taylor_expand,
 )
 from fixntk.training import DivergedError, Training, TrainingHistory, TrainingProgress, network_objective, train
-
-__version__ = version("fixntk")
 
 __all__ = [
     "Arrangements",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
-import importlib.metadata
 import io
 import json
 import os
@@ -16,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from fixntk._requirements import __version__
 from fixntk_command import exit_on_signals
 
 # Modules that a command may need beyond the core dependencies. Names of modules can differ from names of packages.
@@ -126,8 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "fixntk", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    version = f"fixntk {importlib.metadata.version('fixntk')}"
-    parser.add_argument("--version", action="version", version=version)
+    parser.add_argument("--version", action="version", version=f"fixntk {__version__}")
     parser.add_argument(
         "--no-compilation-cache",
         dest="compilation_cache",

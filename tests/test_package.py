@@ -5,13 +5,14 @@ import subprocess
 import sys
 import sysconfig
 import tarfile
-import tomllib
 import venv
 import zipfile
 from pathlib import Path
 
 import pytest
 import yaml
+
+import fixntk
 
 ROOT = Path(__file__).parent.parent
 
@@ -82,9 +83,8 @@ def package_files(root):
 
 
 def test_the_citation_names_the_version():
-    version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
-    assert (citation["version"], citation["license"]) == (version, "Apache-2.0")
+    assert (citation["version"], citation["license"]) == (fixntk.__version__, "Apache-2.0")
 
 
 def project_files():

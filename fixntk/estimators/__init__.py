@@ -1,10 +1,14 @@
 """scikit-learn estimators of gated-ReLU networks and of their NTK."""
 
+from fixntk._requirements import check_versions
+
 try:
     import sklearn as _  # noqa: F401
 except ModuleNotFoundError as error:
     message = "fixntk.estimators needs scikit-learn: pip install 'fixntk[estimators]'"
     raise ModuleNotFoundError(message, name="sklearn") from error
+else:
+    check_versions("scikit-learn")
 
 from fixntk.estimators.gated import (
     GatedReLUClassifier,

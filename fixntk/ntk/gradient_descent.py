@@ -23,6 +23,7 @@ from jax.typing import ArrayLike
 
 from fixntk._checks import as_float_array, describe_fields, is_traced
 from fixntk._numerics import matmul
+from fixntk._requirements import check_versions
 from fixntk._tiling import memory_for
 from fixntk.ntk.kernel_matrices import (
     as_initial_outputs,
@@ -240,6 +241,7 @@ def _diffrax() -> Any:
         import diffrax
     except ImportError as error:
         raise ImportError("gradient_descent needs diffrax: pip install 'fixntk[dynamics]'") from error
+    check_versions("diffrax")
     return diffrax
 
 

@@ -6,10 +6,14 @@ tell apart; line styles and lightness tell curves apart in grey. Further keyword
 that draws.
 """
 
+from fixntk._requirements import check_versions
+
 try:
     import matplotlib as _  # noqa: F401
 except ImportError as error:
     raise ImportError("fixntk.plots needs matplotlib: pip install 'fixntk[plots]'") from error
+else:
+    check_versions("matplotlib")
 
 from fixntk.plots._axes import STYLE
 from fixntk.plots.functions import arrangements, function
