@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 from importlib.metadata import version
 from pathlib import Path
 
@@ -32,6 +33,20 @@ if "JAX_ENABLE_X64" not in os.environ:
 
 # Tolerance for rounding errors in identities between arrays of a few hundred entries, by dtype.
 TOLERANCE = {jnp.dtype("float64"): 1e-10, jnp.dtype("float32"): 2e-5}
+
+
+def pytest_addoption(parser):
+    parser.addoption("--need-all", action="store_true", help="fail where a package that tests need is not installed")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector):
+    """Skip the files of tests that need a package that is not installed, such as a solver to compare with."""
+    report = yield
+    missing = re.search(r"ModuleNotFoundError: .*", str(report.longrepr)) if report.failed else None
+    if missing and not collector.config.getoption("need_all"):
+        report.outcome, report.longrepr = "skipped", (str(collector.path), 0, f"Skipped: {missing.group()}")
+    return report
 
 
 # Each program that XLA compiles for a CPU takes a few of the 65,530 memory maps that Linux allows a process. It

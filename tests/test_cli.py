@@ -28,6 +28,7 @@ def blocked(monkeypatch, *names):
         monkeypatch.setitem(sys.modules, name, None)
 
 
+@pytest.mark.core
 def test_run_prints_headline_and_report(project, capsys):
     assert main(["run", "configs/toy.yaml"]) == 0
     pattern = r"8 rows\nThe report is runs/toy/report\.html, after 0:00:\d\d \(h:mm:ss\)\n"
@@ -59,6 +60,7 @@ def test_overrides_stand_before_or_after_options(project, arguments):
     assert {(row["table"], row["seed"]) for row in runs.read_rows(project.root / "here")} == {("iris", 5)}
 
 
+@pytest.mark.core
 def test_resume_and_report(project, capsys):
     assert main(["run", "configs/toy.yaml"]) == 0
     assert main(["run", "configs/toy.yaml"]) == 2

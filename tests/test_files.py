@@ -13,6 +13,8 @@ from safetensors.numpy import save_file
 
 from fixntk._files import FileFormatError, Format, read_arrays, replace_when_written, write_arrays
 
+pytestmark = pytest.mark.core
+
 KIND = Format("fixntk thing", 3)
 FIELDS = {"names": ["a", "=1", "\x00\n\u20ac"], "share": 0.1}
 ARRAYS = {

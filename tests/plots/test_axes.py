@@ -17,6 +17,8 @@ import fixntk as fx
 from fixntk import plots
 from fixntk.plots._axes import as_numbers, next_line_style
 
+pytestmark = pytest.mark.core
+
 mpl.use("agg")
 
 X = np.column_stack([np.linspace(-1, 1, 7), np.ones(7)])

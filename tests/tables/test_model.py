@@ -16,6 +16,8 @@ from fixntk.estimators import cross_validation
 from fixntk.tables import choice
 from fixntk.tables.model import write_csv
 
+pytestmark = pytest.mark.core
+
 
 @pytest.fixture
 def tables(tmp_path):

@@ -10,6 +10,8 @@ from fixntk import _files
 from fixntk._files import write_arrays
 from fixntk.training.checkpoints import Record, count_unimproved, restore, save
 
+pytestmark = pytest.mark.core
+
 MADE_BY = {"x": "1", "reg": "2", "optimizer": "3", "versions": "4"}
 
 
@@ -102,7 +104,7 @@ def test_what_is_no_checkpoint_is_damaged(tmp_path, fields):
 def test_a_checkpoint_of_another_version_is_named_and_stays(tmp_path):
     save(tmp_path, state_of(1), records_of(1), MADE_BY)
     newer = _files._CHECKPOINT._replace(version=9)
-    write_arrays(tmp_path / "step-50.safetensors", newer, {}, {})
+    write_arrays(tmp_path / "step-50.safetensors", newer, {}, {"a": np.ones(1)})
     with pytest.raises(ValueError, match=r"step-50\.safetensors: has version 9 of the format, by fixntk .*, newer"):
         restore(tmp_path, state_of(0), MADE_BY, resume=True)
     assert names(tmp_path) == {"step-0.safetensors", "step-50.safetensors"}
