@@ -16,6 +16,9 @@ import fixntk
 
 ROOT = Path(__file__).parent.parent
 
+# The compressed sources of the library have 460 kB, of which docstrings are 130, and the experiments 85.
+MAX_WHEEL_BYTES = 570_000
+
 IMPORT_EVERY_MODULE = """
 import importlib, pkgutil
 import fixntk
@@ -102,6 +105,14 @@ def test_the_wheel_holds_the_library_the_experiments_and_nothing_else(distributi
     assert names == library | project_files() | {"fixntk_command.py"}
 
 
+def test_the_wheel_stays_small(distributions):
+    assert distributions[1].stat().st_size < MAX_WHEEL_BYTES
+    with zipfile.ZipFile(distributions[1]) as archive:
+        kinds = {Path(name).suffix for name in archive.namelist() if ".dist-info/" not in name}
+    # Neither figures nor data: what it holds is source.
+    assert kinds == {".py", ".typed", ".jinja", ".yaml"}
+
+
 def test_every_module_of_the_wheel_imports_where_it_is_installed(empty_environment, tmp_path):
     python, site_packages = empty_environment
     place, *modules = run(python, "-c", IMPORT_EVERY_MODULE, cwd=tmp_path).splitlines()
@@ -149,3 +160,22 @@ def test_tests_of_the_unpacked_sdist_pass_there(unpacked_sdist):
         sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_imports.py", cwd=unpacked_sdist
     )
     assert " passed" in shown
+
+
+@pytest.mark.long
+def test_the_core_tests_pass_where_the_sdist_is_installed_with_what_they_need(unpacked_sdist, tmp_path):
+    venv.create(tmp_path / "environment", with_pip=True, symlinks=os.name != "nt")
+    (python,) = tmp_path.glob("environment/bin/python3" if os.name != "nt" else "environment/Scripts/python.exe")
+    run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", ".[test]", cwd=unpacked_sdist)
+    shown = run(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "core", cwd=unpacked_sdist)
+    assert " passed" in shown
+    assert "tests/test_core.py" not in shown
+
+
+def test_a_clone_without_history_or_tags_has_the_version(tmp_path):
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a clone")
+    clone = tmp_path / "clone"
+    run("git", "clone", "--quiet", "--depth", "1", "--no-tags", ROOT.as_uri(), clone, cwd=tmp_path)
+    command = [sys.executable, "-m", "hatchling", "version"]
+    assert run(*command, cwd=clone).strip() == fixntk.__version__
