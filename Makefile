@@ -2,7 +2,14 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-EXTRAS := dynamics,estimators,parquet,conformal,experiments,verify,docs,test
+# What each set of targets needs beyond the library.
+EXTRAS_experiments := experiments
+EXTRAS_verify := verify
+EXTRAS_docs := docs
+EXTRAS_test := dynamics,estimators,parquet,conformal,experiments,verify,docs,test
+# neural-tangents declares TensorFlow, which nothing here uses: hence --no-deps for it alone.
+WITHOUT_REQUIREMENTS_verify := neural-tangents==0.6.5
+WITHOUT_REQUIREMENTS_test := $(WITHOUT_REQUIREMENTS_verify)
 # Compiling is most of the tests' time: programs that were compiled once are kept.
 KEEP_COMPILED := JAX_COMPILATION_CACHE_DIR=$(CURDIR)/$(VENV)/compiled JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.1
 # Settings that some users keep on.
@@ -12,61 +19,68 @@ STRICT_MODES := JAX_NUMPY_DTYPE_PROMOTION=strict JAX_NUMPY_RANK_PROMOTION=raise 
 # which have few arrays of their own.
 NOT_CHECKED := tests/test_package.py tests/test_docs.py tests/test_cli.py tests/runner tests/experiments/test_experiments.py
 UV := $(shell command -v uv 2>/dev/null)
+ifdef UV
+INSTALL := $(UV) pip install --quiet --python $(BIN)/python
+else
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+endif
 
-.PHONY: run quickstart paper verify test test-shapes test-strict test-long lint docs benchmarks clean
+.PHONY: run quickstart paper verify test test-shapes test-strict test-long matrix lint docs benchmarks clean
 
-run: $(VENV)/.installed  ## the main job: fix the NTK on 40 real tables; the report is runs/uci/report.html
+run: $(VENV)/.installed-experiments  ## the main job: fix the NTK on 40 real tables; the report is runs/uci/report.html
 	$(BIN)/fixntk run configs/uci.yaml --resume
 
-quickstart: $(VENV)/.installed  ## three tables, one to two minutes
+quickstart: $(VENV)/.installed-experiments  ## three tables, one to two minutes
 	$(BIN)/fixntk run configs/quickstart.yaml --resume
 
-paper: $(VENV)/.installed  ## every claim of the paper, measured: runs/paper/report.html and the page docs/paper.md
+paper: $(VENV)/.installed-experiments  ## every claim of the paper, measured: runs/paper/report.html and the page docs/paper.md
 	$(BIN)/fixntk run configs/paper.yaml --resume
 	$(BIN)/fixntk report runs/paper --markdown docs/paper.md
 
-verify: $(VENV)/.installed  ## the claims of the mathematics, checked on this machine
+verify: $(VENV)/.installed-verify  ## the claims of the mathematics, checked on this machine
 	$(BIN)/fixntk verify
 
 test: lint  ## linter, type checker and every test that is not marked long
-	$(KEEP_COMPILED) $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal
+	$(KEEP_COMPILED) $(BIN)/python -m pytest -q --need-all -n auto --maxprocesses 4 --dist worksteal
 
-test-shapes: $(VENV)/.installed  ## the tests of the library, with every annotated shape and type checked in every call
-	PYTHONPATH=tests $(KEEP_COMPILED) $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal -m "not long and not wrong_types" \
+test-shapes: $(VENV)/.installed-test  ## the tests of the library, with every annotated shape and type checked in every call
+	PYTHONPATH=tests $(KEEP_COMPILED) $(BIN)/python -m pytest -q --need-all -n auto --maxprocesses 4 --dist worksteal -m "not long and not wrong_types" \
 	    --jaxtyping-packages=fixntk,type_checker.check $(NOT_CHECKED:%=--ignore=%)
 
-test-strict: $(VENV)/.installed  ## the core tests under each of JAX's stricter modes
+test-strict: $(VENV)/.installed-test  ## the core tests under each of JAX's stricter modes
 	for mode in $(STRICT_MODES); do \
-	    echo "$$mode"; env $$mode $(KEEP_COMPILED) $(BIN)/python -m pytest -q -m core tests/test_core.py || exit 1; \
+	    echo "$$mode"; env $$mode $(KEEP_COMPILED) $(BIN)/python -m pytest -q --need-all -m core tests/test_core.py || exit 1; \
 	done
 
-test-long: $(VENV)/.installed  ## the long tests
-	$(KEEP_COMPILED) $(BIN)/python -m pytest -q -m long
+test-long: $(VENV)/.installed-test  ## the long tests
+	$(KEEP_COMPILED) $(BIN)/python -m pytest -q --need-all -m long
 
-lint: $(VENV)/.installed
+matrix: | $(BIN)/python  ## the core tests on the oldest and the newest packages; MATRIX="3.11-oldest 3.13" runs some
+	$(BIN)/python .ci/matrix.py $(MATRIX)
+
+lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-docs: $(VENV)/.installed  ## the pages, in docs/_build/html; a warning is an error
+docs: $(VENV)/.installed-docs  ## the pages, in docs/_build/html; a warning is an error
 	$(KEEP_COMPILED) $(BIN)/sphinx-build -q -W --keep-going -b html docs docs/_build/html
 
-benchmarks: $(VENV)/.installed
+benchmarks: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/masked_gram.py
 
 clean:
-	rm -rf $(VENV) build docs/_build docs/generated *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .matrix build docs/_build docs/generated *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
-# neural-tangents declares TensorFlow, which nothing here uses: hence --no-deps for it alone.
-$(VENV)/.installed: pyproject.toml
+$(BIN)/python:
 ifdef UV
-	test -x $(BIN)/python || $(UV) venv --python '>=3.11' $(VENV)
-	$(UV) pip install --quiet --python $(BIN)/python -e '.[$(EXTRAS)]'
-	$(UV) pip install --quiet --python $(BIN)/python --no-deps neural-tangents==0.6.5
+	$(UV) venv --python '>=3.11' $(VENV)
 else
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fixntk needs Python >= 3.11, this is " + sys.version.split()[0])'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$(EXTRAS)]'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps neural-tangents==0.6.5
+	$(PYTHON) -m venv $(VENV)
 endif
+
+$(VENV)/.installed-%: pyproject.toml | $(BIN)/python
+	$(INSTALL) -e '.[$(EXTRAS_$*)]'
+	$(if $(WITHOUT_REQUIREMENTS_$*),$(INSTALL) --no-deps $(WITHOUT_REQUIREMENTS_$*))
 	touch $@
