@@ -232,8 +232,9 @@ def is_exhaustion(error: BaseException) -> bool:
 
 def bytes_in_words(num_bytes: int | float) -> str:
     """A number of bytes in units that people read."""
-    if num_bytes >= 2**30:
-        return f"{num_bytes / 2**30:.1f} GiB"
+    for prefix, unit in (("P", 2**50), ("T", 2**40), ("G", 2**30)):
+        if num_bytes >= unit:
+            return f"{num_bytes / unit:.1f} {prefix}iB"
     return f"{num_bytes / 2**20:.0f} MiB" if num_bytes >= 2**20 else f"{num_bytes / 2**10:.0f} KiB"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -31,7 +30,9 @@ def keep_units(program: ConvexProgram) -> tuple[ConvexProgram, Units]:
 
 def bytes_of_groups(program: ConvexProgram) -> int | float:
     """Estimate of the memory for group weights and what goes with them, and for masks as numbers."""
-    num_numbers = _NUM_GROUP_ARRAYS * math.prod(group_shape_of(program))
+    num_gates, num_features, num_outputs = group_shape_of(program)
+    # A product also has a number for each row, feature and output, before or after the masks.
+    num_numbers = (_NUM_GROUP_ARRAYS * num_gates + program.x.shape[0]) * num_features * num_outputs
     return num_numbers * program.x.dtype.itemsize + mask_number_bytes(program)
 
 
