@@ -13,9 +13,11 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from fixntk._requirements import __version__
+from fixntk.convex import plan_command
+from fixntk.tables import parsers
 from fixntk_command import exit_on_signals
 
 # Modules that a command may need beyond the core dependencies. Names of modules can differ from names of packages.
@@ -98,7 +100,7 @@ def _run_command(argv: Sequence[str] | None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         arguments.overrides += rest
-    if arguments.compilation_cache and arguments.function in (_run, _verify, _fit, _predict):
+    if arguments.compilation_cache and arguments.function in (_run, _verify, _fit, _predict, _plan):
         from fixntk.runner.compilation_cache import keep_compiled_programs
 
         keep_compiled_programs()
@@ -168,41 +170,12 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("--quick", action="store_true", help="the identities alone, on small data, in a few seconds")
     verify.set_defaults(function=_verify, extra="verify")
 
-    _add_table_commands(commands)
+    parsers.add_parsers(commands, fit=_fit, predict=_predict)
+    plan_command.add_parser(commands).set_defaults(function=_plan, extra="experiments")
 
     info = commands.add_parser("info", help="show versions, devices and optional packages")
     info.set_defaults(function=_info, extra="experiments")
     return parser
-
-
-def _add_table_commands(commands: Any) -> None:
-    """Add ``fit`` and ``predict`` to the subparsers."""
-    fit = commands.add_parser("fit", help="fit a model of a column of a table")
-    fit.add_argument("table", metavar="TABLE", type=Path, help="CSV file with a header, also .csv.gz, or Parquet file")
-    fit.add_argument("--target", "--label", metavar="COL", required=True, help="the column to predict")
-    fit.add_argument("--out", metavar="MODEL", type=Path, required=True, help="file for the model")
-    fit.add_argument(
-        "--columns",
-        metavar="NAME=KIND ...",
-        action="append",
-        default=[],
-        help='how columns are taken, such as "age=number when=date id=drop"; kinds: number, date, category, drop, '
-        "for the target number or category; names with blanks are quoted",
-    )
-    fit.add_argument("--drop-missing-target", action="store_true", help="leave out rows without a target")
-    fit.add_argument("--method", choices=("gated", "ntk"), default="gated", help="the fixed kernel (gated), or its NTK")
-    fit.add_argument("--reg", type=float, help="regularisation, chosen by cross-validation without it")
-    fit.add_argument("--seed", type=int, default=0, help="for the gates")
-    fit.set_defaults(function=_fit, extra="estimators")
-
-    predict = commands.add_parser("predict", help="predict with a model, for the rows of a table")
-    predict.add_argument("model", metavar="MODEL", type=Path, help="file that fixntk fit wrote")
-    predict.add_argument("table", metavar="TABLE", type=Path, help="CSV or Parquet file with the model's columns")
-    predict.add_argument(
-        "--out", metavar="FILE", type=Path, help="CSV or Parquet file; CSV on standard output without it"
-    )
-    predict.add_argument("--strict", action="store_true", help="refuse categories that the model has not seen")
-    predict.set_defaults(function=_predict, extra="estimators")
 
 
 # Each command imports its modules when it is called: --help stays fast, and info works without the extras.
@@ -329,6 +302,13 @@ def _predict(arguments: argparse.Namespace) -> int:
     if arguments.out is None:
         model.write_csv(predictions, sys.stdout)
     return 0
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    try:
+        return plan_command.main(arguments)
+    except ValueError as error:
+        raise _InputError(error) from error
 
 
 def _info(arguments: argparse.Namespace) -> int:

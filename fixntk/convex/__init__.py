@@ -13,6 +13,7 @@ from fixntk.convex.relu import ReLUSolution, solve_relu
 from fixntk.convex.screening import gap_safe
 from fixntk.convex.solution import History, Solution
 from fixntk.convex.solve import solve, solve_quietly
+from fixntk.convex.solve_plan import MethodPlan, SolvePlan, solve_plan
 
 __all__ = [
     "ConvergenceWarning",
@@ -22,10 +23,12 @@ __all__ = [
     "History",
     "Interrupted",
     "KernelSolution",
+    "MethodPlan",
     "Path",
     "Progress",
     "ReLUSolution",
     "Solution",
+    "SolvePlan",
     "discover",
     "discover_path",
     "discover_quietly",
@@ -35,6 +38,7 @@ __all__ = [
     "solve",
     "solve_kernels",
     "solve_path",
+    "solve_plan",
     "solve_quietly",
     "solve_relu",
 ]

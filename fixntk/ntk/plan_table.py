@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -72,16 +73,19 @@ class NTKPlan(NamedTuple):
             (each.path, "×".join(map(str, each.shape)) or "1", each.way, f"{each.flops:.2g}", f"{each.entries:,}")
             for each in self.parameters
         ]
-        widths = [max(map(len, column)) for column in zip(_HEADINGS, *rows, strict=True)]
-        # Numbers end at the right.
-        aligned = [
-            "  ".join(
-                cell.rjust(width) if k > 2 else cell.ljust(width)
-                for k, (cell, width) in enumerate(zip(row, widths, strict=True))
-            )
-            for row in (_HEADINGS, *rows)
-        ]
-        return "\n".join([head, *aligned])
+        return "\n".join([head, *align_columns([_HEADINGS, *rows], num_left=3)])
+
+
+def align_columns(rows: Sequence[Sequence[str]], *, num_left: int) -> list[str]:
+    """Lines of a table; the first ``num_left`` columns begin at the left, and numbers end at the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if k < num_left else cell.rjust(width)
+            for k, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
 
 
 def plan_of(request: Request, params: Any, x1: Any, x2: Any) -> NTKPlan:

@@ -108,6 +108,11 @@ def bytes_needed(program: ConvexProgram, size: int) -> int | float:
     return program.x.dtype.itemsize * (numbers + num_rows * size * (1 + num_outputs))
 
 
+def is_matrix_free(program: ConvexProgram, size: int) -> bool:
+    """Whether the cheapest solver for ``size`` groups makes products alone, no matrix and no factor."""
+    return cheapest_solver(program, size) is _by_products
+
+
 def derivative(kept: Array, along: Array, units: Array, change: Array) -> Array:
     """Derivative of prox at U, (P,) across U_p and along it, with U_p's (P, d, c) units, along a change of U."""
     projected = jnp.sum(units * change, axis=(1, 2), keepdims=True) * units

@@ -28,7 +28,7 @@ _ROUND_GAP_SHARE = 0.05
 # A size is merged into the next if a Newton step then takes at most this factor more operations: one less to compile.
 _MERGED_FLOPS = 1.6
 # A working set has room for this multiple of the number of groups that were active before the round.
-_ROOM = 1.2
+ROOM = 1.2
 # Operations of a Newton step in addition to its products.
 _NEWTON_OVERHEAD_FLOPS = 1e8
 # Factorisations use the machine less well than products: their operations count by this factor more.
@@ -60,7 +60,7 @@ class Schedule(NamedTuple):
 
     def round_index(self, num_active: Int[Array, ""]) -> Int[Array, ""]:
         """Index of the round after which there is still room for groups that enter; ``last_resort`` where none has."""
-        found = jnp.searchsorted(jnp.asarray(self.round_sizes), _ROOM * num_active)
+        found = jnp.searchsorted(jnp.asarray(self.round_sizes), ROOM * num_active)
         return (len(self.newton_sizes) + found).astype(jnp.int32)
 
 
@@ -113,10 +113,16 @@ def run_round(
     _, chosen = lax.top_k(near, size)
     part = with_masks(program, select_masks(program.masks, chosen).astype(jnp.float32), chosen)
     each, newton = newton_system.pass_flops(program, size), newton_flops(program, size // 2)
-    max_steps = max(_LEAST_STEPS_OF_A_ROUND, int(_ROUND_COST_IN_NEWTON_STEPS * newton / each))
+    max_steps = max_round_steps(program, size)
     part, start = with_dtype((part, weights[chosen]), jnp.float32)
     found, num_steps = run_first_order(part, start, _ROUND_GAP_SHARE * gap, max_steps)
     return jnp.zeros(group_shape_of(program), jnp.float32).at[chosen].set(found), num_steps * (each / newton)
+
+
+def max_round_steps(program: ConvexProgram, size: int) -> int:
+    """Largest number of first-order steps of a round on ``size`` groups."""
+    each, newton = newton_system.pass_flops(program, size), newton_flops(program, size // 2)
+    return max(_LEAST_STEPS_OF_A_ROUND, int(_ROUND_COST_IN_NEWTON_STEPS * newton / each))
 
 
 def run_first_order(

@@ -1,0 +1,216 @@
+"""Work of each method, counted from shapes alone: of one iteration, and of a typical solve.
+
+Operations are additions and multiplications. They are kept apart by the kind of computation, as a machine does each
+kind at a rate of its own (:mod:`fixntk.convex.rates`). Newton's own operations are the ones by which it chooses its
+sizes (:func:`fixntk.convex.solvers.working_sets.newton_flops`).
+
+Numbers of iterations are not a matter of shapes. The typical ones are those of Gaussian rows whose targets are a
+network of five neurons with noise, at λ = 0.1 λ_max and the default tolerance, for 500 to 100,000 rows and 200 to 1000
+gates. A smaller λ takes more.
+
+See docs/mathematics.md, M6 and M8.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+from fixntk._numerics import allow_float64
+from fixntk.convex.losses import Loss, as_loss
+from fixntk.convex.method import Method
+from fixntk.convex.program import ConvexProgram, group_shape_of, is_quadratic
+from fixntk.convex.solvers import newton_system, working_sets
+
+# Losses of labels −1 and 1.
+_LOSSES_OF_ONE_OUTPUT = ("logistic", "squared_hinge")
+# Typical number of active groups, in roots of the number of gates.
+_ACTIVE_PER_ROOT_GATE = 3.2
+# Typical numbers of iterations in single and in double precision, whose tolerance is a hundred times smaller.
+_ITERATIONS = {"fista": (400, 750), "irls": (150, 300), "anderson": (40, 110)}
+# Rounds of Newton's method on working sets, after the first, and first-order steps of the first and of the others.
+_ROUNDS = 4
+_FIRST_ROUND_STEPS = 14
+_ROUND_STEPS = 53
+# In double precision two more follow. The last one makes all the steps that it may, as single precision ends before the
+# tolerance.
+_LATE_ROUND_STEPS = 75
+# Newton steps where there are no rounds.
+_NEWTON_STEPS = 8
+# Proximal Newton: steps, and Newton steps on the program of the squared loss in each.
+_PROX_STEPS = (5, 6)
+_INNER_STEPS = 4
+
+
+class Work(NamedTuple):
+    """Operations by kind.
+
+    Attributes
+    ----------
+    products
+        Of products with all masks, which come as bools.
+    set_products
+        Of products with masks of a working set, which are numbers in single precision.
+    squares
+        Of products that make n×n matrices.
+    factorisations
+        Of Cholesky factorisations and solves with them, and of the linear systems of Newton's method.
+    num_adjoints
+        Number of arrays of correlations Xᵀ D_p R, (P, d, c), that are computed: with rows on several devices each is a
+        sum over devices.
+    set_values
+        Numbers of correlations of working sets that are computed, which are such sums too.
+    """
+
+    products: float = 0.0
+    set_products: float = 0.0
+    squares: float = 0.0
+    factorisations: float = 0.0
+    num_adjoints: float = 0.0
+    set_values: float = 0.0
+
+    @property
+    def flops(self) -> float:
+        """Operations of all kinds."""
+        return self.products + self.set_products + self.squares + self.factorisations
+
+    def plus(self, other: Work) -> Work:
+        """The work of both."""
+        return Work(*(a + b for a, b in zip(self, other, strict=True)))
+
+    def times(self, count: float) -> Work:
+        """The work ``count`` times, which need not be whole."""
+        return Work(*(count * a for a in self))
+
+
+def program_of_shapes(
+    num_rows: int, num_features: int, num_gates: int, num_outputs: int, loss: str | Loss, dtype: DTypeLike
+) -> ConvexProgram:
+    """A convex program of shapes and dtypes in place of arrays, on which estimates can be called.
+
+    Raises
+    ------
+    ValueError
+        If the loss is unknown, or not for this number of outputs.
+    """
+    loss = as_loss(loss)
+    if loss.name == "softmax" and num_outputs < 2:
+        raise ValueError(f"loss 'softmax' is for at least two outputs, got outputs={num_outputs}")
+    if loss.name in _LOSSES_OF_ONE_OUTPUT and num_outputs > 1:
+        raise ValueError(f"loss {loss.name!r} is for one output, got outputs={num_outputs}")
+    y_shape = (num_rows,) if num_outputs == 1 else (num_rows, num_outputs)
+    with allow_float64():
+        shapes = (
+            jax.ShapeDtypeStruct((num_rows, num_features), jnp.dtype(dtype)),
+            jax.ShapeDtypeStruct(y_shape, jnp.dtype(dtype)),
+            jax.ShapeDtypeStruct((num_rows, num_gates), np.dtype(bool)),
+        )
+        # The constructor's checks of shapes and losses hold here too.
+        return jax.eval_shape(lambda x, y, masks: ConvexProgram(x, y, masks, 1.0, loss), *shapes)
+
+
+def product_work(program: ConvexProgram, *, forward: int, adjoint: int) -> Work:
+    """Products with all masks, Σ_p D_p X W_p and Xᵀ D_p R, of which each multiplies n×P by P×dc numbers."""
+    return Work(
+        products=2.0 * (forward + adjoint) * program.x.shape[0] * math.prod(group_shape_of(program)),
+        num_adjoints=adjoint,
+    )
+
+
+def kernel_work(program: ConvexProgram) -> Work:
+    """A masked Gram kernel, the Cholesky factorisation of it plus λI, and two solves and a product with it."""
+    num_rows, (num_gates, num_features, num_outputs) = float(program.x.shape[0]), group_shape_of(program)
+    return Work(
+        squares=2 * num_rows**2 * (num_gates + num_features),
+        factorisations=num_rows**3 / 3 + 6 * num_rows**2 * num_outputs,
+    )
+
+
+def step_work(program: ConvexProgram, method: Method) -> Work:
+    """Work of one iteration; for Newton's method the mean of those of a typical solve."""
+    if method.name == "newton":
+        work, count = _newton_work(program)
+        return work.times(1 / count)
+    if method.name == "fista":
+        return product_work(program, forward=1, adjoint=1 if is_quadratic(program) else 2)
+    # The kernel ridge solution, and the certificate of its weights.
+    reweighting = kernel_work(program).plus(product_work(program, forward=1, adjoint=2))
+    return reweighting.times(2 if method.name == "anderson" else 1)
+
+
+def typical_iterations(program: ConvexProgram, method: Method) -> int:
+    """Iterations of a typical solve."""
+    if method.name == "newton":
+        return _newton_work(program)[1]
+    return min(method.max_iter, _ITERATIONS[method.name][_is_double(program)])
+
+
+def typical_work(program: ConvexProgram, method: Method) -> Work:
+    """Work of a typical solve, the start and the certificate of the result included."""
+    # What starts is about an iteration.
+    iterations = typical_iterations(program, method) + (method.name != "newton")
+    work = step_work(program, method).times(iterations)
+    return work.plus(product_work(program, forward=1, adjoint=1))
+
+
+def typical_active(program: ConvexProgram) -> int:
+    """Number of active groups of a typical solution."""
+    return min(program.num_gates, math.ceil(_ACTIVE_PER_ROOT_GATE * math.sqrt(program.num_gates)))
+
+
+def newton_size(program: ConvexProgram) -> int:
+    """Size of the Newton steps on the active groups of a typical solution."""
+    sizes = working_sets.schedule_of(program).newton_sizes
+    return sizes[bisect_left(sizes, typical_active(program))]
+
+
+def _newton_work(program: ConvexProgram) -> tuple[Work, int]:
+    """Work and iterations of Newton's method."""
+    schedule = working_sets.schedule_of(program)
+    wanted = working_sets.ROOM * typical_active(program)
+    sizes = [size for size in schedule.round_sizes if size >= wanted]
+    if not is_quadratic(program):
+        outer = _PROX_STEPS[_is_double(program)]
+        inner = _newton_step_work(program, newton_size(program)).times(_INNER_STEPS)
+        # The line search takes a product with the masks each way.
+        work = inner.plus(product_work(program, forward=1, adjoint=1)).times(outer)
+        return work.plus(_rounds_work(program, sizes[:1], [_ROUND_STEPS] * 2)), outer
+    if not sizes:
+        return _newton_step_work(program, newton_size(program)).times(_NEWTON_STEPS), _NEWTON_STEPS
+    steps = [_ROUND_STEPS] * _ROUNDS
+    if _is_double(program):
+        steps += [_LATE_ROUND_STEPS, working_sets.max_round_steps(program, sizes[0])]
+    work = _rounds_work(program, sizes[:1], steps)
+    first = _rounds_work(program, schedule.round_sizes[:1], [_FIRST_ROUND_STEPS])
+    return work.plus(first), len(steps) + 1
+
+
+def _rounds_work(program: ConvexProgram, sizes: list[int] | tuple[int, ...], steps: list[int]) -> Work:
+    """Rounds of first-order steps on a working set, if there is one, each with a certificate on all gates."""
+    total = Work()
+    for size in sizes:
+        num_values = float(size * math.prod(group_shape_of(program)[1:]))
+        # Before the steps of a round there is a start of three products.
+        passes = sum(steps) + 1.5 * len(steps)
+        total = total.plus(
+            Work(set_products=4 * passes * program.x.shape[0] * num_values, set_values=passes * num_values)
+        ).plus(product_work(program, forward=1, adjoint=1).times(len(steps)))
+    return total
+
+
+def _newton_step_work(program: ConvexProgram, size: int) -> Work:
+    products = product_work(program, forward=2, adjoint=2)
+    rest = working_sets.newton_flops(program, size) - products.flops
+    if newton_system.is_matrix_free(program, size):
+        return products.plus(Work(set_products=rest))
+    return products.plus(Work(factorisations=rest))
+
+
+def _is_double(program: ConvexProgram) -> bool:
+    return program.x.dtype == np.float64
