@@ -124,6 +124,24 @@ def test_the_table_has_a_line_for_each_method_and_says_what_solve_takes():
     assert lines[8].startswith("solve takes newton: ")
 
 
+def test_the_table_of_the_page_is_made_by_the_function():
+    page = (ROOT / "docs/planning.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^\| ([0-9,]+) \| (\d+) \| (.*) \|$", page, re.MULTILINE)
+    assert len(lines) == 8
+    rates = Rates(5e12, 5e12, 2e13, 5e12, bandwidth=1e10)
+    for rows, devices, cells in lines:
+        plan = solve_plan(int(rows.replace(",", "")), 50, 1000, devices=int(devices), memory=80e9, rates=rates)
+        newton, fista, irls = (plan_of(plan, name) for name in ("newton", "fista", "irls"))
+        words = _tiling.bytes_in_words
+        expected = [words(plan.data_bytes)]
+        for each in (newton, fista):
+            exchanged = words(each.exchanged_bytes) if plan.num_devices > 1 else "–"
+            expected += [words(each.num_bytes), exchanged, f"{float(f'{each.seconds:.2g}'):g}"]
+        assert cells.split(" | ") == [*expected, words(irls.num_bytes) + ("" if irls.fits else ", too much")]
+        assert plan.method == "newton"
+        assert newton.fits
+
+
 def test_rates_are_measured_for_any_shape_and_change_no_setting():
     before = jax.config.jax_enable_x64
     for shape in ((1, 1, 1, 1), (300, 4, 50, 2)):
