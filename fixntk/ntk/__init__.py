@@ -8,6 +8,8 @@ from fixntk.ntk.gradient_descent import GradientDescent, gradient_descent
 from fixntk.ntk.kernel_regression import kernel_ridge, max_learning_rate
 from fixntk.ntk.linearize import linearize, taylor_expand
 from fixntk.ntk.modules import split_model
+from fixntk.ntk.nystrom import Nystrom, nystrom
+from fixntk.ntk.nystrom_ridge import NystromRidge, nystrom_ridge
 from fixntk.ntk.plan_table import NTKPlan, ParameterPlan
 from fixntk.ntk.projections import projected_gradients
 from fixntk.ntk.spectrum import NTKSpectrum, ntk_spectrum
@@ -18,6 +20,8 @@ __all__ = [
     "Kernel",
     "NTKPlan",
     "NTKSpectrum",
+    "Nystrom",
+    "NystromRidge",
     "ParameterPlan",
     "empirical_ntk",
     "gated_relu_ntk",
@@ -33,6 +37,8 @@ __all__ = [
     "ntk_plan",
     "ntk_spectrum",
     "ntk_vector_product",
+    "nystrom",
+    "nystrom_ridge",
     "projected_gradients",
     "split_model",
     "taylor_expand",
