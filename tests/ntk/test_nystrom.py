@@ -180,7 +180,7 @@ def test_a_factor_without_room_is_refused_with_a_remedy(monkeypatch):
         ({"kernel": lambda a, b: a @ b.T + jnp.nan}, "must be finite"),
         ({"kernel": lambda a, b: -a @ b.T}, "finite and not negative"),
         (
-            {"kernel": lambda a, b: jnp.ones(len(a)), "diagonal": lambda x: jnp.ones(len(x))},
+            {"kernel": lambda a, _: a[:, 0], "diagonal": lambda x: jnp.ones(len(x))},
             r"must give shape \(30, 30\)",
         ),
         ({"diagonal": lambda x: x}, r"diagonal must give shape \(30,\), got \(30, 3\)"),

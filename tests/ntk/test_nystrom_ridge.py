@@ -87,6 +87,26 @@ def test_dual_weights_solve_the_system_of_the_approximation():
     np.testing.assert_allclose(found.factor @ ridge.feature_coefficients, ridge.outputs, atol=1e-12)
 
 
+@pytest.mark.parametrize("tol", [0.3, 0.03])
+@pytest.mark.parametrize("outputs", [None, 2])
+def test_the_residual_of_the_exact_system_bounds_more_closely(tol, outputs):
+    x, y, new = problem(outputs=outputs)
+    found = fx.nystrom(fx.gated_relu_ntk, x, key=KEY, tol=tol, batch_size=60)
+    ridge = fx.nystrom_ridge(found, y, reg=0.5)
+    residual = ridge.training_residual(x)
+    whole = np.asarray(fx.gated_relu_ntk(x)) + 0.5 * np.eye(160)
+    np.testing.assert_allclose(residual, whole @ np.asarray(ridge.dual_weights) - np.asarray(y), atol=1e-10)
+    there, elsewhere = exact(fx.gated_relu_ntk, x, y, new, 0.5)
+    norms = np.linalg.norm(residual, axis=0)
+    assert np.all(np.linalg.norm(ridge.outputs - there, axis=0) <= norms)
+    assert np.all(norms <= ridge.training_bound * np.sqrt((found.trace_bound + 0.5) / 0.5))
+    between = np.asarray(fx.gated_relu_ntk(new, x))
+    bound = np.sqrt(np.diag(fx.gated_relu_ntk(new)) / 0.5).reshape(-1, *(1,) * norms.ndim) * norms
+    assert np.all(np.abs(between @ np.asarray(ridge.dual_weights) - elsewhere) <= bound)
+    with pytest.raises(ValueError, match="x must be the 160 training rows, got 23"):
+        ridge.training_residual(new)
+
+
 def test_in_single_precision_the_bounds_hold_as_well():
     x, y, new = problem(dtype="float32")
     ridge = fx.nystrom_ridge(fx.nystrom(fx.gated_relu_ntk, x, key=KEY, tol=1e-2), y, reg=1.0)
