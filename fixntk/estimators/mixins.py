@@ -289,15 +289,22 @@ class ChoiceMixin(GatedMixin):
 class NTKMixin(InputMixin):
     """Estimators that are kernel ridge regressions with the NTK."""
 
+    verbose: int
     X_fit_: np.ndarray
     dual_coef_: np.ndarray
     _ridge: float
     _condition: Callable[..., Process]
 
     def _set_fit(self, fit: NTKFit, training: Training) -> None:
-        self.X_fit_, self.dual_coef_, self.loo_errors_ = training.x, fit.dual_coef, fit.errors
+        is_exact = fit.landmarks is None
+        self.X_fit_ = training.x if is_exact else training.x[fit.landmarks]
+        self.dual_coef_, self.loo_errors_ = fit.dual_coef, fit.errors
         self.reg_, self._ridge = fit.share, fit.reg
         self._set_importances(self._outputs(), training)
+        self.is_exact_, self.trace_left_ = is_exact, fit.trace_left
+        if self.verbose > 0 and not is_exact:
+            landmarks = f"{len(self.X_fit_)} landmarks of {training.num_rows} rows"
+            print(f"{type(self).__name__}: {landmarks}, {fit.trace_left:.2g} of the kernel's trace is left out")
 
     def _outputs(self) -> NTKOutputs:
         """Outputs of the ridge regression, in units of the targets fitted."""

@@ -28,9 +28,16 @@ class NTKRegressor(NTKMixin, RegressionMixin, BaseEstimator):
         Ridge in units of the kernel's mean diagonal, positive.
     standardize, bias : bool
         As for :class:`GatedReLURegressor`.
+    verbose : int
+        Above 0, print the number of landmarks where the kernel is approximated.
 
     Attributes
     ----------
+    is_exact_ : bool
+        Whether the whole kernel was decomposed, as it is up to 10,000 rows. For more rows it is approximated from
+        landmark rows (:func:`fixntk.nystrom`), at most 2048, which ``X_fit_`` and ``dual_coef_`` then belong to.
+    trace_left_ : float
+        Share of the kernel's trace that the approximation leaves out, 0 where the kernel is exact.
     dual_coef_ : ndarray (n, c)
         Coefficients of the training rows.
     loo_errors_ : ndarray (1,)
@@ -47,10 +54,11 @@ class NTKRegressor(NTKMixin, RegressionMixin, BaseEstimator):
     See docs/mathematics.md, M3 and M15.
     """
 
-    def __init__(self, *, reg: float = 0.01, standardize: bool = True, bias: bool = True) -> None:
+    def __init__(self, *, reg: float = 0.01, standardize: bool = True, bias: bool = True, verbose: int = 0) -> None:
         self.reg = reg
         self.standardize = standardize
         self.bias = bias
+        self.verbose = verbose
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> NTKRegressor:
         """Fit to (n, d) inputs and (n,) or (n, c) targets.
@@ -70,7 +78,7 @@ class NTKClassifier(NTKMixin, ClassificationMixin, BaseEstimator):
 
     Parameters
     ----------
-    reg, standardize, bias
+    reg, standardize, bias, verbose
         As for :class:`NTKRegressor`.
     class_weight : dict, "balanced" or None
         Weights of the classes, which multiply the weights of the rows.
@@ -81,7 +89,9 @@ class NTKClassifier(NTKMixin, ClassificationMixin, BaseEstimator):
         Labels in order.
     temperature_ : float
         As for :class:`GatedReLUClassifier`, exact here: the kernel does not depend on the targets.
-    dual_coef_, X_fit_, feature_importances_, n_features_in_, feature_names_in_
+    dual_coef_, X_fit_, is_exact_, trace_left_
+        As for :class:`NTKRegressor`.
+    feature_importances_, n_features_in_, feature_names_in_
         As for :class:`NTKRegressor`.
 
     Notes
@@ -90,12 +100,19 @@ class NTKClassifier(NTKMixin, ClassificationMixin, BaseEstimator):
     """
 
     def __init__(
-        self, *, reg: float = 0.01, class_weight: Any = None, standardize: bool = True, bias: bool = True
+        self,
+        *,
+        reg: float = 0.01,
+        class_weight: Any = None,
+        standardize: bool = True,
+        bias: bool = True,
+        verbose: int = 0,
     ) -> None:
         self.reg = reg
         self.class_weight = class_weight
         self.standardize = standardize
         self.bias = bias
+        self.verbose = verbose
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> NTKClassifier:
         """Fit to (n, d) inputs and (n,) labels.
@@ -119,7 +136,7 @@ class NTKRegressorCV(NTKMixin, RegressionMixin, BaseEstimator):
     ----------
     regs : sequence of float
         Candidates for the ridge.
-    standardize, bias : bool
+    standardize, bias, verbose
         As for :class:`NTKRegressor`.
 
     Attributes
@@ -130,7 +147,9 @@ class NTKRegressorCV(NTKMixin, RegressionMixin, BaseEstimator):
         Mean squared leave-one-out error for each of ``regs``, of standardised targets.
     loo_score_ : float
         R² of leave-one-out predictions at the ridge chosen, the mean over targets.
-    dual_coef_, X_fit_, feature_importances_, n_features_in_, feature_names_in_
+    dual_coef_, X_fit_, is_exact_, trace_left_
+        As for :class:`NTKRegressor`.
+    feature_importances_, n_features_in_, feature_names_in_
         As for :class:`NTKRegressor`.
 
     Notes
@@ -138,10 +157,13 @@ class NTKRegressorCV(NTKMixin, RegressionMixin, BaseEstimator):
     See docs/mathematics.md, M3 and M15.
     """
 
-    def __init__(self, regs: Any = DEFAULT_REGS, *, standardize: bool = True, bias: bool = True) -> None:
+    def __init__(
+        self, regs: Any = DEFAULT_REGS, *, standardize: bool = True, bias: bool = True, verbose: int = 0
+    ) -> None:
         self.regs = regs
         self.standardize = standardize
         self.bias = bias
+        self.verbose = verbose
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> NTKRegressorCV:
         """Fit to (n, d) inputs and (n,) or (n, c) targets; one eigendecomposition for all ridges.
@@ -164,7 +186,7 @@ class NTKClassifierCV(NTKMixin, ClassificationMixin, BaseEstimator):
     ----------
     regs : sequence of float
         Candidates for the ridge.
-    class_weight, standardize, bias
+    class_weight, standardize, bias, verbose
         As for :class:`NTKClassifier`.
 
     Attributes
@@ -175,7 +197,9 @@ class NTKClassifierCV(NTKMixin, ClassificationMixin, BaseEstimator):
         Mean squared leave-one-out error on ±1 for each of ``regs``.
     loo_score_ : float
         Accuracy of leave-one-out predictions at the ridge chosen.
-    classes_, temperature_, dual_coef_, X_fit_, feature_importances_, n_features_in_, feature_names_in_
+    classes_, temperature_, dual_coef_, X_fit_, is_exact_, trace_left_
+        As for :class:`NTKClassifier`.
+    feature_importances_, n_features_in_, feature_names_in_
         As for :class:`NTKClassifier`.
 
     Notes
@@ -184,12 +208,19 @@ class NTKClassifierCV(NTKMixin, ClassificationMixin, BaseEstimator):
     """
 
     def __init__(
-        self, regs: Any = DEFAULT_REGS, *, class_weight: Any = None, standardize: bool = True, bias: bool = True
+        self,
+        regs: Any = DEFAULT_REGS,
+        *,
+        class_weight: Any = None,
+        standardize: bool = True,
+        bias: bool = True,
+        verbose: int = 0,
     ) -> None:
         self.regs = regs
         self.class_weight = class_weight
         self.standardize = standardize
         self.bias = bias
+        self.verbose = verbose
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> NTKClassifierCV:
         """Fit to (n, d) inputs and (n,) labels; one eigendecomposition for all ridges.

@@ -91,7 +91,7 @@ class Nystrom:
     batch_size: int
 
     def __repr__(self) -> str:
-        share = self.trace_bound / (float(jnp.sum(self.diagonal)) or 1.0)
+        share = self.trace_bound / (float(np.sum(np.asarray(self.diagonal))) or 1.0)
         return f"Nystrom({self.factor.shape[0]} rows, rank {self.rank}, {share:.2g} of the trace left)"
 
     @property
@@ -102,7 +102,8 @@ class Nystrom:
     @property
     def trace_bound(self) -> float:
         """Trace of K − K̃: an upper bound on its spectral norm and on its Frobenius norm, in the kernel's unit."""
-        return float(jnp.sum(self.residual))
+        # By NumPy, as a caller may be outside the context in which JAX had float64.
+        return float(np.sum(np.asarray(self.residual)))
 
     def features(self, x: Any) -> Float[Array, "m r"]:
         """Features φ of rows with K̃(x, x') = φ(x)·φ(x'); those of the rows that K̃ was made of are ``factor``.

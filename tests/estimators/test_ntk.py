@@ -1,5 +1,7 @@
 """Kernel ridge regressions with the NTK: scikit-learn's checks, its kernel ridge regression, refits without a row."""
 
+import re
+
 import numpy as np
 import pytest
 from sklearn.datasets import load_diabetes, load_iris
@@ -7,7 +9,7 @@ from sklearn.kernel_ridge import KernelRidge
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import fixntk as fx
-from fixntk.estimators import NTKClassifier, NTKClassifierCV, NTKRegressor, NTKRegressorCV
+from fixntk.estimators import NTKClassifier, NTKClassifierCV, NTKRegressor, NTKRegressorCV, fitting
 
 
 # These set parameters of wrong types on purpose.
@@ -98,3 +100,72 @@ def test_without_standardisation_rows_enter_as_they_are(rng, bias):
     kernel = np.asarray(fx.gated_relu_ntk(np.column_stack([x, np.ones(30)]) if bias else x))
     dual = np.linalg.solve(kernel + 0.5 * np.mean(np.diag(kernel)) * np.eye(30), y - y.mean())
     np.testing.assert_allclose(model.predict(x), kernel @ dual + y.mean(), atol=1e-9)
+
+
+@pytest.fixture
+def approximated(monkeypatch):
+    """Estimators approximate the kernel from 50 rows on, to rounding."""
+    monkeypatch.setattr(fitting, "_MAX_EXACT_ROWS", 50)
+    monkeypatch.setattr(fitting, "_TRACE_LEFT", 1e-13)
+    return monkeypatch
+
+
+def noisy_table(count=200, seed=0):
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((count, 3))
+    weights = rng.uniform(0, 2, count)
+    weights[:4] = 0
+    return x, np.tanh(2 * x[:, 0]) + 0.1 * rng.standard_normal(count), weights
+
+
+@pytest.mark.parametrize("make", [NTKRegressor, NTKRegressorCV])
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_all_rows_as_landmarks_give_the_exact_fit(make, outputs, approximated):
+    x, y, weights = noisy_table()
+    y = y if outputs == 1 else np.column_stack([y, y**2])
+    with_landmarks = make().fit(x, y, weights)
+    approximated.undo()
+    exact = make().fit(x, y, weights)
+    assert (exact.is_exact_, with_landmarks.is_exact_) == (True, False)
+    assert exact.trace_left_ == 0
+    assert with_landmarks.trace_left_ < 1e-12
+    assert with_landmarks.reg_ == exact.reg_
+    new = np.random.default_rng(1).standard_normal((30, 3))
+    np.testing.assert_allclose(with_landmarks.predict(new), exact.predict(new), atol=1e-8)
+    np.testing.assert_allclose(with_landmarks.loo_errors_, exact.loo_errors_, rtol=1e-5)
+
+
+@pytest.mark.parametrize("make", [NTKClassifier, NTKClassifierCV])
+def test_classifiers_with_all_rows_as_landmarks_are_exact_too(make, approximated):
+    x, y, weights = noisy_table()
+    labels = np.where(y > 0.5, "high", np.where(y > 0, "middle", "low"))
+    with_landmarks = make().fit(x, labels, weights)
+    approximated.undo()
+    exact = make().fit(x, labels, weights)
+    np.testing.assert_allclose(with_landmarks.temperature_, exact.temperature_, rtol=1e-5)
+    np.testing.assert_allclose(with_landmarks.predict_proba(x), exact.predict_proba(x), atol=1e-6)
+
+
+def test_fewer_landmarks_are_told_and_leave_out_errors_are_those_of_the_approximation(approximated, capsys):
+    x, y, _ = noisy_table(150)
+    approximated.setattr(fitting, "_MAX_LANDMARKS", 40)
+    model = NTKRegressor(reg=0.1, standardize=False, verbose=1).fit(x, y)
+    line = capsys.readouterr().out
+    assert re.fullmatch(r"NTKRegressor: 40 landmarks of 150 rows, 0\.\d+ of the kernel's trace is left out\n", line)
+    assert model.X_fit_.shape[0] == model.dual_coef_.shape[0] == 40
+    # Refits without a row, with features of the same landmarks.
+    kernel = np.asarray(fx.gated_relu_ntk(np.column_stack([x, np.ones(150)])))
+    rows = np.column_stack([x, np.ones(150)])
+    places = [int(np.argmin(np.sum((rows - row[:4]) ** 2, axis=1))) for row in model.X_fit_]
+    features = np.linalg.solve(np.linalg.cholesky(kernel[np.ix_(places, places)]), kernel[places]).T
+    ridge, targets = 0.1 * np.mean(np.diag(kernel)), (y - y.mean()) / y.std()
+    np.testing.assert_allclose(model.trace_left_, 1 - np.sum(features**2) / np.trace(kernel), rtol=1e-6)
+    errors = []
+    for i in range(150):
+        rest = np.delete(np.arange(150), i)
+        part = features[rest]
+        coefficients = np.linalg.solve(part.T @ part + ridge * np.eye(40), part.T @ targets[rest])
+        errors.append((features[i] @ coefficients - targets[i]) ** 2)
+    np.testing.assert_allclose(model.loo_errors_, [np.mean(errors)], rtol=1e-6)
+    NTKRegressor(verbose=1).fit(x[:40], y[:40])
+    assert capsys.readouterr().out == ""
