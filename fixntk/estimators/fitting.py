@@ -14,9 +14,8 @@ from jax import Array
 from jaxtyping import Float, Int
 from scipy.linalg import solve_triangular
 
-from fixntk._numerics import allow_float64, with_dtype
+from fixntk._numerics import allow_float64, ignore_convergence_warnings, with_dtype
 from fixntk._tiling import free_on_host, memory_for
-from fixntk._warnings import ignore_convergence_warnings
 from fixntk.convex import ConvexProgram, Solution, discover_quietly, solve
 from fixntk.convex.program import replace_fields
 from fixntk.estimators.gate_options import DISCOVERED, GateOptions, draw_gates

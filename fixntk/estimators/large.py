@@ -12,8 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from fixntk._numerics import with_dtype
-from fixntk._warnings import ignore_convergence_warnings
+from fixntk._numerics import ignore_convergence_warnings, with_dtype
 from fixntk.convex import ConvexProgram, Solution, solve_path, solve_quietly
 from fixntk.estimators.candidates import Candidates
 from fixntk.estimators.fitting import GatedFit, GatedProblem, as_gated_fit

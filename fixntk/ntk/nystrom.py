@@ -27,9 +27,8 @@ from jaxtyping import Float, Int
 from scipy.linalg import lapack
 
 from fixntk._checks import as_array, as_positive_int, is_tracing
-from fixntk._numerics import at_least_float32, matmul
+from fixntk._numerics import ConvergenceWarning, at_least_float32, matmul
 from fixntk._tiling import memory_for, num_rows
-from fixntk._warnings import ConvergenceWarning
 
 # A kernel between two sets of rows, and the diagonal of the kernel of rows with themselves.
 Kernel = Callable[[Any, Any], Any]
