@@ -1,20 +1,28 @@
 """Sphinx's settings: `make docs` builds the pages into docs/_build."""
 
+import os
+import sys
 from importlib.metadata import version as installed_version
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent / "extensions"))
 
 project = "fixntk"
 copyright = "the fixntk developers"
 release = version = installed_version("fixntk")
 extensions = [
-    "myst_parser",
+    "myst_nb",
     "sphinx.ext.autodoc",
+    "sphinx.ext.viewcode",
     "numpydoc",
     "sphinx.ext.mathjax",
+    "notebooks",
     "sphinx_copybutton",
+    "sphinx_design",
     "sphinx_gallery.gen_gallery",
 ]
 # The gallery's scripts are the sources of the pages in generated/.
-exclude_patterns = ["_build", "plots"]
+exclude_patterns = ["_build", "plots", "generated/**/*.ipynb"]
 sphinx_gallery_conf = {
     "examples_dirs": "plots",
     "gallery_dirs": "generated/plots",
@@ -30,10 +38,28 @@ sphinx_gallery_conf = {
     # A failing script stops the build.
     "only_warn_on_example_error": False,
 }
+# The cells of a page are run when it is read; one that fails, or writes a warning, fails the build.
+nb_execution_mode = "auto"
+nb_execution_raise_on_error = True
+nb_execution_timeout = 300
+nb_output_stderr = "remove-warn"
+nb_merge_streams = True
+# The flags of tests/conftest.py, without most of XLA's optimisations: what the tests have run is compiled already.
+xla_flags = "--xla_backend_optimization_level=0"
+if installed_version("jaxlib").startswith("0.10."):
+    xla_flags += " --xla_cpu_use_fusion_emitters=false"
+os.environ.setdefault("XLA_FLAGS", xla_flags)
+# tqdm recommends ipywidgets to every kernel. Nothing on the pages moves.
+os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"
+# What widgets need would be loaded from another host.
+nb_ipywidgets_js = {}
 html_theme = "furo"
 html_title = "fixntk"
+html_static_path = ["static"]
+html_css_files = ["pages.css"]
+templates_path = ["templates"]
 html_theme_options = {"sidebar_hide_name": False}
-myst_enable_extensions = ["dollarmath", "amsmath"]
+myst_enable_extensions = ["amsmath", "colon_fence", "dollarmath"]
 myst_heading_anchors = 3
 # $x_i$ in headings and tables too; the mathematics numbers its sections itself.
 myst_dmath_allow_labels = True
