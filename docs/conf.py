@@ -15,7 +15,7 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.viewcode",
     "numpydoc",
-    "sphinx.ext.mathjax",
+    "mathml",
     "notebooks",
     "sphinx_copybutton",
     "sphinx_design",
@@ -53,6 +53,7 @@ os.environ.setdefault("XLA_FLAGS", xla_flags)
 os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"
 # What widgets need would be loaded from another host.
 nb_ipywidgets_js = {}
+html_math_renderer = "mathml"
 html_theme = "furo"
 html_title = "fixntk"
 html_static_path = ["static"]
