@@ -15,6 +15,7 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.viewcode",
     "numpydoc",
+    "reference",
     "mathml",
     "notebooks",
     "sphinx_copybutton",
@@ -64,11 +65,12 @@ myst_enable_extensions = ["amsmath", "colon_fence", "dollarmath"]
 myst_heading_anchors = 3
 # $x_i$ in headings and tables too; the mathematics numbers its sections itself.
 myst_dmath_allow_labels = True
+# One argument a line where a signature is longer than this.
+python_maximum_signature_line_length = 80
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
 autodoc_default_options = {
     "members": True,
-    "undoc-members": False,
     # scikit-learn's, on every estimator.
     "exclude-members": "set_fit_request, set_score_request, set_predict_request",
 }

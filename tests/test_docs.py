@@ -8,6 +8,9 @@ from pathlib import Path
 import jax
 import pytest
 
+import fixntk
+from fixntk import estimators, plots
+
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "benchmarks/README.md")]
 PAGES += sorted(page for page in (ROOT / "docs").rglob("*.md") if "_build" not in page.parts)
@@ -126,6 +129,14 @@ def test_numbers_quoted_from_the_page_of_the_claims_are_those_on_it(page, quoted
     numbers = re.search(pattern, words_of("docs/paper.md"))
     assert numbers, pattern
     assert quoted.format(**numbers.groupdict()) in words_of(page)
+
+
+@pytest.mark.parametrize("module", [fixntk, estimators, plots], ids=lambda module: module.__name__)
+def test_every_public_name_is_in_the_reference_once_and_under_that_name(module):
+    text = "\n".join(page.read_text(encoding="utf-8") for page in sorted((ROOT / "docs/api").glob("*.md")))
+    shown = re.findall(rf"^\.\. (?:auto\w+|data):: {re.escape(module.__name__)}\.(\w+)$", text, re.MULTILINE)
+    names = [name for name in module.__all__ if not name.startswith("_")]
+    assert sorted(shown) == sorted(names)
 
 
 def test_every_m_number_of_a_docstring_is_a_section():
