@@ -16,6 +16,7 @@ extensions = [
     "sphinx.ext.viewcode",
     "numpydoc",
     "reference",
+    "access",
     "mathml",
     "notebooks",
     "sphinx_copybutton",
