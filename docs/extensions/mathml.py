@@ -5,6 +5,7 @@ and sums.
 """
 
 import importlib.resources
+import logging
 import re
 from html import unescape
 from pathlib import Path
@@ -14,7 +15,7 @@ from docutils import nodes
 from fontTools import subset
 from math_core import LatexError, LatexToMathML
 from sphinx.application import Sphinx
-from sphinx.util import logging
+from sphinx.util.logging import getLogger
 from sphinx.util.osutil import ensuredir
 
 # Latin, accents, Greek, punctuation, letterlike symbols, arrows, operators, brackets and the alphabets of mathematics.
@@ -54,7 +55,7 @@ def _mathml(translator: Any, node: nodes.Element, displaystyle: bool) -> str:
         # Docstrings write the symbol, which math-core knows by its name only.
         return _convert(node.astext().replace("⊤", r"\top "), displaystyle=displaystyle)
     except LatexError as error:
-        logging.getLogger(__name__).warning("formula %r: %s", node.astext(), error, location=node)
+        getLogger(__name__).warning("formula %r: %s", node.astext(), error, location=node)
         raise nodes.SkipNode from error
 
 
@@ -80,6 +81,8 @@ def write_font(app: Sphinx, exception: Exception | None) -> None:
     if path.exists():
         return
     ensuredir(path.parent)
+    # It lists all glyphs that it keeps.
+    logging.getLogger("fontTools").setLevel(logging.WARNING)
     options = subset.Options(flavor="woff", notdef_outline=True)
     source = importlib.resources.files("ziamath") / "fonts" / "STIXTwoMath-Regular.ttf"
     with importlib.resources.as_file(source) as file:

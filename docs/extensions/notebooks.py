@@ -1,6 +1,7 @@
 """Each page with code cells as a notebook to download, with its outputs and its figures in one file."""
 
 import base64
+import logging
 import mimetypes
 import os
 import re
@@ -27,6 +28,8 @@ def set_up_kernels(app: Sphinx, config: Any) -> None:
     ensuredir(folder / "profile_default")
     (folder / "profile_default" / "ipython_kernel_config.py").write_text(_KERNEL_SETTINGS, encoding="utf-8")
     os.environ["IPYTHONDIR"] = str(folder)
+    # A line for each page.
+    logging.getLogger("traitlets").setLevel(logging.WARNING)
 
 
 def is_notebook(app: Sphinx, page: str) -> bool:
