@@ -50,7 +50,7 @@ def pieces(mathml: str) -> list[str]:
     return [f"<math>{piece}</math>" for piece in [*found, inner[start:]] if piece]
 
 
-def _mathml(translator: Any, node: nodes.Element, displaystyle: bool) -> str:
+def _mathml(node: nodes.Element, displaystyle: bool) -> str:
     try:
         # Docstrings write the symbol, which math-core knows by its name only.
         return _convert(node.astext().replace("⊤", r"\top "), displaystyle=displaystyle)
@@ -61,7 +61,7 @@ def _mathml(translator: Any, node: nodes.Element, displaystyle: bool) -> str:
 
 def visit_inline(translator: Any, node: nodes.Element) -> None:
     """Write a formula in a line of text."""
-    mathml = _mathml(translator, node, False)
+    mathml = _mathml(node, False)
     is_long = len(re.sub(r"<[^>]*>", "", mathml)) > _LONGEST_WHOLE
     translator.body.append("".join(pieces(mathml)) if is_long else mathml)
     raise nodes.SkipNode
@@ -69,7 +69,7 @@ def visit_inline(translator: Any, node: nodes.Element) -> None:
 
 def visit_block(translator: Any, node: nodes.Element) -> None:
     """Write a formula of its own; where it is too wide for the window it scrolls, by keys as well."""
-    translator.body.append(f'<div class="formula" tabindex="0">{_mathml(translator, node, True)}</div>\n')
+    translator.body.append(f'<div class="formula" tabindex="0">{_mathml(node, True)}</div>\n')
     raise nodes.SkipNode
 
 
