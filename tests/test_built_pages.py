@@ -140,5 +140,6 @@ def test_every_page_with_cells_has_its_notebook_with_outputs(pages):
         # Its images are inside, and no link leads to a page that is not there.
         for cell in cells:
             text = "".join(cell["source"]) if cell["cell_type"] == "markdown" else ""
+            assert not re.search(r"^(:::|```{)", text, re.MULTILINE), name
             for target in re.findall(r"\]\(([^)]*)\)", text):
                 assert target.startswith(("attachment:", "http")), (name, target)

@@ -38,7 +38,7 @@ def is_notebook(app: Sphinx, page: str) -> bool:
 
 
 def portable(notebook: nbformat.NotebookNode, folder: Path) -> nbformat.NotebookNode:
-    """The notebook with the images of its text attached, and without links to pages, which it leaves behind.
+    """The notebook with the images of its text attached, and without directives and links to the other pages.
 
     Parameters
     ----------
@@ -56,8 +56,9 @@ def portable(notebook: nbformat.NotebookNode, folder: Path) -> nbformat.Notebook
             attached[Path(name).name] = {mimetypes.guess_type(name)[0]: data}
             cell.source = cell.source.replace(f"]({name})", f"](attachment:{Path(name).name})")
         cell.source = re.sub(r"(?<!!)\[([^\]]*)\]\((?!https?:|attachment:)[^)]*\)", r"\1", cell.source)
-        # Labels of sections.
-        cell.source = re.sub(r"^\([\w-]+\)=\n", "", cell.source, flags=re.MULTILINE)
+        # Directives, such as cards and trees of pages, and labels of sections.
+        for pattern in (r"^(:{3,}|`{3,})\{.*?^\1$\n?", r"^\([\w-]+\)=\n"):
+            cell.source = re.sub(pattern, "", cell.source, flags=re.MULTILINE | re.DOTALL)
     return notebook
 
 
