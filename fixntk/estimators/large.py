@@ -6,6 +6,7 @@ See docs/mathematics.md, M9.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from fixntk._numerics import ignore_convergence_warnings, with_dtype
-from fixntk.convex import ConvexProgram, Solution, solve_path, solve_quietly
+from fixntk.convex import ConvexProgram, Solution, solve_path
 from fixntk.estimators.candidates import Candidates
 from fixntk.estimators.fitting import GatedFit, GatedProblem, as_gated_fit
 from fixntk.estimators.folds import Folds
@@ -49,7 +50,6 @@ def optimum_candidates(
     outputs = np.full((len(regs), 1, *training.targets.shape), np.nan)
     order = np.argsort(-regs, kind="stable")
     losses: list[float] = []
-    found: list[Solution] = []
 
     def is_past_best(solution: Solution) -> bool:
         place = order[len(losses)]
@@ -58,26 +58,18 @@ def optimum_candidates(
         predicted = np.asarray(solution.predict(held_out_x, drawn))
         outputs[place, 0, held_out] = predicted.reshape(len(predicted), -1)[: len(held_out)]
         losses.append(mean_loss(outputs[place, 0]))
-        found.append(solution)
         return losses[-1] >= min([*losses[:-1], np.inf])
 
+    options: dict[str, Any] = {"method": "fista", "progress": progress}
     with ignore_convergence_warnings():
-        solve_path(
-            program,
-            regs[order],
-            method="fista",
-            tol=_TOL_OF_CANDIDATES,
-            callback=is_past_best,
-            progress=progress,
-        )
+        solve_path(program, regs[order], tol=_TOL_OF_CANDIDATES, callback=is_past_best, **options)
 
     def fit(place: int, _: int) -> GatedFit:
-        start = found[int(np.flatnonzero(order == place)[0])]
-        on_all_rows = with_dtype(problem.program.with_reg(float(regs[place])), jnp.float32)
-        # The weights of gates that were drawn from the training rows alone are not those of the gates for all rows.
-        is_start = np.array_equal(np.asarray(drawn), np.asarray(problem.gates, np.float32))
-        init = start if is_start else None
-        solution = solve_quietly(on_all_rows, method="fista", tol=_TOL_OF_CHOICE, init=init)
+        # Along λ again, as steps on the few gates that are active at first cost less.
+        down_to = order[: int(np.flatnonzero(order == place)[0]) + 1]
+        on_all_rows = with_dtype(problem.program, jnp.float32)
+        with ignore_convergence_warnings():
+            solution = solve_path(on_all_rows, regs[down_to], tol=_TOL_OF_CHOICE, **options)[-1]
         return as_gated_fit(with_dtype(solution, jnp.float64), problem.gates, float(regs[place]))
 
     return Candidates(outputs, fit)
