@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 
 import jax
+import matplotlib as mpl
+import matplotlib.pyplot as plt
 import pytest
 
 import fixntk
@@ -27,12 +29,16 @@ def blocks_of(page):
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks_of(page)], ids=lambda page: page.name)
 @pytest.mark.parametrize("x64", [False, pytest.param(True, marks=pytest.mark.long)])
-def test_code_blocks_run(page, x64):
+def test_code_blocks_run(page, x64, monkeypatch):
+    # Where there is a screen, it would wait for someone to close the figure.
+    monkeypatch.setattr(plt, "show", lambda: None)
     # From top to bottom, as they are read: later blocks use the names of earlier ones.
     names: dict = {}
-    with enable_x64(x64):
+    # Pages set the style of their figures, which other tests should not find.
+    with enable_x64(x64), mpl.rc_context():
         for block in blocks_of(page):
             exec(compile(block, str(page), "exec"), names)
+    plt.close("all")
 
 
 MODULES = [
