@@ -129,7 +129,7 @@ def test_formulas_are_mathml_with_the_font_of_the_pages(pages):
 
 
 def test_every_page_with_cells_has_its_notebook_with_outputs(pages):
-    sources = [page for page in DOCS.rglob("*.md") if "{code-cell}" in page.read_text(encoding="utf-8")]
+    sources = [page for page in DOCS.rglob("*.md") if "```{code-cell}" in page.read_text(encoding="utf-8")]
     assert sources
     for source in sources:
         name = source.relative_to(DOCS).with_suffix("")
