@@ -44,7 +44,7 @@ class NystromRidge:
     dual_weights
         (n, …) α̃ = (K̃ + λI)⁻¹ y.
     sensitivity
-        (…) s = Σ_i √e_i |α̃_i| for each output, by which the bounds are multiplied.
+        (…) s of each output, by which the bounds are multiplied: √e_i times the size of α̃_i, summed over rows.
 
     Notes
     -----
