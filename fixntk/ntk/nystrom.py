@@ -13,7 +13,6 @@ See docs/mathematics.md, M15.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -26,22 +25,18 @@ from jax import Array, lax
 from jaxtyping import Float, Int
 from scipy.linalg import lapack
 
-from fixntk._checks import as_array, as_positive_int, is_tracing
-from fixntk._numerics import ConvergenceWarning, at_least_float32, matmul
+from fixntk._checks import as_positive_int, is_tracing
+from fixntk._numerics import ConvergenceWarning, matmul
 from fixntk._tiling import memory_for, num_rows
-
-# A kernel between two sets of rows, and the diagonal of the kernel of rows with themselves.
-Kernel = Callable[[Any, Any], Any]
-Diagonal = Callable[[Any], Any]
+from fixntk.ntk.kernel_functions import Diagonal, Kernel, as_rows, diagonal_at, diagonal_from_blocks, evaluate
 
 # Largest number of landmarks if none is given.
 _MAX_RANK = 2048
 # Landmarks that are drawn at first, and the largest number that is drawn at a time. In between the rank doubles.
 _FIRST_BLOCK = 32
 _LARGEST_BLOCK = 512
-# Rows of a tile if no batch size is given, and rows of the blocks of which the diagonal is taken without a function.
+# Rows of a tile if no batch size is given.
 _TILE_ROWS = 4096
-_DIAGONAL_ROWS = 64
 # A row whose residual is below this many roundings of the largest diagonal entry is no landmark.
 _LEAST_PIVOT_IN_EPS = 10
 
@@ -220,7 +215,7 @@ def nystrom(
     rows = as_rows(x)
     limit = min(as_positive_int("max_rank", _MAX_RANK if max_rank is None else max_rank), num_rows(rows))
     tile = as_positive_int("batch_size", _TILE_ROWS if batch_size is None else batch_size)
-    diagonal_of = partial(_diagonal_from_blocks, kernel) if diagonal is None else diagonal
+    diagonal_of = partial(diagonal_from_blocks, kernel) if diagonal is None else diagonal
     first = diagonal_at(diagonal_of, rows, None)
     growing = _Growing(kernel, rows, first, tile)
     while growing.rank < limit and growing.left > tol * growing.total:
@@ -240,59 +235,6 @@ def nystrom(
     landmarks = _take(rows, indices)
     triangle = jnp.tril(factor[indices])
     return Nystrom(kernel, diagonal_of, landmarks, indices, factor, triangle, first, residual, converged, tile)
-
-
-def as_rows(x: Any) -> Any:
-    """A pytree of arrays with the same number of rows, at least one.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If it is anything else.
-    """
-    rows = jax.tree.map(lambda leaf: as_array("x", leaf), x)
-    shapes = [leaf.shape for leaf in jax.tree.leaves(rows)]
-    if not shapes or any(not shape for shape in shapes) or len({shape[0] for shape in shapes}) != 1 or not shapes[0][0]:
-        raise ValueError(f"x must be arrays with the same number of rows, at least one, got shapes {shapes}")
-    return rows
-
-
-def evaluate(kernel: Kernel, x: Any, others: Any, tile: int, dtype: Any) -> Float[Array, "m k"]:
-    """The kernel between rows and others, in tiles of rows.
-
-    Raises
-    ------
-    ValueError
-        If its shape is not that of a kernel, or a value is not finite.
-    """
-    size, width = num_rows(x), num_rows(others)
-    if not width:
-        return jnp.zeros((size, 0), dtype)
-    blocks = []
-    for begin in range(0, size, tile):
-        part = jax.tree.map(lambda leaf, begin=begin: leaf[begin : begin + tile], x)
-        padding = tile - num_rows(part)
-        if padding and begin:
-            # The last tile has the shape of the others, so that one shape is compiled.
-            part = jax.tree.map(lambda leaf, k=padding: jnp.concatenate([leaf, jnp.repeat(leaf[-1:], k, axis=0)]), part)
-        block = jnp.asarray(kernel(part, others))
-        if block.shape != (num_rows(part), width):
-            raise ValueError(f"kernel must give shape {(num_rows(part), width)}, got {block.shape}")
-        blocks.append(block[: size - begin].astype(dtype))
-    columns = jnp.concatenate(blocks) if len(blocks) > 1 else blocks[0]
-    if not bool(jnp.all(jnp.isfinite(columns))):
-        raise ValueError("kernel must be finite, got NaN or infinity")
-    return columns
-
-
-def diagonal_at(diagonal: Diagonal, x: Any, dtype: Any) -> Float[Array, " m"]:
-    """The kernel of each row with itself, checked; of the function's own dtype, float32 at least, if none is given."""
-    found = jnp.asarray(diagonal(x))
-    if found.shape != (num_rows(x),):
-        raise ValueError(f"diagonal must give shape {(num_rows(x),)}, got {found.shape}")
-    if not bool(jnp.all(jnp.isfinite(found) & (found >= 0))):
-        raise ValueError("the kernel's diagonal must be finite and not negative")
-    return found.astype(at_least_float32(found.dtype) if dtype is None else dtype)
 
 
 class _Growing:
@@ -388,18 +330,6 @@ def _features(triangle: Array, columns: Array) -> Array:
 def _rounding(diagonal: Array, rank: int) -> Array:
     """What rounding can hide in a residual after this number of subtractions."""
     return rank * jnp.finfo(diagonal.dtype).eps * diagonal
-
-
-def _diagonal_from_blocks(kernel: Kernel, x: Any) -> Array:
-    size = num_rows(x)
-    block = min(_DIAGONAL_ROWS, size)
-    parts = []
-    for begin in range(0, size, block):
-        # The last block ends with the last row.
-        start = min(begin, size - block)
-        part = jax.tree.map(lambda leaf, start=start: leaf[start : start + block], x)
-        parts.append(jnp.diagonal(jnp.asarray(kernel(part, part)))[begin - start :])
-    return jnp.concatenate(parts)
 
 
 def _take(rows: Any, indices: Any) -> Any:

@@ -21,8 +21,9 @@ from jaxtyping import Float
 from fixntk._checks import as_float_array
 from fixntk._numerics import matmul, solve_kernel_ridge
 from fixntk._tiling import num_rows
+from fixntk.ntk.kernel_functions import as_rows, diagonal_at, evaluate
 from fixntk.ntk.kernel_matrices import as_scalar
-from fixntk.ntk.nystrom import Nystrom, as_rows, diagonal_at, evaluate
+from fixntk.ntk.nystrom import Nystrom
 
 
 @dataclass(frozen=True, eq=False)
