@@ -8,10 +8,13 @@ import platform
 from pathlib import Path
 
 import jax
+import jaxlib
 import platformdirs
 
 # Environment variable with a folder for compiled programs, or "off".
 _CACHE_VARIABLE = "FIXNTK_COMPILATION_CACHE"
+# This version reads some programs back wrongly on a CPU: their loops end at once.
+_BROKEN_VERSION = "0.6.0"
 # Programs that take longer than this to compile are kept, those of the solvers among them.
 _LEAST_SECONDS_KEPT = 0.05
 
@@ -19,10 +22,13 @@ _LEAST_SECONDS_KEPT = 0.05
 def cache_folder() -> Path | None:
     """Where compiled programs are kept, by this machine's processor; None where the user wants none or chose JAX's own.
 
-    Programs that were compiled for one processor may crash on another that shares the folder.
+    Also None where jaxlib reads programs back wrongly. Programs that were compiled for one processor may crash on
+    another that shares the folder.
     """
     wanted = os.environ.get(_CACHE_VARIABLE, "")
     if wanted.lower() in ("off", "0", "no", "false") or "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return None
+    if jaxlib.__version__ == _BROKEN_VERSION:
         return None
     if wanted:
         return Path(wanted)
