@@ -20,18 +20,21 @@ def problem(rng):
     return x, y, masks, kernels
 
 
-@pytest.mark.parametrize("share", [0.9, 0.1, 0.001])
+# The smaller λ, the larger the condition of the kernel matrix, and with it rounding in the certificate, which differs
+# between processors.
+@pytest.mark.parametrize(("share", "tol"), [(0.9, 1e-10), (0.1, 1e-10), (0.001, 1e-9)])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_masked_grams_give_the_convex_program(problem, share, weighted):
+def test_masked_grams_give_the_convex_program(problem, share, tol, weighted):
     x, y, masks, kernels = problem
     weights = np.linspace(0.5, 2, 8) if weighted else None
     program = fx.ConvexProgram(x, y, masks, 1.0, penalty_weights=weights)
     program = program.with_reg(share * program.max_reg())
     expected = fx.solve(program, tol=1e-11)
-    solution = fx.solve_kernels(kernels, y, program.reg, penalty_weights=weights, tol=1e-10)
-    assert_allclose(solution.primal, expected.primal, rtol=1e-10)
+    solution = fx.solve_kernels(kernels, y, program.reg, penalty_weights=weights, tol=tol)
+    # Both gaps are shares of the objective at zero, which is larger.
+    assert_allclose(solution.primal, expected.primal, rtol=tol, atol=tol * float(program.primal_at_zero()))
     assert solution.dual <= expected.primal
-    assert solution.relative_gap < 1e-10
+    assert solution.relative_gap < tol
     assert_allclose(solution.kernel_weights, expected.kernel_weights, atol=1e-4 * expected.kernel_weights.max())
     assert_allclose(solution.predict(kernels), masked_outputs(program, expected.weights), atol=1e-5)
 
