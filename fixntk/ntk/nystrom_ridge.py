@@ -58,10 +58,10 @@ class NystromRidge:
     feature_coefficients: Float[Array, "r ..."]
     outputs: Float[Array, "n ..."]
     dual_weights: Float[Array, "n ..."]
-    sensitivity: Float[Array, ...]
+    sensitivity: Float[Array, " ..."]
 
     @property
-    def training_bound(self) -> Float[Array, ...]:
+    def training_bound(self) -> Float[Array, " ..."]:
         """Bound on the Euclidean norm of the difference to exact kernel ridge at the training rows, for each output."""
         return jnp.sqrt(self.reg * self._share()) * self.sensitivity
 
