@@ -33,6 +33,7 @@ from experiments.shared.settings import (
     ShareBelowOne,
     TwoOrMore,
 )
+from experiments.shared.single_splits import PAPER_TABLES, counts_by_split, counts_figure, counts_text, summarise_counts
 from experiments.shared.statistics import LEAST_VALUES, compare, comparison_text, test_text, use_minus_signs
 from fixntk import ConvexProgram, Solution, activation_masks, gated_relu_ntk, masked_gram, sample_gates
 from fixntk.convex import solve_quietly
@@ -51,8 +52,6 @@ _SHOWN: Mapping[str, tuple[str, str]] = MappingProxyType(
 )
 # Bound on the relative rounding error of a certified bound in float32.
 _ROUNDING = 1e-5
-# Number of tables in the paper.
-_NUM_PAPER_TABLES = 33
 # Smallest number of tables for which a rank correlation is reported.
 _MIN_CORRELATION_TABLES = 10
 _PAPER = (
@@ -242,6 +241,7 @@ def summarise(config: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
         "splits": len(splits),
         "mean_accuracy": {name: float(table[name].mean()) for name in ("NTK", "sampled NTK", "fixed", "optimum")},
         "fixed_against_ntk": comparison,
+        "fixed_against_ntk_on_single_splits": summarise_counts(counts_by_split(rows)),
         "fixed_against_sampled_ntk": compare(table["fixed"], table["sampled NTK"]),
         "optimum_against_ntk": compare(table["optimum"], table["NTK"]),
         "splits_where_the_ntk_beats_the_bound": int(np.sum(splits["sampled_ntk"] < bounds * (1 - _ROUNDING))),
@@ -270,14 +270,16 @@ def sections(config: Config, rows: list[dict[str, Any]], summary: dict[str, Any]
     table = by_table(rows)
     path = next((row for row in rows if row.get("path")), None)
     return [
-        _comparison_section(config, table, summary),
+        _comparison_section(config, rows, table, summary),
         _gap_section(config, table, summary),
         *([] if path is None else [_path_section(path)]),
         _tables_section(config, rows, table, summary),
     ]
 
 
-def _comparison_section(config: Config, table: pd.DataFrame, summary: dict[str, Any]) -> Section:
+def _comparison_section(
+    config: Config, rows: list[dict[str, Any]], table: pd.DataFrame, summary: dict[str, Any]
+) -> Section:
     means = summary["mean_accuracy"]
     against = " ".join(
         f"{words} is {comparison_text(summary[key])}."
@@ -287,11 +289,12 @@ def _comparison_section(config: Config, table: pd.DataFrame, summary: dict[str, 
             ("Against the NTK the certified optimum's, at the fixed kernel's λ,", "optimum_against_ntk"),
         )
     )
-    note = _PAPER if len(config.tables or TABLES) >= _NUM_PAPER_TABLES else ""
+    note = _PAPER if len(config.tables or TABLES) >= PAPER_TABLES else ""
     text = (
         f"**{summary['headline']}**{note}\n\n{_WORDS}\n\n"
         f"Mean test accuracy over tables: NTK {means['NTK']:.4f}, NTK of the sampled gates "
         f"{means['sampled NTK']:.4f}, fixed {means['fixed']:.4f}, certified optimum {means['optimum']:.4f}. {against}"
+        f"{counts_text(summary['fixed_against_ntk_on_single_splits'])}"
     )
     figures = [("accuracy", scatter_figure(table["NTK"], table["fixed"]), _SCATTER_CAPTION)]
     if config.seeds >= LEAST_VALUES:
@@ -300,7 +303,12 @@ def _comparison_section(config: Config, table: pd.DataFrame, summary: dict[str, 
             f"{config.seeds} splits, which share rows: the intervals are too narrow for new data."
         )
         figures.append(("differences", differences_figure(table, "test accuracy, fixed − NTK"), caption))
-    counts = " / ".join(str(summary["fixed_against_ntk"][key]) for key in ("higher", "same", "lower"))
+    against_ntk = summary["fixed_against_ntk"]
+    if not (by_split := counts_by_split(rows)).empty:
+        figure = counts_figure(by_split, against_ntk["higher"] + against_ntk["same"])
+        caption = "Tables on which the fixed kernel is higher than, the same as and lower than the NTK, split by split."
+        figures.append(("counts", figure, caption))
+    counts = " / ".join(str(against_ntk[key]) for key in ("higher", "same", "lower"))
     cards = (
         ("tables, splits of each", f"{summary['tables']}, {config.seeds}"),
         ("tables where fixing gives a higher / the same / a lower test accuracy", counts),
