@@ -15,9 +15,11 @@ from pydantic import Field, ValidationInfo, field_validator
 from scipy import stats
 
 from experiments.data import own_tables
+from experiments.data.planted_table import PLANTED, WHY
 from experiments.data.tables import TABLES, TableError, TableNames, load_table, split_table
 from experiments.shared import colours
 from experiments.shared.accuracy import share_correct
+from experiments.shared.answer import answer_section
 from experiments.shared.arrays import split_arrays
 from experiments.shared.figures import annotate_largest, differences_figure, scatter_figure, splits_figure
 from experiments.shared.means import MAIN_COLUMNS, by_table
@@ -183,10 +185,10 @@ def run_task(config: Config, task: dict[str, Any]) -> list[dict[str, Any]]:
     is_shown = seed == 0 and task["table"] == _path_table(config)
     path = {"path": reweighting_path(program, fixed.ntk, config.path_steps)} if is_shown else {}
     return [
-        row("ntk", ntk.outputs, ntk.chosen, ntk_seconds),
+        row("ntk", ntk.outputs, ntk.chosen, ntk_seconds, held_out_error=ntk.errors[ntk.chosen]),
         # The objective is evaluated in the program of the fixed kernel, with its λ.
         row("sampled_ntk", sampled.outputs, sampled.chosen, sampled_seconds, objective=fixed.ntk.objective),
-        certified_row("fixed", fixed.solution, fixed_seconds, **path),
+        certified_row("fixed", fixed.solution, fixed_seconds, held_out_error=fixed.errors[fixed.chosen], **path),
         certified_row("optimum", optimum, optimum_seconds),
     ]
 
@@ -269,7 +271,9 @@ def sections(config: Config, rows: list[dict[str, Any]], summary: dict[str, Any]
     """The report: test accuracies, the NTK's distance from the optimum, the path of one table, and every table."""
     table = by_table(rows)
     path = next((row for row in rows if row.get("path")), None)
+    answer = answer_section(rows)
     return [
+        *([] if answer is None else [answer]),
         _comparison_section(config, rows, table, summary),
         _gap_section(config, table, summary),
         *([] if path is None else [_path_section(path)]),
@@ -295,6 +299,7 @@ def _comparison_section(
         f"Mean test accuracy over tables: NTK {means['NTK']:.4f}, NTK of the sampled gates "
         f"{means['sampled NTK']:.4f}, fixed {means['fixed']:.4f}, certified optimum {means['optimum']:.4f}. {against}"
         f"{counts_text(summary['fixed_against_ntk_on_single_splits'])}"
+        + (f"\n\n{WHY}" if PLANTED in config.tables else "")
     )
     figures = [("accuracy", scatter_figure(table["NTK"], table["fixed"]), _SCATTER_CAPTION)]
     if config.seeds >= LEAST_VALUES:

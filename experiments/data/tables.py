@@ -25,6 +25,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from experiments.data.own_tables import Table, check_labels, is_path, read_own_table
+from experiments.data.planted_table import PLANTED, planted_table
 from fixntk.tables.encode import column_encoder
 from fixntk.tables.names import TableError
 from fixntk.tables.read import ENDS, as_feature
@@ -226,7 +227,8 @@ def load_table(name: str, label: str | None = None) -> Table:
 
     Parameters
     ----------
-    name : a name in `TABLES`, or a path to a CSV file with a header or a Parquet file
+    name : a name in `TABLES`, 'planted' for a table that is made so that fixing pays, or a path to a CSV file with a
+        header or a Parquet file
     label : the column of labels of a user's file; when None the column called class, target or label, otherwise the
         last one
 
@@ -243,18 +245,21 @@ def load_table(name: str, label: str | None = None) -> Table:
     """
     if is_path(name):
         return read_own_table(name, label)
+    if name == PLANTED:
+        return planted_table()
     if name not in TABLES:
         raise TableError(_unknown_table(name))
     return _listed_table(name)[0]
 
 
 def _unknown_table(name: str) -> str:
-    return f"there is no table '{name}': {name_hint(name, TABLES)} (a path to your own has to end in {', '.join(ENDS)})"
+    hint = name_hint(name, [*TABLES, PLANTED])
+    return f"there is no table '{name}': {hint} (a path to your own has to end in {', '.join(ENDS)})"
 
 
 def _check_names(names: tuple[str, ...]) -> tuple[str, ...]:
     for name in names:
-        if name not in TABLES and not is_path(name):
+        if name not in TABLES and name != PLANTED and not is_path(name):
             raise ValueError(_unknown_table(name))
         if names.count(name) > 1:
             raise ValueError(f"table {name!r} is given twice")

@@ -1,5 +1,6 @@
 """The functions of fitted estimators against loops in NumPy."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.special import expit, softmax
@@ -134,7 +135,7 @@ def test_gradients_at_training_rows_are_the_mean_of_those_around_them(rng):
     rows = np.vstack([training[:4], 2 * training[:1], -training[:1], np.zeros(3)])
     regression = NTKOutputs(training, rng.standard_normal((5, 1)))
     found = regression.gradients(rows)
-    direct = central_differences(lambda x: np.asarray(regression(x))[: len(x)], rows[:-1])
+    direct = central_differences(lambda x: np.asarray(regression(jnp.asarray(x)))[: len(x)], rows[:-1])
     np.testing.assert_allclose(found[:-1], direct, atol=1e-6)
     np.testing.assert_array_equal(found[-1], 0.0)
 

@@ -288,3 +288,12 @@ def test_a_missing_package_or_file_is_an_error_that_says_what_to_install(monkeyp
 
 def test_table_error_is_a_value_error():
     assert issubclass(TableError, ValueError)
+
+
+def test_the_planted_table_is_decided_by_the_size_of_one_feature():
+    table = load_table("planted")
+    assert "planted" not in TABLES
+    assert table.features.shape == (300, 10)
+    far = table.labels == "far"
+    assert far.sum() == 150
+    assert table.features["signal"].abs()[far].min() > table.features["signal"].abs()[~far].max()

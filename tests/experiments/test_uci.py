@@ -270,7 +270,7 @@ def test_the_configs_are_the_defaults_but_for_what_they_say():
     from fixntk.runner.config import load_config
 
     assert load_config("configs/uci.yaml")[1] == uci.Config()
-    assert load_config("configs/quickstart.yaml")[1] == uci.Config(tables=("iris", "wine", "haberman"), seeds=2)
+    assert load_config("configs/quickstart.yaml")[1] == uci.Config(tables=("iris", "haberman", "planted"), seeds=2)
 
 
 def test_padding_columns_change_neither_masks_nor_ntk(data, key):
