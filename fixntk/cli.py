@@ -11,7 +11,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -245,20 +245,30 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _fit(arguments: argparse.Namespace) -> int:
+    _check_out(arguments.out, arguments.table)
+    unwritten: OSError | None = None
+    for line in _lines_of_fit(arguments):
+        try:
+            # At once, as a fit can take minutes.
+            print(_one_line(line), flush=True)
+        except OSError as error:
+            # A report that nobody reads is no reason to lose the model.
+            unwritten = error
+    if unwritten is not None:
+        raise unwritten
+    return 0
+
+
+def _lines_of_fit(arguments: argparse.Namespace) -> Iterator[str]:
     with exit_on_signals():
         from fixntk.tables import columns, model
 
-    _check_out(arguments.out, arguments.table)
     options = {name: getattr(arguments, name) for name in ("method", "reg", "seed", "drop_missing_target")}
     try:
-        kinds = columns.parse_kinds(" ".join(arguments.columns))
-        shown = sys.stderr.isatty()
-        lines = model.fit(arguments.table, arguments.target, arguments.out, kinds=kinds, progress=shown, **options)
+        options |= {"kinds": columns.parse_kinds(" ".join(arguments.columns)), "progress": sys.stderr.isatty()}
+        yield from model.fit(arguments.table, arguments.target, arguments.out, **options)
     except (ValueError, OSError, MemoryError) as error:
         raise _InputError(_describe(error, arguments.out)) from error
-    for line in lines:
-        print(_one_line(line))
-    return 0
 
 
 def _describe(error: Exception, out: Path | None) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +34,12 @@ def fit(
     kinds: Mapping[str, str] | None = None,
     drop_missing_target: bool = False,
     progress: bool = False,
-) -> list[str]:
-    """Fit a model of a table's column and write it to a file; return a report, in lines.
+) -> Iterator[str]:
+    """Fit a model of a table's column and write it to a file.
 
-    The report says how each column was read. The target is a class if it is not a number, or has at most ten values and
-    at least two rows for each; otherwise a quantity.
+    Lines of a report come as the work goes on: before the fit, how each column was read, then what was chosen. The
+    target is a class if it is not a number, or has at most ten values and at least two rows for each; otherwise a
+    quantity.
 
     Parameters
     ----------
@@ -77,17 +78,18 @@ def fit(
     frame, columns, taken = read_columns(table, kinds)
     if is_class and target in map(probability_name, set(y)):
         raise TableError(f"{table.name}: {target!r} would also be the name of a column of probabilities: rename it")
-    lines = [f"{len(y)} rows, {table.features.shape[1]} columns; {target!r} is a {description}", *table.lines, *taken]
     if reg is None:
         estimator = choosing_estimator(method, is_class, y, (table.name, target), seed=seed, progress=progress)
     else:
         estimator = estimator_of(method, is_class, reg=reg, seed=seed)
+    yield f"{len(y)} rows, {table.features.shape[1]} columns; {target!r} is a {description}"
+    yield from [*table.lines, *taken]
     estimator.fit(imputing_encoder(columns).fit_transform(frame), y)
     if reg is None:
-        lines.append(describe_choice(estimator, is_class))
+        yield describe_choice(estimator, is_class)
     medians = frame[columns.numbers].median().fillna(0.0).to_numpy()
     save(Model(target, columns, medians, estimator.predictor()), out)
-    return [*lines, f"wrote {out}"]
+    yield f"wrote {out}"
 
 
 def predict(model_path: Path, table: Path, *, strict: bool = False) -> tuple[pd.DataFrame, list[str]]:

@@ -1,6 +1,7 @@
 """`fixntk fit` and `fixntk predict` on CSV and Parquet files with categories and missing values."""
 
 import csv
+import errno
 import io
 import re
 import sys
@@ -378,3 +379,35 @@ def test_a_word_such_as_none_is_a_class_of_the_target(tmp_path, capsys):
     assert "missing" not in told
     assert status == 0
     assert out.splitlines()[1].startswith("None,")
+
+
+class FullDisk(io.StringIO):
+    """A file whose lines, from the second on, find no room."""
+
+    def write(self, text):
+        if "\n" in self.getvalue():
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return super().write(text)
+
+
+def test_lines_come_before_the_fit_and_one_that_cannot_be_written_does_not_lose_the_model(tables, monkeypatch):
+    seen, choosing = [], choice.choosing_estimator
+
+    def choosing_estimator(*arguments, **options):
+        estimator = choosing(*arguments, **options)
+        fit = estimator.fit
+        estimator.fit = lambda *data: seen.append(output.getvalue()) or fit(*data)
+        return estimator
+
+    monkeypatch.setattr("fixntk.tables.model.choosing_estimator", choosing_estimator)
+    output = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", output)
+    assert fitted(tables, "price", "--method", "ntk") == 0
+    (before,) = seen
+    assert "column 'size': number" in before
+    assert "reg" not in before
+    (tables / "model").unlink()
+    monkeypatch.setattr(sys, "stdout", FullDisk())
+    with pytest.raises(OSError, match="No space left"):
+        fitted(tables, "price", "--method", "ntk", "--reg", "0.1")
+    assert (tables / "model").exists()
