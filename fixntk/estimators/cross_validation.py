@@ -157,8 +157,7 @@ def choose_gated(
 
 def _has_many_rows(training: Training, gates: GateOptions) -> bool:
     """Whether kernel matrices of the rows are too large to be made for each fold, λ and step."""
-    is_discovered = isinstance(gates.source, str) and gates.source == DISCOVERED
-    return training.num_rows > MAX_KERNEL_ROWS and not is_discovered
+    return training.num_rows > MAX_KERNEL_ROWS and gates.name != DISCOVERED
 
 
 def _held_out_weights(training: Training, folds: Folds) -> Float[np.ndarray, " n"]:
@@ -184,16 +183,15 @@ def _try_kinds(
     def judge(candidates: Candidates) -> _Tried:
         return _Tried(candidates, np.array([[mean_loss(each) for each in row] for row in candidates.outputs]))
 
-    source = gates.source if isinstance(gates.source, str) else ""
     tried = {CONSTANT: judge(constant_candidate(training, problem, folds))}
     if _has_many_rows(training, gates):
         tried[OPTIMUM] = judge(optimum_candidates(training, gates, problem, folds, regs, mean_loss, progress=progress))
         return tried
-    if source != DISCOVERED:
+    if gates.name != DISCOVERED:
         steps = judge(reweighted_candidates(training, gates, problem, folds, regs, max_steps, progress=progress))
         tried[NTK] = steps._replace(columns=slice(1))
         tried[REWEIGHTED] = steps._replace(columns=slice(1, None))
-    if source in (AUTO, DISCOVERED):
+    if gates.name in (AUTO, DISCOVERED):
         tried[DISCOVERED] = judge(
             discovered_candidates(training, gates, problem, folds, regs, mean_loss, progress=progress)
         )

@@ -15,18 +15,17 @@ from jax import Array
 from jaxtyping import Float
 
 from fixntk._numerics import ignore_convergence_warnings
-from fixntk.convex import ConvexProgram, solve_quietly
+from fixntk.convex import solve_quietly
 from fixntk.convex.discovery import discover_next
 from fixntk.convex.discovery_results import Position
 from fixntk.convex.groups import with_masks
 from fixntk.convex.progress import progress_bar
 from fixntk.convex.solution import ACTIVE_SHARE
 from fixntk.estimators.candidates import Candidates
-from fixntk.estimators.fitting import GatedFit, GatedProblem, as_gated_fit
+from fixntk.estimators.fitting import GatedFit, GatedProblem, as_gated_fit, program_of_rows
 from fixntk.estimators.folds import Folds, as_splits
 from fixntk.estimators.gate_options import GateOptions
 from fixntk.estimators.preprocessing import Training
-from fixntk.gates.masks import activation_masks
 
 # Ridges as shares of λ. At 1 the ridge regression is the group lasso itself; smaller ones undo its shrinkage.
 RIDGE_SHARES = (1.0, 0.3, 0.1, 0.03)
@@ -101,9 +100,7 @@ def discovered_candidates(
 def _start(x: np.ndarray, targets: np.ndarray, weights: np.ndarray, gates: Array) -> Position:
     """The start of a path, from the first few of random gates."""
     gates = jnp.asarray(np.asarray(gates)[:_NUM_STARTING_GATES])
-    rows = jnp.asarray(x)
-    data = rows, jnp.asarray(targets), activation_masks(rows, gates), 1.0
-    return Position(ConvexProgram(*data, sample_weight=weights, intercept=True), gates)
+    return Position(program_of_rows(x, targets, weights, gates), gates)
 
 
 def _advance(position: Position, reg: float, seed: int) -> Position:

@@ -192,7 +192,7 @@ def fit_gated(
     with allow_float64():
         problem = gated_problem(training, gates, loss)
         program = problem.program.with_reg(share * problem.max_reg)
-        if isinstance(gates.source, str) and gates.source == DISCOVERED:
+        if gates.name == DISCOVERED:
             solution, found = _discover_gates(program, problem.gates, gates.seed, tol=tol, progress=progress)
         else:
             solution, found = solve(program, tol=tol, max_iter=max_iter, progress=progress), problem.gates
@@ -211,9 +211,8 @@ def _discover_gates(
 def gated_problem(training: Training, options: GateOptions, loss: str) -> GatedProblem:
     """State the convex program on padded rows with gates that are drawn, which do not depend on the padding."""
     gates = draw_gates(options, training.x[:, : options.num_columns], training.targets)
-    rows = jnp.asarray(training.padded_x)
-    data = rows, jnp.asarray(_program_targets(training, loss)), activation_masks(rows, gates), 1.0, loss
-    program = ConvexProgram(*data, sample_weight=training.padded_weights, intercept=True)
+    targets = _program_targets(training, loss)
+    program = program_of_rows(training.padded_x, targets, training.padded_weights, gates, loss)
     # λ_max is computed without an intercept, so that a class of small weight does not determine the scale.
     largest = float(replace_fields(program, column=None).max_reg())
     # Where x says nothing about the targets λ_max is a rounding error, and a fit at a share of it fits rounding errors.
@@ -222,6 +221,19 @@ def gated_problem(training: Training, options: GateOptions, loss: str) -> GatedP
     if largest <= _ZERO_IN_EPS * np.finfo(float).eps * bound:
         largest = bound
     return GatedProblem(program, gates, largest)
+
+
+def program_of_rows(
+    x: Float[np.ndarray, "n w"],
+    targets: Float[np.ndarray, "n ..."],
+    weights: Float[np.ndarray, " n"],
+    gates: Float[Array, "P w"],
+    loss: str = "squared",
+) -> ConvexProgram:
+    """The convex program of weighted rows at λ = 1, with an intercept."""
+    rows = jnp.asarray(x)
+    data = rows, jnp.asarray(targets), activation_masks(rows, gates), 1.0, loss
+    return ConvexProgram(*data, sample_weight=weights, intercept=True)
 
 
 def _program_targets(training: Training, loss: str) -> Float[np.ndarray, "m ..."]:

@@ -42,6 +42,11 @@ class GateOptions(NamedTuple):
     num_columns: int
     seed: int
 
+    @property
+    def name(self) -> str:
+        """The name that the source is; empty for an array, which has no truth value in comparisons, or a function."""
+        return self.source if isinstance(self.source, str) else ""
+
 
 def check_source(source: Any, *others: str) -> None:
     """Raise ValueError unless gates can come from a source.

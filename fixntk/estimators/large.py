@@ -8,19 +8,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
 from fixntk._numerics import ignore_convergence_warnings, with_dtype
-from fixntk.convex import ConvexProgram, Solution, solve_path
+from fixntk.convex import Solution, solve_path
 from fixntk.estimators.candidates import Candidates
-from fixntk.estimators.fitting import GatedFit, GatedProblem, as_gated_fit
+from fixntk.estimators.fitting import GatedFit, GatedProblem, as_gated_fit, program_of_rows
 from fixntk.estimators.folds import Folds
 from fixntk.estimators.gate_options import GateOptions, draw_gates
 from fixntk.estimators.preprocessing import Training, pad_rows
-from fixntk.gates.masks import activation_masks
 
 # Number of distinct rows above which reweighting, with its kernel matrix for each fold, λ and step, takes minutes.
 MAX_KERNEL_ROWS = 2000
@@ -45,7 +43,9 @@ def optimum_candidates(
     """
     ((kept, held_out),) = folds
     drawn = draw_gates(gates, training.x[kept, : gates.num_columns], training.targets[kept])
-    program, drawn = with_dtype((_program_of_rows(training, kept, drawn), drawn), jnp.float32)
+    kept_rows = training.select(kept)
+    program = program_of_rows(kept_rows.padded_x, kept_rows.padded_targets, kept_rows.padded_weights, drawn)
+    program, drawn = with_dtype((program, drawn), jnp.float32)
     held_out_x = jnp.asarray(pad_rows(training.x[held_out]), jnp.float32)
     outputs = np.full((len(regs), 1, *training.targets.shape), np.nan)
     order = np.argsort(-regs, kind="stable")
@@ -73,10 +73,3 @@ def optimum_candidates(
         return as_gated_fit(with_dtype(solution, jnp.float64), problem.gates, float(regs[place]))
 
     return Candidates(outputs, fit)
-
-
-def _program_of_rows(training: Training, rows: np.ndarray, gates: jax.Array) -> ConvexProgram:
-    """The program of some rows at λ = 1."""
-    x, targets, weights = (pad_rows(array[rows]) for array in (training.x, training.targets, training.weights))
-    masks = activation_masks(x, gates)
-    return ConvexProgram(x, targets, masks, 1.0, sample_weight=weights, intercept=True)

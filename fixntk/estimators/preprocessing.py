@@ -168,10 +168,12 @@ class Training(NamedTuple):
     def select_weighted(self) -> Training:
         """The rows of positive weight; this object itself if every row has one."""
         has_weight = self.weights > 0
-        if has_weight.all():
-            return self
-        x, targets, weights = (pad_rows(array[has_weight]) for array in (self.x, self.targets, self.weights))
-        return Training(x, targets, weights, int(has_weight.sum()))
+        return self if has_weight.all() else self.select(np.flatnonzero(has_weight))
+
+    def select(self, rows: Int[np.ndarray, " k"]) -> Training:
+        """The rows with these indices, padded anew."""
+        x, targets, weights = (pad_rows(array[rows]) for array in (self.x, self.targets, self.weights))
+        return Training(x, targets, weights, len(rows))
 
 
 def all_rows(

@@ -40,6 +40,11 @@ def as_rows(x: Any) -> Any:
     return rows
 
 
+def take_rows(x: Any, rows: Any) -> Any:
+    """Some rows, by a slice or by their indices."""
+    return jax.tree.map(lambda leaf: leaf[rows], x)
+
+
 def evaluate(kernel: Kernel, x: Any, others: Any, tile: int, dtype: Any) -> Float[Array, "m k"]:
     """The kernel between rows and others, in tiles of rows.
 
@@ -53,7 +58,7 @@ def evaluate(kernel: Kernel, x: Any, others: Any, tile: int, dtype: Any) -> Floa
         return jnp.zeros((size, 0), dtype)
     blocks = []
     for begin in range(0, size, tile):
-        part = jax.tree.map(lambda leaf, begin=begin: leaf[begin : begin + tile], x)
+        part = take_rows(x, slice(begin, begin + tile))
         padding = tile - num_rows(part)
         if padding and begin:
             # The last tile has the shape of the others, so that one shape is compiled.
@@ -86,6 +91,6 @@ def diagonal_from_blocks(kernel: Kernel, x: Any) -> Array:
     for begin in range(0, size, block):
         # The last block ends with the last row.
         start = min(begin, size - block)
-        part = jax.tree.map(lambda leaf, start=start: leaf[start : start + block], x)
+        part = take_rows(x, slice(start, start + block))
         parts.append(jnp.diagonal(jnp.asarray(kernel(part, part)))[begin - start :])
     return jnp.concatenate(parts)

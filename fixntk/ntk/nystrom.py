@@ -28,7 +28,15 @@ from scipy.linalg import lapack
 from fixntk._checks import as_positive_int, is_tracing
 from fixntk._numerics import ConvergenceWarning, matmul
 from fixntk._tiling import memory_for, num_rows
-from fixntk.ntk.kernel_functions import Diagonal, Kernel, as_rows, diagonal_at, diagonal_from_blocks, evaluate
+from fixntk.ntk.kernel_functions import (
+    Diagonal,
+    Kernel,
+    as_rows,
+    diagonal_at,
+    diagonal_from_blocks,
+    evaluate,
+    take_rows,
+)
 
 # Largest number of landmarks if none is given.
 _MAX_RANK = 2048
@@ -116,8 +124,17 @@ class Nystrom:
         -----
         See docs/mathematics.md, M15.
         """
-        columns = evaluate(self.kernel, as_rows(x), self.landmarks, self.batch_size, self.factor.dtype)
-        return _features(self.triangle, columns)
+        return _features(self.triangle, self.columns(x))
+
+    def columns(self, x: Any) -> Float[Array, "m r"]:
+        """The kernel between rows and the landmarks, in tiles of rows.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As :meth:`features`.
+        """
+        return evaluate(self.kernel, as_rows(x), self.landmarks, self.batch_size, self.factor.dtype)
 
     def residual_at(self, x: Any, features: Float[Array, "m r"] | None = None) -> Float[Array, " m"]:
         """The diagonal of K − K̃ at new rows, whose features may be given.
@@ -232,7 +249,7 @@ def nystrom(
         share = growing.left / growing.total
         message = f"nystrom stopped at {end} with {share:.2g} of the trace left, above tol={tol:.1e}"
         warnings.warn(message, ConvergenceWarning, stacklevel=2)
-    landmarks = _take(rows, indices)
+    landmarks = take_rows(rows, indices)
     triangle = jnp.tril(factor[indices])
     return Nystrom(kernel, diagonal_of, landmarks, indices, factor, triangle, first, residual, converged, tile)
 
@@ -258,7 +275,7 @@ class _Growing:
         """Draw ``size`` rows and add those that are not explained by others; whether there are any."""
         self._make_room(size, limit)
         drawn = np.asarray(_draw(key, self.residual, size))
-        columns = evaluate(self.kernel, self.rows, _take(self.rows, drawn), self.tile, self.factor.dtype)
+        columns = evaluate(self.kernel, self.rows, take_rows(self.rows, drawn), self.tile, self.factor.dtype)
         rest = _subtract(self.factor, columns, drawn, self.residual)
         order, lower, count = _factorise(np.asarray(rest[drawn]), self.least_pivot)
         if not count:
@@ -330,7 +347,3 @@ def _features(triangle: Array, columns: Array) -> Array:
 def _rounding(diagonal: Array, rank: int) -> Array:
     """What rounding can hide in a residual after this number of subtractions."""
     return rank * jnp.finfo(diagonal.dtype).eps * diagonal
-
-
-def _take(rows: Any, indices: Any) -> Any:
-    return jax.tree.map(lambda leaf: leaf[indices], rows)

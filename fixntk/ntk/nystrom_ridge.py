@@ -21,7 +21,7 @@ from jaxtyping import Float
 from fixntk._checks import as_float_array
 from fixntk._numerics import matmul, solve_kernel_ridge
 from fixntk._tiling import num_rows
-from fixntk.ntk.kernel_functions import as_rows, diagonal_at, evaluate
+from fixntk.ntk.kernel_functions import as_rows, diagonal_at, evaluate, take_rows
 from fixntk.ntk.kernel_matrices import as_scalar
 from fixntk.ntk.nystrom import Nystrom
 
@@ -77,10 +77,9 @@ class NystromRidge:
         -----
         See docs/mathematics.md, M15.
         """
-        found, rows = self.approximation, as_rows(x)
-        columns = evaluate(found.kernel, rows, found.landmarks, found.batch_size, found.factor.dtype)
-        flat = self.coefficients.reshape(found.rank, self.sensitivity.size)
-        return matmul(columns, flat).reshape(num_rows(rows), *self.coefficients.shape[1:])
+        columns = self.approximation.columns(x)
+        flat = self.coefficients.reshape(columns.shape[1], self.sensitivity.size)
+        return matmul(columns, flat).reshape(len(columns), *self.coefficients.shape[1:])
 
     def error_bound(self, x: Any) -> Float[Array, "m ..."]:
         """Bound on the difference to exact kernel ridge at rows, (m, …).
@@ -133,8 +132,7 @@ class NystromRidge:
         # K α̃ less K̃ α̃, as K̃ α̃ + λα̃ = y.
         total = -self.outputs.reshape(size, -1)
         for begin in range(0, size, tile):
-            part = jax.tree.map(lambda leaf, begin=begin: leaf[begin : begin + tile], rows)
-            columns = evaluate(found.kernel, rows, part, tile, flat.dtype)
+            columns = evaluate(found.kernel, rows, take_rows(rows, slice(begin, begin + tile)), tile, flat.dtype)
             total = total + matmul(columns, flat[begin : begin + tile])
         return total.reshape(self.dual_weights.shape)
 
