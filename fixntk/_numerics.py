@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache
 from typing import Any
 
 import jax
@@ -14,9 +16,12 @@ import jax.scipy.linalg as jsl
 from jax import Array, lax
 from jax.typing import DTypeLike
 from jaxtyping import Float
+from threadpoolctl import ThreadpoolController
 
 # Largest number of jitters to try until a kernel matrix can be factorised; each is ten times the one before.
 _MAX_JITTERS = 6
+# Largest number of rows whose factorisations are left to a single thread of the BLAS library.
+_MAX_ROWS_OF_ONE_THREAD = 4096
 
 
 class ConvergenceWarning(UserWarning):
@@ -29,6 +34,44 @@ def ignore_convergence_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         yield
+
+
+class _SharedLimit:
+    """A limit of one BLAS thread, which holds for the process from the first context that asks for it to the last."""
+
+    def __init__(self) -> None:
+        self._lock, self._num_contexts, self._limit = threading.Lock(), 0, nullcontext()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._num_contexts += 1
+            if self._num_contexts == 1:
+                self._limit = _blas_libraries().limit(limits=1, user_api="blas")
+                self._limit.__enter__()
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._num_contexts -= 1
+            if self._num_contexts == 0:
+                self._limit.__exit__(*error)
+
+
+_one_blas_thread = _SharedLimit()
+
+
+@cache
+def _blas_libraries() -> ThreadpoolController:
+    # Looking for the libraries that are loaded takes milliseconds; JAX's factorisations are in SciPy's.
+    return ThreadpoolController()
+
+
+def blas_threads_for(num_rows: int) -> AbstractContextManager[Any]:
+    """Context for factorisations of matrices of so many rows, of which small ones get a single thread on a CPU.
+
+    The threads of BLAS and those of XLA wait for one another busily: with two of each on two cores, many small
+    factorisations took up to a hundred times as long as in one thread.
+    """
+    return _one_blas_thread if num_rows <= _MAX_ROWS_OF_ONE_THREAD else nullcontext()
 
 
 def matmul(a: Array, b: Array) -> Array:

@@ -1,11 +1,22 @@
 """Arithmetic that several parts share: linear systems by NumPy, dtypes and precision."""
 
+import threading
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
 
-from fixntk._numerics import allow_float64, default_tol, full_precision, safe_sqrt, solve_kernel_ridge, with_dtype
+from fixntk._numerics import (
+    allow_float64,
+    blas_threads_for,
+    default_tol,
+    full_precision,
+    safe_sqrt,
+    solve_kernel_ridge,
+    with_dtype,
+)
 
 
 def test_ridge_solution_survives_a_matrix_that_rounding_makes_indefinite(rng):
@@ -69,3 +80,50 @@ def test_another_dtype_is_for_floating_point_arrays_only():
 def test_default_tolerances_are_above_rounding_error():
     assert all(default_tol(kind) > 100 * np.finfo(kind).eps for kind in ("float32", "float64"))
     assert default_tol("float64") < default_tol("float32")
+
+
+def blas_threads():
+    return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
+
+
+@pytest.fixture
+def two_blas_threads():
+    with threadpool_limits(2, user_api="blas"):
+        if blas_threads() != {2}:
+            pytest.skip("this machine's BLAS has a single thread")
+        yield
+
+
+@pytest.mark.usefixtures("two_blas_threads")
+def test_small_factorisations_have_one_blas_thread_and_large_ones_all():
+    with blas_threads_for(100):
+        assert blas_threads() == {1}
+        with blas_threads_for(100):
+            assert blas_threads() == {1}
+        assert blas_threads() == {1}
+    assert blas_threads() == {2}
+    with blas_threads_for(100_000):
+        assert blas_threads() == {2}
+    with pytest.raises(ZeroDivisionError), blas_threads_for(100):
+        _ = 1 / 0
+    assert blas_threads() == {2}
+
+
+@pytest.mark.usefixtures("two_blas_threads")
+def test_the_last_of_several_threads_gives_the_blas_threads_back():
+    is_inside, may_leave = threading.Event(), threading.Event()
+
+    def stay():
+        with blas_threads_for(100):
+            is_inside.set()
+            may_leave.wait()
+
+    other = threading.Thread(target=stay)
+    with blas_threads_for(100):
+        other.start()
+        is_inside.wait()
+    # Whoever entered first has left.
+    assert blas_threads() == {1}
+    may_leave.set()
+    other.join()
+    assert blas_threads() == {2}

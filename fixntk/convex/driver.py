@@ -20,6 +20,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Float
 
 from fixntk._compilation import jit_for_host, seconds_compiling
+from fixntk._numerics import blas_threads_for
 from fixntk._tiling import memory_for
 from fixntk.convex.checkpoints import Keeper, Trace, restore_trace, save_trace
 from fixntk.convex.method import Method, Step, step_any
@@ -96,7 +97,8 @@ def run_from_host(
     and one at the end, whatever ends the loop. Without ``is_timed`` the history has no seconds.
     """
     what = f"method {method.name!r} on {program.x.shape[0]} rows and {program.num_gates} gates"
-    with memory_for(what, method.bytes_needed(program), method.memory_remedy, program, start):
+    memory = memory_for(what, method.bytes_needed(program), method.memory_remedy, program, start)
+    with memory, blas_threads_for(program.y.size):
         prepared, state, first, scale = _start(program, start, epsilon, tol, method=method)
         run = _runner(prepared, method)
         goal, at_zero, unit = float(scale.goal), float(scale.at_zero), float(scale.unit)

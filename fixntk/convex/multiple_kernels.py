@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 
 from fixntk._checks import as_float_array, as_positive_int, describe_fields, is_traced, is_tracing
 from fixntk._compilation import jit_for_host
-from fixntk._numerics import ConvergenceWarning, allow_float64, default_tol, matmul, with_dtype
+from fixntk._numerics import ConvergenceWarning, allow_float64, blas_threads_for, default_tol, matmul, with_dtype
 from fixntk._tiling import memory_for
 from fixntk.convex.kernel_interior_point import KernelPoint, KernelProblem, PathState, follow_path, is_idle
 from fixntk.convex.progress import describe, progress_bar
@@ -198,7 +198,7 @@ def solve_kernels(
         found = _as_fields(problem, *follow_path(problem, tol, max_iter), tol)
         return KernelSolution(**found, tol=tol, squeeze=squeeze)
     bar = progress_bar("solve_kernels", total=max_iter, shown=progress)
-    with _memory_for(problem.kernels), allow_float64(), bar as show:
+    with _memory_for(problem.kernels), allow_float64(), blas_threads_for(problem.kernels.shape[1]), bar as show:
         problem = with_dtype(problem, jnp.float64)
 
         def watch(state: PathState) -> None:

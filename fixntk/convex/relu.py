@@ -29,7 +29,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Float
 
 from fixntk._checks import as_positive_int, is_traced
-from fixntk._numerics import ConvergenceWarning, allow_float64, default_tol, with_dtype
+from fixntk._numerics import ConvergenceWarning, allow_float64, blas_threads_for, default_tol, with_dtype
 from fixntk._tiling import memory_for
 from fixntk.convex import relu_step
 from fixntk.convex.groups import check_gates, with_masks
@@ -157,7 +157,7 @@ def solve_relu(
     program, gates = _as_single_output(program, gates)
     dtype, max_iter = program.x.dtype, as_positive_int("max_iter", max_iter)
     tol = default_tol(dtype) if tol is None else float(tol)
-    with allow_float64(), progress_bar("solve_relu", shown=progress) as show:
+    with allow_float64(), blas_threads_for(program.y.size), progress_bar("solve_relu", shown=progress) as show:
 
         def watch(seen: Progress) -> bool | None:
             show(seen.iteration, describe(seen.relative_gap, seen.num_active))

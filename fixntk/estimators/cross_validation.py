@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from fixntk._checks import as_positive_int
-from fixntk._numerics import allow_float64
+from fixntk._numerics import allow_float64, blas_threads_for
 from fixntk.estimators.candidates import Candidates, constant_candidate
 from fixntk.estimators.discovered import RIDGE_SHARES, discovered_candidates
 from fixntk.estimators.fitting import GatedFit, GatedProblem, check_regs, gated_problem
@@ -133,7 +133,7 @@ def choose_gated(
         is_tried = bool(np.all(np.isfinite(outputs)))
         return float(np.average(losses(outputs), weights=weights)) if is_tried else np.nan
 
-    with allow_float64():
+    with allow_float64(), blas_threads_for(training.num_rows):
         problem = gated_problem(training, gates, "squared")
         grid = problem.max_reg * shares
         tried = _try_kinds(training, gates, problem, folds, mean_loss, grid, max_steps, progress=progress)

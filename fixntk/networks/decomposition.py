@@ -14,7 +14,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 from jaxtyping import Float, Int
 
-from fixntk._numerics import ConvergenceWarning, allow_float64, safe_sqrt, with_dtype
+from fixntk._numerics import ConvergenceWarning, allow_float64, blas_threads_for, safe_sqrt, with_dtype
 from fixntk.gates.masks import activation_masks
 from fixntk.networks.cones import (
     Cones,
@@ -58,7 +58,7 @@ def decompose(x: Array, gates: Array, vectors: Array, *, method: str, tol: float
     if method not in DECOMPOSITIONS:
         raise ValueError(f"method must be one of {', '.join(DECOMPOSITIONS)}, got {method!r}")
     dtype, masks = vectors.dtype, activation_masks(x, gates)
-    with allow_float64():
+    with allow_float64(), blas_threads_for(x.shape[1]):
         x, gates, vectors = with_dtype((x, gates, vectors), jnp.float64)
         parts = _decompose(make_cones(x, gates, masks), vectors, method, tol, max_iter)
     return with_dtype(parts, dtype)

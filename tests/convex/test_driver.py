@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from problems import random_problem
+from threadpoolctl import threadpool_info, threadpool_limits
 
 import fixntk as fx
 from fixntk.convex import driver
@@ -151,3 +152,14 @@ def test_an_error_in_the_callback_is_the_one_that_arrives(method):
         fx.solve(random_problem(4), method=method, callback=callback)
     assert caught.value is error
     assert calls == [0, 1]
+
+
+def test_small_programs_are_solved_with_one_blas_thread():
+    seen = []
+
+    def look(_):
+        seen.extend(library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas")
+
+    with threadpool_limits(2, user_api="blas"):
+        fx.solve(random_problem(4), callback=look)
+    assert set(seen) <= {1}
