@@ -36,12 +36,13 @@ from fixntk.convex.discovery_arguments import (
 )
 from fixntk.convex.discovery_results import BOUND, BUDGETS, HELD_OUT, NO_VIOLATION, Discovery, DiscoveryPath, Position
 from fixntk.convex.groups import with_masks
+from fixntk.convex.method import Method
 from fixntk.convex.path import as_regs, follow_regs
 from fixntk.convex.pricing import DEFAULT_SAMPLERS
-from fixntk.convex.program import ConvexProgram
+from fixntk.convex.program import ConvexProgram, absorb_sample_weight
 from fixntk.convex.progress import Interrupted, progress_bar
 from fixntk.convex.solution import Solution
-from fixntk.convex.solve import as_starting_weights, choose_warm_method, solve
+from fixntk.convex.solve import as_starting_weights, choose_warm_method, solve_from
 from fixntk.gates.samplers import Sampler
 
 
@@ -139,7 +140,7 @@ def discover(
     See docs/mathematics.md, M11.
     """
     gates = np.asarray(as_gates(program, gates))
-    choose_warm_method(program, method)
+    solver = choose_warm_method(program, method)
     least_violation = as_positive("least_violation", least_violation)
     cells = column_generation.enumerate_cells(program.x, as_positive_int("max_cells", max_cells))
     init = np.asarray(as_starting_weights(program, init))
@@ -148,7 +149,7 @@ def discover(
     engine = Engine(
         program=program,
         cells=cells,
-        solve=partial(solve, method=method),
+        solve=partial(_solve_active, solver.on_active_groups or solver),
         tol=default_tol(program.x.dtype) if tol is None else tol,
         at_zero=float(_primal_at_zero(program)),
         key=key,
@@ -318,6 +319,12 @@ def _as_discovery(rounds: int, found: Round, losses: list[float], stopped: str) 
         held_out_losses=np.asarray(losses, float),
         further=found.further,
     )
+
+
+def _solve_active(solver: Method, program: ConvexProgram, init: np.ndarray, tol: float) -> Solution:
+    """The solution of a program most of whose groups are active."""
+    program = absorb_sample_weight(program)
+    return solve_from(program, as_starting_weights(program, init), method=solver, tol=tol, max_iter=solver.max_iter)
 
 
 @jit_for_host

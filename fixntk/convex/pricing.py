@@ -103,7 +103,7 @@ def draw(
     return jnp.concatenate(drawn)
 
 
-@jit_for_host
+@partial(jit_for_host, optimised=True)
 def search(
     key: Array, program: ConvexProgram, weights: Array, gates: Array, num_gates: ArrayLike, candidates: Array
 ) -> tuple[Candidates, Prices]:

@@ -25,7 +25,7 @@ from fixntk.estimators.candidates import Candidates
 from fixntk.estimators.fitting import GatedFit, GatedProblem, as_gated_fit, program_of_rows
 from fixntk.estimators.folds import Folds, as_splits
 from fixntk.estimators.gate_options import GateOptions
-from fixntk.estimators.preprocessing import Training
+from fixntk.estimators.preprocessing import Training, padded_size
 
 # Ridges as shares of λ. At 1 the ridge regression is the group lasso itself; smaller ones undo its shrinkage.
 RIDGE_SHARES = (1.0, 0.3, 0.1, 0.03)
@@ -33,6 +33,8 @@ RIDGE_SHARES = (1.0, 0.3, 0.1, 0.03)
 _NUM_STARTING_GATES = 64
 # Options of the discovery at each λ. Held-out losses need no more digits.
 _SEARCH: dict[str, Any] = {"max_rounds": 2, "num_candidates": 1024, "per_round": 32, "tol": 1e-4}
+# Largest number of rows, padded, whose folds are padded to as many.
+_MAX_SHARED_ROWS = 512
 # A path ends where the next λ does not lower the loss by this share.
 _LEAST_FALL = 0.01
 
@@ -66,8 +68,8 @@ def discovered_candidates(
     progress: bool,
 ) -> Candidates:
     """Discovered gates at each λ, from the largest on as long as the held-out loss falls, and the ridges of each."""
-    # Rows of weight zero are zero: no gate is drawn through them. Folds are padded like all rows, for one compilation.
-    splits = as_splits(folds, training, len(training.padded_x))
+    # Rows of weight zero are zero: no gate is drawn through them.
+    splits = as_splits(folds, training, _padded_rows(training, folds))
     positions = []
     for rows, weights in zip(np.asarray(splits.train), np.asarray(splits.weights), strict=True):
         x = training.padded_x[rows] * (weights > 0)[:, None]
@@ -95,6 +97,12 @@ def discovered_candidates(
         return _fit_position(position, float(regs[place]), RIDGE_SHARES[ridge])
 
     return Candidates(outputs, fit)
+
+
+def _padded_rows(training: Training, folds: Folds) -> int:
+    """Number of rows to which a fold's are padded, that of all rows where these are too few to compile for both."""
+    of_all = len(training.padded_x)
+    return of_all if of_all <= _MAX_SHARED_ROWS else padded_size(max(len(kept) for kept, _ in folds))
 
 
 def _start(x: np.ndarray, targets: np.ndarray, weights: np.ndarray, gates: Array) -> Position:
