@@ -19,6 +19,7 @@ from experiments import (
     consistency,
     convex_vs_sgd,
     feature_learning,
+    gates,
     lazy_training,
     sensitivity,
     tabular,
@@ -171,6 +172,12 @@ PARTS: Mapping[str, Part] = MappingProxyType(
             "On each problem the best step of the reweighting, and the NTK of the trained ReLU network, are better "
             "aligned with fresh targets than the NTK.",
             _check_feature_learning,
+        ),
+        "gates": Part(
+            gates,
+            "Gates",
+            "Beyond the paper: an estimator that chooses by held-out rows between the NTK, its reweighting and gates "
+            "that the targets ask for.",
         ),
         "beyond": Part(beyond, "Beyond", "Beyond the paper: deep kernels, and the layers of a deep network's NTK."),
     }
