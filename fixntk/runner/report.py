@@ -23,7 +23,8 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from fixntk._files import replace_when_written
-from fixntk.runner import markdown
+from fixntk.runner import markdown, svg
+from fixntk.runner.digits import format_numbers
 from fixntk.runner.markdown import Kind
 
 # Okabe and Ito's colours for colour-blind readers, those with the most contrast on white first.
@@ -61,6 +62,8 @@ _MISSING = "–"
 _MAX_LINE_CHARACTERS = 40
 # Pixels on the page for each inch of a figure.
 _PIXELS_PER_INCH = 110
+# Length above which a figure is shown as an image: it would slow the page down.
+_MAX_SVG_CHARACTERS = 500_000
 
 
 @dataclass(frozen=True)
@@ -212,8 +215,10 @@ def _template_values(section: Section, folder: Path) -> dict[str, Any]:
     figures = [
         {
             "caption": caption,
-            "data": _save(figure, folder / f"{stem}.png"),
             "size": [round(_PIXELS_PER_INCH * inches) for inches in figure.get_size_inches()],
+            # As SVG unless that is large, then as PNG in base64.
+            "png": _save(figure, folder / f"{stem}.png"),
+            "svg": _inline_svg(figure, stem, caption),
         }
         for stem, figure, caption in section.figures
     ]
@@ -235,6 +240,13 @@ def _save(figure: Figure, path: Path) -> str:
     with replace_when_written(path) as part:
         part.write_bytes(buffer.getvalue())
     return base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _inline_svg(figure: Figure, stem: str, caption: str) -> Markup | None:
+    """A figure as markup of the page, or None if that is too long."""
+    with use_style():
+        text = svg.from_figure(figure, stem, caption, _PIXELS_PER_INCH)
+    return Markup(text) if len(text) <= _MAX_SVG_CHARACTERS else None
 
 
 def _mark_up(text: str) -> Markup:
@@ -334,35 +346,6 @@ def _is_number(value: Any) -> bool:
 
 def _text(value: Any) -> str:
     return ("yes" if value else "no") if isinstance(value, bool | np.bool_) else str(value)
-
-
-def format_numbers(values: Sequence[float | int]) -> list[str]:
-    """Format a column's numbers with about four significant digits, aligned where their sizes allow it.
-
-    Integers are shown without decimals. Otherwise all numbers get the number of decimals that the largest one needs. If
-    the smallest number would then have fewer than two digits, each number is formatted on its own.
-    """
-    finite = [value for value in values if math.isfinite(value)]
-    largest = max((abs(value) for value in finite), default=0.0)
-    if all(float(value).is_integer() for value in finite) and largest < 1e15:
-        return [_use_minus_sign(f"{value:.0f}") for value in values]
-    decimals = max(0, 3 - math.floor(math.log10(largest)))
-    smallest = min(abs(value) for value in finite if value)
-    if largest < 1e6 and decimals <= 6 and smallest >= 9.5 * 10.0**-decimals:
-        return [_use_minus_sign(f"{value:.{decimals}f}") for value in values]
-    return [_use_minus_sign(_format_alone(value)) for value in values]
-
-
-def _format_alone(value: float | int) -> str:
-    text = f"{value:.0f}" if 100 <= abs(value) < 1e6 else f"{value:.3g}"
-    return re.sub(r"e([+-])0*", r"e\1", text).replace("e+", "e")
-
-
-def _use_minus_sign(text: str) -> str:
-    """Replace the hyphen by a minus sign and inf by ∞; a number that rounds to zero gets no sign."""
-    if re.fullmatch(r"-0(\.0*)?", text):
-        return text[1:]
-    return text.replace("-", "−").replace("inf", "∞")
 
 
 def _origin(environment: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, list[str]]:

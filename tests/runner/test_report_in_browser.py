@@ -1,4 +1,4 @@
-"""A report in headless Chromium: no errors in its console, figures that show, tables that sort. Needs Chromium."""
+"""A report in headless Chromium: no errors in its console, figures with values, tables that sort. Needs Chromium."""
 
 import json
 import re
@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from fixntk.runner import report
+from fixntk.runner.marks import label_points
 from fixntk.runner.report import Section
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -20,11 +21,31 @@ addEventListener("load", () => {
   const rows = () => [...document.querySelectorAll("table.sortable tbody tr")];
   const texts = (column) => rows().map((row) => row.cells[column].textContent);
   const press = (column) => document.querySelectorAll("table.sortable th button")[column].click();
-  const found = { start: texts(0), widths: [...document.images].map((image) => image.naturalWidth) };
+  const found = { start: texts(0), widths: [...document.querySelectorAll("svg")].map((image) => image.clientWidth) };
   found.overflow = document.documentElement.scrollWidth > document.documentElement.clientWidth;
   press(1); found.ascending = texts(1);
   press(1); found.descending = texts(1);
   press(0); found.words = texts(0);
+  const plot = document.querySelector(".plot");
+  const marks = [...plot.querySelectorAll(".marks > *")];
+  const tip = document.querySelector(".tip");
+  const hover = (shape, shift) => {
+    const box = shape.getBoundingClientRect();
+    const place = { clientX: box.left + box.width / 2 + shift, clientY: box.top + box.height / 2 };
+    plot.dispatchEvent(new PointerEvent("pointermove", { ...place, bubbles: true }));
+    return tip.textContent;
+  };
+  const key = (name) => {
+    plot.dispatchEvent(new KeyboardEvent("keydown", { key: name }));
+    return tip.textContent;
+  };
+  found.tips = marks.map((shape) => hover(shape, 5));
+  found.near = marks.map((shape) => shape.classList.contains("near"));
+  const { left, right, top } = tip.getBoundingClientRect();
+  found.inside = left >= 0 && top >= 0 && right <= innerWidth;
+  found.away = hover(marks[2], 60);
+  found.keys = ["ArrowRight", "ArrowRight", "ArrowLeft", "Escape"].map(key);
+  found.colours = ["text", "path"].map((tag) => getComputedStyle(plot.querySelector(tag)).fill);
   const result = document.createElement("pre");
   result.id = "probe";
   result.textContent = JSON.stringify(found);
@@ -34,11 +55,11 @@ addEventListener("load", () => {
 """
 
 
-def opened(path, width):
+def opened(path, width, *options):
     """What the probe found, and the lines of the console, in a window so many pixels wide."""
     probed = path.with_name("probed.html")
     probed.write_text(path.read_text(encoding="utf-8").replace("</body>", PROBE + "</body>"), encoding="utf-8")
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--enable-logging=stderr"]
+    options += ("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--enable-logging=stderr")
     profile = f"--user-data-dir={path.parent / 'profile'}"
     command = [CHROMIUM, *options, profile, f"--window-size={width},900", "--virtual-time-budget=5000", "--dump-dom"]
     done = subprocess.run([*command, probed.as_uri()], capture_output=True, text=True, timeout=120, check=True)
@@ -52,26 +73,36 @@ def opened(path, width):
 def test_a_report_opens_sorts_and_shows_its_figures(tmp_path, width):
     with report.use_style():
         figure = report.new_figure()
-        figure.subplots().plot([1, 2, 3])
+        label_points(figure.subplots().plot([1, 2, 3], "o")[0], ["a", "<b>", "c"])
     table = pd.DataFrame({"name": ["b", "a10", "a2", "<c>"], "value": [10.0, -1.5, None, 9.0]})
     section = Section("A", "Text", table=table, figures=(("plot", figure, "Caption"),))
     path = report.render(tmp_path, "Title", [section], {"fixntk": "0.1"}, {"experiment": "toy"})
     found, console = opened(path, width)
     assert console == []
     assert found["start"] == ["b", "a10", "a2", "<c>"]
-    assert found["widths"] == [960]
+    assert min(704, width - 60) <= found["widths"][0] <= 704  # pixels; margins and a scroll bar take some
     assert not found["overflow"]
     assert [float(value.replace("−", "-")) for value in found["ascending"][:3]] == [-1.5, 9, 10]
     assert [float(value.replace("−", "-")) for value in found["descending"][:3]] == [10, 9, -1.5]
     # What is missing stays last.
     assert found["ascending"][3] == found["descending"][3] == "–"
     assert found["words"] == ["<c>", "a2", "a10", "b"]
+    # Near a point its values are shown, in sight, and nothing far from all of them.
+    assert found["tips"] == ["a\n0\n1", "<b>\n1\n2", "c\n2\n3"]
+    assert found["near"] == [False, False, True]
+    assert found["inside"]
+    assert found["away"] == ""
+    assert found["keys"] == ["a\n0\n1", "<b>\n1\n2", "a\n0\n1", ""]
+    assert found["colours"] == ["rgb(28, 33, 40)", "rgb(255, 255, 255)"]
+    # Dark figures on a dark page.
+    found, console = opened(path, width, "--blink-settings=preferredColorScheme=0")
+    assert console == []
+    assert found["colours"] == ["rgb(227, 232, 238)", "rgb(21, 25, 30)"]
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
 def test_the_console_is_really_read(tmp_path):
     path = tmp_path / "page.html"
-    table = '<table class="sortable"><thead><tr><th><button></button><th><button></button></table>'
-    path.write_text(f'<body>{table}<script>console.error("broken")</script></body>')
+    path.write_text('<body><pre id="probe">{}</pre><script>console.error("broken")</script></body>')
     _, console = opened(path, 800)
     assert any("broken" in line for line in console)
