@@ -23,6 +23,7 @@ from fixntk.convex import solve_quietly
 from fixntk.convex.program import program_at_share
 from fixntk.convex.solvers import irls
 from fixntk.gram import masked_apply
+from fixntk.runner.marks import label_points
 from fixntk.runner.report import Section, new_figure
 
 # The setting that each sweep varies, in words.
@@ -221,7 +222,8 @@ def _figure(config: Config, table: pd.DataFrame) -> Figure:
         if part["optimum"].notna().any():
             # A little to the right, so that the bars do not hide each other.
             style |= {"fmt": "^-", "color": colours.OPTIMUM, "label": "certified optimum"}
-            axes.errorbar(1.06 * part["value"], part["optimum"], part["± of that"], **style)
+            bars = axes.errorbar(1.06 * part["value"], part["optimum"], part["± of that"], **style)
+            label_points(bars, x=list(part["value"]))
         if sweep == "steps":
             axes.set_xscale("symlog", linthresh=1)
         else:

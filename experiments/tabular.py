@@ -20,6 +20,7 @@ from experiments.shared.baselines import CLASSIFIERS, NUM_FOLDS, ON_REQUEST, REG
 from experiments.shared.figures import differences_figure
 from experiments.shared.settings import NonNegative, NumSeeds, Settings, ShareBelowOne, check_unique
 from experiments.shared.statistics import LEAST_VALUES, LEVEL, compare, comparison_text, margin
+from fixntk.runner.marks import label_points
 from fixntk.runner.report import Section, new_figure
 
 Kind = Literal["classification", "regression"]
@@ -277,7 +278,7 @@ def _time_figure(ranks: pd.Series, seconds: pd.Series) -> Figure:
     figure = new_figure(6.0, 3.8)
     axes = figure.add_subplot()
     for name in ranks.index:
-        axes.scatter(seconds[name], ranks[name], color=_colour(name))
+        label_points(axes.scatter(seconds[name], ranks[name], color=_colour(name)), [name])
         axes.annotate(name, (seconds[name], ranks[name]), xytext=(5, 3), textcoords="offset points", fontsize=9)
     axes.set(xscale="log", xlabel="seconds to tune and fit, median table", ylabel="average rank")
     axes.invert_yaxis()

@@ -34,6 +34,7 @@ from fixntk import (
 )
 from fixntk.convex import discover_quietly
 from fixntk.runner.config import MAX_TASKS
+from fixntk.runner.marks import label_points
 from fixntk.runner.report import Section, new_figure
 
 T = TypeVar("T")
@@ -314,7 +315,8 @@ def _figure(config: Config, rows: list[dict[str, Any]]) -> Figure:
             for (method, colour), marker in zip(METHODS.items(), "osD^v", strict=True):
                 axes.plot(part.index, part[method], marker=marker, color=colour, label=method)
                 of = cases[(cases["teacher"] == teacher) & (cases["features"] == d) & (cases["method"] == method)]
-                axes.plot(of["rows"], of["squared_error"], ".", color=colour, alpha=0.4, markersize=3)
+                (dots,) = axes.plot(of["rows"], of["squared_error"], ".", color=colour, alpha=0.4, markersize=3)
+                label_points(dots, [f"{method}, seed {seed}" for seed in of["seed"]])
             axes.set(xscale="log", yscale="log", title=f"{planted.label(teacher)} teacher, d = {d}")
             axes.set_xticks(part.index, [str(size) for size in part.index])
             axes.set_xticks([], minor=True)

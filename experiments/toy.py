@@ -193,9 +193,9 @@ def sections(config: Config, rows: list[dict[str, Any]], summary: dict[str, Any]
     functions = (
         "toy_functions",
         _function_figure(rows),
-        "The fitted functions: by the NTK, after some reweighting steps (later steps are darker) and at the optimum "
-        "(left); by the convex programs and by training (right). Between the points, the function of a gated network "
-        "depends on the representative gate of each arrangement; its values at the points do not.",
+        "The fitted functions: by the NTK, after some reweighting steps (later steps stand out more) and at the "
+        "optimum (left); by the convex programs and by training (right). Between the points, the function of a gated "
+        "network depends on the representative gate of each arrangement; its values at the points do not.",
     )
     return [Section("Five points on a line", text, table=_objectives(rows), figures=(path, functions))]
 
@@ -247,7 +247,7 @@ def _function_figure(rows: list[dict[str, Any]]) -> Figure:
     figure = new_figure(9.6, 3.8)
     kernels, networks = figure.subplots(1, 2, sharey=True)
     steps = [row["function"] for row in rows if row["function"] not in _FUNCTION_STYLES]
-    # From light to dark, so that the order shows.
+    # From faint to strong, so that the order shows.
     styles = {
         **{name: {"color": str(0.8 - 0.6 * k / len(steps)), "linewidth": 1} for k, name in enumerate(steps, 1)},
         **_FUNCTION_STYLES,

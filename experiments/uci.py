@@ -39,6 +39,7 @@ from experiments.shared.single_splits import PAPER_TABLES, counts_by_split, coun
 from experiments.shared.statistics import LEAST_VALUES, compare, comparison_text, test_text, use_minus_signs
 from fixntk import ConvexProgram, Solution, activation_masks, gated_relu_ntk, masked_gram, sample_gates
 from fixntk.convex import solve_quietly
+from fixntk.runner.marks import label_points
 from fixntk.runner.report import Section, new_figure
 
 T = TypeVar("T")
@@ -383,7 +384,8 @@ def _gap_section(config: Config, table: pd.DataFrame, summary: dict[str, Any]) -
     figure = new_figure(6.4, 3.8)
     axes = figure.add_subplot()
     axes.axhline(0, color="0.6", linewidth=1)
-    axes.plot(table["optimum below NTK"], table["difference"], "o", color=colours.FIXED)
+    (points,) = axes.plot(table["optimum below NTK"], table["difference"], "o", color=colours.FIXED)
+    label_points(points, list(table.index))
     annotate_largest(axes, table["optimum below NTK"], table["difference"], table["difference"])
     axes.set(xlabel="1 − optimum / training objective of the NTK", ylabel="test accuracy, fixed − NTK")
     caption = (

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.shared import colours
+from fixntk.runner.marks import label_points
 from fixntk.runner.report import new_figure
 
 # Differences of accuracies no larger than this are rounding errors.
@@ -39,7 +40,7 @@ def scatter_figure(ntk: pd.Series, fixed: pd.Series) -> Figure:
     styles = ((colours.FIXED, "^"), (colours.NTK, "v"), ("0.5", "s"))
     for (label, chosen), (colour, marker) in zip(kinds.items(), styles, strict=True):
         style: dict[str, Any] = {"color": colour, "marker": marker, "label": f"{label} ({chosen.sum()})", "zorder": 2}
-        axes.scatter(ntk[chosen], fixed[chosen], **style)
+        label_points(axes.scatter(ntk[chosen], fixed[chosen], **style), list(ntk.index[chosen]))
     annotate_largest(axes, ntk, fixed, difference)
     axes.set(
         xlabel="test accuracy of the NTK",
@@ -82,9 +83,11 @@ def splits_figure(rows: list[dict[str, Any]], methods: Mapping[str, tuple[str, s
     for axes, table in zip(grid, tables, strict=False):
         part = frame[frame["table"] == table]
         for place, (method, (label, colour)) in enumerate(methods.items()):
-            accuracy = part.loc[part["method"] == method, "accuracy"].to_numpy()
+            of_method = part[part["method"] == method]
+            accuracy = of_method["accuracy"].to_numpy()
             spread = np.linspace(-0.22, 0.22, accuracy.size) if accuracy.size > 1 else np.zeros(1)
-            axes.plot(place + spread, accuracy, ".", markersize=3, alpha=0.5, color=colour)
+            (points,) = axes.plot(place + spread, accuracy, ".", markersize=3, alpha=0.5, color=colour)
+            label_points(points, [f"{table}, split {seed}\n{label}" for seed in of_method["seed"]])
             ends, mean = [place - 0.35, place + 0.35], accuracy.mean()
             axes.plot(ends, [mean, mean], color=colour, linewidth=2, label=label)
         axes.set_title(table, fontsize=8, pad=2)
