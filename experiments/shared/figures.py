@@ -78,7 +78,10 @@ def splits_figure(rows: list[dict[str, Any]], methods: Mapping[str, tuple[str, s
     tables = list(frame["table"].unique())
     columns = min(_PANELS_PER_ROW, len(tables))
     height = -(-len(tables) // columns)
-    figure = new_figure(1.6 * columns + 0.4, 1.35 * height + 0.3)
+    # Beside few panels there is no room for all of the legend in a row.
+    legend_columns = len(methods) if columns > 3 else min(columns, 2)
+    legend_rows = -(-len(methods) // legend_columns)
+    figure = new_figure(1.6 * columns + 0.4, 1.35 * height + 0.12 + 0.18 * legend_rows)
     grid = np.ravel(figure.subplots(height, columns, squeeze=False))
     for axes, table in zip(grid, tables, strict=False):
         part = frame[frame["table"] == table]
@@ -95,5 +98,5 @@ def splits_figure(rows: list[dict[str, Any]], methods: Mapping[str, tuple[str, s
         axes.set_xticks([])
     for axes in grid[len(tables) :]:
         axes.set_visible(False)
-    figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(methods), fontsize=8)
+    figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=legend_columns, fontsize=8)
     return figure

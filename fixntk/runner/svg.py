@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 
 from fixntk.runner.marks import Mark, marks
 
-# Relative luminance below which a colour has a contrast of less than 3 with the page in dark mode.
-_LEAST_LUMINANCE = 0.14
+# Relative luminance of a colour with a contrast of 4.5 with the page in dark mode, as thin lines and small points need.
+_LEAST_LUMINANCE = 0.218
 # Radius in points of the circle that is drawn around the point whose values are shown.
 _RADIUS = "5"
 _COLOUR = re.compile(r"(?<!\()#([0-9a-f]{6})\b")
@@ -31,8 +31,8 @@ def from_figure(figure: Figure, name: str, caption: str, pixels_per_inch: float)
     """Draw a figure as an ``<svg>`` element for a page whose style has ``--text``, ``--page`` and ``--lift``.
 
     Greys are mixtures of the page's text and background colours, so that what is black on white can be read on a dark
-    page too. Colours that are hard to see on a dark page are mixed with the share ``--lift`` of the text's colour.
-    Texts are in the page's font. The same figure and name give the same text.
+    page too. Dark colours are mixed with the share ``--lift`` of a brighter one, which is 0 % on a light page and 100 %
+    on a dark one. Texts are in the page's font. The same figure and name give the same text.
 
     Parameters
     ----------
@@ -75,9 +75,22 @@ def page_colour(hexadecimal: str) -> str:
         if share in (0, 100):
             return "var(--text)" if share else "var(--page)"
         return f"var(--grey-{share})"
-    if luminance(red, green, blue) < _LEAST_LUMINANCE:
-        return f"color-mix(in srgb, var(--text) var(--lift), #{hexadecimal})"
-    return f"#{hexadecimal}"
+    brighter = "".join(f"{value:02x}" for value in _brighten((red, green, blue)))
+    if brighter == hexadecimal:
+        return f"#{hexadecimal}"
+    return f"color-mix(in srgb, #{brighter} var(--lift), #{hexadecimal})"
+
+
+def _brighten(colour: tuple[int, int, int]) -> tuple[int, ...]:
+    """The colour with the same hue, as saturated as can be, that is bright enough for a dark page."""
+    brighter: tuple[int, ...] = colour
+    factor = 1.0
+    while luminance(*brighter) < _LEAST_LUMINANCE:
+        factor += 0.02
+        # What is more than the brightest blue, say, makes it paler.
+        excess = max(0.0, factor * max(colour) - 255)
+        brighter = tuple(min(255, round(factor * value + excess)) for value in colour)
+    return brighter
 
 
 def luminance(*colour: int) -> float:
