@@ -6,6 +6,7 @@ An experiment is a module that offers what :class:`fixntk.runner.config.Experime
 - ``run``: ``execute`` and ``regenerate``, which ``fixntk run`` and ``fixntk report`` call
 - ``rows``: ``read_rows``, ``rows_by_task``, ``to_json``
 - ``report``: ``Section``, ``new_figure``, ``use_style``, ``render``, ``render_markdown``
+- ``marks``: ``label_points``, which names the points of a figure, whose values the report shows
 - ``environment``: versions, device and git revision
 - ``compilation_cache``: the folder in which the command keeps compiled programs
 

@@ -277,15 +277,22 @@ def _text(series: _Series, k: int, ticks: tuple[_Ticks, _Ticks]) -> str:
 
 
 def _axis_label(axis: Axis) -> str:
-    """An axis's label; where panels share the axis and one of them has the label, that one's."""
+    """An axis's label; without one that of another panel in the same row or column, or of the figure."""
     axes: Any = axis.axes
+    figure, own = axes.get_figure(), axes.get_subplotspec()
+    places = [(each, each.get_subplotspec()) for each in figure.axes]
+    grid = [
+        (each, place)
+        for each, place in places
+        if None not in (own, place) and place.get_gridspec() is own.get_gridspec()
+    ]
     if axis is axes.xaxis:
-        shared = [other.get_xlabel() for other in axes.get_shared_x_axes().get_siblings(axes)]
-        of_figure = axes.get_figure().get_supxlabel()
+        beside = [each.get_xlabel() for each, place in grid if place.colspan == own.colspan]
+        labels = [axes.get_xlabel(), *beside, figure.get_supxlabel()]
     else:
-        shared = [other.get_ylabel() for other in axes.get_shared_y_axes().get_siblings(axes)]
-        of_figure = axes.get_figure().get_supylabel()
-    return next((text for text in (axis.get_label_text(), *shared, of_figure) if text), "")
+        beside = [each.get_ylabel() for each, place in grid if place.rowspan == own.rowspan]
+        labels = [axes.get_ylabel(), *beside, figure.get_supylabel()]
+    return next((label for label in labels if label), "")
 
 
 def _is_number(text: str) -> bool:

@@ -152,15 +152,26 @@ def test_clouds_have_no_values():
     assert not texts(lambda axes: axes.scatter(np.arange(401), np.arange(401)))
 
 
-def test_panels_take_the_label_of_the_axis_that_they_share():
+def test_panels_take_the_label_of_their_row_or_column_or_of_the_figure():
     with report.use_style():
         figure = report.new_figure()
-        left, right = figure.subplots(1, 2, sharey=True)
-        left.set(ylabel="accuracy")
-        right.plot([1], [2], "o")
+        grid = figure.subplots(2, 2)
+        for axes, label in zip(grid[:, 0], ("accuracy", "error"), strict=True):
+            axes.set(ylabel=label)
+        grid[1, 1].set(xlabel="steps")
+        for axes in grid.flat:
+            axes.plot([1], [2], "o")
         figure.supxlabel("rows")
+        free = figure.add_axes((0.4, 0.4, 0.1, 0.1))
+        free.plot([3], [4], "o")
         figure.draw_without_rendering()
-    assert [mark.text for mark in marks(figure)] == ["rows: 1\naccuracy: 2"]
+    assert [mark.text for mark in marks(figure)] == [
+        "rows: 1\naccuracy: 2",
+        "steps: 1\naccuracy: 2",
+        "rows: 1\nerror: 2",
+        "steps: 1\nerror: 2",
+        "rows: 3\n4",
+    ]
 
 
 def test_hidden_panels_have_no_marks():
