@@ -162,7 +162,8 @@ def _named(artist: Any, label: object, **further: Any) -> _Series:
             values[:, k] = given
         elif isinstance(artist, BarContainer):
             values[:, k] = _values_of_bars(artist, k)
-    shown = "" if str(label).startswith("_") else str(label)
+    # Old versions of matplotlib give a series without a label the label None.
+    shown = "" if label is None or str(label).startswith("_") else str(label)
     return _Series(shown, places, values, labels.names or (), **further)
 
 
