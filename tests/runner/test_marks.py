@@ -59,12 +59,12 @@ def test_the_names_of_ticks_are_shown_for_values():
     assert texts(draw) == ["iris\nseries\ndifference: 0.25", "wine\nseries\ndifference: 0.5"]
 
     def numbered(axes):
-        axes.plot([0, 1, 1.5], [3, 4, 5], "o")
+        axes.plot([0, 1, 1.25], [3, 4, 5], "o")
         axes.set_xticks([0, 1], ["100", "7"])
         axes.set(xlabel="seed")
 
     # Of numbers only that of the same place.
-    assert texts(numbered) == ["seed: 100\n3", "seed: 7\n4", "seed: 1.5\n5"]
+    assert texts(numbered) == ["seed: 100\n3", "seed: 7\n4", "seed: 1.25\n5"]
 
 
 def test_an_axis_without_ticks_says_nothing():
