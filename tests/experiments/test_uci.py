@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -152,7 +153,10 @@ def test_the_command_runs_the_tables_and_reports(tmp_path, capsys):
             assert row["lower_bound"] <= row["objective"]
         if row["method"] == "optimum":
             assert row["relative_gap"] <= 1e-4
-    assert 'src="data:image/png;base64,' in (out / "report.html").read_text()
+    report = (out / "report.html").read_text()
+    assert report.count("<svg ") == len(FIGURES)
+    # The points of tables have their names.
+    assert re.search(r"<title>iris\n[^<]*test accuracy of the NTK: ", report)
 
 
 def test_unusable_tables_are_named_and_skipped_and_the_rest_goes_on(tmp_path, capsys):
