@@ -14,6 +14,8 @@ WITHOUT_REQUIREMENTS_verify := neural-tangents==0.6.5
 WITHOUT_REQUIREMENTS_test := $(WITHOUT_REQUIREMENTS_verify)
 # Compiling is most of the tests' time: programs that were compiled once are kept.
 KEEP_COMPILED := JAX_COMPILATION_CACHE_DIR=$(CURDIR)/$(VENV)/compiled JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.1
+# There are as many tests at a time as cores.
+ONE_BLAS_THREAD := OPENBLAS_NUM_THREADS=1
 # Settings that some users keep on.
 STRICT_MODES := JAX_NUMPY_DTYPE_PROMOTION=strict JAX_NUMPY_RANK_PROMOTION=raise JAX_DEBUG_NANS=1 \
     JAX_ENABLE_X64=0 JAX_ENABLE_X64=1 JAX_CHECK_TRACER_LEAKS=1
@@ -43,10 +45,10 @@ verify: $(VENV)/.installed-verify  ## the claims of the mathematics, checked on 
 	$(BIN)/fixntk verify
 
 test: lint  ## linter, type checker and every test that is not marked long
-	$(KEEP_COMPILED) $(BIN)/python -m pytest -q --need-all -n auto --maxprocesses 4 --dist worksteal
+	$(KEEP_COMPILED) $(ONE_BLAS_THREAD) $(BIN)/python -m pytest -q --need-all -n auto --maxprocesses 4 --dist worksteal
 
 test-shapes: $(VENV)/.installed-test  ## the tests of the library, with every annotated shape and type checked in every call
-	PYTHONPATH=tests $(KEEP_COMPILED) $(BIN)/python -m pytest -q --need-all -n auto --maxprocesses 4 --dist worksteal -m "not long and not wrong_types" \
+	PYTHONPATH=tests $(KEEP_COMPILED) $(ONE_BLAS_THREAD) $(BIN)/python -m pytest -q --need-all -n auto --maxprocesses 4 --dist worksteal -m "not long and not wrong_types" \
 	    --jaxtyping-packages=fixntk,type_checker.check $(NOT_CHECKED:%=--ignore=%)
 
 test-strict: $(VENV)/.installed-test  ## the core tests under each of JAX's stricter modes
