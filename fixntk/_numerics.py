@@ -36,27 +36,8 @@ def ignore_convergence_warnings() -> Iterator[None]:
         yield
 
 
-class _SharedLimit:
-    """A limit of one BLAS thread, which holds for the process from the first context that asks for it to the last."""
-
-    def __init__(self) -> None:
-        self._lock, self._num_contexts, self._limit = threading.Lock(), 0, nullcontext()
-
-    def __enter__(self) -> None:
-        with self._lock:
-            self._num_contexts += 1
-            if self._num_contexts == 1:
-                self._limit = _blas_libraries().limit(limits=1, user_api="blas")
-                self._limit.__enter__()
-
-    def __exit__(self, *error: object) -> None:
-        with self._lock:
-            self._num_contexts -= 1
-            if self._num_contexts == 0:
-                self._limit.__exit__(*error)
-
-
-_one_blas_thread = _SharedLimit()
+# Held by the context that limits the threads: those inside it, in this and in other threads, have nothing to do.
+_blas_limit = threading.Lock()
 
 
 @cache
@@ -65,13 +46,26 @@ def _blas_libraries() -> ThreadpoolController:
     return ThreadpoolController()
 
 
-def blas_threads_for(num_rows: int) -> AbstractContextManager[Any]:
-    """Context for factorisations of matrices of so many rows, of which small ones get a single thread on a CPU.
+def blas_threads_for(num_rows: int) -> AbstractContextManager[None]:
+    """Context for factorisations of matrices of so many rows, in a single thread of BLAS where these are few."""
+    return one_blas_thread() if num_rows <= _MAX_ROWS_OF_ONE_THREAD else nullcontext()
 
-    The threads of BLAS and those of XLA wait for one another busily: with two of each on two cores, many small
-    factorisations took up to a hundred times as long as in one thread.
+
+@contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """Context for many small factorisations.
+
+    BLAS's and XLA's threads wait for one another busily: with two of each on two cores, many small factorisations took
+    up to a hundred times as long as in one thread. The limit is the process's, as BLAS has no other.
     """
-    return _one_blas_thread if num_rows <= _MAX_ROWS_OF_ONE_THREAD else nullcontext()
+    if not _blas_limit.acquire(blocking=False):
+        yield
+        return
+    try:
+        with _blas_libraries().limit(limits=1, user_api="blas"):
+            yield
+    finally:
+        _blas_limit.release()
 
 
 def matmul(a: Array, b: Array) -> Array:

@@ -83,34 +83,35 @@ def test_default_tolerances_are_above_rounding_error():
 
 
 def blas_threads():
-    return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
+    # Some packages bring a library that has never more than one.
+    return max((library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"), default=0)
 
 
 @pytest.fixture
 def two_blas_threads():
     with threadpool_limits(2, user_api="blas"):
-        if blas_threads() != {2}:
-            pytest.skip("this machine's BLAS has a single thread")
+        if blas_threads() != 2:
+            pytest.skip("the number of threads of this machine's BLAS cannot be set")
         yield
 
 
 @pytest.mark.usefixtures("two_blas_threads")
 def test_small_factorisations_have_one_blas_thread_and_large_ones_all():
     with blas_threads_for(100):
-        assert blas_threads() == {1}
+        assert blas_threads() == 1
         with blas_threads_for(100):
-            assert blas_threads() == {1}
-        assert blas_threads() == {1}
-    assert blas_threads() == {2}
+            assert blas_threads() == 1
+        assert blas_threads() == 1
+    assert blas_threads() == 2
     with blas_threads_for(100_000):
-        assert blas_threads() == {2}
+        assert blas_threads() == 2
     with pytest.raises(ZeroDivisionError), blas_threads_for(100):
         _ = 1 / 0
-    assert blas_threads() == {2}
+    assert blas_threads() == 2
 
 
 @pytest.mark.usefixtures("two_blas_threads")
-def test_the_last_of_several_threads_gives_the_blas_threads_back():
+def test_the_number_of_blas_threads_is_as_before_in_whichever_order_threads_leave():
     is_inside, may_leave = threading.Event(), threading.Event()
 
     def stay():
@@ -122,8 +123,8 @@ def test_the_last_of_several_threads_gives_the_blas_threads_back():
     with blas_threads_for(100):
         other.start()
         is_inside.wait()
-    # Whoever entered first has left.
-    assert blas_threads() == {1}
+        assert blas_threads() == 1
+    assert blas_threads() == 2
     may_leave.set()
     other.join()
-    assert blas_threads() == {2}
+    assert blas_threads() == 2

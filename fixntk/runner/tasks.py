@@ -24,6 +24,7 @@ from joblib.externals.loky import get_reusable_executor
 from pydantic import BaseModel
 from threadpoolctl import threadpool_info, threadpool_limits
 
+from fixntk._numerics import one_blas_thread
 from fixntk.runner.config import ConfigError, Experiment, Row
 from fixntk.runner.rows import to_json
 
@@ -121,7 +122,8 @@ def run_task(experiment: Experiment, config: BaseModel, task: Row) -> list[Row]:
         jax.clear_caches()
         gc.collect()
     try:
-        rows = experiment.run_task(config, dict(task))
+        with one_blas_thread():
+            rows = experiment.run_task(config, dict(task))
     except ValueError as error:
         return [{**task, "error": to_json(str(error) or type(error).__name__)}]
     rows = [to_json(row) for row in rows]
