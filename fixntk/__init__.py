@@ -63,7 +63,17 @@ from fixntk.ntk import (
     split_model,
     taylor_expand,
 )
-from fixntk.training import DivergedError, Training, TrainingHistory, TrainingProgress, network_objective, train
+from fixntk.training import (
+    DivergedError,
+    NTKHistory,
+    NTKTracker,
+    Training,
+    TrainingHistory,
+    TrainingProgress,
+    network_objective,
+    track,
+    train,
+)
 
 __all__ = [
     "Arrangements",
@@ -78,8 +88,10 @@ __all__ = [
     "Kernel",
     "KernelSolution",
     "MaskedGram",
+    "NTKHistory",
     "NTKPlan",
     "NTKSpectrum",
+    "NTKTracker",
     "Nystrom",
     "NystromRidge",
     "OutOfMemoryError",
@@ -135,5 +147,6 @@ __all__ = [
     "to_dict",
     "to_equinox",
     "to_flax",
+    "track",
     "train",
 ]

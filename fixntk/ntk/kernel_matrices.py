@@ -48,7 +48,7 @@ def as_symmetric_kernel(name: str, value: ArrayLike, y: Array | None) -> KernelM
     if shape[::2] != shape[1::2] or (kernel.ndim > 2 and shape[2::2] != outputs):
         pairs = ", (n, n, " + ", ".join(f"{c}, {c}" for c in outputs) + ")" if outputs else ""
         raise ValueError(f"{name} must have shape (n, n){' or' + pairs[1:] if pairs else ''}, got shape {shape}")
-    matrix = _as_matrix(kernel)
+    matrix = flatten_kernel(kernel)
     if not is_traced(matrix):
         # A known matrix that a traced function closes over is checked as well, by operations outside of the trace.
         with jax.ensure_compile_time_eval():
@@ -85,11 +85,11 @@ def as_kernel_between(name: str, value: ArrayLike, y: Array, full: bool) -> Kern
     if shape[1::2] != (y.shape[0], *outputs) or shape[2::2] != outputs:
         expected = ", ".join(["n_test", str(y.shape[0]), *(f"{c}, {c}" for c in outputs)])
         raise ValueError(f"{name} must have shape ({expected}), other points × training points, got shape {shape}")
-    return KernelMatrix(_as_matrix(kernel), shape[0], full, shape)
+    return KernelMatrix(flatten_kernel(kernel), shape[0], full, shape)
 
 
-def _as_matrix(kernel: Array) -> Array:
-    """(n1, n2, c, c, …) as the matrix of n1·c… rows and n2·c… columns."""
+def flatten_kernel(kernel: Array) -> Array:
+    """A kernel (n1, n2, c, c, …) as the matrix of n1·c… rows and n2·c… columns; (n1, n2) as it is."""
     shape = kernel.shape
     if kernel.ndim == 2:
         return kernel

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
-from fixntk import History, KernelSolution, Path, ReLUSolution, Solution, Training, TrainingHistory
+from fixntk import History, KernelSolution, NTKHistory, Path, ReLUSolution, Solution, Training, TrainingHistory
 from fixntk.plots._axes import (
     COLOUR_MAP,
     NTK_COLOUR,
@@ -27,6 +27,8 @@ from fixntk.plots._axes import (
 _ACTIVE_SHARE = 1e-4
 # Part of the colour map that is used for curves: its lightest colours have too little contrast on white.
 _DARK_PART = 0.85
+# Quantities that are drawn on a logarithmic axis.
+_LOGARITHMIC = ("gap", "eigenvalues", "condition_number")
 # Opacity of curves that are many.
 _OPACITY_OF_MANY = 0.6
 
@@ -54,27 +56,28 @@ class _Trace:
 
 
 def history(
-    result: Solution | ReLUSolution | History | Training[Any] | TrainingHistory,
+    result: Solution | ReLUSolution | History | Training[Any] | TrainingHistory | NTKHistory,
     ax: Axes | None = None,
     *,
     show: str | None = None,
     over: str = "iterations",
     **line: Any,
 ) -> Axes:
-    """Draw the duality gap, the objective or the validation loss of a solver or of a training as it proceeds.
+    """Draw the duality gap, the objective or the validation loss of a solver or a training, or its tangent kernel.
 
     Call it again with the same Axes to compare several results; each has its own colour and line style.
 
     Parameters
     ----------
     result
-        A solution, a training, or the history of either.
+        A solution, a training, the history of either, or that of a network's tangent kernel (:func:`fixntk.track`).
     ax
         Axes to draw on; a new figure when None.
     show
         ``"gap"``: the duality gap, on a logarithmic axis. ``"objective"``: the objective, for a solution with the
-        certified lower bound on the optimum below it. ``"validation"``: the validation loss of a training. When None,
-        the gap of a solution and the objective of a training.
+        certified lower bound on the optimum below it. ``"validation"``: the validation loss of a training. Of a tangent
+        kernel ``"similarity"``, ``"alignment"``, ``"eigenvalues"``, ``"trace"``, ``"effective_rank"`` and
+        ``"condition_number"``. When None, the first that the result has.
     over
         ``"iterations"`` or ``"seconds"``.
     **line
@@ -99,7 +102,9 @@ def history(
         raise ValueError(f'over must be "iterations" or "seconds", got {over!r}')
     (time_label, times), (curve_label, curves) = trace.times[over], trace.curves[show]
     if not np.any(np.isfinite(times)):
-        raise ValueError('over="seconds" needs a history with seconds, which jit, vmap and screened paths leave out')
+        raise ValueError(
+            'over="seconds" needs a history with seconds, which jit, vmap, screened paths and tangent kernels leave out'
+        )
     with open_axes(ax) as axes:
         style = {**next_line_style(axes), "label": trace.label, **line}
         if curves.shape[1] > 1:
@@ -109,7 +114,7 @@ def history(
         labels = [label, *[f"_{label}"] * (curves.shape[1] - 1)]
         for curve, its_label in zip(curves.T, labels, strict=True):
             axes.plot(times, curve, label=its_label, **style)
-        if show == "gap":
+        if show in _LOGARITHMIC:
             axes.set_yscale("log", nonpositive="mask")
         elif show == "objective" and trace.lower_bound is not None:
             _draw_certificate(axes, times, curves[:, 0], trace.lower_bound, f"{label}: lower bound")
@@ -139,8 +144,11 @@ def _trace_of(result: Any) -> _Trace:
         return _training_trace(result.history)
     if isinstance(result, TrainingHistory):
         return _training_trace(result)
+    if isinstance(result, NTKHistory):
+        return _kernel_trace(result)
     raise TypeError(
-        f"result must be a Solution, ReLUSolution or Training, or the history of one, got {type(result).__name__}"
+        "result must be a Solution, ReLUSolution or Training, or the history of one or of a tangent kernel, got"
+        f" {type(result).__name__}"
     )
 
 
@@ -177,6 +185,26 @@ def _training_trace(history: TrainingHistory) -> _Trace:
         label="training" if num_networks == 1 else f"training ({num_networks} networks)",
         times={"iterations": ("step", steps), "seconds": ("time (s)", np.asarray(history.seconds, float))},
         curves=curves,
+    )
+
+
+def _kernel_trace(history: NTKHistory) -> _Trace:
+    # A single record is drawn as a history of one.
+    steps = np.atleast_1d(history.steps)
+    shown = {
+        "similarity": ("similarity with the first kernel", history.similarity),
+        "alignment": ("alignment with the targets", history.alignment),
+        "eigenvalues": ("eigenvalue", history.eigenvalues),
+        "trace": ("trace", history.trace),
+        "effective_rank": ("effective rank", history.effective_rank),
+        "condition_number": ("condition number", None if history.smallest is None else history.condition_number),
+    }
+    return _Trace(
+        label="tangent kernel",
+        times={"iterations": ("step", steps), "seconds": ("time (s)", np.full(steps.shape, np.nan))},
+        curves={
+            name: (text, values.reshape(steps.size, -1)) for name, (text, values) in shown.items() if values is not None
+        },
     )
 
 

@@ -1,7 +1,19 @@
 """Training of gated and ReLU networks with optax, for comparison with the convex program."""
 
+from fixntk.training.ntk_records import NTKHistory
 from fixntk.training.objective import network_objective
 from fixntk.training.results import DivergedError, Training, TrainingHistory, TrainingProgress
+from fixntk.training.tracking import NTKTracker, track
 from fixntk.training.train import train
 
-__all__ = ["DivergedError", "Training", "TrainingHistory", "TrainingProgress", "network_objective", "train"]
+__all__ = [
+    "DivergedError",
+    "NTKHistory",
+    "NTKTracker",
+    "Training",
+    "TrainingHistory",
+    "TrainingProgress",
+    "network_objective",
+    "track",
+    "train",
+]

@@ -46,6 +46,8 @@ class TrainingProgress(NamedTuple):
         As in the history.
     seconds
         Seconds since the start.
+    network
+        The network after these steps, or the stack of them.
 
     See docs/mathematics.md, M10.
     """
@@ -55,6 +57,7 @@ class TrainingProgress(NamedTuple):
     objective: Float[np.ndarray, " ..."]
     validation: Float[np.ndarray, " ..."] | None
     seconds: float
+    network: Any
 
 
 @dataclass(frozen=True, eq=False)

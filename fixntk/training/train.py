@@ -195,7 +195,7 @@ def train(
                 records.append(Record(step, objectives, validation_loss, seconds))
                 if checkpoint is not None and np.any(np.isfinite(records[-1].objective)):
                     checkpoints.save(checkpoint, state, records, made_by)
-            seen = _as_progress(records[-1], num_steps, has_validation)
+            seen = _as_progress(records[-1], num_steps, has_validation, _with_parameters(network, state.trained))
             show(step, _describe(seen))
             is_stopped = (callback is not None and callback(seen)) or _has_run_out(patience, records, has_validation)
             if step >= num_steps or is_stopped or not np.any(np.isfinite(seen.objective)):
@@ -224,10 +224,13 @@ def _fingerprint(
     return fingerprint(update, state.trained, state.optimizer, network=network, loss=computed, **data, **options)
 
 
-def _as_progress(last: Record, num_steps: int, has_validation: bool) -> TrainingProgress:
-    return TrainingProgress(
-        last.step, num_steps, last.objective, last.validation if has_validation else None, last.seconds
-    )
+def _as_progress(last: Record, num_steps: int, has_validation: bool, network: Any) -> TrainingProgress:
+    validation = last.validation if has_validation else None
+    return TrainingProgress(last.step, num_steps, last.objective, validation, last.seconds, network)
+
+
+def _with_parameters(network: Network, trained: dict[str, Array]) -> Network:
+    return network.with_parameters(network.parameters._replace(**trained))
 
 
 def _has_run_out(patience: int | None, records: list[Record], has_validation: bool) -> bool:
@@ -338,9 +341,7 @@ def _run_steps(
 def _as_training(network: Network, state: _State, records: list[Record], has_validation: bool) -> Training[Network]:
     steps, objectives, validation, seconds = (np.array(column) for column in zip(*records, strict=True))
     history = TrainingHistory(steps, objectives, validation if has_validation else None, seconds)
-    last, best = (
-        network.with_parameters(network.parameters._replace(**trained)) for trained in (state.good, state.best)
-    )
+    last, best = (_with_parameters(network, trained) for trained in (state.good, state.best))
     return Training(last, best, history, ~np.isfinite(objectives[-1]))
 
 

@@ -74,6 +74,26 @@ def test_batches_are_refused_and_their_members_drawn(axes):
     assert len(axes.lines) == 1
 
 
+def test_tangent_kernels_of_a_training(axes):
+    tracker = fx.track(fx.ReLUNetwork.__call__, X, X[:, 0], num=3)
+    train(NETWORK, callback=tracker)
+    found = tracker.history
+    plots.history(found, axes)
+    assert np.array_equal(data_of(axes.lines[0]), [[0, 2, 4], found.similarity])
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("step", "similarity with the first kernel")
+    drawn = plots.history(found, Figure().add_subplot(), show="eigenvalues", label="μ")
+    assert np.array_equal(np.stack([line.get_ydata() for line in drawn.lines]), found.eigenvalues.T)
+    assert drawn.get_yscale() == "log"
+    assert np.array_equal(
+        plots.history(found, Figure().add_subplot(), show="alignment").lines[0].get_ydata(), found.alignment
+    )
+    assert plots.history(tracker.records[1], Figure().add_subplot()).lines[0].get_xdata() == [2]
+    with pytest.raises(ValueError, match="show must be one of"):
+        plots.history(found, axes, show="condition_number")
+    with pytest.raises(ValueError, match="tangent kernels leave out"):
+        plots.history(found, axes, over="seconds")
+
+
 def test_relu_program(axes):
     gates = np.random.default_rng(1).standard_normal((5, 3))
     solution = fx.solve_relu(fx.ConvexProgram(X, X[:, 0], X @ gates.T >= 0, 0.5), gates, tol=1e-2)
