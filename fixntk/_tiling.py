@@ -238,11 +238,15 @@ class Grid:
         results: Blocks,
         features: Callable[[Any], Any],
         kernels: Callable[[Any, Any], BlocksBothWays],
+        features2: Callable[[Any], Any] | None = None,
     ) -> Blocks:
         """Fill padded results with the kernels of all pairs, in a loop inside the caller's program.
 
-        ``kernels(features1, features2)`` gives the kernels of two tiles, and the kernels with the tiles exchanged.
+        ``features(tile)`` are of a tile of x1, and of x2 unless there are ``features2`` for those.
+        ``kernels(features1, features2)`` gives the kernels of two tiles, and the kernels with the tiles exchanged,
+        which are read if the kernel is symmetric.
         """
+        features2 = features2 or features
 
         def fill_row(results: Blocks, i: Array) -> tuple[Blocks, None]:
             features1 = features(self.row(i))
@@ -250,7 +254,7 @@ class Grid:
             def fill_tile(results: Blocks, step: Array) -> tuple[Blocks, None]:
                 # A diagonal tile is written twice, with the same values up to rounding errors.
                 j = self._column_number(i, step)
-                blocks, transposed = kernels(features1, features(self.column(j)))
+                blocks, transposed = kernels(features1, features2(self.column(j)))
                 results = _put(results, blocks, i * self.height, j * self.width)
                 if self.is_symmetric:
                     results = _put(results, transposed, j * self.width, i * self.height)

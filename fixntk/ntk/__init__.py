@@ -10,6 +10,7 @@ from fixntk.ntk.linearize import linearize, taylor_expand
 from fixntk.ntk.modules import split_model
 from fixntk.ntk.nystrom import Nystrom, nystrom
 from fixntk.ntk.nystrom_ridge import NystromRidge, nystrom_ridge
+from fixntk.ntk.operators import balancing_weights, operator_ntk, operator_ntk_traces
 from fixntk.ntk.plan_table import NTKPlan, ParameterPlan
 from fixntk.ntk.projections import projected_gradients
 from fixntk.ntk.spectrum import NTKSpectrum, ntk_spectrum
@@ -23,6 +24,7 @@ __all__ = [
     "Nystrom",
     "NystromRidge",
     "ParameterPlan",
+    "balancing_weights",
     "empirical_ntk",
     "gated_relu_ntk",
     "gradient_descent",
@@ -39,6 +41,8 @@ __all__ = [
     "ntk_vector_product",
     "nystrom",
     "nystrom_ridge",
+    "operator_ntk",
+    "operator_ntk_traces",
     "projected_gradients",
     "split_model",
     "taylor_expand",

@@ -156,16 +156,18 @@ def check_rows_are_independent(f: Callable[..., Any], params: Any, x1: Any, x2: 
         return False
     f = as_hashable(f)
     probe = _probe(x1 if x2 is None else jax.tree.map(_concatenate, x1, x2))
-    alone = _output_and_derivative(f, params, jax.tree.map(lambda a: a[:1], probe), 0)
+    *alone, sensitivity = _output_and_derivative(f, params, jax.tree.map(lambda a: a[:1], probe), 0)
     if is_traced(alone):
         return False
+    # An output near zero by cancellation, such as a residual, has the rounding errors of what cancels.
+    scales = [max(float(jnp.max(jnp.abs(one))), float(jnp.finfo(one.dtype).tiny)) for one in alone]
+    scales[0] = max(scales[0], float(sensitivity))
     # The same row first and last in a batch: one that depends only on rows before it, or only on rows behind it, is
     # found too.
     behind = jax.tree.map(lambda a: a[::-1], probe)
     last = num_rows(probe) - 1
     for found in (_output_and_derivative(f, params, probe, 0), _output_and_derivative(f, params, behind, last)):
-        for what, one, other in zip(("output", "derivative"), alone, found, strict=True):
-            scale = max(float(jnp.max(jnp.abs(one))), float(jnp.finfo(one.dtype).tiny))
+        for what, one, other, scale in zip(("output", "derivative"), alone, found[:2], scales, strict=True):
             difference = float(jnp.max(jnp.abs(one - other)))
             # Batches of different sizes round differently; this bound, relative to the largest entry 6e-4 in float32,
             # is well above such errors.
@@ -192,11 +194,16 @@ def _probe(x: Any) -> Any:
 
 
 @partial(jax.jit, static_argnums=0)
-def _output_and_derivative(f: Callable[..., Any], params: Any, x: Any, row: Array) -> tuple[Array, Array]:
-    """Output of one row, and the derivative in all parameters of its product with a random vector."""
+def _output_and_derivative(f: Callable[..., Any], params: Any, x: Any, row: Array) -> tuple[Array, Array, Array]:
+    """Output of one row, the derivative in all parameters of its product with a random vector, and its sensitivity.
+
+    The sensitivity is the largest change of this product for a relative change of 1 of a parameter.
+    """
     output, pullback = jax.vjp(lambda p: f(p, x)[row], params)
     # One backward pass for a random combination of outputs, which a dependence of any of them changes almost surely.
     cotangent = jax.random.normal(jax.random.key(0), output.shape, output.dtype)
     derivatives = jax.tree.leaves(pullback(cotangent)[0])
     dtype = jnp.result_type(*derivatives)
-    return output, jnp.concatenate([leaf.astype(dtype).ravel() for leaf in derivatives])
+    changes = [jnp.max(jnp.abs(one * leaf), initial=0) for one, leaf in zip(derivatives, jax.tree.leaves(params), strict=True)]
+    sensitivity = jnp.max(jnp.stack([change.astype(dtype) for change in changes]))
+    return output, jnp.concatenate([leaf.astype(dtype).ravel() for leaf in derivatives]), sensitivity

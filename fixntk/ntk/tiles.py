@@ -50,7 +50,7 @@ def compiled_kernels(
         kernels = grid.fill_from_host(
             shape,
             dtypes,
-            lambda side, k: _compiled_features(request, shapes, leaves, grid.column(k) if side else grid.row(k)),
+            lambda side, k: compiled_features(request, shapes, leaves, grid.column(k) if side else grid.row(k)),
             partial(_compiled_tile, request, shapes, leaves),
             store_on_device,
         )
@@ -96,7 +96,8 @@ def _compute_whole_kernel(request: Request, shapes: Shapes, params: Any, x1: Any
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _compiled_features(request: Request, shapes: Shapes, leaves: Sequence[Array], x: Any) -> Any:
+def compiled_features(request: Request, shapes: Shapes, leaves: Sequence[Array], x: Any) -> Any:
+    """Features of each example of a tile, by a compiled program."""
     return cached_plan(request, shapes).features(leaves, x)
 
 

@@ -56,3 +56,19 @@ def test_inputs_may_hold_typed_keys(rng, key, method):
 def test_missing_inputs_are_refused_by_name(x, message):
     with pytest.raises(ValueError, match=message):
         fx.empirical_ntk(lambda params, x: params * x["a"], 1.0, x)
+
+
+def test_outputs_that_are_rounding_errors_of_what_cancels_are_taken(rng):
+    """Residuals of a network that has learnt: they change with the batch as the values that cancel round."""
+    params = {"w": rng.standard_normal((40, 300)), "v": rng.standard_normal((300, 2))}
+    x = rng.standard_normal((6, 40))
+    params, data = jax.tree.map(np.float32, (params, {"a": x, "y": product(params, x)}))
+
+    def residual(params, x):
+        return product(params, x["a"]) - x["y"]
+
+    assert np.max(np.abs(residual(params, data))) < 1e-3
+    found = fx.empirical_ntk(residual, params, data)
+    np.testing.assert_allclose(found, fx.empirical_ntk(product, params, data["a"]), rtol=1e-4, atol=1e-2)
+    with pytest.raises(ValueError, match="changes with the rest of the batch"):
+        fx.empirical_ntk(lambda p, x: residual(p, x) - jnp.mean(product(p, x["a"]), axis=0), params, data)
