@@ -204,6 +204,7 @@ def _output_and_derivative(f: Callable[..., Any], params: Any, x: Any, row: Arra
     cotangent = jax.random.normal(jax.random.key(0), output.shape, output.dtype)
     derivatives = jax.tree.leaves(pullback(cotangent)[0])
     dtype = jnp.result_type(*derivatives)
-    changes = [jnp.max(jnp.abs(one * leaf), initial=0) for one, leaf in zip(derivatives, jax.tree.leaves(params), strict=True)]
+    pairs = zip(derivatives, jax.tree.leaves(params), strict=True)
+    changes = [jnp.max(jnp.abs(derivative * leaf), initial=0) for derivative, leaf in pairs]
     sensitivity = jnp.max(jnp.stack([change.astype(dtype) for change in changes]))
     return output, jnp.concatenate([leaf.astype(dtype).ravel() for leaf in derivatives]), sensitivity
