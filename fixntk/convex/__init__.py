@@ -3,7 +3,10 @@
 from fixntk._numerics import ConvergenceWarning
 from fixntk.convex.discovery import discover, discover_path, discover_quietly
 from fixntk.convex.discovery_results import Discovery, DiscoveryPath
+from fixntk.convex.fixed_ntk import FixedNTK, fix_ntk
 from fixntk.convex.implicit import optimal_weights
+from fixntk.convex.kernel_criteria import kernel_alignment_risk, leave_one_out_error
+from fixntk.convex.kernel_mixture import KernelMixture, mix_kernels
 from fixntk.convex.multiple_kernels import KernelSolution, solve_kernels
 from fixntk.convex.path import Path, solve_path
 from fixntk.convex.program import ConvexProgram
@@ -20,8 +23,10 @@ __all__ = [
     "ConvexProgram",
     "Discovery",
     "DiscoveryPath",
+    "FixedNTK",
     "History",
     "Interrupted",
+    "KernelMixture",
     "KernelSolution",
     "MethodPlan",
     "Path",
@@ -32,7 +37,11 @@ __all__ = [
     "discover",
     "discover_path",
     "discover_quietly",
+    "fix_ntk",
     "gap_safe",
+    "kernel_alignment_risk",
+    "leave_one_out_error",
+    "mix_kernels",
     "optimal_weights",
     "relaxed_program",
     "solve",

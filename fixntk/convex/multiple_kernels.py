@@ -101,12 +101,23 @@ class KernelSolution:
         ValueError
             If the shape does not fit.
         """
-        kernels = as_float_array("kernels", kernels, (3,))
-        expected = (self.kernel_weights.shape[0], kernels.shape[1], self.dual_weights.shape[0])
-        if kernels.shape != expected:
-            raise ValueError(f"kernels must have shape {expected}, got {kernels.shape}")
-        outputs = matmul(jnp.tensordot(self.kernel_weights, kernels, 1), self.dual_weights)
-        return outputs[:, 0] if self.squeeze else outputs
+        return predict_with_mixture(kernels, self.kernel_weights, self.dual_weights, self.squeeze)
+
+
+def predict_with_mixture(kernels: ArrayLike, kernel_weights: Array, dual_weights: Array, squeeze: bool) -> Array:
+    """Outputs Σ_k η_k K_k A of kernels (m, n_new, n) between new inputs and those of training.
+
+    Raises
+    ------
+    ValueError
+        If the shape does not fit.
+    """
+    kernels = as_float_array("kernels", kernels, (3,))
+    expected = (kernel_weights.shape[0], kernels.shape[1], dual_weights.shape[0])
+    if kernels.shape != expected:
+        raise ValueError(f"kernels must have shape {expected}, got {kernels.shape}")
+    outputs = matmul(jnp.tensordot(kernel_weights, kernels, 1), dual_weights)
+    return outputs[:, 0] if squeeze else outputs
 
 
 def solve_kernels(
