@@ -20,7 +20,15 @@ from scipy.optimize import OptimizeResult, minimize
 
 from fixntk._checks import as_float_array, as_positive_int, is_traced
 from fixntk._compilation import jit_for_host
-from fixntk._numerics import ConvergenceWarning, allow_float64, eps_of, ignore_convergence_warnings, matmul, with_dtype
+from fixntk._numerics import (
+    ConvergenceWarning,
+    allow_float64,
+    blas_threads_for,
+    eps_of,
+    ignore_convergence_warnings,
+    matmul,
+    with_dtype,
+)
 from fixntk._tiling import memory_for
 from fixntk.convex.kernel_criteria import alignment_risk, as_mixture, check_shapes, inverse_of_mixture, leave_one_out
 from fixntk.convex.multiple_kernels import predict_with_mixture, solve_kernels
@@ -182,7 +190,7 @@ def mix_kernels(
     m, n = kernels.shape[:2]
     needed = (_NUM_KERNEL_COPIES * m + _NUM_MATRICES) * n**2 * jnp.dtype(jnp.float64).itemsize
     memory = memory_for(f"mix_kernels on {m} kernels of {n}×{n}", needed, "take fewer kernels, or rows", kernels)
-    with memory, allow_float64():
+    with memory, allow_float64(), blas_threads_for(n):
         problem = _as_problem(kernels, y, reg)
         find = _find_by_objective if criterion == "objective" else partial(_find_by_search, criterion)
         found, converged = find(problem, max_iter)
