@@ -100,6 +100,11 @@ def _flush_to_disk(path: Path) -> None:
         os.fsync(file.fileno())
 
 
+def require_safetensors() -> None:
+    """Raise ModuleNotFoundError where safetensors is missing, before there is work that could not be written."""
+    _safetensors()
+
+
 def write_arrays(path: Path, kind: Format, fields: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
     """Write a safetensors file: the arrays, and in its metadata the fields as JSON, with a checksum of everything.
 

@@ -47,7 +47,7 @@ def _blas_libraries() -> ThreadpoolController:
 
 
 def blas_threads_for(num_rows: int) -> AbstractContextManager[None]:
-    """Context for factorisations of matrices of so many rows, in a single thread of BLAS where these are few."""
+    """Context for factorising matrices of ``num_rows`` rows, in a single thread of BLAS where that number is small."""
     return one_blas_thread() if num_rows <= _MAX_ROWS_OF_ONE_THREAD else nullcontext()
 
 
@@ -56,7 +56,8 @@ def one_blas_thread() -> Iterator[None]:
     """Context for many small factorisations.
 
     BLAS's and XLA's threads wait for one another busily: with two of each on two cores, many small factorisations took
-    up to a hundred times as long as in one thread. The limit is the process's, as BLAS has no other.
+    up to a hundred times as long as in one thread. BLAS has one limit for the whole process: the first context sets it
+    and, when it ends, takes it back, also from those that other threads have entered since.
     """
     if not _blas_limit.acquire(blocking=False):
         yield

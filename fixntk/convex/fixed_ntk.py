@@ -16,6 +16,7 @@ from jax import Array
 from jax.typing import ArrayLike
 from jaxtyping import Float
 
+from fixntk._checks import is_traced
 from fixntk.convex.kernel_mixture import Criterion, KernelMixture, mix_kernels
 from fixntk.ntk.empirical import layerwise_ntk
 from fixntk.ntk.selection import paths_of
@@ -32,7 +33,7 @@ class FixedNTK:
     names
         Names of the layers: paths of the parameters, or labels of their groups.
     shares
-        (m,) shares of the layers in the trace of the weighted kernel.
+        (m,) shares of the layers in the trace of the weighted kernel; zero where all weights are.
     shares_of_ntk
         (m,) their shares in that of the NTK itself.
 
@@ -127,9 +128,13 @@ def fix_ntk(
         found = layerwise_ntk(f, params, rows, columns, outputs="trace", **options)
         return dict(zip(paths_of(params), jax.tree.leaves(found), strict=True)) if groups is None else found
 
+    if is_traced(params, x, y, reg):
+        raise ValueError("fix_ntk cannot be traced: call it outside jit")
     by_name = shares_at(x, None)
     # Parameters that do not enter, and kernels that vanish on these inputs, have no share to weigh.
     names = tuple(name for name, kernel in by_name.items() if float(jnp.trace(kernel)) > 0)
+    if not names:
+        raise ValueError("no parameter has a kernel on these inputs: the outputs of f do not depend on params there")
     kernels = jnp.stack([0.5 * (by_name[name] + by_name[name].mT) for name in names])
     mixture = mix_kernels(kernels, y, criterion=criterion, reg=reg, max_iter=max_iter)
     traces = np.asarray(jnp.trace(kernels, axis1=1, axis2=2), np.float64)
@@ -139,4 +144,4 @@ def fix_ntk(
         found = shares_at(rows, x)
         return jnp.stack([found[name] for name in names])
 
-    return FixedNTK(mixture, names, weighted / np.sum(weighted), traces / np.sum(traces), kernels_at)
+    return FixedNTK(mixture, names, weighted / (np.sum(weighted) or 1.0), traces / np.sum(traces), kernels_at)

@@ -31,21 +31,27 @@ from fixntk._numerics import (
 )
 from fixntk._tiling import memory_for
 from fixntk.convex.kernel_criteria import alignment_risk, as_mixture, check_shapes, inverse_of_mixture, leave_one_out
-from fixntk.convex.multiple_kernels import predict_with_mixture, solve_kernels
+from fixntk.convex.multiple_kernels import check_kernels, predict_with_mixture, solve_kernels
 
 Criterion = Literal["leave_one_out", "kare", "objective"]
 
 _CRITERIA = {"leave_one_out": leave_one_out, "kare": alignment_risk}
-# Largest bound on |log η| in the search, and the number of scales of the kernels' sum at which it starts.
-_LARGEST_LOG, _NUM_STARTS = 18.0, 13
+# Largest bound on |log η| in the search.
+_LARGEST_LOG = 18.0
+# Number of scales of the kernels' sum at which it starts.
+_NUM_STARTS = 13
 # Values of λ, as shares of the one from which all weights are zero, among which the leave-one-out error chooses.
 _REG_SHARES = tuple(10.0 ** (-k / 2) for k in range(1, 10))
-# The search ends at this largest entry of the gradient of the criterion's logarithm, or relative fall of its value.
-_GRADIENT_TOL, _VALUE_TOL = 1e-6, 1e-12
+# The search ends at this largest entry of the gradient of the criterion's logarithm.
+_GRADIENT_TOL = 1e-6
+# It ends at this fall of the logarithm, too, as a share.
+_VALUE_TOL = 1e-12
 # It has converged if no entry is larger than this, also where rounding error ends it before.
 _CONVERGED_GRADIENT = 1e-4
-# Copies of all kernels that are in memory at a time, and other matrices of the size of one.
-_NUM_KERNEL_COPIES, _NUM_MATRICES = 3, 8
+# Number of copies of all kernels that are in memory at a time.
+_NUM_KERNEL_COPIES = 3
+# Number of other matrices of the size of one kernel.
+_NUM_MATRICES = 8
 
 
 @jax.tree_util.register_dataclass
@@ -133,7 +139,8 @@ def mix_kernels(
     criterion
         ``"leave_one_out"``: the error of each row's prediction from all others. ``"kare"``: the Kernel Alignment Risk
         Estimator. Both are minimised over log η by L-BFGS, from the sum of the kernels and from kernels of equal traces
-        at their best scales: a local minimum that is never worse than the sum, without a certificate.
+        at their best scales: a local minimum without a certificate, no worse than the sum but for kernels whose scales
+        are further apart than the bounds of the search.
         ``"objective"``: the training objective of :func:`solve_kernels` with penalties of unit trace, which is convex
         and certified, and sets weights to zero.
     reg
@@ -190,6 +197,7 @@ def mix_kernels(
     m, n = kernels.shape[:2]
     needed = (_NUM_KERNEL_COPIES * m + _NUM_MATRICES) * n**2 * jnp.dtype(jnp.float64).itemsize
     memory = memory_for(f"mix_kernels on {m} kernels of {n}×{n}", needed, "take fewer kernels, or rows", kernels)
+    check_kernels(kernels)
     with memory, allow_float64(), blas_threads_for(n):
         problem = _as_problem(kernels, y, reg)
         find = _find_by_objective if criterion == "objective" else partial(_find_by_search, criterion)
@@ -259,7 +267,10 @@ def _find_by_search(criterion: str, problem: _Problem, max_iter: int) -> tuple[d
     proportions = (scales / np.sum(scales), np.full(scales.shape, 1 / scales.size))
     fixed = [search_scale(jnp.tensordot(shares, units, 1)[None]) for shares in proportions]
     starts = [scale.x + np.log(shares) for scale, shares in zip(fixed, proportions, strict=True)]
-    best = min((search(units, start=start) for start in starts), key=lambda result: float(result.fun))
+    best = min(
+        (search(units, start=start) for start in starts),
+        key=lambda result: float(np.nan_to_num(result.fun, nan=np.inf)),
+    )
     steepest = np.max(np.abs(best.x - np.clip(best.x - best.jac, -problem.largest_log, problem.largest_log)))
     return {
         "kernel_weights": reg * np.exp(best.x) / scales,

@@ -242,7 +242,7 @@ def _as_problem(
                 raise ValueError(f"{name} must be positive, got {values}")
     if not is_traced(kernels):
         with jax.ensure_compile_time_eval(), _memory_for(kernels):
-            _check_kernels(kernels)
+            check_kernels(kernels)
     targets = y[:, None] if y.ndim == 1 else y
     dtype = jnp.result_type(kernels, y)
     return with_dtype(KernelProblem(kernels, targets, reg, weights), dtype), y.ndim == 1
@@ -256,7 +256,7 @@ def _memory_for(kernels: Array) -> AbstractContextManager[Any]:
     return memory_for(f"solve_kernels on {m} kernels of {n}×{n}", needed, "take fewer kernels, or rows", kernels)
 
 
-def _check_kernels(kernels: Array) -> None:
+def check_kernels(kernels: Array) -> None:
     """Raise ValueError if a kernel is not symmetric or not positive semi-definite, beyond rounding error."""
     # A kernel computed in float32 is symmetric and semi-definite only to that dtype's rounding error.
     allowed = _KERNEL_SLACK * float(jnp.finfo(kernels.dtype).eps)

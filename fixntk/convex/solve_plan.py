@@ -106,7 +106,7 @@ class SolvePlan(NamedTuple):
             f" {self.num_outputs} {'output' if self.num_outputs == 1 else 'outputs'}, {self.loss} loss, {self.dtype})"
         )
         where = "" if self.num_devices == 1 else f" on each of {self.num_devices:,} devices"
-        lines = [head, f"data: {bytes_in_words(self.data_bytes)}{where}"]
+        lines = [head, f"inputs, targets and masks: {bytes_in_words(self.data_bytes)}{where}"]
         if self.num_devices > 1:
             lines.append(
                 f"rows of a device: at most {self.rows_per_device:,}; each product of the residual with all masks sums"
@@ -127,7 +127,7 @@ def _cells(plan: MethodPlan) -> tuple[str, ...]:
         f"{plan.step_flops:.2g}",
         f"{plan.iterations}",
         f"{plan.flops:.2g}",
-        "" if plan.seconds is None else f"{plan.seconds:.2g}",
+        "" if plan.seconds is None else f"{plan.seconds:.2g}" if plan.seconds < 10 else f"{plan.seconds:,.0f}",
         bytes_in_words(plan.exchanged_bytes),
     )
 
@@ -288,7 +288,7 @@ def _seconds(work: Work, exchanged: float, devices: int, rates: Rates) -> float:
 def _reason(program: ConvexProgram, chosen: Method, methods: tuple[MethodPlan, ...], free: float) -> str:
     reason = reason_for_first_order(program)
     if reason is None:
-        reason = "the default, which takes the fewest steps, and the matrices of its active groups alone"
+        reason = "the default; it takes the fewest steps, and its matrices have only the groups that are active"
     plan = next(each for each in methods if each.name == chosen.name)
     if plan.fits:
         return reason

@@ -5,7 +5,7 @@ See docs/mathematics.md, M6 and M11.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -37,6 +37,8 @@ _SEARCH: dict[str, Any] = {"max_rounds": 2, "num_candidates": 1024, "per_round":
 _MAX_SHARED_ROWS = 512
 # A path ends where the next λ does not lower the loss by this share.
 _LEAST_FALL = 0.01
+# It is looked at over the λ within this factor of the last one, so that a finer grid ends no sooner.
+_FACTOR_OF_LAST = 2.0
 
 
 class RidgeFits(NamedTuple):
@@ -76,7 +78,7 @@ def discovered_candidates(
         positions.append(_start(x, training.padded_targets[rows], weights, problem.gates))
     order = np.argsort(-regs, kind="stable")
     outputs = np.full((len(regs), len(RIDGE_SHARES), *training.targets.shape), np.nan)
-    best = np.inf
+    losses: list[float] = []
     with progress_bar("discovered gates", total=len(folds) * len(regs), unit="fit", shown=progress) as show:
         for number, place in enumerate(order):
             for k, (kept, held_out) in enumerate(folds):
@@ -85,10 +87,9 @@ def discovered_candidates(
                 fits = fit_ridges(_used(positions[k]), *rows, regs[place] * np.array(RIDGE_SHARES))
                 outputs[place][:, held_out] = fits.predict(training.x[held_out])
                 show(number * len(folds) + k + 1, f"λ {regs[place]:.3g}, {len(fits.gates)} gates")
-            least = min(map(mean_loss, outputs[place]))
-            if not least < (1 - _LEAST_FALL) * best:
+            losses.append(min(map(mean_loss, outputs[place])))
+            if _has_stopped_falling(regs[order[: number + 1]], losses):
                 break
-            best = least
 
     def fit(place: int, ridge: int) -> GatedFit:
         position = _start(training.padded_x, training.padded_targets, training.padded_weights, problem.gates)
@@ -97,6 +98,13 @@ def discovered_candidates(
         return _fit_position(position, float(regs[place]), RIDGE_SHARES[ridge])
 
     return Candidates(outputs, fit)
+
+
+def _has_stopped_falling(regs: Float[np.ndarray, " k"], losses: Sequence[float]) -> bool:
+    """Whether the smallest λ so far, which are the last, have losses hardly below those before them."""
+    is_recent = regs < _FACTOR_OF_LAST * regs[-1]
+    before = np.array(losses)[~is_recent]
+    return len(before) > 0 and not np.array(losses)[is_recent].min() < (1 - _LEAST_FALL) * before.min()
 
 
 def _padded_rows(training: Training, folds: Folds) -> int:

@@ -51,7 +51,7 @@ def operator_ntk(
     ----------
     operators
         Functions ``f(params, x)`` of a **batch**, by name in a dictionary, or in a list. Each gives (n_a, …), a row for
-        each example, which depends on that example alone; the derivatives in x that it takes are its own affair.
+        each example, which depends on that example alone; it may take derivatives in x.
     params
         Pytree of floating-point arrays.
     batches
@@ -98,7 +98,7 @@ def operator_ntk(
 
     See docs/mathematics.md, M14.
     """
-    names, functions, inputs, is_concrete = _checked(operators, params, batches)
+    names, functions, inputs, is_concrete = _check_operators(operators, params, batches)
     check_batch_size(batch_size)
     params = as_operands(functions[0], params, inputs[0], None)[0]
     groups = tuple(0 if is_selected else -1 for is_selected in selected_leaves(params, select))
@@ -145,7 +145,7 @@ def operator_ntk_traces(
 
     See docs/mathematics.md, M14.
     """
-    _, functions, inputs, _ = _checked(operators, params, batches)
+    _, functions, inputs, _ = _check_operators(operators, params, batches)
     traces = []
     for f, x in zip(functions, inputs, strict=True):
         axes = range(jax.eval_shape(f, params, x).ndim)
@@ -211,7 +211,7 @@ def _pack(like: Any, values: list[Any]) -> Any:
     return dict(zip(like, values, strict=True)) if isinstance(like, Mapping) else tuple(values)
 
 
-def _checked(
+def _check_operators(
     operators: Operators, params: Any, batches: Batches
 ) -> tuple[list[Any], list[Callable[..., Any]], list[Any], bool]:
     """Names, functions and inputs of the operators, and whether all values are known."""
@@ -228,7 +228,7 @@ def _checked(
     functions, inputs, is_concrete = [], [], True
     for name in names:
         f, x = (items[name] for items in by_name)
-        with _naming_operator(name):
+        with _name_operator_in_errors(name):
             params, x, _ = as_operands(f, params, x, None, name="x")
             is_concrete &= check_rows_are_independent(f, params, x)
         functions.append(f)
@@ -237,18 +237,20 @@ def _checked(
 
 
 @contextmanager
-def _naming_operator(name: Any) -> Iterator[None]:
-    """Let an error of a check say of which operator it is."""
+def _name_operator_in_errors(name: Any) -> Iterator[None]:
+    """Name the operator in errors of its checks."""
     try:
         yield
     except OutOfMemoryError:
         raise
     except (TypeError, ValueError) as error:
-        raise type(error)(f"operators[{name!r}]: {error}") from error
+        # Errors of JAX have types of their own, which take other arguments than a text.
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"operators[{name!r}]: {error}") from error
 
 
 def _exchange(block: Array, num_axes: int) -> Array:
-    """The block of b and a from that of a and b, of which a has a number of output axes."""
+    """The block of operators b and a from that of a and b; ``num_axes`` is the number of output axes of a."""
     first = range(2, 2 + num_axes)
     return block.transpose(1, 0, *range(2 + num_axes, block.ndim), *first)
 
@@ -280,7 +282,7 @@ def _block_of_leaves(requests: tuple[Request, ...], params: Any, inputs: tuple[A
     if not is_concrete:
         features = [partial(plan.features, leaves) for plan in plans]
         padded = (jnp.zeros((*grid.padded_shape, *shape), dtype),)
-        return grid.fill(padded, features[0], partial(_tile_both_ways, common, shape, dtype), features[1])[0]
+        return grid.fill(padded, features[0], partial(_tile, common, shape, dtype), features[1])[0]
     needed = grid.bytes_needed(shape, (dtype,)) + _bytes_of_features(grid, plans)
     what = f"the kernel of two operators on {num_rows(inputs[0])} and {num_rows(inputs[1])} examples"
     with memory_for(what, needed, "pass fewer examples, or lower batch_size", params, inputs) as done:
@@ -301,7 +303,7 @@ def _bytes_of_features(grid: Grid, plans: list[Plan]) -> int:
     return grid.height * plans[0].method.example_bytes + 2 * grid.width * plans[1].method.example_bytes
 
 
-def _tile_both_ways(
+def _tile(
     common: tuple[tuple[int, int], ...], shape: tuple[int, ...], dtype: Any, features1: Any, features2: Any
 ) -> tuple[tuple[Array], tuple[()]]:
     """The kernel of two tiles from the Jacobians (b, *outputs, size) of the leaves that enter both operators."""
@@ -317,4 +319,4 @@ def _tile_both_ways(
     return (total.reshape(*counts, *shape),), ()
 
 
-_compiled_tile = partial(jax.jit, static_argnums=(0, 1, 2))(_tile_both_ways)
+_compiled_tile = partial(jax.jit, static_argnums=(0, 1, 2))(_tile)

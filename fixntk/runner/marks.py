@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +20,7 @@ from matplotlib.ticker import FixedFormatter, FuncFormatter
 
 from fixntk.runner.digits import format_number
 
-# Attribute of an artist with what `label_points` was told.
+# Attribute of an artist with the labels of its points.
 _ATTRIBUTE = "_fixntk_point_labels"
 # Number of points above which a series with markers is a cloud, whose points nobody looks up one by one.
 _MAX_POINTS = 400
@@ -27,6 +28,12 @@ _MAX_POINTS = 400
 _NUM_CURVE_POINTS = 40
 # Distance to a tick, as a share of the axis's range, within which a value is the tick's.
 _TICK_TOLERANCE = 1e-6
+# Difference of two shifts of bars that is no rounding error.
+_LEAST_SHIFT = 1e-6
+# Stands for the place of zero on a logarithmic axis, in pixels: far below any panel.
+_FAR_BELOW = -1e9
+# Share of the distance between ticks that are words, 1, within which a value is the tick's.
+_REACH_OF_WORDS = 0.5
 # Points per inch, the unit of lengths in an SVG file of matplotlib.
 _POINTS_PER_INCH = 72.0
 
@@ -128,10 +135,10 @@ def _series(axes: Axes) -> Iterator[_Series]:
     of_line = {id(container.lines[0]): container for container in bars if container.lines[0] is not None}
     for bar in axes.containers:
         if isinstance(bar, BarContainer):
-            yield _named(bar, bar.get_label(), boxes=tuple(bar.patches))
+            yield _as_series(bar, bar.get_label(), boxes=tuple(bar.patches))
     for collection in axes.collections:
         if isinstance(collection, PathCollection) and collection.get_offset_transform() == axes.transData:
-            found = _named(collection, collection.get_label())
+            found = _as_series(collection, collection.get_label())
             if len(found.places) <= _MAX_POINTS:
                 yield found
     for line in axes.lines:
@@ -142,7 +149,7 @@ def _series(axes: Axes) -> Iterator[_Series]:
 def _line_series(line: Line2D, container: ErrorbarContainer | None) -> Iterator[_Series]:
     label = line.get_label() if container is None else container.get_label()
     owner = container if hasattr(container, _ATTRIBUTE) else line
-    found = _named(owner, label, intervals=((), ()) if container is None else _intervals(container))
+    found = _as_series(owner, label, intervals=((), ()) if container is None else _intervals(container))
     count = len(found.places)
     if line.get_marker() not in ("None", "none", "", " ", None) or hasattr(owner, _ATTRIBUTE):
         if count <= _MAX_POINTS:
@@ -152,8 +159,8 @@ def _line_series(line: Line2D, container: ErrorbarContainer | None) -> Iterator[
         yield _Series(found.label, found.places[chosen], found.values[chosen], ())
 
 
-def _named(artist: Any, label: object, **further: Any) -> _Series:
-    """The series of an artist, with what `label_points` was told of it."""
+def _as_series(artist: Any, label: object, **further: Any) -> _Series:
+    """The series of an artist, with the labels of its points."""
     places = _places(artist)
     values = places.copy()
     labels = getattr(artist, _ATTRIBUTE, _PointLabels(None, None, None))
@@ -187,8 +194,22 @@ def _values_of_bars(bars: BarContainer, axis: int) -> np.ndarray:
     if axis == along:
         return np.array([bar.get_width() if along == 0 else bar.get_height() for bar in bars.patches], float)
     places = _places(bars)[:, axis]
-    shifts = places - places.round()
-    return places.round() if places.size and np.ptp(shifts) < _TICK_TOLERANCE else places
+    return places.round() if any(map(partial(_are_side_by_side, places), _other_bars(bars, axis))) else places
+
+
+def _other_bars(bars: BarContainer, axis: int) -> list[np.ndarray]:
+    """The places along an axis of the other series of bars in the panel."""
+    axes: Any = bars.patches[0].axes if bars.patches else None
+    containers = [] if axes is None else axes.containers
+    return [_places(other)[:, axis] for other in containers if isinstance(other, BarContainer) and other is not bars]
+
+
+def _are_side_by_side(places: np.ndarray, others: np.ndarray) -> bool:
+    """Whether two series have their bars around the same whole numbers, each with a shift of its own."""
+    if places.shape != others.shape or not np.array_equal(places.round(), others.round()):
+        return False
+    have_one_shift = all(np.ptp(each - each.round()) < _LEAST_SHIFT for each in (places, others))
+    return have_one_shift and not np.allclose(places, others)
 
 
 def _intervals(container: ErrorbarContainer) -> Any:
@@ -227,7 +248,7 @@ def _marks(axes: Axes, series: _Series) -> Iterator[Mark]:
         with np.errstate(invalid="ignore", divide="ignore"):
             corners = axes.transData.transform(series.boxes[k].get_bbox().get_points())
         # A bar is cut off where the panel ends: on a logarithmic axis it begins at no finite place.
-        corners = np.clip(np.nan_to_num(corners, neginf=-1e9), axes.bbox.min, axes.bbox.max)
+        corners = np.clip(np.nan_to_num(corners, neginf=_FAR_BELOW), axes.bbox.min, axes.bbox.max)
         (left, low), (right, high) = np.sort(corners, axis=0) * unit
         if right > left or high > low:
             yield Mark(left, height - high, right - left, high - low, text)
@@ -260,7 +281,7 @@ class _Ticks:
             return ""
         nearest = min(self.names, key=lambda place: abs(place - value), default=np.inf)
         # Series side by side are drawn a little beside the tick that they belong to.
-        reach = 0.5 if self.are_words else self.tolerance
+        reach = _REACH_OF_WORDS if self.are_words else self.tolerance
         shown = self.names[nearest] if abs(nearest - value) < reach else format_number(value)
         if interval is not None and np.isfinite(interval).all():
             shown += f" ({format_number(interval[0])} to {format_number(interval[1])})"

@@ -134,6 +134,8 @@ def _run_pending(
         _say(f"{directory / RESULTS}: dropped the rows of a task that was not finished; it is run again")
     finished = rows_by_task(tasks, [row for block in kept for row in block.rows])
     pending = [task for task, rows in zip(tasks, finished, strict=True) if not rows]
+    if kept and pending:
+        _say(f"{len(tasks) - len(pending)} of {len(tasks)} tasks are finished already")
     if pending:
         # An experiment need not look before its first task.
         _ask(experiment, getattr(experiment, "check", lambda _: None), config)

@@ -109,7 +109,7 @@ def _references(text: str) -> list[str]:
 
 
 def _tidy(parent: ElementTree.Element, used: set[str]) -> None:
-    """Keep of an element what a page needs: no namespaces, ids that are not used, style sheets and empty groups."""
+    """Remove from an element what a page does not need: namespaces, unused ids, style sheets and empty groups."""
     parent.tag = parent.tag.rpartition("}")[2]
     attributes = {name.rpartition("}")[2]: value for name, value in parent.attrib.items()}
     tidied = {name: _tidy_attribute(name, value) for name, value in attributes.items() if name != "id" or value in used}
@@ -130,7 +130,7 @@ def _tidy(parent: ElementTree.Element, used: set[str]) -> None:
 
 
 def _share_style(group: ElementTree.Element) -> None:
-    """Write the style that the many markers of a series have in common once, unless it is not inherited."""
+    """Write once the style that all markers of a series have, if it is one that elements inherit from their group."""
     styles = {child.attrib.get("style", "") for child in group}
     if len(styles) == 1 and (style := styles.pop()) and not _OPACITY.search(style):
         group.attrib["style"] = style

@@ -318,7 +318,7 @@ def read_target(table: TextTable, kind: str | None = None) -> Target:
     if texts.isna().all():
         raise TableError(f"{table.name}: {what}, has no value")
     if missing := int(texts.isna().sum()):
-        raise TableError(f"{table.name}: {missing} missing in {what}; --drop-missing-target leaves these rows out")
+        raise TableError(f"{table.name}: {missing} missing in {what}: leave these rows out")
     labels = as_categories(texts)
     if labels.nunique() < 2:
         raise TableError(f"{table.name}: {what}, has one value only, {labels.iloc[0]!r}")

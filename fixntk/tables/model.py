@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from fixntk._files import replace_when_written
+from fixntk._files import replace_when_written, require_safetensors
 from fixntk.tables.choice import METHODS, choosing_estimator, describe_choice, estimator_of
 from fixntk.tables.columns import check_kinds, match_columns, read_columns, read_target
 from fixntk.tables.encode import imputing_encoder
@@ -70,10 +70,14 @@ def fit(
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    require_safetensors()
     table, kinds = read_table(path, target), kinds or {}
     check_kinds(table, kinds)
     if drop_missing_target:
         table = table.drop_missing_targets()
+    elif 0 < (missing := int(table.target.isna().sum())) < len(table.target):
+        what = f"{missing} missing in column {target!r}, the target"
+        raise TableError(f"{table.name}: {what}; --drop-missing-target leaves these rows out")
     y, is_class, description = read_target(table, kinds.get(target))
     frame, columns, taken = read_columns(table, kinds)
     if is_class and target in map(probability_name, set(y)):

@@ -186,4 +186,7 @@ def check_complete(path: str | Path, features: pd.DataFrame) -> None:
     """Raise TableError if a value is missing."""
     for name, column in features.items():
         if column.isna().any():
-            raise TableError(f"table {str(path)!r}: {int(column.isna().sum())} missing in column {name!r}")
+            count = int(column.isna().sum())
+            raise TableError(
+                f"table {str(path)!r}: {count} missing in column {name!r}; fill them or leave the rows out"
+            )

@@ -5,6 +5,7 @@ See docs/mathematics.md, M14.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, overload
@@ -88,7 +89,9 @@ class NTKTracker:
             if np.isfinite(step.objective):
                 self._record(step.step, step.network)
             return None
-        return self._record(step, params)
+        if not hasattr(step, "__index__"):
+            raise TypeError(f"step must be an integer or the progress of a training, got {type(step).__name__}")
+        return self._record(operator.index(step), params)
 
     def _record(self, step: int, params: Any) -> NTKHistory | None:
         if self.records and step - int(self.records[-1].steps) < self._options.every:
@@ -183,9 +186,11 @@ def track(
     counts = {name: as_positive_int(name, value) for name, value in counts.items()}
     if num_probes < 2:
         raise ValueError(f"num_probes must be at least 2, for an error of the norm, got {num_probes}")
-    if not 0 < tol < 1:
+    if isinstance(tol, str) or not hasattr(tol, "__float__"):
+        raise TypeError(f"tol must be a number, got {type(tol).__name__}")
+    if not 0 < float(tol) < 1:
         raise ValueError(f"tol must be between 0 and 1, got {tol!r}")
     check_batch_size(batch_size)
-    targets = None if y is None else as_float_array("y", y, tuple(range(1, np.ndim(y) + 1)))
+    targets = None if y is None else as_float_array("y", y, tuple(range(1, max(np.ndim(y), 1) + 1)))
     options = Options(**counts, smallest=smallest, centred=centred, tol=tol, select=select, batch_size=batch_size)
     return NTKTracker(f, x, targets, options)

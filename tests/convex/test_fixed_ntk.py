@@ -1,5 +1,6 @@
 """A network's NTK with learnt weights of its layers: the mixture of its layers' kernels."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -42,6 +43,20 @@ def test_it_is_the_mixture_of_the_layers_kernels(params, rng, criterion):
     np.testing.assert_allclose(fixed.shares, weighted / weighted.sum(), rtol=1e-9)
     assert fixed.mixture.value <= fixed.mixture.value_of_sum
     assert repr(fixed).startswith(f"FixedNTK(KernelMixture({criterion} ")
+
+
+def test_a_network_without_a_kernel_and_traced_parameters_are_refused(params, rng):
+    x = rng.standard_normal((10, 3))
+    with pytest.raises(ValueError, match="no parameter has a kernel on these inputs"):
+        fx.fix_ntk(lambda p, x: 0 * network(p, x), params, x, x[:, 0])
+    with pytest.raises(ValueError, match="fix_ntk cannot be traced"):
+        jax.jit(lambda p: fx.fix_ntk(network, p, x, x[:, 0]).shares)(params)
+
+
+def test_where_all_weights_are_zero_so_are_the_shares(params, rng):
+    x = rng.standard_normal((10, 3))
+    fixed = fx.fix_ntk(network, params, x, x[:, 0], criterion="objective", reg=1e6)
+    np.testing.assert_array_equal(fixed.shares, 0)
 
 
 def test_groups_share_a_weight(params, rng):

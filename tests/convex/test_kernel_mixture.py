@@ -116,6 +116,8 @@ def test_wrong_arguments_are_refused(data):
         fx.mix_kernels(kernels, y, reg=-1.0)
     with pytest.raises(ValueError, match="kernels must have positive traces"):
         fx.mix_kernels(0 * kernels, y)
+    with pytest.raises(ValueError, match=r"kernels\[1\] must be positive semi-definite"):
+        fx.mix_kernels(kernels * np.array([1, -1, 1])[:, None, None], y)
     with pytest.raises(ValueError, match="y must not be zero"):
         fx.mix_kernels(kernels, 0 * y)
     with pytest.raises(ValueError, match="cannot be traced"):

@@ -104,6 +104,14 @@ def test_the_path_goes_from_the_largest_reg_until_the_loss_rises(rng):
     np.testing.assert_array_equal(is_tried[[1, 3, 2]], [True, True, False])
 
 
+@pytest.mark.usefixtures("quick")
+def test_a_fine_grid_ends_no_sooner_than_a_coarse_one(planted):
+    x, y = (np.pad(planted[0], ((0, 0), (0, 3))), planted[1])
+    # Neighbours lower the loss by less than the share at which a path ends.
+    found, _, _ = candidates_of(x, y, tuple(0.5 * 0.98 ** np.arange(40)))
+    assert np.isfinite(found.outputs).all()
+
+
 def test_auto_discovers_where_few_directions_matter_and_says_so(planted):
     x, y = planted
     model = GatedReLURegressorCV(64, **OPTIONS).fit(x, y)

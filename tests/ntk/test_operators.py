@@ -172,6 +172,11 @@ def test_wrong_arguments_are_refused(params, batches):
         fx.operator_ntk({}, params, {})
     with pytest.raises(ValueError, match=r"operators\['boundary'\]: x holds NaN"):
         fx.operator_ntk(OPERATORS, params, batches | {"boundary": np.full((2, 2), np.nan)})
+    # Errors of JAX have constructors of their own.
+    with pytest.raises(TypeError, match=r"operators\['solution'\]: Attempted boolean conversion"):
+        fx.operator_ntk(
+            {"solution": lambda p, x: solution(p, x) if x[0, 0] > 0 else x}, params, {"solution": batches["residual"]}
+        )
     with pytest.raises(ValueError, match="batch_size must be a positive integer"):
         fx.operator_ntk(OPERATORS, params, batches, batch_size=0)
     with pytest.raises(ValueError, match=r"traces\['residual'\] must be positive, got 0"):

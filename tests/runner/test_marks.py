@@ -94,6 +94,9 @@ def test_bars_are_rectangles_with_their_own_lengths():
     assert found[2].y + found[2].height < found[0].y + found[0].height  # it begins higher
     assert texts(lambda axes: axes.barh([0, 1], [3, 4])) == ["3\n0", "4\n1"]
     # Bins of a histogram are where they are.
+    # Alone, a bar is where it is drawn, also if all are as far from whole numbers.
+    assert texts(lambda axes: axes.bar([0.37], [3])) == ["0.37\n3"]
+    assert texts(lambda axes: axes.bar([0.3, 1.3], [1, 2], 1.0)) == ["0.3\n1", "1.3\n2"]
     assert texts(lambda axes: axes.bar([0.25, 0.5], [1, 2], 0.25)) == ["0.25\n1", "0.5\n2"]
 
 

@@ -179,6 +179,12 @@ def test_wrong_arguments_are_refused(rng):
         fx.track(network, x, every=0)
     with pytest.raises(ValueError, match="tol must be between 0 and 1"):
         fx.track(network, x, tol=1.0)
+    with pytest.raises(TypeError, match="tol must be a number, got str"):
+        fx.track(network, x, tol="a")
+    with pytest.raises(TypeError, match="step must be an integer or the progress of a training, got str"):
+        fx.track(network, x)("a", params)
+    with pytest.raises(ValueError, match="y must have 1 dimension"):
+        fx.track(network, x, 3.0)
     networks = jax.vmap(lambda key: fx.ReLUNetwork.sample(key, 6, 4))(jax.random.split(jax.random.key(0), 2))
     with pytest.raises(ValueError, match="this training is of a stack of networks"):
         fx.train(networks, x, x[:, 0], optax.sgd(0.1), callback=fx.track(fx.ReLUNetwork.__call__, x))
