@@ -316,7 +316,7 @@ def _comparison_section(
         figures.append(("counts", figure, caption))
     counts = " / ".join(str(against_ntk[key]) for key in ("higher", "same", "lower"))
     cards = (
-        ("tables, splits of each", f"{summary['tables']}, {config.seeds}"),
+        ("tables × splits", f"{summary['tables']} × {config.seeds}"),
         ("tables where fixing gives a higher / the same / a lower test accuracy", counts),
         ("mean test accuracy, NTK → fixed kernel", f"{means['NTK']:.3f} → {means['fixed']:.3f}"),
         ("training objective that the NTK leaves on the table", f"{summary['median_ntk_excess']:.1%}"),

@@ -33,7 +33,9 @@ _LOSSES_OF_ONE_OUTPUT = ("logistic", "squared_hinge")
 # Typical number of active groups, in roots of the number of gates.
 _ACTIVE_PER_ROOT_GATE = 3.2
 # Typical numbers of iterations in single and in double precision, whose tolerance is a hundred times smaller.
-_ITERATIONS = {"fista": (400, 750), "irls": (150, 300), "anderson": (40, 110)}
+_FISTA_STEPS = (400, 750)
+_IRLS_STEPS = (150, 300)
+_ANDERSON_STEPS = (40, 110)
 # Rounds of Newton's method on working sets, after the first, and first-order steps of the first and of the others.
 _ROUNDS = 4
 _FIRST_ROUND_STEPS = 14
@@ -132,31 +134,62 @@ def kernel_work(program: ConvexProgram) -> Work:
     )
 
 
+class _Solve(NamedTuple):
+    """The iterations of a typical solve by a method.
+
+    Attributes
+    ----------
+    step
+        Work of one of them, the mean where they differ.
+    num_steps
+        Their number.
+    num_starts
+        Work of the start, in iterations.
+    """
+
+    step: Work
+    num_steps: int
+    num_starts: int = 1
+
+
 def step_work(program: ConvexProgram, method: Method) -> Work:
     """Work of one iteration; for Newton's method the mean of those of a typical solve."""
-    if method.name == "newton":
-        work, count = _newton_work(program)
-        return work.times(1 / count)
-    if method.name == "fista":
-        return product_work(program, forward=1, adjoint=1 if is_quadratic(program) else 2)
-    # The kernel ridge solution, and the certificate of its weights.
-    reweighting = kernel_work(program).plus(product_work(program, forward=1, adjoint=2))
-    return reweighting.times(2 if method.name == "anderson" else 1)
+    return _SOLVES[method.name](program).step
 
 
 def typical_iterations(program: ConvexProgram, method: Method) -> int:
     """Iterations of a typical solve."""
-    if method.name == "newton":
-        return _newton_work(program)[1]
-    return min(method.max_iter, _ITERATIONS[method.name][_is_double(program)])
+    return min(method.max_iter, _SOLVES[method.name](program).num_steps)
 
 
 def typical_work(program: ConvexProgram, method: Method) -> Work:
     """Work of a typical solve, the start and the certificate of the result included."""
-    # What starts is about an iteration.
-    iterations = typical_iterations(program, method) + (method.name != "newton")
-    work = step_work(program, method).times(iterations)
+    found = _SOLVES[method.name](program)
+    work = found.step.times(typical_iterations(program, method) + found.num_starts)
     return work.plus(product_work(program, forward=1, adjoint=1))
+
+
+def _fista_solve(program: ConvexProgram) -> _Solve:
+    step = product_work(program, forward=1, adjoint=1 if is_quadratic(program) else 2)
+    return _Solve(step, _FISTA_STEPS[_is_double(program)])
+
+
+def _reweighting_work(program: ConvexProgram) -> Work:
+    """The kernel ridge solution, and the certificate of its weights."""
+    return kernel_work(program).plus(product_work(program, forward=1, adjoint=2))
+
+
+def _irls_solve(program: ConvexProgram) -> _Solve:
+    return _Solve(_reweighting_work(program), _IRLS_STEPS[_is_double(program)])
+
+
+def _anderson_solve(program: ConvexProgram) -> _Solve:
+    return _Solve(_reweighting_work(program).times(2), _ANDERSON_STEPS[_is_double(program)])
+
+
+def _newton_solve(program: ConvexProgram) -> _Solve:
+    work, count = _newton_work(program)
+    return _Solve(work.times(1 / count), count, num_starts=0)
 
 
 def typical_active(program: ConvexProgram) -> int:
@@ -206,7 +239,8 @@ def _rounds_work(program: ConvexProgram, sizes: list[int] | tuple[int, ...], ste
 
 def _newton_step_work(program: ConvexProgram, size: int) -> Work:
     products = product_work(program, forward=2, adjoint=2)
-    rest = working_sets.newton_flops(program, size) - products.flops
+    # The time of a step that is not arithmetic counts as operations there.
+    rest = working_sets.newton_flops(program, size) - products.flops - working_sets.NEWTON_OVERHEAD_FLOPS
     if newton_system.is_matrix_free(program, size):
         return products.plus(Work(set_products=rest))
     return products.plus(Work(factorisations=rest))
@@ -214,3 +248,6 @@ def _newton_step_work(program: ConvexProgram, size: int) -> Work:
 
 def _is_double(program: ConvexProgram) -> bool:
     return program.x.dtype == np.float64
+
+
+_SOLVES = {"newton": _newton_solve, "fista": _fista_solve, "irls": _irls_solve, "anderson": _anderson_solve}

@@ -30,7 +30,7 @@ _MERGED_FLOPS = 1.6
 # A working set has room for this multiple of the number of groups that were active before the round.
 ROOM = 1.2
 # Operations of a Newton step in addition to its products.
-_NEWTON_OVERHEAD_FLOPS = 1e8
+NEWTON_OVERHEAD_FLOPS = 1e8
 # Factorisations use the machine less well than products: their operations count by this factor more.
 _FACTORISATION_SLOWNESS = 2.0
 
@@ -153,4 +153,4 @@ def newton_flops(program: ConvexProgram, size: int) -> float:
     """Operations of a Newton step of a size: the direction, and four products with all masks."""
     num_gates, num_features, _ = group_shape_of(program)
     products = 8.0 * program.y.size * num_gates * num_features
-    return _FACTORISATION_SLOWNESS * newton_system.flops(program, size) + products + _NEWTON_OVERHEAD_FLOPS
+    return _FACTORISATION_SLOWNESS * newton_system.flops(program, size) + products + NEWTON_OVERHEAD_FLOPS
