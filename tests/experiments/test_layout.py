@@ -30,9 +30,8 @@ def imported_experiments(path):
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_no_experiment_imports_another_except_the_paper_which_joins_those_of_its_claims(path):
-    # The paper makes no claim about gates that are discovered and chosen by cross-validation.
-    expected = EXPERIMENTS - {"paper", "gates"} if path.name == "paper.py" else set()
+def test_no_experiment_imports_another_except_the_paper_which_joins_all(path):
+    expected = EXPERIMENTS - {"paper"} if path.name == "paper.py" else set()
     assert set(imported_experiments(path)) == expected
 
 
