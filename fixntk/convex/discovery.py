@@ -321,7 +321,7 @@ def _as_discovery(rounds: int, found: Round, losses: list[float], stopped: str) 
     )
 
 
-def _solve_active(solver: Method, program: ConvexProgram, init: np.ndarray, tol: float) -> Solution:
+def _solve_active(solver: Method, program: ConvexProgram, init: ArrayLike, tol: float) -> Solution:
     """The solution of a program most of whose groups are active."""
     program = absorb_sample_weight(program)
     return solve_from(program, as_starting_weights(program, init), method=solver, tol=tol, max_iter=solver.max_iter)

@@ -71,7 +71,7 @@ class NTKHistory(NamedTuple):
     @property
     def effective_rank(self) -> Float[np.ndarray, "*k"]:
         """(k,) trace / largest eigenvalue, as :attr:`NTKSpectrum.effective_rank`."""
-        return self.trace / self.eigenvalues[..., 0]
+        return np.asarray(self.trace / self.eigenvalues[..., 0])
 
     @property
     def condition_number(self) -> Float[np.ndarray, "*k"]:

@@ -107,6 +107,7 @@ def test_a_search_that_stops_early_warns(data):
         fx.mix_kernels(kernels_between(x, x), y, max_iter=1)
 
 
+@pytest.mark.wrong_types
 def test_wrong_arguments_are_refused(data):
     x, y, _, _ = data
     kernels = kernels_between(x, x)

@@ -159,6 +159,7 @@ def test_rows_that_depend_on_one_another_are_refused_by_name(params, batches):
             function(OPERATORS | {"flux": centred}, params, batches)
 
 
+@pytest.mark.wrong_types
 def test_wrong_arguments_are_refused(params, batches):
     with pytest.raises(ValueError, match="must have the same names"):
         fx.operator_ntk(OPERATORS, params, {"residual": batches["residual"]})

@@ -167,6 +167,7 @@ def test_records_show_themselves_in_a_line(rng):
     assert repr(tracker.history).startswith("NTKHistory(2 records: step 3 to 7, trace ")
 
 
+@pytest.mark.wrong_types
 def test_wrong_arguments_are_refused(rng):
     params, x = sample(rng), rng.standard_normal((5, 4))
     with pytest.raises(ValueError, match=r"y must have the outputs' shape \(5, 2\), got \(5,\)"):
