@@ -135,7 +135,7 @@ def discover(
     Warns
     -----
     ConvergenceWarning
-        If a budget ends it while a gate still violates the dual.
+        If a budget ends it while a gate still violates the dual, or the solution is above its tolerance.
 
     See docs/mathematics.md, M11.
     """
@@ -177,6 +177,8 @@ def discover(
     assert found is not None
     if found.stopped in BUDGETS and not is_ended:
         warnings.warn(f"{found.message}; raise {found.stopped}", ConvergenceWarning, stacklevel=2)
+    if not bool(found.solution.converged):
+        warnings.warn(found.solution.message, ConvergenceWarning, stacklevel=2)
     return found
 
 

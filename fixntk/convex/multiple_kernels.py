@@ -18,6 +18,7 @@ from fixntk._checks import as_float_array, as_positive_int, describe_fields, is_
 from fixntk._compilation import jit_for_host
 from fixntk._numerics import ConvergenceWarning, allow_float64, blas_threads_for, default_tol, matmul, with_dtype
 from fixntk._tiling import memory_for
+from fixntk.convex.kernel_criteria import check_shapes
 from fixntk.convex.kernel_interior_point import KernelPoint, KernelProblem, PathState, follow_path, is_idle
 from fixntk.convex.progress import describe, progress_bar
 
@@ -229,9 +230,8 @@ def _as_problem(
 ) -> tuple[KernelProblem, bool]:
     """The checked problem, and whether the targets have shape (n,)."""
     kernels, y = as_float_array("kernels", kernels, (3,)), as_float_array("y", y, (1, 2))
-    m, n = kernels.shape[:2]
-    if kernels.shape != (m, n, n) or y.shape[0] != n:
-        raise ValueError(f"kernels must be (m, n, n) for y of n rows, got shapes {kernels.shape} and {y.shape}")
+    check_shapes(kernels, y)
+    m = kernels.shape[0]
     reg = as_float_array("reg", reg, (0,))
     weights = as_float_array("penalty_weights", np.ones(m) if penalty_weights is None else penalty_weights, (1,))
     if weights.shape != (m,):

@@ -299,11 +299,11 @@ class Target(NamedTuple):
     description: str
 
 
-def read_target(table: TextTable, kind: str | None = None) -> Target:
+def read_target(table: TextTable, kind: str | None = None, *, remedy: str = "leave these rows out") -> Target:
     """Classes or quantities of a table's rows.
 
     Without a kind they are classes if they are not numbers, or have at most ten values and at least two rows for each;
-    otherwise a quantity.
+    otherwise a quantity. ``remedy`` is what an error about missing values advises.
 
     Raises
     ------
@@ -318,7 +318,7 @@ def read_target(table: TextTable, kind: str | None = None) -> Target:
     if texts.isna().all():
         raise TableError(f"{table.name}: {what}, has no value")
     if missing := int(texts.isna().sum()):
-        raise TableError(f"{table.name}: {missing} missing in {what}: leave these rows out")
+        raise TableError(f"{table.name}: {missing} missing in {what}; {remedy}")
     labels = as_categories(texts)
     if labels.nunique() < 2:
         raise TableError(f"{table.name}: {what}, has one value only, {labels.iloc[0]!r}")

@@ -75,10 +75,8 @@ def fit(
     check_kinds(table, kinds)
     if drop_missing_target:
         table = table.drop_missing_targets()
-    elif 0 < (missing := int(table.target.isna().sum())) < len(table.target):
-        what = f"{missing} missing in column {target!r}, the target"
-        raise TableError(f"{table.name}: {what}; --drop-missing-target leaves these rows out")
-    y, is_class, description = read_target(table, kinds.get(target))
+    remedy = "--drop-missing-target leaves these rows out"
+    y, is_class, description = read_target(table, kinds.get(target), remedy=remedy)
     frame, columns, taken = read_columns(table, kinds)
     if is_class and target in map(probability_name, set(y)):
         raise TableError(f"{table.name}: {target!r} would also be the name of a column of probabilities: rename it")

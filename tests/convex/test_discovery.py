@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 import fixntk as fx
-from fixntk.convex import column_generation, discover_quietly
+from fixntk.convex import column_generation, discover_quietly, discovery
 from fixntk.convex.program import masked_outputs, targets_of
+from fixntk.convex.solvers import fista
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
 
@@ -95,6 +96,13 @@ def test_a_discovery_that_stops_early_warns_and_says_so(rng):
     with pytest.warns(fx.ConvergenceWarning):
         local = fx.discover(*start(x, y, 0.1), max_rounds=1, max_cells=1, **options)
     assert local.gap == np.inf
+
+
+def test_a_solution_above_its_tolerance_is_told(rng, monkeypatch):
+    monkeypatch.setattr(discovery, "choose_warm_method", lambda *_: fista.METHOD._replace(max_iter=2))
+    with pytest.warns(fx.ConvergenceWarning, match="fista stopped early: .*above tol=1.0e-06"):
+        found = fx.discover(*start(*plane(rng), 0.1), key=jax.random.key(0))
+    assert not found.solution.converged
 
 
 def test_discovery_in_float32_ends(rng):
