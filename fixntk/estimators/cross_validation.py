@@ -19,11 +19,13 @@ from fixntk.estimators.fitting import GatedFit, GatedProblem, check_regs, gated_
 from fixntk.estimators.folds import Folds
 from fixntk.estimators.gate_options import AUTO, DISCOVERED, GateOptions
 from fixntk.estimators.large import MAX_KERNEL_ROWS, optimum_candidates
+from fixntk.estimators.linear import gate_of_every_row, linear_candidates
 from fixntk.estimators.preprocessing import Training
 from fixntk.estimators.reweighted import reweighted_candidates
 
 # The kinds of fits, from the smallest model to the largest.
 CONSTANT = "constant"
+LINEAR = "linear"
 NTK = "ntk"
 REWEIGHTED = "reweighted"
 OPTIMUM = "optimum"
@@ -35,8 +37,9 @@ class GatedChoice(NamedTuple):
     Attributes
     ----------
     kind
-        ``"constant"``; ``"ntk"``, the kernel of the gates without a reweighting step; ``"reweighted"``;
-        ``"discovered"``; or ``"optimum"``, the end of the reweighting, which takes the place of both for many rows.
+        ``"constant"``; ``"linear"``, one gate that is active on every row; ``"ntk"``, the kernel of the gates without a
+        reweighting step; ``"reweighted"``; ``"discovered"``; or ``"optimum"``, the end of the reweighting, which takes
+        the place of the last three for many rows.
     losses_of_kinds
         The least held-out loss of each kind, from the smallest model to the largest.
     fit
@@ -136,7 +139,7 @@ def choose_gated(
     with allow_float64(), blas_threads_for(training.num_rows):
         problem = gated_problem(training, gates, "squared")
         grid = problem.max_reg * shares
-        tried = _try_kinds(training, gates, problem, folds, mean_loss, grid, max_steps, progress=progress)
+        tried = _try_kinds(training, gates, problem, folds, mean_loss, shares, max_steps, progress=progress)
         best = {kind: _find_best(each, grid, losses) for kind, each in tried.items()}
         kind = _choose_kind(best, weights, one_standard_error=one_standard_error)
         candidates, (row, column, *_) = tried[kind].candidates, best[kind]
@@ -145,7 +148,7 @@ def choose_gated(
         kind=kind,
         losses_of_kinds={name: each.mean for name, each in best.items()},
         fit=fit,
-        share=fit.reg / problem.max_reg if kind == CONSTANT else float(shares[row]),
+        share=fit.reg / problem.max_reg if kind in (CONSTANT, LINEAR) else float(shares[row]),
         num_steps=column if kind == REWEIGHTED else 0,
         ridge_share=RIDGE_SHARES[column] if kind == DISCOVERED else 1.0,
         losses=next((tried[each].losses for each in (NTK, OPTIMUM) if each in tried), np.empty((0, 0))),
@@ -173,7 +176,7 @@ def _try_kinds(
     problem: GatedProblem,
     folds: Folds,
     mean_loss: Callable[[np.ndarray], float],
-    regs: Float[np.ndarray, " R"],
+    shares: Float[np.ndarray, " R"],
     max_steps: int,
     *,
     progress: bool,
@@ -183,7 +186,11 @@ def _try_kinds(
     def judge(candidates: Candidates) -> _Tried:
         return _Tried(candidates, np.array([[mean_loss(each) for each in row] for row in candidates.outputs]))
 
+    regs = problem.max_reg * shares
     tried = {CONSTANT: judge(constant_candidate(training, problem, folds))}
+    gate = gate_of_every_row(training, gates)
+    if gates.name == AUTO and gate is not None:
+        tried[LINEAR] = judge(linear_candidates(training, gate, problem, folds, shares))
     if _has_many_rows(training, gates):
         tried[OPTIMUM] = judge(optimum_candidates(training, gates, problem, folds, regs, mean_loss, progress=progress))
         return tried

@@ -231,9 +231,10 @@ class GatedReLURegressorCV(ChoiceMixin, RegressionMixin, BaseEstimator):
     num_gates : int
         P; the accuracy decreases with fewer gates (docs/comparison.md).
     gates : str, array (P, d') or callable
-        "auto": cross-validation chooses between random gates and discovered ones. "discovered": column generation along
-        λ, from the largest on until the held-out loss rises, and ridge regressions with the kernel found, whose smaller
-        ridges undo the shrinkage. Otherwise as for :class:`GatedReLURegressor`. In each fold gates are drawn and
+        "auto": cross-validation chooses between one gate that is active on every row, which is linear regression (only
+        with ``bias``), random gates, and discovered ones. "discovered": column generation along λ, from the largest on
+        until the held-out loss rises, and ridge regressions with the kernel found, whose smaller ridges undo the
+        shrinkage. Otherwise as for :class:`GatedReLURegressor`. In each fold gates are drawn and
         discovered from its training rows.
     standardize, bias, random_state, verbose
         As for :class:`GatedReLURegressor`.
@@ -250,8 +251,8 @@ class GatedReLURegressorCV(ChoiceMixin, RegressionMixin, BaseEstimator):
     Attributes
     ----------
     choice_ : str
-        What was chosen: "constant", the mean of the targets; "ntk", the kernel of the gates without a reweighting step;
-        "reweighted", with some; "discovered"; or, for more than 2,000 rows, "optimum".
+        What was chosen: "constant", the mean of the targets; "linear"; "ntk", the kernel of the gates without a
+        reweighting step; "reweighted", with some; "discovered"; or, for more than 2,000 rows, "optimum".
     choice_losses_ : dict
         The least held-out loss of each of these that was tried.
     reg_share_, n_steps_, ridge_share_ : float, int, float
