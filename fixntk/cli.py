@@ -17,6 +17,7 @@ from typing import NoReturn
 
 from fixntk._requirements import __version__
 from fixntk.convex import plan_command
+from fixntk.runner.suggestions import Parser
 from fixntk.tables import parsers
 from fixntk_command import exit_on_signals
 
@@ -97,7 +98,7 @@ def _run_command(argv: Sequence[str] | None) -> int:
     arguments, rest = parser.parse_known_args(argv)
     # People write key=value arguments after options too, where argparse does not collect them.
     if rest and (arguments.command != "run" or any(word.startswith("-") for word in rest)):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        parser.refuse(arguments.command, rest)
     if rest:
         arguments.overrides += rest
     if arguments.compilation_cache and arguments.function in (_run, _verify, _fit, _predict, _plan):
@@ -124,10 +125,8 @@ def _one_line(text: str) -> str:
     )
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "fixntk", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def _parser() -> Parser:
+    parser = Parser("fixntk", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--version", action="version", version=f"fixntk {__version__}")
     parser.add_argument(
         "--no-compilation-cache",

@@ -347,7 +347,8 @@ print(sorted(name for name in set(sys.modules) - before if name.startswith(("jax
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     if arguments == ["--help"]:
         # Besides the package itself, only the command and its parsers.
-        parsers = ["fixntk.convex.plan_command", "fixntk.tables", "fixntk.tables.parsers"]
+        suggestions = ["fixntk.runner", "fixntk.runner.suggestions"]
+        parsers = ["fixntk.convex.plan_command", *suggestions, "fixntk.tables", "fixntk.tables.parsers"]
         assert done.stderr == f"{['fixntk.cli', *parsers, 'fixntk_command']}\n"
 
 

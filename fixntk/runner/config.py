@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import importlib
 import itertools
 import json
@@ -22,6 +21,7 @@ from pydantic import BaseModel, ValidationError
 
 from fixntk.runner import strict_yaml
 from fixntk.runner.report import Section
+from fixntk.runner.suggestions import nearest
 
 Row = dict[str, Any]
 
@@ -113,8 +113,8 @@ def find_config(name: str | Path) -> Path:
     configs = _find_configs()
     if len(path.parts) == 1 and str(path) in configs:
         return configs[str(path)]
-    close = difflib.get_close_matches(path.stem, list(configs), n=1)
-    hint = f"; did you mean {close[0]}?" if close else ""
+    close = nearest(path.stem, configs)
+    hint = f"; did you mean {close}?" if close else ""
     raise ConfigError(f"{path}: there is no such file{hint}")
 
 
@@ -343,5 +343,5 @@ def _suggestion(location: Sequence[int | str], model: type[BaseModel]) -> str:
             return ""
         model = field.annotation
     names = list(model.model_fields)
-    close = difflib.get_close_matches(str(key), names, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"the keys are {', '.join(names)}"
+    close = nearest(str(key), names)
+    return f"did you mean {close!r}?" if close else f"the keys are {', '.join(names)}"
