@@ -9,9 +9,10 @@ EXTRAS_paper := experiments,verify
 EXTRAS_verify := verify
 EXTRAS_docs := docs
 EXTRAS_test := dynamics,estimators,parquet,conformal,experiments,verify,docs,test
-# neural-tangents declares TensorFlow, which nothing here uses: hence --no-deps for it alone.
+# neural-tangents declares TensorFlow, which nothing here uses, and the package that carries axe's script declares
+# Playwright: hence --no-deps for these two alone.
 WITHOUT_REQUIREMENTS_verify := neural-tangents==0.6.5
-WITHOUT_REQUIREMENTS_test := $(WITHOUT_REQUIREMENTS_verify)
+WITHOUT_REQUIREMENTS_test := $(WITHOUT_REQUIREMENTS_verify) axe-playwright-python==0.1.8
 # Compiling is most of the tests' time: programs that were compiled once are kept.
 KEEP_COMPILED := JAX_COMPILATION_CACHE_DIR=$(CURDIR)/$(VENV)/compiled JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.1
 # There are as many tests at a time as cores.

@@ -9,9 +9,9 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from accessibility import CHROMIUM, serious_violations
 
 DOCS = Path(__file__).parent.parent / "docs"
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 # Those that a browser opens: one of each kind.
 OPENED = ("index.html", "mathematics.html", "convex_programs.html", "api/convex.html", "search.html", "gallery.html")
 # Links that a browser follows by itself, without being asked.
@@ -108,6 +108,12 @@ def test_no_page_or_style_names_another_host(pages):
 @pytest.mark.parametrize("name", OPENED)
 def test_a_browser_that_opens_a_page_asks_no_other_host(pages, tmp_path, name):
     assert requested((pages / name).as_uri(), tmp_path) == set()
+
+
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("name", OPENED)
+def test_pages_have_no_serious_violation_of_accessibility(pages, tmp_path, name, dark):
+    assert serious_violations(pages / name, tmp_path, dark=dark) == []
 
 
 def test_what_would_be_loaded_is_really_seen(tmp_path):

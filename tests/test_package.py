@@ -141,6 +141,10 @@ def test_the_installed_command_lists_and_runs_its_own_experiments(empty_environm
     assert "report.html" in run(command, "report", "runs/lazy_training", cwd=tmp_path)
 
 
+def test_twine_finds_nothing_wrong(distributions, tmp_path):
+    run(sys.executable, "-m", "twine", "check", "--strict", *distributions, cwd=tmp_path)
+
+
 def test_the_sdist_has_what_it_takes_to_run_the_tests(distributions, unpacked_sdist):
     for name in ("Makefile", ".ci/run", "pyproject.toml", "README.md", "LICENSE", "tests/conftest.py"):
         assert (unpacked_sdist / name).is_file(), name

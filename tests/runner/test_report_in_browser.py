@@ -2,17 +2,15 @@
 
 import json
 import re
-import shutil
 import subprocess
 
 import pandas as pd
 import pytest
+from accessibility import CHROMIUM, serious_violations
 
 from fixntk.runner import report
 from fixntk.runner.marks import label_points
 from fixntk.runner.report import Section
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 # Runs in the page after its own script, and leaves what it found in the document.
 PROBE = """
@@ -98,6 +96,25 @@ def test_a_report_opens_sorts_and_shows_its_figures(tmp_path, width):
     found, console = opened(path, width, "--blink-settings=preferredColorScheme=0")
     assert console == []
     assert found["colours"] == ["rgb(227, 232, 238)", "rgb(21, 25, 30)"]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+@pytest.mark.parametrize("dark", [False, True])
+def test_a_report_has_no_serious_violation_of_accessibility(tmp_path, dark):
+    with report.use_style():
+        figure = report.new_figure()
+        label_points(figure.subplots().plot([1, 2, 3], "o")[0], ["a", "b", "c"])
+    table = pd.DataFrame({"name": ["b", "a"], "value": [10.0, -1.5]})
+    section = Section("A", "Text", table=table, figures=(("plot", figure, "Caption"),))
+    path = report.render(tmp_path, "Title", [section], {"fixntk": "0.1"}, {"experiment": "toy"})
+    assert serious_violations(path, tmp_path, dark=dark) == []
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+def test_violations_are_really_found(tmp_path):
+    path = tmp_path / "page.html"
+    path.write_text('<html lang="en"><title>A</title><body><p style="color: #ddd">Pale</p><img src="a.png"></body>')
+    assert sorted(each[0] for each in serious_violations(path, tmp_path)) == ["color-contrast", "image-alt"]
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
