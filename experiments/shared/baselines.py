@@ -36,23 +36,23 @@ _MLP = {"alpha": (1e-4, 1e-2, 1.0)}
 Factory = Callable[[int], Any]
 
 
-def _grid_search(estimator: Any, grid: Mapping[str, Any], scoring: str) -> Any:
+def _grid_search(estimator: BaseEstimator, grid: Mapping[str, Any], scoring: str) -> Any:
     kind = StratifiedKFold if scoring == "accuracy" else KFold
     return GridSearchCV(estimator, dict(grid), cv=kind(NUM_FOLDS, shuffle=True, random_state=0), scoring=scoring)
 
 
-def _classifier(estimator: Any, grid: Mapping[str, Any]) -> Any:
+def _classifier(estimator: BaseEstimator, grid: Mapping[str, Any]) -> Any:
     return _grid_search(estimator, grid, "accuracy")
 
 
-def _regressor(estimator: Any, grid: Mapping[str, Any]) -> Any:
+def _regressor(estimator: BaseEstimator, grid: Mapping[str, Any]) -> Any:
     return _grid_search(_StandardisedTarget(estimator), {f"regressor__{key}": grid[key] for key in grid}, "r2")
 
 
 class _StandardisedTarget(RegressorMixin, BaseEstimator):
     """A regressor of targets of mean 0 and deviation 1, so that one grid serves all tables."""
 
-    def __init__(self, regressor: Any) -> None:
+    def __init__(self, regressor: BaseEstimator) -> None:
         self.regressor = regressor
 
     def fit(self, X: np.ndarray, y: np.ndarray) -> _StandardisedTarget:

@@ -175,11 +175,16 @@ def discover(
                 raise
             raise Interrupted(found) from None
     assert found is not None
-    if found.stopped in BUDGETS and not is_ended:
-        warnings.warn(f"{found.message}; raise {found.stopped}", ConvergenceWarning, stacklevel=2)
-    if not bool(found.solution.converged):
-        warnings.warn(found.solution.message, ConvergenceWarning, stacklevel=2)
+    _warn(found, is_ended)
     return found
+
+
+def _warn(found: Discovery, is_ended: bool) -> None:
+    """Warn of a budget that ended a discovery, unless the callback did, and of a solution above its tolerance."""
+    if found.stopped in BUDGETS and not is_ended:
+        warnings.warn(f"{found.message}; raise {found.stopped}", ConvergenceWarning, stacklevel=3)
+    if not bool(found.solution.converged):
+        warnings.warn(found.solution.message, ConvergenceWarning, stacklevel=3)
 
 
 def discover_quietly(program: ConvexProgram, gates: ArrayLike, **options: Any) -> Discovery:

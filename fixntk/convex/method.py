@@ -59,6 +59,8 @@ class Method(NamedTuple):
         ``prepare(program) -> (program, units)``: the program that the loop works on, in those units.
     bytes_needed
         ``bytes_needed(program)`` estimates the memory that it takes besides the program, from shapes.
+    step_bytes
+        ``step_bytes(program, size)`` estimates what a step on so many active groups takes besides.
     memory_remedy
         What lowers that.
     on_active_groups
@@ -76,6 +78,7 @@ class Method(NamedTuple):
     starts_at: Literal["weights", "kernel_weights"] = "weights"
     prepare: Callable[[ConvexProgram], tuple[ConvexProgram, Units]] = keep_units
     bytes_needed: Callable[[ConvexProgram], int | float] = bytes_of_groups
+    step_bytes: Callable[[ConvexProgram, int], int | float] = lambda _, __: 0
     memory_remedy: str = "take fewer gates, or rows"
     on_active_groups: Method | None = None
     steps_from_host: Callable[[ConvexProgram], bool] = lambda _: False

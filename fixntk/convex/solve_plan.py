@@ -271,12 +271,10 @@ def _bytes_needed(program: ConvexProgram, local: ConvexProgram, method: Method) 
     """Memory on each device: what ``solve`` compares at its start, and with it what a Newton step compares."""
     if method.reweights:
         return method.bytes_needed(program)
-    needed = method.bytes_needed(local)
-    if method.name == "newton":
-        size = newton_size(program)
-        divided = local if newton_system.is_matrix_free(program, size) else program
-        needed += newton_system.bytes_needed(divided, size)
-    return needed
+    size = newton_size(program)
+    # A system of the rows is gathered on each device; one that is never formed is divided as the rows are.
+    divided = local if newton_system.is_matrix_free(program, size) else program
+    return method.bytes_needed(local) + method.step_bytes(divided, size)
 
 
 def _seconds(work: Work, exchanged: float, devices: int, rates: Rates) -> float:

@@ -181,8 +181,7 @@ def train(
         made_by = _fingerprint(network, optimizer, state, loss, rows, validation_rows, options)
         state, records = checkpoints.restore(checkpoint, state, made_by, resume=resume)
     step, earlier_seconds = (records[-1].step, records[-1].seconds) if records else (0, 0.0)
-    began = time.perf_counter() - earlier_seconds
-    has_validation = validation_rows is not None
+    has_validation, began = validation_rows is not None, time.perf_counter() - earlier_seconds
     with progress_bar("train", total=num_steps, unit="step", shown=progress) as show:
         while True:
             # A resumed training has the record of its first step already.
@@ -190,9 +189,7 @@ def train(
                 value, monitored = measure_rows(state.trained, frozen, rows, validation_rows, reg)
                 state = _keep_best(state, monitored, value)
                 seconds = time.perf_counter() - began
-                objectives = np.asarray(value)
-                validation_loss = np.asarray(monitored) if has_validation else np.full_like(objectives, np.nan)
-                records.append(Record(step, objectives, validation_loss, seconds))
+                records.append(_as_record(step, value, monitored if has_validation else None, seconds))
                 if checkpoint is not None and np.any(np.isfinite(records[-1].objective)):
                     checkpoints.save(checkpoint, state, records, made_by)
             seen = _as_progress(records[-1], num_steps, has_validation, _with_parameters(network, state.trained))
@@ -222,6 +219,12 @@ def _fingerprint(
     data = {"x": rows.x, "y": rows.targets, "sample_weight": rows.weights, "validation": validation_rows}
     computed = describe_computation(loss.values, rows.targets, rows.targets)
     return fingerprint(update, state.trained, state.optimizer, network=network, loss=computed, **data, **options)
+
+
+def _as_record(step: int, value: Array, validation: Array | None, seconds: float) -> Record:
+    objectives = np.asarray(value)
+    losses = np.full_like(objectives, np.nan) if validation is None else np.asarray(validation)
+    return Record(step, objectives, losses, seconds)
 
 
 def _as_progress(last: Record, num_steps: int, has_validation: bool, network: Any) -> TrainingProgress:

@@ -232,6 +232,7 @@ METHOD = Method(
     supports=_supports,
     max_iter=200,
     prepare=prepare,
+    step_bytes=newton_system.bytes_needed,
     steps_from_host=lambda program: _has_long_steps(program, working_sets.schedule_of(program)),
 )
 # Where most groups are active one size is compiled.
