@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from experiments.data import functions
 from experiments.shared import colours
 from experiments.shared.baselines import REGRESSORS
+from experiments.shared.networks import NetworkRegressor, fit_from_random, fit_polished
 from experiments.shared.settings import NonEmpty, NumSeeds, Positive, Settings, TwoOrMore
 from experiments.shared.statistics import geometric_mean
 from fixntk.estimators import GatedReLURegressorCV
@@ -21,6 +22,8 @@ from fixntk.runner.report import Section, new_figure
 # The estimator that chooses its gates, and what it is compared with.
 AUTO = "auto gates"
 PEERS = ("NTK", "RBF SVM", "gradient boosting")
+# Trained networks, which take minutes.
+NETWORKS = {"trained network": fit_from_random, "polished network": fit_polished}
 # What counts as level with the best method, and as much worse than the NTK.
 _LEVEL = 1.05
 _MUCH_WORSE = 1.1
@@ -34,6 +37,7 @@ ProblemName = Literal[
     "ReLU network",
     "gated network",
 ]
+NetworkName = Literal["trained network", "polished network"]
 
 
 class Config(Settings):
@@ -47,6 +51,8 @@ class Config(Settings):
         Numbers of training rows.
     num_gates
         Number of random gates.
+    networks
+        Which ReLU networks are compared as well: trained from random weights, or from discovered gates that move.
     num_folds
         Folds of the cross-validation that chooses gates, λ, steps and ridge.
     first_seed, seeds
@@ -56,6 +62,7 @@ class Config(Settings):
     problems: NonEmpty[ProblemName] = get_args(ProblemName)
     rows: NonEmpty[TwoOrMore] = (100, 300, 1000)
     num_gates: Positive = 1024
+    networks: tuple[NetworkName, ...] = ()
     num_folds: TwoOrMore = 4
     first_seed: int = 0
     seeds: NumSeeds = 5
@@ -74,6 +81,7 @@ def run_task(config: Config, task: dict[str, Any]) -> list[dict[str, Any]]:
     options: dict[str, Any] = {"num_folds": config.num_folds, "random_state": task["seed"]}
     models = {AUTO: GatedReLURegressorCV(config.num_gates, **options)}
     models |= {method: REGRESSORS[method](task["seed"]) for method in PEERS}
+    models |= {method: NetworkRegressor(NETWORKS[method], task["seed"]) for method in config.networks}
     found = []
     for method, model in models.items():
         began = time.perf_counter()
@@ -104,7 +112,7 @@ def summarise(_: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """How often the chosen gates are level with the best method, and how much worse than the NTK they ever are."""
     # A cell is a problem and a number of rows, with the geometric mean over its samples.
     cells = _geometric_means(_errors(rows))
-    to_best, to_ntk = cells[AUTO] / cells.min(axis=1), cells[AUTO] / cells["NTK"]
+    to_best, to_ntk = cells[AUTO] / cells[[AUTO, *PEERS]].min(axis=1), cells[AUTO] / cells["NTK"]
     chosen = pd.Series([row["choice"] for row in rows if row["method"] == AUTO]).value_counts()
     level, worst = int(np.sum(to_best <= _LEVEL)), float(to_ntk.max())
     ratio = geometric_mean(to_ntk) if len(to_ntk) > 1 else {"mean": float(to_ntk.iloc[0])}
@@ -126,10 +134,12 @@ def sections(config: Config, rows: list[dict[str, Any]], summary: dict[str, Any]
     errors = _errors(rows).groupby(["rows", "problem"], sort=False).mean().reset_index()
     of_auto = frame[frame["method"] == AUTO]
     counts = of_auto.groupby(["rows", "problem"])["choice"].agg(_describe_choices).rename("chosen")
-    table = errors[["rows", "problem", AUTO, *PEERS]].merge(counts.reset_index(), on=["rows", "problem"])
+    columns = ["rows", "problem", AUTO, *PEERS, *config.networks]
+    table = errors[columns].merge(counts.reset_index(), on=["rows", "problem"])
     text = (
-        f"**{summary['headline']}** The estimator chooses by cross-validation between the mean of the targets, the NTK "
-        "of random gates, this kernel reweighted, and discovered gates, from the training rows alone.\n\n"
+        f"**{summary['headline']}** The estimator chooses by cross-validation between the mean of the targets, "
+        "linear regression, the NTK of random gates, this kernel reweighted, and discovered gates, from the training "
+        "rows alone.\n\n"
         f"Mean squared error against the function itself, whose values have a variance of 1, on 2,000 fresh rows; "
         f"noise of σ = {functions.NOISE:g} on the training rows; {config.seeds} samples of each problem and size."
     )

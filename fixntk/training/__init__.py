@@ -2,6 +2,7 @@
 
 from fixntk.training.ntk_records import NTKHistory
 from fixntk.training.objective import network_objective
+from fixntk.training.polish import Polished, polish
 from fixntk.training.results import DivergedError, Training, TrainingHistory, TrainingProgress
 from fixntk.training.tracking import NTKTracker, track
 from fixntk.training.train import train
@@ -10,10 +11,12 @@ __all__ = [
     "DivergedError",
     "NTKHistory",
     "NTKTracker",
+    "Polished",
     "Training",
     "TrainingHistory",
     "TrainingProgress",
     "network_objective",
+    "polish",
     "track",
     "train",
 ]

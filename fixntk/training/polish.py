@@ -1,0 +1,227 @@
+r"""Gates that move: a ReLU network that descends from discovered gates, certified after each round.
+
+A round has two halves. Gradient descent moves the network's neurons, each of which is its own gate, across the
+boundaries of their cells. Then the ReLU network's convex program is solved over the cells in which they arrived: its
+optimum is at most the network's objective, and has a certificate.
+
+See docs/mathematics.md, M10 and M11.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+from jax.typing import ArrayLike
+from jaxtyping import Float
+
+from fixntk._checks import as_float_array, as_positive_int, check_same_columns, is_traced
+from fixntk._numerics import ignore_convergence_warnings, matmul
+from fixntk.convex import ConvexProgram, solve_relu
+from fixntk.convex.groups import with_masks
+from fixntk.convex.program import is_quadratic, targets_of
+from fixntk.convex.progress import Interrupted, progress_bar
+from fixntk.convex.relu import ReLUSolution
+from fixntk.convex.solve import solve_quietly
+from fixntk.gates.masks import activation_masks, merge_duplicate_masks
+from fixntk.networks.models import ReLUNetwork
+from fixntk.training.objective import network_objective
+from fixntk.training.train import train
+
+# Learning rate of Adam on inputs and targets of root mean square one.
+_LEARNING_RATE = 3e-3
+# Neurons of a smaller share of the largest are dropped.
+_LEAST_NEURON = 1e-6
+# Widths are padded to a multiple of this with neurons of zero, which stay zero, so that few are compiled.
+_WIDTH_MULTIPLE = 64
+# Tolerance of the start. Gradient descent leaves it at once.
+_START_TOL = 1e-3
+
+
+class Polished(NamedTuple):
+    """A ReLU network whose gates have moved to a lower objective.
+
+    Attributes
+    ----------
+    network
+        The network of the solution, without neurons of zero.
+    solution
+        The optimum of the ReLU network's convex program over the cells of ``gates``, with its certificate; None where
+        no round lowered the objective.
+    gates
+        (P, d), one for each cell.
+    objectives
+        (k + 1,) the objective of the network at the start, and after each round that lowered it.
+
+    See docs/mathematics.md, M11.
+    """
+
+    network: ReLUNetwork
+    solution: ReLUSolution | None
+    gates: Float[Array, "P d"]
+    objectives: Float[np.ndarray, " k"]
+
+    def __repr__(self) -> str:
+        width, num_rounds = self.network.hidden.shape[0], len(self.objectives) - 1
+        fall = f"objective {self.objectives[0]:.4g} to {self.objectives[-1]:.4g}"
+        return f"Polished({fall} in {num_rounds} rounds; {width} neurons in {self.gates.shape[0]} cells)"
+
+
+def polish(
+    program: ConvexProgram,
+    gates: ArrayLike,
+    *,
+    max_rounds: int = 3,
+    num_steps: int = 4000,
+    optimizer: optax.GradientTransformation | None = None,
+    least_fall: float = 1e-3,
+    tol: float | None = None,
+    callback: Callable[[Polished], bool | None] | None = None,
+    progress: bool = False,
+) -> Polished:
+    """Let gates move, as a ReLU network's do, from those of a gated one to a lower certified objective.
+
+    The start is the gated program's solution over ``gates``, such as those of :func:`fixntk.discover`, written as a
+    ReLU network by the cone decomposition. A round trains this network, and solves the ReLU network's convex program
+    over the cells of its neurons (:func:`fixntk.solve_relu`). It is kept only if the certified objective is lower. The
+    result is optimal over its own cells, within its gap, and no claim is made about others.
+
+    Parameters
+    ----------
+    program
+        Data, λ, weights of rows and intercept: one output, the squared loss, no ridge and no penalty weights. Its masks
+        are not used.
+    gates
+        (P, d) gates to start from; no row of x may lie on the boundary of one.
+    max_rounds
+        Largest number of rounds.
+    num_steps
+        Number of gradient steps in a round.
+    optimizer
+        An optax optimiser, for inputs and targets that are scaled to root mean square one; Adam with a learning rate
+        that falls from 0.003 to zero when None.
+    least_fall
+        The last round is one that lowers the objective by less than this share.
+    tol
+        Relative gap of each round's solution, as for :func:`fixntk.solve_relu`.
+    callback
+        Called with the :class:`Polished` after each round that lowered the objective; a true answer stops.
+    progress
+        Show a bar with rounds, objective and number of neurons.
+
+    Raises
+    ------
+    ValueError
+        If the program is not of the kind above, the gates have other columns than x or a row on their boundary, or a
+        number is not positive.
+    Interrupted
+        A KeyboardInterrupt with the Polished of the last round as ``result``, on Ctrl-C with ``callback`` or
+        ``progress``.
+
+    See docs/mathematics.md, M11.
+    """
+    gates = _check(program, gates, least_fall)
+    max_rounds, num_steps = as_positive_int("max_rounds", max_rounds), as_positive_int("num_steps", num_steps)
+    if optimizer is None:
+        optimizer = optax.adam(optax.cosine_decay_schedule(_LEARNING_RATE, num_steps))
+    found = _start(program, gates)
+    with progress_bar("polish", total=max_rounds, unit="round", shown=progress) as show:
+        try:
+            for number in range(1, max_rounds + 1):
+                moved = _descend(program, found.network, optimizer, num_steps)
+                before, found = found, _solve_cells(program, found, moved, tol)
+                show(number, f"objective {found.objectives[-1]:.4g}, {found.network.hidden.shape[0]} neurons")
+                if found is before or (callback is not None and callback(found)):
+                    break
+                if found.objectives[-1] > (1 - least_fall) * found.objectives[-2]:
+                    break
+        except KeyboardInterrupt:
+            if callback is None and not progress:
+                raise
+            raise Interrupted(found) from None
+    return found
+
+
+def _check(program: ConvexProgram, gates: ArrayLike, least_fall: float) -> Float[Array, "P d"]:
+    if not isinstance(program, ConvexProgram):
+        raise TypeError(f"program must be a ConvexProgram, got {type(program).__name__}")
+    if is_traced(program, gates):
+        raise ValueError("polish cannot be traced by jit, vmap or grad: the number of its neurons is open")
+    is_plain = program.ridge is None and program.penalty_weights is None
+    if not is_quadratic(program) or not is_plain or targets_of(program).shape[1] != 1:
+        raise ValueError(
+            "program must have one output, the squared loss, no ridge and no penalty weights to be polished"
+        )
+    gates = as_float_array("gates", gates, (2,)).astype(program.x.dtype)
+    check_same_columns("x", program.x, "gates", gates)
+    if not least_fall > 0:
+        raise ValueError(f"least_fall must be positive, got {least_fall}")
+    return gates
+
+
+def _start(program: ConvexProgram, gates: Array) -> Polished:
+    """The gated solution as a ReLU network."""
+    of_gates = with_masks(program, activation_masks(program.x, gates))
+    gated = solve_quietly(of_gates, tol=_START_TOL)
+    with ignore_convergence_warnings():
+        network = gated.to_network(gates, of_gates).to_relu(program.x)
+    return Polished(network, None, gates, np.array([_objective(program, network)]))
+
+
+def _objective(program: ConvexProgram, network: ReLUNetwork) -> float:
+    weights = program.sample_weight
+    return float(network_objective(network, program.x, program.y, program.reg, sample_weight=weights))
+
+
+def _descend(
+    program: ConvexProgram, network: ReLUNetwork, optimizer: optax.GradientTransformation, num_steps: int
+) -> ReLUNetwork:
+    """The network after gradient steps, on inputs x/a and targets y/b of root mean square one.
+
+    The network of weights √(a/b) v and √(a/b) u has the outputs f/b there, and at λ/(ab) the objective over b².
+    """
+    a, b = (jnp.sqrt(jnp.mean(array**2)) for array in (program.x, program.y))
+    b = jnp.where(b > 0, b, 1.0)
+    scaled = _scale(_pad(network), jnp.sqrt(a / b), 1 / b)
+    trained = train(
+        scaled,
+        program.x / a,
+        program.y / b,
+        optimizer,
+        reg=program.reg / (a * b),
+        sample_weight=program.sample_weight,
+        num_steps=num_steps,
+        record_every=num_steps,
+    )
+    return _scale(trained.network, jnp.sqrt(b / a), b)
+
+
+def _scale(network: ReLUNetwork, of_weights: Array, of_intercept: Array) -> ReLUNetwork:
+    intercept = None if network.intercept is None else of_intercept * network.intercept
+    return replace(network, hidden=of_weights * network.hidden, output=of_weights * network.output, intercept=intercept)
+
+
+def _pad(network: ReLUNetwork) -> ReLUNetwork:
+    room = ((0, -network.hidden.shape[0] % _WIDTH_MULTIPLE), (0, 0))
+    return replace(network, hidden=jnp.pad(network.hidden, room), output=jnp.pad(network.output, room))
+
+
+def _solve_cells(program: ConvexProgram, before: Polished, network: ReLUNetwork, tol: float | None) -> Polished:
+    """The optimum over the cells of a network's neurons if that is lower than before, else what was before."""
+    # A neuron that has a row on its boundary is in no cell, and would be in two.
+    hidden = network.pruned(_LEAST_NEURON).hidden
+    hidden = hidden[np.all(np.asarray(matmul(program.x, hidden.T)) != 0, axis=0)]
+    if not len(hidden):
+        return before
+    cells = merge_duplicate_masks(activation_masks(program.x, hidden), hidden)[0]
+    with ignore_convergence_warnings():
+        solution = solve_relu(with_masks(program, cells.masks), cells.gates, tol=tol)
+    if not solution.primal < before.objectives[-1]:
+        return before
+    objectives = np.append(before.objectives, solution.primal)
+    return Polished(solution.to_network().pruned(), solution, cells.gates, objectives)
