@@ -32,6 +32,12 @@ def _zero() -> Array:
         return jax.device_put(np.float32(0))
 
 
+def default_platform() -> str:
+    """Platform of JAX's default device, such as ``"cpu"`` or ``"gpu"``."""
+    (device,) = to_device(np.zeros(())).devices()
+    return device.platform
+
+
 def as_positive_int(name: str, value: Any) -> int:
     """Return a count as an int.
 

@@ -258,3 +258,13 @@ def test_that_a_function_is_traced_is_seen_without_a_tracer_among_its_arguments(
     transform(lambda x: seen.append(checks.is_tracing(np.ones(2))) or x)(1.0)
     seen.append(checks.is_tracing(np.ones(2)))
     assert seen == [True, False]
+
+
+def test_the_default_platform_is_that_of_the_default_device_under_jit_too():
+    expected = jnp.zeros(()).devices().pop().platform
+    seen = []
+    jax.jit(lambda x: seen.append(checks.default_platform()) or x)(1.0)
+    with jax.default_device(jax.devices("cpu")[0]):
+        seen.append(checks.default_platform())
+    assert checks.default_platform() == expected
+    assert seen == [expected, "cpu"]

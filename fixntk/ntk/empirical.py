@@ -12,6 +12,7 @@ from typing import Any, Literal
 import jax
 from jax import Array
 
+from fixntk._checks import default_platform
 from fixntk._numerics import default_precision, full_precision
 from fixntk._tiling import num_rows
 from fixntk.ntk.calls import OneOutput, WithBatchFirst, WithKeywords, move_to_front
@@ -93,7 +94,8 @@ def empirical_ntk(
         ``"structured"``: reads where parameters enter. A parameter of a matrix product, a convolution or a table
         look-up contributes through activations and back-propagated signals; one that enters otherwise, or more than
         once, through its Jacobian. ``"jacobian"``: Jacobians of all parameters, computed for a few leaves at a time
-        if they are large. ``"ntvp"``: NTK-vector products. ``"auto"``: the method with the fewest operations by count.
+        if they are large. ``"ntvp"``: NTK-vector products. ``"auto"``: the method with the fewest operations by count;
+        on an accelerator convolutions go through their Jacobians where these are faster there.
     batch_size
         Number of examples of x1, and of x2, in a tile; it need not divide their numbers. By default the largest
         number whose temporary arrays fit into 256 MiB.
@@ -363,7 +365,8 @@ def _request(
             f" {num_rows(x1)} and {num_rows(x2)} rows"
         )
     # The request is the key of the compiled programs, so that everything in it can be hashed.
-    return Request(as_hashable(f), traced, diagonal, groups, method, batch_size, default_precision())
+    function, precision, platform = as_hashable(f), default_precision(), default_platform()
+    return Request(function, traced, diagonal, groups, method, batch_size, precision, platform)
 
 
 def _axes(name: str, axes: int | Sequence[int], shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -41,6 +41,11 @@ from fixntk.ntk.structure import (
 
 # Largest size, in bytes, of the signals that are propagated backwards at the same time.
 _CHUNK_BYTES = 2**26
+# On an accelerator, the number of operations of a convolution's Jacobian that take the time of one operation of its
+# structured form. Jacobians of all examples are contracted in one large matrix product, which reaches the card's peak.
+# The structured form copies a patch for each position and multiplies small matrices, one pair for each example: on an
+# H100 it took twice as long for the same number of operations (benchmarks/gpu.md).
+_JACOBIAN_ADVANTAGE = 2.0
 
 
 class Network(NamedTuple):
@@ -116,12 +121,39 @@ class Pairwise(NamedTuple):
     pair_bytes: int
 
 
-def structured_method(network: Network, n1: int, n2: int) -> Pairwise:
-    """Activations and back-propagated signals for leaves that enter by a product, Jacobians for other leaves."""
+def structured_method(network: Network, n1: int, n2: int, platform: str = "cpu") -> Pairwise:
+    """Activations and back-propagated signals for leaves that enter by a product, Jacobians for other leaves.
+
+    On an accelerator, as whose name any ``platform`` but ``"cpu"`` counts, also for convolutions whose Jacobians are
+    faster there.
+    """
     sites, others = find_sites(network.closed, len(network.leaves))
     sites = [site for site in sites if network.groups[site.leaf] >= 0]
     ways = {leaf: f"Jacobian, as it enters by {uses}" for leaf, uses in others.items()}
+    faster = [site.leaf for site in sites if _has_faster_jacobian(platform, network, site, n1, n2)]
+    ways |= dict.fromkeys(faster, f"Jacobian of a convolution, which is faster on {platform}")
+    sites = [site for site in sites if site.leaf not in faster]
     return _method_from_sites("structured", network, sites, ways, n1, n2)
+
+
+def prefers_jacobian(platform: str, structured: Share, jacobian: Share) -> bool:
+    """Whether a convolution goes through its Jacobian on a platform, as JAX names it, rather than its structured form.
+
+    On a CPU never. Elsewhere where the Jacobian takes at most twice the operations and no more memory.
+    """
+    if platform == "cpu":
+        return False
+    return jacobian.flops <= _JACOBIAN_ADVANTAGE * structured.flops and jacobian.entries <= structured.entries
+
+
+def _has_faster_jacobian(platform: str, network: Network, site: Site, n1: int, n2: int) -> bool:
+    if site.equation.primitive.name != "conv_general_dilated":
+        return False
+    costs = _site_flops(site, network.axes, n1, n2)
+    structured = _site_share(network.axes, site, costs[0] > costs[1], min(costs))
+    jacobian = _jacobian_share(network, site.leaf, "", n1, n2)
+    # Differentiating in the filter sums over positions, as the structured form does before its inner products.
+    return prefers_jacobian(platform, structured, jacobian._replace(flops=costs[1]))
 
 
 def jacobian_method(network: Network, n1: int, n2: int) -> Pairwise:
@@ -321,9 +353,9 @@ METHODS: dict[str, Callable[[Network, int, int], Pairwise]] = {
 }
 
 
-def cheapest_method(network: Network, n1: int, n2: int) -> Pairwise:
+def cheapest_method(network: Network, n1: int, n2: int, platform: str = "cpu") -> Pairwise:
     """Return the method with the fewest operations; NTK-vector products only if forward derivatives exist."""
-    candidates = [structured_method(network, n1, n2)]
+    candidates = [structured_method(network, n1, n2, platform)]
     if not uses_primitive(network.closed.jaxpr, "custom_vjp"):
         candidates.append(ntvp_method(network, n1, n2))
     return min(candidates, key=lambda method: method.flops)

@@ -22,7 +22,8 @@ _TILE_BYTES = 2**28
 class Request(NamedTuple):
     """Static part of a kernel: the function, axes of its batched output, group of each leaf, method, tile, precision.
 
-    The precision is JAX's default while the function is traced; each precision has its own compiled program.
+    The precision is JAX's default while the function is traced; each precision has its own compiled program. The
+    platform is that of JAX's default device.
     """
 
     f: Callable[..., Any]
@@ -32,6 +33,7 @@ class Request(NamedTuple):
     method: str
     batch_size: int | None
     precision: str | None
+    platform: str = "cpu"
 
     @property
     def is_paired(self) -> bool:
@@ -77,9 +79,10 @@ def make_plan(request: Request, params: Any, x1: Any, x2: Any) -> Plan:
     network = Network(closed, shapes, axes, request.groups)
     # n1 paired rows make n1 pairs, as n1 rows and a single one would.
     counts = num_rows(x1), 1 if request.is_paired else num_rows(x1 if x2 is None else x2)
-    method = (
-        cheapest_method(network, *counts) if request.method == "auto" else METHODS[request.method](network, *counts)
-    )
+    if request.method == "auto":
+        method = cheapest_method(network, *counts, request.platform)
+    else:
+        method = METHODS[request.method](network, *counts)
     tile = request.batch_size
     if tile is None and request.is_paired:
         # A tile of paired rows holds one pair for each row.

@@ -7,7 +7,7 @@ import pytest
 from test_structure import normal
 
 from fixntk.ntk import methods
-from fixntk.ntk.methods import METHODS, cheapest_method
+from fixntk.ntk.methods import METHODS, Share, cheapest_method, prefers_jacobian
 from fixntk.ntk.plan import Request, make_plan
 
 
@@ -111,3 +111,50 @@ def test_the_method_of_the_fewest_operations_is_chosen_where_its_derivatives_exi
     assert cheapest_method(one_output, 2, 2).flops == min(make(one_output, 2, 2).flops for make in METHODS.values())
     ruled = network_of(f=lambda p, x: squashed(network(p, x)))
     assert cheapest_method(ruled, 2, 2).flops == METHODS["structured"](ruled, 2, 2).flops
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
+@pytest.mark.parametrize(
+    ("flops", "entries", "on_accelerators"), [(1.0, 10, True), (2.0, 10, True), (2.1, 10, False), (1.0, 11, False)]
+)
+def test_accelerators_take_jacobians_of_up_to_twice_the_operations_and_no_more_memory(
+    platform, flops, entries, on_accelerators
+):
+    structured, jacobian = Share(0, "", 1e6, 10), Share(0, "", flops * 1e6, entries)
+    assert prefers_jacobian(platform, structured, jacobian) == (on_accelerators and platform != "cpu")
+
+
+# A filter with many positions, one with as many positions as inputs and outputs, and a readout.
+FILTERS = {"late": normal(7, 2, 3, 2), "long": normal(8, 3, 2, 3), "readout": normal(9, 2, 2)}
+SIGNALS = normal(10, 4, 40, 2)
+
+
+def convolutions(params, x):
+    def convolve(x, kernel, stride):
+        return jax.lax.conv_general_dilated(x, kernel, (stride,), "VALID", dimension_numbers=("NHC", "HIO", "NHC"))
+
+    hidden = jnp.tanh(convolve(x, params["long"], 1))
+    return jnp.tanh(convolve(hidden, params["late"], 36)).mean(axis=1) @ params["readout"]
+
+
+def test_convolutions_go_through_jacobians_on_accelerators_alone_and_the_kernel_is_the_same():
+    ways, kernels = {}, {}
+    for platform in ("cpu", "gpu"):
+        request = Request(convolutions, (1,), (), (0, 0, 0), "auto", None, None, platform)
+        plan, leaves = make_plan(request, FILTERS, SIGNALS, None), jax.tree.leaves(FILTERS)
+        ways[platform] = {name: share.way for name, share in zip(sorted(FILTERS), plan.method.shares, strict=True)}
+        features = plan.features(leaves, SIGNALS)
+        (kernels[platform],) = plan.kernels(leaves, features, features)
+    assert ways == {
+        "cpu": {"late": "convolution", "long": "convolution, summed over positions", "readout": "matrix product"},
+        "gpu": {
+            # Its activations and signals at two positions are fewer numbers than its Jacobian.
+            "late": "convolution",
+            "long": "Jacobian of a convolution, which is faster on gpu",
+            "readout": "matrix product",
+        },
+    }
+    flat = [jac.reshape(4, 2, -1) for jac in jax.tree.leaves(jax.jacobian(convolutions)(FILTERS, SIGNALS))]
+    expected = sum(np.einsum("iop,jop->ij", jac, jac) for jac in flat) / 2
+    for kernel in kernels.values():
+        np.testing.assert_allclose(kernel, expected, rtol=1e-11)

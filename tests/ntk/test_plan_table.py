@@ -9,6 +9,7 @@ import pytest
 
 import fixntk as fx
 from fixntk import _tiling
+from fixntk.ntk import empirical
 
 PARAMS = {
     "bias": np.ones(4),
@@ -44,6 +45,14 @@ def test_each_parameter_is_listed_with_how_it_enters():
     assert len(shown) == 8
     assert re.match(r"NTKPlan\(structured: .* operations, .* KiB, tiles of \d+ examples\)$", shown[0])
     assert re.match(r"square +4×4 +Jacobian, as it enters by 2 dot_general +\S+ +32$", shown[5])
+
+
+def test_the_plan_is_that_of_the_default_device(monkeypatch):
+    monkeypatch.setattr(empirical, "default_platform", lambda: "gpu")
+    plan = fx.ntk_plan(network, PARAMS, TOKENS)
+    assert {each.path: each.way for each in plan.parameters}[
+        "conv"
+    ] == "Jacobian of a convolution, which is faster on gpu"
 
 
 def test_operations_of_a_jacobian_are_those_of_its_inner_products():
