@@ -110,10 +110,15 @@ def memory_for(
 def free_on_device() -> FreeMemory:
     """Memory that JAX can still allocate on the default device."""
     (device,) = to_device(np.zeros(())).devices()
+    return _free_of_device(device) or free_on_host()
+
+
+def _free_of_device(device: jax.Device) -> FreeMemory | None:
+    """What a device with memory of its own can still give; None for a CPU, or where it does not say."""
     stats = device.memory_stats()
-    if stats and "bytes_limit" in stats:
-        return FreeMemory(stats["bytes_limit"] - stats.get("bytes_in_use", 0), f"the device {device}")
-    return free_on_host()
+    if not stats or "bytes_limit" not in stats:
+        return None
+    return FreeMemory(stats["bytes_limit"] - stats.get("bytes_in_use", 0), f"the device {device}")
 
 
 def free_on_host() -> FreeMemory:

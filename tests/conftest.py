@@ -20,6 +20,9 @@ if version("jaxlib").startswith("0.10."):
     _FLAGS += " --xla_cpu_use_fusion_emitters=false"
 os.environ.setdefault("XLA_FLAGS", _FLAGS)
 
+# Tests in several processes share an accelerator, of whose memory JAX would give three quarters to the first.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
 # The command keeps no compiled programs outside of the test's folders.
 os.environ.setdefault("FIXNTK_COMPILATION_CACHE", "off")
 
@@ -37,6 +40,8 @@ TOLERANCE = {jnp.dtype("float64"): 1e-10, jnp.dtype("float32"): 2e-5}
 
 def pytest_addoption(parser):
     parser.addoption("--need-all", action="store_true", help="fail where a package that tests need is not installed")
+    help_on_cpu = "run the tests marked `gpu` where there is no accelerator, with TF32 imitated"
+    parser.addoption("--gpu-tests-on-cpu", action="store_true", help=help_on_cpu)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -4,6 +4,8 @@ Each check returns the largest error, as a share of the largest entry. In full f
 than 1e-4.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -218,3 +220,47 @@ class Certificate:
             dual = -np.sum(q * np.log(q) + (1 - q) * np.log(1 - q))
         self.primal = loss + reg * np.linalg.norm(weights, axis=1).sum()
         self.gap = (self.primal - dual) / at_zero
+
+
+class SolutionErrors(NamedTuple):
+    """Errors of a solution: of its relative gap, absolute; of its objective and its predictions, relative."""
+
+    gap: float
+    primal: float
+    outputs: float
+
+
+def solution_errors(method, loss, num_rows):
+    program, gates = teacher(num_rows, loss=loss)
+    solution = fx.solve(program, method=method, tol=1e-3)
+    assert bool(solution.converged)
+    expected = Certificate(program, solution.weights[:, :, 0])
+    # The certificate that the solution says to have, not only a small number.
+    assert 1e-6 < expected.gap < 1e-3
+    return SolutionErrors(
+        float(abs(float(solution.relative_gap) - expected.gap)),
+        float(abs(float(solution.primal) / expected.primal - 1)),
+        largest_error(solution.predict(program.x, gates), expected.outputs),
+    )
+
+
+SOLVES = [(method, "squared") for method in ("newton", "fista", "irls", "anderson")]
+SOLVES += [("newton", "logistic"), ("fista", "logistic")]
+
+
+def disagreement_of_vmap(num_rows, num_regs=32, num_steps=20):
+    """Of reweighting for many λ at once with one λ after another, in weights and objectives."""
+    program, _ = teacher(num_rows)
+    regs = program.reg * jnp.logspace(0.5, -1, num_regs, dtype=jnp.float32)
+
+    def reweight(reg):
+        # No tolerance that is reached before: all make the same number of steps.
+        return fx.solve(program.with_reg(reg), method="irls", tol=1e-6, max_iter=num_steps)
+
+    at_once = jax.vmap(reweight)(regs)
+    one_by_one = [jax.jit(reweight)(reg) for reg in regs]
+    assert all(int(each.iterations) == num_steps for each in one_by_one)
+    return max(
+        max(largest_error(at_once.weights[k], each.weights), largest_error(at_once.primal[k], each.primal))
+        for k, each in enumerate(one_by_one)
+    )

@@ -1,6 +1,7 @@
 """Measures the memory that calls take, in a process of its own: run as a script with the names of cases.
 
-For each case it prints a line with the library's estimate and the measured peak, both in MiB.
+For each case it prints a line with the library's estimate and the measured peak, both in MiB. On an accelerator that is
+the peak of the device, which counts from the start of the process: run one case a process there.
 """
 
 import os
@@ -18,6 +19,7 @@ import pytest
 
 import fixntk as fx
 from fixntk import _tiling
+from fixntk.convex import solve_plan
 from fixntk.estimators import NTKClassifier, NTKRegressor
 from fixntk.ntk.layers import Activate, Conv, Dense, Flatten, GlobalAveragePool, Serial
 
@@ -190,11 +192,33 @@ SIZES = {
 }
 
 
+def planned_solve(method, size):
+    """The plan's MiB for a solve with its data, and the solve."""
+    plan = solve_plan(size, 20, 500, dtype="float32")
+    (each,) = (each for each in plan.methods if each.name == method)
+    given = program(size, 500, 20)
+    return (plan.data_bytes + each.num_bytes) / 2**20, lambda: fx.solve(given, method=method, max_iter=20).weights
+
+
+# Numbers of rows of solves whose peak is compared with their plan, as `plan_of_METHOD`; a small one first, as above.
+PLANNED = {"fista": (600, 150_000), "newton": (600, 100_000), "irls": (50, 5000), "anderson": (50, 5000)}
+
+
 def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE / 2**20
 
 
 def peak_of(call):
+    """MiB that a call adds to this process, or to the device's memory, at its peak."""
+    (device,) = jnp.zeros(()).devices()
+    stats = device.memory_stats()
+    if not stats or "peak_bytes_in_use" not in stats:
+        return peak_of_process(call)
+    jax.block_until_ready(call())
+    return (device.memory_stats()["peak_bytes_in_use"] - stats["bytes_in_use"]) / 2**20
+
+
+def peak_of_process(call):
     """MiB that a call adds to this process at its peak."""
     before = highest = resident()
     is_done = threading.Event()
@@ -217,6 +241,7 @@ def estimate_of(call):
     """MiB that the library says a call needs, from what it raises where there is no memory."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_tiling, "_free_of_machine", lambda: 0)
+        patch.setattr(_tiling, "_free_of_device", lambda _: None)
         with pytest.raises(fx.OutOfMemoryError) as error:
             call()
     number, unit = re.search(r"needs ([0-9.]+) (.)iB", str(error.value)).groups()
@@ -229,6 +254,13 @@ def main(names):
             jax.block_until_ready(make(small)())
             call = make(large)
             print(make.__name__, estimate_of(call), peak_of(call), flush=True)
+    for method, (small, large) in PLANNED.items():
+        if (name := f"plan_of_{method}") in names:
+            jax.block_until_ready(planned_solve(method, small)[1]())
+            planned, call = planned_solve(method, large)
+            # The data are there before.
+            data = (large * (20 * 4 + 4 + 500)) / 2**20
+            print(name, planned, data + peak_of(call), flush=True)
 
 
 if __name__ == "__main__":

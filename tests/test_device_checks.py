@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from device_checks import KERNELS, TOLERANCE, largest_error, normal
+from device_checks import KERNELS, SOLVES, TOLERANCE, largest_error, normal, solution_errors
 from tf32 import emulated_tf32
 
 # Number of rows at which they are tried here.
@@ -32,3 +32,8 @@ def test_a_product_that_does_not_ask_for_full_precision_fails_the_tolerance_by_f
 @pytest.mark.parametrize("check", KERNELS, ids=lambda check: check.__name__)
 def test_kernels_have_the_numbers_of_float64_where_products_are_in_tf32_by_default(check):
     assert check(_NUM_ROWS) < TOLERANCE
+
+
+@pytest.mark.parametrize(("method", "loss"), SOLVES)
+def test_certificates_are_those_of_float64_where_products_are_in_tf32_by_default(method, loss):
+    assert max(solution_errors(method, loss, _NUM_ROWS)) < TOLERANCE
