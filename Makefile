@@ -9,6 +9,7 @@ EXTRAS_paper := experiments,verify
 EXTRAS_verify := verify
 EXTRAS_docs := docs
 EXTRAS_test := dynamics,estimators,parquet,conformal,experiments,verify,docs,test
+EXTRAS_gpu := test,cuda
 # neural-tangents declares TensorFlow, which nothing here uses, and the package that carries axe's script declares
 # Playwright: hence --no-deps for these two alone.
 WITHOUT_REQUIREMENTS_verify := neural-tangents==0.6.5
@@ -30,7 +31,7 @@ else
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 endif
 
-.PHONY: run quickstart paper verify test test-shapes test-strict test-long matrix lint docs benchmarks clean
+.PHONY: run quickstart paper verify test test-shapes test-strict test-long gpu matrix lint docs benchmarks clean
 
 run: $(VENV)/.installed-experiments  ## the main job: fix the NTK on 40 real tables; the report is runs/uci/report.html
 	$(BIN)/fixntk run configs/uci.yaml --resume
@@ -59,6 +60,10 @@ test-strict: $(VENV)/.installed-test  ## the core tests under each of JAX's stri
 
 test-long: $(VENV)/.installed-test  ## the long tests
 	$(KEEP_COMPILED) $(BIN)/python -m pytest -q --need-all -m long
+
+gpu: $(VENV)/.installed-gpu  ## the tests and the benchmark of an NVIDIA card
+	XLA_FLAGS= $(KEEP_COMPILED) $(BIN)/python -m pytest -q -m gpu tests/gpu
+	$(BIN)/python benchmarks/gpu.py
 
 matrix: | $(BIN)/python  ## the core tests on the oldest and the newest packages; MATRIX="3.11-oldest 3.13" runs some
 	$(BIN)/python .ci/matrix.py $(MATRIX)

@@ -7,7 +7,14 @@ from typing import NamedTuple
 import numpy as np
 
 # Numbers of rows n, features d and gates P by name.
-SIZES = {"S": (200, 10, 200), "M": (1000, 20, 1000), "L": (5000, 50, 1000), "T": (2000, 30, 2000)}
+SIZES = {
+    "S": (200, 10, 200),
+    "M": (1000, 20, 1000),
+    "L": (5000, 50, 1000),
+    "T": (2000, 30, 2000),
+    "20k": (20_000, 50, 1000),
+    "100k": (100_000, 50, 1000),
+}
 # Number of neurons of the network that makes the targets.
 NUM_NEURONS = 5
 
