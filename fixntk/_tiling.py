@@ -1,7 +1,7 @@
 """Results computed block by block, so that only the intermediate values of some blocks are in memory.
 
-Inside a compiled program: :func:`compute_in_row_tiles` and :func:`sum_over_tiles` along one axis, :meth:`Grid.fill`
-over pairs of rows. Driven from the host, one compiled block after another: :meth:`Grid.fill_from_host`.
+Inside a compiled program: :func:`compute_in_row_tiles` over rows, :meth:`Grid.fill` over pairs of rows. Driven from the
+host, one compiled block after another: :meth:`Grid.fill_from_host`.
 
 What takes memory nonetheless is estimated before it is allocated, in :func:`memory_for`.
 """
@@ -184,32 +184,35 @@ def _free_of_limits() -> Iterator[FreeMemory]:
         yield FreeMemory(max(limit - used, 0), "ulimit -v")
 
 
-def compute_in_row_tiles(block_from: Callable[[Array], Array], num_rows: int, tile: int) -> Array:
-    """Result of ``num_rows`` rows, in blocks of ``tile`` rows that ``block_from`` gives from their first row on."""
-    block = jax.eval_shape(block_from, jnp.asarray(0))
+def group_rows(array: Array, tile: int) -> tuple[Array, int]:
+    """The rows (n, …) in R groups, (R, n/R, …), and the number of rows of each group in a tile of ``tile`` rows.
+
+    R is one on one device. Where D devices have n/D rows each, D divides R, so that the rows of a device are whole
+    groups. A tile has rows of every group: no row of an array that is sharded over rows leaves its device.
+    """
+    groups = math.gcd(array.shape[0], jax.device_count())
+    length = array.shape[0] // groups
+    return array.reshape(groups, length, *array.shape[1:]), min(length, max(1, tile // groups))
+
+
+def compute_in_row_tiles(function: Callable[[Array], Array], array: Array, tile: int) -> Array:
+    """A function of the rows of an array that treats each by itself, for about ``tile`` rows at a time."""
+    grouped, height = group_rows(array, tile)
+    groups, length = grouped.shape[:2]
+
+    def block_from(begin: Array) -> Array:
+        rows = lax.dynamic_slice_in_dim(grouped, begin, height, axis=1)
+        block = function(rows.reshape(groups * height, *array.shape[1:]))
+        return block.reshape(groups, height, *block.shape[1:])
 
     def fill_tile(i: Array, result: Array) -> Array:
         # The last tile ends with the last row, and may repeat rows of the tile before it, so that all have one shape.
-        begin = jnp.minimum(i * tile, num_rows - tile)
-        return lax.dynamic_update_slice_in_dim(result, block_from(begin), begin, axis=0)
+        begin = jnp.minimum(i * height, length - height)
+        return lax.dynamic_update_slice_in_dim(result, block_from(begin), begin, axis=1)
 
-    empty = jnp.zeros((num_rows, *block.shape[1:]), block.dtype)
-    return lax.fori_loop(0, -(-num_rows // tile), fill_tile, empty)
-
-
-def sum_over_tiles(term_from: Callable[[Array, Array], Array], length: int, tile: int) -> Array:
-    """Sum of terms over the tiles of an axis; ``term_from(begin, is_new)`` gives the term of a tile.
-
-    The last tile ends with the axis and may overlap the tile before it. ``term_from`` must omit the entries for which
-    the (tile,) bool array ``is_new`` is False, so that every entry counts once.
-    """
-
-    def add_tile(i: Array, total: Array) -> Array:
-        begin = jnp.minimum(i * tile, length - tile)
-        return total + term_from(begin, jnp.arange(tile) + begin >= i * tile)
-
-    term = jax.eval_shape(term_from, jnp.asarray(0), jnp.zeros(tile, bool))
-    return lax.fori_loop(0, -(-length // tile), add_tile, jnp.zeros(term.shape, term.dtype))
+    block = jax.eval_shape(block_from, jnp.asarray(0))
+    empty = jnp.zeros((groups, length, *block.shape[2:]), block.dtype)
+    return lax.fori_loop(0, -(-length // height), fill_tile, empty).reshape(array.shape[0], *block.shape[2:])
 
 
 class Grid:

@@ -28,7 +28,7 @@ from fixntk._checks import (
     describe_fields,
 )
 from fixntk._numerics import einsum, matmul
-from fixntk._tiling import compute_in_row_tiles, memory_for, sum_over_tiles
+from fixntk._tiling import compute_in_row_tiles, group_rows, memory_for
 from fixntk.gates.masks import as_masks
 
 # Largest array, in bytes, of masks converted to numbers; above that size they are converted a tile at a time.
@@ -203,15 +203,18 @@ def masked_adjoint(masks: Array, x: Array, residual: Array, num_gates: int) -> F
     # Xᵀ D_p R = Σ_i m_ip x_i ⊗ R_i: one product of the masks with the rows' outer products.
     outer = (x[:, :, None] * residual[:, None, :]).reshape(num_rows, num_features * num_outputs)
     tile = _tile_size(num_rows, num_gates * x.dtype.itemsize)
-
-    def term(begin: Array, is_new: Array) -> Array:
-        rows = lax.dynamic_slice_in_dim(outer, begin, tile) * is_new[:, None]
-        return matmul(_rows_as_numbers(masks, begin, tile, num_gates, x.dtype).T, rows)
-
     if tile == num_rows:
         total = matmul(as_numbers(masks, num_gates, x.dtype).T, outer)
     else:
-        total = sum_over_tiles(term, num_rows, tile)
+        (grouped, height), (outer, _) = group_rows(masks, tile), group_rows(outer, tile)
+
+        def term(begin: Array, is_new: Array) -> Array:
+            rows = lax.dynamic_slice_in_dim(outer, begin, height, axis=1) * is_new[None, :, None]
+            numbers = as_numbers(lax.dynamic_slice_in_dim(grouped, begin, height, axis=1), num_gates, x.dtype)
+            return einsum("rhp,rhk->rpk", numbers, rows)
+
+        # The sum over groups comes last: where rows are sharded, it is a sum over devices.
+        total = jnp.sum(sum_over_tiles(term, outer.shape[1], height), axis=0)
     return total.reshape(num_gates, num_features, num_outputs)
 
 
@@ -303,9 +306,22 @@ def _apply_to_rows(function: Callable[[Array], Array], masks: Array, num_gates: 
     tile = _tile_size(num_rows, num_gates * dtype.itemsize)
     if tile == num_rows:
         return function(as_numbers(masks, num_gates, dtype))
-    return compute_in_row_tiles(
-        lambda begin: function(_rows_as_numbers(masks, begin, tile, num_gates, dtype)), num_rows, tile
-    )
+    return compute_in_row_tiles(lambda rows: function(as_numbers(rows, num_gates, dtype)), masks, tile)
+
+
+def sum_over_tiles(term_from: Callable[[Array, Array], Array], length: int, tile: int) -> Array:
+    """Sum of terms over the tiles of an axis; ``term_from(begin, is_new)`` gives the term of a tile.
+
+    The last tile ends with the axis and may overlap the tile before it. ``term_from`` must omit the entries for which
+    the (tile,) bool array ``is_new`` is False, so that every entry counts once.
+    """
+
+    def add_tile(i: Array, total: Array) -> Array:
+        begin = jnp.minimum(i * tile, length - tile)
+        return total + term_from(begin, jnp.arange(tile) + begin >= i * tile)
+
+    term = jax.eval_shape(term_from, jnp.asarray(0), jnp.zeros(tile, bool))
+    return lax.fori_loop(0, -(-length // tile), add_tile, jnp.zeros(term.shape, term.dtype))
 
 
 def _tile_size(length: int, bytes_each: int, multiple: int = 1) -> int:
@@ -315,12 +331,8 @@ def _tile_size(length: int, bytes_each: int, multiple: int = 1) -> int:
     return min(length, max(multiple, TILE_BYTES // bytes_each // multiple * multiple))
 
 
-def _rows_as_numbers(masks: Array, begin: Array, tile: int, num_gates: int, dtype: jnp.dtype) -> Array:
-    return as_numbers(lax.dynamic_slice_in_dim(masks, begin, tile), num_gates, dtype)
-
-
-def as_numbers(masks: Array, num_gates: int, dtype: jnp.dtype) -> Float[Array, "n P"]:
+def as_numbers(masks: Array, num_gates: int, dtype: jnp.dtype) -> Float[Array, "*n P"]:
     """Masks as zeros and ones of a dtype, from bool, packed, or such numbers already."""
     if masks.dtype == jnp.uint8:
-        masks = jnp.unpackbits(masks, axis=1, count=num_gates)
+        masks = jnp.unpackbits(masks, axis=-1, count=num_gates)
     return masks.astype(dtype)

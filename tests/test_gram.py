@@ -20,11 +20,12 @@ def one_by_one(weights, masks1, x1, masks2, x2):
     return total
 
 
-@pytest.fixture(params=["whole", "tiled"])
+@pytest.fixture(params=["whole", "tiled", "grouped"])
 def tiling(request, monkeypatch):
-    """The same in tiles of a few rows or gates as in one piece."""
-    if request.param == "tiled":
+    """The same in tiles of a few rows or gates as in one piece, also where rows are in groups for several devices."""
+    if request.param != "whole":
         monkeypatch.setattr(gram, "TILE_BYTES", 700)
+        monkeypatch.setattr(jax, "device_count", lambda: 22 if request.param == "grouped" else 1)
         jax.clear_caches()
         yield
         jax.clear_caches()
@@ -77,6 +78,7 @@ def test_operator_parts_are_those_of_the_dense_matrix(problem, encode, tolerance
     np.testing.assert_allclose(np.vstack([block for _, block in tiles]), expected, atol=tolerance * 10)
 
 
+@pytest.mark.usefixtures("tiling")
 def test_apply_and_adjoint_are_adjoint_and_as_defined(problem, rng, tolerance):
     _, masks, x = problem
     weights, residual = rng.standard_normal((21, 3, 2)).astype(x.dtype), rng.standard_normal((11, 2)).astype(x.dtype)

@@ -5,17 +5,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fixntk._tiling import Grid, compute_in_row_tiles, sum_over_tiles
+from fixntk._tiling import Grid, compute_in_row_tiles
+from fixntk.gram import sum_over_tiles
 
 # More rows than fit into tiles, exactly as many, one tile of all, and one row a tile.
 TILES = pytest.mark.parametrize(("num_rows", "tile"), [(11, 4), (12, 4), (12, 12), (5, 1), (9, 3), (7, 2)])
 
 
+@pytest.mark.parametrize("num_devices", [1, 3, 8])
 @TILES
-def test_rows_in_tiles_are_the_rows(num_rows, tile):
-    # From numbers, as a slice of rows would be moved inside by itself where it begins too late.
-    found = compute_in_row_tiles(lambda begin: (begin + jnp.arange(tile))[:, None] * jnp.array([1, 10]), num_rows, tile)
-    np.testing.assert_array_equal(found, np.arange(num_rows)[:, None] * [1, 10])
+def test_rows_in_tiles_are_the_rows(num_rows, tile, num_devices, monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: num_devices)
+    rows = jnp.arange(2 * num_rows).reshape(num_rows, 2)
+    found = compute_in_row_tiles(lambda rows: rows[:, :, None] * jnp.array([1, 10]), rows, tile)
+    np.testing.assert_array_equal(found, rows[:, :, None] * np.array([1, 10]))
 
 
 @TILES

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Bool, Float, Key, UInt8
 
@@ -137,7 +137,7 @@ def _masks_in_tiles(x: Array, gates: Array, tile: int) -> Array:
 
     if tile == x.shape[0]:
         return masks_of(x)
-    return compute_in_row_tiles(lambda begin: masks_of(lax.dynamic_slice_in_dim(x, begin, tile)), x.shape[0], tile)
+    return compute_in_row_tiles(masks_of, x, tile)
 
 
 def pack_masks(masks: ArrayLike) -> UInt8[Array, "n bytes"]:
