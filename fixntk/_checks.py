@@ -7,12 +7,13 @@ import math
 import numbers
 import operator
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 
 def is_traced(*values: Any) -> bool:
@@ -225,6 +226,41 @@ def to_device(value: Array | np.ndarray) -> Array:
         shape, size = "×".join(map(str, value.shape)), bytes_in_words(value.nbytes)
         message = f"an array of {shape} numbers needs {size}, which the device does not have: pass fewer at a time"
         raise OutOfMemoryError(message) from None
+
+
+class RowSharding(NamedTuple):
+    """How rows are divided over devices: the mesh, and the name or names of its axes over which they are."""
+
+    mesh: Mesh
+    axes: str | tuple[str, ...]
+
+    @property
+    def num_parts(self) -> int:
+        """Number of parts, each on one device or several."""
+        axes = (self.axes,) if isinstance(self.axes, str) else self.axes
+        return math.prod(self.mesh.shape[axis] for axis in axes)
+
+
+def row_sharding(tree: Any) -> RowSharding | None:
+    """How the rows of a pytree's arrays are divided; None unless all are, alike, and no other axis is."""
+    found = {_row_sharding(leaf) for leaf in jax.tree.leaves(tree)}
+    return found.pop() if len(found) == 1 else None
+
+
+def _row_sharding(array: Any) -> RowSharding | None:
+    sharding = array.sharding if isinstance(array, Array) and not is_traced(array) else None
+    if not isinstance(sharding, NamedSharding) or sharding.is_fully_replicated or not isinstance(sharding.mesh, Mesh):
+        return None
+    axes, *others = sharding.spec
+    return None if axes is None or any(other is not None for other in others) else RowSharding(sharding.mesh, axes)
+
+
+def place_rows_like(x: Array, rows: Array) -> Array:
+    """Rows on one device divided as those of x are; as they are where x is not divided, or they are already."""
+    sharding = row_sharding(x)
+    if sharding is None or is_traced(rows) or len(rows.sharding.device_set) > 1:
+        return rows
+    return jax.device_put(rows, NamedSharding(sharding.mesh, PartitionSpec(sharding.axes)))
 
 
 class OutOfMemoryError(MemoryError, ValueError):

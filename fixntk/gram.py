@@ -26,6 +26,7 @@ from fixntk._checks import (
     check_same_columns,
     check_same_rows,
     describe_fields,
+    place_rows_like,
 )
 from fixntk._numerics import einsum, matmul
 from fixntk._tiling import compute_in_row_tiles, group_rows, memory_for
@@ -231,7 +232,8 @@ def _as_operands(weights: ArrayLike, masks: ArrayLike, x: ArrayLike, suffix: str
     weights = as_float_array("weights", weights, (1,)).astype(x.dtype)
     masks = as_masks(f"masks{suffix}", masks, weights.size)
     check_same_rows(f"masks{suffix}", masks, f"x{suffix}", x)
-    return weights, masks, x
+    # Where the rows of x are divided over devices, those of the masks are too.
+    return weights, place_rows_like(x, masks), x
 
 
 @jax.jit

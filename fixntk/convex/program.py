@@ -12,7 +12,15 @@ from jax import Array
 from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, UInt8
 
-from fixntk._checks import as_float_array, as_matrix, check_same_rows, is_floating, is_traced, to_device
+from fixntk._checks import (
+    as_float_array,
+    as_matrix,
+    check_same_rows,
+    is_floating,
+    is_traced,
+    place_rows_like,
+    to_device,
+)
 from fixntk._compilation import jit_for_host
 from fixntk.convex import arguments, duality, kernel_form
 from fixntk.convex.datafit import Datafit
@@ -109,11 +117,14 @@ class ConvexProgram:
         check_same_rows("x", x, "masks", masks)
         # Integer labels do not decide the precision, floating-point targets do.
         dtype = jnp.result_type(x.dtype, y.dtype) if is_floating("y", given) else x.dtype
-        y = y.astype(dtype)
+        # Where the rows of x are divided over devices, those of all else are too.
+        y, masks = place_rows_like(x, y.astype(dtype)), place_rows_like(x, masks)
         arguments.check_scale(x, y)
         num_gates = masks.shape[1] if num_gates is None else num_gates
         group_norm = arguments.as_norm(norm)
         sample_weight = arguments.as_sample_weight(sample_weight, x, dtype)
+        if sample_weight is not None:
+            sample_weight = place_rows_like(x, sample_weight)
         if intercept and not is_traced(y) and not is_traced(sample_weight):
             arguments.check_intercept_exists(loss, y, sample_weight)
         _set_fields(
@@ -123,7 +134,7 @@ class ConvexProgram:
             masks=masks,
             reg=arguments.as_reg(reg, dtype),
             sample_weight=sample_weight,
-            column=to_device(np.ones(x.shape[0], dtype)) if intercept else None,
+            column=place_rows_like(x, to_device(np.ones(x.shape[0], dtype))) if intercept else None,
             penalty_weights=arguments.as_penalty_weights(penalty_weights, num_gates, dtype),
             ridge=arguments.as_ridge(ridge, group_norm, dtype),
             loss=loss,

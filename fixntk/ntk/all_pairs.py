@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from fixntk._checks import is_traced, is_tracing
+from fixntk._checks import RowSharding, is_traced, is_tracing, row_sharding
 from fixntk._compilation import workspace_bytes
 from fixntk._tiling import Blocks, BlocksBothWays, Grid, free_on_device, free_on_host, memory_for
 from fixntk.ntk.angles import Rows, as_rows
+from fixntk.ntk.devices import compute_on_devices, run_within_memory
 
 # Kernels (b1, b2) of all pairs of two tiles of rows, from the kernel's parameters and the tiles.
 _Kernels = Callable[[Any, Rows, Rows], Blocks]
@@ -35,6 +36,10 @@ def kernels_of_all_pairs(
     if x2 is not None:
         dtype = jnp.promote_types(x1.dtype, x2.dtype)
         x1, x2 = x1.astype(dtype), x2.astype(dtype)
+    sharding = row_sharding(x1) if store_on_device and not is_tracing(parameters, x1, x2) else None
+    if sharding is not None:
+        program = partial(_kernels_on_devices, kernels, num_kernels, tile)
+        return run_within_memory("kernels of all pairs", _remedy(x1), program, sharding, parameters, x1, x2)
     num_rows, num_columns = x1.shape[0], (x1 if x2 is None else x2).shape[0]
     matrices = "kernel matrix" if num_kernels == 1 else "pair of kernel matrices"
     what = f"the {num_rows}×{num_columns} {matrices}"
@@ -68,6 +73,28 @@ def kernels_of_all_pairs(
     needed += _bytes_of_positions(x1, _tile_kernels, kernels, parameters, grid.tiles, 0, 0)
     with memory_for(what, needed, _remedy(x1), x1, x2, free_memory=free) as done:
         return done(grid.fill_from_host((), dtypes, lambda _, k: k, tile_kernels, store_on_device))
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _kernels_on_devices(
+    kernels: _Kernels,
+    num_kernels: int,
+    tile: int,
+    sharding: RowSharding,
+    parameters: Any,
+    x1: Array,
+    x2: Array | None,
+) -> Blocks:
+    """Kernels of rows that are divided over devices: those of a device's rows with all rows, in a loop over tiles."""
+
+    def kernels_of(rows1: Rows, others: tuple[Any, Rows]) -> Blocks:
+        parameters, rows2 = others
+        grid = Grid(rows1, rows2, tile)
+        empty = tuple(jnp.zeros(grid.padded_shape, x1.dtype) for _ in range(num_kernels))
+        return grid.fill(empty, lambda rows: rows, lambda one, two: (kernels(parameters, one, two), ()))
+
+    rows1, rows2 = _as_rows(x1, x2)
+    return compute_on_devices(kernels_of, sharding, rows1, (parameters, rows1 if rows2 is None else rows2))
 
 
 def _bytes_of_positions(x: Array, program: Any, *args: Any) -> int:

@@ -20,10 +20,11 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Float
 
-from fixntk._checks import as_positive_int
+from fixntk._checks import RowSharding, as_positive_int, row_sharding
 from fixntk._files import replace_when_written
 from fixntk._numerics import at_least_float32, full_precision, matmul
 from fixntk._tiling import memory_for, num_rows
+from fixntk.ntk.devices import compute_on_devices, run_within_memory
 from fixntk.ntk.inputs import as_hashable, as_operands, check_batch_size, check_rows_are_independent
 from fixntk.ntk.selection import Select, selected_leaves
 from fixntk.ntk.vector_product import restrict
@@ -123,7 +124,10 @@ def projected_gradients(
         if out is not None:
             raise ValueError("out cannot be given under a JAX transformation")
         # Under a transformation the loop over tiles is part of the caller's program.
-        return lax.map(lambda row: project(params, _as_batch(row), key)[0], x, batch_size=min(tile, num_rows(x)))
+        return _project_in_tiles(project, tile, x, (params, key))
+    if out is None and (sharding := row_sharding(x)) is not None:
+        program = partial(_project_on_devices, as_hashable(f), selected, dim, kind, tile)
+        return run_within_memory("the projection of gradients", "lower dim", program, sharding, x, (params, key))
     tiles = (
         (k, project(params, jax.tree.map(lambda a, k=k: a[k : k + tile], x), key)) for k in range(0, num_rows(x), tile)
     )
@@ -136,6 +140,28 @@ def projected_gradients(
     needed = 2 * num_rows(x) * num_outputs * dim * dtype.itemsize + in_tile
     with memory_for(what, needed, "pass out= to write it to a file, or lower dim", x) as done:
         return done(jnp.concatenate([block for _, block in tiles]))
+
+
+def _project_in_tiles(project: Callable[..., Array], tile: int, x: Any, params_and_key: tuple[Any, Array]) -> Array:
+    """Projections of examples in a loop over tiles inside the caller's program."""
+    params, key = params_and_key
+    return lax.map(lambda row: project(params, _as_batch(row), key)[0], x, batch_size=min(tile, num_rows(x)))
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5))
+def _project_on_devices(
+    f: Callable[..., Any],
+    selected: tuple[bool, ...],
+    dim: int,
+    kind: Kind,
+    tile: int,
+    sharding: RowSharding,
+    x: Any,
+    params_and_key: tuple[Any, Array],
+) -> Array:
+    """Projections of examples that are divided over devices, each of those that it has."""
+    project = partial(_project, f, selected, dim, kind)
+    return compute_on_devices(partial(_project_in_tiles, project, tile), sharding, x, params_and_key)
 
 
 def _widest_dtype(*arrays: Any) -> jnp.dtype:

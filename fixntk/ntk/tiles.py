@@ -12,7 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from fixntk._checks import RowSharding, row_sharding
 from fixntk._tiling import Blocks, BlocksBothWays, Grid, free_on_device, free_on_host, memory_for, num_rows
+from fixntk.ntk.devices import compute_on_devices, run_within_memory
 from fixntk.ntk.plan import Plan, Request, Shapes, as_shapes, cached_plan, make_plan
 
 # What lowers the memory that a kernel takes.
@@ -36,6 +38,10 @@ def compiled_kernels(
     request: Request, params: Any, x1: Any, x2: Any, store_on_device: bool
 ) -> Blocks | tuple[np.ndarray, ...]:
     """Kernels of concrete arrays: compiled tiles, dispatched from the host."""
+    sharding = row_sharding(x1) if store_on_device and not request.is_paired else None
+    if sharding is not None:
+        program = partial(_kernels_on_devices, request)
+        return run_within_memory(_describe(x1, x2), _REMEDY, program, sharding, params, x1, x2)
     shapes = as_shapes((params, x1, x2))
     plan = cached_plan(request, shapes)
     leaves = jax.tree.leaves(params)
@@ -55,6 +61,17 @@ def compiled_kernels(
             store_on_device,
         )
         return done(kernels)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _kernels_on_devices(request: Request, sharding: RowSharding, params: Any, x1: Any, x2: Any) -> Blocks:
+    """Kernels of examples that are divided over devices: those of a device's examples with all."""
+
+    def kernels_of(rows: Any, others: tuple[Any, Any]) -> Blocks:
+        params, columns = others
+        return traced_kernels(request, params, rows, columns)
+
+    return compute_on_devices(kernels_of, sharding, x1, (params, x1 if x2 is None else x2))
 
 
 def _describe(x1: Any, x2: Any) -> str:
