@@ -216,7 +216,7 @@ def to_device(value: Array | np.ndarray) -> Array:
     ``jnp.asarray`` would compile a program for each shape.
     """
     if isinstance(value, jax.Array):
-        return value
+        return _with_automatic_axes(value)
     try:
         with jax.ensure_compile_time_eval():
             return jax.device_put(value)
@@ -261,6 +261,21 @@ def place_rows_like(x: Array, rows: Array) -> Array:
     if sharding is None or is_traced(rows) or len(rows.sharding.device_set) > 1:
         return rows
     return jax.device_put(rows, NamedSharding(sharding.mesh, PartitionSpec(sharding.axes)))
+
+
+def _with_automatic_axes(array: Array) -> Array:
+    """An array of the same parts on the same devices, over which XLA divides programs by itself.
+
+    ``jax.make_mesh`` makes meshes over which every function would have to say how its result is divided.
+    """
+    sharding = None if is_traced(array) else array.sharding
+    if not isinstance(sharding, NamedSharding) or not isinstance(sharding.mesh, Mesh):
+        return array
+    automatic = Mesh(sharding.mesh.devices, sharding.mesh.axis_names)
+    if automatic == sharding.mesh:
+        return array
+    with jax.ensure_compile_time_eval():
+        return jax.device_put(array, NamedSharding(automatic, sharding.spec))
 
 
 class OutOfMemoryError(MemoryError, ValueError):

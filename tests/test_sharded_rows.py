@@ -63,6 +63,12 @@ def test_kernels_and_predictions_have_the_rows_of_their_inputs_on_each_device(gr
         assert each["rows"] == NUM_ROWS / NUM_DEVICES, name
 
 
+def test_a_mesh_may_be_of_either_kind():
+    for each in found_of("explicit_mesh").values():
+        assert each["difference"] < 1e-9
+        assert each["rows"] == NUM_ROWS / NUM_DEVICES
+
+
 def test_predictions_of_estimators_are_the_same():
     assert all(each["difference"] < 1e-12 for each in found_of("estimators").values())
 
