@@ -17,30 +17,30 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from fixntk._numerics import at_least_float32
-from fixntk.ntk.contraction import (
-    Factors,
-    OutputAxes,
-    factor_flops,
-    inner_product,
-    jacobian_flops,
-    outer_inner_product,
-    outer_product,
+from fixntk.ntk.blocks import (
+    block_entries,
+    block_flops,
+    block_inner_product,
+    block_jacobian,
+    block_pair_entries,
+    block_weights,
+    part_factors,
+    use_coefficients,
+    uses_of,
+    ways_in_words,
 )
-from fixntk.ntk.structure import (
-    Site,
-    canonical_signals,
-    count_flops,
-    find_sites,
-    inner_jaxprs,
-    signals,
-    uses_primitive,
-)
+from fixntk.ntk.contraction import OutputAxes, inner_product
+from fixntk.ntk.loops import has_short_loop, unroll_loops
+from fixntk.ntk.sites import Block, find_sites
+from fixntk.ntk.structure import count_entries, count_flops, signals, uses_primitive
 
 # Largest size, in bytes, of the signals that are propagated backwards at the same time.
 _CHUNK_BYTES = 2**26
+# Largest share of the operations that may be left for loops to be written out: the longer program compiles for longer.
+_SHARE_UNROLLED = 0.5
 # On an accelerator, the number of operations of a convolution's Jacobian that take the time of one operation of its
 # structured form. Jacobians of all examples are contracted in one large matrix product, which reaches the card's peak.
 # The structured form copies a patch for each position and multiplies small matrices, one pair for each example: on an
@@ -122,18 +122,31 @@ class Pairwise(NamedTuple):
 
 
 def structured_method(network: Network, n1: int, n2: int, platform: str = "cpu") -> Pairwise:
-    """Activations and back-propagated signals for leaves that enter by a product, Jacobians for other leaves.
+    """Activations and back-propagated signals for leaves that enter by products, Jacobians for other leaves.
 
-    On an accelerator, as whose name any ``platform`` but ``"cpu"`` counts, also for convolutions whose Jacobians are
-    faster there.
+    Products inside loops are found by writing the loops out, where this saves enough operations. On an accelerator, as
+    whose name any ``platform`` but ``"cpu"`` counts, convolutions have Jacobians where these are faster.
     """
-    sites, others = find_sites(network.closed, len(network.leaves))
-    sites = [site for site in sites if network.groups[site.leaf] >= 0]
+    method, others = _structured(network, n1, n2, platform)
+    in_loops = {leaf for leaf, uses in others.items() if "scan" in uses and network.groups[leaf] >= 0}
+    unrolled = unroll_loops(network.closed) if in_loops else None
+    if unrolled is not None:
+        longer, _ = _structured(network._replace(closed=unrolled), n1, n2, platform)
+        if longer.flops < _SHARE_UNROLLED * method.flops:
+            return longer
+    return method
+
+
+def _structured(network: Network, n1: int, n2: int, platform: str) -> tuple[Pairwise, dict[int, str]]:
+    blocks, others = find_sites(network.closed, len(network.leaves))
+    blocks = [block for block in blocks if network.groups[block.leaf] >= 0]
     ways = {leaf: f"Jacobian, as it enters by {uses}" for leaf, uses in others.items()}
-    faster = [site.leaf for site in sites if _has_faster_jacobian(platform, network, site, n1, n2)]
+    if not has_short_loop(network.closed.jaxpr):
+        ways = {leaf: way.replace(" scan", " scan too long to write out") for leaf, way in ways.items()}
+    faster = {block.leaf for block in blocks if _has_faster_jacobian(platform, network, block, n1, n2)}
     ways |= dict.fromkeys(faster, f"Jacobian of a convolution, which is faster on {platform}")
-    sites = [site for site in sites if site.leaf not in faster]
-    return _method_from_sites("structured", network, sites, ways, n1, n2)
+    blocks = [block for block in blocks if block.leaf not in faster]
+    return _method_from_blocks("structured", network, blocks, ways, n1, n2), others
 
 
 def prefers_jacobian(platform: str, structured: Share, jacobian: Share) -> bool:
@@ -146,21 +159,22 @@ def prefers_jacobian(platform: str, structured: Share, jacobian: Share) -> bool:
     return jacobian.flops <= _JACOBIAN_ADVANTAGE * structured.flops and jacobian.entries <= structured.entries
 
 
-def _has_faster_jacobian(platform: str, network: Network, site: Site, n1: int, n2: int) -> bool:
-    if site.equation.primitive.name != "conv_general_dilated":
+def _has_faster_jacobian(platform: str, network: Network, block: Block, n1: int, n2: int) -> bool:
+    if any(use.site.equation.primitive.name != "conv_general_dilated" for use in uses_of([block])):
         return False
-    costs = _site_flops(site, network.axes, n1, n2)
-    structured = _site_share(network.axes, site, costs[0] > costs[1], min(costs))
-    jacobian = _jacobian_share(network, site.leaf, "", n1, n2)
+    factored, explicit = block_flops(network.axes, block, n1, n2)
+    entries = block_entries(network.axes, block, is_explicit=factored > explicit)
+    structured = Share(block.leaf, "", min(factored, explicit), entries)
+    jacobian = _jacobian_share(network, block.leaf, "", n1, n2)
     # Differentiating in the filter sums over positions, as the structured form does before its inner products.
-    return prefers_jacobian(platform, structured, jacobian._replace(flops=costs[1]))
+    return prefers_jacobian(platform, structured, jacobian._replace(flops=explicit))
 
 
 def jacobian_method(network: Network, n1: int, n2: int) -> Pairwise:
     """Contraction of the Jacobians of all leaves that belong to a group."""
-    sites, others = find_sites(network.closed, len(network.leaves))
-    ways = dict.fromkeys({*others, *(site.leaf for site in sites)}, "Jacobian")
-    return _method_from_sites("jacobian", network, [], ways, n1, n2)
+    blocks, others = find_sites(network.closed, len(network.leaves))
+    ways = dict.fromkeys({*others, *(block.leaf for block in blocks)}, "Jacobian")
+    return _method_from_blocks("jacobian", network, [], ways, n1, n2)
 
 
 class _Layout(NamedTuple):
@@ -170,10 +184,10 @@ class _Layout(NamedTuple):
     ----------
     network
         The network.
-    sites
-        Leaves with factors: activations a and signals δ whose Σ_t a_t ⊗ δ_t is the Jacobian.
+    blocks
+        Entries with factors: activations a and signals δ whose Σ_t a_t ⊗ δ_t is the Jacobian.
     is_explicit
-        For each site whether this sum is formed once for each example, instead of keeping the factors.
+        For each block whether this sum is formed once for each example, instead of keeping the factors.
     others
         Leaves whose Jacobian is computed by differentiation.
     chunk
@@ -181,30 +195,30 @@ class _Layout(NamedTuple):
     """
 
     network: Network
-    sites: list[Site]
+    blocks: list[Block]
     is_explicit: list[bool]
     others: list[int]
     chunk: int
 
 
-def _method_from_sites(
-    name: str, network: Network, sites: list[Site], ways: dict[int, str], n1: int, n2: int
+def _method_from_blocks(
+    name: str, network: Network, blocks: list[Block], ways: dict[int, str], n1: int, n2: int
 ) -> Pairwise:
-    """Kernels from factors at sites and from Jacobians of the leaves in ``ways``, which says why."""
+    """Kernels from factors of blocks and from Jacobians of the leaves in ``ways``, which says why."""
     others = sorted(leaf for leaf in ways if network.groups[leaf] >= 0)
-    if not sites and not others:
+    if not blocks and not others:
         # If no leaf enters the network, keep the zero Jacobian of one leaf, because vmap needs an array to map over.
         others = [min(range(len(network.leaves)), key=lambda k: (network.groups[k] < 0, network.leaves[k].size))]
         ways = {others[0]: "zero, as no parameter enters"}
-    # A site's Jacobian Σ_t a_t ⊗ δ_t is formed only where this saves operations: with few parameters and many
+    # A block's Jacobian Σ_t a_t ⊗ δ_t is formed only where this saves operations: with few parameters and many
     # positions.
-    costs = [_site_flops(site, network.axes, n1, n2) for site in sites]
+    costs = [block_flops(network.axes, block, n1, n2) for block in blocks]
     is_explicit = [factored > explicit for factored, explicit in costs]
-    forward, largest = _count_entries(network.closed.jaxpr)
+    forward, largest = count_entries(network.closed.jaxpr)
     # A backward pass holds about three arrays of the largest size for each signal.
     chunk = max(1, _CHUNK_BYTES // max(1, 3 * largest * network.output.dtype.itemsize))
-    layout = _Layout(network, sites, is_explicit, others, chunk)
-    shares = [_site_share(network.axes, *site) for site in zip(sites, is_explicit, map(min, costs), strict=True)]
+    layout = _Layout(network, blocks, is_explicit, others, chunk)
+    shares = _block_shares(network.axes, blocks, is_explicit, list(map(min, costs)))
     shares += [_jacobian_share(network, leaf, ways[leaf], n1, n2) for leaf in others]
     live = forward + 3 * min(network.axes.num_outputs, chunk) * largest
     itemsize = network.output.dtype.itemsize
@@ -220,12 +234,13 @@ def _method_from_sites(
 
 
 def _features(layout: _Layout, leaves: Sequence[Array], inputs: Sequence[Array]) -> Any:
-    """Factors or Jacobians of an example, for each site; Jacobians (*outputs, size) of the other leaves."""
-    network, sites, is_explicit, others, chunk = layout
+    """Factors or the Jacobian of an example, for each block; Jacobians (*outputs, size) of the other leaves."""
+    network, blocks, is_explicit, others, chunk = layout
     axes = network.axes
+    sites = [use.site for use in uses_of(blocks)]
 
     def run(zeros: list[Array], chosen: list[Array]) -> tuple[Array, list[Array]]:
-        # Leaves at sites stay constant here, because their Jacobians follow from activations and signals.
+        # Leaves of blocks stay constant here, because their Jacobians follow from activations and signals.
         replaced = dict(zip(others, chosen, strict=True))
         arguments = [replaced.get(k, leaf) for k, leaf in enumerate(leaves)]
         outputs, activations = signals(network.closed, [*arguments, *inputs], sites, zeros)
@@ -239,44 +254,45 @@ def _features(layout: _Layout, leaves: Sequence[Array], inputs: Sequence[Array])
         backward, jacobians = jax.vmap(pullback)(basis)
     else:
         backward, jacobians = lax.map(pullback, basis, batch_size=chunk)
+    # One entry for each use, in the order of the blocks.
+    of_uses = iter(zip(activations, backward, use_coefficients(network.closed, blocks, leaves), strict=True))
 
-    def at_site(site: Site, activation: Array, signal: Array, explicit: bool) -> Any:
-        signal = canonical_signals(site, signal)
-        factors = Factors(activation, signal.reshape(*axes.sizes, *signal.shape[1:]))
-        return outer_product(site, factors) if explicit else factors
+    def of_block(block: Block, explicit: bool) -> Any:
+        taken = [[next(of_uses) for _ in part.uses] for part in block.parts]
+        factors = [
+            part_factors(axes, part, *zip(*uses, strict=True)) for part, uses in zip(block.parts, taken, strict=True)
+        ]
+        return block_jacobian(block, factors, taken[0][0][2]) if explicit else factors
 
-    entering = list(map(at_site, sites, activations, backward, is_explicit))
+    entering = list(map(of_block, blocks, is_explicit))
     return entering, [jac.reshape(*axes.sizes, -1) for jac in jacobians]
 
 
-def _kernels(layout: _Layout, _: Sequence[Array], features1: Any, features2: Any) -> tuple[Array, ...]:
+def _kernels(layout: _Layout, leaves: Sequence[Array], features1: Any, features2: Any) -> tuple[Array, ...]:
     """Kernels of a pair of examples: the inner products of their Jacobians, summed over each group's leaves."""
     network, axes = layout.network, layout.network.axes
     totals: list[Any] = [0.0] * network.num_groups
-    for site, explicit, one, two in zip(layout.sites, layout.is_explicit, features1[0], features2[0], strict=True):
-        share = inner_product(axes, one, two) if explicit else outer_inner_product(axes, site, one, two)
-        totals[network.groups[site.leaf]] += share
+    # Weights do not depend on the examples: computed here, there is one copy of them.
+    weights = block_weights(network.closed, layout.blocks, leaves)
+    for block, explicit, one, two, squares in zip(
+        layout.blocks, layout.is_explicit, features1[0], features2[0], weights, strict=True
+    ):
+        share = inner_product(axes, one, two) if explicit else block_inner_product(axes, block, one, two, squares)
+        totals[network.groups[block.leaf]] += share
     for leaf, one, two in zip(layout.others, features1[1], features2[1], strict=True):
         totals[network.groups[leaf]] += inner_product(axes, one, two)
     return _mean_over_traced(network, totals)
 
 
-def _site_flops(site: Site, axes: OutputAxes, n1: int, n2: int) -> tuple[float, float]:
-    """Operations of both orders of contraction: parameters first (factors kept), or positions first (explicit)."""
-    by_example, by_pair = jacobian_flops(site, axes)
-    explicit = math.inf if site.is_lookup else (n1 + n2) * by_example + n1 * n2 * by_pair
-    return n1 * n2 * factor_flops(site, axes), explicit
-
-
-def _site_share(axes: OutputAxes, site: Site, explicit: bool, flops: float) -> Share:
-    kinds = {"gather": "look-up", "conv_general_dilated": "convolution"}
-    way = kinds.get(site.equation.primitive.name, "matrix product")
-    # The factors are in memory when their product is formed.
-    entries = site.groups * site.positions * (site.inputs + axes.num_outputs * site.outputs)
-    if explicit:
-        way += ", summed over positions"
-        entries += axes.num_outputs * site.groups * site.inputs * site.outputs
-    return Share(site.leaf, way, flops, entries)
+def _block_shares(axes: OutputAxes, blocks: list[Block], is_explicit: list[bool], flops: list[float]) -> list[Share]:
+    """One share for each leaf that has blocks."""
+    shares = []
+    for leaf in dict.fromkeys(block.leaf for block in blocks):
+        own = [k for k, block in enumerate(blocks) if block.leaf == leaf]
+        way = ways_in_words([blocks[k] for k in own], [is_explicit[k] for k in own])
+        entries = sum(block_entries(axes, blocks[k], is_explicit=is_explicit[k]) for k in own)
+        shares.append(Share(leaf, way, sum(flops[k] for k in own), entries))
+    return shares
 
 
 def _jacobian_share(network: Network, leaf: int, way: str, n1: int, n2: int) -> Share:
@@ -291,16 +307,16 @@ def _pass_flops(layout: _Layout, n1: int, n2: int) -> float:
     computed.
     """
     forward = count_flops(layout.network.closed.jaxpr)
-    passes = 1 + layout.network.axes.num_outputs * (1 if layout.sites else 2)
+    passes = 1 + layout.network.axes.num_outputs * (1 if layout.blocks else 2)
     return (n1 + n2) * forward * passes
 
 
 def _count_entries_of_pair(layout: _Layout) -> int:
     """Entries of the largest intermediate value of a pair's kernels."""
     axes = layout.network.axes
-    factored = [site for site, explicit in zip(layout.sites, layout.is_explicit, strict=True) if not explicit]
+    factored = [block for block, explicit in zip(layout.blocks, layout.is_explicit, strict=True) if not explicit]
     size = math.prod(axes.result_shape)
-    return max([2 * size, *(site.groups * site.positions**2 * (1 + size) for site in factored)])
+    return max([2 * size, *(block_pair_entries(axes, block) for block in factored)])
 
 
 def ntvp_method(network: Network, n1: int, n2: int) -> Pairwise:
@@ -326,7 +342,7 @@ def ntvp_method(network: Network, n1: int, n2: int) -> Pairwise:
     def kernels(leaves: Sequence[Array], features1: Any, features2: Any) -> tuple[Array, ...]:
         return _mean_over_traced(network, [kernel(leaves, features1, features2, group) for group in members])
 
-    forward_flops, (forward, largest) = count_flops(network.closed.jaxpr), _count_entries(network.closed.jaxpr)
+    forward_flops, (forward, largest) = count_flops(network.closed.jaxpr), count_entries(network.closed.jaxpr)
     size = sum(math.prod(leaf.shape) for leaf in network.leaves)
     itemsize = network.output.dtype.itemsize
     flops = network.num_groups * axes.num_outputs * (2.0 * n1 * n2 + 3.0 * n2) * forward_flops
@@ -367,17 +383,3 @@ def _mean_over_traced(network: Network, totals: Sequence[Any]) -> tuple[Array, .
     return tuple(
         jnp.broadcast_to(total, shape).astype(network.kernel_dtype) / network.axes.traced_size for total in totals
     )
-
-
-def _count_entries(jaxpr: Jaxpr) -> tuple[int, int]:
-    """Number of entries of all intermediate values, which a backward pass keeps, and of the largest value."""
-    total, largest = 0, 1
-    for equation in jaxpr.eqns:
-        sizes = [math.prod(v.aval.shape) for v in equation.outvars if hasattr(v.aval, "shape")]
-        for sub in inner_jaxprs(equation):
-            inner_total, inner_largest = _count_entries(sub)
-            total += inner_total * equation.params.get("length", 1)
-            largest = max(largest, inner_largest)
-        total += sum(sizes)
-        largest = max([largest, *sizes])
-    return total, largest

@@ -1,8 +1,9 @@
 """Where parameters enter a network: its jaxpr read for products whose Jacobian is an outer product.
 
-A parameter that enters a network once, through a matrix product, a convolution or a table look-up, has the Jacobian
-Σ_t a_t ⊗ δ_t over positions t: activations a and back-propagated signals δ. :func:`find_sites` finds such parameters,
-:func:`signals` evaluates a network with a zero added at each of these places, whose gradients are the signals.
+A parameter that enters a network through a matrix product, a convolution or a table look-up has there the Jacobian
+Σ_t a_t ⊗ δ_t over positions t: activations a and back-propagated signals δ. :func:`site_of` recognises such equations,
+:func:`signals` evaluates a network with a zero added to their results, whose gradients are the signals.
+:mod:`fixntk.ntk.sites` finds the sites of all parameters.
 
 See docs/mathematics.md, M14.
 """
@@ -31,10 +32,11 @@ Path = tuple[int, ...]
 
 
 class Site(NamedTuple):
-    """The only place where a parameter enters a network, its equation y = product(a, parameter) in canonical axes.
+    """A place where a parameter enters a network, its equation y = product(a, operand) in canonical axes.
 
-    With G groups (batch axes of the product), T positions, I inputs and J outputs of the parameter, it reads
-    y[g, t, j] = Σ_i a[g, t, i] parameter[g, i, j]; for a look-up, a[t] is a row's number and I the number of rows.
+    The operand is the parameter, or follows from it by linear maps (:mod:`fixntk.ntk.linear_maps`). With G groups
+    (batch axes of the product), T positions, I inputs and J outputs of the operand, it reads
+    y[g, t, j] = Σ_i a[g, t, i] operand[g, i, j]; for a look-up, a[t] is a row's number and I the number of rows.
     """
 
     path: Path
@@ -49,91 +51,20 @@ class Site(NamedTuple):
     @property
     def product(self) -> Any:
         """Shape and dtype of the equation's result."""
-        return _aval(self.equation.outvars[0])
+        return aval(self.equation.outvars[0])
 
     @property
     def is_lookup(self) -> bool:
-        """Whether the parameter is a table, in which the activations are row numbers."""
+        """Whether the operand is a table, in which the activations are row numbers."""
         return self.equation.primitive.name == "gather"
 
 
-def find_sites(closed: ClosedJaxpr, num_leaves: int) -> tuple[list[Site], dict[int, str]]:
-    """Return the sites of a jaxpr whose first inputs are the parameter leaves, and the leaves used in another way.
-
-    A leaf in neither does not enter the result. Reshaped, transposed and cast leaves are followed, and so are calls of
-    jitted functions. Anything that is not recognised, and a second use of a leaf, puts the leaf among the others, with
-    the uses in words: nothing is assumed about it.
-    """
-    uses: dict[int, list[Site | str]] = {leaf: [] for leaf in range(num_leaves)}
-    aliases = dict(zip(closed.jaxpr.invars[:num_leaves], range(num_leaves), strict=True))
-    _collect(closed.jaxpr, aliases, (), [True] * len(closed.jaxpr.outvars), uses)
-    sites, others = [], {}
-    for leaf, places in uses.items():
-        # Several uses add up in the Jacobian, whose inner products then have cross terms: only a single use is a site.
-        if len(places) == 1 and isinstance(places[0], Site):
-            sites.append(places[0])
-        elif places:
-            names = [place.equation.primitive.name if isinstance(place, Site) else place for place in places]
-            others[leaf] = " and ".join(f"{names.count(name)} {name}" for name in dict.fromkeys(names))
-    return sites, others
-
-
-def _collect(
-    jaxpr: Jaxpr,
-    aliases: dict[Var, int],
-    path: Path,
-    is_used: Sequence[bool],
-    uses: dict[int, list[Site | str]],
-) -> list[int | None]:
-    """Note each use of a leaf; return which leaf each output is an alias of, for the caller to follow.
-
-    ``is_used`` says which of the outputs the caller uses: what only others need is no use.
-    """
-    needed = _needed_values(jaxpr, is_used)
-    for index, equation in enumerate(jaxpr.eqns):
-        if needed.isdisjoint(equation.outvars):
-            continue
-        found = [None if isinstance(v, Literal) else aliases.get(v) for v in equation.invars]
-        leaves = [leaf for leaf in found if leaf is not None]
-        if not leaves:
-            continue  # No parameter enters here.
-        here = (*path, index)
-        inner = _called_jaxpr(equation)
-        if inner is not None:
-            # A leaf may come out of a call as it went in, or rearranged: follow it on the outside.
-            inner_aliases = {v: leaf for v, leaf in zip(inner.jaxpr.invars, found, strict=True) if leaf is not None}
-            returned = _collect(inner.jaxpr, inner_aliases, here, [v in needed for v in equation.outvars], uses)
-            aliases.update({v: leaf for v, leaf in zip(equation.outvars, returned, strict=True) if leaf is not None})
-        elif _only_rearranges(equation):
-            aliases[equation.outvars[0]] = leaves[0]
-        else:
-            sites = [_site(equation, operand, leaf, here) for operand, leaf in enumerate(found) if leaf is not None]
-            for number, site in zip(leaves, sites, strict=True):
-                uses[number].append(site or equation.primitive.name)
-    returned = [None if isinstance(v, Literal) else aliases.get(v) for v in jaxpr.outvars]
-    if not path:
-        # A leaf that is itself an output of the network enters by no product.
-        for leaf in returned:
-            if leaf is not None:
-                uses[leaf].append("output")
-    return returned
-
-
-def _needed_values(jaxpr: Jaxpr, is_used: Sequence[bool]) -> set[Var]:
-    """The values on which used outputs depend."""
-    needed = {v for v, used in zip(jaxpr.outvars, is_used, strict=True) if used and not isinstance(v, Literal)}
-    for equation in reversed(jaxpr.eqns):
-        if not needed.isdisjoint(equation.outvars):
-            needed.update(v for v in equation.invars if not isinstance(v, Literal))
-    return needed
-
-
-def _aval(atom: Any) -> Any:
+def aval(atom: Any) -> Any:
     """Shape and dtype of a value in a jaxpr."""
     return atom.aval
 
 
-def _called_jaxpr(equation: JaxprEqn) -> ClosedJaxpr | None:
+def called_jaxpr(equation: JaxprEqn) -> ClosedJaxpr | None:
     """Return the body of a jitted or checkpointed call, None for everything else."""
     if equation.primitive.name in ("jit", "pjit"):
         return equation.params["jaxpr"]
@@ -142,22 +73,13 @@ def _called_jaxpr(equation: JaxprEqn) -> ClosedJaxpr | None:
     return None
 
 
-def _only_rearranges(equation: JaxprEqn) -> bool:
-    """Whether the result has the operand's entries, each once, so that inner products of Jacobians stay the same."""
-    name = equation.primitive.name
-    if name == "convert_element_type":
-        return jnp.issubdtype(_aval(equation.outvars[0]).dtype, jnp.floating)
-    if name in ("reshape", "transpose", "squeeze", "broadcast_in_dim", "copy", "copy_p"):
-        return len(equation.invars) == 1 and _aval(equation.invars[0]).size == _aval(equation.outvars[0]).size
-    return False
-
-
-def _site(equation: JaxprEqn, operand: int, leaf: int, path: Path) -> Site | None:
+def site_of(equation: JaxprEqn, operand: int, leaf: int, path: Path) -> Site | None:
+    """The site of a leaf that arrives at an operand of an equation, None if that is no product."""
     name, params = equation.primitive.name, equation.params
-    if any(jnp.issubdtype(_aval(atom).dtype, jnp.complexfloating) for atom in (*equation.invars, *equation.outvars)):
+    if any(jnp.issubdtype(aval(atom).dtype, jnp.complexfloating) for atom in (*equation.invars, *equation.outvars)):
         return None  # A real parameter's derivative is then the real part of a product of two complex numbers.
-    shape = _aval(equation.invars[operand]).shape
-    out_shape = _aval(equation.outvars[0]).shape
+    shape = aval(equation.invars[operand]).shape
+    out_shape = aval(equation.outvars[0]).shape
     if name == "dot_general":
         # The parameter's axes are batch axes (groups), contracted ones (inputs) and the rest (outputs).
         contracted, batch = params["dimension_numbers"]
@@ -181,7 +103,7 @@ def _site(equation: JaxprEqn, operand: int, leaf: int, path: Path) -> Site | Non
 
 def _looks_rows_up(equation: JaxprEqn) -> bool:
     # Row numbers index the first axis alone, and each slice is one whole row.
-    numbers, shape = equation.params["dimension_numbers"], _aval(equation.invars[0]).shape
+    numbers, shape = equation.params["dimension_numbers"], aval(equation.invars[0]).shape
     return (
         tuple(numbers.collapsed_slice_dims) == (0,)
         and tuple(numbers.start_index_map) == (0,)
@@ -229,19 +151,19 @@ def _evaluate(
     for index, equation in enumerate(jaxpr.eqns):
         here = (*path, index)
         operands = [read(atom) for atom in equation.invars]
-        inner = _called_jaxpr(equation)
+        inner = called_jaxpr(equation)
         # Only calls with a site inside are opened up; others stay one equation, with the derivative rules they have.
         if inner is not None and any(site[: len(here)] == here for site in sites):
             outputs = _evaluate(inner.jaxpr, inner.consts, operands, here, sites, at_site)
         else:
-            outputs = _bind(jaxpr, equation, operands)
+            outputs = bind_equation(jaxpr, equation, operands)
             if here in sites:
                 outputs = [at_site(here, operands, outputs[0])]
         values.update(zip(equation.outvars, outputs, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
 
 
-def _bind(jaxpr: Jaxpr, equation: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
+def bind_equation(jaxpr: Jaxpr, equation: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
     """Evaluate one equation, as a jaxpr of its own: how a primitive is bound is not public and changes with JAX."""
     named = {
         atom: value for atom, value in zip(equation.invars, operands, strict=True) if not isinstance(atom, Literal)
@@ -270,6 +192,21 @@ def _canonical_activations(site: Site, operands: Sequence[Array]) -> Array:
             return jnp.clip(rows, 0, site.inputs - 1)
         return rows
     return _patches(other, operands[1].shape, params, site)
+
+
+def canonical_operand(site: Site, operand: Any) -> Any:
+    """Return an array with the axes of a site's operand, of NumPy or JAX, as (G, I, J)."""
+    params = site.equation.params
+    if site.equation.primitive.name == "dot_general":
+        contracted, batch = params["dimension_numbers"]
+        first = (*batch[site.operand], *contracted[site.operand])
+        operand = operand.transpose((*first, *(k for k in range(operand.ndim) if k not in first)))
+    elif not site.is_lookup:
+        # Inputs run over offsets in the filter's window, then over the channels of a group.
+        outputs, channels, *space = params["dimension_numbers"].rhs_spec
+        ordered = operand.transpose((*space, channels, outputs)).reshape(site.inputs, site.groups, site.outputs)
+        return ordered.swapaxes(0, 1)
+    return operand.reshape(site.groups, site.inputs, site.outputs)
 
 
 def canonical_signals(site: Site, signal: Array) -> Array:
@@ -322,14 +259,14 @@ def count_flops(jaxpr: Jaxpr) -> float:
     total = 0.0
     for equation in jaxpr.eqns:
         name, params = equation.primitive.name, equation.params
-        size = float(sum(math.prod(_aval(v).shape) for v in equation.outvars))
+        size = float(sum(math.prod(aval(v).shape) for v in equation.outvars))
         if name == "dot_general":
             # Each entry is a sum over the contracted axes, with a product and an addition for each term.
             (contracted, _), _ = params["dimension_numbers"]
-            total += 2 * size * math.prod(_aval(equation.invars[0]).shape[k] for k in contracted)
+            total += 2 * size * math.prod(aval(equation.invars[0]).shape[k] for k in contracted)
         elif name == "conv_general_dilated":
             # Each entry is a sum over the part of the filter that belongs to one output channel.
-            shape = _aval(equation.invars[1]).shape
+            shape = aval(equation.invars[1]).shape
             total += 2 * size * math.prod(shape) / shape[params["dimension_numbers"].rhs_spec[0]]
         else:
             inner = [count_flops(sub) for sub in inner_jaxprs(equation)]
@@ -357,3 +294,17 @@ def inner_jaxprs(equation: JaxprEqn) -> list[Jaxpr]:
         for value in found
         if isinstance(value, Jaxpr | ClosedJaxpr)
     ]
+
+
+def count_entries(jaxpr: Jaxpr) -> tuple[int, int]:
+    """Number of entries of all intermediate values, which a backward pass keeps, and of the largest value."""
+    total, largest = 0, 1
+    for equation in jaxpr.eqns:
+        sizes = [math.prod(v.aval.shape) for v in equation.outvars if hasattr(v.aval, "shape")]
+        for sub in inner_jaxprs(equation):
+            inner_total, inner_largest = count_entries(sub)
+            total += inner_total * equation.params.get("length", 1)
+            largest = max(largest, inner_largest)
+        total += sum(sizes)
+        largest = max([largest, *sizes])
+    return total, largest

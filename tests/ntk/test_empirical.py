@@ -315,7 +315,7 @@ def test_every_product_of_the_kernel_and_of_the_function_is_in_full_precision(na
 @pytest.mark.parametrize("name", PRODUCTS)
 def test_compiled_tiles_trace_the_function_in_full_precision(name, monkeypatch):
     seen, compiled = set(), []
-    bind = structure._bind
+    bind = structure.bind_equation
 
     def watched(jaxpr, equation, operands):
         compiled.extend(precisions(jaxpr.replace(eqns=[equation])))
@@ -325,7 +325,7 @@ def test_compiled_tiles_trace_the_function_in_full_precision(name, monkeypatch):
         seen.add(jax.config.jax_default_matmul_precision)
         return relu_network(params, x)
 
-    monkeypatch.setattr(structure, "_bind", watched)
+    monkeypatch.setattr(structure, "bind_equation", watched)
     if name == "product":
         fx.ntk_vector_product(f, RELU_PARAMS, jnp.ones((7, 2)), X1)
     else:

@@ -36,15 +36,15 @@ def test_each_parameter_is_listed_with_how_it_enters():
     assert {each.path: (each.shape, each.way) for each in plan.parameters} == {
         "bias": ((4,), "Jacobian, as it enters by 1 add"),
         "conv": ((3, 4, 4), "convolution, summed over positions"),
-        "embedding": ((9, 4), "look-up"),
-        "square": ((4, 4), "Jacobian, as it enters by 2 dot_general"),
+        "embedding": ((9, 4), "look-up, summed over positions"),
+        "square": ((4, 4), "2 matrix products, summed over positions"),
         "unused": ((2, 2), "does not enter"),
         "weights": ((4, 2), "matrix product"),
     }
     shown = repr(plan).splitlines()
     assert len(shown) == 8
     assert re.match(r"NTKPlan\(structured: .* operations, .* KiB, tiles of \d+ examples\)$", shown[0])
-    assert re.match(r"square +4×4 +Jacobian, as it enters by 2 dot_general +\S+ +32$", shown[5])
+    assert re.match(r"square +4×4 +2 matrix products, summed over positions +\S+ +\d+$", shown[5])
 
 
 def test_the_plan_is_that_of_the_default_device(monkeypatch):

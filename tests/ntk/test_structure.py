@@ -9,7 +9,7 @@ from jax import lax
 
 from fixntk.ntk.empirical import empirical_ntk
 from fixntk.ntk.neural_tangents_compat import import_neural_tangents
-from fixntk.ntk.structure import find_sites
+from fixntk.ntk.sites import find_sites
 
 
 @partial(jax.jit, static_argnums=0)
@@ -154,7 +154,7 @@ NETWORKS = {
         lambda p, x: jnp.tanh(jnp.tanh(x @ p["w"]) @ p["w"].T) @ p["v"],
         {"w": normal(1, 3, 4), "v": normal(2, 3, 2)},
         (3,),
-        {"v"},
+        {"w", "v"},
     ),
     "scan": (gru_like, {"u": normal(1, 3, 3), "w": normal(2, 2, 3)}, (4, 2), set()),
     "conditional": (branches, {"w": normal(1, 3, 2)}, (3,), set()),

@@ -1,0 +1,200 @@
+"""Linear maps between a parameter and the products by which it enters a network: w/√n, a transpose, a slice, a mask.
+
+Only maps are followed that keep the entries apart: each entry of the result is a multiple of at most one entry of the
+parameter, and each entry of the parameter has at most one multiple in the result. Jacobians of the parameter then are
+those of the result with entries moved and scaled. A sum with a constant counts as such a map, as its derivative is one.
+
+See docs/mathematics.md, M14.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
+
+from fixntk.ntk.structure import Path, aval, bind_equation, called_jaxpr
+
+# Equations whose result has the operand's entries in the same order, or reordered, but none twice.
+_REARRANGEMENTS = ("reshape", "transpose", "squeeze", "expand_dims", "broadcast_in_dim", "copy", "copy_p", "rev")
+# Equations whose result has a part of the operand's entries, or entries of others beside them.
+_PARTS = ("slice", "split", "dynamic_slice", "concatenate", "stack", "pad")
+_ENTRYWISE = ("convert_element_type", "neg", "add", "add_any", "sub", "mul", "div", "select_n")
+
+
+class Step(NamedTuple):
+    """An equation that is linear in one operand and keeps its entries apart.
+
+    Attributes
+    ----------
+    path
+        Place of the equation in the jaxpr.
+    equation, operand, result
+        The equation, and the numbers of the operand and of the result that are followed.
+    varying
+        Axes along which the entries' factors differ: none for a multiple, None for a map that only moves entries.
+    """
+
+    path: Path
+    equation: JaxprEqn
+    operand: int
+    result: int
+    varying: tuple[int, ...] | None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the result."""
+        return aval(self.equation.outvars[self.result]).shape
+
+    @property
+    def adds_entries(self) -> bool:
+        """Whether the result has entries that are none of the operand's."""
+        return self.equation.primitive.name in ("concatenate", "stack", "pad")
+
+
+def steps_of(
+    equation: JaxprEqn, operand: int, path: Path, constant_along: dict[Var, frozenset[int]]
+) -> list[Step] | None:
+    """A step for each result of an equation, or None if it is no map that keeps the operand's entries apart.
+
+    The other operands must not depend on the network's inputs. ``constant_along`` has the axes along which values are
+    known to be constant, for those that have such axes.
+    """
+    name, params = equation.primitive.name, equation.params
+    inner, outer = aval(equation.invars[operand]), aval(equation.outvars[0])
+    if not all(jnp.issubdtype(aval(v).dtype, jnp.floating) for v in (equation.invars[operand], *equation.outvars)):
+        return None
+    varying: tuple[int, ...] | None = None
+    if name in _REARRANGEMENTS:
+        # Operands beside the first would be sizes that are not known before the program runs.
+        is_followed = len(equation.invars) == 1 and inner.size == outer.size and params.get("dimensions") is None
+        is_followed |= name in ("squeeze", "expand_dims", "rev")
+    elif name in _PARTS:
+        is_followed = operand == 0 or name in ("concatenate", "stack")
+        if name == "dynamic_slice":
+            is_followed &= all(isinstance(atom, Literal) for atom in equation.invars[1:])
+        if name == "pad":
+            is_followed &= all(
+                low >= 0 and high >= 0 and between == 0 for low, high, between in params["padding_config"]
+            )
+    else:
+        # If the operand were broadcast, an entry would be there several times.
+        is_followed = name in _ENTRYWISE and inner.shape == outer.shape
+        is_followed &= not (name == "div" and operand == 1) and not (name == "select_n" and operand == 0)
+        varying = _axes_of_factors(equation, operand, constant_along)
+    return [Step(path, equation, operand, k, varying) for k in range(len(equation.outvars))] if is_followed else None
+
+
+def _axes_of_factors(
+    equation: JaxprEqn, operand: int, constant_along: dict[Var, frozenset[int]]
+) -> tuple[int, ...] | None:
+    name = equation.primitive.name
+    if name == "neg" or (name == "sub" and operand == 1):
+        return ()
+    if name not in ("mul", "div", "select_n"):
+        return None
+    factor = equation.invars[0 if name == "select_n" else 1 - operand]
+    constant = frozenset() if isinstance(factor, Literal) else constant_along.get(factor, frozenset())
+    return tuple(k for k, size in enumerate(aval(factor).shape) if size > 1 and k not in constant)
+
+
+def constant_axes(equation: JaxprEqn) -> frozenset[int]:
+    """Axes along which the result of an equation repeats its operand."""
+    if equation.primitive.name != "broadcast_in_dim":
+        return frozenset()
+    sizes = aval(equation.invars[0]).shape
+    varying = {k for k, size in zip(equation.params["broadcast_dimensions"], sizes, strict=True) if size > 1}
+    return frozenset(range(aval(equation.outvars[0]).ndim)) - varying
+
+
+def move_entries(steps: Iterable[Step], array: Any, fill: float, xp: Any) -> Any:
+    """Move an array's entries as steps move those of their operand, with ``fill`` where these have other entries.
+
+    ``xp`` is ``numpy`` or ``jax.numpy``.
+    """
+    for step in steps:
+        array = _move(step, array, fill, xp)
+    return array
+
+
+def _move(step: Step, array: Any, fill: float, xp: Any) -> Any:
+    name, params = step.equation.primitive.name, step.equation.params
+    if name == "transpose":
+        return array.transpose(params["permutation"])
+    if name == "rev":
+        return xp.flip(array, axis=tuple(params["dimensions"]))
+    if name == "slice":
+        strides = params["strides"] or (1,) * array.ndim
+        starts, limits = params["start_indices"], params["limit_indices"]
+        return array[tuple(map(slice, starts, limits, strides))]
+    if name == "split":
+        start = sum(params["sizes"][: step.result])
+        return array[(slice(None),) * params["axis"] + (slice(start, start + params["sizes"][step.result]),)]
+    if name == "dynamic_slice":
+        # A slice that would reach over the end is moved back.
+        sizes = params["slice_sizes"]
+        last = [size - part for size, part in zip(array.shape, sizes, strict=True)]
+        given = [atom.val for atom in step.equation.invars[1:] if isinstance(atom, Literal)]
+        starts = [min(max(int(start), 0), k) for start, k in zip(given, last, strict=True)]
+        return array[tuple(slice(k, k + size) for k, size in zip(starts, sizes, strict=True))]
+    if name in ("concatenate", "stack"):
+        shapes = [aval(atom).shape for atom in step.equation.invars]
+        parts = [array if k == step.operand else xp.full(shapes[k], fill, array.dtype) for k in range(len(shapes))]
+        return xp.stack(parts, params["axis"]) if name == "stack" else xp.concatenate(parts, params["dimension"])
+    if name == "pad":
+        return xp.pad(array, [(low, high) for low, high, _ in params["padding_config"]], constant_values=fill)
+    return array.reshape(step.shape)
+
+
+def factor_of(step: Step, operands: Sequence[Any]) -> Any:
+    """The factors of a step's entries: a number, or an array that is broadcast against the step's result."""
+    name = step.equation.primitive.name
+    if name == "mul":
+        return operands[1 - step.operand]
+    if name == "div":
+        return 1 / operands[1]
+    if name == "select_n":
+        return (operands[0].astype(int) == step.operand - 1).astype(aval(step.equation.outvars[0]).dtype)
+    return jnp.array(-1, aval(step.equation.outvars[0]).dtype)
+
+
+def values_at(closed: ClosedJaxpr, leaves: Sequence[Any], paths: Container[Path]) -> dict[Path, list[Any]]:
+    """Operands of the equations at ``paths`` of a jaxpr, which begins with the leaves.
+
+    Values that depend on other inputs are not known, and are None.
+    """
+    found: dict[Path, list[Any]] = {}
+    others = [None] * (len(closed.jaxpr.invars) - len(leaves))
+    _evaluate_known(closed.jaxpr, closed.consts, [*leaves, *others], (), paths, found)
+    return found
+
+
+def _evaluate_known(
+    jaxpr: Jaxpr,
+    consts: Sequence[Any],
+    arguments: Sequence[Any],
+    path: Path,
+    paths: Container[Path],
+    found: dict[Path, list[Any]],
+) -> list[Any]:
+    values: dict[Var, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
+    values.update(zip(jaxpr.invars, arguments, strict=True))
+
+    def read(atom: Any) -> Any:
+        return atom.val if isinstance(atom, Literal) else values[atom]
+
+    for index, equation in enumerate(jaxpr.eqns):
+        here = (*path, index)
+        operands = [read(atom) for atom in equation.invars]
+        if here in paths:
+            found[here] = operands
+        inner = called_jaxpr(equation)
+        outputs: list[Any] = [None] * len(equation.outvars)
+        if inner is not None:
+            outputs = _evaluate_known(inner.jaxpr, inner.consts, operands, here, paths, found)
+        elif not any(operand is None for operand in operands):
+            outputs = bind_equation(jaxpr, equation, operands)
+        values.update(zip(equation.outvars, outputs, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
