@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from typing import Any
 
 import jax
@@ -13,8 +14,34 @@ from jax.typing import ArrayLike
 from jaxtyping import Float
 
 from fixntk._checks import as_float_array, as_numpy, check_same_rows, is_traced, largest_entry
+from fixntk._numerics import default_tol
 from fixntk.convex.losses import Loss
 from fixntk.convex.penalties import NORMS, Norm
+
+# A tolerance below this many roundings of the dtype cannot be reached.
+_LEAST_TOL_IN_EPS = 4
+
+
+def as_number(name: str, value: Any) -> float:
+    """A number as Python's float."""
+    if isinstance(value, str) or not hasattr(value, "__float__"):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    return float(value)
+
+
+def as_stopping(tol: Any, max_iter: Any, dtype: Any, default_max_iter: int) -> tuple[float, int]:
+    """The tolerance and the largest number of iterations as plain numbers, with defaults for None."""
+    tol = default_tol(dtype) if tol is None else as_number("tol", tol)
+    reachable = _LEAST_TOL_IN_EPS * float(jnp.finfo(dtype).eps)
+    if not reachable <= tol < float("inf"):
+        raise ValueError(f"tol={tol} is not finite or below what {dtype} can reach, {reachable:.1e}")
+    if max_iter is None:
+        max_iter = default_max_iter
+    elif not hasattr(max_iter, "__index__"):
+        raise TypeError(f"max_iter must be an integer, got {type(max_iter).__name__}")
+    if (max_iter := operator.index(max_iter)) < 0:
+        raise ValueError(f"max_iter must not be negative, got {max_iter}")
+    return tol, max_iter
 
 
 def as_reg(reg: ArrayLike, dtype: Any) -> Float[Array, ""]:

@@ -101,8 +101,6 @@ def open_checkpoints(
     """
     if folder is None:
         return None
-    if not isinstance(folder, str | os.PathLike):
-        raise TypeError(f"checkpoint must be the path of a folder, got {type(folder).__name__}")
     targets = targets_of(program)
     arguments = {
         "x": program.x,
@@ -116,6 +114,19 @@ def open_checkpoints(
         "norm": program.norm.name,
         **options,
     }
+    return open_keeper(folder, of, arguments)
+
+
+def open_keeper(folder: str | os.PathLike[str], of: str, arguments: Mapping[str, Any]) -> Keeper:
+    """The keeper of a computation with these arguments, by name: pytrees that must be the same to continue.
+
+    Raises
+    ------
+    TypeError
+        If the folder is no path.
+    """
+    if not isinstance(folder, str | os.PathLike):
+        raise TypeError(f"checkpoint must be the path of a folder, got {type(folder).__name__}")
     made_by = {"versions": f"jax {jax.__version__}", **{name: digest(value) for name, value in arguments.items()}}
     return Keeper(Checkpoints(Path(folder), of, made_by, functions=("loss",)))
 
@@ -188,5 +199,7 @@ def _as_tree(arrays: Mapping[str, np.ndarray], like: Tree) -> Tree:
     return jax.tree.unflatten(structure, [_put(array, leaf) for array, leaf in zip(found, leaves, strict=True)])
 
 
-def _put(array: np.ndarray, like: Array) -> Array:
+def _put(array: np.ndarray, like: Array | np.ndarray) -> Array | np.ndarray:
+    if isinstance(like, np.ndarray):
+        return array
     return jax.device_put(array, like.sharding) if len(like.sharding.device_set) > 1 else to_device(array)

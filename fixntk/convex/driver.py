@@ -29,7 +29,7 @@ from fixntk.convex.progress import Progress
 from fixntk.convex.solution import History, is_active
 
 # The loop stops at this share of the gap that is asked for, because the certificate is recomputed at the end.
-_GOAL_SHARE = 0.99
+GOAL_SHARE = 0.99
 # Steps after which the host looks at the gap, where steps are short.
 _STEPS_PER_LOOK = 25
 
@@ -101,42 +101,69 @@ def run_from_host(
     with memory, blas_threads_for(program.y.size):
         prepared, state, first, scale = _start(program, start, epsilon, tol, method=method)
         run = _runner(prepared, method)
-        goal, at_zero, unit = float(scale.goal), float(scale.at_zero), float(scale.unit)
-        logged = _Log.begin(state, first) if keeper is None else _Log.resume(keeper, state, first)
-        is_interrupted = False
-        try:
-            while True:
-                look = _Look(*logged.records[-1][-1].tolist())
-                progress = _progress(logged.done, look, unit, at_zero, logged.seconds[-1])
-                if watch is not None:
-                    watch(progress)
-                if callback is not None and callback(progress):
-                    break
-                if logged.done >= max_iter or look.failed or look.gap <= goal:
-                    break
-                if keeper is not None and keeper.is_due():
-                    save_trace(keeper, logged.trace())
-                # A callback is called after every step; otherwise short steps run in batches between two looks.
-                limit = 1 if callback is not None else min(max_iter - logged.done, _STEPS_PER_LOOK)
-                began, compiling = time.perf_counter(), seconds_compiling()
-                made, state, record = run(logged.state, scale.goal, limit, step=int(look.next_step))
-                record = np.asarray(record)[: int(made)]
-                # The history has the time of the steps; compiling would hide it in a first call.
-                logged.add(state, record, time.perf_counter() - began - (seconds_compiling() - compiling))
-        except KeyboardInterrupt:
-            if callback is None and watch is None:
-                raise
-            is_interrupted = True
-        finally:
-            if keeper is not None:
-                save_trace(keeper, logged.trace())
-    trace = logged.trace()
-    times = trace.seconds if is_timed else np.full_like(trace.seconds, np.nan)
-    history = _history(trace.record, np.asarray(times, program.x.dtype), unit)
-    # Eager operations of JAX would each be compiled.
-    history = History(*map(jax.device_put, history))
-    outcome = _outcome(method, trace.state, scale.weights_unit, jax.device_put(np.asarray(logged.done)), history)
+        trace, is_interrupted = run_loop(
+            run, state, first, scale, max_iter, callback=callback, watch=watch, keeper=keeper
+        )
+    history = history_of(trace, float(scale.unit), program.x.dtype, is_timed=is_timed)
+    iterations = jax.device_put(np.asarray(len(trace.record) - 1))
+    outcome = _outcome(method, trace.state, scale.weights_unit, iterations, history)
     return outcome._replace(is_interrupted=is_interrupted)
+
+
+def run_loop(
+    run: Callable[..., tuple[Any, Any, Any]],
+    state: Any,
+    first: Array | np.ndarray,
+    scale: Scale,
+    max_iter: int,
+    *,
+    callback: Callable[[Progress], bool | None] | None = None,
+    watch: Callable[[Progress], None] | None = None,
+    keeper: Keeper | None = None,
+) -> tuple[Trace, bool]:
+    """Steps from a state and its row of the record, and whether Ctrl-C ended them.
+
+    ``run(state, goal, limit, step=…)`` makes at most ``limit`` steps of a kind; it returns their number, the state
+    after them, and a row of the record for each. The other arguments are those of :func:`run_from_host`.
+    """
+    goal, at_zero, unit = float(scale.goal), float(scale.at_zero), float(scale.unit)
+    logged = _Log.begin(state, first) if keeper is None else _Log.resume(keeper, state, first)
+    is_interrupted = False
+    try:
+        while True:
+            look = _Look(*logged.records[-1][-1].tolist())
+            progress = _progress(logged.done, look, unit, at_zero, logged.seconds[-1])
+            if watch is not None:
+                watch(progress)
+            if callback is not None and callback(progress):
+                break
+            if logged.done >= max_iter or look.failed or look.gap <= goal:
+                break
+            if keeper is not None and keeper.is_due():
+                save_trace(keeper, logged.trace())
+            # A callback is called after every step; otherwise short steps run in batches between two looks.
+            limit = 1 if callback is not None else min(max_iter - logged.done, _STEPS_PER_LOOK)
+            began, compiling = time.perf_counter(), seconds_compiling()
+            made, state, record = run(logged.state, scale.goal, limit, step=int(look.next_step))
+            record = np.asarray(record)[: int(made)]
+            # The history has the time of the steps; compiling would hide it in a first call.
+            logged.add(state, record, time.perf_counter() - began - (seconds_compiling() - compiling))
+    except KeyboardInterrupt:
+        if callback is None and watch is None:
+            raise
+        is_interrupted = True
+    finally:
+        if keeper is not None:
+            save_trace(keeper, logged.trace())
+    return logged.trace(), is_interrupted
+
+
+def history_of(trace: Trace, unit: float, dtype: Any, *, is_timed: bool = True) -> History:
+    """The history of a solve whose record is in a unit; without ``is_timed`` it has no seconds."""
+    times = trace.seconds if is_timed else np.full_like(trace.seconds, np.nan)
+    history = _history(np.asarray(trace.record, dtype), np.asarray(times, dtype), unit)
+    # Eager operations of JAX would each be compiled.
+    return History(*map(jax.device_put, history))
 
 
 class _Log:
@@ -150,11 +177,11 @@ class _Log:
         self._reached = (len(trace.record) - 1, trace.state)
 
     @classmethod
-    def begin(cls, state: Any, first: Array) -> _Log:
+    def begin(cls, state: Any, first: Array | np.ndarray) -> _Log:
         return cls(Trace(state, np.asarray(first)[None], np.zeros(1)))
 
     @classmethod
-    def resume(cls, keeper: Keeper, state: Any, first: Array) -> _Log:
+    def resume(cls, keeper: Keeper, state: Any, first: Array | np.ndarray) -> _Log:
         """From the newest checkpoint, if there is one."""
         trace = restore_trace(keeper, state)
         return cls.begin(state, first) if trace is None else cls(trace)
@@ -189,13 +216,13 @@ class _Look(NamedTuple):
     next_step: float
 
 
-class _Scale(NamedTuple):
+class Scale(NamedTuple):
     """The gap at which the loop stops and the objective of W = 0, in the prepared program's units, and these units."""
 
-    goal: Float[Array, ""]
-    at_zero: Float[Array, ""]
-    unit: Float[Array, ""]
-    weights_unit: Float[Array, ""]
+    goal: Float[Array, ""] | float
+    at_zero: Float[Array, ""] | float
+    unit: Float[Array, ""] | float = 1.0
+    weights_unit: Float[Array, ""] | float = 1.0
 
 
 def _runner(program: ConvexProgram, method: Method) -> Callable[..., tuple[Any, Any, Any]]:
@@ -231,7 +258,7 @@ def _outcome(method: Method, state: Any, unit: Array, iterations: Array, history
 @partial(jit_for_host, static_argnames=("method",))
 def _start(
     program: ConvexProgram, start: Array, epsilon: Array | None, tol: Array | float, *, method: Method
-) -> tuple[ConvexProgram, Any, Array, _Scale]:
+) -> tuple[ConvexProgram, Any, Array, Scale]:
     """The program that the loop works on, the first state, a row of the record, and the scale."""
     # Units are changed here, once a solve: the loop sees data of order one.
     prepared, units = method.prepare(program)
@@ -241,7 +268,7 @@ def _start(
         prepared,
         state,
         _record_row(state),
-        _Scale(_GOAL_SHARE * tol * at_zero, at_zero, units.objective, units.weights),
+        Scale(GOAL_SHARE * tol * at_zero, at_zero, units.objective, units.weights),
     )
 
 

@@ -10,6 +10,7 @@ residual R of any W, scaled by a number s ≤ 1 until it is feasible, is a dual 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -85,18 +86,29 @@ def certify(datafit: Datafit, penalty: Penalty, weights: Array, outputs: Array, 
     Written as a sum of terms that are not negative: for each row and for each group the Fenchel–Young inequality's two
     sides apart. The difference of primal and dual would lose the gap's digits to cancellation.
     """
+
+    def divergence(scale: Array) -> Array:
+        return jnp.sum(datafit.weight_rows(datafit.loss.divergences(outputs, datafit.targets, scale)))
+
+    return certify_groups(penalty, weights, correlations, divergence)
+
+
+def certify_groups(
+    penalty: Penalty, weights: Array, correlations: Array, divergence: Callable[[Array], Array]
+) -> Certificate:
+    """:func:`certify`, with the sum over the rows as a function of the residual's scale s ≤ 1."""
     norms, duals = penalty.norm.values(weights), penalty.norm.duals(correlations)
     alignments = jnp.sum(weights * correlations, axis=(1, 2))
     thresholds = penalty.thresholds
 
     # The largest multiple of the residual, at most 1, that satisfies every group's constraint.
     scale = 1 / jnp.maximum(1.0, jnp.max(duals / thresholds))
-    divergence = jnp.sum(datafit.weight_rows(datafit.loss.divergences(outputs, datafit.targets, scale)))
+    rows = divergence(scale)
     # Each term is the slack of ⟨W_p, Xᵀ D_p Θ⟩ ≤ λτ_p ‖W_p‖, which holds with equality at the optimum.
     excess = jnp.sum(thresholds * norms - scale * alignments)
     if penalty.ridge is None:
-        return Certificate(jnp.maximum(divergence + excess, 0.0), scale)
-    feasible = jnp.maximum(divergence + excess + 0.5 * penalty.ridge * jnp.sum(weights**2), 0.0)
+        return Certificate(jnp.maximum(rows + excess, 0.0), scale)
+    feasible = jnp.maximum(rows + excess + 0.5 * penalty.ridge * jnp.sum(weights**2), 0.0)
     # R itself, the dual point of a divergence of zero. A ridge that is traced may be zero, which allows no excess.
     ridge = jnp.where(penalty.ridge > 0, penalty.ridge, 1.0)
     over, under = jnp.maximum(duals - thresholds, 0), jnp.maximum(thresholds - duals, 0)

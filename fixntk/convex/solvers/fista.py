@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float
 from fixntk.convex import duality
 from fixntk.convex.datafit import Fit
 from fixntk.convex.method import Method
+from fixntk.convex.penalties import Penalty
 from fixntk.convex.program import ConvexProgram, correlations_of, datafit_of, is_quadratic, masked_outputs, penalty_of
 
 
@@ -67,9 +68,7 @@ def init(program: ConvexProgram, weights: Array, _: Array | None = None) -> FIST
 def step(program: ConvexProgram, state: FISTAState) -> FISTAState:
     """One proximal gradient step, or a larger curvature bound where the step went up against its model."""
     base, lipschitz = state.extrapolated, state.lipschitz
-    # The correlations are the negative gradient: a step of length 1/L downhill, then the penalty's proximal operator.
-    moved_down = base.weights + base.correlations / lipschitz
-    point, fit = _evaluate(program, penalty_of(program).prox(moved_down, 1 / lipschitz))
+    point, fit = _evaluate(program, step_down(penalty_of(program), base, lipschitz))
 
     moved = jnp.sum((point.weights - base.weights) ** 2)
     # L is valid for this step if the loss is at most its quadratic model there. A step beyond rounding error of that is
@@ -77,12 +76,7 @@ def step(program: ConvexProgram, state: FISTAState) -> FISTAState:
     curvature = _largest_curvature(program, point.fitted - base.fitted) / jnp.where(moved > 0, moved, 1.0)
     too_steep = curvature > lipschitz * (1 + 1e-3)
 
-    # Momentum that points uphill is dropped (the gradient scheme of adaptive restart, O'Donoghue and Candès 2015).
-    overshot = jnp.sum((base.weights - point.weights) * (point.weights - state.point.weights)) > 0
-    following = 0.5 * (1 + jnp.sqrt(1 + 4 * state.momentum**2))
-    share = jnp.where(overshot, 0.0, (state.momentum - 1) / following)
-    momentum = jnp.where(overshot, 1.0, following)
-    extrapolated = FISTAPoint(*(new + share * (new - old) for new, old in zip(point, state.point, strict=True)))
+    extrapolated, momentum = extrapolate(state.point, base, point, state.momentum)
     # The squared loss's correlations are affine in W and were extrapolated with it, which saves two products.
     if not is_quadratic(program):
         residual = datafit_of(program).fit(extrapolated.fitted).residual
@@ -90,6 +84,27 @@ def step(program: ConvexProgram, state: FISTAState) -> FISTAState:
     taken = _state(program, point, fit, extrapolated, momentum, lipschitz)
     refused = state._replace(lipschitz=1.1 * curvature)
     return jax.tree.map(lambda old, new: jnp.where(too_steep, old, new), refused, taken)
+
+
+def step_down(penalty: Penalty, base: FISTAPoint, lipschitz: Array) -> Float[Array, "P d c"]:
+    """Weights after a step of length 1/L from the base downhill, then the penalty's proximal operator."""
+    # The correlations are the negative gradient.
+    return penalty.prox(base.weights + base.correlations / lipschitz, 1 / lipschitz)
+
+
+def extrapolate(
+    last: FISTAPoint, base: FISTAPoint, point: FISTAPoint, momentum: Array
+) -> tuple[FISTAPoint, Float[Array, ""]]:
+    """Where the next gradient is taken after a step from a base to a point, and the momentum there.
+
+    Outputs and correlations are extrapolated with the weights, as under the squared loss they are affine in them.
+    """
+    # Momentum that points uphill is dropped (the gradient scheme of adaptive restart, O'Donoghue and Candès 2015).
+    overshot = jnp.sum((base.weights - point.weights) * (point.weights - last.weights)) > 0
+    following = 0.5 * (1 + jnp.sqrt(1 + 4 * momentum**2))
+    share = jnp.where(overshot, 0.0, (momentum - 1) / following)
+    extrapolated = FISTAPoint(*(new + share * (new - old) for new, old in zip(point, last, strict=True)))
+    return extrapolated, jnp.where(overshot, 1.0, following)
 
 
 def _state(
