@@ -17,6 +17,7 @@ from fixntk.convex.screening import gap_safe
 from fixntk.convex.solution import History, Solution
 from fixntk.convex.solve import solve, solve_quietly
 from fixntk.convex.solve_plan import MethodPlan, SolvePlan, solve_plan
+from fixntk.convex.streamed.program import StreamedProgram
 
 __all__ = [
     "ConvergenceWarning",
@@ -34,6 +35,7 @@ __all__ = [
     "ReLUSolution",
     "Solution",
     "SolvePlan",
+    "StreamedProgram",
     "discover",
     "discover_path",
     "discover_quietly",

@@ -15,6 +15,7 @@ from fixntk._checks import as_matrix, describe_fields, is_traced
 from fixntk.convex.groups import check_gates
 from fixntk.convex.penalties import group_norms
 from fixntk.convex.program import ConvexProgram
+from fixntk.convex.streamed.program import StreamedProgram
 from fixntk.gates.masks import activation_masks
 from fixntk.gram import masked_apply
 from fixntk.networks.convert import from_group_weights
@@ -57,7 +58,7 @@ class History(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False, repr=False)
 class Solution:
-    """A solution of a :class:`ConvexProgram` with its certificate.
+    """A solution of a :class:`ConvexProgram` or a :class:`StreamedProgram` with its certificate.
 
     Attributes
     ----------
@@ -164,7 +165,7 @@ class Solution:
         outputs = outputs if self.intercept is None else outputs + self.intercept[None, :]
         return outputs[:, 0] if self.squeeze else outputs
 
-    def to_network(self, gates: ArrayLike, program: ConvexProgram | None = None) -> GatedReLUNetwork:
+    def to_network(self, gates: ArrayLike, program: ConvexProgram | StreamedProgram | None = None) -> GatedReLUNetwork:
         """The gated network with these outputs; for one output also with the same objective.
 
         Parameters
@@ -184,7 +185,9 @@ class Solution:
         ValueError
             If the shape of gates does not fit the weights, or they do not give the program's masks.
         """
-        if program is not None:
+        if isinstance(program, StreamedProgram):
+            gates = program.check_gates(gates)
+        elif program is not None:
             gates = check_gates(program, gates)
         return from_group_weights(gates, self.weights, self.intercept, squeeze=self.squeeze)
 

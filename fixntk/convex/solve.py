@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import os
 import warnings
 from collections.abc import Callable
@@ -15,8 +14,8 @@ from jax.typing import ArrayLike
 
 from fixntk._checks import is_tracing, to_device
 from fixntk._compilation import jit_for_host
-from fixntk._numerics import ConvergenceWarning, default_tol, ignore_convergence_warnings
-from fixntk.convex import driver
+from fixntk._numerics import ConvergenceWarning, ignore_convergence_warnings
+from fixntk.convex import arguments, driver
 from fixntk.convex.checkpoints import open_checkpoints
 from fixntk.convex.driver import Outcome
 from fixntk.convex.duality import Evaluation
@@ -27,16 +26,15 @@ from fixntk.convex.program import ConvexProgram, absorb_sample_weight, as_group_
 from fixntk.convex.progress import Interrupted, Progress, describe, progress_bar
 from fixntk.convex.solution import Solution
 from fixntk.convex.solvers import anderson, fista, irls, newton, prox_newton
+from fixntk.convex.streamed.program import StreamedProgram
+from fixntk.convex.streamed.solve import solve_streamed
 
 # In the order in which they are offered. Newton for other losses than the squared one is proximal Newton.
 METHODS = {method.name: method for method in (irls.METHOD, anderson.METHOD, fista.METHOD, newton.METHOD)}
 
-# A tolerance below this many roundings of the dtype cannot be reached.
-_LEAST_TOL_IN_EPS = 4
-
 
 def solve(
-    program: ConvexProgram,
+    program: ConvexProgram | StreamedProgram,
     *,
     method: str = "auto",
     tol: float | None = None,
@@ -57,7 +55,8 @@ def solve(
     Parameters
     ----------
     program
-        The problem.
+        The problem. A :class:`~fixntk.StreamedProgram` is solved by a method of its own: an iteration minimises a model
+        of a sample of the rows in memory, and evaluates the result in one pass over all rows.
     method
         ``"irls"``: the paper's Algorithm 1 from the NTK's weights, a masked Gram kernel and a Cholesky factorisation a
         step; the path from the NTK to the optimum, sublinear near its end. ``"anderson"``: the same with Anderson
@@ -72,7 +71,8 @@ def solve(
         Relative gap to reach, as a share of the objective of W = 0, ½‖Y‖² for the squared loss. 1e-6 in float64 and
         1e-4 in float32 when None; rounding of the certificate itself is 1e-6 to 1e-5 in float32.
     max_iter
-        Largest number of iterations; 300 for IRLS and Anderson, 20,000 for FISTA, 200 for Newton when None.
+        Largest number of iterations; 300 for IRLS and Anderson, 20,000 for FISTA, 200 for Newton, 100
+        passes for a StreamedProgram when None.
     init
         Where to start. IRLS, Anderson: (P,) kernel weights, the NTK's; 1/P each when None, which they are for sampled
         gates. FISTA and Newton: (P, d, c) group weights; zero when None. A Solution for any.
@@ -100,8 +100,8 @@ def solve(
     Raises
     ------
     TypeError
-        If ``program`` is not a ConvexProgram, ``tol`` or ``epsilon`` no number, ``max_iter`` no integer, or
-        ``checkpoint`` no path.
+        If ``program`` is neither a ConvexProgram nor a StreamedProgram, ``tol`` or ``epsilon`` no number, ``max_iter``
+        no integer, or ``checkpoint`` no path.
     ValueError
         If the method is unknown or not for this loss or norm, ``tol`` is below what the dtype can reach, ``init`` does
         not fit, an option does not belong to the method, IRLS's matrices not into memory, or the checkpoint is of
@@ -130,8 +130,20 @@ def solve(
 
     See docs/mathematics.md, M5 to M8.
     """
+    if isinstance(program, StreamedProgram):
+        _check_streamed(method, epsilon)
+        solution = solve_streamed(
+            program,
+            tol=tol,
+            max_iter=max_iter,
+            init=init,
+            callback=callback,
+            progress=progress,
+            checkpoint=checkpoint,
+        )
+        return _warn_unless_converged(solution)
     if not isinstance(program, ConvexProgram):
-        raise TypeError(f"program must be a ConvexProgram, got {type(program).__name__}")
+        raise TypeError(f"program must be a ConvexProgram or a StreamedProgram, got {type(program).__name__}")
     # A concrete program that a traced function closes over is solved in that function.
     traced = is_tracing(program, init)
     if traced and (callback is not None or progress or checkpoint is not None):
@@ -175,8 +187,21 @@ def solve(
     solution, _ = certify(program, outcome, chosen, tol)
     if outcome.is_interrupted:
         raise Interrupted(solution)
+    return _warn_unless_converged(solution)
+
+
+def _check_streamed(method: str, epsilon: float | None) -> None:
+    if method != "auto":
+        raise ValueError(f"method must be 'auto' for a StreamedProgram, which has one method, got {method!r}")
+    if epsilon is not None:
+        raise ValueError("epsilon belongs to reweighting, not to the method for a StreamedProgram: leave it out")
+    if is_tracing():
+        raise ValueError("a StreamedProgram reads files on the host: not under jit or vmap")
+
+
+def _warn_unless_converged(solution: Solution) -> Solution:
     if not bool(solution.converged):
-        warnings.warn(solution.message, ConvergenceWarning, stacklevel=2)
+        warnings.warn(solution.message, ConvergenceWarning, stacklevel=3)
     return solution
 
 
@@ -301,29 +326,14 @@ def as_options(
     program: ConvexProgram, method: Method, tol: Any, max_iter: Any, epsilon: Any = None
 ) -> tuple[float, int]:
     """Check the options; return the tolerance and the largest number of iterations as plain numbers."""
-    tol = default_tol(program.x.dtype) if tol is None else _as_number("tol", tol)
-    reachable = _LEAST_TOL_IN_EPS * float(jnp.finfo(program.x.dtype).eps)
-    if not reachable <= tol < float("inf"):
-        raise ValueError(f"tol={tol} is not finite or below what {program.x.dtype} can reach, {reachable:.1e}")
-    if max_iter is None:
-        max_iter = method.max_iter
-    elif not hasattr(max_iter, "__index__"):
-        raise TypeError(f"max_iter must be an integer, got {type(max_iter).__name__}")
-    if (max_iter := operator.index(max_iter)) < 0:
-        raise ValueError(f"max_iter must not be negative, got {max_iter}")
+    tol, max_iter = arguments.as_stopping(tol, max_iter, program.x.dtype, method.max_iter)
     if epsilon is not None:
         if not method.reweights:
             smoothed = " and ".join(repr(name) for name, other in METHODS.items() if other.reweights)
             raise ValueError(f"epsilon belongs to methods {smoothed}, not to {method.name!r}")
-        if not 0 < _as_number("epsilon", epsilon) < float("inf"):
+        if not 0 < arguments.as_number("epsilon", epsilon) < float("inf"):
             raise ValueError(f"epsilon must be positive and finite, got {epsilon}")
     return tol, max_iter
-
-
-def _as_number(name: str, value: Any) -> float:
-    if isinstance(value, str) or not hasattr(value, "__float__"):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    return float(value)
 
 
 def _as_epsilon(program: ConvexProgram, epsilon: float | None, tol: float) -> Array:

@@ -1,0 +1,1 @@
+"""Convex programs whose rows are read from disk, tile by tile."""

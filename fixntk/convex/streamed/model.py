@@ -1,0 +1,283 @@
+r"""A model of the objective from a sample of rows, and its minimum on working sets, without reading the other rows.
+
+At base weights B, whose correlations :math:`C_p = X^⊤ D_p R` with the residual are known on all n rows, the squared
+loss is exactly
+
+.. math:: f(W) = f(B) - ⟨C, W - B⟩ + \tfrac12 \|Φ(W - B)\|^2, \qquad Φ(W) = \sum_p D_p X W_p .
+
+The model has the rows of a sample S of s rows in the last term, (n/2s) ‖Φ_S(W − B)‖², and a damping (μ/2)‖W − B‖².
+Its gradient at B is that of all rows, so that a fixed point of "minimise the model, take this as B" is the optimum of
+all rows, whatever the sample is: the sample decides how many passes over the rows it takes.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jaxtyping import Float, Int
+
+from fixntk._checks import to_device
+from fixntk._compilation import jit_for_host
+from fixntk._tiling import sum_over_tiles
+from fixntk.convex import duality
+from fixntk.convex.penalties import NORMS, Penalty, group_norms
+from fixntk.convex.solvers.fista import FISTAPoint, extrapolate, step_down
+from fixntk.convex.solvers.working_sets import is_nonzero, nearness
+from fixntk.convex.streamed.program import StreamedProgram
+from fixntk.gates.masks import activation_masks
+from fixntk.gram import TILE_BYTES, as_numbers, masked_adjoint, masked_apply
+
+# Largest array of the sample's rows, in bytes.
+_SAMPLE_BYTES = 2**26
+# Smallest working set, and room for this multiple of the active groups in it.
+_SMALLEST_SET = 64
+_ROOM = 1.5
+# Largest number of working sets, and of steps on each.
+_MAX_SETS = 12
+_MAX_STEPS = 300
+# A working set is left at this share of the gap that is predicted for all groups.
+_SET_GAP_SHARE = 0.1
+# Steps on a set go on to this share of the gap that is asked for on all groups.
+_GOAL_SHARE = 0.5
+
+
+class Sample(NamedTuple):
+    """Rows of x in memory, and how many rows of x each stands for."""
+
+    x: Float[Array, "s d"]
+    share: float
+
+
+def _sample_size(program: StreamedProgram) -> int:
+    num_rows, num_features = program.x.shape
+    row_bytes = num_features * program.group_shape[2] * program.dtype.itemsize
+    return min(num_rows, max(1, _SAMPLE_BYTES // row_bytes))
+
+
+class SampleTaker:
+    """Collects one row at random from each of s blocks of rows of equal length, from tiles that come in order."""
+
+    def __init__(self, program: StreamedProgram) -> None:
+        num_rows, num_features = program.x.shape
+        size = _sample_size(program)
+        self._share = num_rows / size
+        # The same rows in every call, so that a solve that goes on from a checkpoint makes the same steps.
+        shifts = np.random.default_rng(0).random(size)
+        self._rows = ((np.arange(size) + shifts) * (num_rows / size)).astype(np.int64)
+        self._x = np.empty((size, num_features), program.dtype)
+
+    def look(self, begin: int, x: np.ndarray) -> None:
+        """Take the rows of the sample that are in a tile."""
+        first, last = np.searchsorted(self._rows, (begin, begin + len(x)))
+        self._x[first:last] = x[self._rows[first:last] - begin]
+
+    def sample(self) -> Sample:
+        """The sample, once all tiles have been seen."""
+        return Sample(to_device(self._x), self._share)
+
+
+class Point(NamedTuple):
+    """Weights with their correlations and loss on all rows, in float64."""
+
+    weights: Float[np.ndarray, "P d c"]
+    correlations: Float[np.ndarray, "P d c"]
+    loss: Float[np.ndarray, ""]
+
+
+class _Quadratic(NamedTuple):
+    """The model's terms that need no rows, on all groups or some, in the program's dtype.
+
+    Attributes
+    ----------
+    base, correlations, loss
+        B, C and f(B).
+    share, damping, reg
+        n/s, μ and λ.
+    """
+
+    base: Float[Array, "k d c"]
+    correlations: Float[Array, "k d c"]
+    loss: Float[Array, ""]
+    share: Float[Array, ""]
+    damping: Float[Array, ""]
+    reg: Float[Array, ""]
+
+    def at(self, weights: Array, curved: Array) -> FISTAPoint:
+        """Weights with their correlations, from Φ_Sᵀ Φ_S(W − B); their outputs are left empty."""
+        moved = weights - self.base
+        predicted = self.correlations - self.share * curved - self.damping * moved
+        return FISTAPoint(weights, jnp.zeros((0, weights.shape[2]), weights.dtype), predicted)
+
+    def gap(self, point: FISTAPoint) -> Float[Array, ""]:
+        """The duality gap that would hold if the model were the loss."""
+        # A quadratic whose gradients at both ends of a line are known is known along it.
+        fall = 0.5 * jnp.sum((self.correlations + point.correlations) * (point.weights - self.base))
+
+        def divergence(scale: Array) -> Array:
+            return (1 - scale) ** 2 * (self.loss - fall)
+
+        return duality.certify_groups(self.penalty, point.weights, point.correlations, divergence).gap
+
+    @property
+    def penalty(self) -> Penalty:
+        """λ Σ_p ‖W_p‖."""
+        return Penalty(NORMS["frobenius"], self.reg, None)
+
+
+class _Model(NamedTuple):
+    """The model on the groups of a working set."""
+
+    x: Float[Array, "s d"]
+    masks: Array
+    quadratic: _Quadratic
+
+
+class _Set(NamedTuple):
+    """Weights that were found on a working set, and Φ_S(W − B) there."""
+
+    weights: Float[Array, "k d c"]
+    change: Float[Array, "s c"]
+
+
+def bytes_of_model(program: StreamedProgram) -> int:
+    """Estimate of the memory that a sample and a model take."""
+    size, (num_gates, num_features, num_outputs) = _sample_size(program), program.group_shape
+    itemsize = program.dtype.itemsize
+    rows = size * (num_features + 2 * num_features * num_outputs) * itemsize
+    # Masks as numbers, and inner products or a copy where that is converted in tiles.
+    return rows + 2 * min(TILE_BYTES, size * num_gates * itemsize)
+
+
+def minimise_model(
+    program: StreamedProgram, sample: Sample, base: Point, damping: float, goal: float
+) -> Float[np.ndarray, "P d c"]:
+    """Weights, of the program's dtype, at which the model predicts a gap of at most ``goal``, or near that.
+
+    Parameters
+    ----------
+    program
+        The problem.
+    sample
+        Rows of the model.
+    base
+        B.
+    damping
+        μ, in units of the mean diagonal entry of the loss's second derivatives.
+    goal
+        Of the duality gap that would hold if the model were the loss.
+    """
+    gates = program.gates
+    mean_curvature = 0.5 * sample.share * float(np.mean(np.square(sample.x))) * len(sample.x)
+    values = (*base, sample.share, damping * mean_curvature, program.reg)
+    whole = _Quadratic(*(to_device(np.asarray(value, program.dtype)) for value in values))
+    found, change = whole.base, to_device(np.zeros((len(sample.x), program.group_shape[2]), program.dtype))
+    size = 0
+    for _ in range(_MAX_SETS):
+        near, gap, num_active = _predict(sample.x, gates, whole, found, change, tile=program.tile_rows)
+        if size and float(gap) <= goal:
+            break
+        size = max(size, _set_size(int(num_active), len(gates)))
+        # Of groups that are as near the first ones, whatever NumPy's version.
+        chosen = to_device(np.argsort(-np.asarray(near), kind="stable")[:size].astype(np.int32))
+        set_goal = np.asarray(max(_SET_GAP_SHARE * float(gap), _GOAL_SHARE * goal), program.dtype)
+        model, start = _restrict(sample.x, gates, whole, found, chosen)
+        weights, change = _descend(model, start, set_goal)
+        found = _spread(found, chosen, weights)
+    return np.asarray(found)
+
+
+def _set_size(num_active: int, num_gates: int) -> int:
+    """Powers of two, so that few sizes are compiled."""
+    wanted = max(_SMALLEST_SET, int(_ROOM * num_active))
+    return min(num_gates, 1 << (wanted - 1).bit_length())
+
+
+@partial(jit_for_host, static_argnames=("tile",), optimised=True)
+def _predict(
+    x: Array, gates: Array, whole: _Quadratic, weights: Array, change: Array, *, tile: int
+) -> tuple[Float[Array, " P"], Float[Array, ""], Int[Array, ""]]:
+    """How near each group is to being active, the gap that the model predicts, and the number of active groups."""
+    size = min(tile, len(x))
+
+    def term(begin: Array, is_new: Array) -> Array:
+        rows, changes = (lax.dynamic_slice_in_dim(array, begin, size) for array in (x, change))
+        return masked_adjoint(activation_masks(rows, gates), rows, is_new[:, None] * changes, gates.shape[0])
+
+    point = whole.at(weights, sum_over_tiles(term, len(x), size))
+    near = nearness(weights, group_norms(point.correlations), whole.reg)
+    return near, whole.gap(point), jnp.sum(is_nonzero(weights))
+
+
+@jit_for_host
+def _restrict(x: Array, gates: Array, whole: _Quadratic, weights: Array, chosen: Array) -> tuple[_Model, Array]:
+    masks = activation_masks(x, gates[chosen])
+    if masks.size * x.dtype.itemsize <= TILE_BYTES:
+        masks = as_numbers(masks, masks.shape[1], x.dtype)
+    part = whole._replace(base=whole.base[chosen], correlations=whole.correlations[chosen])
+    return _Model(x, masks, part), weights[chosen]
+
+
+@jit_for_host
+def _spread(like: Array, chosen: Array, weights: Array) -> Array:
+    return jnp.zeros_like(like).at[chosen].set(weights)
+
+
+class _Descent(NamedTuple):
+    """Accelerated proximal gradient steps on the model: as for FISTA, with Φ_S(W − B) as the outputs."""
+
+    point: FISTAPoint
+    extrapolated: FISTAPoint
+    momentum: Float[Array, ""]
+    lipschitz: Float[Array, ""]
+    gap: Float[Array, ""]
+    num_steps: Int[Array, ""]
+
+
+@partial(jit_for_host, optimised=True)
+def _descend(model: _Model, start: Array, goal: Array) -> _Set:
+    """Steps from weights down to a gap that the model predicts for its groups, or as many as are made."""
+    point = _evaluate(model, start)
+    # The curvature along the first gradient is a lower bound on the largest, which steps raise where they see more.
+    outputs = masked_apply(model.masks, model.x, point.correlations)
+    lipschitz = _curvature(model, outputs, point.correlations)
+    one = jnp.ones((), model.x.dtype)
+    first = _Descent(point, point, one, lipschitz, model.quadratic.gap(point), jnp.asarray(0))
+
+    def is_unfinished(state: _Descent) -> Array:
+        return (state.num_steps < _MAX_STEPS) & (state.gap > goal)
+
+    last = lax.while_loop(is_unfinished, partial(_descend_once, model), first)
+    return _Set(last.point.weights, last.point.fitted)
+
+
+def _descend_once(model: _Model, state: _Descent) -> _Descent:
+    base, lipschitz = state.extrapolated, state.lipschitz
+    point = _evaluate(model, step_down(model.quadratic.penalty, base, lipschitz))
+    curvature = _curvature(model, point.fitted - base.fitted, point.weights - base.weights)
+    # As in FISTA, a step beyond the model of its curvature bound is not taken, but raises the bound.
+    too_steep = curvature > lipschitz * (1 + 1e-3)
+    extrapolated, momentum = extrapolate(state.point, base, point, state.momentum)
+    count = state.num_steps + 1
+    taken = _Descent(point, extrapolated, momentum, lipschitz, model.quadratic.gap(point), count)
+    refused = state._replace(lipschitz=1.1 * curvature, num_steps=count)
+    return jax.tree.map(lambda old, new: jnp.where(too_steep, old, new), refused, taken)
+
+
+def _curvature(model: _Model, outputs: Array, weights: Array) -> Float[Array, ""]:
+    """The model's second derivative along weights whose outputs on the sample are given; 1 for a linear model."""
+    length = jnp.sum(weights**2)
+    along = model.quadratic.share * jnp.sum(outputs**2) / jnp.where(length > 0, length, 1.0)
+    curvature = along + model.quadratic.damping
+    return jnp.where(curvature > 0, curvature, 1.0)
+
+
+def _evaluate(model: _Model, weights: Array) -> FISTAPoint:
+    """The weights with Φ_S(W − B), and with the correlations that the model predicts."""
+    change = masked_apply(model.masks, model.x, weights - model.quadratic.base)
+    curved = masked_adjoint(model.masks, model.x, change, weights.shape[0])
+    return model.quadratic.at(weights, curved)._replace(fitted=change)

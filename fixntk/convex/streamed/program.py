@@ -1,0 +1,288 @@
+"""The convex program whose rows are on disk: its fields, its constructor, and passes over its rows."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.dtypes import canonicalize_dtype
+from jax.typing import ArrayLike
+from jaxtyping import Float, Int
+
+from fixntk._checks import as_matrix, as_positive_int, is_tracing, to_device
+from fixntk._compilation import jit_for_host
+from fixntk._numerics import at_least_float32
+from fixntk.convex import arguments
+from fixntk.convex.losses import LOSSES, Loss, as_loss
+from fixntk.convex.streamed.rows import Rows, check_same_shards, open_rows, read_ahead, tile_bounds
+from fixntk.gates.masks import activation_masks
+from fixntk.gram import masked_adjoint, masked_apply, select_masks
+
+# Largest array of a tile, in bytes, unless the number of its rows is given.
+_TILE_BYTES = 2**26
+_LEAST_TILE_ROWS = 256
+# Arrays of that size that are in memory at a time: inner products, masks and products of rows, of two tiles.
+_NUM_TILE_ARRAYS = 6
+# Tiles that are computed ahead of their results being added up.
+_TILES_AHEAD = 1
+# Active groups are padded to at least this number, and to powers of two, so that few sizes are compiled.
+_LEAST_ACTIVE = 16
+
+
+@dataclass(frozen=True, eq=False, init=False, repr=False)
+class StreamedProgram:
+    r"""The convex program of a gated-ReLU network whose inputs may be larger than memory.
+
+    .. math:: \min_W \tfrac12 \sum_i \|F(x_i) - y_i\|^2 + λ \sum_p \|W_p\|,
+        \qquad F(x) = \sum_p 1\{x·g_p ≥ 0\}\, x^⊤ W_p
+
+    It is the :class:`~fixntk.ConvexProgram` of the same x, y and ``activation_masks(x, gates)``, and
+    :func:`fixntk.solve` takes it too. Rows are read in tiles while the tile before is computed, and masks are made from
+    the gates tile by tile, so that neither x nor masks need room in memory. Products of a tile are computed in the
+    program's precision, and summed over tiles in float64 on the host, as are the objective and the certificate: sums of
+    millions of terms in float32 would limit the gap.
+
+    Parameters
+    ----------
+    x
+        (n, d) inputs: an array, such as ``numpy.load(path, mmap_mode="r")``, the path of a .npy file, which is mapped,
+        or a list of these, whose rows follow one another. No unit.
+    y
+        (n,) or (n, c) targets, given in the same way.
+    gates
+        (P, d) gates.
+    reg
+        λ > 0.
+    loss
+        ``"squared"``.
+    tile_rows
+        Rows in a tile. As many as keep its largest array within 64 MiB when None.
+
+    Attributes
+    ----------
+    dtype
+        float32, or float64 where x or y has it and JAX's 64 bits are on.
+
+    Raises
+    ------
+    TypeError
+        If x or y are no arrays or paths, or hold no real numbers.
+    ValueError
+        If a file is truncated, shards differ in width or dtype, x and y in rows, the gates do not fit x, there are no
+        rows, λ is not positive, or the loss is another. NaN and infinity are found when rows are read, and named by the
+        number of the row over all shards.
+
+    Examples
+    --------
+    >>> import jax, numpy as np, fixntk as fx
+    >>> x = np.random.default_rng(0).standard_normal((500, 3)).astype(np.float32)
+    >>> y = abs(x[:, 0])
+    >>> gates = fx.sample_gates(jax.random.key(1), 20, 3)
+    >>> program = fx.StreamedProgram([x[:300], x[300:]], [y[:300], y[300:]], gates, reg=1.0)
+    >>> program = program.with_reg(0.1 * program.max_reg())
+    >>> bool(fx.solve(program, tol=1e-3).converged)
+    True
+
+    See docs/mathematics.md, M5 and M7.
+    """
+
+    x: Rows
+    y: Rows
+    gates: Float[Array, "P d"]
+    reg: float
+    loss: Loss
+    tile_rows: int
+    dtype: np.dtype
+
+    def __init__(
+        self,
+        x: Any,
+        y: Any,
+        gates: ArrayLike,
+        reg: ArrayLike,
+        loss: str | Loss = "squared",
+        *,
+        tile_rows: int | None = None,
+    ) -> None:
+        if is_tracing(gates, reg):
+            raise ValueError("a StreamedProgram reads files on the host: not under jit or vmap; use ConvexProgram")
+        x, y, loss = open_rows("x", x, (2,)), open_rows("y", y, (1, 2)), as_loss(loss)
+        check_same_shards(x, y)
+        if loss != LOSSES["squared"]:
+            raise ValueError(
+                f"loss must be 'squared' for a StreamedProgram, got {loss.name!r}: use ConvexProgram, which has"
+                f" {', '.join(LOSSES)}, on the rows that fit into memory"
+            )
+        gates = as_matrix("gates", gates)
+        if gates.shape[1] != x.shape[1]:
+            raise ValueError(f"gates must have {x.shape[1]} columns, as x has, got shape {gates.shape}")
+        dtype = _dtype_of(x, y)
+        widest = max(gates.shape[0], x.shape[1] * (y.shape[1] if len(y.shape) == 2 else 1))
+        fitting = max(_LEAST_TILE_ROWS, _TILE_BYTES // (widest * dtype.itemsize))
+        tile_rows = fitting if tile_rows is None else as_positive_int("tile_rows", tile_rows)
+        fields = {
+            "x": x,
+            "y": y,
+            "gates": gates.astype(dtype),
+            "reg": float(arguments.as_reg(reg, dtype)),
+            "loss": loss,
+            "tile_rows": min(tile_rows, x.shape[0]),
+            "dtype": dtype,
+        }
+        for name, value in fields.items():
+            object.__setattr__(self, name, value)
+
+    def __repr__(self) -> str:
+        num_rows, num_features = self.x.shape
+        tiles = f"{-(-num_rows // self.tile_rows)} tiles of {self.tile_rows} rows"
+        shape = f"{num_rows} rows, {num_features} features, {self.gates.shape[0]} gates, {self.dtype}"
+        return f"StreamedProgram({shape}, {tiles}, λ {self.reg:.3g}, loss {self.loss.name})"
+
+    def with_reg(self, reg: ArrayLike) -> StreamedProgram:
+        """The program at another λ."""
+        other = object.__new__(StreamedProgram)
+        for name in self.__dataclass_fields__:
+            object.__setattr__(other, name, getattr(self, name))
+        object.__setattr__(other, "reg", float(arguments.as_reg(reg, self.dtype)))
+        return other
+
+    @property
+    def is_vector(self) -> bool:
+        """Whether y is (n,)."""
+        return len(self.y.shape) == 1
+
+    @property
+    def group_shape(self) -> tuple[int, int, int]:
+        """(P, d, c), the shape of the group weights."""
+        num_gates, num_features = self.gates.shape
+        return num_gates, num_features, 1 if self.is_vector else self.y.shape[1]
+
+    def check_gates(self, gates: ArrayLike) -> Float[Array, "P d"]:
+        """Gates of the program's dtype, checked to be the program's own.
+
+        Raises
+        ------
+        ValueError
+            If they are others.
+        """
+        gates = as_matrix("gates", gates).astype(self.dtype)
+        if gates.shape != self.gates.shape or not np.array_equal(np.asarray(gates), np.asarray(self.gates)):
+            raise ValueError("gates must be those of the StreamedProgram, in the same order")
+        return gates
+
+    def max_reg(self) -> float:
+        """λ_max: from this λ on, the solution is W = 0; max_p ‖Xᵀ D_p Y‖_F. Reads all rows once.
+
+        Raises
+        ------
+        ValueError
+            If a row holds NaN or infinity, or a file has become shorter.
+
+        See docs/mathematics.md, M7.
+        """
+        at_zero = sum_over_rows(self, np.zeros(self.group_shape, self.dtype))
+        return float(np.sqrt(np.max(np.sum(at_zero.correlations**2, axis=(1, 2)))))
+
+
+def _dtype_of(x: Rows, y: Rows) -> np.dtype:
+    """The precision: integer targets do not decide it, floating-point ones do, and it is float32 without JAX's x64."""
+    floating = [rows.dtype for rows in (x, y) if rows.dtype.kind == "f"]
+    dtype = np.result_type(*floating) if x.dtype.kind == "f" else np.result_type(*floating, np.float64)
+    return np.dtype(canonicalize_dtype(at_least_float32(min(dtype, np.dtype(np.float64)))))
+
+
+class Sums(NamedTuple):
+    """What a pass over the rows gives for group weights, in float64 on the host.
+
+    Attributes
+    ----------
+    correlations
+        (P, d, c) Xᵀ D_p R of the residual R.
+    loss, loss_at_zero
+        ½‖R‖² and ½‖Y‖².
+    """
+
+    correlations: Float[np.ndarray, "P d c"]
+    loss: float
+    loss_at_zero: float
+
+
+def sum_over_rows(
+    program: StreamedProgram,
+    weights: Float[np.ndarray, "P d c"],
+    *,
+    look: Callable[[int, np.ndarray, np.ndarray], None] | None = None,
+) -> Sums:
+    """A pass over all rows with group weights of the program's dtype.
+
+    ``look(begin, x, y)`` sees each tile after it is read, in the thread that reads, without the rows that pad the last.
+    """
+    program.x.check_files()
+    program.y.check_files()
+    num_rows = program.x.shape[0]
+
+    def read(bounds: tuple[int, int]) -> tuple[Array, Array]:
+        x, y = program.x.read(*bounds, program.dtype), program.y.read(*bounds, program.dtype)
+        if look is not None:
+            present = num_rows - bounds[0]
+            look(bounds[0], x[:present], y[:present])
+        return to_device(x), to_device(y.reshape(len(y), -1))
+
+    chosen, active = _active_groups(weights)
+    total = np.zeros(program.group_shape)
+    losses = np.zeros(2)
+
+    def add(found: tuple[Array, Array]) -> None:
+        np.add(total, np.asarray(found[0]), out=total)
+        np.add(losses, np.asarray(found[1]), out=losses)
+
+    # JAX returns before a tile is computed. Its sums are waited for when the next tile is queued.
+    ahead: deque[tuple[Array, Array]] = deque()
+    for x, y in read_ahead(read, tile_bounds(num_rows, program.tile_rows)):
+        ahead.append(_sum_tile(x, y, program.gates, chosen, active))
+        if len(ahead) > _TILES_AHEAD:
+            add(ahead.popleft())
+    for found in ahead:
+        add(found)
+    if not (np.isfinite(total).all() and np.isfinite(losses).all()):
+        raise ValueError(f"x and y have products out of the range of {program.dtype}: divide each by its largest entry")
+    return Sums(total, *losses.tolist())
+
+
+def bytes_of_tiles(program: StreamedProgram) -> int:
+    """Estimate of the memory that a pass takes."""
+    num_gates, num_features, num_outputs = program.group_shape
+    widest = max(num_gates, num_features * num_outputs)
+    return _NUM_TILE_ARRAYS * program.tile_rows * widest * program.dtype.itemsize
+
+
+def _active_groups(weights: np.ndarray) -> tuple[Int[Array, " k"], Float[Array, "k d c"]]:
+    """The groups that are not zero and their weights, padded by groups of weight zero."""
+    active = np.flatnonzero(np.any(weights != 0, axis=(1, 2)))
+    size = 1 << (max(_LEAST_ACTIVE, len(active)) - 1).bit_length()
+    chosen = np.zeros(size, np.int32)
+    chosen[: len(active)] = active
+    padded = np.zeros((size, *weights.shape[1:]), weights.dtype)
+    padded[: len(active)] = weights[active]
+    return to_device(chosen), to_device(padded)
+
+
+@partial(jit_for_host, optimised=True)
+def _sum_tile(
+    x: Float[Array, "t d"],
+    y: Float[Array, "t c"],
+    gates: Float[Array, "P d"],
+    chosen: Int[Array, " k"],
+    weights: Float[Array, "k d c"],
+) -> tuple[Float[Array, "P d c"], Float[Array, " 2"]]:
+    """Xᵀ D_p R of a tile, and half the squares of R and of Y."""
+    masks = activation_masks(x, gates)
+    residual = y - masked_apply(select_masks(masks, chosen), x, weights)
+    squares = jnp.stack([jnp.sum(residual**2), jnp.sum(y**2)])
+    return masked_adjoint(masks, x, residual, gates.shape[0]), 0.5 * squares

@@ -1,0 +1,255 @@
+"""Solving a program whose rows are on disk, in few passes over them: by models from a sample of the rows.
+
+Each step minimises a model in memory, evaluates the weights found in one pass over all rows, with their certificate,
+and goes from the base of the model towards them as far as the objective falls. Along that line it is known exactly, as
+the squared loss is a quadratic whose gradients at both ends are known.
+
+See docs/mathematics.md, M7 and M9.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+from jaxtyping import Float, Int
+
+from fixntk._checks import as_float_array, to_device
+from fixntk._compilation import jit_for_host
+from fixntk._numerics import allow_float64
+from fixntk._tiling import memory_for
+from fixntk.convex import arguments, duality
+from fixntk.convex.checkpoints import Keeper, open_keeper
+from fixntk.convex.driver import GOAL_SHARE, Scale, history_of, run_loop
+from fixntk.convex.penalties import NORMS, Penalty, group_norms
+from fixntk.convex.progress import Interrupted, Progress, describe, progress_bar
+from fixntk.convex.solution import Solution, is_active
+from fixntk.convex.streamed.model import Point, Sample, SampleTaker, bytes_of_model, minimise_model
+from fixntk.convex.streamed.program import StreamedProgram, Sums, bytes_of_tiles, sum_over_rows
+
+_MAX_PASSES = 100
+# A model is minimised to this share of the gap that is asked for, or of the gap at its base.
+_MODEL_GAP_SHARE = 0.3
+_BASE_GAP_SHARE = 0.01
+# Damping of a model from a sample, in units of the mean second derivative.
+_DAMPING = 0.01
+# Longest step along the line to the minimum of a model, and the halvings by which the best one is found.
+_LONGEST_STEP = 2.0
+_NUM_HALVINGS = 60
+# The solve ends after this number of passes in a row that lower neither the objective, beyond rounding, nor the gap.
+_MAX_IDLE = 4
+# The gap counts as lower if it falls by this share.
+_LEAST_GAIN = 0.01
+
+
+class StreamedState(NamedTuple):
+    """Where a streamed solve is, in NumPy arrays.
+
+    Attributes
+    ----------
+    base
+        Base of the next model: weights, correlations and loss in float64.
+    weights
+        (P, d, c) those with the smallest gap that a pass has evaluated, in the program's dtype.
+    primal, gap
+        Of these.
+    objective
+        That of the base.
+    num_idle
+        Number of the last passes that were in vain.
+    """
+
+    base: Point
+    weights: Float[np.ndarray, "P d c"]
+    primal: Float[np.ndarray, ""]
+    gap: Float[np.ndarray, ""]
+    objective: Float[np.ndarray, ""]
+    num_idle: Int[np.ndarray, ""]
+
+
+def solve_streamed(
+    program: StreamedProgram,
+    *,
+    tol: float | None,
+    max_iter: int | None,
+    init: ArrayLike | Solution | None,
+    callback: Callable[[Progress], bool | None] | None,
+    progress: bool,
+    checkpoint: str | os.PathLike[str] | None,
+) -> Solution:
+    """The certified solution; arguments and errors are those of :func:`fixntk.solve`, an iteration is a pass."""
+    tol, max_iter = arguments.as_stopping(tol, max_iter, program.dtype, _MAX_PASSES)
+    start = _starting_weights(program, init)
+    needed = bytes_of_tiles(program) + bytes_of_model(program)
+    remedy = "pass a smaller tile_rows, or take fewer gates"
+    with (
+        memory_for(f"the solve of {program!r}", needed, remedy),
+        progress_bar("solve (streamed)", shown=progress) as show,
+    ):
+        sums, sample, digests = _first_pass(program, start, is_kept=checkpoint is not None)
+        keeper = _open_checkpoints(program, checkpoint, start, digests)
+
+        def watch(seen: Progress) -> None:
+            show(seen.iteration, describe(seen.relative_gap, seen.num_active))
+
+        def run(state: StreamedState, goal: float, *_: Any, step: int) -> tuple[int, StreamedState, np.ndarray]:  # noqa: ARG001
+            state = _step(program, sample, state, goal)
+            return 1, state, _record_row(state)[None]
+
+        state = _first_state(program, start, sums)
+        first = _record_row(state)
+        scale = Scale(GOAL_SHARE * tol * sums.loss_at_zero, sums.loss_at_zero)
+        watching = watch if progress else None
+        trace, is_interrupted = run_loop(
+            run, state, first, scale, max_iter, callback=callback, watch=watching, keeper=keeper
+        )
+    solution = _as_solution(program, trace, sums.loss_at_zero, tol)
+    if is_interrupted:
+        raise Interrupted(solution)
+    return solution
+
+
+def _starting_weights(program: StreamedProgram, init: ArrayLike | Solution | None) -> Float[np.ndarray, "P d c"]:
+    if init is None:
+        return np.zeros(program.group_shape, program.dtype)
+    given = as_float_array("init", init.weights if isinstance(init, Solution) else init, (2, 3))
+    groups = given[:, :, None] if given.ndim == 2 and program.is_vector else given
+    if groups.shape != program.group_shape:
+        raise ValueError(f"init must have shape {program.group_shape}, got {given.shape}")
+    return np.asarray(groups, program.dtype)
+
+
+def _first_pass(program: StreamedProgram, start: np.ndarray, *, is_kept: bool) -> tuple[Sums, Sample, dict[str, str]]:
+    """The sums at the start, and in the same pass a sample, and digests of x and y where checkpoints need them."""
+    taker = SampleTaker(program)
+    hashes = {name: hashlib.sha256() for name in ("x", "y")}
+
+    def look(begin: int, x: np.ndarray, y: np.ndarray) -> None:
+        taker.look(begin, x)
+        if is_kept:
+            hashes["x"].update(x.data)
+            hashes["y"].update(y.data)
+
+    sums = sum_over_rows(program, start, look=look)
+    return sums, taker.sample(), {name: found.hexdigest() for name, found in hashes.items()}
+
+
+def _open_checkpoints(
+    program: StreamedProgram, folder: str | os.PathLike[str] | None, start: np.ndarray, digests: dict[str, str]
+) -> Keeper | None:
+    if folder is None:
+        return None
+    # Numbers in place of texts, which are no leaves of pytrees that can be compared.
+    data = {name: np.frombuffer(bytes.fromhex(text), np.uint8) for name, text in digests.items()}
+    shapes = {"x": program.x.shape, "y": program.y.shape}
+    named = {name: (data[name], *shapes[name]) for name in data}
+    reg = np.asarray(program.reg)
+    return open_keeper(folder, "streamed solve", {**named, "gates": program.gates, "reg": reg, "init": start})
+
+
+def _first_state(program: StreamedProgram, start: np.ndarray, sums: Sums) -> StreamedState:
+    base = Point(start.astype(np.float64), sums.correlations, np.asarray(sums.loss))
+    primal, gap = _certificate(base, program.reg)
+    return StreamedState(base, start, primal, gap, primal, np.asarray(0))
+
+
+def _step(program: StreamedProgram, sample: Sample, state: StreamedState, goal: float) -> StreamedState:
+    """Minimise a model, evaluate the weights found in a pass, and go towards them."""
+    _, base_gap = _certificate(state.base, program.reg)
+    # A sample of all rows makes the model exact.
+    damping = _DAMPING if sample.share > 1 else 0.0
+    wanted = max(_MODEL_GAP_SHARE * goal, _BASE_GAP_SHARE * float(base_gap))
+    weights = minimise_model(program, sample, state.base, damping, wanted)
+    sums = sum_over_rows(program, weights)
+    found = Point(weights.astype(np.float64), sums.correlations, np.asarray(sums.loss))
+    primal, gap = _certificate(found, program.reg)
+    base = _best_between(state.base, found, program.reg)
+    objective, _ = _certificate(base, program.reg)
+    rounding = float(jnp.finfo(program.dtype).eps) * sums.loss_at_zero
+    is_gain = objective < state.objective - rounding or gap < (1 - _LEAST_GAIN) * state.gap
+    num_idle = np.asarray(0 if is_gain else state.num_idle + 1)
+    if gap >= state.gap:
+        weights, primal, gap = state.weights, state.primal, state.gap
+    return StreamedState(base, weights, primal, gap, objective, num_idle)
+
+
+def _best_between(base: Point, found: Point, reg: float) -> Point:
+    """The point of the least objective on the line from the base through what a model found, a convex problem."""
+    step = found.weights - base.weights
+    slope = -np.sum(base.correlations * step)
+    curvature = np.sum((base.correlations - found.correlations) * step)
+    # Squared norms along the line are a + 2bt + ct².
+    pairs = ((base.weights, base.weights), (base.weights, step), (step, step))
+    a, b, c = (np.sum(one * other, axis=(1, 2)) for one, other in pairs)
+
+    def derivative(length: float) -> float:
+        norms = np.sqrt(np.maximum(a + length * (2 * b + length * c), 0))
+        safe = np.where(norms > 0, norms, 1.0)
+        return slope + length * curvature + reg * np.sum(np.where(norms > 0, (b + length * c) / safe, 0.0))
+
+    low, high = 0.0, _LONGEST_STEP
+    for _ in range(_NUM_HALVINGS):
+        middle = 0.5 * (low + high)
+        low, high = (low, middle) if derivative(middle) > 0 else (middle, high)
+    length = 0.5 * (low + high)
+    return Point(
+        base.weights + length * step,
+        base.correlations + length * (found.correlations - base.correlations),
+        np.asarray(base.loss + length * slope + 0.5 * length**2 * curvature),
+    )
+
+
+def _certificate(point: Point, reg: float) -> tuple[Float[np.ndarray, ""], Float[np.ndarray, ""]]:
+    """Objective and duality gap, in float64."""
+    with allow_float64():
+        found = _certify(*(to_device(np.asarray(value, np.float64)) for value in (*point, reg)))
+        return np.asarray(found[0]), np.asarray(found[1])
+
+
+@jit_for_host
+def _certify(weights: Array, correlations: Array, loss: Array, reg: Array) -> tuple[Array, Array]:
+    penalty = Penalty(NORMS["frobenius"], reg, None)
+    # The divergence of the squared loss is (1 − s)² times the loss.
+    found = duality.certify_groups(penalty, weights, correlations, lambda scale: (1 - scale) ** 2 * loss)
+    return loss + penalty.value(weights), found.gap
+
+
+def _record_row(state: StreamedState) -> Float[np.ndarray, " 6"]:
+    """A row of the loop's record: primal, gap, active groups, objective, whether rounding ended it, kind of step."""
+    num_active = np.sum(np.asarray(is_active(to_device(state.weights))))
+    return np.asarray(
+        [state.primal, state.gap, num_active, state.objective, state.num_idle >= _MAX_IDLE, 0], np.float64
+    )
+
+
+def _as_solution(program: StreamedProgram, trace: Any, at_zero: float, tol: float) -> Solution:
+    state: StreamedState = trace.state
+    relative_gap = float(state.gap) / (at_zero or 1.0)
+    weights = to_device(np.asarray(state.weights))
+
+    def number(value: Any) -> Array:
+        return jax.device_put(np.asarray(value, program.dtype))
+
+    return Solution(
+        weights=weights,
+        intercept=None,
+        kernel_weights=group_norms(weights),
+        primal=number(state.primal),
+        dual=number(state.primal - state.gap),
+        gap=number(state.gap),
+        relative_gap=number(relative_gap),
+        iterations=jax.device_put(np.asarray(len(trace.record) - 1)),
+        converged=jax.device_put(np.asarray(relative_gap <= tol)),
+        failed=jax.device_put(np.asarray(state.num_idle >= _MAX_IDLE)),
+        history=history_of(trace, 1.0, program.dtype),
+        method="streamed",
+        tol=tol,
+        squeeze=program.is_vector,
+    )
