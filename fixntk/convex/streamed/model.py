@@ -32,8 +32,10 @@ from fixntk.convex.streamed.program import StreamedProgram
 from fixntk.gates.masks import activation_masks
 from fixntk.gram import TILE_BYTES, as_numbers, masked_adjoint, masked_apply
 
-# Largest array of the sample's rows, in bytes.
+# Largest array of the sample's rows, in bytes, and largest number of them: with more rows than that a step on a model
+# would take longer than it saves passes.
 _SAMPLE_BYTES = 2**26
+_MAX_SAMPLE_ROWS = 2**17
 # Smallest working set, and room for this multiple of the active groups in it.
 _SMALLEST_SET = 64
 _ROOM = 1.5
@@ -56,7 +58,7 @@ class Sample(NamedTuple):
 def _sample_size(program: StreamedProgram) -> int:
     num_rows, num_features = program.x.shape
     row_bytes = num_features * program.group_shape[2] * program.dtype.itemsize
-    return min(num_rows, max(1, _SAMPLE_BYTES // row_bytes))
+    return min(num_rows, _MAX_SAMPLE_ROWS, max(1, _SAMPLE_BYTES // row_bytes))
 
 
 class SampleTaker:
