@@ -39,10 +39,10 @@ _LEAST_ACTIVE = 16
 class StreamedProgram:
     r"""The convex program of a gated-ReLU network whose inputs may be larger than memory.
 
-    .. math:: \min_W \tfrac12 \sum_i \|F(x_i) - y_i\|^2 + λ \sum_p \|W_p\|,
+    .. math:: \min_W \tfrac12 \sum_i ω_i \|F(x_i) - y_i\|^2 + λ \sum_p \|W_p\|,
         \qquad F(x) = \sum_p 1\{x·g_p ≥ 0\}\, x^⊤ W_p
 
-    It is the :class:`~fixntk.ConvexProgram` of the same x, y and ``activation_masks(x, gates)``, and
+    It is the :class:`~fixntk.ConvexProgram` of the same x, y, weights and ``activation_masks(x, gates)``, and
     :func:`fixntk.solve` takes it too. Rows are read in tiles while the tile before is computed, and masks are made from
     the gates tile by tile, so that neither x nor masks need room in memory. Products of a tile are computed in the
     program's precision, and summed over tiles in float64 on the host, as are the objective and the certificate: sums of
@@ -61,6 +61,8 @@ class StreamedProgram:
         λ > 0.
     loss
         ``"squared"``.
+    sample_weight
+        (n,) ω ≥ 0, given in the same way; ones when None.
     tile_rows
         Rows in a tile. As many as keep its largest array within 64 MiB when None.
 
@@ -74,9 +76,9 @@ class StreamedProgram:
     TypeError
         If x or y are no arrays or paths, or hold no real numbers.
     ValueError
-        If a file is truncated, shards differ in width or dtype, x and y in rows, the gates do not fit x, there are no
-        rows, λ is not positive, or the loss is another. NaN and infinity are found when rows are read, and named by the
-        number of the row over all shards.
+        If a file is truncated, shards differ in width or dtype, x, y and weights in rows, the gates do not fit x, there
+        are no rows, λ is not positive, or the loss is another. NaN, infinity and negative weights are found when rows
+        are read, and named by the number of the row over all shards.
 
     Examples
     --------
@@ -97,6 +99,7 @@ class StreamedProgram:
     gates: Float[Array, "P d"]
     reg: float
     loss: Loss
+    sample_weight: Rows | None
     tile_rows: int
     dtype: np.dtype
 
@@ -108,12 +111,16 @@ class StreamedProgram:
         reg: ArrayLike,
         loss: str | Loss = "squared",
         *,
+        sample_weight: Any = None,
         tile_rows: int | None = None,
     ) -> None:
         if is_tracing(gates, reg):
             raise ValueError("a StreamedProgram reads files on the host: not under jit or vmap; use ConvexProgram")
         x, y, loss = open_rows("x", x, (2,)), open_rows("y", y, (1, 2)), as_loss(loss)
-        check_same_shards(x, y)
+        weights = None if sample_weight is None else open_rows("sample_weight", sample_weight, (1,))
+        for rows in (y, weights):
+            if rows is not None:
+                check_same_shards(x, rows)
         if loss != LOSSES["squared"]:
             raise ValueError(
                 f"loss must be 'squared' for a StreamedProgram, got {loss.name!r}: use ConvexProgram, which has"
@@ -132,6 +139,7 @@ class StreamedProgram:
             "gates": gates.astype(dtype),
             "reg": float(arguments.as_reg(reg, dtype)),
             "loss": loss,
+            "sample_weight": weights,
             "tile_rows": min(tile_rows, x.shape[0]),
             "dtype": dtype,
         }
@@ -142,7 +150,8 @@ class StreamedProgram:
         num_rows, num_features = self.x.shape
         tiles = f"{-(-num_rows // self.tile_rows)} tiles of {self.tile_rows} rows"
         shape = f"{num_rows} rows, {num_features} features, {self.gates.shape[0]} gates, {self.dtype}"
-        return f"StreamedProgram({shape}, {tiles}, λ {self.reg:.3g}, loss {self.loss.name})"
+        weighted = "" if self.sample_weight is None else ", weighted rows"
+        return f"StreamedProgram({shape}, {tiles}, λ {self.reg:.3g}, loss {self.loss.name}{weighted})"
 
     def with_reg(self, reg: ArrayLike) -> StreamedProgram:
         """The program at another λ."""
@@ -223,16 +232,17 @@ def sum_over_rows(
 
     ``look(begin, x, y)`` sees each tile after it is read, in the thread that reads, without the rows that pad the last.
     """
-    program.x.check_files()
-    program.y.check_files()
+    for rows in (program.x, program.y, program.sample_weight):
+        if rows is not None:
+            rows.check_files()
     num_rows = program.x.shape[0]
 
     def read(bounds: tuple[int, int]) -> tuple[Array, Array]:
-        x, y = program.x.read(*bounds, program.dtype), program.y.read(*bounds, program.dtype)
+        x, y = _read_tile(program, *bounds)
         if look is not None:
             present = num_rows - bounds[0]
             look(bounds[0], x[:present], y[:present])
-        return to_device(x), to_device(y.reshape(len(y), -1))
+        return to_device(x), to_device(y)
 
     chosen, active = _active_groups(weights)
     total = np.zeros(program.group_shape)
@@ -253,6 +263,21 @@ def sum_over_rows(
     if not (np.isfinite(total).all() and np.isfinite(losses).all()):
         raise ValueError(f"x and y have products out of the range of {program.dtype}: divide each by its largest entry")
     return Sums(total, *losses.tolist())
+
+
+def _read_tile(program: StreamedProgram, begin: int, end: int) -> tuple[np.ndarray, np.ndarray]:
+    """(t, d) inputs and (t, c) targets, multiplied by the roots of the rows' weights."""
+    x, y = (rows.read(begin, end, program.dtype) for rows in (program.x, program.y))
+    y = y.reshape(len(y), -1)
+    if program.sample_weight is None:
+        return x, y
+    weights = program.sample_weight.read(begin, end, program.dtype)
+    if np.min(weights) < 0:
+        row = begin + int(np.argmax(weights < 0))
+        raise ValueError(f"sample_weight must not be negative, got {weights[row - begin]:g} in row {row}")
+    # A row keeps its masks, as x·g ≥ 0 does not depend on the length of x; one of weight zero counts as a row of zeros.
+    roots = np.sqrt(weights)[:, None]
+    return roots * x, roots * y
 
 
 def bytes_of_tiles(program: StreamedProgram) -> int:

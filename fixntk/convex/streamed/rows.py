@@ -160,17 +160,17 @@ def _open(name: str, value: Any) -> np.ndarray:
 
 
 def check_same_shards(x: Rows, y: Rows) -> None:
-    """Raise ValueError unless x and y have the same rows, shard by shard where both have as many shards."""
+    """Raise ValueError unless x and y, or weights, have the same rows: shard by shard if there are as many shards."""
     if x.shape[0] != y.shape[0]:
         counts = f"{x.shape[0]} and {y.shape[0]}"
-        raise ValueError(f"x and y must have the same number of rows over all shards, got {counts}")
+        raise ValueError(f"x and {y.name} must have the same number of rows over all shards, got {counts}")
     if len(x.shards) != len(y.shards):
         return
     for k, (inputs, targets) in enumerate(zip(x.shards, y.shards, strict=True)):
         if len(inputs) != len(targets):
             raise ValueError(
-                f"x[{k}] and y[{k}] must have the same number of rows, got {len(inputs)} and {len(targets)}: are the"
-                " shards in one order?"
+                f"x[{k}] and {y.name}[{k}] must have the same number of rows, got {len(inputs)} and {len(targets)}:"
+                " are the shards in one order?"
             )
 
 

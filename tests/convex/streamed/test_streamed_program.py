@@ -84,6 +84,8 @@ def test_floating_point_inputs_and_targets_decide_the_precision(dtypes, expected
             r"loss must be 'squared' .*, got 'logistic': use ConvexProgram",
         ),
         ({"loss": "square"}, ValueError, "loss must be one of squared"),
+        ({"sample_weight": np.ones(52)}, ValueError, "x and sample_weight must have the same number of rows"),
+        ({"sample_weight": np.ones((53, 1))}, ValueError, "sample_weight must have 1 dimensions"),
         ({"tile_rows": 0}, ValueError, "tile_rows must be at least 1"),
         ({"tile_rows": 2.5}, TypeError, "tile_rows must be an integer"),
     ],
@@ -101,6 +103,14 @@ def test_a_bad_row_is_named_when_it_is_read(rng):
     for read in (program.max_reg, lambda: fx.solve(program)):
         with pytest.raises(ValueError, match=r"y holds NaN, .* in row 40, row 20 of shard 1"):
             read()
+
+
+def test_a_negative_weight_is_named_when_it_is_read(rng):
+    x, y, gates = problem(rng)
+    weights = np.ones(53)
+    weights[37] = -0.5
+    with pytest.raises(ValueError, match=r"sample_weight must not be negative, got -0\.5 in row 37"):
+        fx.StreamedProgram(x, y, gates, 1.0, sample_weight=weights, tile_rows=10).max_reg()
 
 
 def test_products_out_of_range_are_an_error_that_says_so():

@@ -51,6 +51,19 @@ def test_the_solution_is_that_of_the_program_in_memory(num_outputs, tile_rows):
     np.testing.assert_allclose(program.gap(found.weights), found.gap, rtol=1e-6, atol=1e-12)
 
 
+def test_rows_have_weights():
+    x, y, gates = problem()
+    weights = np.random.default_rng(1).random(len(x)) * (np.arange(len(x)) % 3)
+    program = fx.ConvexProgram(x, y, fx.activation_masks(x, gates), 5.0, sample_weight=weights)
+    streamed = fx.StreamedProgram(
+        cut(x, 90, 333), cut(y, 90, 333), gates, 5.0, sample_weight=cut(weights, 90, 333), tile_rows=37
+    )
+    np.testing.assert_allclose(streamed.max_reg(), program.max_reg(), rtol=1e-12)
+    found, expected = fx.solve(streamed, tol=1e-12), fx.solve(program, tol=1e-12)
+    np.testing.assert_allclose(found.primal, expected.primal, rtol=1e-9)
+    assert "weighted rows" in repr(streamed)
+
+
 def limit_sample(monkeypatch, num_rows):
     monkeypatch.setattr(model, "_MAX_SAMPLE_ROWS", num_rows)
 
