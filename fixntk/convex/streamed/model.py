@@ -5,13 +5,16 @@ loss is exactly
 
 .. math:: f(W) = f(B) - ⟨C, W - B⟩ + \tfrac12 \|Φ(W - B)\|^2, \qquad Φ(W) = \sum_p D_p X W_p .
 
-The model has the rows of a sample S of s rows in the last term, (n/2s) ‖Φ_S(W − B)‖², and a damping (μ/2)‖W − B‖².
-Its gradient at B is that of all rows, so that a fixed point of "minimise the model, take this as B" is the optimum of
-all rows, whatever the sample is: the sample decides how many passes over the rows it takes.
+The model has the rows of a sample S in the last term, each as often as it stands for others, and a damping
+(μ/2)‖W − B‖². Its gradient at B is that of all rows, so that a fixed point of "minimise the model, take this as B" is
+the optimum of all rows, whatever the sample is: the sample decides how many passes over the rows it takes.
+
+See docs/mathematics.md, M9.
 """
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import NamedTuple
 
@@ -36,7 +39,9 @@ from fixntk.gram import TILE_BYTES, as_numbers, masked_adjoint, masked_apply
 # would take longer than it saves passes.
 _SAMPLE_BYTES = 2**26
 _MAX_SAMPLE_ROWS = 2**17
-# Smallest working set, and room for this multiple of the active groups in it.
+# Share of the longest rows in it.
+_LONG_SHARE = 0.25
+# Smallest working set, and room for this multiple of the groups that must be in it.
 _SMALLEST_SET = 64
 _ROOM = 1.5
 # Largest number of working sets, and of steps on each.
@@ -49,10 +54,11 @@ _GOAL_SHARE = 0.5
 
 
 class Sample(NamedTuple):
-    """Rows of x in memory, and how many rows of x each stands for."""
+    """Rows of x in memory in a unit, each times √r where it stands for r rows, and whether they are all of the rows."""
 
     x: Float[Array, "s d"]
-    share: float
+    unit: float
+    is_whole: bool
 
 
 def _sample_size(program: StreamedProgram) -> int:
@@ -62,25 +68,52 @@ def _sample_size(program: StreamedProgram) -> int:
 
 
 class SampleTaker:
-    """Collects one row at random from each of s blocks of rows of equal length, from tiles that come in order."""
+    """Collects a sample from tiles that come in order: the longest rows, and a random one from each of equal blocks.
+
+    A long row that is missing from the sample would be missing from the model's second derivatives.
+    """
 
     def __init__(self, program: StreamedProgram) -> None:
         num_rows, num_features = program.x.shape
         size = _sample_size(program)
-        self._share = num_rows / size
+        self._num_rows, self._num_long = num_rows, 0 if size == num_rows else int(_LONG_SHARE * size)
+        count = size - self._num_long
         # The same rows in every call, so that a solve that goes on from a checkpoint makes the same steps.
-        shifts = np.random.default_rng(0).random(size)
-        self._rows = ((np.arange(size) + shifts) * (num_rows / size)).astype(np.int64)
-        self._x = np.empty((size, num_features), program.dtype)
+        shifts = np.random.default_rng(0).random(count)
+        self._rows = ((np.arange(count) + shifts) * (num_rows / count)).astype(np.int64)
+        self._x = np.empty((count, num_features), program.dtype)
+        self._long_rows, self._lengths = np.empty(0, np.int64), np.empty(0)
+        self._long_x = np.empty((0, num_features), program.dtype)
 
     def look(self, begin: int, x: np.ndarray) -> None:
         """Take the rows of the sample that are in a tile."""
         first, last = np.searchsorted(self._rows, (begin, begin + len(x)))
         self._x[first:last] = x[self._rows[first:last] - begin]
+        if self._num_long:
+            self._take_long(begin, x)
+
+    def _take_long(self, begin: int, x: np.ndarray) -> None:
+        lengths = np.concatenate([self._lengths, np.einsum("td,td->t", x, x, dtype=np.float64)])
+        kept = np.arange(len(lengths))
+        if len(kept) > self._num_long:
+            kept = np.sort(np.argpartition(-lengths, self._num_long - 1)[: self._num_long])
+        old, new = kept[kept < len(self._lengths)], kept[kept >= len(self._lengths)] - len(self._lengths)
+        self._long_rows = np.concatenate([self._long_rows[old], begin + new])
+        self._long_x = np.concatenate([self._long_x[old], x[new]])
+        self._lengths = lengths[kept]
 
     def sample(self) -> Sample:
         """The sample, once all tiles have been seen."""
-        return Sample(to_device(self._x), self._share)
+        others = self._x[~np.isin(self._rows, self._long_rows)]
+        share = (self._num_rows - self._num_long) / max(len(others), 1)
+        x = np.concatenate([self._long_x, np.sqrt(share, dtype=others.dtype) * others])
+        unit = _power_of_two(float(np.sqrt(np.mean(np.square(x, dtype=np.float64)))))
+        return Sample(to_device(x / x.dtype.type(unit)), unit, len(self._x) == self._num_rows)
+
+
+def _power_of_two(size: float) -> float:
+    """The nearest to a size, by which numbers are divided without rounding; 1 for zero."""
+    return 2.0 ** round(math.log2(size)) if size > 0 else 1.0
 
 
 class Point(NamedTuple):
@@ -98,21 +131,20 @@ class _Quadratic(NamedTuple):
     ----------
     base, correlations, loss
         B, C and f(B).
-    share, damping, reg
-        n/s, μ and λ.
+    damping, reg
+        μ and λ.
     """
 
     base: Float[Array, "k d c"]
     correlations: Float[Array, "k d c"]
     loss: Float[Array, ""]
-    share: Float[Array, ""]
     damping: Float[Array, ""]
     reg: Float[Array, ""]
 
     def at(self, weights: Array, curved: Array) -> FISTAPoint:
         """Weights with their correlations, from Φ_Sᵀ Φ_S(W − B); their outputs are left empty."""
         moved = weights - self.base
-        predicted = self.correlations - self.share * curved - self.damping * moved
+        predicted = self.correlations - curved - self.damping * moved
         return FISTAPoint(weights, jnp.zeros((0, weights.shape[2]), weights.dtype), predicted)
 
     def gap(self, point: FISTAPoint) -> Float[Array, ""]:
@@ -174,28 +206,33 @@ def minimise_model(
         Of the duality gap that would hold if the model were the loss.
     """
     gates = program.gates
-    mean_curvature = 0.5 * sample.share * float(np.mean(np.square(sample.x))) * len(sample.x)
-    values = (*base, sample.share, damping * mean_curvature, program.reg)
+    # In units of the data a model has numbers near one, whose squares stay within the range of single precision.
+    unit = _power_of_two(math.sqrt(2 * max(float(base.loss), 0.0) / math.prod(program.y.shape)))
+    unit_of_weights, unit_of_reg, unit_of_loss = unit / sample.unit, unit * sample.unit, unit**2
+    mean_curvature = 0.5 * float(np.mean(np.square(sample.x))) * len(sample.x)
+    point = (base.weights / unit_of_weights, base.correlations / unit_of_reg, base.loss / unit_of_loss)
+    values = (*point, damping * mean_curvature, program.reg / unit_of_reg)
+    goal /= unit_of_loss
     whole = _Quadratic(*(to_device(np.asarray(value, program.dtype)) for value in values))
     found, change = whole.base, to_device(np.zeros((len(sample.x), program.group_shape[2]), program.dtype))
     size = 0
     for _ in range(_MAX_SETS):
-        near, gap, num_active = _predict(sample.x, gates, whole, found, change, tile=program.tile_rows)
+        near, gap, num_needed = _predict(sample.x, gates, whole, found, change, tile=program.tile_rows)
         if size and float(gap) <= goal:
             break
-        size = max(size, _set_size(int(num_active), len(gates)))
+        size = max(size, _set_size(int(num_needed), len(gates)))
         # Of groups that are as near the first ones, whatever NumPy's version.
         chosen = to_device(np.argsort(-np.asarray(near), kind="stable")[:size].astype(np.int32))
         set_goal = np.asarray(max(_SET_GAP_SHARE * float(gap), _GOAL_SHARE * goal), program.dtype)
         model, start = _restrict(sample.x, gates, whole, found, chosen)
         weights, change = _descend(model, start, set_goal)
         found = _spread(found, chosen, weights)
-    return np.asarray(found)
+    return np.asarray(found) * program.dtype.type(unit_of_weights)
 
 
-def _set_size(num_active: int, num_gates: int) -> int:
+def _set_size(num_needed: int, num_gates: int) -> int:
     """Powers of two, so that few sizes are compiled."""
-    wanted = max(_SMALLEST_SET, int(_ROOM * num_active))
+    wanted = max(_SMALLEST_SET, int(_ROOM * num_needed))
     return min(num_gates, 1 << (wanted - 1).bit_length())
 
 
@@ -203,7 +240,7 @@ def _set_size(num_active: int, num_gates: int) -> int:
 def _predict(
     x: Array, gates: Array, whole: _Quadratic, weights: Array, change: Array, *, tile: int
 ) -> tuple[Float[Array, " P"], Float[Array, ""], Int[Array, ""]]:
-    """How near each group is to being active, the gap that the model predicts, and the number of active groups."""
+    """How near each group is to being active, the gap that the model predicts, and how many must be in a set."""
     size = min(tile, len(x))
 
     def term(begin: Array, is_new: Array) -> Array:
@@ -212,7 +249,9 @@ def _predict(
 
     point = whole.at(weights, sum_over_tiles(term, len(x), size))
     near = nearness(weights, group_norms(point.correlations), whole.reg)
-    return near, whole.gap(point), jnp.sum(is_nonzero(weights))
+    # Groups of the base stay in every set, as those that have become zero have moved too.
+    near = jnp.where(is_nonzero(whole.base), jnp.inf, near)
+    return near, whole.gap(point), jnp.sum(jnp.isinf(near))
 
 
 @jit_for_host
@@ -273,8 +312,7 @@ def _descend_once(model: _Model, state: _Descent) -> _Descent:
 def _curvature(model: _Model, outputs: Array, weights: Array) -> Float[Array, ""]:
     """The model's second derivative along weights whose outputs on the sample are given; 1 for a linear model."""
     length = jnp.sum(weights**2)
-    along = model.quadratic.share * jnp.sum(outputs**2) / jnp.where(length > 0, length, 1.0)
-    curvature = along + model.quadratic.damping
+    curvature = jnp.sum(outputs**2) / jnp.where(length > 0, length, 1.0) + model.quadratic.damping
     return jnp.where(curvature > 0, curvature, 1.0)
 
 

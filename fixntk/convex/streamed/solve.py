@@ -1,8 +1,8 @@
 """Solving a program whose rows are on disk, in few passes over them: by models from a sample of the rows.
 
 Each step minimises a model in memory, evaluates the weights found in one pass over all rows, with their certificate,
-and goes from the base of the model towards them as far as the objective falls. Along that line it is known exactly, as
-the squared loss is a quadratic whose gradients at both ends are known.
+and goes from the base of the model towards them as far as the objective falls. Along lines between points that are
+known it is known exactly, as the squared loss is a quadratic whose gradients at both ends are known.
 
 See docs/mathematics.md, M7 and M9.
 """
@@ -38,10 +38,13 @@ _MAX_PASSES = 100
 # A model is minimised to this share of the gap that is asked for, or of the gap at its base.
 _MODEL_GAP_SHARE = 0.3
 _BASE_GAP_SHARE = 0.01
-# Damping of a model from a sample, in units of the mean second derivative.
-_DAMPING = 0.01
+# Least damping of a model from a sample, in units of the mean second derivative. It is raised by a factor after steps
+# that are shorter than the one to the model's minimum by another, and lowered after others.
+_LEAST_DAMPING = 0.01
+_SHORT_STEP = 0.3
+_DAMPING_FACTOR = 4.0
 # Longest step along the line to the minimum of a model, and the halvings by which the best one is found.
-_LONGEST_STEP = 2.0
+_LONGEST_STEP = 4.0
 _NUM_HALVINGS = 60
 # The solve ends after this number of passes in a row that lower neither the objective, beyond rounding, nor the gap.
 _MAX_IDLE = 4
@@ -56,21 +59,27 @@ class StreamedState(NamedTuple):
     ----------
     base
         Base of the next model: weights, correlations and loss in float64.
+    last
+        The base before.
     weights
         (P, d, c) those with the smallest gap that a pass has evaluated, in the program's dtype.
     primal, gap
         Of these.
     objective
         That of the base.
+    damping
+        Of the next model.
     num_idle
         Number of the last passes that were in vain.
     """
 
     base: Point
+    last: Point
     weights: Float[np.ndarray, "P d c"]
     primal: Float[np.ndarray, ""]
     gap: Float[np.ndarray, ""]
     objective: Float[np.ndarray, ""]
+    damping: Float[np.ndarray, ""]
     num_idle: Int[np.ndarray, ""]
 
 
@@ -157,31 +166,37 @@ def _open_checkpoints(
 def _first_state(program: StreamedProgram, start: np.ndarray, sums: Sums) -> StreamedState:
     base = Point(start.astype(np.float64), sums.correlations, np.asarray(sums.loss))
     primal, gap = _certificate(base, program.reg)
-    return StreamedState(base, start, primal, gap, primal, np.asarray(0))
+    return StreamedState(base, base, start, primal, gap, primal, np.asarray(_LEAST_DAMPING), np.asarray(0))
 
 
 def _step(program: StreamedProgram, sample: Sample, state: StreamedState, goal: float) -> StreamedState:
     """Minimise a model, evaluate the weights found in a pass, and go towards them."""
-    _, base_gap = _certificate(state.base, program.reg)
+    wanted, damping = _MODEL_GAP_SHARE * goal, 0.0
     # A sample of all rows makes the model exact.
-    damping = _DAMPING if sample.share > 1 else 0.0
-    wanted = max(_MODEL_GAP_SHARE * goal, _BASE_GAP_SHARE * float(base_gap))
+    if not sample.is_whole:
+        _, base_gap = _certificate(state.base, program.reg)
+        wanted, damping = max(wanted, _BASE_GAP_SHARE * float(base_gap)), float(state.damping)
     weights = minimise_model(program, sample, state.base, damping, wanted)
     sums = sum_over_rows(program, weights)
     found = Point(weights.astype(np.float64), sums.correlations, np.asarray(sums.loss))
     primal, gap = _certificate(found, program.reg)
-    base = _best_between(state.base, found, program.reg)
+    middle, length = _best_between(state.base, found, program.reg)
+    # A second line, through the base before, makes this the method of parallel tangents (Shah, Buehler and Kempthorne
+    # 1964), which has conjugate directions on a quadratic: it helps where the sample is small.
+    base, _ = _best_between(state.last, middle, program.reg)
+    factor = _DAMPING_FACTOR if length < _SHORT_STEP else 1 / _DAMPING_FACTOR
+    next_damping = np.asarray(max(_LEAST_DAMPING, factor * float(state.damping)))
     objective, _ = _certificate(base, program.reg)
     rounding = float(jnp.finfo(program.dtype).eps) * sums.loss_at_zero
     is_gain = objective < state.objective - rounding or gap < (1 - _LEAST_GAIN) * state.gap
     num_idle = np.asarray(0 if is_gain else state.num_idle + 1)
     if gap >= state.gap:
         weights, primal, gap = state.weights, state.primal, state.gap
-    return StreamedState(base, weights, primal, gap, objective, num_idle)
+    return StreamedState(base, state.base, weights, primal, gap, objective, next_damping, num_idle)
 
 
-def _best_between(base: Point, found: Point, reg: float) -> Point:
-    """The point of the least objective on the line from the base through what a model found, a convex problem."""
+def _best_between(base: Point, found: Point, reg: float) -> tuple[Point, float]:
+    """The point of the least objective on the line from the base through another, and the length of the step to it."""
     step = found.weights - base.weights
     slope = -np.sum(base.correlations * step)
     curvature = np.sum((base.correlations - found.correlations) * step)
@@ -199,11 +214,12 @@ def _best_between(base: Point, found: Point, reg: float) -> Point:
         middle = 0.5 * (low + high)
         low, high = (low, middle) if derivative(middle) > 0 else (middle, high)
     length = 0.5 * (low + high)
-    return Point(
+    best = Point(
         base.weights + length * step,
         base.correlations + length * (found.correlations - base.correlations),
         np.asarray(base.loss + length * slope + 0.5 * length**2 * curvature),
     )
+    return best, length
 
 
 def _certificate(point: Point, reg: float) -> tuple[Float[np.ndarray, ""], Float[np.ndarray, ""]]:

@@ -68,7 +68,7 @@ def limit_sample(monkeypatch, num_rows):
     monkeypatch.setattr(model, "_MAX_SAMPLE_ROWS", num_rows)
 
 
-@pytest.mark.parametrize("num_rows", [200, 40, 5])
+@pytest.mark.parametrize("num_rows", [200, 40, 20])
 def test_a_sample_of_few_rows_takes_more_passes_to_the_same_optimum(monkeypatch, num_rows):
     streamed, program = both(tile_rows=50)
     limit_sample(monkeypatch, num_rows)
@@ -79,6 +79,30 @@ def test_a_sample_of_few_rows_takes_more_passes_to_the_same_optimum(monkeypatch,
     # The history has the certificate of the best weights so far.
     assert np.all(np.diff(found.history.gap) <= 0)
     np.testing.assert_array_equal(found.history.gap[-1], found.gap)
+
+
+def test_the_scale_of_the_data_does_not_matter(monkeypatch):
+    limit_sample(monkeypatch, 100)
+    x, y, gates = (array.astype(np.float32) for array in problem())
+    relative = []
+    # Powers of two, by which single precision multiplies without rounding.
+    for x_scale, y_scale in ((1.0, 1.0), (2.0**-20, 2.0**45)):
+        program = fx.StreamedProgram(np.float32(x_scale) * x, np.float32(y_scale) * y, gates, 5.0 * x_scale * y_scale)
+        found = fx.solve(program, tol=1e-5)
+        assert bool(found.converged)
+        relative.append(np.asarray(found.weights, np.float64) * x_scale / y_scale)
+    np.testing.assert_allclose(relative[1], relative[0], rtol=1e-6)
+
+
+def test_few_long_rows_with_most_of_the_second_moments_are_in_the_sample(monkeypatch):
+    x, y, gates = problem(num_rows=2000)
+    x[::40] *= 300.0
+    y[::40] *= 300.0
+    limit_sample(monkeypatch, 400)
+    program = fx.StreamedProgram(x, y, gates, 1.0, tile_rows=170)
+    found = fx.solve(program.with_reg(0.1 * program.max_reg()), tol=1e-6)
+    # Random rows alone take 33.
+    assert int(found.iterations) <= 12
 
 
 def test_the_objective_of_a_solve_never_rises_whatever_the_sample_is(monkeypatch):
@@ -231,7 +255,8 @@ def test_a_solve_goes_on_from_its_checkpoint_to_the_same_bits(monkeypatch, tmp_p
 
 
 @pytest.mark.parametrize("changed", ["x", "y", "gates", "reg", "init"])
-def test_a_checkpoint_of_another_solve_is_refused(tmp_path, changed):
+def test_a_checkpoint_of_another_solve_is_refused(monkeypatch, tmp_path, changed):
+    limit_sample(monkeypatch, 30)
     x, y, gates = problem()
     arguments = {"x": x, "y": y, "gates": gates, "reg": 5.0}
     with pytest.warns(fx.ConvergenceWarning):
