@@ -87,7 +87,7 @@ def test_floating_point_inputs_and_targets_decide_the_precision(dtypes, expected
         ({"sample_weight": np.ones(52)}, ValueError, "x and sample_weight must have the same number of rows"),
         ({"sample_weight": np.ones((53, 1))}, ValueError, "sample_weight must have 1 dimensions"),
         ({"tile_rows": 0}, ValueError, "tile_rows must be at least 1"),
-        ({"tile_rows": 2.5}, TypeError, "tile_rows must be an integer"),
+        pytest.param({"tile_rows": 2.5}, TypeError, "tile_rows must be an integer", marks=pytest.mark.wrong_types),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused_by_name(rng, change, error, message):
