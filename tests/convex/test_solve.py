@@ -281,7 +281,7 @@ def test_few_calls_lead_from_solve_to_the_factorisation(monkeypatch):
     num_short = len(calls)
     fx.solve(random_problem(0, 301, 10, 211, share=0.05), method="newton", tol=1e-9)
     assert 0 < num_short < len(calls)
-    assert max(len(stack) for stack in calls) <= 10, max(calls, key=len)
+    assert max(len(stack) for stack in calls) <= 9, max(calls, key=len)
 
 
 @METHODS

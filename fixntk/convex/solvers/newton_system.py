@@ -136,7 +136,7 @@ def _least_shift(diagonal: Array) -> Array:
 
 def _by_rows(program: ConvexProgram, sigma: Array, active: Active) -> Inverse:
     """A Cholesky factorisation of n c rows."""
-    return _inverse_by_cholesky(_matrix(program, active), 1 / sigma)
+    return _inverse_of(jnp.linalg.cholesky(_shift(_matrix(program, active), 1 / sigma), symmetrize_input=False))
 
 
 def _by_single_rows(program: ConvexProgram, sigma: Array, active: Active) -> Inverse:
@@ -183,7 +183,8 @@ def _by_features(program: ConvexProgram, sigma: Array, active: Active) -> Invers
     Refined once, because cancellation loses digits.
     """
     features = _features(program, active)
-    inner = _inverse_by_cholesky(einsum("if,ig->fg", features, features), 1 / sigma)
+    matrix = _shift(einsum("if,ig->fg", features, features), 1 / sigma)
+    inner = _inverse_of(jnp.linalg.cholesky(matrix, symmetrize_input=False))
 
     def solve(right: Array) -> Array:
         return sigma * (right - einsum("if,f->i", features, inner(einsum("if,i->f", features, right))))
@@ -271,13 +272,16 @@ def _product(program: ConvexProgram, sigma: Array, active: Active, vector: Array
     return vector / sigma + datafit_of(program).remove_intercept(masked_apply(masks, program.x, groups))
 
 
-def _inverse_by_cholesky(matrix: Array, shift: Array) -> Inverse:
-    """(matrix + shift I)⁻¹ for arrays whose number of entries is that of the matrix's rows.
-
-    NaN where rounding has made that matrix indefinite.
-    """
+def _shift(matrix: Array, shift: Array) -> Array:
     diagonal = jnp.arange(matrix.shape[0])
-    lower = jnp.linalg.cholesky(matrix.at[diagonal, diagonal].add(shift), symmetrize_input=False)
+    return matrix.at[diagonal, diagonal].add(shift)
+
+
+def _inverse_of(lower: Array) -> Inverse:
+    """(L Lᵀ)⁻¹ for arrays whose number of entries is that of its rows.
+
+    NaN where L is, as rounding had made the matrix that was factorised indefinite.
+    """
     return lambda right: jsl.cho_solve((lower, True), right.reshape(-1)).reshape(right.shape)
 
 
@@ -286,9 +290,8 @@ def _inverse_in_single(matrix: Array, shift: Array) -> Inverse:
 
     A shift that is too small for single precision is raised to the smallest that keeps the matrix definite.
     """
-    solve = _inverse_by_cholesky(
-        matrix, jnp.maximum(shift.astype(matrix.dtype), _least_shift(jnp.max(jnp.diagonal(matrix))))
-    )
+    shift = jnp.maximum(shift.astype(matrix.dtype), _least_shift(jnp.max(jnp.diagonal(matrix))))
+    solve = _inverse_of(jnp.linalg.cholesky(_shift(matrix, shift), symmetrize_input=False))
 
     def apply(right: Array) -> Array:
         scale = jnp.maximum(jnp.max(jnp.abs(right)), tiny_of(right))

@@ -26,14 +26,13 @@ from jaxtyping import Float, Int
 
 from fixntk._checks import to_device
 from fixntk._compilation import jit_for_host
-from fixntk._tiling import sum_over_tiles
 from fixntk.convex import duality
 from fixntk.convex.penalties import NORMS, Penalty, group_norms
 from fixntk.convex.solvers.fista import FISTAPoint, extrapolate, step_down
 from fixntk.convex.solvers.working_sets import is_nonzero, nearness
 from fixntk.convex.streamed.program import StreamedProgram
 from fixntk.gates.masks import activation_masks
-from fixntk.gram import TILE_BYTES, as_numbers, masked_adjoint, masked_apply
+from fixntk.gram import TILE_BYTES, as_numbers, masked_adjoint, masked_apply, sum_over_tiles
 
 # Largest array of the sample's rows, in bytes, and largest number of them: with more rows than that a step on a model
 # would take longer than it saves passes.
