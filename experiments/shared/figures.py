@@ -23,9 +23,14 @@ _PANELS_PER_ROW = 6
 
 
 def annotate_largest(axes: Axes, x: pd.Series, y: pd.Series, differences: pd.Series) -> None:
-    """Write the names of the tables with the largest absolute differences beside their points."""
+    """Write the names of the tables with the largest absolute differences beside their points.
+
+    On the left of points above the diagonal and on the right of those below, so that none is written across it.
+    """
     for name in differences.abs().nlargest(_NUM_NAMES).index:
-        axes.annotate(name, (x[name], y[name]), xytext=(6, -3), textcoords="offset points", fontsize=8)
+        shift, alignment = ((-6, -3), "right") if differences[name] > 0 else ((6, -3), "left")
+        place = x[name], y[name]
+        axes.annotate(name, place, xytext=shift, textcoords="offset points", ha=alignment, fontsize=8)
 
 
 def scatter_figure(ntk: pd.Series, fixed: pd.Series) -> Figure:
