@@ -17,7 +17,7 @@ import fixntk
 ROOT = Path(__file__).parent.parent
 
 # The compressed sources of the library have 460 kB, of which docstrings are 130, and the experiments 85.
-MAX_WHEEL_BYTES = 650_000
+MAX_WHEEL_BYTES = 700_000
 
 IMPORT_EVERY_MODULE = """
 import importlib, pkgutil

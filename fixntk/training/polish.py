@@ -21,7 +21,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Float
 
 from fixntk._checks import as_float_array, as_positive_int, check_same_columns, is_traced
-from fixntk._numerics import ignore_convergence_warnings, matmul
+from fixntk._numerics import ignore_convergence_warnings
 from fixntk.convex import ConvexProgram, solve_relu
 from fixntk.convex.groups import with_masks
 from fixntk.convex.program import is_quadratic, targets_of
@@ -39,6 +39,10 @@ _LEARNING_RATE = 3e-3
 _LEAST_NEURON = 1e-6
 # Widths are padded to a multiple of this with neurons of zero, which stay zero, so that few are compiled.
 _WIDTH_MULTIPLE = 64
+# Distances of rows to a boundary that count as rounding, in units of the bound on the error of an inner product, and
+# those to which rows are moved.
+_ROUNDING = 2.0
+_MOVED_TO = 8.0
 # Tolerance of the start. Gradient descent leaves it at once.
 _START_TOL = 1e-3
 
@@ -213,9 +217,7 @@ def _pad(network: ReLUNetwork) -> ReLUNetwork:
 
 def _solve_cells(program: ConvexProgram, before: Polished, network: ReLUNetwork, tol: float | None) -> Polished:
     """The optimum over the cells of a network's neurons if that is lower than before, else what was before."""
-    # A neuron that has a row on its boundary is in no cell, and would be in two.
-    hidden = network.pruned(_LEAST_NEURON).hidden
-    hidden = hidden[np.all(np.asarray(matmul(program.x, hidden.T)) != 0, axis=0)]
+    hidden = _move_into_cells(np.asarray(program.x), np.asarray(network.pruned(_LEAST_NEURON).hidden))
     if not len(hidden):
         return before
     cells = merge_duplicate_masks(activation_masks(program.x, hidden), hidden)[0]
@@ -225,3 +227,28 @@ def _solve_cells(program: ConvexProgram, before: Polished, network: ReLUNetwork,
         return before
     objectives = np.append(before.objectives, solution.primal)
     return Polished(solution.to_network().pruned(), solution, cells.gates, objectives)
+
+
+def _move_into_cells(x: Float[np.ndarray, "n d"], hidden: Float[np.ndarray, "m d"]) -> Float[np.ndarray, "k d"]:
+    """Neurons as gates on whose boundary no row lies, up to rounding.
+
+    Neurons of an optimum often lie where cells meet, and belong to each of them: such a one is moved by the least that
+    brings the rows to its active side. Those that stay on a boundary, as rows depend on one another, are left out.
+    """
+    rows, moved = x.astype(np.float64), hidden.astype(np.float64)
+    margins, bounds = rows @ moved.T, _rounding_of(x, moved)
+    is_near = np.abs(margins) <= _ROUNDING * bounds
+    for neuron in np.flatnonzero(is_near.any(axis=0)):
+        near = is_near[:, neuron]
+        wanted = _MOVED_TO * bounds[near, neuron] - margins[near, neuron]
+        moved[neuron] += np.linalg.lstsq(rows[near], wanted, rcond=None)[0]
+    gates = moved.astype(x.dtype)
+    # A row without a common column is on the active side exactly.
+    bounds = _rounding_of(x, gates)
+    is_inside = (np.abs(rows @ gates.astype(np.float64).T) > _ROUNDING * bounds) | (bounds == 0)
+    return gates[is_inside.all(axis=0)]
+
+
+def _rounding_of(x: np.ndarray, gates: np.ndarray) -> Float[np.ndarray, "n P"]:
+    """Bounds on the errors of inner products in the precision of x: d ε |x|·|g|."""
+    return x.shape[1] * np.finfo(x.dtype).eps * (np.abs(x.astype(np.float64)) @ np.abs(gates.astype(np.float64)).T)

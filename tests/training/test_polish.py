@@ -6,6 +6,7 @@ import optax
 import pytest
 
 import fixntk as fx
+from fixntk.training.polish import _move_into_cells
 
 STEPS = {"num_steps": 500, "max_rounds": 2}
 
@@ -48,6 +49,36 @@ def test_it_comes_near_the_optimum_over_all_cells():
     is_used = np.any(np.asarray(optimum.positive) != 0, 1) | np.any(np.asarray(optimum.negative) != 0, 1)
     again = fx.polish(program, np.asarray(cells.gates)[is_used], tol=1e-8, num_steps=2000)
     np.testing.assert_allclose(again.objectives[-1], optimum.primal, rtol=1e-2)
+
+
+def test_neurons_where_cells_meet_are_moved_into_one(rng):
+    x = rng.standard_normal((30, 4)).astype(np.float32)
+    x[29] = 0
+    # The first has three rows on its boundary, the second none; for the last one rows depend on one another.
+    on_three = np.linalg.svd(x[:3])[2][3]
+    x[7] = -x[6]
+    on_opposite = np.linalg.svd(np.stack([x[6], x[11], x[12]]))[2][3]
+    hidden = np.stack([on_three, rng.standard_normal(4), on_opposite]).astype(np.float32)
+    gates = _move_into_cells(x, hidden)
+    assert gates.shape == (2, 4)
+    np.testing.assert_array_equal(gates[1], hidden[1])
+    np.testing.assert_allclose(gates[0], hidden[0], atol=1e-4)
+    for cell, neuron in zip(gates, hidden[:2], strict=True):
+        margins, before = x[:29].astype(float) @ cell, x[:29].astype(float) @ neuron
+        assert np.abs(margins).min() > 1e-7
+        # Only rows on the boundary change their side, to the active one.
+        changed = np.sign(margins) != np.sign(before)
+        assert np.all(np.abs(before[changed]) < 1e-5)
+        assert np.all(margins[np.abs(before) < 1e-6] > 0)
+
+
+def test_it_works_in_single_precision():
+    program, gates = planted(4)
+    narrow = fx.ConvexProgram(*(np.asarray(a, np.float32) for a in (program.x, program.y)), program.masks, program.reg)
+    found = fx.polish(narrow, gates.astype(np.float32), **STEPS)
+    assert found.network.hidden.dtype == np.float32
+    wide = fx.polish(program, gates, **STEPS)
+    np.testing.assert_allclose(found.objectives[-1], wide.objectives[-1], rtol=0.05)
 
 
 def test_units_of_inputs_and_targets_do_not_matter():
