@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 
-from fixntk.ntk.structure import Path, aval, bind_equation, called_jaxpr
+from fixntk.ntk.structure import Path, aval, bind_equation, called_jaxpr, evaluate
 
 # Equations whose result has the operand's entries in the same order, or reordered, but none twice.
 _REARRANGEMENTS = ("reshape", "transpose", "squeeze", "expand_dims", "broadcast_in_dim", "copy", "copy_p", "rev")
@@ -167,34 +167,16 @@ def values_at(closed: ClosedJaxpr, leaves: Sequence[Any], paths: Container[Path]
     """
     found: dict[Path, list[Any]] = {}
     others = [None] * (len(closed.jaxpr.invars) - len(leaves))
-    _evaluate_known(closed.jaxpr, closed.consts, [*leaves, *others], (), paths, found)
-    return found
 
-
-def _evaluate_known(
-    jaxpr: Jaxpr,
-    consts: Sequence[Any],
-    arguments: Sequence[Any],
-    path: Path,
-    paths: Container[Path],
-    found: dict[Path, list[Any]],
-) -> list[Any]:
-    values: dict[Var, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
-    values.update(zip(jaxpr.invars, arguments, strict=True))
-
-    def read(atom: Any) -> Any:
-        return atom.val if isinstance(atom, Literal) else values[atom]
-
-    for index, equation in enumerate(jaxpr.eqns):
-        here = (*path, index)
-        operands = [read(atom) for atom in equation.invars]
+    def outputs_of(jaxpr: Jaxpr, equation: JaxprEqn, here: Path, operands: list[Any]) -> list[Any]:
         if here in paths:
             found[here] = operands
         inner = called_jaxpr(equation)
-        outputs: list[Any] = [None] * len(equation.outvars)
         if inner is not None:
-            outputs = _evaluate_known(inner.jaxpr, inner.consts, operands, here, paths, found)
-        elif not any(operand is None for operand in operands):
-            outputs = bind_equation(jaxpr, equation, operands)
-        values.update(zip(equation.outvars, outputs, strict=True))
-    return [read(atom) for atom in jaxpr.outvars]
+            return evaluate(inner.jaxpr, inner.consts, operands, outputs_of, here)
+        if any(operand is None for operand in operands):
+            return [None] * len(equation.outvars)
+        return bind_equation(jaxpr, equation, operands)
+
+    evaluate(closed.jaxpr, closed.consts, [*leaves, *others], outputs_of)
+    return found

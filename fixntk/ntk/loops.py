@@ -11,9 +11,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
-from fixntk.ntk.structure import bind_equation, called_jaxpr
+from fixntk.ntk.structure import Path, bind_equation, called_jaxpr, evaluate
 
 # Largest number of equations into which a loop is written out: the time to compile a program grows with it.
 MAX_EQUATIONS = 1000
@@ -29,7 +29,7 @@ def unroll_loops(closed: ClosedJaxpr) -> ClosedJaxpr | None:
     arguments = [
         jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype, weak_type=v.aval.weak_type) for v in closed.jaxpr.invars
     ]
-    return jax.make_jaxpr(lambda *values: _evaluate(closed.jaxpr, closed.consts, values))(*arguments)
+    return jax.make_jaxpr(lambda *values: evaluate(closed.jaxpr, closed.consts, values, _outputs_of))(*arguments)
 
 
 def has_short_loop(jaxpr: Jaxpr) -> bool:
@@ -55,27 +55,16 @@ def _count_equations(equation: JaxprEqn) -> int:
     return params["length"] * (num_arrays + sum(map(_count_equations, params["jaxpr"].jaxpr.eqns)))
 
 
-def _evaluate(jaxpr: Jaxpr, consts: Sequence[Any], arguments: Sequence[Any]) -> list[Any]:
-    values: dict[Var, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
-    values.update(zip(jaxpr.invars, arguments, strict=True))
-
-    def read(atom: Any) -> Any:
-        return atom.val if isinstance(atom, Literal) else values[atom]
-
-    for equation in jaxpr.eqns:
-        operands = [read(atom) for atom in equation.invars]
-        inner = called_jaxpr(equation)
-        if _is_short_loop(equation):
-            outputs = _unroll(equation, operands)
-        elif inner is not None and has_short_loop(inner.jaxpr):
-            outputs = _evaluate(inner.jaxpr, inner.consts, operands)
-        else:
-            outputs = bind_equation(jaxpr, equation, operands)
-        values.update(zip(equation.outvars, outputs, strict=True))
-    return [read(atom) for atom in jaxpr.outvars]
+def _outputs_of(jaxpr: Jaxpr, equation: JaxprEqn, path: Path, operands: list[Any]) -> list[Any]:
+    inner = called_jaxpr(equation)
+    if _is_short_loop(equation):
+        return _unroll(equation, path, operands)
+    if inner is not None and has_short_loop(inner.jaxpr):
+        return evaluate(inner.jaxpr, inner.consts, operands, _outputs_of, path)
+    return bind_equation(jaxpr, equation, operands)
 
 
-def _unroll(equation: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
+def _unroll(equation: JaxprEqn, path: Path, operands: Sequence[Any]) -> list[Any]:
     params, body = equation.params, equation.params["jaxpr"]
     first, last = params["num_consts"], params["num_consts"] + params["num_carry"]
     consts, carry, arrays = list(operands[:first]), list(operands[first:last]), operands[last:]
@@ -83,7 +72,7 @@ def _unroll(equation: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
     results: dict[int, list[Any]] = {}
     for step in reversed(steps) if params["reverse"] else steps:
         entries = [lax.index_in_dim(array, step, keepdims=False) for array in arrays]
-        outputs = _evaluate(body.jaxpr, body.consts, [*consts, *carry, *entries])
+        outputs = evaluate(body.jaxpr, body.consts, [*consts, *carry, *entries], _outputs_of, path)
         carry, results[step] = outputs[: len(carry)], outputs[len(carry) :]
     stacked = [jnp.stack(each) for each in zip(*(results[step] for step in steps), strict=True)]
     return [*carry, *stacked]

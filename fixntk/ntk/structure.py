@@ -121,27 +121,36 @@ def signals(
     Returns the outputs, and each site's activations in canonical axes: (G, T, I), (T,) for a look-up.
     """
     activations: dict[Site, Array] = {}
+    paths = {site.path for site in sites}
 
-    def at_site(path: Path, operands: list[Any], output: Any) -> Any:
+    def outputs_of(jaxpr: Jaxpr, equation: JaxprEqn, here: Path, operands: list[Any]) -> list[Any]:
+        inner = called_jaxpr(equation)
+        # Only calls with a site inside are opened up; others stay one equation, with the derivative rules they have.
+        if inner is not None and any(path[: len(here)] == here for path in paths):
+            return evaluate(inner.jaxpr, inner.consts, operands, outputs_of, here)
+        outputs = bind_equation(jaxpr, equation, operands)
         # Two parameters that are multiplied with each other have their sites at one equation.
         for site, zero in zip(sites, zeros, strict=True):
-            if site.path == path:
+            if site.path == here:
                 activations[site] = _canonical_activations(site, operands)
-                output = output + zero
-        return output
+                outputs = [outputs[0] + zero]
+        return outputs
 
-    outputs = _evaluate(closed.jaxpr, closed.consts, arguments, (), {site.path for site in sites}, at_site)
+    outputs = evaluate(closed.jaxpr, closed.consts, arguments, outputs_of)
     return outputs, [activations[site] for site in sites]
 
 
-def _evaluate(
+def evaluate(
     jaxpr: Jaxpr,
     consts: Sequence[Any],
     arguments: Sequence[Any],
-    path: Path,
-    sites: set[Path],
-    at_site: Callable[[Path, list[Any], Any], Any],
+    outputs_of: Callable[[Jaxpr, JaxprEqn, Path, list[Any]], Sequence[Any]],
+    path: Path = (),
 ) -> list[Any]:
+    """Outputs of a jaxpr, whose equations ``outputs_of(jaxpr, equation, path, operands)`` evaluates in their order.
+
+    ``path`` is the jaxpr's own, for one that is called.
+    """
     values: dict[Var, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
     values.update(zip(jaxpr.invars, arguments, strict=True))
 
@@ -149,16 +158,7 @@ def _evaluate(
         return atom.val if isinstance(atom, Literal) else values[atom]
 
     for index, equation in enumerate(jaxpr.eqns):
-        here = (*path, index)
-        operands = [read(atom) for atom in equation.invars]
-        inner = called_jaxpr(equation)
-        # Only calls with a site inside are opened up; others stay one equation, with the derivative rules they have.
-        if inner is not None and any(site[: len(here)] == here for site in sites):
-            outputs = _evaluate(inner.jaxpr, inner.consts, operands, here, sites, at_site)
-        else:
-            outputs = bind_equation(jaxpr, equation, operands)
-            if here in sites:
-                outputs = [at_site(here, operands, outputs[0])]
+        outputs = outputs_of(jaxpr, equation, (*path, index), [read(atom) for atom in equation.invars])
         values.update(zip(equation.outvars, outputs, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
 
