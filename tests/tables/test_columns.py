@@ -3,6 +3,7 @@
 import gzip
 
 import pytest
+from fit_command import error_line, fitted
 
 from fixntk._tiling import FreeMemory
 from fixntk.cli import main
@@ -10,16 +11,6 @@ from fixntk.tables import csv_files
 
 AGES = [20 + 3 * i for i in range(20)]
 GROUPS = ["yes" if age > 50 else "no" for age in AGES]
-
-
-def error_line(capsys):
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("fixntk: error: ")
-    return line
-
-
-def fitted(folder, target, *options):
-    return main(["fit", str(folder / "table.csv"), "--target", target, "--out", str(folder / "model"), *options])
 
 
 def write_rows(folder, header, columns, delimiter=","):

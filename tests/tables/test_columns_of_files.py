@@ -2,21 +2,11 @@
 
 import pandas as pd
 import pytest
+from fit_command import error_line, fitted
 
 from fixntk.cli import main
 
 pytestmark = pytest.mark.core
-
-
-def error_line(capsys):
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("fixntk: error: ")
-    return line
-
-
-def fitted(folder, target="kind", *options):
-    arguments = ["fit", str(folder / "table.csv"), "--target", target, "--out", str(folder / "model"), *options]
-    return main(arguments)
 
 
 def fit_and_predict(folder, capsys, header, rows, new, *options):

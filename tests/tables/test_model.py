@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+from fit_command import error_line, fitted
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -39,17 +40,6 @@ def tables(tmp_path):
     frame.to_csv(tmp_path / "table.csv", index=False)
     new.to_csv(tmp_path / "new.csv", index=False)
     return tmp_path
-
-
-def error_line(capsys):
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("fixntk: error: ")
-    return line
-
-
-def fitted(folder, target="kind", *options):
-    arguments = ["fit", str(folder / "table.csv"), "--target", target, "--out", str(folder / "model"), *options]
-    return main(arguments)
 
 
 def test_a_class_is_learnt_and_predicted(tables, capsys):
