@@ -33,10 +33,15 @@ def _zero() -> Array:
         return jax.device_put(np.float32(0))
 
 
+def default_device() -> jax.Device:
+    """JAX's default device."""
+    (device,) = to_device(np.zeros(())).devices()
+    return device
+
+
 def default_platform() -> str:
     """Platform of JAX's default device, such as ``"cpu"`` or ``"gpu"``."""
-    (device,) = to_device(np.zeros(())).devices()
-    return device.platform
+    return default_device().platform
 
 
 def as_positive_int(name: str, value: Any) -> int:

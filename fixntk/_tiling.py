@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from fixntk._checks import OutOfMemoryError, bytes_in_words, is_exhaustion, is_tracing, to_device
+from fixntk._checks import OutOfMemoryError, bytes_in_words, default_device, is_exhaustion, is_tracing
 
 try:
     import resource
@@ -109,8 +109,7 @@ def memory_for(
 
 def free_on_device() -> FreeMemory:
     """Memory that JAX can still allocate on the default device."""
-    (device,) = to_device(np.zeros(())).devices()
-    return _free_of_device(device) or free_on_host()
+    return _free_of_device(default_device()) or free_on_host()
 
 
 def _free_of_device(device: jax.Device) -> FreeMemory | None:

@@ -222,16 +222,21 @@ def _follow_path(
     )
 
 
-def _as_single_output(program: ConvexProgram, gates: ArrayLike) -> tuple[ConvexProgram, Array]:
-    """The program with bool masks, and its gates, checked."""
-    if is_traced(program, gates):
-        raise ValueError("solve_relu cannot be traced by jit, vmap or grad: the number of its steps is open")
+def check_relu_program(program: ConvexProgram) -> None:
+    """Raise ValueError unless a program is one that the ReLU network has too."""
     if not is_quadratic(program) or program.ridge is not None or targets_of(program).shape[1] != 1:
         raise ValueError(
             "program must have one output, the squared loss and no ridge for the ReLU network, got "
             f"{targets_of(program).shape[1]} output(s), loss {program.loss.name!r}"
             f"{'' if program.ridge is None else ', a ridge'}"
         )
+
+
+def _as_single_output(program: ConvexProgram, gates: ArrayLike) -> tuple[ConvexProgram, Array]:
+    """The program with bool masks, and its gates, checked."""
+    if is_traced(program, gates):
+        raise ValueError("solve_relu cannot be traced by jit, vmap or grad: the number of its steps is open")
+    check_relu_program(program)
     gates = check_gates(program, gates)
     # The same masks, as the gates have been checked to give them, but bools where the program's are packed.
     return with_masks(program, activation_masks(program.x, gates)), gates

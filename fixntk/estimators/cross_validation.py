@@ -138,9 +138,8 @@ def choose_gated(
 
     with allow_float64(), blas_threads_for(training.num_rows):
         problem = gated_problem(training, gates, "squared")
-        grid = problem.max_reg * shares
         tried = _try_kinds(training, gates, problem, folds, mean_loss, shares, max_steps, progress=progress)
-        best = {kind: _find_best(each, grid, losses) for kind, each in tried.items()}
+        best = {kind: _find_best(each, shares, losses) for kind, each in tried.items()}
         kind = _choose_kind(best, weights, one_standard_error=one_standard_error)
         candidates, (row, column, *_) = tried[kind].candidates, best[kind]
         fit = candidates.fit(row, column)
@@ -188,8 +187,8 @@ def _try_kinds(
 
     regs = problem.max_reg * shares
     tried = {CONSTANT: judge(constant_candidate(training, problem, folds))}
-    gate = gate_of_every_row(training, gates)
-    if gates.name == AUTO and gate is not None:
+    gate = gate_of_every_row(training, gates) if gates.name == AUTO else None
+    if gate is not None:
         tried[LINEAR] = judge(linear_candidates(training, gate, problem, folds, shares))
     if _has_many_rows(training, gates):
         tried[OPTIMUM] = judge(optimum_candidates(training, gates, problem, folds, regs, mean_loss, progress=progress))
@@ -205,11 +204,11 @@ def _try_kinds(
     return tried
 
 
-def _find_best(tried: _Tried, regs: Float[np.ndarray, " R"], losses: Losses) -> _Best:
+def _find_best(tried: _Tried, shares: Float[np.ndarray, " R"], losses: Losses) -> _Best:
     """Where the loss is least; among equal ones at the largest λ, then in the first column."""
     grid = tried.losses
     # The constant has no λ.
-    order = np.argsort(-regs, kind="stable") if len(grid) == len(regs) else np.arange(len(grid))
+    order = np.argsort(-shares, kind="stable") if len(grid) == len(shares) else np.arange(len(grid))
     of_kind = grid[order][:, tried.columns]
     first, position = divmod(int(np.nanargmin(of_kind)), of_kind.shape[1])
     row, column = int(order[first]), range(grid.shape[1])[tried.columns][position]

@@ -24,9 +24,8 @@ from fixntk._checks import as_float_array, as_positive_int, check_same_columns, 
 from fixntk._numerics import ignore_convergence_warnings
 from fixntk.convex import ConvexProgram, solve_relu
 from fixntk.convex.groups import with_masks
-from fixntk.convex.program import is_quadratic, targets_of
 from fixntk.convex.progress import Interrupted, progress_bar
-from fixntk.convex.relu import ReLUSolution
+from fixntk.convex.relu import ReLUSolution, check_relu_program
 from fixntk.convex.solve import solve_quietly
 from fixntk.gates.masks import activation_masks, merge_duplicate_masks
 from fixntk.networks.models import ReLUNetwork
@@ -156,11 +155,9 @@ def _check(program: ConvexProgram, gates: ArrayLike, least_fall: float) -> Float
         raise TypeError(f"program must be a ConvexProgram, got {type(program).__name__}")
     if is_traced(program, gates):
         raise ValueError("polish cannot be traced by jit, vmap or grad: the number of its neurons is open")
-    is_plain = program.ridge is None and program.penalty_weights is None
-    if not is_quadratic(program) or not is_plain or targets_of(program).shape[1] != 1:
-        raise ValueError(
-            "program must have one output, the squared loss, no ridge and no penalty weights to be polished"
-        )
+    check_relu_program(program)
+    if program.penalty_weights is not None:
+        raise ValueError("program must have no penalty weights to be polished: they belong to gates, which move")
     gates = as_float_array("gates", gates, (2,)).astype(program.x.dtype)
     check_same_columns("x", program.x, "gates", gates)
     if not least_fall > 0:
