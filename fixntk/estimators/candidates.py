@@ -15,6 +15,8 @@ from fixntk.estimators.preprocessing import Training
 
 # Share by which λ exceeds the λ_max of a program, from which on its solution is the constant.
 _ABOVE_MAX_REG = 1e-6
+# A path along λ ends where its held-out loss exceeds that of another kind at the same λ by this share.
+_MOST_BEHIND = 0.05
 
 
 class Candidates(NamedTuple):
@@ -30,6 +32,11 @@ class Candidates(NamedTuple):
 
     outputs: Float[np.ndarray, "R S n c"]
     fit: Callable[[int, int], GatedFit]
+
+
+def is_behind(loss: float, other: float) -> bool:
+    """Whether a path along λ has fallen behind another kind at the same λ; never behind NaN."""
+    return loss > (1 + _MOST_BEHIND) * other
 
 
 def constant_candidate(training: Training, problem: GatedProblem, folds: Folds) -> Candidates:

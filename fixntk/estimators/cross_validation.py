@@ -14,14 +14,16 @@ from jaxtyping import Float
 from fixntk._checks import as_positive_int
 from fixntk._numerics import allow_float64, blas_threads_for
 from fixntk.estimators.candidates import Candidates, constant_candidate
-from fixntk.estimators.discovered import RIDGE_SHARES, discovered_candidates
+from fixntk.estimators.discovered import discovered_candidates
 from fixntk.estimators.fitting import GatedFit, GatedProblem, check_regs, gated_problem
 from fixntk.estimators.folds import Folds
-from fixntk.estimators.gate_options import AUTO, DISCOVERED, GateOptions
+from fixntk.estimators.gate_options import AUTO, DISCOVERED, TRAINED, GateOptions
 from fixntk.estimators.large import MAX_KERNEL_ROWS, optimum_candidates
 from fixntk.estimators.linear import gate_of_every_row, linear_candidates
 from fixntk.estimators.preprocessing import Training
 from fixntk.estimators.reweighted import reweighted_candidates
+from fixntk.estimators.ridges import RIDGE_SHARES
+from fixntk.estimators.trained import trained_candidates
 
 # The kinds of fits, from the smallest model to the largest.
 CONSTANT = "constant"
@@ -29,6 +31,7 @@ LINEAR = "linear"
 NTK = "ntk"
 REWEIGHTED = "reweighted"
 OPTIMUM = "optimum"
+RELU = "relu"
 
 
 class GatedChoice(NamedTuple):
@@ -38,8 +41,9 @@ class GatedChoice(NamedTuple):
     ----------
     kind
         ``"constant"``; ``"linear"``, one gate that is active on every row; ``"ntk"``, the kernel of the gates without a
-        reweighting step; ``"reweighted"``; ``"discovered"``; or ``"optimum"``, the end of the reweighting, which takes
-        the place of the last three for many rows.
+        reweighting step; ``"reweighted"``; ``"discovered"``; ``"relu"``, a trained ReLU network, and ``"trained"``, a
+        ridge regression with the kernel of its gates; or ``"optimum"``, the end of the reweighting, which takes the
+        place of the NTK, its reweighting and discovered gates for many rows.
     losses_of_kinds
         The least held-out loss of each kind, from the smallest model to the largest.
     fit
@@ -49,12 +53,14 @@ class GatedChoice(NamedTuple):
     num_steps
         Number of reweighting steps.
     ridge_share
-        Ridge as a share of λ; below 1 where discovered gates' shrinkage is undone.
+        Ridge as a share of λ; below 1 where the shrinkage of discovered or trained gates is undone.
     losses
         (R, steps + 1) held-out loss of the NTK and each step; (R, 1) of the optimum, NaN where a λ was not tried; empty
         where only discovered gates were tried.
     discovered_losses
         (R, ridges) the same for discovered gates, NaN where a λ was not tried; empty where they were not asked for.
+    trained_losses
+        (R, 1 + ridges) the same for trained networks, and for ridges with their gates.
     held_out_outputs
         (n, c) held-out outputs of the choice.
     held_out_weights
@@ -69,6 +75,7 @@ class GatedChoice(NamedTuple):
     ridge_share: float
     losses: Float[np.ndarray, "R S"]
     discovered_losses: Float[np.ndarray, "R T"]
+    trained_losses: Float[np.ndarray, "R U"]
     held_out_outputs: Float[np.ndarray, "n c"]
     held_out_weights: Float[np.ndarray, " n"]
 
@@ -112,7 +119,7 @@ def choose_gated(
     training
         Rows, with targets for the squared loss.
     gates
-        Options for drawing the gates: "discovered" tries discovered gates alone, "auto" these and random ones.
+        Options for drawing the gates: "discovered" and "trained" try these gates alone, "auto" both and random ones.
     folds
         Each row is held out once; for many rows the first of them alone is.
     losses
@@ -149,17 +156,27 @@ def choose_gated(
         fit=fit,
         share=fit.reg / problem.max_reg if kind in (CONSTANT, LINEAR) else float(shares[row]),
         num_steps=column if kind == REWEIGHTED else 0,
-        ridge_share=RIDGE_SHARES[column] if kind == DISCOVERED else 1.0,
-        losses=next((tried[each].losses for each in (NTK, OPTIMUM) if each in tried), np.empty((0, 0))),
-        discovered_losses=tried[DISCOVERED].losses if DISCOVERED in tried else np.empty((0, 0)),
+        ridge_share=_ridge_share(kind, column),
+        losses=_losses_of(tried, NTK, OPTIMUM),
+        discovered_losses=_losses_of(tried, DISCOVERED),
+        trained_losses=_losses_of(tried, TRAINED),
         held_out_outputs=candidates.outputs[row, column],
         held_out_weights=weights,
     )
 
 
+def _ridge_share(kind: str, column: int) -> float:
+    return RIDGE_SHARES[column - (kind == TRAINED)] if kind in (DISCOVERED, TRAINED) else 1.0
+
+
+def _losses_of(tried: Mapping[str, _Tried], *kinds: str) -> Float[np.ndarray, "R S"]:
+    """The losses of the first kind that was tried."""
+    return next((tried[kind].losses for kind in kinds if kind in tried), np.empty((0, 0)))
+
+
 def _has_many_rows(training: Training, gates: GateOptions) -> bool:
     """Whether kernel matrices of the rows are too large to be made for each fold, λ and step."""
-    return training.num_rows > MAX_KERNEL_ROWS and gates.name != DISCOVERED
+    return training.num_rows > MAX_KERNEL_ROWS and gates.name not in (DISCOVERED, TRAINED)
 
 
 def _held_out_weights(training: Training, folds: Folds) -> Float[np.ndarray, " n"]:
@@ -190,18 +207,24 @@ def _try_kinds(
     gate = gate_of_every_row(training, gates) if gates.name == AUTO else None
     if gate is not None:
         tried[LINEAR] = judge(linear_candidates(training, gate, problem, folds, shares))
+    of_networks, others = {}, np.full(len(regs), np.nan)
+    if gates.name in (AUTO, TRAINED):
+        networks = judge(trained_candidates(training, folds, regs, gates.seed, progress=progress))
+        of_networks = {RELU: networks._replace(columns=slice(1)), TRAINED: networks._replace(columns=slice(1, None))}
+        others = np.min(networks.losses[:, 1:], axis=1)
+    # What is judged along λ takes longest, and goes on as long as it keeps up with the networks.
+    path = training, gates, problem, folds, regs, mean_loss
     if _has_many_rows(training, gates):
-        tried[OPTIMUM] = judge(optimum_candidates(training, gates, problem, folds, regs, mean_loss, progress=progress))
-        return tried
-    if gates.name != DISCOVERED:
+        tried[OPTIMUM] = judge(optimum_candidates(*path, others=others, progress=progress))
+    elif gates.name not in (DISCOVERED, TRAINED):
         steps = judge(reweighted_candidates(training, gates, problem, folds, regs, max_steps, progress=progress))
         tried[NTK] = steps._replace(columns=slice(1))
         tried[REWEIGHTED] = steps._replace(columns=slice(1, None))
-    if gates.name in (AUTO, DISCOVERED):
-        tried[DISCOVERED] = judge(
-            discovered_candidates(training, gates, problem, folds, regs, mean_loss, progress=progress)
-        )
-    return tried
+    if gates.name == DISCOVERED or (gates.name == AUTO and OPTIMUM not in tried):
+        tried[DISCOVERED] = judge(discovered_candidates(*path, others=others, progress=progress))
+    tried |= of_networks
+    # A training that diverged has no losses.
+    return {kind: each for kind, each in tried.items() if np.any(np.isfinite(each.losses[:, each.columns]))}
 
 
 def _find_best(tried: _Tried, shares: Float[np.ndarray, " R"], losses: Losses) -> _Best:

@@ -6,7 +6,7 @@ See docs/mathematics.md, M6 and M11.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,42 +21,21 @@ from fixntk.convex.discovery_results import Position
 from fixntk.convex.groups import with_masks
 from fixntk.convex.progress import progress_bar
 from fixntk.convex.solution import ACTIVE_SHARE
-from fixntk.estimators.candidates import Candidates
+from fixntk.estimators.candidates import Candidates, is_behind
 from fixntk.estimators.fitting import GatedFit, GatedProblem, as_gated_fit, program_of_rows
-from fixntk.estimators.folds import Folds, as_splits
+from fixntk.estimators.folds import Folds, as_splits, num_padded_rows
 from fixntk.estimators.gate_options import GateOptions
-from fixntk.estimators.preprocessing import Training, padded_size
+from fixntk.estimators.preprocessing import Training
+from fixntk.estimators.ridges import RIDGE_SHARES, UsedGates, fit_ridges
 
-# Ridges as shares of λ. At 1 the ridge regression is the group lasso itself; smaller ones undo its shrinkage.
-RIDGE_SHARES = (1.0, 0.3, 0.1, 0.03)
 # Number of random gates from which a path starts.
 _NUM_STARTING_GATES = 64
 # Options of the discovery at each λ. Held-out losses need no more digits.
 _SEARCH: dict[str, Any] = {"max_rounds": 2, "num_candidates": 1024, "per_round": 32, "tol": 1e-4}
-# Largest number of rows, padded, whose folds are padded to as many.
-_MAX_SHARED_ROWS = 512
 # A path ends where the next λ does not lower the loss by this share.
 _LEAST_FALL = 0.01
 # It is looked at over the λ within this factor of the last one, so that a finer grid ends no sooner.
 _FACTOR_OF_LAST = 2.0
-
-
-class RidgeFits(NamedTuple):
-    """Ridge regressions with an intercept on the features of gates, one for each ridge.
-
-    Attributes
-    ----------
-    gates, weights, intercepts
-        (k, w), (R, k·w, c) and (R, c).
-    """
-
-    gates: Float[np.ndarray, "k w"]
-    weights: Float[np.ndarray, "R f c"]
-    intercepts: Float[np.ndarray, "R c"]
-
-    def predict(self, x: Float[np.ndarray, "n w"]) -> Float[np.ndarray, "R n c"]:
-        """Outputs of rows with each ridge."""
-        return _features(x, self.gates) @ self.weights + self.intercepts[:, None]
 
 
 def discovered_candidates(
@@ -67,11 +46,15 @@ def discovered_candidates(
     regs: Float[np.ndarray, " R"],
     mean_loss: Callable[[np.ndarray], float],
     *,
+    others: Float[np.ndarray, " R"],
     progress: bool,
 ) -> Candidates:
-    """Discovered gates at each λ, from the largest on as long as the held-out loss falls, and the ridges of each."""
+    """Discovered gates at each λ, from the largest on as long as the held-out loss falls, and the ridges of each.
+
+    ``others`` are the losses of another kind at each λ, NaN where there is none: a path that falls behind them ends.
+    """
     # Rows of weight zero are zero: no gate is drawn through them.
-    splits = as_splits(folds, training, _padded_rows(training, folds))
+    splits = as_splits(folds, training, num_padded_rows(training, folds))
     positions = []
     for rows, weights in zip(np.asarray(splits.train), np.asarray(splits.weights), strict=True):
         x = training.padded_x[rows] * (weights > 0)[:, None]
@@ -88,7 +71,7 @@ def discovered_candidates(
                 outputs[place][:, held_out] = fits.predict(training.x[held_out])
                 show(number * len(folds) + k + 1, f"λ {regs[place]:.3g}, {len(fits.gates)} gates")
             losses.append(min(map(mean_loss, outputs[place])))
-            if _has_stopped_falling(regs[order[: number + 1]], losses):
+            if is_behind(losses[-1], others[place]) or _has_stopped_falling(regs[order[: number + 1]], losses):
                 break
 
     def fit(place: int, ridge: int) -> GatedFit:
@@ -105,12 +88,6 @@ def _has_stopped_falling(regs: Float[np.ndarray, " k"], losses: Sequence[float])
     is_recent = regs < _FACTOR_OF_LAST * regs[-1]
     before = np.array(losses)[~is_recent]
     return len(before) > 0 and not np.array(losses)[is_recent].min() < (1 - _LEAST_FALL) * before.min()
-
-
-def _padded_rows(training: Training, folds: Folds) -> int:
-    """Number of rows to which a fold's are padded, that of all rows where these are too few to compile for both."""
-    of_all = len(training.padded_x)
-    return of_all if of_all <= _MAX_SHARED_ROWS else padded_size(max(len(kept) for kept, _ in folds))
 
 
 def _start(x: np.ndarray, targets: np.ndarray, weights: np.ndarray, gates: Array) -> Position:
@@ -136,50 +113,8 @@ def _fit_position(position: Position, reg: float, ridge_share: float) -> GatedFi
     return as_gated_fit(solution, found.gates, reg * ridge_share)
 
 
-class UsedGates(NamedTuple):
-    """Gates of a solution that are in use, and their kernel weights η."""
-
-    gates: Float[np.ndarray, "k w"]
-    kernel_weights: Float[np.ndarray, " k"]
-
-
 def _used(position: Position) -> UsedGates:
     assert position.found is not None
     kernel_weights = np.asarray(position.found.solution.kernel_weights)
     is_used = kernel_weights > ACTIVE_SHARE * kernel_weights.max(initial=0.0)
     return UsedGates(np.asarray(position.found.gates)[is_used], kernel_weights[is_used])
-
-
-def fit_ridges(
-    used: UsedGates,
-    x: Float[np.ndarray, "n w"],
-    targets: Float[np.ndarray, "n c"],
-    weights: Float[np.ndarray, " n"],
-    ridges: Float[np.ndarray, " R"],
-) -> RidgeFits:
-    """Ridge regressions with the kernel of used gates, as features √η_p D_p X: one eigendecomposition for all ridges.
-
-    By NumPy, as another number of gates in each fold would be compiled anew.
-    """
-    roots = np.repeat(np.sqrt(used.kernel_weights), x.shape[1])
-    features = _features(x, used.gates) * roots
-    shares = weights / weights.sum()
-    mean, target_mean = shares @ features, shares @ targets
-    # An intercept without a penalty takes weighted means away.
-    root = np.sqrt(weights)[:, None]
-    centred, rest = root * (features - mean), root * (targets - target_mean)
-    # The smaller of the two Gram matrices: F (FᵀF + λI)⁻¹ = (FFᵀ + λI)⁻¹ F.
-    if len(centred) < centred.shape[1]:
-        eigenvalues, vectors = np.linalg.eigh(centred @ centred.T)
-        directions, rotated = centred.T @ vectors, vectors.T @ rest
-    else:
-        eigenvalues, directions = np.linalg.eigh(centred.T @ centred)
-        rotated = directions.T @ (centred.T @ rest)
-    eigenvalues = np.maximum(eigenvalues, 0)
-    coefficients = np.stack([directions @ (rotated / (eigenvalues + ridge)[:, None]) for ridge in ridges])
-    return RidgeFits(used.gates, roots[:, None] * coefficients, target_mean - mean @ coefficients)
-
-
-def _features(x: Float[np.ndarray, "n w"], gates: Float[np.ndarray, "k w"]) -> Float[np.ndarray, "n f"]:
-    """The rows through each gate, 1{x·g ≥ 0} x, one gate after another."""
-    return ((x @ gates.T >= 0)[:, :, None] * x[:, None, :]).reshape(len(x), -1)

@@ -16,9 +16,9 @@ from scipy.linalg import solve_triangular
 
 from fixntk._numerics import allow_float64, ignore_convergence_warnings, with_dtype
 from fixntk._tiling import free_on_host, memory_for
-from fixntk.convex import ConvexProgram, Solution, discover_quietly, solve
+from fixntk.convex import ConvexProgram, Solution, solve_quietly
 from fixntk.convex.program import replace_fields
-from fixntk.estimators.gate_options import DISCOVERED, GateOptions, draw_gates
+from fixntk.estimators.gate_options import GateOptions, draw_gates
 from fixntk.estimators.gaussian_process import LEAST_FREEDOM, Kernel, condition
 from fixntk.estimators.preprocessing import Training
 from fixntk.gates.masks import activation_masks
@@ -30,8 +30,6 @@ from fixntk.ntk import gated_relu_ntk, nystrom
 DEFAULT_REGS = tuple(10.0**k for k in range(-6, 3))
 # λ_max counts as zero below this multiple of the dtype's resolution and of the sizes of inputs and targets.
 _ZERO_IN_EPS = 100.0
-# Largest number of rounds of gate discovery.
-_MAX_ROUNDS = 20
 # Candidates for λ in classification, in units of λ_max.
 DEFAULT_REG_SHARES = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 # Candidates for λ in regression, in units of λ_max. Some are smaller, as targets can be almost free of noise.
@@ -61,8 +59,8 @@ class GatedProblem(NamedTuple):
     gates
         (P, w), zero in the columns of the padding.
     max_reg
-        λ_max of the program without its intercept. Where that is zero up to rounding, ‖x‖·‖y‖, from which on W = 0 is
-        the solution, so that every fit is the constant.
+        λ_max of the program without its intercept. Where that is zero up to rounding, ‖x‖·‖y‖ (or 1, where that is
+        zero too), from which on W = 0 is the solution, so that every fit is the constant.
     """
 
     program: ConvexProgram
@@ -165,49 +163,6 @@ def check_regs(regs: Any, largest: float) -> list[float]:
     return shares
 
 
-def fit_gated(
-    training: Training,
-    gates: GateOptions,
-    *,
-    reg: Any,
-    loss: str,
-    tol: float | None,
-    max_iter: int | None,
-    progress: bool = False,
-) -> GatedFit:
-    """Solve the convex program at λ = ``reg`` · λ_max.
-
-    Parameters
-    ----------
-    training
-        Rows; the targets are ±1 for classification losses.
-    gates
-        Options for drawing the gates.
-    reg
-        λ/λ_max, between 0 and 1.
-    loss, tol, max_iter, progress
-        As for :class:`fixntk.ConvexProgram` and :func:`fixntk.solve`.
-    """
-    share = check_reg(reg, 1.0)
-    with allow_float64():
-        problem = gated_problem(training, gates, loss)
-        program = problem.program.with_reg(share * problem.max_reg)
-        if gates.name == DISCOVERED:
-            solution, found = _discover_gates(program, problem.gates, gates.seed, tol=tol, progress=progress)
-        else:
-            solution, found = solve(program, tol=tol, max_iter=max_iter, progress=progress), problem.gates
-    return as_gated_fit(solution, found, share * problem.max_reg)
-
-
-def _discover_gates(
-    program: ConvexProgram, gates: Float[Array, "P w"], seed: int, *, tol: float | None, progress: bool
-) -> tuple[Solution, Float[Array, "Q w"]]:
-    """The solution with gates that the targets ask for, found from random ones by column generation."""
-    options: dict[str, Any] = {"tol": tol, "max_rounds": _MAX_ROUNDS, "progress": progress}
-    found = discover_quietly(program, gates, key=jax.random.key(seed), **options)
-    return found.solution, found.gates
-
-
 def gated_problem(training: Training, options: GateOptions, loss: str) -> GatedProblem:
     """State the convex program on padded rows with gates that are drawn, which do not depend on the padding."""
     gates = draw_gates(options, training.x[:, : options.num_columns], training.targets)
@@ -219,7 +174,7 @@ def gated_problem(training: Training, options: GateOptions, loss: str) -> GatedP
     weighted = training.padded_weights[:, None] * training.padded_x
     bound = float(np.linalg.norm(weighted) * np.linalg.norm(training.padded_targets))
     if largest <= _ZERO_IN_EPS * np.finfo(float).eps * bound:
-        largest = bound
+        largest = bound or 1.0
     return GatedProblem(program, gates, largest)
 
 
@@ -256,6 +211,21 @@ def as_gated_fit(solution: Solution, gates: Float[Array, "P w"], reg: float) -> 
         network=with_dtype(network, jnp.result_type(float)),
         reg=reg,
     )
+
+
+def certify_fit(
+    program: ConvexProgram,
+    weights: Float[np.ndarray, "P w c"],
+    kernel_weights: Float[np.ndarray, " P"],
+    gates: Float[np.ndarray, "P w"],
+    reg: float,
+) -> GatedFit:
+    """Group weights that were found in another way, with the kernel weights they belong to and their gap at λ.
+
+    Takes products with the masks alone, and no matrix of rows by rows.
+    """
+    solution = solve_quietly(program.with_reg(reg), method="fista", init=weights, max_iter=0)
+    return as_gated_fit(replace(solution, kernel_weights=jnp.asarray(kernel_weights)), jnp.asarray(gates), reg)
 
 
 def fit_ntk(training: Training, regs: Sequence[Any]) -> NTKFit:

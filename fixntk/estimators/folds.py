@@ -12,7 +12,10 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 from sklearn.model_selection import KFold, StratifiedKFold
 
-from fixntk.estimators.preprocessing import Training
+from fixntk.estimators.preprocessing import Training, padded_size
+
+# Largest number of rows, padded, whose folds are padded to as many.
+_MAX_SHARED_ROWS = 512
 
 Folds = Sequence[tuple[Int[np.ndarray, "_"], Int[np.ndarray, "_"]]]
 """Pairs of indices of training and held-out rows."""
@@ -74,6 +77,12 @@ def _one_fold(num_rows: int) -> Folds:
 def squared_errors(outputs: Float[np.ndarray, "n c"], targets: Float[np.ndarray, "n c"]) -> Float[np.ndarray, " n"]:
     """Squared error of each row, the mean over its outputs."""
     return np.mean((outputs - targets) ** 2, axis=1)
+
+
+def num_padded_rows(training: Training, folds: Folds) -> int:
+    """Number of rows to which a fold's are padded, that of all rows where these are too few to compile for both."""
+    of_all = len(training.padded_x)
+    return of_all if of_all <= _MAX_SHARED_ROWS else padded_size(max(len(kept) for kept, _ in folds))
 
 
 def as_splits(folds: Folds, training: Training, num_padded: int) -> Splits:

@@ -18,6 +18,7 @@ from fixntk.gates.samplers import SAMPLERS
 # What ``gates`` may be besides the names of samplers, an array and a function.
 RANDOM = "random"
 DISCOVERED = "discovered"
+TRAINED = "trained"
 AUTO = "auto"
 
 
@@ -27,7 +28,7 @@ class GateOptions(NamedTuple):
     Attributes
     ----------
     source
-        ``"random"``: N(0, I); ``"discovered"`` and ``"auto"``: the same, as the start of column generation; a name of
+        ``"random"``: N(0, I); ``"discovered"``, ``"trained"`` and ``"auto"``: the same, to begin with; a name of
         :data:`fixntk.gates.samplers.SAMPLERS`; (P, d') gates; or a function ``(key, num_gates, x, y) -> (P, d')``.
     num_gates
         Number of gates P, where the source does not decide it.

@@ -18,12 +18,12 @@ from fixntk.estimators.fitting import (
     DEFAULT_REG_SHARES,
     DEFAULT_REGRESSION_SHARES,
     LearntKernel,
-    fit_gated,
     leave_one_out,
 )
 from fixntk.estimators.folds import shuffled_folds, squared_errors, stratified_folds
-from fixntk.estimators.gate_options import DISCOVERED
+from fixntk.estimators.gate_options import DISCOVERED, TRAINED
 from fixntk.estimators.mixins import ChoiceMixin, ClassificationMixin, GatedMixin, RegressionMixin
+from fixntk.estimators.one_reg import fit_gated
 from fixntk.estimators.preprocessing import distinct_rows
 
 
@@ -37,7 +37,8 @@ class GatedReLURegressor(GatedMixin, RegressionMixin, BaseEstimator):
     gates : str, array (P, d') or callable
         Where the gates come from. "random": hyperplanes N(0, I) in the scaled inputs. "discovered": from random ones
         on by column generation (:func:`fixntk.discover`), which takes longer and gains most where few directions
-        matter. A name of :data:`fixntk.gates.samplers.SAMPLERS`, such as "through_points" or "between_classes": drawn
+        matter. "trained": the neurons of a ReLU network that is trained by gradient descent, each of which is its own
+        gate. A name of :data:`fixntk.gates.samplers.SAMPLERS`, such as "through_points" or "between_classes": drawn
         from the training rows. An array of gates on the scaled inputs, followed by the bias column where there is one.
         A function (key, num_gates, x, y) of these inputs and a scaled target.
     reg : float
@@ -82,7 +83,7 @@ class GatedReLURegressor(GatedMixin, RegressionMixin, BaseEstimator):
     See docs/mathematics.md, M5 and M10.
     """
 
-    _other_sources = (DISCOVERED,)
+    _other_sources = (DISCOVERED, TRAINED)
 
     def __init__(
         self,
@@ -161,7 +162,7 @@ class GatedReLUClassifier(GatedMixin, ClassificationMixin, BaseEstimator):
     See docs/mathematics.md, M5 and M10.
     """
 
-    _other_sources = (DISCOVERED,)
+    _other_sources = (DISCOVERED, TRAINED)
 
     def __init__(
         self,
@@ -224,7 +225,7 @@ class GatedReLURegressorCV(ChoiceMixin, RegressionMixin, BaseEstimator):
     The mean of the targets and the NTK of random gates are among the candidates, so that the choice is never worse than
     either on held-out rows. For more than 2,000 distinct rows kernel matrices for each fold, λ and step would take
     minutes: there the optimum of random gates is followed along λ, in single precision, until the loss of one held-out
-    part rises, and compared with the mean alone.
+    part rises, and compared with the candidates that need none.
 
     Parameters
     ----------
@@ -232,10 +233,11 @@ class GatedReLURegressorCV(ChoiceMixin, RegressionMixin, BaseEstimator):
         P; the accuracy decreases with fewer gates (docs/comparison.md).
     gates : str, array (P, d') or callable
         "auto": cross-validation chooses between one gate that is active on every row, which is linear regression (only
-        with ``bias``), random gates, and discovered ones. "discovered": column generation along λ, from the largest on
-        until the held-out loss rises, and ridge regressions with the kernel found, whose smaller ridges undo the
-        shrinkage. Otherwise as for :class:`GatedReLURegressor`. In each fold gates are drawn and
-        discovered from its training rows.
+        with ``bias``), random gates, discovered ones, and those of trained ReLU networks. "discovered": column
+        generation along λ, from the largest on until the held-out loss rises, and ridge regressions with the kernel
+        found, whose smaller ridges undo the shrinkage. "trained": ReLU networks trained by gradient descent at each λ,
+        and such ridge regressions with the kernels of their gates. Otherwise as for :class:`GatedReLURegressor`. In
+        each fold gates are drawn, discovered and trained from its training rows.
     standardize, bias, random_state, verbose
         As for :class:`GatedReLURegressor`.
     regs : sequence of float
@@ -252,17 +254,20 @@ class GatedReLURegressorCV(ChoiceMixin, RegressionMixin, BaseEstimator):
     ----------
     choice_ : str
         What was chosen: "constant", the mean of the targets; "linear"; "ntk", the kernel of the gates without a
-        reweighting step; "reweighted", with some; "discovered"; or, for more than 2,000 rows, "optimum".
+        reweighting step; "reweighted", with some; "discovered"; "relu", a trained ReLU network; "trained", a ridge
+        regression with the kernel of its gates; or, for more than 2,000 rows, "optimum", that of random gates.
     choice_losses_ : dict
         The least held-out loss of each of these that was tried.
     reg_share_, n_steps_, ridge_share_ : float, int, float
         The λ/λ_max and the number of steps chosen; and the ridge as a share of λ, below 1 where the shrinkage of
-        discovered gates is undone.
+        discovered or trained gates is undone.
     path_ : ndarray (regs, max_steps + 1)
         Mean squared error on held-out rows, of standardised targets, for given or random gates; (regs, 1) for more than
         2,000 rows, NaN where the path had ended.
     discovered_path_ : ndarray (regs, 4)
         The same for discovered gates and each ``ridge_share_``: 1, 0.3, 0.1 and 0.03. NaN where the path had ended.
+    trained_path_ : ndarray (regs, 5)
+        The same for trained networks, and for each ``ridge_share_`` with their gates.
     kernel_weights_, gap_, n_active_gates_, network_, solution_, gates_, feature_importances_
         As for :class:`GatedReLURegressor`; the gap is that after the last step.
 
@@ -332,7 +337,7 @@ class GatedReLUClassifierCV(ChoiceMixin, ClassificationMixin, BaseEstimator):
         log-loss of held-out outputs.
     choice_, choice_losses_, reg_share_, n_steps_, ridge_share_
         As for :class:`GatedReLURegressorCV`.
-    path_, discovered_path_ : ndarray (regs, max_steps + 1), (regs, 4)
+    path_, discovered_path_, trained_path_ : ndarray (regs, max_steps + 1), (regs, 4), (regs, 5)
         As there, of the log-loss in nats, of held-out outputs at their best temperature.
     kernel_weights_, gap_, n_active_gates_, network_, solution_, gates_, feature_importances_
         As for :class:`GatedReLUClassifier`.

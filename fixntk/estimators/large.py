@@ -14,7 +14,7 @@ from jaxtyping import Float
 
 from fixntk._numerics import ignore_convergence_warnings, with_dtype
 from fixntk.convex import Solution, solve_path
-from fixntk.estimators.candidates import Candidates
+from fixntk.estimators.candidates import Candidates, is_behind
 from fixntk.estimators.fitting import GatedFit, GatedProblem, as_gated_fit, program_of_rows
 from fixntk.estimators.folds import Folds
 from fixntk.estimators.gate_options import GateOptions, draw_gates
@@ -35,11 +35,13 @@ def optimum_candidates(
     regs: Float[np.ndarray, " R"],
     mean_loss: Callable[[np.ndarray], float],
     *,
+    others: Float[np.ndarray, " R"],
     progress: bool,
 ) -> Candidates:
     """Optima on the training rows of a single fold, from the largest λ on as long as the held-out loss falls.
 
-    In single precision and by first-order steps, which take no matrix of rows by rows.
+    ``others`` are the losses of another kind at each λ, NaN where there is none: a path that falls behind them ends. In
+    single precision and by first-order steps, which take no matrix of rows by rows.
     """
     ((kept, held_out),) = folds
     drawn = draw_gates(gates, training.x[kept, : gates.num_columns], training.targets[kept])
@@ -58,7 +60,7 @@ def optimum_candidates(
         predicted = np.asarray(solution.predict(held_out_x, drawn))
         outputs[place, 0, held_out] = predicted.reshape(len(predicted), -1)[: len(held_out)]
         losses.append(mean_loss(outputs[place, 0]))
-        return losses[-1] >= min([*losses[:-1], np.inf])
+        return is_behind(losses[-1], others[place]) or losses[-1] >= min([*losses[:-1], np.inf])
 
     options: dict[str, Any] = {"method": "fista", "progress": progress}
     with ignore_convergence_warnings():

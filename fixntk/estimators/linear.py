@@ -11,13 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from fixntk.convex import solve_quietly
 from fixntk.estimators.candidates import Candidates
-from fixntk.estimators.discovered import UsedGates, fit_ridges
-from fixntk.estimators.fitting import GatedFit, GatedProblem, as_gated_fit, program_of_rows
+from fixntk.estimators.fitting import GatedFit, GatedProblem, certify_fit, program_of_rows
 from fixntk.estimators.folds import Folds
 from fixntk.estimators.gate_options import GateOptions
 from fixntk.estimators.preprocessing import Training
+from fixntk.estimators.ridges import UsedGates, fit_ridges
 
 # Least λ, as a share of λ_max, where the targets have nothing linear.
 _LEAST_SHARE = 1e-12
@@ -54,14 +53,13 @@ def linear_candidates(
 
     def fit(place: int, _: int) -> GatedFit:
         rows = training.x, training.targets, training.weights
-        norm = float(np.linalg.norm(fit_ridges(used, *rows, ridges[place : place + 1]).weights))
+        weights = fit_ridges(used, *rows, ridges[place : place + 1]).weights[0]
+        norm = float(np.linalg.norm(weights))
         reg = max(ridges[place] * norm, _LEAST_SHARE * problem.max_reg)
-        gates = jnp.asarray(used.gates)
         padded = training.padded_x, training.padded_targets, training.padded_weights
-        program = program_of_rows(*padded, gates).with_reg(reg)
-        # The kernel weight η = ‖W‖ is the optimal one already, so that no step is needed.
-        solution = solve_quietly(program, method="irls", init=np.array([norm]), max_iter=0)
-        return as_gated_fit(solution, gates, reg)
+        program = program_of_rows(*padded, jnp.asarray(used.gates))
+        # The kernel weight η = ‖W‖ is the optimal one already.
+        return certify_fit(program, weights.reshape(1, -1, weights.shape[1]), np.array([norm]), used.gates, reg)
 
     return Candidates(outputs, fit)
 

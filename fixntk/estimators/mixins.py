@@ -27,7 +27,7 @@ from fixntk.estimators.fitting import (
 )
 from fixntk.estimators.folds import Folds
 from fixntk.estimators.frames import FrameEncoder, check_numbers, fit_encoder, is_frame
-from fixntk.estimators.gate_options import AUTO, DISCOVERED, GateOptions, check_source
+from fixntk.estimators.gate_options import AUTO, DISCOVERED, TRAINED, GateOptions, check_source
 from fixntk.estimators.gaussian_process import Kernel, Process, condition
 from fixntk.estimators.predictors import (
     ClassificationPredictor,
@@ -254,7 +254,7 @@ class GatedMixin(InputMixin):
 class ChoiceMixin(GatedMixin):
     """Gated estimators that choose gates, λ, steps and ridge by cross-validation."""
 
-    _other_sources = (AUTO, DISCOVERED)
+    _other_sources = (AUTO, DISCOVERED, TRAINED)
     regs: Any
     max_steps: int
     one_standard_error: bool
@@ -283,6 +283,7 @@ class ChoiceMixin(GatedMixin):
         self.choice_, self.choice_losses_ = choice.kind, dict(choice.losses_of_kinds)
         self.reg_share_, self.n_steps_, self.ridge_share_ = choice.share, choice.num_steps, choice.ridge_share
         self.path_, self.discovered_path_ = choice.losses, choice.discovered_losses
+        self.trained_path_ = choice.trained_losses
         return choice
 
 

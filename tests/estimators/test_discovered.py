@@ -5,11 +5,12 @@ import pytest
 from sklearn.base import clone
 
 from fixntk.estimators import GatedReLUClassifierCV, GatedReLURegressorCV, discovered
-from fixntk.estimators.discovered import RIDGE_SHARES, UsedGates, discovered_candidates, fit_ridges
+from fixntk.estimators.discovered import discovered_candidates
 from fixntk.estimators.fitting import gated_problem
 from fixntk.estimators.folds import shuffled_folds, squared_errors
 from fixntk.estimators.gate_options import GateOptions
 from fixntk.estimators.preprocessing import Training, pad_rows
+from fixntk.estimators.ridges import RIDGE_SHARES, UsedGates, fit_ridges
 
 OPTIONS = {"regs": (0.1, 0.03), "num_folds": 2, "max_steps": 1, "random_state": 0}
 
@@ -49,7 +50,7 @@ def planted(rng):
     return x, np.maximum(x[:, 0], 0) - np.abs(x[:, 1] - 0.5)
 
 
-def candidates_of(x, y, regs=(0.2, 0.05)):
+def candidates_of(x, y, regs=(0.2, 0.05), others=None):
     training = Training(pad_rows(x), pad_rows(y[:, None]), pad_rows(np.ones(len(x))), len(x))
     gates = GateOptions("discovered", 64, x.shape[1], 0)
     problem = gated_problem(training, gates, "squared")
@@ -58,9 +59,9 @@ def candidates_of(x, y, regs=(0.2, 0.05)):
     def mean_loss(outputs):
         return float(np.mean(squared_errors(outputs, training.targets)))
 
-    found = discovered_candidates(
-        training, gates, problem, folds, problem.max_reg * np.array(regs), mean_loss, progress=False
-    )
+    others = np.full(len(regs), np.nan) if others is None else np.array(others)
+    path = training, gates, problem, folds, problem.max_reg * np.array(regs), mean_loss
+    found = discovered_candidates(*path, others=others, progress=False)
     return found, folds, problem
 
 
@@ -112,22 +113,35 @@ def test_a_fine_grid_ends_no_sooner_than_a_coarse_one(planted):
     assert np.isfinite(found.outputs).all()
 
 
-def test_auto_discovers_where_few_directions_matter_and_says_so(planted):
+def test_discovered_gates_are_chosen_where_few_directions_matter_and_it_says_so(planted):
     x, y = planted
-    model = GatedReLURegressorCV(64, **OPTIONS).fit(x, y)
-    assert set(model.choice_losses_) == {"constant", "linear", "ntk", "reweighted", "discovered"}
-    assert model.choice_ == min(model.choice_losses_, key=model.choice_losses_.get) == "discovered"
+    model = GatedReLURegressorCV(64, gates="discovered", **OPTIONS).fit(x, y)
+    assert set(model.choice_losses_) == {"constant", "discovered"}
+    assert model.choice_ == "discovered"
     assert model.choice_losses_["discovered"] == pytest.approx(np.nanmin(model.discovered_path_))
-    assert model.choice_losses_["ntk"] == pytest.approx(model.path_[:, 0].min())
-    assert model.choice_losses_["reweighted"] == pytest.approx(model.path_[:, 1:].min())
     assert f"discovered, {model.n_active_gates_} of {len(model.gates_)} gates active; held-out" in repr(model)
     assert ":" not in repr(clone(model))
     fresh = np.random.default_rng(9).standard_normal((500, 5))
     truth = np.maximum(fresh[:, 0], 0) - np.abs(fresh[:, 1] - 0.5)
     random = GatedReLURegressorCV(64, gates="random", **OPTIONS).fit(x, y)
+    assert random.choice_losses_["ntk"] == pytest.approx(random.path_[:, 0].min())
+    assert random.choice_losses_["reweighted"] == pytest.approx(random.path_[:, 1:].min())
     assert random.discovered_path_.size == 0
     errors = [np.mean((each.predict(fresh) - truth) ** 2) for each in (model, random)]
     assert errors[0] < 0.8 * errors[1]
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_path_that_falls_behind_another_kind_ends(planted):
+    x, y = (np.pad(planted[0], ((0, 0), (0, 3))), planted[1])
+    regs = (0.2, 0.1, 0.05)
+    whole, _, _ = candidates_of(x, y, regs)
+    assert np.isfinite(whole.outputs).all()
+    losses = [min(np.mean((each[:, 0] - y) ** 2) for each in at_reg) for at_reg in whole.outputs]
+    # Level at the first λ, and far behind at the second.
+    found, _, _ = candidates_of(x, y, regs, [losses[0], 0.5 * losses[1], np.nan])
+    is_tried = np.isfinite(found.outputs).all(axis=(1, 2, 3))
+    np.testing.assert_array_equal(is_tried, [True, True, False])
 
 
 @pytest.mark.usefixtures("quick")

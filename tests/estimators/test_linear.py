@@ -71,7 +71,15 @@ def test_a_linear_function_is_learnt_as_one(rng):
     labels = np.where(y > 0, "up", "down")
     classifier = GatedReLUClassifierCV(32, **OPTIONS).fit(x, labels)
     assert classifier.choice_ == min(classifier.choice_losses_, key=classifier.choice_losses_.get)
-    assert list(classifier.choice_losses_) == ["constant", "linear", "ntk", "reweighted", "discovered"]
+    assert list(classifier.choice_losses_) == [
+        "constant",
+        "linear",
+        "ntk",
+        "reweighted",
+        "discovered",
+        "relu",
+        "trained",
+    ]
 
 
 @pytest.mark.parametrize("options", [{"gates": "random"}, {"bias": False}])

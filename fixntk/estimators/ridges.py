@@ -1,0 +1,93 @@
+"""Ridge regressions with the kernel of a few gates, all ridges at once: what undoes the group lasso's shrinkage.
+
+See docs/mathematics.md, M6 and M11.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+# Ridges as shares of λ. At 1 the ridge regression is the group lasso itself; smaller ones undo its shrinkage.
+RIDGE_SHARES = (1.0, 0.3, 0.1, 0.03)
+# Number of rows whose features are made at a time.
+_TILE_ROWS = 4096
+
+
+class UsedGates(NamedTuple):
+    """Gates of a solution that are in use, and their kernel weights η."""
+
+    gates: Float[np.ndarray, "k w"]
+    kernel_weights: Float[np.ndarray, " k"]
+
+
+class RidgeFits(NamedTuple):
+    """Ridge regressions with an intercept on the features of gates, one for each ridge.
+
+    Attributes
+    ----------
+    gates, weights, intercepts
+        (k, w), (R, k·w, c) and (R, c).
+    """
+
+    gates: Float[np.ndarray, "k w"]
+    weights: Float[np.ndarray, "R f c"]
+    intercepts: Float[np.ndarray, "R c"]
+
+    def predict(self, x: Float[np.ndarray, "n w"]) -> Float[np.ndarray, "R n c"]:
+        """Outputs of rows with each ridge."""
+        tiles = [_features(tile, self.gates) @ self.weights for tile in _tiles(x)]
+        return np.concatenate(tiles, axis=1) + self.intercepts[:, None]
+
+
+def fit_ridges(
+    used: UsedGates,
+    x: Float[np.ndarray, "n w"],
+    targets: Float[np.ndarray, "n c"],
+    weights: Float[np.ndarray, " n"],
+    ridges: Float[np.ndarray, " R"],
+) -> RidgeFits:
+    """Ridge regressions with the kernel of used gates, as features √η_p D_p X: one eigendecomposition for all ridges.
+
+    By NumPy, as another number of gates in each fold would be compiled anew.
+    """
+    roots = np.repeat(np.sqrt(used.kernel_weights), x.shape[1])
+    shares = weights / weights.sum()
+    # An intercept without a penalty takes weighted means away.
+    mean = sum(share @ _features(rows, used.gates) for share, rows in zip(_tiles(shares), _tiles(x), strict=True))
+    mean, target_mean = mean * roots, shares @ targets
+    rest = np.sqrt(weights)[:, None] * (targets - target_mean)
+
+    def centre(x: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        return np.sqrt(weights)[:, None] * (_features(x, used.gates) * roots - mean)
+
+    # The smaller of the two Gram matrices: F (FᵀF + λI)⁻¹ = (FFᵀ + λI)⁻¹ F.
+    if len(x) < len(roots):
+        centred = centre(x, weights)
+        eigenvalues, vectors = np.linalg.eigh(centred @ centred.T)
+        directions, rotated = centred.T @ vectors, vectors.T @ rest
+    else:
+        gram, correlations = np.zeros((len(roots), len(roots))), np.zeros((len(roots), targets.shape[1]))
+        for rows, row_weights, row_rest in zip(_tiles(x), _tiles(weights), _tiles(rest), strict=True):
+            centred = centre(rows, row_weights)
+            gram += centred.T @ centred
+            correlations += centred.T @ row_rest
+        eigenvalues, directions = np.linalg.eigh(gram)
+        rotated = directions.T @ correlations
+    eigenvalues = np.maximum(eigenvalues, 0)
+    coefficients = np.stack([directions @ (rotated / (eigenvalues + ridge)[:, None]) for ridge in ridges])
+    return RidgeFits(used.gates, roots[:, None] * coefficients, target_mean - mean @ coefficients)
+
+
+def _tiles(rows: Float[np.ndarray, "n ..."]) -> Iterator[Float[np.ndarray, "t ..."]]:
+    """A few rows at a time, at least one tile, so that the features of all of them are never made."""
+    for begin in range(0, max(len(rows), 1), _TILE_ROWS):
+        yield rows[begin : begin + _TILE_ROWS]
+
+
+def _features(x: Float[np.ndarray, "n w"], gates: Float[np.ndarray, "k w"]) -> Float[np.ndarray, "n f"]:
+    """The rows through each gate, 1{x·g ≥ 0} x, one gate after another."""
+    return ((x @ gates.T >= 0)[:, :, None] * x[:, None, :]).reshape(len(x), -1)

@@ -1,0 +1,58 @@
+"""Gates of trained ReLU networks, cross-validated: the networks themselves, and ridge regressions with their gates.
+
+Each neuron of a ReLU network is its own gate, which gradient descent moves to where the targets have kinks. Written as
+a gated network, it has the same outputs everywhere, and the kernel of its gates has the weights η_p = ‖w_p‖ ‖v_p‖.
+
+See docs/mathematics.md, M6 and M11.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from fixntk.convex.progress import progress_bar
+from fixntk.estimators.candidates import Candidates
+from fixntk.estimators.fitting import GatedFit, certify_fit, program_of_rows
+from fixntk.estimators.folds import Folds, num_padded_rows
+from fixntk.estimators.neurons import train_networks
+from fixntk.estimators.preprocessing import Training
+from fixntk.estimators.ridges import RIDGE_SHARES, fit_ridges
+
+
+def trained_candidates(
+    training: Training,
+    folds: Folds,
+    regs: Float[np.ndarray, " R"],
+    seed: int,
+    *,
+    progress: bool,
+) -> Candidates:
+    """ReLU networks trained at each λ in the first column, and the ridge regressions with their gates in the others."""
+    # Rows that are not held out are not judged.
+    outputs = np.zeros((len(regs), 1 + len(RIDGE_SHARES), *training.targets.shape))
+    size = num_padded_rows(training, folds)
+    with progress_bar("trained networks", total=len(folds), unit="fold", shown=progress) as show:
+        for number, (kept, held_out) in enumerate(folds):
+            rows = training.x[kept], training.targets[kept], training.weights[kept]
+            for place, neurons in enumerate(train_networks(*rows, regs, size, seed)):
+                ridges = fit_ridges(neurons.used, *rows, regs[place] * np.array(RIDGE_SHARES))
+                x = training.x[held_out]
+                outputs[place][:, held_out] = np.stack([neurons.predict(x), *ridges.predict(x)])
+            show(number + 1, f"{len(regs)} values of λ")
+
+    def fit(place: int, column: int) -> GatedFit:
+        rows = training.x, training.targets, training.weights
+        # All of them again, as the loop is compiled for that number.
+        neurons = train_networks(*rows, regs, len(training.padded_x), seed)[place]
+        padded = training.padded_x, training.padded_targets, training.padded_weights
+        program = program_of_rows(*padded, jnp.asarray(neurons.gates))
+        weights, reg = neurons.weights, float(regs[place])
+        if column > 0:
+            reg *= RIDGE_SHARES[column - 1]
+            ridge = fit_ridges(neurons.used, *rows, np.array([reg]))
+            weights[neurons.kernel_weights > 0] = ridge.weights[0].reshape(-1, *weights.shape[1:])
+        return certify_fit(program, weights, neurons.kernel_weights, neurons.gates, reg)
+
+    return Candidates(outputs, fit)
