@@ -42,7 +42,7 @@ def fit_polished(program: fx.ConvexProgram, gates: np.ndarray, seed: int) -> fx.
     found = discover_quietly(program, gates, key=jax.random.key(seed), max_rounds=_NUM_ROUNDS, tol=1e-4)
     norms = np.linalg.norm(np.asarray(found.solution.weights), axis=(1, 2))
     used = np.asarray(found.gates)[norms > _ACTIVE_SHARE * norms.max()]
-    return fx.polish(program, used, max_rounds=1, num_steps=_NUM_STEPS, tol=1e-4).network
+    return fx.polish(program, used, max_rounds=1, tol=1e-4).network
 
 
 class NetworkRegressor(RegressorMixin, BaseEstimator):

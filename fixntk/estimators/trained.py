@@ -1,7 +1,8 @@
 """Gates of trained ReLU networks, cross-validated: the networks themselves, and ridge regressions with their gates.
 
 Each neuron of a ReLU network is its own gate, which gradient descent moves to where the targets have kinks. Written as
-a gated network, it has the same outputs everywhere, and the kernel of its gates has the weights η_p = ‖w_p‖ ‖v_p‖.
+a gated network, it has the same outputs everywhere, and the kernel of its gates has the weights η_p = ‖w_p‖ ‖v_p‖. The
+network is the ridge regression with this kernel where training has come to rest and no row lies on a boundary.
 
 See docs/mathematics.md, M6 and M11.
 """

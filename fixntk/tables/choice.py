@@ -20,8 +20,6 @@ from fixntk.estimators import (
 from fixntk.tables.names import TableError
 
 METHODS = ("gated", "ntk")
-# Number of rows up to which gates are discovered too: beyond it that takes minutes.
-MAX_ROWS_FOR_ALL = 1000
 # Largest number of folds of a cross-validation.
 _MAX_FOLDS = 4
 # Number of rows of a quantity from which reg is chosen: R² needs two in each of two folds.
@@ -39,7 +37,7 @@ def estimator_of(method: str, is_class: bool, *, reg: float, seed: int) -> Any:
 def choosing_estimator(
     method: str, is_class: bool, y: np.ndarray, where: tuple[str, str], *, seed: int, progress: bool
 ) -> Any:
-    """An estimator that chooses its regularisation itself, and gates where the table is small enough.
+    """An estimator that chooses its regularisation and its gates itself.
 
     Parameters
     ----------
@@ -63,9 +61,8 @@ def choosing_estimator(
     num_folds = _num_folds(is_class, y, where)
     if method == "ntk":
         return NTKClassifierCV() if is_class else NTKRegressorCV()
-    gates = "auto" if len(y) <= MAX_ROWS_FOR_ALL else "random"
     choosing = GatedReLUClassifierCV if is_class else GatedReLURegressorCV
-    return choosing(gates=gates, num_folds=num_folds, random_state=seed, verbose=int(progress))
+    return choosing(num_folds=num_folds, random_state=seed, verbose=int(progress))
 
 
 def _num_folds(is_class: bool, y: np.ndarray, where: tuple[str, str]) -> int:
@@ -93,6 +90,8 @@ def describe_choice(fitted: Any, is_class: bool) -> str:
         "reweighted": f"random gates, reweighted {fitted.n_steps_} times",
         "optimum": "the optimal kernel of random gates",
         "discovered": f"gates discovered from the target, {fitted.n_active_gates_} of them",
+        "relu": "a ReLU network, trained by gradient descent",
+        "trained": f"the kernel of a trained ReLU network's gates, {fitted.n_active_gates_} of them",
     }
     losses = fitted.choice_losses_
     if is_class:

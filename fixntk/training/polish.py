@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -24,16 +25,15 @@ from fixntk._checks import as_float_array, as_positive_int, check_same_columns, 
 from fixntk._numerics import ignore_convergence_warnings
 from fixntk.convex import ConvexProgram, solve_relu
 from fixntk.convex.groups import with_masks
+from fixntk.convex.program import targets_of
 from fixntk.convex.progress import Interrupted, progress_bar
 from fixntk.convex.relu import ReLUSolution, check_relu_program
 from fixntk.convex.solve import solve_quietly
 from fixntk.gates.masks import activation_masks, merge_duplicate_masks
+from fixntk.networks.descent import descend
 from fixntk.networks.models import ReLUNetwork
 from fixntk.training.objective import network_objective
-from fixntk.training.train import train
 
-# Learning rate of Adam on inputs and targets of root mean square one.
-_LEARNING_RATE = 3e-3
 # Neurons of a smaller share of the largest are dropped.
 _LEAST_NEURON = 1e-6
 # Widths are padded to a multiple of this with neurons of zero, which stay zero, so that few are compiled.
@@ -80,7 +80,7 @@ def polish(
     gates: ArrayLike,
     *,
     max_rounds: int = 3,
-    num_steps: int = 4000,
+    num_steps: int = 1000,
     optimizer: optax.GradientTransformation | None = None,
     least_fall: float = 1e-3,
     tol: float | None = None,
@@ -107,7 +107,7 @@ def polish(
         Number of gradient steps in a round.
     optimizer
         An optax optimiser, for inputs and targets that are scaled to root mean square one; Adam with a learning rate
-        that falls from 0.003 to zero when None.
+        that falls from 0.03 to zero when None.
     least_fall
         The last round is one that lowers the objective by less than this share.
     tol
@@ -130,8 +130,6 @@ def polish(
     """
     gates = _check(program, gates, least_fall)
     max_rounds, num_steps = as_positive_int("max_rounds", max_rounds), as_positive_int("num_steps", num_steps)
-    if optimizer is None:
-        optimizer = optax.adam(optax.cosine_decay_schedule(_LEARNING_RATE, num_steps))
     found = _start(program, gates)
     with progress_bar("polish", total=max_rounds, unit="round", shown=progress) as show:
         try:
@@ -180,31 +178,17 @@ def _objective(program: ConvexProgram, network: ReLUNetwork) -> float:
 
 
 def _descend(
-    program: ConvexProgram, network: ReLUNetwork, optimizer: optax.GradientTransformation, num_steps: int
+    program: ConvexProgram, network: ReLUNetwork, optimizer: optax.GradientTransformation | None, num_steps: int
 ) -> ReLUNetwork:
-    """The network after gradient steps, on inputs x/a and targets y/b of root mean square one.
-
-    The network of weights √(a/b) v and √(a/b) u has the outputs f/b there, and at λ/(ab) the objective over b².
-    """
-    a, b = (jnp.sqrt(jnp.mean(array**2)) for array in (program.x, program.y))
-    b = jnp.where(b > 0, b, 1.0)
-    scaled = _scale(_pad(network), jnp.sqrt(a / b), 1 / b)
-    trained = train(
-        scaled,
-        program.x / a,
-        program.y / b,
-        optimizer,
-        reg=program.reg / (a * b),
-        sample_weight=program.sample_weight,
-        num_steps=num_steps,
-        record_every=num_steps,
-    )
-    return _scale(trained.network, jnp.sqrt(b / a), b)
-
-
-def _scale(network: ReLUNetwork, of_weights: Array, of_intercept: Array) -> ReLUNetwork:
-    intercept = None if network.intercept is None else of_intercept * network.intercept
-    return replace(network, hidden=of_weights * network.hidden, output=of_weights * network.output, intercept=intercept)
+    """The network after gradient steps, as a stack of one."""
+    stack = jax.tree.map(lambda leaf: leaf[None], _pad(network))
+    weights = program.sample_weight
+    if weights is None:
+        weights = jnp.ones(program.x.shape[0], program.x.dtype)
+    rows = program.x, targets_of(program), weights
+    regs = jnp.asarray(program.reg, program.x.dtype)[None]
+    found = descend(stack, *rows, regs, num_steps=num_steps, optimizer=optimizer)
+    return jax.tree.map(lambda leaf: leaf[0], found)
 
 
 def _pad(network: ReLUNetwork) -> ReLUNetwork:

@@ -198,14 +198,12 @@ def test_few_numbers_are_classes_only_if_they_recur(tmp_path, capsys, targets, t
 def test_the_gated_model_chooses_gates_by_the_number_of_rows(tables, capsys, monkeypatch, target, measure):
     frame = pd.read_csv(tables / "table.csv").drop(columns="price" if target == "kind" else "kind")
     frame.to_csv(tables / "table.csv", index=False)
-    kinds = ["constant", "linear", "ntk", "reweighted", "discovered"]
-    for limits, tried, how in (
-        ({}, kinds, "4-fold cross-validation"),
-        ({"MAX_ROWS_FOR_ALL": 10}, ["constant", "ntk", "reweighted"], "4-fold cross-validation"),
-        ({"MAX_ROWS_FOR_ALL": 10, "MAX_KERNEL_ROWS": 10}, ["constant", "optimum"], "one row in 4 held out"),
+    networks = ["relu", "trained"]
+    for limit, tried, how in (
+        (2000, ["constant", "linear", "ntk", "reweighted", "discovered", *networks], "4-fold cross-validation"),
+        (10, ["constant", "linear", "optimum", *networks], "one row in 4 held out"),
     ):
-        for name, limit in limits.items():
-            monkeypatch.setattr(choice if name == "MAX_ROWS_FOR_ALL" else cross_validation, name, limit)
+        monkeypatch.setattr(cross_validation, "MAX_KERNEL_ROWS", limit)
         assert fitted(tables, target) == 0
         told = capsys.readouterr().out
         losses = ", ".join(rf"{kind} \S+" for kind in tried)
