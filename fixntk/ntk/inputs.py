@@ -11,9 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.extend.core import Jaxpr
 
 from fixntk._checks import as_array, entries_of, is_key, is_traced
+from fixntk._numerics import at_least_float32
 from fixntk._tiling import num_rows
+from fixntk.ntk.structure import inner_jaxprs
 
 
 def as_hashable(f: Callable[..., Any]) -> Callable[..., Any]:
@@ -156,12 +159,16 @@ def check_rows_are_independent(f: Callable[..., Any], params: Any, x1: Any, x2: 
         return False
     f = as_hashable(f)
     probe = _probe(x1 if x2 is None else jax.tree.map(_concatenate, x1, x2))
-    *alone, sensitivity = _output_and_derivative(f, params, jax.tree.map(lambda a: a[:1], probe), 0)
+    first = jax.tree.map(lambda a: a[:1], probe)
+    *alone, sensitivity = _output_and_derivative(f, params, first, 0)
     if is_traced(alone):
         return False
     # An output near zero by cancellation, such as a residual, has the rounding errors of what cancels.
     scales = [max(float(jnp.max(jnp.abs(one))), float(jnp.finfo(one.dtype).tiny)) for one in alone]
     scales[0] = max(scales[0], float(sensitivity))
+    # Batches of different sizes round differently; this bound, relative to the largest entry 6e-4 in float32, is well
+    # above such errors. A change by half of the largest entry is none of them in any precision.
+    tolerance = min(100 * _coarsest_eps(_output_and_derivative.trace(f, params, first, 0).jaxpr.jaxpr) ** 0.75, 0.5)
     # The same row first and last in a batch: one that depends only on rows before it, or only on rows behind it, is
     # found too.
     behind = jax.tree.map(lambda a: a[::-1], probe)
@@ -169,15 +176,23 @@ def check_rows_are_independent(f: Callable[..., Any], params: Any, x1: Any, x2: 
     for found in (_output_and_derivative(f, params, probe, 0), _output_and_derivative(f, params, behind, last)):
         for what, one, other, scale in zip(("output", "derivative"), alone, found[:2], scales, strict=True):
             difference = float(jnp.max(jnp.abs(one - other)))
-            # Batches of different sizes round differently; this bound, relative to the largest entry 6e-4 in float32,
-            # is well above such errors.
-            if difference > 100 * float(jnp.finfo(one.dtype).eps) ** 0.75 * scale:
+            if difference > tolerance * scale:
                 raise ValueError(
                     f"f's {what} for an example changes with the rest of the batch (by {difference:.2g}): batch"
                     " statistics or randomness? The NTK is of a function of one example: use the evaluation mode of"
                     " batch normalisation and dropout"
                 )
     return True
+
+
+def _coarsest_eps(jaxpr: Jaxpr) -> float:
+    """The largest resolution of a dtype in which a jaxpr has results: values are no more accurate than that."""
+    found = [0.0]
+    for equation in jaxpr.eqns:
+        dtypes = [v.aval.dtype for v in equation.outvars if hasattr(v.aval, "dtype")]
+        found += [float(jnp.finfo(dtype).eps) for dtype in dtypes if jnp.issubdtype(dtype, jnp.inexact)]
+        found += map(_coarsest_eps, inner_jaxprs(equation))
+    return max(found)
 
 
 def _concatenate(one: Array, two: Array) -> Any:
@@ -203,7 +218,8 @@ def _output_and_derivative(f: Callable[..., Any], params: Any, x: Any, row: Arra
     # One backward pass for a random combination of outputs, which a dependence of any of them changes almost surely.
     cotangent = jax.random.normal(jax.random.key(0), output.shape, output.dtype)
     derivatives = jax.tree.leaves(pullback(cotangent)[0])
-    dtype = jnp.result_type(*derivatives)
+    # Without promotion of different dtypes, which JAX may be configured to refuse.
+    dtype = max((at_least_float32(leaf.dtype) for leaf in derivatives), key=lambda dtype: jnp.finfo(dtype).bits)
     pairs = zip(derivatives, jax.tree.leaves(params), strict=True)
     changes = [jnp.max(jnp.abs(derivative * leaf), initial=0) for derivative, leaf in pairs]
     sensitivity = jnp.max(jnp.stack([change.astype(dtype) for change in changes]))

@@ -72,3 +72,52 @@ def test_outputs_that_are_rounding_errors_of_what_cancels_are_taken(rng):
     np.testing.assert_allclose(found, fx.empirical_ntk(product, params, data["a"]), rtol=1e-4, atol=1e-2)
     with pytest.raises(ValueError, match="changes with the rest of the batch"):
         fx.empirical_ntk(lambda p, x: residual(p, x) - jnp.mean(product(p, x["a"]), axis=0), params, data)
+
+
+MIXED = {
+    "computed in float32, returned in float64": lambda p, x: product(*as_dtype((p, x), "float32")).astype(float),
+    "parameters cast to float32": lambda p, x: product(as_dtype(p, "float32"), x.astype("float32")).astype(x.dtype),
+    "hidden layer in float32": lambda p, x: jnp.tanh(x @ p["w"]).astype("float32").astype(float) @ p["v"].astype(float),
+    "in a jitted function": lambda p, x: jax.jit(product)(*as_dtype((p, x), "float32")).astype(float),
+}
+
+
+def as_dtype(tree, dtype):
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), tree)
+
+
+@pytest.mark.parametrize("method", ["structured", "jacobian"])
+@pytest.mark.parametrize("name", MIXED)
+@pytest.mark.parametrize("dtypes", [("float64", "float64"), ("float64", "float32"), ("float32", "float64")])
+def test_networks_of_several_dtypes_are_taken(rng, name, dtypes, method):
+    """Rounding depends on the size of the batch: by that of float32, where a part of the network is in float32."""
+    f = MIXED[name]
+    params = {"w": rng.standard_normal((40, 300)) / 6, "v": rng.standard_normal((300, 2)) / 17}
+    x = rng.standard_normal((6, 40))
+    expected = fx.empirical_ntk(product, params, x, method="jacobian")
+    found = fx.empirical_ntk(f, as_dtype(params, dtypes[0]), jnp.asarray(x, dtypes[1]), method=method)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.max(np.abs(expected)))
+
+
+def test_parameters_of_two_dtypes_are_taken(rng):
+    params = {"w": rng.standard_normal((40, 300)) / 6, "v": rng.standard_normal((300, 2)) / 17}
+    x = rng.standard_normal((6, 40))
+    expected = fx.empirical_ntk(product, params, x, method="jacobian")
+    for narrow in ("w", "v"):
+        mixed = {**params, narrow: params[narrow].astype("float32")}
+        for f in (product, MIXED["hidden layer in float32"]):
+            found = fx.empirical_ntk(f, mixed, x)
+            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.max(np.abs(expected)))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_batch_statistics_are_found_in_every_dtype(rng, dtype):
+    params = {"w": rng.standard_normal((40, 300)) / 6, "v": rng.standard_normal((300, 2)) / 17}
+
+    def normalised(params, x):
+        hidden = x.astype(dtype) @ params["w"].astype(dtype)
+        centred = hidden - hidden.mean(axis=0)
+        return (jnp.tanh(centred) @ params["v"].astype(dtype)).astype(float)
+
+    with pytest.raises(ValueError, match="changes with the rest of the batch"):
+        fx.empirical_ntk(normalised, params, rng.standard_normal((6, 40)))
