@@ -14,6 +14,8 @@ from jax.typing import ArrayLike
 from fixntk._checks import as_float_array, as_real_array, is_traced
 from fixntk._numerics import at_least_float32, eps_of
 
+_EPS_OF_FLOAT32 = float(np.finfo(np.float32).eps)
+
 
 class KernelMatrix(NamedTuple):
     """A kernel as a matrix, with the shape in which it was passed.
@@ -40,6 +42,7 @@ def as_symmetric_kernel(name: str, value: ArrayLike, y: Array | None) -> KernelM
     """Check a kernel of points with themselves, of the shape that fits targets y where they are known."""
     ndim = (2, 4, 6, 8) if y is None else tuple(sorted({2, 2 * y.ndim}))
     kernel = as_float_array(name, value, ndim)
+    resolution = eps_of(kernel)
     kernel = kernel.astype(at_least_float32(kernel.dtype))
     shape = kernel.shape
     outputs = shape[2::2] if y is None else y.shape[1:]
@@ -53,8 +56,9 @@ def as_symmetric_kernel(name: str, value: ArrayLike, y: Array | None) -> KernelM
         # A known matrix that a traced function closes over is checked as well, by operations outside of the trace.
         with jax.ensure_compile_time_eval():
             largest, difference = map(float, _asymmetry(matrix))
-        # Rounding errors of a few epsilon are far below this bound, and rows in a wrong order far above it.
-        if difference > math.sqrt(eps_of(matrix)) * largest:
+        # Rounding errors of a few epsilon are far below this bound, and rows in a wrong order far above it. A kernel in
+        # float64 may have been computed in float32.
+        if difference > math.sqrt(max(resolution, _EPS_OF_FLOAT32)) * largest:
             raise ValueError(
                 f"{name} must be symmetric, but it differs from its transpose by up to {difference:.3g} (largest entry"
                 f" {largest:.3g}): was it computed between two sets of points, or with the rows of one set in another"

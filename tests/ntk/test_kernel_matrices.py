@@ -64,9 +64,11 @@ def test_kernels_that_fit_no_targets_or_are_not_symmetric_are_named(rng):
             as_symmetric_kernel("kernel", bad, jnp.zeros((3, 2)))
     with pytest.raises(ValueError, match="kernel_train and y must have the same number of rows"):
         as_training_kernel(kernel, jnp.zeros((4, 2)))
-    # What rounding leaves is taken.
-    rounded = kernel[:, :, 0, 0] * (1 + 1e-12 * rng.standard_normal((3, 3)))
-    assert as_symmetric_kernel("kernel", rounded, jnp.zeros(3)).rows == 3
+    # What rounding leaves is taken, also in float64 of a kernel that was computed in less.
+    matrix = jnp.asarray(kernel[:, :, 0, 0])
+    for error, dtype in ((1e-12, "float64"), (1e-6, "float64"), (1e-6, "float32"), (1e-2, "bfloat16")):
+        rounded = (matrix * (1 + error * rng.standard_normal((3, 3)))).astype(dtype)
+        assert as_symmetric_kernel("kernel", rounded, jnp.zeros(3)).rows == 3
 
 
 def test_the_member_of_a_pair_of_kernels_or_the_array_itself_is_taken():
