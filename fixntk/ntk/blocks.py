@@ -24,6 +24,7 @@ from fixntk.ntk.contraction import (
     outer_product,
 )
 from fixntk.ntk.linear_maps import factor_of, move_entries, values_at
+from fixntk.ntk.partitions import is_range
 from fixntk.ntk.sites import Block, Part, Use
 from fixntk.ntk.structure import canonical_operand, canonical_signals
 
@@ -77,7 +78,7 @@ def _choose(array: Array, chosen: tuple[np.ndarray, ...] | None, axes: Sequence[
     if chosen is None:
         return array
     for axis, numbers in zip(axes, chosen, strict=True):
-        if numbers.size and numbers[-1] - numbers[0] + 1 == numbers.size:
+        if is_range(numbers):
             array = lax.slice_in_dim(array, int(numbers[0]), int(numbers[-1]) + 1, axis=axis)
         else:
             array = jnp.take(array, numbers, axis=axis)

@@ -12,7 +12,10 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 
 from fixntk.ntk.structure import Path, aval, bind_equation, called_jaxpr, evaluate
@@ -20,7 +23,7 @@ from fixntk.ntk.structure import Path, aval, bind_equation, called_jaxpr, evalua
 # Equations whose result has the operand's entries in the same order, or reordered, but none twice.
 _REARRANGEMENTS = ("reshape", "transpose", "squeeze", "expand_dims", "broadcast_in_dim", "copy", "copy_p", "rev")
 # Equations whose result has a part of the operand's entries, or entries of others beside them.
-_PARTS = ("slice", "split", "dynamic_slice", "concatenate", "stack", "pad")
+_PARTS = ("slice", "split", "dynamic_slice", "gather", "concatenate", "stack", "pad")
 _ENTRYWISE = ("convert_element_type", "neg", "add", "add_any", "sub", "mul", "div", "select_n")
 
 
@@ -35,6 +38,8 @@ class Step(NamedTuple):
         The equation, and the numbers of the operand and of the result that are followed.
     varying
         Axes along which the entries' factors differ: none for a multiple, None for a map that only moves entries.
+    indices
+        The values of the operands behind the first, for a look-up and for a slice whose place is an operand.
     """
 
     path: Path
@@ -42,6 +47,7 @@ class Step(NamedTuple):
     operand: int
     result: int
     varying: tuple[int, ...] | None
+    indices: tuple[np.ndarray, ...] | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -50,17 +56,22 @@ class Step(NamedTuple):
 
     @property
     def adds_entries(self) -> bool:
-        """Whether the result has entries that are none of the operand's."""
-        return self.equation.primitive.name in ("concatenate", "stack", "pad")
+        """Whether the result may have entries that are none of the operand's."""
+        return self.equation.primitive.name in ("concatenate", "stack", "pad", "gather")
 
 
 def steps_of(
-    equation: JaxprEqn, operand: int, path: Path, constant_along: dict[Var, frozenset[int]]
+    equation: JaxprEqn,
+    operand: int,
+    path: Path,
+    constant_along: dict[Var, frozenset[int]],
+    indices: tuple[np.ndarray, ...] | None = None,
 ) -> list[Step] | None:
     """A step for each result of an equation, or None if it is no map that keeps the operand's entries apart.
 
     The other operands must not depend on the network's inputs. ``constant_along`` has the axes along which values are
-    known to be constant, for those that have such axes.
+    known to be constant, for those that have such axes. ``indices`` are the values of the operands behind the first, if
+    they are known.
     """
     name, params = equation.primitive.name, equation.params
     inner, outer = aval(equation.invars[operand]), aval(equation.outvars[0])
@@ -73,8 +84,12 @@ def steps_of(
         is_followed |= name in ("squeeze", "expand_dims", "rev")
     elif name in _PARTS:
         is_followed = operand == 0 or name in ("concatenate", "stack")
-        if name == "dynamic_slice":
-            is_followed &= all(isinstance(atom, Literal) for atom in equation.invars[1:])
+        if name in ("dynamic_slice", "gather"):
+            is_followed &= indices is not None
+        if name == "gather" and is_followed:
+            step = Step(path, equation, operand, 0, None, indices)
+            numbers = _move(step, np.arange(inner.size).reshape(inner.shape), -1, np)
+            is_followed = bool(np.bincount(numbers[numbers >= 0], minlength=1).max() <= 1)
         if name == "pad":
             is_followed &= all(
                 low >= 0 and high >= 0 and between == 0 for low, high, between in params["padding_config"]
@@ -84,7 +99,9 @@ def steps_of(
         is_followed = name in _ENTRYWISE and inner.shape == outer.shape
         is_followed &= not (name == "div" and operand == 1) and not (name == "select_n" and operand == 0)
         varying = _axes_of_factors(equation, operand, constant_along)
-    return [Step(path, equation, operand, k, varying) for k in range(len(equation.outvars))] if is_followed else None
+    if not is_followed:
+        return None
+    return [Step(path, equation, operand, k, varying, indices) for k in range(len(equation.outvars))]
 
 
 def _axes_of_factors(
@@ -136,9 +153,10 @@ def _move(step: Step, array: Any, fill: float, xp: Any) -> Any:
         # A slice that would reach over the end is moved back.
         sizes = params["slice_sizes"]
         last = [size - part for size, part in zip(array.shape, sizes, strict=True)]
-        given = [atom.val for atom in step.equation.invars[1:] if isinstance(atom, Literal)]
-        starts = [min(max(int(start), 0), k) for start, k in zip(given, last, strict=True)]
+        starts = [min(max(int(start), 0), k) for start, k in zip(step.indices or (), last, strict=True)]
         return array[tuple(slice(k, k + size) for k, size in zip(starts, sizes, strict=True))]
+    if name == "gather":
+        return _look_up(step, array, fill) if xp is jnp else np.asarray(_look_up_now(step, array, fill))
     if name in ("concatenate", "stack"):
         shapes = [aval(atom).shape for atom in step.equation.invars]
         parts = [array if k == step.operand else xp.full(shapes[k], fill, array.dtype) for k in range(len(shapes))]
@@ -146,6 +164,24 @@ def _move(step: Step, array: Any, fill: float, xp: Any) -> Any:
     if name == "pad":
         return xp.pad(array, [(low, high) for low, high, _ in params["padding_config"]], constant_values=fill)
     return array.reshape(step.shape)
+
+
+def _look_up(step: Step, array: Any, fill: float) -> Array:
+    params, (indices,) = step.equation.params, step.indices or (None,)
+    return lax.gather(
+        jnp.asarray(array),
+        jnp.asarray(indices),
+        params["dimension_numbers"],
+        params["slice_sizes"],
+        mode=params["mode"],
+        fill_value=fill,
+    )
+
+
+def _look_up_now(step: Step, array: Any, fill: float) -> Array:
+    # A network may be traced inside of another program.
+    with jax.ensure_compile_time_eval():
+        return _look_up(step, array, fill)
 
 
 def factor_of(step: Step, operands: Sequence[Any]) -> Any:

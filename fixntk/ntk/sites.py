@@ -15,8 +15,10 @@ from typing import NamedTuple
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 
+from fixntk.ntk.constants import Constants, constants_beside
 from fixntk.ntk.linear_maps import Step, constant_axes, move_entries, steps_of
-from fixntk.ntk.structure import Site, aval, called_jaxpr, canonical_operand, site_of
+from fixntk.ntk.partitions import all_in_order, common_cells, rectangle
+from fixntk.ntk.structure import Path, Site, aval, called_jaxpr, canonical_operand, site_of
 
 # Most ways on which parameters may arrive at one value. Sums of a parameter with itself double their number each time.
 _MAX_ARRIVALS = 64
@@ -124,11 +126,16 @@ class _Arrival(NamedTuple):
 
 
 class _Values(NamedTuple):
-    """What is known of the values of a jaxpr: the leaves that arrive there, and which do not depend on the inputs."""
+    """What is known of the values of a jaxpr: the leaves that arrive there, and which do not depend on the inputs.
+
+    ``lookups`` are look-ups of known rows that are sites themselves, as what becomes of the rows is no product.
+    """
 
     arrivals: dict[Var, tuple[_Arrival, ...]]
     fixed: set[Var]
     constant_along: dict[Var, frozenset[int]]
+    constants: Constants
+    lookups: set[Path]
 
     def arriving(self, atom: Literal | Var) -> tuple[_Arrival, ...]:
         """The leaves that arrive at a value."""
@@ -137,6 +144,10 @@ class _Values(NamedTuple):
     def is_fixed(self, atom: Literal | Var) -> bool:
         """Whether a value does not depend on the network's inputs."""
         return isinstance(atom, Literal) or atom in self.fixed
+
+    def note_lookups(self, steps: Sequence[Step]) -> None:
+        """Note the look-ups among the steps to a place that is no product."""
+        self.lookups.update(step.path for step in steps if step.equation.primitive.name == "gather")
 
 
 # The uses of each leaf: a site and the steps to it, or the name of another use.
@@ -147,18 +158,14 @@ def find_sites(closed: ClosedJaxpr, num_leaves: int) -> tuple[list[Block], dict[
     """Return the blocks of a jaxpr whose first inputs are the parameter leaves, and the leaves used in another way.
 
     A leaf in neither does not enter the result. Linear maps that keep a leaf's entries apart are followed, and so are
-    calls of jitted functions. If a leaf enters in a way that is not recognised, or if its uses overlap in part of their
-    entries, the leaf is among the others, with the uses in words: nothing is assumed about it.
+    calls of jitted functions. If a leaf enters in a way that is not recognised, or if its uses do not divide into
+    rectangles that are the same for all, the leaf is among the others, with the uses in words: nothing is assumed about
+    it.
     """
-    uses: _Uses = {leaf: [] for leaf in range(num_leaves)}
+    uses, lookups = _uses(closed, num_leaves, set())
+    if lookups:
+        uses, _ = _uses(closed, num_leaves, lookups)
     leaves = closed.jaxpr.invars[:num_leaves]
-    arrivals: dict[Var, tuple[_Arrival, ...]] = {v: (_Arrival(leaf, ()),) for leaf, v in enumerate(leaves)}
-    known = _Values(arrivals, {*leaves, *closed.jaxpr.constvars}, {})
-    _collect(closed.jaxpr, known, (), [True] * len(closed.jaxpr.outvars), uses)
-    for v in closed.jaxpr.outvars:
-        # A leaf that is itself an output of the network enters by no product.
-        for leaf, _ in known.arriving(v):
-            uses[leaf].append("output")
     blocks, others = [], {}
     for leaf, places in uses.items():
         at_sites = [place for place in places if not isinstance(place, str)]
@@ -171,7 +178,23 @@ def find_sites(closed: ClosedJaxpr, num_leaves: int) -> tuple[list[Block], dict[
     return blocks, others
 
 
-def _collect(jaxpr: Jaxpr, known: _Values, path: tuple[int, ...], is_used: Sequence[bool], uses: _Uses) -> None:
+def _uses(closed: ClosedJaxpr, num_leaves: int, lookups: set[Path]) -> tuple[_Uses, set[Path]]:
+    """The uses of each leaf where the given look-ups are sites, and look-ups that are better sites than steps."""
+    uses: _Uses = {leaf: [] for leaf in range(num_leaves)}
+    leaves = closed.jaxpr.invars[:num_leaves]
+    arrivals: dict[Var, tuple[_Arrival, ...]] = {v: (_Arrival(leaf, ()),) for leaf, v in enumerate(leaves)}
+    fixed, constants = {*leaves, *closed.jaxpr.constvars}, constants_beside(closed.jaxpr, closed.consts)
+    known = _Values(arrivals, fixed, {}, constants, set(lookups))
+    _collect(closed.jaxpr, known, (), [True] * len(closed.jaxpr.outvars), uses)
+    for v in closed.jaxpr.outvars:
+        # A leaf that is itself an output of the network enters by no product.
+        for leaf, before in known.arriving(v):
+            uses[leaf].append("output")
+            known.note_lookups(before)
+    return uses, known.lookups - lookups
+
+
+def _collect(jaxpr: Jaxpr, known: _Values, path: Path, is_used: Sequence[bool], uses: _Uses) -> None:
     """Note each use of a leaf, and complete what is known of the jaxpr's values.
 
     ``is_used`` says which of the outputs the caller uses: what only others need is no use.
@@ -188,12 +211,13 @@ def _collect(jaxpr: Jaxpr, known: _Values, path: tuple[int, ...], is_used: Seque
         is_fixed = all(map(known.is_fixed, equation.invars))
         if is_fixed:
             known.fixed.update(equation.outvars)
+        known.constants.note(jaxpr, equation)
         if constant := constant_axes(equation):
             known.constant_along[equation.outvars[0]] = constant
         for operand, atom in enumerate(equation.invars):
             arrivals = known.arriving(atom)
             # What is combined with the inputs is no longer a weight: it may go on to all later layers.
-            steps = steps_of(equation, operand, here, known.constant_along) if arrivals and is_fixed else None
+            steps = _steps(equation, operand, here, known) if arrivals and is_fixed else None
             if steps is not None and len(arrivals) + len(known.arriving(equation.outvars[0])) <= _MAX_ARRIVALS:
                 for v, step in zip(equation.outvars, steps, strict=True):
                     ways = tuple(_Arrival(leaf, (*before, step)) for leaf, before in arrivals)
@@ -202,13 +226,24 @@ def _collect(jaxpr: Jaxpr, known: _Values, path: tuple[int, ...], is_used: Seque
             for leaf, before in arrivals:
                 site = site_of(equation, operand, leaf, here)
                 uses[leaf].append(equation.primitive.name if site is None else (site, before))
+                if site is None:
+                    known.note_lookups(before)
+
+
+def _steps(equation: JaxprEqn, operand: int, path: Path, known: _Values) -> list[Step] | None:
+    if path in known.lookups:
+        return None
+    has_indices = equation.primitive.name in ("gather", "dynamic_slice") and operand == 0
+    return steps_of(
+        equation, operand, path, known.constant_along, known.constants.indices(equation) if has_indices else None
+    )
 
 
 def _collect_call(
     equation: JaxprEqn,
     inner: ClosedJaxpr,
     known: _Values,
-    path: tuple[int, ...],
+    path: Path,
     is_used: Sequence[bool],
     uses: _Uses,
 ) -> None:
@@ -221,12 +256,17 @@ def _collect_call(
         for v, atom in zip(body.invars, outside, strict=True)
         if not isinstance(atom, Literal) and atom in known.constant_along
     }
-    within = _Values(arrivals, {*fixed, *body.constvars}, constant_along)
+    constants = constants_beside(body, inner.consts)
+    values = {v: value for v, atom in zip(body.invars, outside, strict=True) if (value := known.constants.of(atom))}
+    constants.values.update(values)
+    within = _Values(arrivals, {*fixed, *body.constvars}, constant_along, constants, known.lookups)
     _collect(body, within, path, is_used, uses)
     for v, atom in zip(equation.outvars, body.outvars, strict=True):
         known.arrivals[v] = within.arriving(atom)
         if within.is_fixed(atom):
             known.fixed.add(v)
+        if (value := constants.of(atom)) is not None:
+            known.constants.values[v] = value
 
 
 def _needed_values(jaxpr: Jaxpr, is_used: Sequence[bool]) -> set[Var]:
@@ -239,44 +279,34 @@ def _needed_values(jaxpr: Jaxpr, is_used: Sequence[bool]) -> set[Var]:
 
 
 def _blocks(leaf: int, places: Sequence[tuple[Site, tuple[Step, ...]]], shape: tuple[int, ...]) -> list[Block] | None:
-    """The blocks of a leaf, None if its uses overlap otherwise than in all entries, in order or swapped."""
-    # A single use needs no numbers of entries, unless other entries stand beside the leaf's in the operand.
-    is_simple = len(places) == 1 and not any(step.adds_entries for step in places[0][1])
+    """The blocks of a leaf, None if its uses do not divide into rectangles that are the same, in order or swapped."""
+    if len(places) == 1 and not any(step.adds_entries for step in places[0][1]):
+        # A single use needs no numbers of entries, unless other entries stand beside the leaf's in the operand.
+        site, steps = places[0]
+        use = Use(site, steps, _scales(site, steps, None), None)
+        return None if use.is_weighted and site.is_lookup else [Block(leaf, (Part((use,), False),))]
     size = int(np.prod(shape, dtype=int))
-    numbers = None if is_simple else np.arange(size).reshape(shape)
-    owners = np.full(0 if is_simple else size, -1)
-    blocks: list[tuple[np.ndarray | None, list[tuple[Use, bool]]]] = []
-    for site, steps in places:
-        entries, chosen = None, None
-        if numbers is not None:
-            entries = canonical_operand(site, move_entries(steps, numbers, -1, np))
-            is_own = entries >= 0
-            axes = [np.flatnonzero(is_own.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1))]
-            if not is_own[np.ix_(*axes)].all():
-                return None  # The leaf's entries are no rectangle in the operand.
-            chosen = None if is_own.all() else (axes[0], axes[1], axes[2])
-            entries = entries[np.ix_(*axes)]
-        use = Use(site, steps, _scales(site, steps, chosen), chosen)
-        if use.is_weighted and site.is_lookup:
+    numbers = np.arange(size).reshape(shape)
+    moved = [canonical_operand(site, move_entries(steps, numbers, -1, np)) for site, steps in places]
+    rectangles = [found for entries in moved if (found := rectangle(entries >= 0)) is not None]
+    if len(rectangles) < len(moved):
+        return None  # The leaf's entries are no rectangle in an operand.
+    shared = common_cells([entries[np.ix_(*own)] for entries, own in zip(moved, rectangles, strict=True)], size)
+    if shared is None:
+        return None
+    blocks = []
+    for cells in shared:
+        members = []
+        for cell in cells:
+            site, steps = places[cell.use]
+            groups, inputs, outputs = map(np.take, rectangles[cell.use], cell.indices)
+            is_whole = all_in_order((groups, inputs, outputs), moved[cell.use].shape)
+            chosen = None if is_whole else (groups, inputs, outputs)
+            members.append((Use(site, steps, _scales(site, steps, chosen), chosen), cell.is_swapped))
+        if any(use.is_weighted and (len(members) > 1 or use.site.is_lookup) for use, _ in members):
             return None
-        if entries is None:
-            blocks.append((None, [(use, False)]))
-            continue
-        owner = np.unique(owners[entries])
-        if owner.size == 0:
-            continue  # None of the leaf's entries is left.
-        if owner.tolist() == [-1]:
-            owners[entries] = len(blocks)
-            blocks.append((entries, [(use, False)]))
-            continue
-        first, members = blocks[owner[0]]
-        is_swapped = not np.array_equal(entries, first)
-        if is_swapped and not np.array_equal(entries.swapaxes(1, 2), first):
-            return None
-        if use.is_weighted or members[0][0].is_weighted:
-            return None
-        members.append((use, is_swapped))
-    return [Block(leaf, _parts(members)) for _, members in blocks]
+        blocks.append(Block(leaf, _parts(members)))
+    return blocks
 
 
 def _parts(members: Sequence[tuple[Use, bool]]) -> tuple[Part, ...]:

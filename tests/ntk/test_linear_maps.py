@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 
+from fixntk.ntk.constants import constants_beside
 from fixntk.ntk.linear_maps import constant_axes, factor_of, move_entries, steps_of, values_at
 
 W = np.arange(1.0, 25.0).reshape(4, 6)
@@ -21,6 +22,11 @@ MAPS = {
     "reflection": (lambda w: w[::-1, ::-1], None),
     "part with strides": (lambda w: lax.slice(w, (1, 0), (4, 5), (2, 3)), None),
     "part that is moved back": (lambda w: lax.dynamic_slice(w, (np.int32(3), np.int32(1)), (2, 3)), None),
+    "part from a computed place": (lambda w: lax.dynamic_slice(w, (jnp.array(3) - 2, jnp.array(1)), (2, 3)), None),
+    "columns": (lambda w: w[:, np.array([4, 0, -1])], None),
+    "rows and beyond": (lambda w: jnp.take(w, 2 * jnp.arange(3), axis=0, mode="fill", fill_value=0), None),
+    "nearest rows": (lambda w: jnp.take(w, jnp.array([2, 9]), axis=0, mode="clip"), None),
+    "entries": (lambda w: w[np.array([[0, 3], [2, 2]]), np.array([[0, 3], [2, 1]])], None),
     "split": (lambda w: jnp.split(w, (1, 3), axis=1)[1], None),
     "between others": (lambda w: jnp.concatenate([jnp.ones((2, 6)), w, jnp.zeros((1, 6))]), None),
     "stack": (lambda w: jnp.stack([jnp.ones((4, 6)), w], axis=1), None),
@@ -45,11 +51,13 @@ def steps_through(f):
         closed = jax.make_jaxpr(f)(W)
     used = {id(atom) for equation in closed.jaxpr.eqns for atom in equation.invars} | {id(closed.jaxpr.outvars[0])}
     steps, value, constant = [], closed.jaxpr.invars[0], {}
+    known = constants_beside(closed.jaxpr, closed.consts)
     for index, equation in enumerate(closed.jaxpr.eqns):
         constant[equation.outvars[0]] = constant_axes(equation)
+        known.note(closed.jaxpr, equation)
         if any(atom is value for atom in equation.invars):
             operand = [atom is value for atom in equation.invars].index(True)
-            found = steps_of(equation, operand, (index,), constant)
+            found = steps_of(equation, operand, (index,), constant, known.indices(equation))
             result = next(k for k, v in enumerate(equation.outvars) if id(v) in used)
             steps.append(found[result])
             value = equation.outvars[result]
@@ -75,7 +83,9 @@ def test_entries_are_moved_and_multiplied_as_by_the_function(name):
     expected[np.flatnonzero(kept), numbers.reshape(-1)[kept]] = np.asarray(factors).reshape(-1)[kept]
     np.testing.assert_allclose(jacobian, expected, rtol=1e-15)
     assert numbers.shape == jax.eval_shape(f, W).shape
-    assert any(step.adds_entries for step in steps) == bool((numbers < 0).any())
+    # Look-ups may add entries; of all other maps it is known whether they do.
+    adds_entries = any(step.adds_entries for step in steps)
+    assert adds_entries == bool((numbers < 0).any()) or steps[-1].equation.primitive.name == "gather"
 
 
 @pytest.mark.parametrize(
@@ -84,6 +94,9 @@ def test_entries_are_moved_and_multiplied_as_by_the_function(name):
         lambda w: jnp.broadcast_to(w, (2, 4, 6)),
         lambda w: w[:1] + jnp.zeros((4, 6)),
         lambda w: 1 / w,
+        lambda w: w[np.array([0, 2, 0])],
+        lambda w: jnp.take(w, jnp.array([7, 9]), axis=1, mode="clip"),
+        lambda w: w[w[0, :2].astype(int)],
         lambda w: w.astype(int),
         lambda w: jnp.where(w, 1.0, 2.0),
         lambda w: jnp.sum(w, axis=0),
@@ -96,10 +109,12 @@ def test_other_maps_are_not_followed(f):
     with jax.disable_jit():
         closed = jax.make_jaxpr(f)(W)
     value, followed = closed.jaxpr.invars[0], True
+    known = constants_beside(closed.jaxpr, closed.consts)
     for index, equation in enumerate(closed.jaxpr.eqns):
+        known.note(closed.jaxpr, equation)
         if followed and any(atom is value for atom in equation.invars):
             operand = [atom is value for atom in equation.invars].index(True)
-            followed = steps_of(equation, operand, (index,), {}) is not None
+            followed = steps_of(equation, operand, (index,), {}, known.indices(equation)) is not None
             value = equation.outvars[0]
     assert not followed
 

@@ -11,6 +11,7 @@ import fixntk as fx
 from fixntk.ntk.sites import find_sites
 
 MASK = jnp.tril(jnp.ones((4, 4)))
+PERMUTED = np.array([0, 2, 1, 3])
 
 
 def attention(params, x):
@@ -43,6 +44,13 @@ def parametrised(params, x):
     h = jnp.tanh(x @ (-params["w"] / jnp.sqrt(3) * params["s"] - 1))
     h = jnp.tanh(h @ (params["u"] * params["gain"][:, None] * jnp.arange(1.0, 5.0)))
     return (h @ (2 * params["v"].T).reshape(4, 2)).mean(axis=1)
+
+
+def overlapping(params, x):
+    """A weight, its upper left and its lower right part, whole and swapped, over positions."""
+    h = jnp.tanh(x @ params["w"])
+    h = jnp.tanh(h[..., :3] @ params["w"][:3, :3] + h @ params["u"][:, :3])
+    return (h @ (3 * params["w"][1:, 1:]).T + h @ params["u"][1:, :3].T).mean(axis=1)
 
 
 def stacked(params, x):
@@ -130,7 +138,7 @@ NETWORKS = {
             "w": normal(5, 3, 2, 2, 4),
         },
         (4, 3, 4),
-        {"a", "b", "u", "v"},
+        {"a", "b", "u", "v", "w"},
     ),
     "layers in one array": (stacked, {"w": normal(1, 3, 3, 3)}, (3,), {"w"}),
     "mask that is a function of the weight": (
@@ -150,7 +158,68 @@ NETWORKS = {
         lambda p, x: jnp.tanh(x @ p["w"][:3]) + x @ p["w"][1:],
         {"w": normal(1, 4, 2)},
         (3,),
+        {"w"},
+    ),
+    "a weight and its parts": (overlapping, {"u": normal(1, 4, 4), "w": normal(2, 4, 4)}, (5, 4), {"u", "w"}),
+    "windows of one weight, each swapped": (
+        lambda p, x: sum(jnp.tanh(jnp.tanh(x @ p["w"][:, k : k + 2]) @ p["w"][:, k : k + 2].T) for k in range(4)),
+        {"w": normal(1, 3, 5)},
+        (3,),
+        {"w"},
+    ),
+    "groups that overlap": (
+        lambda p, x: (
+            jnp.tanh(jnp.einsum("ngi,gij->ngj", x, p["w"][:2])) + jnp.einsum("ngi,gij->ngj", x, 2 * p["w"][1:, ::-1])
+        ).mean(axis=1),
+        {"w": normal(1, 3, 3, 2)},
+        (2, 3),
+        {"w"},
+    ),
+    "rows and columns by number": (
+        lambda p, x: (
+            jnp.tanh(jnp.tanh(x @ p["w"][:, PERMUTED]) @ p["w"][PERMUTED] + x @ p["w"])
+            @ jnp.take(p["u"], jnp.arange(3), axis=1)
+            + lax.dynamic_index_in_dim(p["v"], jnp.array(1), keepdims=False)[2] * (x @ p["v"][jnp.array(1)])
+        ),
+        {"u": normal(1, 4, 5), "v": normal(2, 2, 4, 3), "w": normal(3, 4, 4)},
+        (4,),
+        {"u", "w"},
+    ),
+    "part by number in a call": (
+        lambda p, x: jnp.tanh(jax.jit(lambda w, k, x: x @ lax.dynamic_index_in_dim(w, k, 0, False))(p["w"], 1, x)),
+        {"w": normal(1, 3, 3, 2)},
+        (3,),
+        {"w"},
+    ),
+    "rows that are given twice": (
+        lambda p, x: jnp.tanh(x @ p["u"][jnp.array([0, 2, 0])]) + x @ p["w"][:, jnp.array([0, 1, 0])],
+        {"u": normal(1, 3, 3), "w": normal(2, 3, 2)},
+        (3,),
+        {"u"},
+    ),
+    "rows by number that depend on weights": (
+        lambda p, x: x @ p["w"][:, jnp.argsort(p["w"][0])],
+        {"w": normal(2, 3, 2)},
+        (3,),
         set(),
+    ),
+    "mask over a part": (
+        lambda p, x: jnp.tanh(x @ (p["w"] * MASK)) + x[:, 1:] @ p["w"][1:],
+        {"w": normal(1, 4, 4)},
+        (4,),
+        set(),
+    ),
+    "mask over another part": (
+        lambda p, x: jnp.tanh(x[:, :2] @ (p["w"] * MASK)[:2]) + x[:, 2:] @ p["w"][2:],
+        {"w": normal(1, 4, 4)},
+        (4,),
+        {"w"},
+    ),
+    "parts in another order": (
+        lambda p, x: jnp.tanh(x @ p["w"].reshape(4, 3)) + x @ p["w"].T.reshape(4, 3),
+        {"w": normal(1, 3, 4)},
+        (4,),
+        None,
     ),
     "parts that are no rectangle": (
         lambda p, x: x @ jnp.concatenate([p["w"], jnp.ones(1)]).reshape(2, 2).T,
@@ -244,7 +313,16 @@ def test_paired_examples_and_layers_apart():
 
 @pytest.mark.parametrize(
     "name",
-    ["masks", "masks, positions and groups", "transpose of a layer, positions", "symmetric", "filters", "recurrent"],
+    [
+        "masks",
+        "masks, positions and groups",
+        "transpose of a layer, positions",
+        "symmetric",
+        "filters",
+        "recurrent",
+        "a weight and its parts",
+        "groups that overlap",
+    ],
 )
 def test_both_orders_of_contraction_agree(monkeypatch, name):
     f, params, shape, _ = NETWORKS[name]
@@ -268,6 +346,23 @@ def lookups(params, tokens):
     h = jnp.tanh(jax.nn.one_hot(tokens, 6) @ table.T.T + table[tokens])
     h = jnp.tanh(h @ params["w"] + scaled[tokens] + masked[tokens])
     return (h @ table.T).sum(axis=1)
+
+
+def positions(params, tokens):
+    """Rows by number, added to tokens; the table itself is the readout of a part of the channels, and a weight."""
+    h = params["table"][tokens % 6][..., :3] + params["table"][jnp.array([4, 1, 0, 5])][:, :3]
+    h = jnp.tanh(h @ params["table"][PERMUTED[:3], ::2])
+    return (h @ params["table"][1:5, 2:].T).sum(axis=1)
+
+
+@pytest.mark.parametrize("cost", [(0.0, 1.0), (1.0, 0.0)])
+def test_rows_by_number_are_looked_up_or_are_a_weight(monkeypatch, cost):
+    monkeypatch.setattr("fixntk.ntk.methods.block_flops", lambda *_: cost)
+    params = {"table": normal(3, 6, 4)}
+    assert structured_leaves(positions, params, TOKENS1) == {"table"}
+    f = lambda p, tokens: positions(p, tokens)  # noqa: E731
+    kernel = fx.empirical_ntk(f, params, TOKENS1, TOKENS2, method="structured")
+    np.testing.assert_allclose(kernel, jacobian_ntk(positions, params, TOKENS1, TOKENS2), rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("cost", [(0.0, 1.0), (1.0, 0.0)])
