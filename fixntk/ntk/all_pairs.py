@@ -19,6 +19,9 @@ from fixntk.ntk.devices import compute_on_devices, run_within_memory
 # Kernels (b1, b2) of all pairs of two tiles of rows, from the kernel's parameters and the tiles.
 _Kernels = Callable[[Any, Rows, Rows], Blocks]
 
+# Graphs (n, S, S) of the rows of both arrays, which may have none.
+Patterns = tuple[Array | None, Array | None]
+
 # What lowers the memory of kernels of rows without positions.
 _REMEDY = "pass x1 in blocks of rows"
 
@@ -31,26 +34,30 @@ def kernels_of_all_pairs(
     x2: Array | None,
     tile: int,
     store_on_device: bool = True,
+    patterns: Patterns = (None, None),
 ) -> tuple[Any, ...]:
-    """Kernels of all pairs of rows of x1 and x2, computed by ``kernels`` for two tiles of rows at a time."""
+    """Kernels of all pairs of rows of x1 and x2, computed by ``kernels`` for two tiles of rows at a time.
+
+    ``patterns`` are the graphs (n, S, S) of the rows of x1 and of x2, if they have any.
+    """
     if x2 is not None:
         dtype = jnp.promote_types(x1.dtype, x2.dtype)
         x1, x2 = x1.astype(dtype), x2.astype(dtype)
     sharding = row_sharding(x1) if store_on_device and not is_tracing(parameters, x1, x2) else None
     if sharding is not None:
         program = partial(_kernels_on_devices, kernels, num_kernels, tile)
-        return run_within_memory("kernels of all pairs", _remedy(x1), program, sharding, parameters, x1, x2)
+        return run_within_memory("kernels of all pairs", _remedy(x1), program, sharding, parameters, x1, x2, patterns)
     num_rows, num_columns = x1.shape[0], (x1 if x2 is None else x2).shape[0]
     matrices = "kernel matrix" if num_kernels == 1 else "pair of kernel matrices"
     what = f"the {num_rows}×{num_columns} {matrices}"
     if store_on_device and max(num_rows, num_columns) <= tile:
         # Results, and as much again while they are computed or made symmetric.
         needed = 2 * num_kernels * num_rows * num_columns * x1.dtype.itemsize
-        needed += _bytes_of_positions(x1, _kernels_of_one_tile, kernels, parameters, x1, x2)
+        needed += _bytes_of_positions(x1, _kernels_of_one_tile, kernels, parameters, x1, x2, patterns)
         with memory_for(what, needed, _remedy(x1), x1, x2) as done:
-            blocks = _kernels_of_one_tile(kernels, parameters, x1, x2)
+            blocks = _kernels_of_one_tile(kernels, parameters, x1, x2, patterns)
             return done(_symmetrize(blocks) if x2 is None else blocks)
-    rows1, rows2 = _as_rows(x1, x2)
+    rows1, rows2 = _as_rows(x1, x2, patterns)
     grid = Grid(rows1, rows2, tile)
     dtypes = (x1.dtype,) * num_kernels
     if is_traced(parameters, x1, x2):
@@ -84,6 +91,7 @@ def _kernels_on_devices(
     parameters: Any,
     x1: Array,
     x2: Array | None,
+    patterns: Patterns,
 ) -> Blocks:
     """Kernels of rows that are divided over devices: those of a device's rows with all rows, in a loop over tiles."""
 
@@ -93,7 +101,7 @@ def _kernels_on_devices(
         empty = tuple(jnp.zeros(grid.padded_shape, x1.dtype) for _ in range(num_kernels))
         return grid.fill(empty, lambda rows: rows, lambda one, two: (kernels(parameters, one, two), ()))
 
-    rows1, rows2 = _as_rows(x1, x2)
+    rows1, rows2 = _as_rows(x1, x2, patterns)
     return compute_on_devices(kernels_of, sharding, rows1, (parameters, rows1 if rows2 is None else rows2))
 
 
@@ -112,8 +120,8 @@ def _remedy(x: Array) -> str:
 
 
 @partial(jax.jit, static_argnums=0)
-def _kernels_of_one_tile(kernels: _Kernels, parameters: Any, x1: Array, x2: Array | None) -> Blocks:
-    rows1, rows2 = _as_rows(x1, x2)
+def _kernels_of_one_tile(kernels: _Kernels, parameters: Any, x1: Array, x2: Array | None, patterns: Patterns) -> Blocks:
+    rows1, rows2 = _as_rows(x1, x2, patterns)
     return kernels(parameters, rows1, rows1 if rows2 is None else rows2)
 
 
@@ -139,7 +147,9 @@ def _transpose(blocks: Blocks) -> Blocks:
 
 
 @jax.jit
-def _as_rows(x1: Array, x2: Array | None) -> tuple[Rows, Rows | None]:
-    rows1 = as_rows(x1, jnp.arange(x1.shape[0]))
+def _as_rows(x1: Array, x2: Array | None, patterns: Patterns) -> tuple[Rows, Rows | None]:
+    rows1 = as_rows(x1, jnp.arange(x1.shape[0]))._replace(pattern=patterns[0])
+    if x2 is None:
+        return rows1, None
     # Negative numbers: whether a row of x2 equals a row of x1 is not known in advance.
-    return rows1, None if x2 is None else as_rows(x2, -1 - jnp.arange(x2.shape[0]))
+    return rows1, as_rows(x2, -1 - jnp.arange(x2.shape[0]))._replace(pattern=patterns[1])

@@ -24,10 +24,11 @@ from fixntk._checks import (
     describe_fields,
     is_traced,
 )
-from fixntk.ntk.all_pairs import kernels_of_all_pairs
+from fixntk.ntk.all_pairs import Patterns, kernels_of_all_pairs
 from fixntk.ntk.angles import Rows, full_angle, products_and_angles
 from fixntk.ntk.covariances import Covariances, covariances_of_inputs
 from fixntk.ntk.layers.branches import mlp
+from fixntk.ntk.layers.graphs import flat_pattern
 from fixntk.ntk.layers.layer import as_scalars, needs_all_positions
 from fixntk.ntk.truncation import warn_if_truncated
 
@@ -186,6 +187,8 @@ def network_kernel(
     x1: ArrayLike,
     x2: ArrayLike | None = None,
     *,
+    pattern1: ArrayLike | None = None,
+    pattern2: ArrayLike | None = None,
     input_scale: Any = None,
     batch_size: int | None = None,
     store_on_device: bool = True,
@@ -205,6 +208,9 @@ def network_kernel(
         (n1, d) inputs, or (n1, …, channels), such as images, with up to three axes of positions. No unit.
     x2
         (n2, …) inputs; x1 when None; of several tiles only about half are then computed.
+    pattern1, pattern2
+        (n1, positions …, positions …) and (n2, …): the graph of each input, for
+        :class:`~fixntk.ntk.layers.Aggregate`. ``pattern2`` is given with x2.
     input_scale
         Factor of the inner products of inputs; one over the number of features or channels when None.
     batch_size, store_on_device
@@ -218,7 +224,8 @@ def network_kernel(
     ------
     ValueError
         If an input is not finite or empty, its squares overflow, the shapes of x1 and x2 do not fit together, the
-        layers do not fit the inputs or each other, or an argument is out of range.
+        layers do not fit the inputs or each other, patterns do not fit the inputs or are missing, or an argument is out
+        of range.
     OutOfMemoryError
         If memory does not suffice; a ValueError too.
     TypeError
@@ -236,7 +243,8 @@ def network_kernel(
     functions = [leaf for leaf in jax.tree.leaves(network) if callable(leaf)]
     if functions:
         raise TypeError(f"network must be built of layers that are pytrees, such as Dense(), got {functions[0]!r}")
-    return _compute_kernels(network, x1, x2, (2, 3, 4, 5), input_scale, batch_size, store_on_device)
+    patterns = pattern1, pattern2
+    return _compute_kernels(network, x1, x2, (2, 3, 4, 5), input_scale, batch_size, store_on_device, patterns)
 
 
 def _compute_kernels(
@@ -247,24 +255,51 @@ def _compute_kernels(
     input_scale: Any,
     batch_size: int | None,
     store_on_device: bool,
+    patterns: tuple[ArrayLike | None, ArrayLike | None] = (None, None),
 ) -> Kernel:
     x1 = as_float_array("x1", x1, ndims)
     x2 = None if x2 is None else as_float_array("x2", x2, ndims)
     if x2 is not None and x1.shape[1:] != x2.shape[1:]:
         raise ValueError(f"x1 and x2 must have examples of the same shape, got shapes {x1.shape} and {x2.shape}")
     _check_squares(x1, x2)
+    pattern1, pattern2 = _as_patterns(patterns, x1, x2)
     # A pair of examples takes one number for each position, or for each pair of positions.
     num_positions = math.prod(x1.shape[1:-1])
     tile = _tile_rows(batch_size, num_positions**2 if needs_all_positions(network) else num_positions)
     if input_scale is None:
         input_scale = 1 / x1.shape[-1]
     check_scalar("input_scale", input_scale)
-    is_concrete = not is_traced(network, input_scale, x1, x2)
+    is_concrete = not is_traced(network, input_scale, x1, x2, pattern1, pattern2)
     if not is_concrete and not store_on_device:
         raise ValueError("store_on_device=False cannot be used under a JAX transformation: leave it True there")
     if is_concrete:
-        warn_if_truncated(network, input_scale, [x for x in (x1, x2) if x is not None], tile)
-    return Kernel(*kernels_of_all_pairs(_network, 2, (network, input_scale), x1, x2, tile, store_on_device))
+        inputs = [(x, pattern) for x, pattern in ((x1, pattern1), (x2, pattern2)) if x is not None]
+        warn_if_truncated(network, input_scale, inputs, tile)
+    parameters = network, input_scale
+    return Kernel(*kernels_of_all_pairs(_network, 2, parameters, x1, x2, tile, store_on_device, (pattern1, pattern2)))
+
+
+def _as_patterns(patterns: tuple[ArrayLike | None, ArrayLike | None], x1: Array, x2: Array | None) -> Patterns:
+    """The graphs of both inputs as (n, S, S), of their dtype."""
+    if all(pattern is None for pattern in patterns):
+        return None, None
+    if x1.ndim == 2:
+        raise ValueError(f"pattern1 needs inputs with positions, (n, …, channels), got x1 of shape {x1.shape}")
+    found: list[Array | None] = []
+    dtype = x1.dtype if x2 is None else jnp.promote_types(x1.dtype, x2.dtype)
+    for number, (x, pattern) in enumerate(zip((x1, x2), patterns, strict=True), start=1):
+        if (x is None) != (pattern is None):
+            raise ValueError(f"pattern{number} and x{number} must be given together")
+        if x is None or pattern is None:
+            found.append(None)
+            continue
+        array = as_float_array(f"pattern{number}", pattern, (3, 5, 7))
+        expected = (x.shape[0], *x.shape[1:-1], *x.shape[1:-1])
+        nodes = array.shape[1 : 1 + (array.ndim - 1) // 2]
+        if array.shape != (x.shape[0], *nodes, *nodes):
+            raise ValueError(f"pattern{number} must have shape (n, nodes, nodes), here {expected}, got {array.shape}")
+        found.append(flat_pattern(array.astype(dtype)))
+    return found[0], found[1]
 
 
 def _check_squares(x1: Array, x2: Array | None) -> None:

@@ -40,6 +40,8 @@ class Rows(NamedTuple):
         (…, d) the vectors, divided exactly by powers of two that bring their lengths to between a half and one.
     scaled_lengths
         (…) lengths of the scaled vectors; zero for a zero vector.
+    pattern
+        (n, S, S) the graph of each row, where rows have positions.
     """
 
     x: Array
@@ -48,6 +50,7 @@ class Rows(NamedTuple):
     numbers: Array
     scaled: Array
     scaled_lengths: Array
+    pattern: Array | None = None
 
 
 def as_rows(x: Array, numbers: Array) -> Rows:

@@ -82,6 +82,8 @@ class Covariances:
     centred
         For each branch around this place, from the outermost in, whether the values have mean zero given all values at
         its start: the last random weights are within the branch.
+    patterns
+        (n1, S, S) and (n2, S, S), the graphs of the first and of the second inputs; None if they have none.
     """
 
     pairs: Pairs
@@ -93,6 +95,7 @@ class Covariances:
     same: Array | None = None
     has_weights: bool = False
     centred: tuple[bool, ...] = ()
+    patterns: tuple[Array, Array] | None = None
 
     @property
     def has_all_positions(self) -> bool:
@@ -219,8 +222,10 @@ def haversines_from_shares(sin_share: Array, cos_share: Array) -> tuple[Array, A
 def covariances_of_inputs(rows1: Rows, rows2: Rows, scale: Any, has_all_positions: bool) -> Covariances:
     """Covariances of inputs, which are fixed, so that inner products replace expectations."""
     positions = rows1.lengths.shape[1:]
+    pattern1, pattern2 = rows1.pattern, rows2.pattern
     state = partial(
         Covariances,
+        patterns=None if pattern1 is None or pattern2 is None else (pattern1, pattern2),
         is_gaussian=False,
         num_channels=rows1.x.shape[-1],
         same=rows1.numbers[:, None] == rows2.numbers[None, :],

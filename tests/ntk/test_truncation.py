@@ -41,13 +41,13 @@ def test_the_share_is_that_at_the_deviations_of_each_layer(rng):
     second = np.array([0.9 * np.sqrt(DENSITY @ np.tanh(std * GRID) ** 2) for std in first])
     expected = max(map(tanh_share, [*first, *second]))
     for tile in (2, 5):
-        shares = _truncated_shares((network, 0.5), jnp.asarray(x), tile)
+        shares = _truncated_shares((network, 0.5), jnp.asarray(x), None, tile)
         np.testing.assert_allclose(shares["tanh"], expected, rtol=0.05)
     # The first layer, which has the largest deviation, alone; the second one where its weights are large.
     assert max(map(tanh_share, first)) == expected
     wide = Serial(Dense(w_std=0.1), FEW, Dense(w_std=6.0), FEW, Dense())
     std = 6 * np.sqrt(DENSITY @ np.tanh(0.1 * np.sqrt(0.5) * np.linalg.norm(x, axis=1).max() * GRID) ** 2)
-    shares = _truncated_shares((wide, 0.5), jnp.asarray(x), 5)
+    shares = _truncated_shares((wide, 0.5), jnp.asarray(x), None, 5)
     np.testing.assert_allclose(shares["tanh"], tanh_share(std), rtol=0.05)
 
 
@@ -55,7 +55,7 @@ def test_the_series_that_omits_too_much_is_named_with_its_share_and_no_other(rng
     x = jnp.asarray(rng.standard_normal((3, 3)))
     network = Serial(Dense(w_std=0.5), FEW, Dense(w_std=0.3), MANY, Dense())
     with pytest.warns(UserWarning, match="series of activation") as told:
-        warn_if_truncated(network, 1 / 3, [x], 8)
+        warn_if_truncated(network, 1 / 3, [(x, None)], 8)
     (message,) = [str(warning.message) for warning in told]
     largest = max(tanh_share(0.5 * np.linalg.norm(row) / np.sqrt(3)) for row in x)
     assert f"activation tanh leaves out a share of {largest:.0e} of its" in message
@@ -67,9 +67,9 @@ def test_each_input_counts_and_closed_forms_say_nothing(rng):
     closed = Serial(Dense(), Activate("relu"), Dense(), Activate("erf"), Dense())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        warn_if_truncated(network, 0.5, [small], 8)
-        warn_if_truncated(closed, 0.5, [large], 8)
-    for inputs in ([large, small], [small, large]):
+        warn_if_truncated(network, 0.5, [(small, None)], 8)
+        warn_if_truncated(closed, 0.5, [(large, None)], 8)
+    for inputs in ([(large, None), (small, None)], [(small, None), (large, None)]):
         with pytest.warns(UserWarning, match="tanh"):
             warn_if_truncated(network, 0.5, inputs, 8)
 

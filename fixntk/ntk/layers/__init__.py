@@ -10,9 +10,11 @@ See docs/mathematics.md, M13.
 from fixntk.ntk.layers.attention import SelfAttention
 from fixntk.ntk.layers.branches import Concatenate, Product, Residual, Serial, Sum, mlp
 from fixntk.ntk.layers.elementwise import Activate, Dropout, LayerNorm
+from fixntk.ntk.layers.graphs import Aggregate
 from fixntk.ntk.layers.layer import Layer
 from fixntk.ntk.layers.pooling import (
     AveragePool,
+    DotGeneral,
     Flatten,
     GlobalAveragePool,
     GlobalSumPool,
@@ -24,12 +26,14 @@ from fixntk.ntk.layers.weights import Conv, ConvLocal, ConvTranspose, Dense
 
 __all__ = [
     "Activate",
+    "Aggregate",
     "AveragePool",
     "Concatenate",
     "Conv",
     "ConvLocal",
     "ConvTranspose",
     "Dense",
+    "DotGeneral",
     "Dropout",
     "Flatten",
     "GlobalAveragePool",

@@ -9,7 +9,7 @@ import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import reduce
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from jax import Array
 from fixntk._checks import as_positive_int
 from fixntk.ntk.covariances import Covariances, Pairs, add_pairs, average_pairs
 from fixntk.ntk.layers.elementwise import Activate
-from fixntk.ntk.layers.layer import DEFAULT_WIDTH, Layer, output_shape
+from fixntk.ntk.layers.layer import DEFAULT_WIDTH, Layer
 from fixntk.ntk.layers.weights import Dense
 
 _Layers = TypeVar("_Layers", bound="_Several")
@@ -26,6 +26,8 @@ _Layers = TypeVar("_Layers", bound="_Several")
 
 class _Several(tuple, Layer):
     """A tuple of layers."""
+
+    takes_pattern: ClassVar[bool] = True
 
     def __new__(cls: type[_Layers], *layers: Any) -> _Layers:
         """Put layers together."""
@@ -56,13 +58,21 @@ class Serial(_Several):
         params = []
         for layer, layer_key in zip(self, self._split(key), strict=True):
             params.append(layer.init(layer_key, shape, width))
-            shape = output_shape(layer, params[-1], shape)
+            shape = layer.output_shape(params[-1], shape)
         return tuple(params)
 
-    def apply(self, params: tuple[Any, ...], x: Array, *, key: Array | None = None) -> Array:
+    def output_shape(self, params: tuple[Any, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of the output for one example of a shape."""
+        for layer, layer_params in zip(self, params, strict=True):
+            shape = layer.output_shape(layer_params, shape)
+        return shape
+
+    def apply(
+        self, params: tuple[Any, ...], x: Array, *, key: Array | None = None, pattern: Array | None = None
+    ) -> Array:
         """Outputs of the last layer."""
         for number, (layer, layer_params) in enumerate(zip(self, params, strict=True)):
-            x = layer.apply(layer_params, x, key=_key_of(key, number))
+            x = layer.apply(layer_params, x, **_options(layer, key, number, pattern))
         return x
 
 
@@ -76,11 +86,19 @@ class _Branches(_Several):
             for layer, own_width, layer_key in zip(self, self._widths(width), self._split(key), strict=True)
         )
 
-    def apply(self, params: tuple[Any, ...], x: Array, *, key: Array | None = None) -> Array:
+    def output_shape(self, params: tuple[Any, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of the output for one example of a shape."""
+        shapes = [layer.output_shape(layer_params, shape) for layer, layer_params in zip(self, params, strict=True)]
+        outputs = [jax.ShapeDtypeStruct((1, *each), jnp.result_type(float)) for each in shapes]
+        return jax.eval_shape(self._fuse, outputs).shape[1:]
+
+    def apply(
+        self, params: tuple[Any, ...], x: Array, *, key: Array | None = None, pattern: Array | None = None
+    ) -> Array:
         """The branches' outputs, fused."""
         return self._fuse(
             [
-                layer.apply(layer_params, x, key=_key_of(key, number))
+                layer.apply(layer_params, x, **_options(layer, key, number, pattern))
                 for number, (layer, layer_params) in enumerate(zip(self, params, strict=True))
             ]
         )
@@ -298,6 +316,8 @@ class Residual(Layer):
     See docs/mathematics.md, M13.
     """
 
+    takes_pattern: ClassVar[bool] = True
+
     branch: Any
     shortcut: Any = field(default_factory=Serial)
 
@@ -309,9 +329,15 @@ class Residual(Layer):
         """Parameters of the branch and of the shortcut."""
         return self._sum.init(key, shape, width)
 
-    def apply(self, params: tuple[Any, ...], x: Array, *, key: Array | None = None) -> Array:
+    def output_shape(self, params: tuple[Any, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of the output for one example of a shape."""
+        return self._sum.output_shape(params, shape)
+
+    def apply(
+        self, params: tuple[Any, ...], x: Array, *, key: Array | None = None, pattern: Array | None = None
+    ) -> Array:
         """The sum."""
-        return self._sum.apply(params, x, key=key)
+        return self._sum.apply(params, x, key=key, pattern=pattern)
 
     @property
     def _sum(self) -> Sum:
@@ -334,5 +360,7 @@ def mlp(depth: int, activation: Any = "relu", w_std: Any = 1.0, b_std: Any = 0.0
     return Serial(*hidden * as_positive_int("depth", depth), dense)
 
 
-def _key_of(key: Array | None, number: int) -> Array | None:
-    return None if key is None else jax.random.fold_in(key, number)
+def _options(layer: Any, key: Array | None, number: int, pattern: Array | None) -> dict[str, Array | None]:
+    """Keyword arguments of ``apply`` of a layer that is one of several."""
+    own_key = None if key is None else jax.random.fold_in(key, number)
+    return {"key": own_key} | ({"pattern": pattern} if layer.takes_pattern else {})

@@ -36,6 +36,8 @@ class Layer:
     # Whether outputs at one position depend on several positions through the same weights, so that covariances between
     # different positions are needed.
     mixes_positions: ClassVar[bool] = False
+    # Whether ``apply`` has an argument ``pattern``: the graphs of the inputs, for Aggregate and layers that hold it.
+    takes_pattern: ClassVar[bool] = False
 
     def __call__(self, covariances: Covariances) -> Covariances:
         """Covariances after the layer."""
@@ -74,12 +76,11 @@ class Layer:
         """
         raise NotImplementedError(f"{type(self).__name__} has no network of finite width")
 
-
-def output_shape(layer: Layer, params: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Shape of the output for one example of a shape."""
-    # The outputs' shape does not depend on the dtype, so that any floating-point one will do.
-    example = jax.ShapeDtypeStruct((1, *shape), jnp.result_type(float))
-    return jax.eval_shape(layer.apply, params, example).shape[1:]
+    def output_shape(self, params: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of the output for one example of a shape."""
+        # The outputs' shape does not depend on the dtype, so that any floating-point one will do.
+        example = jax.ShapeDtypeStruct((1, *shape), jnp.result_type(float))
+        return jax.eval_shape(self.apply, params, example).shape[1:]
 
 
 def layers_of(kind: type, network: Any) -> list[Any]:
@@ -101,11 +102,11 @@ def needs_all_positions(network: Any) -> bool:
 
 
 def as_scalars(network: Any, input_scale: Any, dtype: Any) -> tuple[Any, Array]:
-    """Convert every number that the kernels depend on to the dtype of the inputs."""
+    """Convert every number that the kernels depend on, and matrices ``rhs``, to the dtype of the inputs."""
 
     def as_scalar(path: tuple[Any, ...], value: Any) -> Array:
         array = jnp.asarray(value, dtype)
-        if array.ndim:
+        if array.ndim and getattr(path[-1], "name", "") != "rhs":
             name = getattr(path[-1], "name", "input_scale")
             raise ValueError(f"{name} must be a single number, got an array of shape {array.shape}")
         return array

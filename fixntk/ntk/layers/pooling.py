@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from fixntk._checks import as_positive_int
+from fixntk._checks import as_positive_int, as_real_array
+from fixntk._numerics import matmul
 from fixntk.ntk.covariances import Covariances, Pairs, average_pairs, from_moments
 from fixntk.ntk.layers.layer import STATIC, Layer, check_positions
 from fixntk.ntk.layers.windows import check_axes, check_windows, pad_positions
@@ -192,6 +193,42 @@ class Resize(_Mixture):
         for axis, size in zip(axes, self.shape, strict=True):
             shape[axis] = size
         return jax.image.resize(array, shape, self.method, self.antialias)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class DotGeneral(_Mixture):
+    """Products with a fixed matrix along an axis of positions: y[n, …, j, …, c] = Σ_i x[n, …, i, …, c] rhs[i, j].
+
+    Attributes
+    ----------
+    rhs
+        (inputs, outputs), no trained weights. A diagonal matrix gives each position a factor.
+    axis
+        The axis of positions, counted from 0 for the first.
+
+    See docs/mathematics.md, M13.
+    """
+
+    rhs: Any
+    axis: int = field(default=0, metadata=STATIC)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.rhs, list | tuple | Array | np.ndarray):
+            object.__setattr__(self, "rhs", as_real_array("rhs", self.rhs))
+        elif isinstance(self.rhs, str | int | float | complex):
+            raise TypeError(f"rhs must be a matrix, got {self.rhs!r}")
+        object.__setattr__(self, "axis", operator.index(self.axis))
+
+    def _mix(self, array: Array, axes: tuple[int, ...]) -> Array:
+        if not 0 <= self.axis < len(axes):
+            raise ValueError(f"axis {self.axis} is none of the {len(axes)} axes of positions")
+        rhs, axis = jnp.asarray(self.rhs, array.dtype), axes[self.axis]
+        if rhs.ndim != 2 or rhs.shape[0] != array.shape[axis]:
+            raise ValueError(
+                f"rhs must be a matrix with a row for each of the {array.shape[axis]} positions, got shape {rhs.shape}"
+            )
+        return jnp.moveaxis(matmul(jnp.moveaxis(array, axis, -1), rhs), -1, axis)
 
 
 @jax.tree_util.register_dataclass
