@@ -9,7 +9,6 @@ import math
 import string
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
@@ -179,10 +178,15 @@ def outer_product(part: Part, factors: Factors) -> Array:
     """The sum (*outputs, G, I, J) over t of a_t ⊗ δ_t, its axes swapped if the part's are."""
     outputs = factors.signals.shape[:-3]
     signals = factors.signals.reshape(-1, part.groups, part.positions, part.outputs)
-    activations = factors.activations
     if part.is_lookup:
-        activations = jax.nn.one_hot(activations, part.inputs, dtype=signals.dtype)[None]
-    product = _einsum("gti,ogtj->ogij", activations, signals).reshape(*outputs, part.groups, part.inputs, part.outputs)
+        # Adding rows up takes fewer operations than a product with one-hot vectors by the number of rows in the table.
+        rows = jnp.where(factors.activations < 0, part.inputs, factors.activations)
+        added = signals[:, 0].astype(at_least_float32(signals.dtype))
+        table = jnp.zeros((len(signals), part.inputs, part.outputs), added.dtype)
+        product = table.at[:, rows].add(added, mode="drop")
+    else:
+        product = _einsum("gti,ogtj->ogij", factors.activations, signals)
+    product = product.reshape(*outputs, part.groups, part.inputs, part.outputs)
     return jnp.swapaxes(product, -1, -2) if part.is_swapped else product
 
 
@@ -213,7 +217,8 @@ def factor_entries(axes: OutputAxes, part1: Part, part2: Part, *, is_weighted: b
 def jacobian_flops(axes: OutputAxes, part: Part) -> tuple[float, float]:
     """Operations of :func:`outer_product` for an example and of :func:`inner_product` for a pair."""
     size = part.groups * part.inputs * part.outputs
-    return 2.0 * axes.num_outputs * part.positions * size, 2.0 * axes.num_pairs * size
+    entries = part.groups * part.outputs * (1 if part.is_lookup else part.inputs)
+    return 2.0 * axes.num_outputs * part.positions * entries, 2.0 * axes.num_pairs * size
 
 
 def _drop_unit_axes(factor: Array, part: Part) -> Array:

@@ -142,3 +142,15 @@ def test_counts_of_operations_are_those_of_the_programs(rng, name):
         np.testing.assert_allclose(by_example, count(lambda a: outer_product(site, a), one), rtol=0.35)
         explicit = outer_product(site, one).reshape(*SIZES, -1)
         np.testing.assert_allclose(by_pair, count(lambda a: inner_product(axes, a, a), explicit), rtol=0.35)  # noqa: B023
+
+
+def test_jacobians_of_look_ups_are_sums_over_rows_that_are_in_the_table(rng):
+    part, rows = lookup_site(6), jnp.array([1, 0, -1, 1, 99, 1])
+    signals = rng.standard_normal((2, 1, 6, part.outputs))
+    expected = np.zeros((2, 1, part.inputs, part.outputs))
+    for position in (0, 1, 3, 5):
+        expected[:, 0, rows[position]] += signals[:, 0, position]
+    for dtype, tolerance in (("float64", 1e-15), ("bfloat16", 2e-2)):
+        found = outer_product(part, Factors(rows, jnp.asarray(signals, dtype)))
+        np.testing.assert_allclose(found, expected, atol=tolerance, rtol=tolerance)
+        assert found.dtype == ("float64" if dtype == "float64" else "float32")
