@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterable
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -16,6 +16,7 @@ from jax.extend.core import Jaxpr
 from fixntk._checks import as_array, entries_of, is_key, is_traced
 from fixntk._numerics import at_least_float32
 from fixntk._tiling import num_rows
+from fixntk.ntk.plan import Shapes, as_shapes
 from fixntk.ntk.structure import inner_jaxprs
 
 
@@ -160,22 +161,21 @@ def check_rows_are_independent(f: Callable[..., Any], params: Any, x1: Any, x2: 
     f = as_hashable(f)
     probe = _probe(x1 if x2 is None else jax.tree.map(_concatenate, x1, x2))
     first = jax.tree.map(lambda a: a[:1], probe)
-    *alone, sensitivity = _output_and_derivative(f, params, first, 0)
+    alone = _output_and_derivative(f, params, first, 0)
     if is_traced(alone):
         return False
-    # An output near zero by cancellation, such as a residual, has the rounding errors of what cancels.
-    scales = [max(float(jnp.max(jnp.abs(one))), float(jnp.finfo(one.dtype).tiny)) for one in alone]
-    scales[0] = max(scales[0], float(sensitivity))
     # Batches of different sizes round differently; this bound, relative to the largest entry 6e-4 in float32, is well
     # above such errors. A change by half of the largest entry is none of them in any precision.
-    tolerance = min(100 * _coarsest_eps(_output_and_derivative.trace(f, params, first, 0).jaxpr.jaxpr) ** 0.75, 0.5)
+    is_double = bool(jax.config.jax_enable_x64)  # type: ignore[attr-defined]  # JAX adds its options at run time.
+    tolerance = min(100 * _resolution(f, as_shapes((params, first)), is_double) ** 0.75, 0.5)
     # The same row first and last in a batch: one that depends only on rows before it, or only on rows behind it, is
     # found too.
     behind = jax.tree.map(lambda a: a[::-1], probe)
     last = num_rows(probe) - 1
-    for found in (_output_and_derivative(f, params, probe, 0), _output_and_derivative(f, params, behind, last)):
-        for what, one, other, scale in zip(("output", "derivative"), alone, found[:2], scales, strict=True):
-            difference = float(jnp.max(jnp.abs(one - other)))
+    found = _output_and_derivative(f, params, probe, 0), _output_and_derivative(f, params, behind, last)
+    scales, *changes = jax.device_get(_scales_and_changes(alone, *found))
+    for change in changes:
+        for what, difference, scale in zip(("output", "derivative"), change, scales, strict=True):
             if difference > tolerance * scale:
                 raise ValueError(
                     f"f's {what} for an example changes with the rest of the batch (by {difference:.2g}): batch"
@@ -183,6 +183,34 @@ def check_rows_are_independent(f: Callable[..., Any], params: Any, x1: Any, x2: 
                     " batch normalisation and dropout"
                 )
     return True
+
+
+# What is known of an output: its values, its derivative, the sensitivity.
+_Found = tuple[Array, Array, Array]
+
+
+@jax.jit
+def _scales_and_changes(alone: _Found, *found: _Found) -> list[tuple[Array, Array]]:
+    """Scales of the output and of the derivative, then for each of several batches by how much they change there."""
+    output, derivative, sensitivity = alone
+    sizes = [jnp.maximum(jnp.max(jnp.abs(one)), jnp.finfo(one.dtype).tiny) for one in (output, derivative)]
+    # An output near zero by cancellation, such as a residual, has the rounding errors of what cancels.
+    wide = _widest((output.dtype, sensitivity.dtype))
+    scales = jnp.maximum(sizes[0].astype(wide), sensitivity.astype(wide)), sizes[1]
+    return [scales, *((jnp.max(jnp.abs(output - one)), jnp.max(jnp.abs(derivative - two))) for one, two, _ in found)]
+
+
+def _widest(dtypes: Iterable[Any]) -> jnp.dtype:
+    """The widest of some dtypes and float32; without promotion, which JAX may be configured to refuse."""
+    return max(map(at_least_float32, dtypes), key=lambda dtype: jnp.finfo(dtype).bits)
+
+
+@lru_cache(maxsize=64)
+def _resolution(f: Callable[..., Any], shapes: Shapes, is_double: bool) -> float:
+    """The resolution of the coarsest dtype in which a function or its derivative has values, for given shapes."""
+    del is_double  # The default dtype is a part of the key.
+    params, x = shapes.tree()
+    return _coarsest_eps(_output_and_derivative.trace(f, params, x, 0).jaxpr.jaxpr)
 
 
 def _coarsest_eps(jaxpr: Jaxpr) -> float:
@@ -218,8 +246,7 @@ def _output_and_derivative(f: Callable[..., Any], params: Any, x: Any, row: Arra
     # One backward pass for a random combination of outputs, which a dependence of any of them changes almost surely.
     cotangent = jax.random.normal(jax.random.key(0), output.shape, output.dtype)
     derivatives = jax.tree.leaves(pullback(cotangent)[0])
-    # Without promotion of different dtypes, which JAX may be configured to refuse.
-    dtype = max((at_least_float32(leaf.dtype) for leaf in derivatives), key=lambda dtype: jnp.finfo(dtype).bits)
+    dtype = _widest(leaf.dtype for leaf in derivatives)
     pairs = zip(derivatives, jax.tree.leaves(params), strict=True)
     changes = [jnp.max(jnp.abs(derivative * leaf), initial=0) for derivative, leaf in pairs]
     sensitivity = jnp.max(jnp.stack([change.astype(dtype) for change in changes]))

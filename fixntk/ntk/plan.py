@@ -138,7 +138,11 @@ class Shapes(NamedTuple):
 def as_shapes(tree: Any) -> Shapes:
     """Shapes and dtypes of a pytree of arrays."""
     leaves, treedef = jax.tree.flatten(tree)
-    return Shapes(treedef, tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves))
+    return Shapes(treedef, tuple(map(_shape_of, leaves)))
+
+
+def _shape_of(leaf: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, weak_type=getattr(leaf, "weak_type", False))
 
 
 @lru_cache(maxsize=64)

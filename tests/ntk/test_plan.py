@@ -25,6 +25,13 @@ def test_a_plan_knows_the_outputs_of_one_example_and_the_shapes_alone():
     assert paired.network.axes == ((2, 3), (), (0,))
 
 
+def test_shapes_keep_the_dtypes_that_give_way():
+    """Python's numbers as parameters take the precision of the inputs."""
+    shapes = as_shapes((jnp.asarray(1.0), jnp.ones(2, "float32"))).tree()
+    assert jax.eval_shape(jnp.multiply, *shapes).dtype == "float32"
+    assert as_shapes(jnp.asarray(1.0)) != as_shapes(jnp.ones(()))
+
+
 @pytest.mark.parametrize(("axes", "is_paired"), [({}, False), ({"traced": (1,)}, False), ({"diagonal": (0, 1)}, True)])
 def test_examples_are_paired_where_their_axis_is_not_full(axes, is_paired):
     assert request_of(**axes).is_paired == is_paired
