@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 
 def is_traced(*values: Any) -> bool:
@@ -265,7 +265,15 @@ def place_rows_like(x: Array, rows: Array) -> Array:
     sharding = row_sharding(x)
     if sharding is None or is_traced(rows) or len(rows.sharding.device_set) > 1:
         return rows
-    return jax.device_put(rows, NamedSharding(sharding.mesh, PartitionSpec(sharding.axes)))
+    return place(rows, NamedSharding(sharding.mesh, PartitionSpec(sharding.axes)))
+
+
+def place(array: Array | np.ndarray, sharding: Sharding) -> Array:
+    """An array that is the same on every process, on the devices of a sharding."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(array, sharding)
+    # JAX would compare the processes' arrays, all of whose entries would travel.
+    return jax.make_array_from_callback(array.shape, sharding, np.asarray(array).__getitem__)
 
 
 def _with_automatic_axes(array: Array) -> Array:

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from fixntk._checks import OutOfMemoryError, bytes_in_words, default_device, is_exhaustion, is_tracing
+from fixntk._checks import OutOfMemoryError, bytes_in_words, default_device, is_exhaustion, is_traced, is_tracing
 
 try:
     import resource
@@ -181,6 +181,13 @@ def _free_of_limits() -> Iterator[FreeMemory]:
         except OSError:
             used = 0
         yield FreeMemory(max(limit - used, 0), "ulimit -v")
+
+
+def rows_here(array: Array) -> int:
+    """The number of rows of an array that are in the memory of this process: of all where it is traced."""
+    if is_traced(array) or array.is_fully_addressable:
+        return array.shape[0]
+    return sum(shard.data.shape[0] for shard in array.addressable_shards)
 
 
 def group_rows(array: Array, tile: int) -> tuple[Array, int]:

@@ -3,6 +3,7 @@
 from fixntk._numerics import ConvergenceWarning
 from fixntk.convex.discovery import discover, discover_path, discover_quietly
 from fixntk.convex.discovery_results import Discovery, DiscoveryPath
+from fixntk.convex.distributed import DistributedRows, distribute_rows
 from fixntk.convex.fixed_ntk import FixedNTK, fix_ntk
 from fixntk.convex.implicit import optimal_weights
 from fixntk.convex.kernel_criteria import kernel_alignment_risk, leave_one_out_error
@@ -24,6 +25,7 @@ __all__ = [
     "ConvexProgram",
     "Discovery",
     "DiscoveryPath",
+    "DistributedRows",
     "FixedNTK",
     "History",
     "Interrupted",
@@ -39,6 +41,7 @@ __all__ = [
     "discover",
     "discover_path",
     "discover_quietly",
+    "distribute_rows",
     "fix_ntk",
     "gap_safe",
     "kernel_alignment_risk",

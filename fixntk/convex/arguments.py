@@ -82,7 +82,7 @@ def check_scale(x: Array, y: Array) -> None:
     limits = jnp.finfo(y.dtype)
     # In float64, where they can be looked at; float64's own limits are met by infinity and zero.
     with np.errstate(over="ignore", under="ignore"):
-        square, largest_square = float(np.sum(as_numpy(y) ** 2)), float(np.square(np.float64(largest)))
+        square, largest_square = _sum_of_squares(y, largest), float(np.square(np.float64(largest)))
     if largest > 0 and not (float(limits.tiny) <= largest_square and square <= float(limits.max)):
         raise ValueError(
             f"y has entries up to {largest:.1e}, whose squares are out of {y.dtype}'s range: divide y by {largest:.1e}"
@@ -95,6 +95,27 @@ def check_scale(x: Array, y: Array) -> None:
         )
 
 
+def _sum_of_squares(array: Array, largest: float) -> float:
+    if array.is_fully_addressable:
+        return float(np.sum(as_numpy(array) ** 2))
+    # Rows of other processes cannot be read: these add up squares of entries of order one, which any dtype can.
+    shares = float(_squares_of_shares(array, largest or 1.0))
+    return float(np.float64(shares) * np.square(np.float64(largest)))
+
+
+@jax.jit
+def _squares_of_shares(array: Array, largest: ArrayLike) -> Array:
+    return jnp.sum((array / largest) ** 2)
+
+
+def _limits(array: Array) -> tuple[float, float]:
+    """The smallest and the largest entry."""
+    if array.is_fully_addressable:
+        entries = as_numpy(array)
+        return float(np.min(entries)), float(np.max(entries))
+    return float(jnp.min(array)), float(jnp.max(array))
+
+
 def as_sample_weight(sample_weight: ArrayLike | None, x: Array, dtype: Any) -> Array | None:
     """Sample weights as an (n,) array, checked to be non-negative and not all zero."""
     if sample_weight is None:
@@ -102,7 +123,7 @@ def as_sample_weight(sample_weight: ArrayLike | None, x: Array, dtype: Any) -> A
     weights = as_float_array("sample_weight", sample_weight, (1,)).astype(dtype)
     check_same_rows("x", x, "sample_weight", weights)
     if not is_traced(weights):
-        smallest, largest = float(np.min(as_numpy(weights))), float(np.max(as_numpy(weights)))
+        smallest, largest = _limits(weights)
         if smallest < 0 or largest == 0:
             raise ValueError(
                 f"sample_weight must not be negative and not all zero, got from {smallest:g} to {largest:g}"
@@ -128,8 +149,11 @@ def check_intercept_exists(loss: Loss, y: Array, sample_weight: Array | None) ->
     """Raise ValueError where a class does not occur among the rows that count: the best intercept is infinite then."""
     if loss.name not in ("logistic", "softmax"):
         return
-    labels = as_numpy(y)
-    present = np.ones(y.shape[0], bool) if sample_weight is None else as_numpy(sample_weight) > 0
-    classes = np.stack([labels > 0, labels < 0], axis=1) if y.ndim == 1 else labels > 0
-    if not np.all(np.any(classes & present[:, None], axis=0)):
+    # NumPy needs no compiling, and JAX can look at rows of other processes.
+    xp, read = (np, as_numpy) if y.is_fully_addressable else (jnp, jnp.asarray)
+    labels = read(y)
+    classes = xp.stack([labels > 0, labels < 0], axis=1) if y.ndim == 1 else labels > 0
+    if sample_weight is not None:
+        classes = classes & (read(sample_weight) > 0)[:, None]
+    if not bool(xp.all(xp.any(classes, axis=0))):
         raise ValueError(f"y must have rows of every class for an intercept with the {loss.name} loss")

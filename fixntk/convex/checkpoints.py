@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,9 +15,10 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float
 
-from fixntk._checks import to_device
+from fixntk._checks import place, to_device
 from fixntk._compilation import describe_computation
 from fixntk._files import Checkpoints, FileFormatError, digest
+from fixntk.convex.processes import call_on_first, first_says, gather_texts, share_arrays, spans_processes, to_host
 from fixntk.convex.program import ConvexProgram, targets_of
 from fixntk.convex.solution import History, Solution
 
@@ -48,24 +50,42 @@ class Trace(NamedTuple):
 
 
 class Keeper:
-    """Writes checkpoints of a computation, so seldom that they take at most a twentieth of the time."""
+    """Writes checkpoints of a computation, so seldom that they take at most a twentieth of the time.
 
-    def __init__(self, checkpoints: Checkpoints) -> None:
+    Where several processes compute it together, the first reads and writes, and all make every call together.
+    """
+
+    def __init__(self, checkpoints: Checkpoints, *, is_shared: bool = False) -> None:
         self._checkpoints = checkpoints
+        self._is_shared = is_shared
         self._due = time.monotonic() + _MIN_SECONDS
         self._last_step = 0
 
     def newest(self, read: Callable[[Mapping[str, np.ndarray]], tuple[int, Content]]) -> Content | None:
         """What ``read`` makes of the arrays of the newest checkpoint, with its step; None where there is none."""
-        found = self._checkpoints.newest(lambda _, arrays: read(arrays))
+        found = self._newest_of_first(read) if self._is_shared else self._checkpoints.newest(lambda _, each: read(each))
         if found is None:
             return None
         self._last_step, content = found
         return content
 
+    def _newest_of_first(
+        self, read: Callable[[Mapping[str, np.ndarray]], tuple[int, Content]]
+    ) -> tuple[int, Content] | None:
+        """As the first process finds it in its folder."""
+
+        def read_whole(_: Mapping[str, Any], arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+            # It raises where they are none of this computation, so that the checkpoint before is read.
+            read(arrays)
+            return arrays
+
+        arrays = share_arrays(call_on_first(lambda: self._checkpoints.newest(read_whole)))
+        return None if arrays is None else read(arrays)
+
     def is_due(self) -> bool:
         """Whether enough time has passed since the last checkpoint, or since the start."""
-        return time.monotonic() >= self._due
+        is_due = time.monotonic() >= self._due
+        return first_says(is_due) if self._is_shared else is_due
 
     def save(self, step: int, arrays: Callable[[], Mapping[str, np.ndarray]]) -> None:
         """Write the checkpoint of a step, unless it is the last one that was written or read, or none is made yet."""
@@ -73,7 +93,12 @@ class Keeper:
             return
         # One that cannot be written is not tried again.
         self._last_step, began = step, time.monotonic()
-        self._checkpoints.save(step, {}, arrays())
+        # All processes give their rows, which the first writes.
+        whole = arrays()
+        if self._is_shared:
+            call_on_first(lambda: self._checkpoints.save(step, {}, whole))
+        else:
+            self._checkpoints.save(step, {}, whole)
         ended = time.monotonic()
         self._due = ended + max(_MIN_SECONDS, (ended - began) / _MAX_WRITING_SHARE)
 
@@ -127,8 +152,22 @@ def open_keeper(folder: str | os.PathLike[str], of: str, arguments: Mapping[str,
     """
     if not isinstance(folder, str | os.PathLike):
         raise TypeError(f"checkpoint must be the path of a folder, got {type(folder).__name__}")
-    made_by = {"versions": f"jax {jax.__version__}", **{name: digest(value) for name, value in arguments.items()}}
-    return Keeper(Checkpoints(Path(folder), of, made_by, functions=("loss",)))
+    is_shared = spans_processes(arguments)
+    digests = {name: digest(_parts_here(value)) for name, value in arguments.items()}
+    if is_shared:
+        gathered = [json.loads(text) for text in gather_texts(json.dumps(digests))]
+        digests = {name: digest([one[name] for one in gathered]) for name in digests}
+        # Sums over other numbers of devices are rounded otherwise.
+        digests["processes"] = f"{jax.process_count()} with {jax.device_count()} devices"
+    made_by = {"versions": f"jax {jax.__version__}", **digests}
+    return Keeper(Checkpoints(Path(folder), of, made_by, functions=("loss",)), is_shared=is_shared)
+
+
+def _parts_here(tree: Any) -> Any:
+    """A pytree with those parts of its arrays that this process has, where others have some."""
+    return jax.tree.map(
+        lambda leaf: [shard.data for shard in leaf.addressable_shards] if spans_processes(leaf) else leaf, tree
+    )
 
 
 def save_trace(keeper: Keeper, trace: Trace) -> None:
@@ -175,7 +214,7 @@ def _name_arrays(prefix: str, solution: Solution) -> dict[str, np.ndarray]:
     values = {field.name: getattr(solution, field.name) for field in fields(Solution) if not field.metadata}
     history = values.pop("history")._asdict()
     found = values | {f"history {name}": column for name, column in history.items()}
-    return {prefix + name: np.asarray(value) for name, value in found.items() if value is not None}
+    return {prefix + name: to_host(value) for name, value in found.items() if value is not None}
 
 
 def _as_solution(arrays: Mapping[str, np.ndarray], prefix: str, of_all: Mapping[str, Any]) -> Solution:
@@ -187,7 +226,7 @@ def _as_solution(arrays: Mapping[str, np.ndarray], prefix: str, of_all: Mapping[
 
 
 def _as_arrays(tree: Any) -> dict[str, np.ndarray]:
-    return {f"leaf {i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(tree))}
+    return {f"leaf {i}": to_host(leaf) for i, leaf in enumerate(jax.tree.leaves(tree))}
 
 
 def _as_tree(arrays: Mapping[str, np.ndarray], like: Tree) -> Tree:
@@ -202,4 +241,4 @@ def _as_tree(arrays: Mapping[str, np.ndarray], like: Tree) -> Tree:
 def _put(array: np.ndarray, like: Array | np.ndarray) -> Array | np.ndarray:
     if isinstance(like, np.ndarray):
         return array
-    return jax.device_put(array, like.sharding) if len(like.sharding.device_set) > 1 else to_device(array)
+    return place(array, like.sharding) if len(like.sharding.device_set) > 1 else to_device(array)

@@ -24,6 +24,7 @@ from fixntk._numerics import blas_threads_for
 from fixntk._tiling import memory_for
 from fixntk.convex.checkpoints import Keeper, Trace, restore_trace, save_trace
 from fixntk.convex.method import Method, Step, step_any
+from fixntk.convex.processes import first_says, spans_processes
 from fixntk.convex.program import ConvexProgram
 from fixntk.convex.progress import Progress
 from fixntk.convex.solution import History, is_active
@@ -127,15 +128,17 @@ def run_loop(
     after them, and a row of the record for each. The other arguments are those of :func:`run_from_host`.
     """
     goal, at_zero, unit = float(scale.goal), float(scale.at_zero), float(scale.unit)
+    # Whatever one process decides by itself, by its clock or a callback, the first decides for all of them.
+    is_shared = spans_processes(state)
     logged = _Log.begin(state, first) if keeper is None else _Log.resume(keeper, state, first)
-    is_interrupted = False
+    is_interrupted = is_over = False
     try:
         while True:
             look = _Look(*logged.records[-1][-1].tolist())
             progress = _progress(logged.done, look, unit, at_zero, logged.seconds[-1])
             if watch is not None:
                 watch(progress)
-            if callback is not None and callback(progress):
+            if callback is not None and _is_stopped(callback, progress, is_shared=is_shared):
                 break
             if logged.done >= max_iter or look.failed or look.gap <= goal:
                 break
@@ -148,14 +151,21 @@ def run_loop(
             record = np.asarray(record)[: int(made)]
             # The history has the time of the steps; compiling would hide it in a first call.
             logged.add(state, record, time.perf_counter() - began - (seconds_compiling() - compiling))
+        is_over = True
     except KeyboardInterrupt:
-        if callback is None and watch is None:
+        if is_shared or (callback is None and watch is None):
             raise
         is_interrupted = True
     finally:
-        if keeper is not None:
+        # All processes take part in a checkpoint, which they cannot after an error of one.
+        if keeper is not None and (is_over or not is_shared):
             save_trace(keeper, logged.trace())
     return logged.trace(), is_interrupted
+
+
+def _is_stopped(callback: Callable[[Progress], bool | None], progress: Progress, *, is_shared: bool) -> bool:
+    answer = bool(callback(progress))
+    return first_says(answer) if is_shared else answer
 
 
 def history_of(trace: Trace, unit: float, dtype: Any, *, is_timed: bool = True) -> History:

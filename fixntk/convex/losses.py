@@ -85,6 +85,8 @@ _SERIES_RADIUS = 0.1
 _SERIES_END = 18
 # Stands for log 0, so that 0 · log 0 is 0.
 _LEAST_LOGARITHM = -1e30
+# Largest number of classes of labels that several processes have parts of.
+_MAX_LABELS = 10_000
 # Multiple of the dtype's resolution by which a point on the boundary of a conjugate's domain may be outside.
 _BOUNDARY_MULTIPLE = 100
 
@@ -166,13 +168,12 @@ def _as_signs(y: Any) -> Array:
     given = as_real_array("y", y)
     if is_traced(given):
         return as_float_array("y", given, (1,))
-    # NumPy needs no compiling.
-    signs = as_float_array("y", np.asarray(given), (1,))
-    labels = np.unique(np.asarray(given))
+    signs = as_float_array("y", _on_host(given), (1,))
+    labels = _labels_of(given)
     if set(labels.tolist()) == {-1, 1}:
         return signs
     if set(labels.tolist()) == {0, 1}:
-        return to_device(2 * np.asarray(signs) - 1)
+        return to_device(2 * _on_host(signs) - 1)
     raise ValueError(f"y must hold both labels -1 and 1, or 0 and 1, for this loss, got {_list(labels)}")
 
 
@@ -180,22 +181,39 @@ def _as_one_hot(y: Any) -> Array:
     """Classes as one-hot rows, from these or from integers 0, …, c − 1."""
     _refuse_text(y)
     given = as_real_array("y", y)
-    values = as_float_array("y", given if is_traced(given) else np.asarray(given), (1, 2))
+    values = as_float_array("y", given if is_traced(given) else _on_host(given), (1, 2))
     if values.ndim == 2:
         if values.shape[1] < 2:
             raise ValueError("y must have a column for each of two classes or more, or be (n,) classes, for softmax")
         if not is_traced(values) and not bool(jnp.all((values == 0) | (values == 1)) & jnp.all(values.sum(1) == 1)):
             raise ValueError(
                 "y must have a single 1 in each row and zeros elsewhere, or be (n,) classes, for softmax, got "
-                f"{_list(np.unique(np.asarray(values)))}"
+                f"{_list(_labels_of(values))}"
             )
         return values
     if is_traced(values):
         raise ValueError("y must be one-hot, (n, c), where it is traced: the number of classes is not known")
-    labels = np.unique(np.asarray(given))
+    labels = _labels_of(given)
     if not np.array_equal(labels, np.arange(labels.size)) or labels.size < 2:
         raise ValueError(f"y must hold classes 0, 1, …, c − 1, each at least once, for softmax, got {_list(labels)}")
+    if not given.is_fully_addressable:
+        return jax.nn.one_hot(given.astype(int), labels.size, dtype=values.dtype)
     return to_device(np.eye(labels.size, dtype=values.dtype)[np.asarray(given).astype(int)])
+
+
+def _on_host(array: Array) -> Array | np.ndarray:
+    """The array in NumPy, which needs no compiling; as it is where other processes have rows of it."""
+    return np.asarray(array) if array.is_fully_addressable else array
+
+
+def _labels_of(y: Array) -> np.ndarray:
+    """The distinct entries in order; of rows of other processes too, the smallest of very many."""
+    return np.unique(np.asarray(y if y.is_fully_addressable else _smallest_labels(y)))
+
+
+@jax.jit
+def _smallest_labels(y: Array) -> Array:
+    return jnp.unique(y, size=_MAX_LABELS)
 
 
 def _refuse_text(y: Any) -> None:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from fixntk._checks import is_tracing
+from fixntk._tiling import rows_here
 from fixntk.convex.groups import mask_number_bytes
 from fixntk.convex.program import ConvexProgram, group_shape_of
 from fixntk.convex.units import Units
@@ -32,7 +33,7 @@ def bytes_of_groups(program: ConvexProgram) -> int | float:
     """Estimate of the memory for group weights and what goes with them, and for masks as numbers."""
     num_gates, num_features, num_outputs = group_shape_of(program)
     # A product also has a number for each row, feature and output, before or after the masks.
-    num_numbers = (_NUM_GROUP_ARRAYS * num_gates + program.x.shape[0]) * num_features * num_outputs
+    num_numbers = (_NUM_GROUP_ARRAYS * num_gates + rows_here(program.x)) * num_features * num_outputs
     return num_numbers * program.x.dtype.itemsize + mask_number_bytes(program)
 
 

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -16,12 +17,13 @@ from fixntk._checks import is_tracing, to_device
 from fixntk._compilation import jit_for_host
 from fixntk._numerics import ConvergenceWarning, ignore_convergence_warnings
 from fixntk.convex import arguments, driver
-from fixntk.convex.checkpoints import open_checkpoints
+from fixntk.convex.checkpoints import Keeper, open_checkpoints
 from fixntk.convex.driver import Outcome
 from fixntk.convex.duality import Evaluation
 from fixntk.convex.kernel_form import as_kernel_weights, weights_of_norms
 from fixntk.convex.method import Method
 from fixntk.convex.penalties import group_norms
+from fixntk.convex.processes import check_same_call, explain_lost_process, spans_processes, to_this_process
 from fixntk.convex.program import ConvexProgram, absorb_sample_weight, as_group_weights, group_shape_of, is_quadratic
 from fixntk.convex.progress import Interrupted, Progress, describe, progress_bar
 from fixntk.convex.solution import Solution
@@ -148,6 +150,9 @@ def solve(
     traced = is_tracing(program, init)
     if traced and (callback is not None or progress or checkpoint is not None):
         raise ValueError("callback, progress and checkpoint need the host: not under jit or vmap")
+    if spans_processes(program):
+        has = {"callback": callback is not None, "checkpoint": checkpoint is not None}
+        check_same_call("solve", program, method=method, tol=tol, max_iter=max_iter, init=init, epsilon=epsilon, **has)
     given, program = program, absorb_sample_weight(program)
     chosen = choose_method(program, method, traced=traced)
     tol, max_iter = as_options(program, chosen, tol, max_iter, epsilon)
@@ -156,14 +161,42 @@ def solve(
     if traced:
         outcome = driver.run_traced(program, chosen, start, smoothing, tol, max_iter)
         return certify(program, outcome, chosen, tol)[0]
-    options = {"reg": given.reg, "method": chosen.name, "init": start, "epsilon": smoothing}
-    keeper = open_checkpoints(checkpoint, "solve", given, **options)
-    looped = chosen
+    with explain_lost_process("solve", "" if checkpoint is None else f", which goes on from checkpoint {checkpoint}"):
+        options = {"reg": given.reg, "method": chosen.name, "init": start, "epsilon": smoothing}
+        keeper = open_checkpoints(checkpoint, "solve", given, **options)
+        call = _Call(chosen, start, smoothing, tol, max_iter)
+        solution, is_interrupted = _solve_from_host(program, call, callback, progress, keeper)
+    if is_interrupted:
+        raise Interrupted(solution)
+    return _warn_unless_converged(solution)
+
+
+class _Call(NamedTuple):
+    """How a program is solved, with arguments that are checked."""
+
+    method: Method
+    start: Array
+    epsilon: Array | None
+    tol: float
+    max_iter: int
+
+
+def _solve_from_host(
+    program: ConvexProgram,
+    call: _Call,
+    callback: Callable[[Progress], bool | None] | None,
+    progress: bool,
+    keeper: Keeper | None,
+) -> tuple[Solution, bool]:
+    """The solution, and whether Ctrl-C ended the loop."""
+    chosen, start, smoothing, tol, max_iter = call
+    looped, is_shared = chosen, spans_processes(program)
     if chosen.reweights and bool(_is_zero_optimal(program)):
         # Positive kernel weights do not reach W = 0: it is certified as the start of a method for group weights.
         looped, max_iter = fista.METHOD, 0
         start, smoothing = _starting_point(program, looped, None), None
-    with progress_bar(f"solve ({chosen.name})", shown=progress) as show:
+    is_shown = progress and not (is_shared and jax.process_index())
+    with progress_bar(f"solve ({chosen.name})", shown=is_shown) as show:
 
         def watch(seen: Progress) -> None:
             show(seen.iteration, describe(seen.relative_gap, seen.num_active))
@@ -185,9 +218,7 @@ def solve(
             f"raise reg (λ = {float(program.reg):.3g}), rescale x, or use float64"
         )
     solution, _ = certify(program, outcome, chosen, tol)
-    if outcome.is_interrupted:
-        raise Interrupted(solution)
-    return _warn_unless_converged(solution)
+    return to_this_process(solution) if is_shared else solution, outcome.is_interrupted
 
 
 def _check_streamed(method: str, epsilon: float | None) -> None:
@@ -241,6 +272,8 @@ def reason_for_first_order(program: ConvexProgram, *, traced: bool = False) -> s
     """Why ``method="auto"`` takes FISTA for a program, in words; None where it takes Newton."""
     if traced:
         return "under jit and vmap Newton's sizes cannot follow the number of active groups"
+    if spans_processes(program):
+        return "over several processes Newton's linear systems are whole in each, and more travels between them"
     if program.norm.name == "nuclear":
         return "Newton is for the Frobenius norm"
     if program.loss.name == "softmax":

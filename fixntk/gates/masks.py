@@ -24,7 +24,7 @@ from fixntk._checks import (
     is_traced,
 )
 from fixntk._numerics import matmul
-from fixntk._tiling import compute_in_row_tiles, memory_for
+from fixntk._tiling import compute_in_row_tiles, memory_for, rows_here
 
 # Largest temporary, in bytes, that the inner products of rows and gates may make before they are taken in tiles.
 _TILE_BYTES = 2**28
@@ -125,7 +125,7 @@ def activation_masks(x: ArrayLike, gates: ArrayLike) -> Bool[Array, "n P"]:
     remedy = "take fewer gates, or rows in blocks, each packed by pack_masks to an eighth"
     row_bytes = num_gates * jnp.result_type(x, gates).itemsize
     tile = min(max(1, _TILE_BYTES // row_bytes), num_rows)
-    needed = num_rows * num_gates + tile * row_bytes
+    needed = rows_here(x) * num_gates + tile * row_bytes
     with memory_for(f"the array of {num_rows}×{num_gates} masks", needed, remedy, x, gates) as done:
         return done(_masks_in_tiles(x, gates, tile))
 
