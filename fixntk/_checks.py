@@ -345,7 +345,8 @@ def largest_entry(array: Array) -> float:
 
 @jax.jit
 def _largest(array: Array) -> Array:
-    return jnp.max(jnp.abs(array))
+    # A maximum over processes loses NaN where their CPUs take it.
+    return jnp.where(jnp.any(jnp.isnan(array)), jnp.nan, jnp.max(jnp.abs(array)))
 
 
 def as_matrix(name: str, value: Any) -> Array:

@@ -67,8 +67,8 @@ def solve(
         semismooth Newton on the dual augmented Lagrangian, where a step costs a masked Gram kernel of the active groups
         and a Cholesky factorisation, or conjugate gradients where that is cheaper; for other losses than the squared
         one proximal Newton, each step of which solves a program of the squared loss so. ``"auto"``: Newton; FISTA for
-        the nuclear norm and the softmax, and under ``jit`` and ``vmap``, where Newton's sizes cannot follow the number
-        of active groups.
+        the nuclear norm and the softmax, over several processes, and under ``jit`` and ``vmap``, where Newton's sizes
+        cannot follow the number of active groups.
     tol
         Relative gap to reach, as a share of the objective of W = 0, ½‖Y‖² for the squared loss. 1e-6 in float64 and
         1e-4 in float32 when None; rounding of the certificate itself is 1e-6 to 1e-5 in float32.
@@ -112,6 +112,8 @@ def solve(
         If a checkpoint cannot be written, as on a full disk. Those before stay.
     Interrupted
         A KeyboardInterrupt with the Solution reached so far as ``result``, on Ctrl-C with ``callback`` or ``progress``.
+    ConnectionError
+        If another of the processes that have rows of the program ended; see :func:`~fixntk.distribute_rows`.
 
     Warns
     -----
@@ -161,7 +163,7 @@ def solve(
     if traced:
         outcome = driver.run_traced(program, chosen, start, smoothing, tol, max_iter)
         return certify(program, outcome, chosen, tol)[0]
-    with explain_lost_process("solve", "" if checkpoint is None else f", which goes on from checkpoint {checkpoint}"):
+    with explain_lost_process("solve", "" if checkpoint is None else f", to go on from checkpoint {checkpoint}"):
         options = {"reg": given.reg, "method": chosen.name, "init": start, "epsilon": smoothing}
         keeper = open_checkpoints(checkpoint, "solve", given, **options)
         call = _Call(chosen, start, smoothing, tol, max_iter)
