@@ -11,7 +11,15 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from fixntk.tables.dates import FORMATS, days_since_1970, find_format
+from fixntk.tables.dates import (
+    FORMATS,
+    choose_cycle_features,
+    cycle_features,
+    describe_cycles,
+    describe_dates,
+    find_format,
+    parse_dates,
+)
 from fixntk.tables.names import TableError
 from fixntk.tables.numbers import PLAIN, NumberFormat, describe, find_number_format, parse_numbers
 from fixntk.tables.read import TextTable
@@ -43,7 +51,10 @@ class Columns(NamedTuple):
         Names of the categorical ones, each with its categories; '?' is that of missing values, and :data:`RARE` of
         rare ones.
     dates
-        Names of the numeric ones that hold dates, each with its format; their numbers are days.
+        Names of the numeric ones that hold dates or times of day, each with its format; their numbers are days or
+        hours.
+    cycles
+        Names of the dates and times with features of the year, the week or the day, each with the names of these.
     formats
         Names of the numeric ones whose numbers have separators or a unit, each with its format.
     rare
@@ -55,14 +66,26 @@ class Columns(NamedTuple):
     numbers: list[str]
     categories: dict[str, list[str]]
     dates: dict[str, str]
+    cycles: dict[str, list[str]]
     formats: dict[str, NumberFormat]
     rare: dict[str, list[str]]
     modes: dict[str, str]
 
     @property
     def names(self) -> list[str]:
-        """Names of all columns."""
+        """Names of all columns of the table."""
         return [*self.numbers, *self.categories]
+
+    @property
+    def numeric(self) -> list[str]:
+        """Names of all numeric features: those of the table, then those of cycles."""
+        cycles = [cycle_name(feature, name) for name, features in self.cycles.items() for feature in features]
+        return [*self.numbers, *cycles]
+
+
+def cycle_name(feature: str, column: str) -> str:
+    """Name of a feature of a column of dates; it begins with a blank, as the name of no column of a table does."""
+    return f" {feature} of {column}"
 
 
 def parse_kinds(text: str) -> dict[str, str]:
@@ -101,7 +124,8 @@ def check_kinds(table: TextTable, kinds: Collection[str]) -> None:
 def read_columns(table: TextTable, kinds: Mapping[str, str]) -> tuple[pd.DataFrame, Columns, list[str]]:
     """Features as float64 numbers, days for dates, and 'category'; their columns; and a report with a line for each.
 
-    Columns whose kind is not given are left out if they have one value, or texts that are all different.
+    Dates and times of day have features of their cycles too, :func:`fixntk.tables.dates.choose_cycle_features`. Columns
+    whose kind is not given are left out if they have one value, or texts that are all different.
 
     Raises
     ------
@@ -109,7 +133,7 @@ def read_columns(table: TextTable, kinds: Mapping[str, str]) -> tuple[pd.DataFra
         If a number is infinite, a column is not of the kind that is given, or no column is left.
     """
     frame, lines = {}, []
-    columns = Columns([], {}, {}, {}, {}, {})
+    columns = Columns([], {}, {}, {}, {}, {}, {})
     for name in map(str, table.features.columns):
         texts = table.features[name]
         texts = texts.mask(texts == "?")
@@ -124,6 +148,7 @@ def read_columns(table: TextTable, kinds: Mapping[str, str]) -> tuple[pd.DataFra
             _check_finite(table.path, frame[name])
             if missing := int(texts.isna().sum()):
                 description += f"; {missing} missing, replaced by the median"
+            frame |= _cycles_of(frame[name], columns)
         lines.append(f"column {name!r}: {description}")
     if not frame:
         raise TableError(f"{table.name}: no column is left to learn from; {'; '.join(lines)}")
@@ -139,7 +164,7 @@ def _guess_kind(texts: pd.Series, decimal_comma: bool) -> tuple[str, str]:
     if number_format is not None:
         values = parse_numbers(present, number_format)
     elif (date_format := find_format(texts)) is not None:
-        values = days_since_1970(present, date_format)
+        values = parse_dates(present, date_format)
     else:
         values = as_categories(texts.fillna("?"))
     if values.nunique() == 1:
@@ -167,12 +192,24 @@ def _take_number(table: TextTable, texts: pd.Series, columns: Columns) -> tuple[
 def _take_date(table: TextTable, texts: pd.Series, columns: Columns) -> tuple[pd.Series, str]:
     date_format = find_format(texts)
     if date_format is None:
-        fewest = min(FORMATS, key=lambda name: int(days_since_1970(texts, name).isna().sum()))
-        word = _first_that_fails(texts, lambda values: days_since_1970(values, fewest))
+        fewest = min(FORMATS, key=lambda name: int(parse_dates(texts, name).isna().sum()))
+        word = _first_that_fails(texts, lambda values: parse_dates(values, fewest))
         raise TableError(f"{table.name}: column {texts.name!r} must be a date, but has {word!r}")
     columns.numbers.append(str(texts.name))
     columns.dates[str(texts.name)] = date_format
-    return days_since_1970(texts, date_format), f"date ({FORMATS[date_format]}), converted to days"
+    numbers = parse_dates(texts, date_format)
+    if cycles := choose_cycle_features(numbers, date_format):
+        columns.cycles[str(texts.name)] = cycles
+    return numbers, f"{describe_dates(date_format)}{describe_cycles(cycles)}"
+
+
+def _cycles_of(numbers: pd.Series, columns: Columns) -> dict[str, pd.Series]:
+    """The features of a column's cycles by their names in the frame; none for numbers that are not dates."""
+    name = str(numbers.name)
+    if name not in columns.cycles:
+        return {}
+    features = cycle_features(numbers, columns.dates[name], columns.cycles[name])
+    return {cycle_name(feature, name): values for feature, values in features.items()}
 
 
 def _first_that_fails(texts: pd.Series, parse: Callable[[pd.Series], pd.Series]) -> str | None:
@@ -233,6 +270,7 @@ def match_columns(
     for name in columns.numbers:
         texts = strings[name].mask(strings[name] == "?")
         frame[name], changes = _match_numbers(path, texts, columns)
+        frame |= _cycles_of(frame[name], columns)
         lines += changes
     for name in columns.categories:
         texts = as_categories(strings[name].mask(strings[name] == "?"))
@@ -245,8 +283,8 @@ def _match_numbers(path: Path, texts: pd.Series, columns: Columns) -> tuple[pd.S
     name, lines = str(texts.name), []
     if name in columns.dates:
         date_format = columns.dates[name]
-        expected = f"dates ({FORMATS[date_format]})"
-        numbers = days_since_1970(texts, date_format)
+        expected = f"dates ({FORMATS.get(date_format, date_format)})"
+        numbers = parse_dates(texts, date_format)
     else:
         expected = "numbers"
         number_format = columns.formats.get(name, PLAIN)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import io
@@ -28,15 +29,20 @@ _MEMORY_PER_BYTE = 120
 _CHUNK_BYTES = 2**20
 # First bytes of a file compressed by gzip.
 _GZIP_START = b"\x1f\x8b"
+# Bytes that are no characters of Windows-1252.
+_NOT_IN_CP1252 = b"\x81\x8d\x8f\x90\x9d"
 # A whole number in this range, a year, can be the name of a column unless the column's own numbers are around it.
 _YEARS = range(1000, 3000)
 
 
-def read_csv(path: str | Path, wanted: Collection[str], least_columns: int) -> pd.DataFrame:
-    """Read a CSV file with a header as strings without blanks around them.
+def read_csv(path: str | Path, wanted: Collection[str], least_columns: int) -> tuple[pd.DataFrame, list[str]]:
+    """Read a CSV file with a header as strings without blanks around them, and say which encoding was assumed.
 
     The character between columns is a comma if that gives a table with the wanted columns; otherwise the first of tab,
     semicolon and | that does, or else what csv.Sniffer finds. The name of the first column may be empty.
+
+    The text is UTF-16 where it begins with a mark of it, otherwise UTF-8. One that is not valid UTF-8 is taken for
+    Windows-1252, which has the letters of Latin-1, and a line says so.
 
     Parameters
     ----------
@@ -53,7 +59,7 @@ def read_csv(path: str | Path, wanted: Collection[str], least_columns: int) -> p
         If the file cannot be read, is empty or ragged, has no header of distinct names, or needs more memory than there
         is.
     """
-    text = _read_text(path)
+    text, lines = _read_text(path)
     found: list[tuple[int, pd.DataFrame | TableError]] = []
     for delimiter in _candidates(text):
         try:
@@ -62,17 +68,17 @@ def read_csv(path: str | Path, wanted: Collection[str], least_columns: int) -> p
             found.append((_header_line(text).count(delimiter), error))
             continue
         if frame.shape[1] >= least_columns and set(wanted) <= set(frame.columns):
-            return frame
+            return frame, lines
         found.append((frame.shape[1] - 1, frame))
     # The error reported is that of the delimiter that gives most columns, a table before a ragged one.
     _, best = max(found, key=lambda item: (item[0] > 0 and isinstance(item[1], pd.DataFrame), item[0]))
     if isinstance(best, TableError):
         raise best
-    return best
+    return best, lines
 
 
-def _read_text(path: str | Path) -> str:
-    """The text of a file, as far as memory suffices for its table."""
+def _read_text(path: str | Path) -> tuple[str, list[str]]:
+    """The text of a file, as far as memory suffices for its table; and a line where its encoding was assumed."""
     free = free_on_host()
     content = bytearray()
     try:
@@ -87,10 +93,22 @@ def _read_text(path: str | Path) -> str:
                             f"table {str(path)!r}: its first {len(content) >> 20} MiB of text already need more memory"
                             f" than {free.limit} leaves: take fewer rows"
                         )
-        return content.decode("utf-8-sig")
+        return _decode(content)
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         raise TableError(f"table {str(path)!r} cannot be read: {reason}") from error
+
+
+def _decode(content: bytearray) -> tuple[str, list[str]]:
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return content.decode("utf-16"), []
+    try:
+        return content.decode("utf-8-sig"), []
+    except UnicodeDecodeError as error:
+        # Text has no zeros, and Windows-1252 gives no character to five bytes, so that most other files are refused.
+        if b"\0" in content or any(byte in content for byte in _NOT_IN_CP1252):
+            raise
+        return content.decode("cp1252"), [f"not valid UTF-8 (byte {error.start + 1}), read as Windows-1252"]
 
 
 def _header_line(text: str) -> str:

@@ -36,13 +36,13 @@ def column_encoder(numeric: Any, numbers: Sequence[str], categories: Mapping[str
 def imputing_encoder(columns: Columns) -> ColumnTransformer:
     """Encoder that replaces missing numbers by the column's median."""
     imputer = SimpleImputer(strategy="median", keep_empty_features=True)
-    return column_encoder(imputer, columns.numbers, columns.categories)
+    return column_encoder(imputer, columns.numeric, columns.categories)
 
 
 def fitted_encoder(columns: Columns, medians: Float[np.ndarray, " k"]) -> ColumnTransformer:
     """The encoder of :func:`imputing_encoder`, fitted to a table with these medians of its numbers."""
     # A table of one row has its medians in that row.
-    numbers = dict(zip(columns.numbers, medians, strict=True))
+    numbers = dict(zip(columns.numeric, medians, strict=True))
     row = pd.DataFrame([numbers | {name: categories[0] for name, categories in columns.categories.items()}])
     return imputing_encoder(columns).fit(row)
 

@@ -89,7 +89,7 @@ def fit(
     estimator.fit(imputing_encoder(columns).fit_transform(frame), y)
     if reg is None:
         yield describe_choice(estimator, is_class)
-    medians = frame[columns.numbers].median().fillna(0.0).to_numpy()
+    medians = frame[columns.numeric].median().fillna(0.0).to_numpy()
     save(Model(target, columns, medians, estimator.predictor()), out)
     yield f"wrote {out}"
 
@@ -109,9 +109,9 @@ def predict(model_path: Path, table: Path, *, strict: bool = False) -> tuple[pd.
         model has not seen.
     """
     model = load(model_path)
-    strings = read_strings(table, model.columns.names)
+    strings, told = read_strings(table, model.columns.names)
     frame, lines = match_columns(table, strings, model.columns, strict=strict)
-    return model.predict(frame), [f"table {str(table)!r}: {line}" for line in lines]
+    return model.predict(frame), [f"table {str(table)!r}: {line}" for line in [*told, *lines]]
 
 
 def write_table(frame: pd.DataFrame, path: Path) -> None:

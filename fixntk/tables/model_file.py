@@ -16,11 +16,11 @@ from fixntk._files import FileFormatError, Format, read_arrays, write_arrays
 from fixntk.estimators.predictors import ClassificationPredictor, GatedOutputs, NTKOutputs, RegressionPredictor
 from fixntk.estimators.preprocessing import Scaling, TargetScaling, padded_width
 from fixntk.tables.columns import RARE, Columns
-from fixntk.tables.dates import FORMATS
+from fixntk.tables.dates import CYCLE_FEATURES, FORMATS, TIME_OF_DAY
 from fixntk.tables.encode import fitted_encoder
 from fixntk.tables.numbers import PLAIN, NumberFormat, is_format
 
-_FORMAT = Format("fixntk model", version=4)
+_FORMAT = Format("fixntk model", version=5)
 
 
 class ModelError(ValueError):
@@ -37,7 +37,7 @@ class Model(NamedTuple):
     columns
         The feature columns.
     medians
-        (k,) numbers that replace missing ones, a column each.
+        (k,) numbers that replace missing ones, one for each of the columns' numeric features.
     predictor
         The fitted function of encoded rows.
     """
@@ -114,8 +114,18 @@ def _is_categories(value: Any) -> bool:
     return isinstance(value, dict) and all(_is_distinct_texts(texts) and texts for texts in value.values())
 
 
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_is_text, value.values()))
+
+
 def _is_dates(value: Any) -> bool:
-    return isinstance(value, dict) and all(_is_text(name) and name in FORMATS for name in value.values())
+    return isinstance(value, dict) and all(
+        _is_text(name) and name in (*FORMATS, TIME_OF_DAY) for name in value.values()
+    )
+
+
+def _is_cycles(value: Any) -> bool:
+    return _is_categories(value) and all(set(names) <= set(CYCLE_FEATURES) for names in value.values())
 
 
 def _is_formats(value: Any) -> bool:
@@ -125,10 +135,6 @@ def _is_formats(value: Any) -> bool:
 def _is_format(parts: Any) -> bool:
     is_texts = isinstance(parts, (list, tuple)) and len(parts) == len(PLAIN) and all(map(_is_text, parts))
     return is_texts and is_format(NumberFormat(*parts))
-
-
-def _is_texts(value: Any) -> bool:
-    return isinstance(value, dict) and all(map(_is_text, value.values()))
 
 
 def _is_positive(value: Any) -> bool:
@@ -141,6 +147,7 @@ _FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "numbers": ("a list of different texts", _is_distinct_texts),
     "categories": ("lists of different texts by name", _is_categories),
     "dates": ("formats of dates by name", _is_dates),
+    "cycles": ("features of dates by name", _is_cycles),
     "formats": ("formats of numbers by name", _is_formats),
     "rare": ("lists of different texts by name", _is_categories),
     "modes": ("texts by name", _is_texts),
@@ -159,11 +166,12 @@ def _as_model(path: Path, fields: Mapping[str, Any], arrays: Mapping[str, np.nda
         if not is_valid(fields[name]):
             raise ModelError(f"model {path}: the field {name} must be {expected}, got {reprlib.repr(fields[name])}")
     columns, classes = _columns(path, fields), fields["classes"]
-    num_columns = len(columns.numbers) + sum(map(len, columns.categories.values()))
+    num_numbers = len(columns.numeric)
+    num_columns = num_numbers + sum(map(len, columns.categories.values()))
     if (classes is None) != (fields["temperature"] is None) or (classes is not None and len(classes) < 2):
         raise ModelError(f"model {path}: must have two classes or more and a temperature, or neither")
     num_outputs = 1 if classes is None or len(classes) == 2 else len(classes)
-    _check_arrays(path, arrays, _shapes(fields, arrays, len(columns.numbers), num_columns, num_outputs))
+    _check_arrays(path, arrays, _shapes(fields, arrays, num_numbers, num_columns, num_outputs))
     scaling = Scaling(arrays["mean"], arrays["scale"], fields["bias"])
     kind = GatedOutputs if fields["method"] == "gated" else NTKOutputs
     outputs = kind(**{name: arrays[name] for name in kind._fields})
@@ -184,6 +192,8 @@ def _columns(path: Path, fields: Mapping[str, Any]) -> Columns:
         raise ModelError(f"model {path}: must have columns of different names")
     if not columns.dates.keys() | columns.formats.keys() <= numbers or columns.dates.keys() & columns.formats.keys():
         raise ModelError(f"model {path}: must have dates, and formats of others, among its numbers")
+    if not columns.cycles.keys() <= columns.dates.keys():
+        raise ModelError(f"model {path}: must have columns with features of dates among its dates")
     if any(RARE not in categories.get(name, ()) for name in columns.rare):
         raise ModelError(f"model {path}: must have rare categories among its categories")
     if any(mode not in categories.get(name, ()) for name, mode in columns.modes.items()):

@@ -24,8 +24,8 @@ def add_parsers(commands: Any, *, fit: Command, predict: Command) -> None:
         metavar="NAME=KIND ...",
         action="append",
         default=[],
-        help='how columns are taken, such as "age=number when=date id=drop"; kinds: number, date, category, drop, '
-        "for the target number or category; names with blanks are quoted",
+        help='how columns are taken, such as "age=number when=date id=drop"; kinds: number, date (also times of day), '
+        "category, drop, for the target number or category; names with blanks are quoted",
     )
     fitting.add_argument("--drop-missing-target", action="store_true", help="leave out rows without a target")
     fitting.add_argument(

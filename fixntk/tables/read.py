@@ -27,8 +27,8 @@ _MISSING_TARGETS = frozenset({"", "?", "na", "n/a", "nan", "null"})
 _KINDS = frozenset(
     {"string", "integer", "floating", "mixed-integer-float", "decimal", "boolean", "categorical", "empty"}
 )
-# The same for dates.
-_DATE_KINDS = frozenset({"date", "datetime", "datetime64"})
+# The same for dates and times of day.
+_DATE_KINDS = frozenset({"date", "datetime", "datetime64", "time"})
 # Bytes of memory for each value of a Parquet file, which becomes a string.
 _MEMORY_PER_VALUE = 150
 # Ends of the names of files that hold tables.
@@ -51,7 +51,7 @@ class TextTable(NamedTuple):
     decimal_comma
         Whether a column has numbers with decimal commas.
     lines
-        What was left out, in lines.
+        What was left out, and an encoding that was assumed, in lines.
     """
 
     path: str | Path
@@ -100,8 +100,10 @@ def read_table(path: str | Path, target: str | None = None) -> TextTable:
     return TextTable(path, features, labels.mask(labels == "?"), decimal_comma, lines)
 
 
-def read_strings(path: str | Path, wanted: Collection[str] = (), *, least_columns: int = 1) -> pd.DataFrame:
-    """Read a table as :func:`read_table` does, as strings, with '?' for missing values.
+def read_strings(
+    path: str | Path, wanted: Collection[str] = (), *, least_columns: int = 1
+) -> tuple[pd.DataFrame, list[str]]:
+    """Read a table as :func:`read_table` does, as strings with '?' for missing values; and lines about its reading.
 
     Parameters
     ----------
@@ -118,14 +120,15 @@ def read_strings(path: str | Path, wanted: Collection[str] = (), *, least_column
         If the file cannot be read, is empty or ragged, has too few columns, no header of distinct names, or values that
         are neither numbers nor words.
     """
-    return _mark_missing(_read(path, wanted, least_columns)[0], MISSING)
+    frame, lines = _read(path, wanted, least_columns)
+    return _mark_missing(frame, MISSING), lines
 
 
 def _read(path: str | Path, wanted: Collection[str], least_columns: int) -> tuple[pd.DataFrame, list[str]]:
-    """Read a table as strings, without an index, and say which column that is."""
+    """Read a table as strings, without an index, and say which column that is, and which encoding was assumed."""
     is_parquet = str(path).lower().endswith(".parquet")
-    frame = _read_parquet(path) if is_parquet else read_csv(path, wanted, least_columns)
-    first, lines = frame.columns[0], []
+    frame, lines = (_read_parquet(path), []) if is_parquet else read_csv(path, wanted, least_columns)
+    first = frame.columns[0]
     if _INDEX.fullmatch(first) and frame.shape[1] > 1 and first not in wanted and frame.iloc[:, 0].is_unique:
         frame = frame.iloc[:, 1:]
         lines.append(f"column 1, {first or 'without a name'}: left out, an index of the rows")

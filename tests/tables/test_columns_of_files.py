@@ -1,10 +1,16 @@
 """`fixntk fit` and `fixntk predict` on columns as people have them: missing values, dates, new categories."""
 
+import codecs
+from datetime import time
+
+import numpy as np
 import pandas as pd
 import pytest
 from fit_command import error_line, fitted
 
 from fixntk.cli import main
+from fixntk.tables.columns import cycle_name
+from fixntk.tables.model_file import load
 
 pytestmark = pytest.mark.core
 
@@ -80,6 +86,93 @@ def test_dates_are_numbers_of_days_in_new_rows_too(tmp_path, capsys, date_format
     (tmp_path / "new.csv").write_text("k,when\n1,soon\n")
     assert main(["predict", str(tmp_path / "model"), str(tmp_path / "new.csv")]) == 2
     assert f"holds dates ({DATES[date_format]}) in the model, here also 'soon'" in error_line(capsys)
+
+
+def test_the_season_is_learnt_and_predicted_in_years_to_come(tmp_path, capsys):
+    days = pd.date_range("2015-01-01", periods=400, freq="5D")
+    groups = ["summer" if 4 <= day.month <= 9 else "winter" for day in days]
+    rows = [f"{i % 3},{day:%d.%m.%Y},{group}" for i, (day, group) in enumerate(zip(days, groups, strict=True))]
+    new = [f"{month:02}.2022" for month in (1, 2, 5, 6, 7, 8, 11, 12)]
+    table = "k,when\n" + "".join(f"1,15.{month}\n" for month in new) + "1,\n"
+    told, status, out, err = fit_and_predict(tmp_path, capsys, "k,when,group", rows, table)
+    assert (
+        "column 'when': date (day.month.year), converted to days, with sin and cos of the time of year, sin and cos of"
+        " the day of the week\n" in told
+    )
+    assert status == 0
+    predicted = [line.partition(",")[0] for line in out.splitlines()[1:]]
+    assert predicted[:-1] == ["winter"] * 2 + ["summer"] * 4 + ["winter"] * 2
+    assert "column 'when': 1 missing, replaced by the median" in err
+    # The medians of the features, as of all numbers, are those of the training table.
+    phases = 2 * np.pi * (days.day_of_year - 1) / np.where(days.is_leap_year, 366, 365)
+    model = load(tmp_path / "model")
+    place = model.columns.numeric.index(cycle_name("sin of the time of year", "when"))
+    assert model.medians[place] == pytest.approx(np.median(np.sin(phases)), abs=1e-12)
+
+
+def test_times_of_day_of_parquet_files_are_read(tmp_path, capsys):
+    times = [time(hour, 30) for hour in range(24)]
+    groups = ["day" if 7 <= each.hour < 17 else "night" for each in times]
+    pd.DataFrame({"at": times, "group": groups}).to_parquet(tmp_path / "table.parquet")
+    options = ["--target", "group", "--out", str(tmp_path / "model"), "--method", "ntk", "--reg", "0.1"]
+    assert main(["fit", str(tmp_path / "table.parquet"), *options]) == 0
+    assert "column 'at': time of day, converted to hours, with sin and cos of the hour\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("pattern", ["%H:%M", "%I:%M %p", "%H:%M:%S"])
+def test_times_of_day_are_hours_and_midnight_is_near_to_both_of_its_sides(tmp_path, capsys, pattern):
+    minutes = pd.date_range("2020-01-01 01:00", periods=133, freq="10min")
+    groups = ["day" if 7 <= minute.hour < 17 else "night" for minute in minutes]
+    rows = [f"{i % 2},{m.strftime(pattern)},{group}" for i, (m, group) in enumerate(zip(minutes, groups, strict=True))]
+    new = "k,at\n1,12:05\n1,11:30 pm\n1,00:10\n"
+    told, status, out, err = fit_and_predict(tmp_path, capsys, "k,at,group", rows, new)
+    assert "column 'at': time of day, converted to hours, with sin and cos of the hour\n" in told
+    assert (status, err) == (0, "")
+    assert [line.partition(",")[0] for line in out.splitlines()[1:]] == ["day", "night", "night"]
+    assert fitted(tmp_path, "group", "--method", "ntk", "--reg", "0.1", "--columns", "at=category") == 0
+    assert "column 'at': category of" in capsys.readouterr().out
+    (tmp_path / "table.csv").write_text("\n".join(["k,at,group", *rows, "1,noon,day"]) + "\n")
+    assert fitted(tmp_path, "group", "--columns", "at=date") == 2
+    assert "column 'at' must be a date" in error_line(capsys)
+
+
+ENCODINGS = {
+    "utf-8": b"",
+    "utf-8-sig": b"",
+    "utf-16": b"",
+    "utf-16-le": codecs.BOM_UTF16_LE,
+    "utf-16-be": codecs.BOM_UTF16_BE,
+    "latin-1": b"",
+    "cp1252": b"",
+}
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_other_encodings_are_read(tmp_path, capsys, encoding):
+    words = ["Zürich", "Genève", "São João", "€ “x”" if encoding != "latin-1" else "ß ¼"]
+    label = "€" if encoding != "latin-1" else "ä"
+    rows = [f"{i},{words[i % 4]},{label if i % 4 == 0 else 'b'}" for i in range(24)]
+    mark = ENCODINGS[encoding]
+    content = mark + "\n".join(["n,città,group", *rows, ""]).encode(encoding)
+    (tmp_path / "table.csv").write_bytes(content)
+    (tmp_path / "new.csv").write_bytes(mark + f"città,n\n{words[0]},8\n{words[3]},3\n".encode(encoding))
+    assert fitted(tmp_path, "group", "--method", "ntk", "--reg", "0.01") == 0
+    told = capsys.readouterr().out
+    assert "column 'città': category of 4 values\n" in told
+    assert main(["predict", str(tmp_path / "model"), str(tmp_path / "new.csv"), "--strict"]) == 0
+    captured = capsys.readouterr()
+    assert [line.partition(",")[0] for line in captured.out.splitlines()[1:]] == [label, "b"]
+    is_assumed = encoding in ("latin-1", "cp1252")
+    # The à of the header is the seventh byte.
+    assert ("not valid UTF-8 (byte 7), read as Windows-1252\n" in told) == is_assumed
+    assert ("not valid UTF-8 (byte 5), read as Windows-1252\n" in captured.err) == is_assumed
+
+
+@pytest.mark.parametrize("byte", [b"\x00", b"\x81", b"\x9d"])
+def test_what_is_no_text_is_refused(tmp_path, capsys, byte):
+    (tmp_path / "table.csv").write_bytes(b"n,group\n" + b"1,\xe4\n2,b\n" * 9 + b"3," + byte + b"\n")
+    assert fitted(tmp_path, "group") == 2
+    assert "cannot be read: 'utf-8' codec can't decode byte 0xe4" in error_line(capsys)
 
 
 def test_categories_not_seen_are_told_and_count_as_none(tmp_path, capsys):

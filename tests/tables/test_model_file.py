@@ -7,7 +7,7 @@ from sklearn.pipeline import Pipeline
 
 from fixntk._files import Format, read_arrays, write_arrays
 from fixntk.estimators import GatedReLUClassifier, GatedReLURegressor, NTKClassifier, NTKRegressor
-from fixntk.tables.columns import RARE, Columns
+from fixntk.tables.columns import RARE, Columns, cycle_name
 from fixntk.tables.encode import imputing_encoder
 from fixntk.tables.model_file import Model, ModelError, load, save
 from fixntk.tables.numbers import NumberFormat
@@ -20,11 +20,13 @@ COLUMNS = Columns(
     ["age", "size", "none"],
     {"=c": [RARE, "a", "b\n"]},
     {"age": "ISO8601"},
+    {"age": ["sin of the time of year", "cos of the hour"]},
     {"size": NumberFormat(".", ",", "€")},
     {"=c": ["d", "e"]},
     {"=c": "a"},
 )
-MEDIANS = np.array([FRAME["age"].median(), FRAME["size"].median(), 0])
+FRAME[CYCLES := [cycle_name(feature, "age") for feature in COLUMNS.cycles["age"]]] = RNG.standard_normal((40, 2))
+MEDIANS = np.array([FRAME["age"].median(), FRAME["size"].median(), 0, *FRAME[CYCLES].median()])
 TARGETS = {
     "quantity": FRAME["size"].to_numpy() ** 2,
     "two": np.where(FRAME["size"] > 0, "yes", "no").astype(object),
@@ -67,7 +69,7 @@ def content(request, tmp_path_factory):
     return read_arrays(path, KIND)
 
 
-KIND = Format("fixntk model", 4)
+KIND = Format("fixntk model", 5)
 OTHERS = [None, True, 1, -1, 10**400, 0.5, -0.5, "", "a"]
 OTHERS += [[], [1], ["a"], ["a", "a"], ["a", "b"], {}, {"a": 1}, {"a": []}]
 
@@ -101,7 +103,7 @@ def test_fields_of_other_types_are_refused(tmp_path, content):
     right = {
         "target": lambda value: isinstance(value, str),
         "temperature": lambda value: value == 0.5,
-        **dict.fromkeys(("dates", "formats", "rare", "modes"), lambda value: value == {}),
+        **dict.fromkeys(("dates", "cycles", "formats", "rare", "modes"), lambda value: value == {}),
     }
     for name in fields.keys() - {"format", "version", "fixntk"}:
         for other in OTHERS:
@@ -133,5 +135,5 @@ def test_nothing_that_cannot_be_read_is_written(tmp_path):
     fitted = NTKRegressor().fit(FRAME[["size"]].to_numpy(), TARGETS["quantity"])
     predictor = fitted.predictor()._replace(target_scaling=fitted._target_scaling._replace(scale=np.array([np.inf])))
     with pytest.raises(ModelError, match="the array target_scale holds numbers that are out of range"):
-        save(Model("y", Columns(["size"], {}, {}, {}, {}, {}), np.zeros(1), predictor), tmp_path / "model")
+        save(Model("y", Columns(["size"], {}, {}, {}, {}, {}, {}), np.zeros(1), predictor), tmp_path / "model")
     assert not list(tmp_path.iterdir())

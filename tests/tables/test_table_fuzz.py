@@ -17,7 +17,7 @@ from fixntk.cli import main
 
 SHORT = settings(max_examples=300, suppress_health_check=list(HealthCheck))
 LONG = settings(max_examples=10_000, suppress_health_check=list(HealthCheck))
-KIND = Format("fixntk model", 4)
+KIND = Format("fixntk model", 5)
 
 # Seconds for one call of the command, compilation included.
 _TIME_LIMIT_S = 60
@@ -109,6 +109,16 @@ def whole(text):
     return before if is_whole and len(before) - len(before.lstrip("+-")) < 2 else text
 
 
+def decoded(content):
+    """The text of a file in one of the encodings that are read."""
+    if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return content.decode("utf-16")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return content.decode("cp1252")
+
+
 def readings(text, target):
     """Independent readings of a table: delimiters in order of preference, names and the target's values."""
     for delimiter in [*",\t;|", *sorted(set(text) - set(',\t;|\r\n"'))]:
@@ -135,7 +145,7 @@ def check_table(folder, case, target_number):
         return
     kind = fitted.split(" is a ")[-1].split()[0]
     found = {}
-    for delimiter, names, labels in readings(content.decode("utf-8-sig"), target):
+    for delimiter, names, labels in readings(decoded(content), target):
         if fitted.startswith(f"{len(labels)} rows, {len(names) - 1} columns; {target!r} is a {kind}"):
             found[delimiter] = labels
         # A table with commas is read with commas.
