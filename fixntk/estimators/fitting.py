@@ -1,8 +1,7 @@
-"""The two fits as pure functions of scaled rows: the convex program, and ridge regression with the NTK."""
+"""The convex program's fit as a pure function of scaled rows, and ridge regression with the kernel that it learns."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -11,23 +10,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import Float, Int
-from scipy.linalg import solve_triangular
+from jaxtyping import Float
 
-from fixntk._numerics import allow_float64, ignore_convergence_warnings, with_dtype
+from fixntk._numerics import allow_float64, with_dtype
 from fixntk._tiling import free_on_host, memory_for
 from fixntk.convex import ConvexProgram, Solution, solve_quietly
 from fixntk.convex.program import replace_fields
 from fixntk.estimators.gate_options import GateOptions, draw_gates
-from fixntk.estimators.gaussian_process import LEAST_FREEDOM, Kernel, condition
+from fixntk.estimators.gaussian_process import Kernel, condition
 from fixntk.estimators.preprocessing import Training
 from fixntk.gates.masks import activation_masks
 from fixntk.gram import masked_gram
 from fixntk.networks.models import GatedReLUNetwork
-from fixntk.ntk import gated_relu_ntk, nystrom
 
-# Candidates for the ridge, in units of the kernel's mean diagonal.
-DEFAULT_REGS = tuple(10.0**k for k in range(-6, 3))
 # λ_max counts as zero below this multiple of the dtype's resolution and of the sizes of inputs and targets.
 _ZERO_IN_EPS = 100.0
 # Candidates for λ in classification, in units of λ_max.
@@ -35,15 +30,7 @@ DEFAULT_REG_SHARES = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 # Candidates for λ in regression, in units of λ_max. Some are smaller, as targets can be almost free of noise.
 DEFAULT_REGRESSION_SHARES = (*DEFAULT_REG_SHARES, 0.0003, 0.0001, 0.00001)
 
-# Largest number of rows whose whole kernel is decomposed. For more it is approximated, by at most this number of
-# landmark rows, or until this share of its trace is left.
-_MAX_EXACT_ROWS = 10_000
-_MAX_LANDMARKS = 2048
-_TRACE_LEFT = 1e-4
-
-# Matrices of a kernel's size in memory at a time: the kernel twice, its eigenvectors, and LAPACK's work.
-_NUM_SPECTRAL_MATRICES = 6
-# The same where it is factorised: two kernels in the making, and the factor.
+# Matrices of a kernel's size in memory at a time where it is factorised: two kernels in the making, and the factor.
 NUM_FACTOR_MATRICES = 4
 # The same where the inverse is needed too.
 _NUM_INVERSE_MATRICES = 5
@@ -87,37 +74,6 @@ class GatedFit(NamedTuple):
     gates: Float[np.ndarray, "P w"]
     network: GatedReLUNetwork
     reg: float
-
-
-class NTKFit(NamedTuple):
-    """Kernel ridge regression with the NTK.
-
-    Attributes
-    ----------
-    dual_coef
-        (n, c) coefficients of the rows.
-    share
-        Ridge in units of the kernel's mean diagonal.
-    reg
-        Ridge in units of the kernel.
-    errors
-        (R,) mean squared error of leave-one-out outputs for each ridge.
-    left_out_outputs
-        (n, c) outputs for each row of the regression without that row, at the ridge chosen; NaN for rows of weight
-        zero.
-    landmarks
-        (r,) the rows that the coefficients, (r, c), belong to where the kernel is approximated; None where it is exact.
-    trace_left
-        Share of the kernel's trace that the approximation leaves out.
-    """
-
-    dual_coef: Float[np.ndarray, "n c"]
-    share: float
-    reg: float
-    errors: Float[np.ndarray, " R"]
-    left_out_outputs: Float[np.ndarray, "n c"]
-    landmarks: Int[np.ndarray, " r"] | None = None
-    trace_left: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -226,101 +182,6 @@ def certify_fit(
     """
     solution = solve_quietly(program.with_reg(reg), method="fista", init=weights, max_iter=0)
     return as_gated_fit(replace(solution, kernel_weights=jnp.asarray(kernel_weights)), jnp.asarray(gates), reg)
-
-
-def fit_ntk(training: Training, regs: Sequence[Any]) -> NTKFit:
-    """Ridge regression with the NTK, at the ridge with the least squared error of leave-one-out outputs.
-
-    One eigendecomposition √ω K √ω = V diag(s) Vᵀ serves all ridges: the residual is V diag(λ/(s + λ)) Vᵀ y, and leaving
-    a row out divides its residual by 1 − h, the diagonal of the same matrix. Above 10,000 rows K is approximated from
-    landmark rows, and nothing larger than rows × landmarks is made.
-    """
-    shares = check_regs(regs, np.inf)
-    if training.num_rows > _MAX_EXACT_ROWS:
-        return _fit_by_landmarks(training, shares)
-    with memory_for_kernels(training.num_rows, _NUM_SPECTRAL_MATRICES):
-        return _fit_ntk(training, shares)
-
-
-def _fit_ntk(training: Training, shares: list[float]) -> NTKFit:
-    kernel = kernel_matrix(gated_relu_ntk, training)
-    weights, targets = training.weights, training.targets
-    unit = float(weights @ np.diag(kernel)) / weights.sum() or 1.0
-    root = np.sqrt(weights)
-    eigenvalues, vectors = np.linalg.eigh(root[:, None] * kernel * root)
-    eigenvalues = np.maximum(eigenvalues, 0)
-    rotated = vectors.T @ (root[:, None] * targets)
-
-    def left_out_residuals(share: float) -> np.ndarray:
-        # The residuals are multiplied by the roots of the rows' weights.
-        left = share * unit / (eigenvalues + share * unit)
-        # 1 − h of a row of weight zero is 1.
-        freedom = np.maximum(vectors**2 @ left, LEAST_FREEDOM)
-        return vectors @ (left[:, None] * rotated) / freedom[:, None]
-
-    residuals, reg, errors, best = _choose_ridge(left_out_residuals, shares, unit, weights)
-    return NTKFit(
-        dual_coef=root[:, None] * (vectors @ (rotated / (eigenvalues + reg)[:, None])),
-        share=shares[best],
-        reg=reg,
-        errors=errors / targets.shape[1],
-        left_out_outputs=_without_weights(targets, residuals, root),
-    )
-
-
-def _fit_by_landmarks(training: Training, shares: list[float]) -> NTKFit:
-    """The same with √ω K √ω replaced by its Nyström approximation F Fᵀ: FᵀF = V diag(s) Vᵀ serves all ridges."""
-    weights, targets = training.weights, training.targets
-    root = np.sqrt(weights)
-    with allow_float64(), ignore_convergence_warnings():
-        rows = {"root": jnp.asarray(root), "x": jnp.asarray(training.x)}
-        found = nystrom(_weighted_ntk, rows, key=jax.random.key(0), tol=_TRACE_LEFT, max_rank=_MAX_LANDMARKS)
-    factor, triangle = np.asarray(found.factor), np.asarray(found.triangle)
-    total = float(np.sum(np.asarray(found.diagonal)))
-    unit = total / weights.sum() or 1.0
-    eigenvalues, vectors = np.linalg.eigh(factor.T @ factor)
-    features = factor @ vectors
-    rotated = features.T @ (root[:, None] * targets)
-
-    def left_out_residuals(share: float) -> np.ndarray:
-        # The residuals are multiplied by the roots of the rows' weights.
-        inverse = 1 / (np.maximum(eigenvalues, 0) + share * unit)
-        freedom = np.maximum(1 - features**2 @ inverse, LEAST_FREEDOM)
-        return (root[:, None] * targets - features @ (inverse[:, None] * rotated)) / freedom[:, None]
-
-    residuals, reg, errors, best = _choose_ridge(left_out_residuals, shares, unit, weights)
-    inverse = 1 / (np.maximum(eigenvalues, 0) + reg)
-    of_features = vectors @ (inverse[:, None] * rotated)
-    of_landmarks = solve_triangular(triangle, of_features, lower=True, trans="T")
-    return NTKFit(
-        dual_coef=root[found.indices, None] * of_landmarks,
-        share=shares[best],
-        reg=reg,
-        errors=errors / targets.shape[1],
-        left_out_outputs=_without_weights(targets, residuals, root),
-        landmarks=found.indices,
-        trace_left=found.trace_bound / (total or 1.0),
-    )
-
-
-def _weighted_ntk(rows: dict[str, Array], others: dict[str, Array]) -> Array:
-    return rows["root"][:, None] * gated_relu_ntk(rows["x"], others["x"]) * others["root"][None, :]
-
-
-def _choose_ridge(
-    left_out_residuals: Callable[[float], np.ndarray], shares: list[float], unit: float, weights: np.ndarray
-) -> tuple[np.ndarray, float, np.ndarray, int]:
-    """The residuals at the best ridge, that ridge, the error of each ridge, and which is the best."""
-    residuals = [left_out_residuals(share) for share in shares]
-    errors = np.array([np.sum(residual**2) for residual in residuals]) / weights.sum()
-    best = int(np.argmin(errors))
-    return residuals[best], shares[best] * unit, errors, best
-
-
-def _without_weights(targets: np.ndarray, residuals: np.ndarray, root: np.ndarray) -> np.ndarray:
-    """Outputs from residuals times the roots of weights; NaN for rows of weight zero."""
-    blank = np.full(targets.shape, np.nan)
-    return targets - np.divide(residuals, root[:, None], out=blank, where=root[:, None] > 0)
 
 
 def leave_one_out(kernel: Kernel, training: Training, reg: float) -> Float[np.ndarray, "n c"]:

@@ -46,7 +46,9 @@ class GatedReLURegressor(GatedMixin, RegressionMixin, BaseEstimator):
     loss : str
         "squared" or "huber" (with its bend at one standard deviation of y).
     standardize, bias : bool
-        Whether to bring columns to mean 0 and deviation 1, and to add a column of ones for the gates.
+        Whether to bring columns to mean 0 and deviation 1, and to add a constant column for the gates.
+    bias_scale : float, sequence of float or "auto"
+        Value of that column, as for :class:`NTKRegressor`; chosen by the NTK's errors, once for all training rows.
     tol : float or None
         Relative duality gap to reach, below 1; None for 1e-6.
     max_iter : int or None
@@ -72,6 +74,8 @@ class GatedReLURegressor(GatedMixin, RegressionMixin, BaseEstimator):
         Of the convex program.
     gates_ : ndarray (P, d')
         Gates on these inputs.
+    bias_scale_, bias_scale_errors_ : float, dict
+        The value of the bias column, 0 for none; and the NTK's error for each, empty where there was one only.
     feature_importances_ : ndarray (d,)
         Mean square of the prediction's derivative by each feature over the training rows, scaled to sum to 1: the
         diagonal of the average gradient outer product of the scaled features. Zeros for a constant prediction.
@@ -94,6 +98,7 @@ class GatedReLURegressor(GatedMixin, RegressionMixin, BaseEstimator):
         loss: str = "squared",
         standardize: bool = True,
         bias: bool = True,
+        bias_scale: Any = 1.0,
         tol: float | None = None,
         max_iter: int | None = None,
         random_state: Any = None,
@@ -105,6 +110,7 @@ class GatedReLURegressor(GatedMixin, RegressionMixin, BaseEstimator):
         self.loss = loss
         self.standardize = standardize
         self.bias = bias
+        self.bias_scale = bias_scale
         self.tol = tol
         self.max_iter = max_iter
         self.random_state = random_state
@@ -123,13 +129,14 @@ class GatedReLURegressor(GatedMixin, RegressionMixin, BaseEstimator):
         ConvergenceWarning
             If the gap is above ``tol`` at the end.
         """
-        training = self._read(X, y, sample_weight)
+        training = self._choose_bias_scale(self._read(X, y, sample_weight))
         if self.loss not in ("squared", "huber"):
             raise ValueError(f"loss must be squared or huber, got {self.loss!r}")
         gates = self._gate_options()
         options: dict[str, Any] = {"tol": self.tol, "max_iter": self.max_iter, "progress": self.verbose > 0}
         fit = fit_gated(training, gates, reg=self.reg, loss=self.loss, **options)
         self._set_fit(fit, training)
+        self._store(training)
         return self
 
 
@@ -138,7 +145,7 @@ class GatedReLUClassifier(GatedMixin, ClassificationMixin, BaseEstimator):
 
     Parameters
     ----------
-    num_gates, gates, reg, standardize, bias, tol, max_iter, random_state, verbose
+    num_gates, gates, reg, standardize, bias, bias_scale, tol, max_iter, random_state, verbose
         As for :class:`GatedReLURegressor`.
     loss : str
         "squared", on ±1 for two classes and for each of several against the rest, with one kernel for all; or
@@ -174,6 +181,7 @@ class GatedReLUClassifier(GatedMixin, ClassificationMixin, BaseEstimator):
         class_weight: Any = None,
         standardize: bool = True,
         bias: bool = True,
+        bias_scale: Any = 1.0,
         tol: float | None = None,
         max_iter: int | None = None,
         random_state: Any = None,
@@ -186,6 +194,7 @@ class GatedReLUClassifier(GatedMixin, ClassificationMixin, BaseEstimator):
         self.class_weight = class_weight
         self.standardize = standardize
         self.bias = bias
+        self.bias_scale = bias_scale
         self.tol = tol
         self.max_iter = max_iter
         self.random_state = random_state
@@ -205,6 +214,7 @@ class GatedReLUClassifier(GatedMixin, ClassificationMixin, BaseEstimator):
             If the gap is above ``tol`` at the end.
         """
         training, codes = self._read(X, y, sample_weight)
+        training = self._choose_bias_scale(training)
         if self.loss not in ("squared", "logistic"):
             raise ValueError(f"loss must be squared or logistic, got {self.loss!r}")
         loss = "softmax" if self.loss == "logistic" and len(self.classes_) > 2 else self.loss
@@ -236,9 +246,9 @@ class GatedReLURegressorCV(ChoiceMixin, RegressionMixin, BaseEstimator):
         with ``bias``), random gates, discovered ones, and those of trained ReLU networks. "discovered": column
         generation along λ, from the largest on until the held-out loss rises, and ridge regressions with the kernel
         found, whose smaller ridges undo the shrinkage. "trained": ReLU networks trained by gradient descent at each λ,
-        and such ridge regressions with the kernels of their gates. Otherwise as for :class:`GatedReLURegressor`. In
-        each fold gates are drawn, discovered and trained from its training rows.
-    standardize, bias, random_state, verbose
+        and such ridge regressions with the kernels of their gates. Otherwise as for :class:`GatedReLURegressor`. Each
+        fold's gates come from its training rows.
+    standardize, bias, bias_scale, random_state, verbose
         As for :class:`GatedReLURegressor`.
     regs : sequence of float
         Candidates for λ/λ_max.
@@ -287,6 +297,7 @@ class GatedReLURegressorCV(ChoiceMixin, RegressionMixin, BaseEstimator):
         one_standard_error: bool = False,
         standardize: bool = True,
         bias: bool = True,
+        bias_scale: Any = 1.0,
         random_state: Any = None,
         verbose: int = 0,
     ) -> None:
@@ -298,6 +309,7 @@ class GatedReLURegressorCV(ChoiceMixin, RegressionMixin, BaseEstimator):
         self.one_standard_error = one_standard_error
         self.standardize = standardize
         self.bias = bias
+        self.bias_scale = bias_scale
         self.random_state = random_state
         self.verbose = verbose
 
@@ -309,10 +321,11 @@ class GatedReLURegressorCV(ChoiceMixin, RegressionMixin, BaseEstimator):
         ValueError
             If inputs are not numbers, there are fewer rows than folds, or an option is out of its range.
         """
-        training = self._read(X, y, sample_weight, distinct_rows)
+        training = self._choose_bias_scale(self._read(X, y, sample_weight, distinct_rows))
         folds = shuffled_folds(training.num_rows, self.num_folds, seed=0, num_copies=len(y))
         losses = partial(squared_errors, targets=training.targets)
         self._choose(training, folds, losses)
+        self._store(training)
         return self
 
 
@@ -323,7 +336,7 @@ class GatedReLUClassifierCV(ChoiceMixin, ClassificationMixin, BaseEstimator):
 
     Parameters
     ----------
-    standardize, bias, random_state, class_weight, verbose
+    standardize, bias, bias_scale, random_state, class_weight, verbose
         As for :class:`GatedReLUClassifier`.
     num_gates, gates, regs, num_folds, max_steps, one_standard_error
         As for :class:`GatedReLURegressorCV`; folds are stratified.
@@ -359,6 +372,7 @@ class GatedReLUClassifierCV(ChoiceMixin, ClassificationMixin, BaseEstimator):
         one_standard_error: bool = False,
         standardize: bool = True,
         bias: bool = True,
+        bias_scale: Any = 1.0,
         random_state: Any = None,
         verbose: int = 0,
     ) -> None:
@@ -371,6 +385,7 @@ class GatedReLUClassifierCV(ChoiceMixin, ClassificationMixin, BaseEstimator):
         self.one_standard_error = one_standard_error
         self.standardize = standardize
         self.bias = bias
+        self.bias_scale = bias_scale
         self.random_state = random_state
         self.verbose = verbose
 
@@ -383,8 +398,8 @@ class GatedReLUClassifierCV(ChoiceMixin, ClassificationMixin, BaseEstimator):
             If inputs are not numbers, there is one class only, or an option is out of its range.
         """
         training, codes = self._read(X, y, sample_weight)
+        training = self._choose_bias_scale(training)
         folds = stratified_folds(codes, self.num_folds, seed=0, num_copies=len(y))
-
         losses = partial(log_losses, weights=training.weights, codes=codes)
         choice = self._choose(training, folds, losses)
         self.temperature_ = fit_temperature(choice.held_out_outputs, choice.held_out_weights, codes)

@@ -21,7 +21,6 @@ from fixntk.estimators.fitting import (
     NUM_FACTOR_MATRICES,
     GatedFit,
     LearntKernel,
-    NTKFit,
     kernel_matrix,
     memory_for_kernels,
 )
@@ -29,6 +28,8 @@ from fixntk.estimators.folds import Folds
 from fixntk.estimators.frames import FrameEncoder, check_numbers, fit_encoder, is_frame
 from fixntk.estimators.gate_options import AUTO, DISCOVERED, TRAINED, GateOptions, check_source
 from fixntk.estimators.gaussian_process import Kernel, Process, condition
+from fixntk.estimators.kernels import check_bias_scales, check_depths, ntk_of_depth
+from fixntk.estimators.ntk_fits import DEFAULT_REGS, NTKChoice, NTKFit, choose_ntk
 from fixntk.estimators.predictors import (
     ClassificationPredictor,
     GatedOutputs,
@@ -51,7 +52,6 @@ from fixntk.estimators.preprocessing import (
     scale_targets,
 )
 from fixntk.networks.models import GatedReLUNetwork
-from fixntk.ntk import gated_relu_ntk
 
 # Number of rows for which standard deviations are computed at a time. It is smaller than for outputs because they need
 # the kernel matrix of these rows with themselves and with the training rows.
@@ -63,8 +63,10 @@ class InputMixin:
 
     standardize: bool
     bias: bool
+    bias_scale: Any
     n_features_in_: int
     feature_importances_: np.ndarray
+    bias_scale_: float
     _encoder: FrameEncoder | None
     _scaling: Scaling
 
@@ -100,6 +102,21 @@ class InputMixin:
         self._scaling, padded = scale_inputs(X, chosen, standardize=self.standardize, bias=self.bias)
         return padded
 
+    def _choose_ntk(self, training: Training, regs: Any, depths: tuple[int, ...]) -> NTKChoice:
+        """The NTK of the least leave-one-out error; its value of the bias column becomes that of new rows."""
+        choice = choose_ntk(
+            training,
+            regs,
+            depths=depths,
+            bias_scales=check_bias_scales(self.bias_scale),
+            bias_column=len(self._scaling.mean) if self.bias else None,
+        )
+        self._set_bias_scale(choice.bias_scale)
+        return choice
+
+    def _set_bias_scale(self, bias_scale: float) -> None:
+        self._scaling, self.bias_scale_ = self._scaling._replace(bias=bias_scale), bias_scale
+
 
 class RegressionMixin(InputMixin, MultiOutputMixin, RegressorMixin):
     """One or several targets, standardised; the estimator's kernel is the covariance of a Gaussian process."""
@@ -112,14 +129,16 @@ class RegressionMixin(InputMixin, MultiOutputMixin, RegressorMixin):
     def _read(
         self, X: Any, y: Any, sample_weight: Any, choose: Callable[[Any, Any, Any], Chosen] = all_rows
     ) -> Training:
-        """Check inputs and targets, and scale the chosen rows; rows of positive weight are stored as well."""
+        """Check inputs and targets, and scale the chosen rows."""
         X, y = self._read_rows(X, y, sample_weight, multi_output=True, y_numeric=True)
         weights = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
         chosen = choose(X, y, weights)
         self._target_scaling, targets = scale_targets(y, chosen)
-        training = Training(self._scale_inputs(X, chosen), targets, pad_rows(chosen[1]), len(chosen[0]))
+        return Training(self._scale_inputs(X, chosen), targets, pad_rows(chosen[1]), len(chosen[0]))
+
+    def _store(self, training: Training) -> None:
+        """Keep the rows of positive weight, as they were fitted, for the Gaussian process."""
         self._training = training.select_weighted()
-        return training
 
     def predict(self, X: Any, return_std: bool = False) -> Any:
         """Targets (n,) or (n, c) of new inputs, and with ``return_std`` the standard deviations of new observations.
@@ -224,7 +243,26 @@ class GatedMixin(InputMixin):
     gates_: np.ndarray
     kernel_weights_: np.ndarray
     reg_: float
+    bias_scale_errors_: dict[float, float]
     _condition: Callable[..., Process]
+
+    def __repr__(self, N_CHAR_MAX: int = 700) -> str:
+        text: str = super().__repr__(N_CHAR_MAX)  # type: ignore[call-arg]  # scikit-learn's.
+        if not getattr(self, "bias_scale_errors_", {}):
+            return text
+        errors = ", ".join(f"{scale:g} {error:.3g}" for scale, error in self.bias_scale_errors_.items())
+        return f"{text}: bias_scale {self.bias_scale_:g}; leave-one-out errors of the NTK: {errors}"
+
+    def _choose_bias_scale(self, training: Training) -> Training:
+        """The rows with the bias column whose NTK has the least leave-one-out error, if several are to be tried."""
+        scales = check_bias_scales(self.bias_scale)
+        self.bias_scale_errors_ = {}
+        if self.bias and len(scales) > 1:
+            choice = self._choose_ntk(training, DEFAULT_REGS, (1,))
+            self.bias_scale_errors_ = {scale: error for (_, scale), error in choice.errors.items()}
+            return choice.training
+        self._set_bias_scale(scales[0] if self.bias else 0.0)
+        return training.with_bias(len(self._scaling.mean), scales[0]) if self.bias else training
 
     def _gate_options(self) -> GateOptions:
         check_source(self.gates, *self._other_sources)
@@ -261,7 +299,7 @@ class ChoiceMixin(GatedMixin):
     verbose: int
 
     def __repr__(self, N_CHAR_MAX: int = 700) -> str:
-        text: str = super().__repr__(N_CHAR_MAX)  # type: ignore[call-arg]  # scikit-learn's.
+        text: str = super().__repr__(N_CHAR_MAX)
         if not hasattr(self, "choice_"):
             return text
         losses = ", ".join(f"{kind} {loss:.3g}" for kind, loss in self.choice_losses_.items())
@@ -290,14 +328,33 @@ class ChoiceMixin(GatedMixin):
 class NTKMixin(InputMixin):
     """Estimators that are kernel ridge regressions with the NTK."""
 
+    depth: Any
     verbose: int
     X_fit_: np.ndarray
     dual_coef_: np.ndarray
+    depth_: int
+    choice_errors_: dict[tuple[int, float], float]
     _ridge: float
     _condition: Callable[..., Process]
 
+    def __repr__(self, N_CHAR_MAX: int = 700) -> str:
+        text: str = super().__repr__(N_CHAR_MAX)  # type: ignore[call-arg]  # scikit-learn's.
+        if len(getattr(self, "choice_errors_", {})) < 2:
+            return text
+        errors = ", ".join(f"({depth}, {scale:g}) {error:.3g}" for (depth, scale), error in self.choice_errors_.items())
+        chosen = f"depth {self.depth_}, bias_scale {self.bias_scale_:g}"
+        return f"{text}: {chosen}; leave-one-out errors of (depth, bias_scale): {errors}"
+
+    def _fit_ntk(self, training: Training, regs: Any) -> NTKChoice:
+        """Fit the NTK of the least leave-one-out error."""
+        choice = self._choose_ntk(training, regs, check_depths(self.depth))
+        self._set_fit(choice.fit, choice.training)
+        self.choice_errors_ = choice.errors
+        return choice
+
     def _set_fit(self, fit: NTKFit, training: Training) -> None:
         is_exact = fit.landmarks is None
+        self.depth_ = fit.depth
         self.X_fit_ = training.x if is_exact else training.x[fit.landmarks]
         self.dual_coef_, self.loo_errors_ = fit.dual_coef, fit.errors
         self.reg_, self._ridge = fit.share, fit.reg
@@ -309,8 +366,8 @@ class NTKMixin(InputMixin):
 
     def _outputs(self) -> NTKOutputs:
         """Outputs of the ridge regression, in units of the targets fitted."""
-        return NTKOutputs(self.X_fit_, self.dual_coef_)
+        return NTKOutputs(self.X_fit_, self.dual_coef_, self.depth_)
 
     def _process(self) -> Process:
         """The Gaussian process with the NTK, without a constant."""
-        return self._condition(gated_relu_ntk, self._ridge, centre=False)
+        return self._condition(ntk_of_depth(self.depth_), self._ridge, centre=False)

@@ -1,9 +1,9 @@
-"""scikit-learn estimators that are kernel ridge regressions with the NTK of a wide gated-ReLU network.
+"""scikit-learn estimators that are kernel ridge regressions with the NTK of a wide gated-ReLU network, or a deeper one.
 
 Rows are standardised and get a bias column; both are options. Everything is computed in float64. The ridge is given in
 units of the kernel's mean diagonal.
 
-See docs/mathematics.md, M3 and M15.
+See docs/mathematics.md, M3, M13 and M15.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import numpy as np
 from sklearn.base import BaseEstimator
 
 from fixntk.estimators.calibration import fit_temperature
-from fixntk.estimators.fitting import DEFAULT_REGS, fit_ntk
 from fixntk.estimators.mixins import ClassificationMixin, NTKMixin, RegressionMixin
+from fixntk.estimators.ntk_fits import DEFAULT_REGS
 from fixntk.estimators.preprocessing import as_codes, as_scores, distinct_rows
 
 
@@ -26,13 +26,25 @@ class NTKRegressor(NTKMixin, RegressionMixin, BaseEstimator):
     ----------
     reg : float
         Ridge in units of the kernel's mean diagonal, positive.
+    depth : int, sequence of int or "auto"
+        Number of hidden layers. 1: the NTK of the gated-ReLU network, whose hidden layer alone is trained; more: that
+        of the fully connected ReLU network with all layers trained. Of a sequence, the one with the least squared
+        error of leave-one-out outputs; "auto" for 1, 2, 3 and 5.
     standardize, bias : bool
         As for :class:`GatedReLURegressor`.
+    bias_scale : float, sequence of float or "auto"
+        Value of the bias column, in units of the other columns' standard deviation. With a larger one, more hyperplanes
+        of the network's gates pass far from the centre of the rows. Of a sequence, the one with the least error,
+        together with the depth; "auto" for 0.3, 1, 3 and 10.
     verbose : int
         Above 0, print the number of landmarks where the kernel is approximated.
 
     Attributes
     ----------
+    depth_, bias_scale_ : int, float
+        What was chosen; a scale of 0 stands for no bias column.
+    choice_errors_ : dict
+        Mean squared leave-one-out error, of standardised targets, of each pair of a depth and a scale.
     is_exact_ : bool
         Whether the whole kernel was decomposed, as it is up to 10,000 rows. For more rows it is approximated from
         landmark rows (:func:`fixntk.nystrom`), at most 2048, which ``X_fit_`` and ``dual_coef_`` then belong to.
@@ -54,10 +66,21 @@ class NTKRegressor(NTKMixin, RegressionMixin, BaseEstimator):
     See docs/mathematics.md, M3 and M15.
     """
 
-    def __init__(self, *, reg: float = 0.01, standardize: bool = True, bias: bool = True, verbose: int = 0) -> None:
+    def __init__(
+        self,
+        *,
+        reg: float = 0.01,
+        depth: Any = 1,
+        standardize: bool = True,
+        bias: bool = True,
+        bias_scale: Any = 1.0,
+        verbose: int = 0,
+    ) -> None:
         self.reg = reg
+        self.depth = depth
         self.standardize = standardize
         self.bias = bias
+        self.bias_scale = bias_scale
         self.verbose = verbose
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> NTKRegressor:
@@ -68,8 +91,8 @@ class NTKRegressor(NTKMixin, RegressionMixin, BaseEstimator):
         ValueError
             If inputs are not numbers, or an option is out of its range.
         """
-        training = self._read(X, y, sample_weight)
-        self._set_fit(fit_ntk(training, (self.reg,)), training)
+        choice = self._fit_ntk(self._read(X, y, sample_weight), (self.reg,))
+        self._store(choice.training)
         return self
 
 
@@ -78,7 +101,7 @@ class NTKClassifier(NTKMixin, ClassificationMixin, BaseEstimator):
 
     Parameters
     ----------
-    reg, standardize, bias, verbose
+    reg, depth, standardize, bias, bias_scale, verbose
         As for :class:`NTKRegressor`.
     class_weight : dict, "balanced" or None
         Weights of the classes, which multiply the weights of the rows.
@@ -89,7 +112,7 @@ class NTKClassifier(NTKMixin, ClassificationMixin, BaseEstimator):
         Labels in order.
     temperature_ : float
         As for :class:`GatedReLUClassifier`, exact here: the kernel does not depend on the targets.
-    dual_coef_, X_fit_, is_exact_, trace_left_
+    depth_, bias_scale_, choice_errors_, dual_coef_, X_fit_, is_exact_, trace_left_
         As for :class:`NTKRegressor`.
     feature_importances_, n_features_in_, feature_names_in_
         As for :class:`NTKRegressor`.
@@ -104,14 +127,18 @@ class NTKClassifier(NTKMixin, ClassificationMixin, BaseEstimator):
         *,
         reg: float = 0.01,
         class_weight: Any = None,
+        depth: Any = 1,
         standardize: bool = True,
         bias: bool = True,
+        bias_scale: Any = 1.0,
         verbose: int = 0,
     ) -> None:
         self.reg = reg
         self.class_weight = class_weight
+        self.depth = depth
         self.standardize = standardize
         self.bias = bias
+        self.bias_scale = bias_scale
         self.verbose = verbose
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> NTKClassifier:
@@ -123,8 +150,7 @@ class NTKClassifier(NTKMixin, ClassificationMixin, BaseEstimator):
             If inputs are not numbers, there is one class only, or an option is out of its range.
         """
         training, codes = self._read(X, y, sample_weight)
-        fit = fit_ntk(training, (self.reg,))
-        self._set_fit(fit, training)
+        fit = self._fit_ntk(training, (self.reg,)).fit
         self.temperature_ = fit_temperature(fit.left_out_outputs, training.weights, codes)
         return self
 
@@ -136,8 +162,8 @@ class NTKRegressorCV(NTKMixin, RegressionMixin, BaseEstimator):
     ----------
     regs : sequence of float
         Candidates for the ridge.
-    standardize, bias, verbose
-        As for :class:`NTKRegressor`.
+    depth, standardize, bias, bias_scale, verbose
+        As for :class:`NTKRegressor`; each depth and scale at its own best ridge.
 
     Attributes
     ----------
@@ -147,7 +173,7 @@ class NTKRegressorCV(NTKMixin, RegressionMixin, BaseEstimator):
         Mean squared leave-one-out error for each of ``regs``, of standardised targets.
     loo_score_ : float
         R² of leave-one-out predictions at the ridge chosen, the mean over targets.
-    dual_coef_, X_fit_, is_exact_, trace_left_
+    depth_, bias_scale_, choice_errors_, dual_coef_, X_fit_, is_exact_, trace_left_
         As for :class:`NTKRegressor`.
     feature_importances_, n_features_in_, feature_names_in_
         As for :class:`NTKRegressor`.
@@ -158,11 +184,20 @@ class NTKRegressorCV(NTKMixin, RegressionMixin, BaseEstimator):
     """
 
     def __init__(
-        self, regs: Any = DEFAULT_REGS, *, standardize: bool = True, bias: bool = True, verbose: int = 0
+        self,
+        regs: Any = DEFAULT_REGS,
+        *,
+        depth: Any = 1,
+        standardize: bool = True,
+        bias: bool = True,
+        bias_scale: Any = 1.0,
+        verbose: int = 0,
     ) -> None:
         self.regs = regs
+        self.depth = depth
         self.standardize = standardize
         self.bias = bias
+        self.bias_scale = bias_scale
         self.verbose = verbose
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> NTKRegressorCV:
@@ -173,8 +208,8 @@ class NTKRegressorCV(NTKMixin, RegressionMixin, BaseEstimator):
         ValueError
             If inputs are not numbers, or an option is out of its range.
         """
-        training = self._read(X, y, sample_weight, distinct_rows)
-        self._set_fit(fit_ntk(training, self.regs), training)
+        choice = self._fit_ntk(self._read(X, y, sample_weight, distinct_rows), self.regs)
+        self._store(choice.training)
         self.loo_score_ = float(1 - self.loo_errors_.min())
         return self
 
@@ -186,8 +221,8 @@ class NTKClassifierCV(NTKMixin, ClassificationMixin, BaseEstimator):
     ----------
     regs : sequence of float
         Candidates for the ridge.
-    class_weight, standardize, bias, verbose
-        As for :class:`NTKClassifier`.
+    class_weight, depth, standardize, bias, bias_scale, verbose
+        As for :class:`NTKClassifier`; each depth and scale at its own best ridge.
 
     Attributes
     ----------
@@ -197,7 +232,7 @@ class NTKClassifierCV(NTKMixin, ClassificationMixin, BaseEstimator):
         Mean squared leave-one-out error on ±1 for each of ``regs``.
     loo_score_ : float
         Accuracy of leave-one-out predictions at the ridge chosen.
-    classes_, temperature_, dual_coef_, X_fit_, is_exact_, trace_left_
+    classes_, temperature_, depth_, bias_scale_, choice_errors_, dual_coef_, X_fit_, is_exact_, trace_left_
         As for :class:`NTKClassifier`.
     feature_importances_, n_features_in_, feature_names_in_
         As for :class:`NTKClassifier`.
@@ -212,14 +247,18 @@ class NTKClassifierCV(NTKMixin, ClassificationMixin, BaseEstimator):
         regs: Any = DEFAULT_REGS,
         *,
         class_weight: Any = None,
+        depth: Any = 1,
         standardize: bool = True,
         bias: bool = True,
+        bias_scale: Any = 1.0,
         verbose: int = 0,
     ) -> None:
         self.regs = regs
         self.class_weight = class_weight
+        self.depth = depth
         self.standardize = standardize
         self.bias = bias
+        self.bias_scale = bias_scale
         self.verbose = verbose
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> NTKClassifierCV:
@@ -231,8 +270,7 @@ class NTKClassifierCV(NTKMixin, ClassificationMixin, BaseEstimator):
             If inputs are not numbers, there is one class only, or an option is out of its range.
         """
         training, codes = self._read(X, y, sample_weight)
-        fit = fit_ntk(training, self.regs)
-        self._set_fit(fit, training)
+        fit = self._fit_ntk(training, self.regs).fit
         self.temperature_ = fit_temperature(fit.left_out_outputs, training.weights, codes)
         is_right = as_codes(as_scores(fit.left_out_outputs)) == codes
         self.loo_score_ = float(np.average(is_right, weights=training.weights))

@@ -9,6 +9,8 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Shaped
 
+from fixntk._numerics import allow_float64
+from fixntk.estimators.kernels import ntk_gradients, ntk_of_depth
 from fixntk.estimators.preprocessing import (
     Scaling,
     TargetScaling,
@@ -21,7 +23,6 @@ from fixntk.estimators.preprocessing import (
 )
 from fixntk.gates.masks import activation_masks
 from fixntk.gram import masked_apply
-from fixntk.ntk import gated_relu_ntk
 
 # Number of rows for which outputs are computed at a time.
 _TILE_ROWS = 4096
@@ -64,23 +65,29 @@ class NTKOutputs(NamedTuple):
     ----------
     rows, dual_coef
         Training rows (k, w) and their coefficients (k, c).
+    depth
+        Number of hidden layers of the network.
     """
 
     rows: Float[np.ndarray, "k w"]
     dual_coef: Float[np.ndarray, "k c"]
+    depth: int = 1
 
     def __call__(self, rows: Float[Array, "n w"]) -> Float[np.ndarray, "n c"]:
         """Outputs of rows."""
-        kernel = gated_relu_ntk(rows, jnp.asarray(pad_rows(self.rows)))
+        kernel = ntk_of_depth(self.depth)(rows, jnp.asarray(pad_rows(self.rows)))
         return np.asarray(kernel) @ pad_rows(self.dual_coef)
 
     def gradients(self, rows: Float[np.ndarray, "n w"]) -> Float[np.ndarray, "n w c"]:
-        """Derivatives of the outputs of rows by their entries.
+        """Derivatives of the outputs of rows by their entries, of deeper networks by automatic differentiation.
 
         With θ the angle between x and x', the kernel x·x' (π − θ) / 2π has the derivative
         ((π − θ) x' + cot θ (x' − cos θ ‖x'‖/‖x‖ x)) / 2π. Its last term has no limit where the rows are parallel, and
         counts as zero there.
         """
+        if self.depth > 1:
+            with allow_float64():
+                return ntk_gradients(self.depth, rows, self.rows, self.dual_coef)
         lengths, other_lengths = np.linalg.norm(rows, axis=1), np.linalg.norm(self.rows, axis=1)
         products = lengths[:, None] * other_lengths
         cosines = np.divide(rows @ self.rows.T, products, out=np.zeros_like(products), where=products > 0)

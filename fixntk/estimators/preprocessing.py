@@ -82,12 +82,12 @@ class Scaling(NamedTuple):
     mean, scale
         (d,), in the unit of the inputs.
     bias
-        Whether a column of ones follows.
+        Value of the bias column that follows; 0 for none.
     """
 
     mean: Float[np.ndarray, " d"]
     scale: Float[np.ndarray, " d"]
-    bias: bool
+    bias: float
 
     def __call__(self, x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n w"]:
         """Scaled inputs."""
@@ -95,7 +95,7 @@ class Scaling(NamedTuple):
 
     def scale_and_pad(self, x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "m w"]:
         """Scaled inputs with rows of zeros up to a padded size."""
-        out = np.zeros((padded_size(len(x)), padded_width(len(self.mean) + self.bias)))
+        out = np.zeros((padded_size(len(x)), padded_width(len(self.mean) + (self.bias > 0))))
         self.write(x, out)
         return out
 
@@ -105,7 +105,7 @@ class Scaling(NamedTuple):
         np.subtract(x, self.mean, out=inner)
         inner /= self.scale
         if self.bias:
-            out[: len(x), len(self.mean)] = 1
+            out[: len(x), len(self.mean)] = self.bias
 
 
 class TargetScaling(NamedTuple):
@@ -164,6 +164,14 @@ class Training(NamedTuple):
     def weights(self) -> Float[np.ndarray, " n"]:
         """Weights without the padding, a view."""
         return self.padded_weights[: self.num_rows]
+
+    def with_bias(self, column: int, value: float) -> Training:
+        """The rows with this value in their bias column; this object itself if they have it already."""
+        if np.all(self.x[:, column] == value):
+            return self
+        padded = self.padded_x.copy()
+        padded[: self.num_rows, column] = value
+        return self._replace(padded_x=padded)
 
     def select_weighted(self) -> Training:
         """The rows of positive weight; this object itself if every row has one."""
@@ -224,7 +232,7 @@ def scale_inputs(
     if standardize:
         _copy_rows(X, rows, inner)
         mean, scale = _reduce_to_moments(inner, weights)
-    scaling = Scaling(mean, scale, bool(bias))
+    scaling = Scaling(mean, scale, float(bool(bias)))
     _copy_rows(X, rows, inner)
     scaling.write(inner, out)
     return scaling, out

@@ -13,6 +13,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from fixntk._files import FileFormatError, Format, read_arrays, write_arrays
+from fixntk.estimators.kernels import MAX_DEPTH
 from fixntk.estimators.predictors import ClassificationPredictor, GatedOutputs, NTKOutputs, RegressionPredictor
 from fixntk.estimators.preprocessing import Scaling, TargetScaling, padded_width
 from fixntk.tables.columns import RARE, Columns
@@ -70,7 +71,8 @@ def save(model: Model, path: Path) -> None:
         "target": model.target,
         **model.columns._asdict(),
         "method": "gated" if isinstance(outputs, GatedOutputs) else "ntk",
-        "bias": scaling.bias,
+        "depth": None if isinstance(outputs, GatedOutputs) else outputs.depth,
+        "bias": float(scaling.bias),
         "classes": None,
         "temperature": None,
     }
@@ -79,7 +81,7 @@ def save(model: Model, path: Path) -> None:
         fields |= {"classes": predictor.classes.tolist(), "temperature": float(predictor.temperature)}
     else:
         arrays |= {"target_mean": predictor.target_scaling.mean, "target_scale": predictor.target_scaling.scale}
-    arrays |= outputs._asdict()
+    arrays |= {name: array for name, array in outputs._asdict().items() if name != "depth"}
     # Checked as when it is read, so that every file that is written can be read.
     _as_model(path, fields, arrays)
     write_arrays(path, _FORMAT, fields, arrays)
@@ -137,6 +139,14 @@ def _is_format(parts: Any) -> bool:
     return is_texts and is_format(NumberFormat(*parts))
 
 
+def _is_depth(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_DEPTH
+
+
+def _is_scale(value: Any) -> bool:
+    return isinstance(value, float) and 0 <= value < math.inf
+
+
 def _is_positive(value: Any) -> bool:
     return isinstance(value, float) and 0 < value < math.inf
 
@@ -152,7 +162,8 @@ _FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "rare": ("lists of different texts by name", _is_categories),
     "modes": ("texts by name", _is_texts),
     "method": ("'gated' or 'ntk'", lambda value: value in ("gated", "ntk")),
-    "bias": ("true or false", lambda value: isinstance(value, bool)),
+    "depth": ("null or a number of layers", lambda value: value is None or _is_depth(value)),
+    "bias": ("a number that is not negative", _is_scale),
     "classes": ("null or a list of different texts", lambda value: value is None or _is_distinct_texts(value)),
     "temperature": ("null or a positive number", lambda value: value is None or _is_positive(value)),
 }
@@ -170,11 +181,16 @@ def _as_model(path: Path, fields: Mapping[str, Any], arrays: Mapping[str, np.nda
     num_columns = num_numbers + sum(map(len, columns.categories.values()))
     if (classes is None) != (fields["temperature"] is None) or (classes is not None and len(classes) < 2):
         raise ModelError(f"model {path}: must have two classes or more and a temperature, or neither")
+    if (fields["depth"] is None) != (fields["method"] == "gated"):
+        raise ModelError(f"model {path}: must have a depth for the method 'ntk', and none for 'gated'")
     num_outputs = 1 if classes is None or len(classes) == 2 else len(classes)
     _check_arrays(path, arrays, _shapes(fields, arrays, num_numbers, num_columns, num_outputs))
     scaling = Scaling(arrays["mean"], arrays["scale"], fields["bias"])
-    kind = GatedOutputs if fields["method"] == "gated" else NTKOutputs
-    outputs = kind(**{name: arrays[name] for name in kind._fields})
+    outputs: GatedOutputs | NTKOutputs
+    if fields["method"] == "gated":
+        outputs = GatedOutputs(arrays["weights"], arrays["gates"], arrays["intercept"])
+    else:
+        outputs = NTKOutputs(arrays["rows"], arrays["dual_coef"], fields["depth"])
     if classes is None:
         targets = TargetScaling(arrays["target_mean"], arrays["target_scale"], squeeze=True)
         predictor: Any = RegressionPredictor(scaling, outputs, targets)
@@ -209,7 +225,7 @@ def _shapes(
     num_outputs: int,
 ) -> dict[str, tuple[int, ...]]:
     """The shape that each array must have. The number of gates or training rows is the arrays' own."""
-    width = padded_width(num_columns + fields["bias"])
+    width = padded_width(num_columns + (fields["bias"] > 0))
 
     shapes: dict[str, tuple[int, ...]] = {"medians": (num_numbers,), "mean": (num_columns,), "scale": (num_columns,)}
     if fields["method"] == "gated":

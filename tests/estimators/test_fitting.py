@@ -9,12 +9,12 @@ from fixntk.estimators.fitting import (
     LearntKernel,
     check_reg,
     check_regs,
-    fit_ntk,
     gated_problem,
     kernel_matrix,
     leave_one_out,
 )
 from fixntk.estimators.gate_options import GateOptions
+from fixntk.estimators.ntk_fits import fit_ntk
 from fixntk.estimators.one_reg import fit_gated
 from fixntk.estimators.preprocessing import Training, pad_rows
 

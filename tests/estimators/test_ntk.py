@@ -9,7 +9,7 @@ from sklearn.kernel_ridge import KernelRidge
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import fixntk as fx
-from fixntk.estimators import NTKClassifier, NTKClassifierCV, NTKRegressor, NTKRegressorCV, fitting
+from fixntk.estimators import NTKClassifier, NTKClassifierCV, NTKRegressor, NTKRegressorCV, ntk_fits
 
 
 # These set parameters of wrong types on purpose.
@@ -105,8 +105,8 @@ def test_without_standardisation_rows_enter_as_they_are(rng, bias):
 @pytest.fixture
 def approximated(monkeypatch):
     """Estimators approximate the kernel from 50 rows on, to rounding."""
-    monkeypatch.setattr(fitting, "_MAX_EXACT_ROWS", 50)
-    monkeypatch.setattr(fitting, "_TRACE_LEFT", 1e-13)
+    monkeypatch.setattr(ntk_fits, "_MAX_EXACT_ROWS", 50)
+    monkeypatch.setattr(ntk_fits, "_TRACE_LEFT", 1e-13)
     return monkeypatch
 
 
@@ -148,7 +148,7 @@ def test_classifiers_with_all_rows_as_landmarks_are_exact_too(make, approximated
 
 def test_fewer_landmarks_are_told_and_leave_out_errors_are_those_of_the_approximation(approximated, capsys):
     x, y, _ = noisy_table(150)
-    approximated.setattr(fitting, "_MAX_LANDMARKS", 40)
+    approximated.setattr(ntk_fits, "_MAX_LANDMARKS", 40)
     model = NTKRegressor(reg=0.1, standardize=False, verbose=1).fit(x, y)
     line = capsys.readouterr().out
     assert re.fullmatch(r"NTKRegressor: 40 landmarks of 150 rows, 0\.\d+ of the kernel's trace is left out\n", line)

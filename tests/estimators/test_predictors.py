@@ -24,7 +24,7 @@ def _small_tiles(monkeypatch):
 @pytest.fixture
 def scaling(rng):
     """Of three columns, to eight with the bias and the padding."""
-    return Scaling(rng.standard_normal(3), rng.uniform(0.5, 2, 3), bias=True)
+    return Scaling(rng.standard_normal(3), rng.uniform(0.5, 2, 3), bias=1.0)
 
 
 def scaled(scaling, x):
