@@ -10,12 +10,8 @@ except ModuleNotFoundError as error:
 else:
     check_versions("scikit-learn")
 
-from fixntk.estimators.gated import (
-    GatedReLUClassifier,
-    GatedReLUClassifierCV,
-    GatedReLURegressor,
-    GatedReLURegressorCV,
-)
+from fixntk.estimators.gated import GatedReLUClassifier, GatedReLURegressor
+from fixntk.estimators.gated_cv import GatedReLUClassifierCV, GatedReLURegressorCV
 from fixntk.estimators.ntk import NTKClassifier, NTKClassifierCV, NTKRegressor, NTKRegressorCV
 
 __all__ = [
