@@ -17,6 +17,7 @@ from fixntk.estimators import (
     NTKRegressor,
     NTKRegressorCV,
 )
+from fixntk.estimators.kernels import AUTO
 from fixntk.tables.names import TableError
 
 METHODS = ("gated", "ntk")
@@ -60,7 +61,7 @@ def choosing_estimator(
     """
     num_folds = _num_folds(is_class, y, where)
     if method == "ntk":
-        return NTKClassifierCV() if is_class else NTKRegressorCV()
+        return (NTKClassifierCV if is_class else NTKRegressorCV)(bias_scale=AUTO)
     choosing = GatedReLUClassifierCV if is_class else GatedReLURegressorCV
     return choosing(num_folds=num_folds, random_state=seed, verbose=int(progress))
 
@@ -82,7 +83,8 @@ def describe_choice(fitted: Any, is_class: bool) -> str:
     """A line about what a fitted :func:`choosing_estimator` chose, and how good it was on rows that were left out."""
     if isinstance(fitted, NTKClassifierCV | NTKRegressorCV):
         score = "accuracy" if is_class else "R²"
-        return f"reg {fitted.reg_:g} by leaving out one row after another: {score} {fitted.loo_score_:.4f}"
+        settings = f"reg {fitted.reg_:g} and a bias column of {fitted.bias_scale_:g}"
+        return f"{settings} by leaving out one row after another: {score} {fitted.loo_score_:.4f}"
     kinds = {
         "constant": "the constant, as no kernel predicts better",
         "linear": "linear regression, as no kernel with kinks predicts better",
