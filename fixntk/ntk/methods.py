@@ -278,9 +278,9 @@ def _kernels(layout: _Layout, leaves: Sequence[Array], features1: Any, features2
         layout.blocks, layout.is_explicit, features1[0], features2[0], weights, strict=True
     ):
         share = inner_product(axes, one, two) if explicit else block_inner_product(axes, block, one, two, squares)
-        totals[network.groups[block.leaf]] += share
+        totals[network.groups[block.leaf]] += share.astype(network.kernel_dtype)
     for leaf, one, two in zip(layout.others, features1[1], features2[1], strict=True):
-        totals[network.groups[leaf]] += inner_product(axes, one, two)
+        totals[network.groups[leaf]] += inner_product(axes, one, two).astype(network.kernel_dtype)
     return _mean_over_traced(network, totals)
 
 

@@ -110,6 +110,19 @@ def test_parameters_of_two_dtypes_are_taken(rng):
             np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.max(np.abs(expected)))
 
 
+@pytest.mark.parametrize("method", ["structured", "jacobian"])
+def test_dtypes_are_not_promoted_where_that_is_refused(rng, method):
+    params = {"w": jnp.asarray(rng.standard_normal((4, 3)), "float32"), "v": rng.standard_normal((3, 2))}
+    x = rng.standard_normal((5, 4))
+
+    def f(params, x):
+        return jnp.tanh(x.astype("float32") @ params["w"]).astype("float64") @ params["v"]
+
+    with jax.numpy_dtype_promotion("strict"):
+        found = fx.empirical_ntk(f, params, x, method=method)
+    np.testing.assert_allclose(found, fx.empirical_ntk(product, params, x), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_batch_statistics_are_found_in_every_dtype(rng, dtype):
     params = {"w": rng.standard_normal((40, 300)) / 6, "v": rng.standard_normal((300, 2)) / 17}
