@@ -184,8 +184,8 @@ def _free_of_limits() -> Iterator[FreeMemory]:
 
 
 def rows_here(array: Array) -> int:
-    """The number of rows of an array that are in the memory of this process: of all where it is traced."""
-    if is_traced(array) or array.is_fully_addressable:
+    """The number of rows of an array that are in the memory of this process: of all where there is only its shape."""
+    if is_traced(array) or not isinstance(array, Array) or array.is_fully_addressable:
         return array.shape[0]
     return sum(shard.data.shape[0] for shard in array.addressable_shards)
 
