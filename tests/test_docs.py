@@ -109,6 +109,16 @@ QUOTES = [
         "tables…higher on {higher}, the same on {same}, lower on {lower},",
     ),
     (
+        "README.md",
+        "have {mean} times the NTK's error, and at most {most} times",
+        "Chosen gates have {mean} times the NTK's error, and at most {most} times;",
+    ),
+    (
+        "docs/index.md",
+        "have {mean} times the NTK's error, and at most {most} times",
+        "Chosen gates have {mean} times the NTK's error, and at most {most} times;",
+    ),
+    (
         "docs/comparison.md",
         "the NTK in {random} % of {cases} cases, discovered gates (`fx.discover`) in {found} %.",
         "the NTK's in {random}% of the cases with random gates and in {found}% with discovered…of {cases}.",
