@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +18,7 @@ from fixntk._checks import is_tracing, to_device
 from fixntk._compilation import jit_for_host
 from fixntk._numerics import ConvergenceWarning, ignore_convergence_warnings
 from fixntk.convex import arguments, driver
-from fixntk.convex.checkpoints import Keeper, open_checkpoints
+from fixntk.convex.checkpoints import open_checkpoints
 from fixntk.convex.driver import Outcome
 from fixntk.convex.duality import Evaluation
 from fixntk.convex.kernel_form import as_kernel_weights, weights_of_norms
@@ -163,64 +164,50 @@ def solve(
     if traced:
         outcome = driver.run_traced(program, chosen, start, smoothing, tol, max_iter)
         return certify(program, outcome, chosen, tol)[0]
+    options = {"reg": given.reg, "method": chosen.name, "init": start, "epsilon": smoothing}
     with explain_lost_process("solve", "" if checkpoint is None else f", to go on from checkpoint {checkpoint}"):
-        options = {"reg": given.reg, "method": chosen.name, "init": start, "epsilon": smoothing}
         keeper = open_checkpoints(checkpoint, "solve", given, **options)
-        call = _Call(chosen, start, smoothing, tol, max_iter)
-        solution, is_interrupted = _solve_from_host(program, call, callback, progress, keeper)
-    if is_interrupted:
+        looped = chosen
+        if chosen.reweights and bool(_is_zero_optimal(program)):
+            # Positive kernel weights do not reach W = 0: it is certified as the start of a method for group weights.
+            looped, max_iter = fista.METHOD, 0
+            start, smoothing = _starting_point(program, looped, None), None
+        with progress_bar(f"solve ({chosen.name})", shown=progress and _is_shown_here(program)) as show:
+            watch = partial(_show, show) if progress else None
+            arguments = program, looped, start, smoothing, tol, max_iter
+            outcome = driver.run_from_host(*arguments, callback=callback, watch=watch, keeper=keeper)
+        solution = _certify_from_host(program, outcome, looped, chosen, tol)
+    if outcome.is_interrupted:
         raise Interrupted(solution)
     return _warn_unless_converged(solution)
 
 
-class _Call(NamedTuple):
-    """How a program is solved, with arguments that are checked."""
-
-    method: Method
-    start: Array
-    epsilon: Array | None
-    tol: float
-    max_iter: int
+def _is_shown_here(program: ConvexProgram) -> bool:
+    """Whether this process shows the bar: of several that solve a program together, the first does."""
+    return jax.process_index() == 0 or not spans_processes(program)
 
 
-def _solve_from_host(
-    program: ConvexProgram,
-    call: _Call,
-    callback: Callable[[Progress], bool | None] | None,
-    progress: bool,
-    keeper: Keeper | None,
-) -> tuple[Solution, bool]:
-    """The solution, and whether Ctrl-C ended the loop."""
-    chosen, start, smoothing, tol, max_iter = call
-    looped, is_shared = chosen, spans_processes(program)
-    if chosen.reweights and bool(_is_zero_optimal(program)):
-        # Positive kernel weights do not reach W = 0: it is certified as the start of a method for group weights.
-        looped, max_iter = fista.METHOD, 0
-        start, smoothing = _starting_point(program, looped, None), None
-    is_shown = progress and not (is_shared and jax.process_index())
-    with progress_bar(f"solve ({chosen.name})", shown=is_shown) as show:
+def _show(show: Callable[[int, str], None], seen: Progress) -> None:
+    show(seen.iteration, describe(seen.relative_gap, seen.num_active))
 
-        def watch(seen: Progress) -> None:
-            show(seen.iteration, describe(seen.relative_gap, seen.num_active))
 
-        outcome = driver.run_from_host(
-            program,
-            looped,
-            start,
-            smoothing,
-            tol,
-            max_iter,
-            callback=callback,
-            watch=watch if progress else None,
-            keeper=keeper,
-        )
+def _certify_from_host(
+    program: ConvexProgram, outcome: driver.Outcome, looped: Method, chosen: Method, tol: float
+) -> Solution:
+    """The certified solution, whole on this process.
+
+    Raises
+    ------
+    LinAlgError
+        If reweighting could not take its first step.
+    """
     if looped.reweights and bool(outcome.failed) and int(outcome.iterations) == 0:
         raise np.linalg.LinAlgError(
             f"the kernel matrix of the start is not positive definite in {program.x.dtype} even with jitter: "
             f"raise reg (λ = {float(program.reg):.3g}), rescale x, or use float64"
         )
     solution, _ = certify(program, outcome, chosen, tol)
-    return to_this_process(solution) if is_shared else solution, outcome.is_interrupted
+    return to_this_process(solution) if spans_processes(program) else solution
 
 
 def _check_streamed(method: str, epsilon: float | None) -> None:

@@ -79,7 +79,7 @@ def test_one_function_lies_between_fit_and_solve(monkeypatch, rng):
             frame = frame.f_back
         raise Reached
 
-    monkeypatch.setattr("fixntk.estimators.fitting.solve", solve)
+    monkeypatch.setattr("fixntk.estimators.one_reg.solve", solve)
     with pytest.raises(Reached):
         gated_module.GatedReLURegressor(8).fit(rng.standard_normal((20, 2)), rng.standard_normal(20))
     assert len(names) <= 2, names

@@ -126,6 +126,7 @@ def test_csv_that_cannot_be_read_is_an_error(tmp_path):
     (tmp_path / "folder.csv").mkdir()
     with pytest.raises(TableError, match=r"folder\.csv' cannot be read"):
         load_table(str(tmp_path / "folder.csv"))
-    (tmp_path / "latin.csv").write_bytes("a,y\n1,\xe9\n".encode("latin-1"))
-    with pytest.raises(TableError, match=r"latin\.csv' cannot be read: .*utf-8"):
-        load_table(str(tmp_path / "latin.csv"))
+    # A byte that Windows-1252 does not define either.
+    (tmp_path / "bytes.csv").write_bytes(b"a,y\n1,\x81\n")
+    with pytest.raises(TableError, match=r"bytes\.csv' cannot be read"):
+        load_table(str(tmp_path / "bytes.csv"))
