@@ -36,7 +36,7 @@ class Candidates(NamedTuple):
 
 def is_behind(loss: float, other: float) -> bool:
     """Whether a path along λ has fallen behind another kind at the same λ; never behind NaN."""
-    return loss > (1 + _MOST_BEHIND) * other
+    return bool(loss > (1 + _MOST_BEHIND) * other)
 
 
 def constant_candidate(training: Training, problem: GatedProblem, folds: Folds) -> Candidates:
