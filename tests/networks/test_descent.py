@@ -68,9 +68,8 @@ def test_each_network_of_a_stack_takes_the_steps_of_adam_at_its_own_reg(rows):
 def test_rows_and_columns_of_padding_change_nothing(rows):
     x, targets, weights = rows
     regs, options = jnp.asarray([1.0]), {"num_steps": NUM_STEPS}
-    alone = descend(
-        stack_of(1, [1, 1, 0, 0]), jnp.asarray(np.pad(x[:, :2], ((0, 0), (0, 2)))), targets, weights, regs, **options
-    )
+    narrow = np.pad(x[:, :2], ((0, 0), (0, 2))), targets, weights
+    alone = descend(stack_of(1, [1, 1, 0, 0]), *map(jnp.asarray, narrow), regs, **options)
     padded = np.pad(x[:, :2], ((0, 9), (0, 2))), np.pad(targets, ((0, 9), (0, 0))), np.pad(weights, (0, 9))
     found = descend(stack_of(1, [1, 1, 0, 0]), *map(jnp.asarray, padded), regs, **options)
     for one, other in zip(alone.parameters, found.parameters, strict=True):
