@@ -17,7 +17,7 @@ from fixntk.estimators.candidates import Candidates, constant_candidate
 from fixntk.estimators.discovered import discovered_candidates
 from fixntk.estimators.fitting import GatedFit, GatedProblem, check_regs, gated_problem
 from fixntk.estimators.folds import Folds
-from fixntk.estimators.gate_options import AUTO, DISCOVERED, TRAINED, GateOptions
+from fixntk.estimators.gate_options import AUTO, DISCOVERED, STARTING_AT_RANDOM, TRAINED, GateOptions
 from fixntk.estimators.large import MAX_KERNEL_ROWS, optimum_candidates
 from fixntk.estimators.linear import gate_of_every_row, linear_candidates
 from fixntk.estimators.preprocessing import Training
@@ -176,7 +176,7 @@ def _losses_of(tried: Mapping[str, _Tried], *kinds: str) -> Float[np.ndarray, "R
 
 def _has_many_rows(training: Training, gates: GateOptions) -> bool:
     """Whether kernel matrices of the rows are too large to be made for each fold, λ and step."""
-    return training.num_rows > MAX_KERNEL_ROWS and gates.name not in (DISCOVERED, TRAINED)
+    return training.num_rows > MAX_KERNEL_ROWS and gates.name not in STARTING_AT_RANDOM
 
 
 def _held_out_weights(training: Training, folds: Folds) -> Float[np.ndarray, " n"]:
@@ -216,7 +216,7 @@ def _try_kinds(
     path = training, gates, problem, folds, regs, mean_loss
     if _has_many_rows(training, gates):
         tried[OPTIMUM] = judge(optimum_candidates(*path, others=others, progress=progress))
-    elif gates.name not in (DISCOVERED, TRAINED):
+    elif gates.name not in STARTING_AT_RANDOM:
         steps = judge(reweighted_candidates(training, gates, problem, folds, regs, max_steps, progress=progress))
         tried[NTK] = steps._replace(columns=slice(1))
         tried[REWEIGHTED] = steps._replace(columns=slice(1, None))

@@ -19,6 +19,8 @@ from fixntk.gates.samplers import SAMPLERS
 RANDOM = "random"
 DISCOVERED = "discovered"
 TRAINED = "trained"
+# Sources of gates for which random ones are no candidates, but a start.
+STARTING_AT_RANDOM = (DISCOVERED, TRAINED)
 AUTO = "auto"
 
 

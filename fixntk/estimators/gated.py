@@ -17,7 +17,7 @@ from fixntk.estimators.fitting import (
     LearntKernel,
     leave_one_out,
 )
-from fixntk.estimators.gate_options import DISCOVERED, TRAINED
+from fixntk.estimators.gate_options import STARTING_AT_RANDOM
 from fixntk.estimators.mixins import ClassificationMixin, GatedMixin, RegressionMixin
 from fixntk.estimators.one_reg import fit_gated
 
@@ -82,7 +82,7 @@ class GatedReLURegressor(GatedMixin, RegressionMixin, BaseEstimator):
     See docs/mathematics.md, M5 and M10.
     """
 
-    _other_sources = (DISCOVERED, TRAINED)
+    _other_sources = STARTING_AT_RANDOM
 
     def __init__(
         self,
@@ -164,7 +164,7 @@ class GatedReLUClassifier(GatedMixin, ClassificationMixin, BaseEstimator):
     See docs/mathematics.md, M5 and M10.
     """
 
-    _other_sources = (DISCOVERED, TRAINED)
+    _other_sources = STARTING_AT_RANDOM
 
     def __init__(
         self,

@@ -13,10 +13,7 @@ from typing import Any
 from sklearn.base import BaseEstimator
 
 from fixntk.estimators.calibration import fit_temperature, log_losses
-from fixntk.estimators.fitting import (
-    DEFAULT_REG_SHARES,
-    DEFAULT_REGRESSION_SHARES,
-)
+from fixntk.estimators.fitting import DEFAULT_REG_SHARES, DEFAULT_REGRESSION_SHARES
 from fixntk.estimators.folds import shuffled_folds, squared_errors, stratified_folds
 from fixntk.estimators.mixins import ChoiceMixin, ClassificationMixin, RegressionMixin
 from fixntk.estimators.preprocessing import distinct_rows

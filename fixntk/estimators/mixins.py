@@ -26,7 +26,7 @@ from fixntk.estimators.fitting import (
 )
 from fixntk.estimators.folds import Folds
 from fixntk.estimators.frames import FrameEncoder, check_numbers, fit_encoder, is_frame
-from fixntk.estimators.gate_options import AUTO, DISCOVERED, TRAINED, GateOptions, check_source
+from fixntk.estimators.gate_options import AUTO, STARTING_AT_RANDOM, GateOptions, check_source
 from fixntk.estimators.gaussian_process import Kernel, Process, condition
 from fixntk.estimators.kernels import check_bias_scales, check_depths, ntk_of_depth
 from fixntk.estimators.ntk_fits import DEFAULT_REGS, NTKChoice, NTKFit, choose_ntk
@@ -292,7 +292,7 @@ class GatedMixin(InputMixin):
 class ChoiceMixin(GatedMixin):
     """Gated estimators that choose gates, λ, steps and ridge by cross-validation."""
 
-    _other_sources = (AUTO, DISCOVERED, TRAINED)
+    _other_sources = (AUTO, *STARTING_AT_RANDOM)
     regs: Any
     max_steps: int
     one_standard_error: bool

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from fixntk.estimators.preprocessing import pad_rows
 from fixntk.estimators.ridges import UsedGates
 from fixntk.networks.descent import descend, sample_stack
 
@@ -68,15 +69,11 @@ def train_networks(
     seed: int,
 ) -> list[Neurons]:
     """A network for each λ, trained in single precision on rows that are padded with zeros to a size that recurs."""
-
-    def pad(array: np.ndarray) -> jax.Array:
-        room = [(0, num_padded - len(array)), *[(0, 0)] * (array.ndim - 1)]
-        return jnp.asarray(np.pad(array, room), jnp.float32)
-
     is_column = jnp.asarray(np.any(x != 0, axis=0), jnp.float32)
     start = sample_stack(jax.random.key(seed), len(regs), _WIDTH, is_column, targets.shape[1])
     start = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), start)
-    found = descend(start, pad(x), pad(targets), pad(weights), jnp.asarray(regs, jnp.float32), num_steps=_NUM_STEPS)
+    rows, outputs, shares = (jnp.asarray(pad_rows(array, num_padded), jnp.float32) for array in (x, targets, weights))
+    found = descend(start, rows, outputs, shares, jnp.asarray(regs, jnp.float32), num_steps=_NUM_STEPS)
     stack = [np.asarray(leaf, np.float64) for leaf in found.parameters]
     return [_as_neurons(*parameters) for parameters in zip(*stack, strict=True)]
 

@@ -16,8 +16,8 @@ from jaxtyping import Float
 from fixntk._numerics import allow_float64
 from fixntk.convex import ConvexProgram, Solution, discover_quietly, solve
 from fixntk.convex.groups import with_masks
-from fixntk.estimators.fitting import GatedFit, as_gated_fit, check_reg, gated_problem
-from fixntk.estimators.gate_options import DISCOVERED, TRAINED, GateOptions, draw_gates
+from fixntk.estimators.fitting import GatedFit, GatedProblem, as_gated_fit, check_reg, gated_problem
+from fixntk.estimators.gate_options import DISCOVERED, TRAINED, GateOptions
 from fixntk.estimators.neurons import train_networks
 from fixntk.estimators.preprocessing import Training
 from fixntk.gates.masks import activation_masks
@@ -56,7 +56,8 @@ def fit_gated(
         if gates.name == DISCOVERED:
             solution, found = _discover_gates(program, problem.gates, gates.seed, tol=tol, progress=progress)
         elif gates.name == TRAINED:
-            found = _train_gates(training, gates, share)
+            squared = problem if loss == "squared" else gated_problem(training, gates, "squared")
+            found = _train_gates(training, squared, share, gates.seed)
             of_gates = with_masks(program, activation_masks(program.x, found))
             solution = solve(of_gates, tol=tol, max_iter=max_iter, progress=progress)
         else:
@@ -73,11 +74,10 @@ def _discover_gates(
     return found.solution, found.gates
 
 
-def _train_gates(training: Training, gates: GateOptions, share: float) -> Float[Array, "P w"]:
-    """The gates of a ReLU network that is trained with the squared loss, at the same share of its λ_max."""
-    reg = share * gated_problem(training, gates, "squared").max_reg
+def _train_gates(training: Training, squared: GatedProblem, share: float, seed: int) -> Float[Array, "P w"]:
+    """The gates of a ReLU network that is trained with the squared loss, at this share of its λ_max."""
     rows = training.x, training.targets, training.weights
-    (neurons,) = train_networks(*rows, np.array([reg]), len(training.padded_x), gates.seed)
+    (neurons,) = train_networks(*rows, np.array([share * squared.max_reg]), len(training.padded_x), seed)
     # None is in use where the targets are constant.
     used = neurons.used.gates
-    return jnp.asarray(used) if len(used) else draw_gates(gates, training.x[:, : gates.num_columns], training.targets)
+    return jnp.asarray(used) if len(used) else squared.gates

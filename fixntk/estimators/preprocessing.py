@@ -42,9 +42,10 @@ def padded_width(columns: int) -> int:
     return columns + -columns % _COLUMN_MULTIPLE
 
 
-def pad_rows(array: Shaped[np.ndarray, "n ..."]) -> Shaped[np.ndarray, "m ..."]:
-    """Return an array with rows of zeros up to a padded size."""
-    padded = np.zeros((padded_size(len(array)), *array.shape[1:]), array.dtype)
+def pad_rows(array: Shaped[np.ndarray, "n ..."], size: int | None = None) -> Shaped[np.ndarray, "m ..."]:
+    """Return an array with rows of zeros up to a size, that of :func:`padded_size` when None."""
+    size = padded_size(len(array)) if size is None else size
+    padded = np.zeros((size, *array.shape[1:]), array.dtype)
     padded[: len(array)] = array
     return padded
 

@@ -45,8 +45,10 @@ def trained_candidates(
 
     def fit(place: int, column: int) -> GatedFit:
         rows = training.x, training.targets, training.weights
-        # All of them again, as the loop is compiled for that number.
-        neurons = train_networks(*rows, regs, len(training.padded_x), seed)[place]
+        num_padded = len(training.padded_x)
+        # All of them again where the loop is compiled for that already; otherwise the one alone.
+        at_regs, position = (regs, place) if num_padded == size else (regs[place : place + 1], 0)
+        neurons = train_networks(*rows, at_regs, num_padded, seed)[position]
         padded = training.padded_x, training.padded_targets, training.padded_weights
         program = program_of_rows(*padded, jnp.asarray(neurons.gates))
         weights, reg = neurons.weights, float(regs[place])

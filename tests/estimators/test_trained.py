@@ -146,10 +146,10 @@ def test_trained_alone_for_classes_several_outputs_and_weights(planted, rng):
 @pytest.mark.parametrize("loss", ["squared", "huber"])
 def test_trained_gates_at_one_reg_are_solved_to_their_certificate(planted, loss):
     x, y = planted
-    model = GatedReLURegressor(64, gates="trained", reg=0.01, loss=loss, tol=1e-5).fit(x, y)
+    model = GatedReLURegressor(64, gates="trained", reg=0.01, loss=loss, tol=1e-5, random_state=0).fit(x, y)
     assert model.gap_ <= 1e-5
     assert len(model.gates_) <= 24
-    random = GatedReLURegressor(24, gates="random", reg=0.01, loss=loss, tol=1e-5).fit(x, y)
+    random = GatedReLURegressor(24, gates="random", reg=0.01, loss=loss, tol=1e-5, random_state=0).fit(x, y)
     assert float(model.solution_.primal) < 0.8 * float(random.solution_.primal)
 
 
@@ -157,9 +157,9 @@ def test_trained_gates_at_one_reg_are_solved_to_their_certificate(planted, loss)
 def test_trained_gates_for_the_log_loss_and_for_nothing_to_learn(planted):
     x, y = planted
     labels = y > np.median(y)
-    model = GatedReLUClassifier(32, gates="trained", loss="logistic", reg=0.01).fit(x, labels)
+    model = GatedReLUClassifier(32, gates="trained", loss="logistic", reg=0.01, random_state=0).fit(x, labels)
     assert model.score(x, labels) > 0.9
-    constant = GatedReLURegressor(32, gates="trained").fit(x, np.full(120, 3.0))
+    constant = GatedReLURegressor(32, gates="trained", random_state=0).fit(x, np.full(120, 3.0))
     np.testing.assert_allclose(constant.predict(x), 3.0, rtol=1e-12)
     assert constant.gap_ == 0
 
