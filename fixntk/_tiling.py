@@ -183,7 +183,7 @@ def _free_of_limits() -> Iterator[FreeMemory]:
         yield FreeMemory(max(limit - used, 0), "ulimit -v")
 
 
-def rows_here(array: Array) -> int:
+def rows_here(array: Array | jax.ShapeDtypeStruct) -> int:
     """The number of rows of an array that are in the memory of this process: of all where there is only its shape."""
     if is_traced(array) or not isinstance(array, Array) or array.is_fully_addressable:
         return array.shape[0]
