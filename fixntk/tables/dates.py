@@ -129,7 +129,7 @@ def _as_days(numbers: pd.Series, date_format: str) -> pd.Series:
 def _phase_of_year(days: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
     dates = np.floor(days).astype(int).astype("datetime64[D]")
     years = dates.astype("datetime64[Y]")
-    start, end = years.astype("datetime64[D]"), (years + 1).astype("datetime64[D]")
+    start, end = years.astype("datetime64[D]"), (years + np.timedelta64(1, "Y")).astype("datetime64[D]")
     return (dates - start).astype(float) / (end - start).astype(float)
 
 
