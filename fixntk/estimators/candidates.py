@@ -1,4 +1,4 @@
-"""Candidates of a cross-validation: fits of one kind at many settings, with their held-out outputs."""
+"""Candidates of a cross-validation: fits of one kind at many settings, and how their held-out outputs are judged."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from fixntk.convex import solve_quietly
 from fixntk.estimators.fitting import GatedFit, GatedProblem, as_gated_fit
@@ -15,8 +15,11 @@ from fixntk.estimators.preprocessing import Training
 
 # Share by which λ exceeds the λ_max of a program, from which on its solution is the constant.
 _ABOVE_MAX_REG = 1e-6
-# A path along λ ends where its held-out loss exceeds that of another kind at the same λ by this share.
-_MOST_BEHIND = 0.05
+# Candidates are given up after one fold where each has a loss there that is higher by more than these standard errors.
+_CLEARLY_BEHIND = 2.0
+
+Losses = Callable[[Float[np.ndarray, "n c"]], Float[np.ndarray, " n"]]
+"""The loss of each row from held-out outputs."""
 
 
 class Candidates(NamedTuple):
@@ -34,9 +37,53 @@ class Candidates(NamedTuple):
     fit: Callable[[int, int], GatedFit]
 
 
-def is_behind(loss: float, other: float) -> bool:
-    """Whether a path along λ has fallen behind another kind at the same λ; never behind NaN."""
-    return bool(loss > (1 + _MOST_BEHIND) * other)
+class Judge(NamedTuple):
+    """How held-out outputs are judged.
+
+    Attributes
+    ----------
+    losses
+        Loss of each row from (n, c) outputs.
+    weights
+        (n,) weights of the rows, zero for those that do not count. Their outputs may be missing.
+    """
+
+    losses: Losses
+    weights: Float[np.ndarray, " n"]
+
+    def mean_loss(self, outputs: Float[np.ndarray, "n c"]) -> float:
+        """The mean loss of the rows; NaN where outputs of some are missing."""
+        if not np.all(np.isfinite(outputs[self.weights > 0])):
+            return np.nan
+        return float(np.average(self._losses(outputs), weights=self.weights))
+
+    def of_fold(self, held_out: Int[np.ndarray, " m"]) -> Judge:
+        """One that looks at the rows of a single fold."""
+        weights = np.zeros_like(self.weights)
+        weights[held_out] = self.weights[held_out]
+        return self._replace(weights=weights)
+
+    def excess(self, outputs: Float[np.ndarray, "n c"], others: Float[np.ndarray, "n c"]) -> tuple[float, float]:
+        """By how much the mean loss exceeds that of other outputs, and the standard error of this.
+
+        That of a weighted mean of differences, row by row: what is hard for both does not count.
+        """
+        excess, shares = self._losses(outputs) - self._losses(others), self.weights / self.weights.sum()
+        mean = shares @ excess
+        return float(mean), float(np.sqrt(np.sum((shares * (excess - mean)) ** 2)))
+
+    def all_clearly_behind(self, outputs: Float[np.ndarray, "*k n c"], others: Float[np.ndarray, "n c"]) -> bool:
+        """Whether the mean loss of each of many outputs exceeds that of others by more than chance; never NaN's."""
+        if np.isnan(self.mean_loss(others)):
+            return False
+        for each in outputs.reshape(-1, *others.shape):
+            mean, error = self.excess(each, others)
+            if mean <= _CLEARLY_BEHIND * error:
+                return False
+        return True
+
+    def _losses(self, outputs: Float[np.ndarray, "n c"]) -> Float[np.ndarray, " n"]:
+        return self.losses(np.where(self.weights[:, None] > 0, outputs, 0))
 
 
 def constant_candidate(training: Training, problem: GatedProblem, folds: Folds) -> Candidates:

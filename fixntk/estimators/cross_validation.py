@@ -5,7 +5,7 @@ See docs/mathematics.md, M6 and M11.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +13,7 @@ from jaxtyping import Float
 
 from fixntk._checks import as_positive_int
 from fixntk._numerics import allow_float64, blas_threads_for
-from fixntk.estimators.candidates import Candidates, constant_candidate
+from fixntk.estimators.candidates import Candidates, Judge, Losses, constant_candidate
 from fixntk.estimators.discovered import discovered_candidates
 from fixntk.estimators.fitting import GatedFit, GatedProblem, check_regs, gated_problem
 from fixntk.estimators.folds import Folds
@@ -80,10 +80,6 @@ class GatedChoice(NamedTuple):
     held_out_weights: Float[np.ndarray, " n"]
 
 
-Losses = Callable[[Float[np.ndarray, "n c"]], Float[np.ndarray, " n"]]
-"""The loss of each row from held-out outputs."""
-
-
 class _Tried(NamedTuple):
     """Candidates, the mean held-out loss of each, NaN where it was not tried, and which columns are of this kind."""
 
@@ -93,11 +89,11 @@ class _Tried(NamedTuple):
 
 
 class _Best(NamedTuple):
-    """Where a kind has its least loss: position on its grid, the loss of each row, and their mean."""
+    """Where a kind has its least loss: position on its grid, held-out outputs, and their mean loss."""
 
     row: int
     column: int
-    losses: Float[np.ndarray, " n"]
+    outputs: Float[np.ndarray, "n c"]
     mean: float
 
 
@@ -137,19 +133,14 @@ def choose_gated(
     shares = np.array(check_regs(regs, 1.0))
     max_steps = as_positive_int("max_steps", max_steps)
     folds = folds[:1] if _has_many_rows(training, gates) else folds
-    weights = _held_out_weights(training, folds)
-
-    def mean_loss(outputs: Float[np.ndarray, "n c"]) -> float:
-        is_tried = bool(np.all(np.isfinite(outputs)))
-        return float(np.average(losses(outputs), weights=weights)) if is_tried else np.nan
-
+    judge = Judge(losses, _held_out_weights(training, folds))
     with allow_float64(), blas_threads_for(training.num_rows):
         problem = gated_problem(training, gates, "squared")
-        tried = _try_kinds(training, gates, problem, folds, mean_loss, shares, max_steps, progress=progress)
-        best = {kind: _find_best(each, shares, losses) for kind, each in tried.items()}
-        kind = _choose_kind(best, weights, one_standard_error=one_standard_error)
-        candidates, (row, column, *_) = tried[kind].candidates, best[kind]
-        fit = candidates.fit(row, column)
+        tried = _try_kinds(training, gates, problem, folds, judge, shares, max_steps, progress=progress)
+        best = {kind: _find_best(each, shares) for kind, each in tried.items() if _are_some_tried(each)}
+        kind = _choose_kind(best, judge, one_standard_error=one_standard_error)
+        row, column, outputs, _ = best[kind]
+        fit = tried[kind].candidates.fit(row, column)
     return GatedChoice(
         kind=kind,
         losses_of_kinds={name: each.mean for name, each in best.items()},
@@ -160,8 +151,8 @@ def choose_gated(
         losses=_losses_of(tried, NTK, OPTIMUM),
         discovered_losses=_losses_of(tried, DISCOVERED),
         trained_losses=_losses_of(tried, TRAINED),
-        held_out_outputs=candidates.outputs[row, column],
-        held_out_weights=weights,
+        held_out_outputs=outputs,
+        held_out_weights=judge.weights,
     )
 
 
@@ -191,7 +182,7 @@ def _try_kinds(
     gates: GateOptions,
     problem: GatedProblem,
     folds: Folds,
-    mean_loss: Callable[[np.ndarray], float],
+    judge: Judge,
     shares: Float[np.ndarray, " R"],
     max_steps: int,
     *,
@@ -199,35 +190,42 @@ def _try_kinds(
 ) -> dict[str, _Tried]:
     """Candidates of each kind that the gates' source asks for, from the smallest model to the largest."""
 
-    def judge(candidates: Candidates) -> _Tried:
-        return _Tried(candidates, np.array([[mean_loss(each) for each in row] for row in candidates.outputs]))
+    def with_losses(candidates: Candidates) -> _Tried:
+        return _Tried(candidates, np.array([[judge.mean_loss(each) for each in row] for row in candidates.outputs]))
 
     regs = problem.max_reg * shares
-    tried = {CONSTANT: judge(constant_candidate(training, problem, folds))}
+    tried = {CONSTANT: with_losses(constant_candidate(training, problem, folds))}
     gate = gate_of_every_row(training, gates) if gates.name == AUTO else None
     if gate is not None:
-        tried[LINEAR] = judge(linear_candidates(training, gate, problem, folds, shares))
-    of_networks, others = {}, np.full(len(regs), np.nan)
+        tried[LINEAR] = with_losses(linear_candidates(training, gate, problem, folds, shares))
+    of_networks: dict[str, _Tried] = {}
+    at_regs, best = None, None
     if gates.name in (AUTO, TRAINED):
-        networks = judge(trained_candidates(training, folds, regs, gates.seed, progress=progress))
+        networks = with_losses(trained_candidates(training, folds, regs, gates.seed, judge, progress=progress))
         of_networks = {RELU: networks._replace(columns=slice(1)), TRAINED: networks._replace(columns=slice(1, None))}
-        others = np.min(networks.losses[:, 1:], axis=1)
-    # What is judged along λ takes longest, and goes on as long as it keeps up with the networks.
-    path = training, gates, problem, folds, regs, mean_loss
+        on_first_fold = judge.of_fold(folds[0][1]).mean_loss
+        at_regs = np.stack([min(row, key=on_first_fold) for row in networks.candidates.outputs])
+        best = _find_best(networks, shares).outputs if _are_some_tried(networks) else None
+    # What follows takes longest, and goes on as long as it keeps up with the networks.
+    path = training, gates, problem, folds, regs, judge
     if _has_many_rows(training, gates):
-        tried[OPTIMUM] = judge(optimum_candidates(*path, others=others, progress=progress))
+        tried[OPTIMUM] = with_losses(optimum_candidates(*path, others=at_regs, progress=progress))
     elif gates.name not in STARTING_AT_RANDOM:
-        steps = judge(reweighted_candidates(training, gates, problem, folds, regs, max_steps, progress=progress))
+        steps = with_losses(reweighted_candidates(*path[:5], max_steps, judge, others=best, progress=progress))
         tried[NTK] = steps._replace(columns=slice(1))
         tried[REWEIGHTED] = steps._replace(columns=slice(1, None))
     if gates.name == DISCOVERED or (gates.name == AUTO and OPTIMUM not in tried):
-        tried[DISCOVERED] = judge(discovered_candidates(*path, others=others, progress=progress))
+        tried[DISCOVERED] = with_losses(discovered_candidates(*path, others=at_regs, progress=progress))
     tried |= of_networks
-    # A training that diverged has no losses.
-    return {kind: each for kind, each in tried.items() if np.any(np.isfinite(each.losses[:, each.columns]))}
+    return tried
 
 
-def _find_best(tried: _Tried, shares: Float[np.ndarray, " R"], losses: Losses) -> _Best:
+def _are_some_tried(kind: _Tried) -> bool:
+    """Not where training diverged, or a path was given up before it had all folds."""
+    return bool(np.any(np.isfinite(kind.losses[:, kind.columns])))
+
+
+def _find_best(tried: _Tried, shares: Float[np.ndarray, " R"]) -> _Best:
     """Where the loss is least; among equal ones at the largest λ, then in the first column."""
     grid = tried.losses
     # The constant has no λ.
@@ -235,19 +233,16 @@ def _find_best(tried: _Tried, shares: Float[np.ndarray, " R"], losses: Losses) -
     of_kind = grid[order][:, tried.columns]
     first, position = divmod(int(np.nanargmin(of_kind)), of_kind.shape[1])
     row, column = int(order[first]), range(grid.shape[1])[tried.columns][position]
-    return _Best(row, column, losses(tried.candidates.outputs[row, column]), float(grid[row, column]))
+    return _Best(row, column, tried.candidates.outputs[row, column], float(grid[row, column]))
 
 
-def _choose_kind(best: Mapping[str, _Best], weights: Float[np.ndarray, " n"], *, one_standard_error: bool) -> str:
+def _choose_kind(best: Mapping[str, _Best], judge: Judge, *, one_standard_error: bool) -> str:
     """The kind with the least loss, of equal ones the smallest model; or the smallest that is not clearly worse."""
     least = min(best, key=lambda kind: best[kind].mean)
     if not one_standard_error:
         return least
-    shares = weights / weights.sum()
     for kind, found in best.items():
-        # The standard error of a weighted mean of differences, row by row: what is hard for both does not count.
-        excess = found.losses - best[least].losses
-        mean = shares @ excess
-        if mean <= np.sqrt(np.sum((shares * (excess - mean)) ** 2)):
+        mean, error = judge.excess(found.outputs, best[least].outputs)
+        if mean <= error:
             return kind
     return least

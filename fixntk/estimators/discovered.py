@@ -5,7 +5,7 @@ See docs/mathematics.md, M6 and M11.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -21,7 +21,7 @@ from fixntk.convex.discovery_results import Position
 from fixntk.convex.groups import with_masks
 from fixntk.convex.progress import progress_bar
 from fixntk.convex.solution import ACTIVE_SHARE
-from fixntk.estimators.candidates import Candidates, is_behind
+from fixntk.estimators.candidates import Candidates, Judge
 from fixntk.estimators.fitting import GatedFit, GatedProblem, as_gated_fit, program_of_rows
 from fixntk.estimators.folds import Folds, as_splits, num_padded_rows
 from fixntk.estimators.gate_options import GateOptions
@@ -44,14 +44,14 @@ def discovered_candidates(
     problem: GatedProblem,
     folds: Folds,
     regs: Float[np.ndarray, " R"],
-    mean_loss: Callable[[np.ndarray], float],
+    judge: Judge,
     *,
-    others: Float[np.ndarray, " R"],
+    others: Float[np.ndarray, "R n c"] | None,
     progress: bool,
 ) -> Candidates:
     """Discovered gates at each λ, from the largest on as long as the held-out loss falls, and the ridges of each.
 
-    ``others`` are the losses of another kind at each λ, NaN where there is none: a path that falls behind them ends.
+    ``others`` are outputs of another kind at each λ, or None: a path clearly behind them on the first fold ends.
     """
     # Rows of weight zero are zero: no gate is drawn through them.
     splits = as_splits(folds, training, num_padded_rows(training, folds))
@@ -64,14 +64,19 @@ def discovered_candidates(
     losses: list[float] = []
     with progress_bar("discovered gates", total=len(folds) * len(regs), unit="fit", shown=progress) as show:
         for number, place in enumerate(order):
+            is_futile = False
             for k, (kept, held_out) in enumerate(folds):
                 positions[k] = _advance(positions[k], regs[place], gates.seed)
                 rows = training.x[kept], training.targets[kept], training.weights[kept]
                 fits = fit_ridges(_used(positions[k]), *rows, regs[place] * np.array(RIDGE_SHARES))
                 outputs[place][:, held_out] = fits.predict(training.x[held_out])
                 show(number * len(folds) + k + 1, f"λ {regs[place]:.3g}, {len(fits.gates)} gates")
-            losses.append(min(map(mean_loss, outputs[place])))
-            if is_behind(losses[-1], others[place]) or _has_stopped_falling(regs[order[: number + 1]], losses):
+                if k == 0 and others is not None:
+                    is_futile = judge.of_fold(held_out).all_clearly_behind(outputs[place], others[place])
+                if is_futile:
+                    break
+            losses.append(min(map(judge.mean_loss, outputs[place])))
+            if is_futile or _has_stopped_falling(regs[order[: number + 1]], losses):
                 break
 
     def fit(place: int, ridge: int) -> GatedFit:

@@ -5,7 +5,6 @@ See docs/mathematics.md, M9.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -14,7 +13,7 @@ from jaxtyping import Float
 
 from fixntk._numerics import ignore_convergence_warnings, with_dtype
 from fixntk.convex import Solution, solve_path
-from fixntk.estimators.candidates import Candidates, is_behind
+from fixntk.estimators.candidates import Candidates, Judge
 from fixntk.estimators.fitting import GatedFit, GatedProblem, as_gated_fit, program_of_rows
 from fixntk.estimators.folds import Folds
 from fixntk.estimators.gate_options import GateOptions, draw_gates
@@ -33,15 +32,15 @@ def optimum_candidates(
     problem: GatedProblem,
     folds: Folds,
     regs: Float[np.ndarray, " R"],
-    mean_loss: Callable[[np.ndarray], float],
+    judge: Judge,
     *,
-    others: Float[np.ndarray, " R"],
+    others: Float[np.ndarray, "R n c"] | None,
     progress: bool,
 ) -> Candidates:
     """Optima on the training rows of a single fold, from the largest λ on as long as the held-out loss falls.
 
-    ``others`` are the losses of another kind at each λ, NaN where there is none: a path that falls behind them ends. In
-    single precision and by first-order steps, which take no matrix of rows by rows.
+    ``others`` are outputs of another kind at each λ, or None: a path that is clearly behind them ends. In single
+    precision and by first-order steps, which take no matrix of rows by rows.
     """
     ((kept, held_out),) = folds
     drawn = draw_gates(gates, training.x[kept, : gates.num_columns], training.targets[kept])
@@ -59,8 +58,9 @@ def optimum_candidates(
         outputs[place] = 0.0
         predicted = np.asarray(solution.predict(held_out_x, drawn))
         outputs[place, 0, held_out] = predicted.reshape(len(predicted), -1)[: len(held_out)]
-        losses.append(mean_loss(outputs[place, 0]))
-        return is_behind(losses[-1], others[place]) or losses[-1] >= min([*losses[:-1], np.inf])
+        losses.append(judge.mean_loss(outputs[place, 0]))
+        is_futile = others is not None and judge.all_clearly_behind(outputs[place], others[place])
+        return is_futile or losses[-1] >= min([*losses[:-1], np.inf])
 
     options: dict[str, Any] = {"method": "fista", "progress": progress}
     with ignore_convergence_warnings():

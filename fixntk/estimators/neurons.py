@@ -18,6 +18,8 @@ from fixntk.networks.descent import descend, sample_stack
 
 # Number of neurons, and of gradient steps from random weights.
 _WIDTH, _NUM_STEPS = 100, 1000
+# Number of networks in a compiled loop.
+MAX_STACK = 3
 # Neurons of a smaller share of the largest are left out.
 _LEAST_NEURON = 1e-3
 
@@ -68,14 +70,22 @@ def train_networks(
     num_padded: int,
     seed: int,
 ) -> list[Neurons]:
-    """A network for each λ, trained in single precision on rows that are padded with zeros to a size that recurs."""
+    """A network for each λ, trained in single precision on rows that are padded with zeros to a size that recurs.
+
+    A few at a time, the last few filled with copies, so that another number of λ compiles nothing.
+    """
+    size = min(len(regs), MAX_STACK)
+    filled = np.append(regs, np.repeat(regs[-1:], -len(regs) % size))
     is_column = jnp.asarray(np.any(x != 0, axis=0), jnp.float32)
-    start = sample_stack(jax.random.key(seed), len(regs), _WIDTH, is_column, targets.shape[1])
+    start = sample_stack(jax.random.key(seed), size, _WIDTH, is_column, targets.shape[1])
     start = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), start)
     rows, outputs, shares = (jnp.asarray(pad_rows(array, num_padded), jnp.float32) for array in (x, targets, weights))
-    found = descend(start, rows, outputs, shares, jnp.asarray(regs, jnp.float32), num_steps=_NUM_STEPS)
-    stack = [np.asarray(leaf, np.float64) for leaf in found.parameters]
-    return [_as_neurons(*parameters) for parameters in zip(*stack, strict=True)]
+    neurons: list[Neurons] = []
+    for some in np.split(filled, len(filled) // size):
+        found = descend(start, rows, outputs, shares, jnp.asarray(some, jnp.float32), num_steps=_NUM_STEPS)
+        stack = [np.asarray(leaf, np.float64) for leaf in found.parameters]
+        neurons += [_as_neurons(*parameters) for parameters in zip(*stack, strict=True)]
+    return neurons[: len(regs)]
 
 
 def _as_neurons(

@@ -68,17 +68,19 @@ def fit_ridges(
     if len(x) < len(roots):
         centred = centre(x, weights)
         eigenvalues, vectors = np.linalg.eigh(centred @ centred.T)
-        directions, rotated = centred.T @ vectors, vectors.T @ rest
+        rotated = vectors.T @ rest
     else:
         gram, correlations = np.zeros((len(roots), len(roots))), np.zeros((len(roots), targets.shape[1]))
         for rows, row_weights, row_rest in zip(_tiles(x), _tiles(weights), _tiles(rest), strict=True):
             centred = centre(rows, row_weights)
             gram += centred.T @ centred
             correlations += centred.T @ row_rest
-        eigenvalues, directions = np.linalg.eigh(gram)
-        rotated = directions.T @ correlations
-    eigenvalues = np.maximum(eigenvalues, 0)
-    coefficients = np.stack([directions @ (rotated / (eigenvalues + ridge)[:, None]) for ridge in ridges])
+        eigenvalues, vectors = np.linalg.eigh(gram)
+        rotated = vectors.T @ correlations
+    shrunk = rotated / (np.maximum(eigenvalues, 0) + ridges[:, None])[:, :, None]
+    coefficients = vectors @ shrunk
+    if len(x) < len(roots):
+        coefficients = centred.T @ coefficients
     return RidgeFits(used.gates, roots[:, None] * coefficients, target_mean - mean @ coefficients)
 
 

@@ -14,12 +14,15 @@ import numpy as np
 from jaxtyping import Float
 
 from fixntk.convex.progress import progress_bar
-from fixntk.estimators.candidates import Candidates
+from fixntk.estimators.candidates import Candidates, Judge
 from fixntk.estimators.fitting import GatedFit, certify_fit, program_of_rows
 from fixntk.estimators.folds import Folds, num_padded_rows
 from fixntk.estimators.neurons import train_networks
 from fixntk.estimators.preprocessing import Training
 from fixntk.estimators.ridges import RIDGE_SHARES, fit_ridges
+
+# Number of λ with the least loss on the first fold, which the other folds are trained at.
+_NUM_KEPT_REGS = 3
 
 
 def trained_candidates(
@@ -27,28 +30,38 @@ def trained_candidates(
     folds: Folds,
     regs: Float[np.ndarray, " R"],
     seed: int,
+    judge: Judge,
     *,
     progress: bool,
 ) -> Candidates:
-    """ReLU networks trained at each λ in the first column, and the ridge regressions with their gates in the others."""
+    """ReLU networks trained at each λ in the first column, and the ridge regressions with their gates in the others.
+
+    The first fold tries every λ, and the others those that were best there: their outputs at the rest are NaN.
+    """
     # Rows that are not held out are not judged.
     outputs = np.zeros((len(regs), 1 + len(RIDGE_SHARES), *training.targets.shape))
     size = num_padded_rows(training, folds)
+    places = np.arange(len(regs))
     with progress_bar("trained networks", total=len(folds), unit="fold", shown=progress) as show:
         for number, (kept, held_out) in enumerate(folds):
             rows = training.x[kept], training.targets[kept], training.weights[kept]
-            for place, neurons in enumerate(train_networks(*rows, regs, size, seed)):
+            for place, neurons in zip(places, train_networks(*rows, regs[places], size, seed), strict=True):
                 ridges = fit_ridges(neurons.used, *rows, regs[place] * np.array(RIDGE_SHARES))
                 x = training.x[held_out]
                 outputs[place][:, held_out] = np.stack([neurons.predict(x), *ridges.predict(x)])
-            show(number + 1, f"{len(regs)} values of λ")
+            show(number + 1, f"{len(places)} values of λ")
+            if number == 0 and len(folds) > 1:
+                mean_loss = judge.of_fold(held_out).mean_loss
+                places = np.argsort([min(map(mean_loss, each)) for each in outputs], kind="stable")[:_NUM_KEPT_REGS]
+                others = np.setdiff1d(np.arange(len(regs)), places)
+                outputs[np.ix_(others, np.arange(outputs.shape[1]), kept)] = np.nan
 
     def fit(place: int, column: int) -> GatedFit:
         rows = training.x, training.targets, training.weights
         num_padded = len(training.padded_x)
-        # All of them again where the loop is compiled for that already; otherwise the one alone.
-        at_regs, position = (regs, place) if num_padded == size else (regs[place : place + 1], 0)
-        neurons = train_networks(*rows, at_regs, num_padded, seed)[position]
+        # As many as before where the loop is compiled for that already; otherwise the one alone.
+        copies = len(places) if num_padded == size else 1
+        neurons = train_networks(*rows, np.repeat(regs[place], copies), num_padded, seed)[0]
         padded = training.padded_x, training.padded_targets, training.padded_weights
         program = program_of_rows(*padded, jnp.asarray(neurons.gates))
         weights, reg = neurons.weights, float(regs[place])

@@ -8,10 +8,13 @@ import pytest
 import fixntk as fx
 from fixntk.convex import solve_quietly
 from fixntk.estimators import cross_validation, large
+from fixntk.estimators.candidates import Judge
 from fixntk.estimators.cross_validation import choose_gated
+from fixntk.estimators.fitting import gated_problem
 from fixntk.estimators.folds import shuffled_folds, squared_errors, stratified_folds
 from fixntk.estimators.gate_options import GateOptions, draw_gates
 from fixntk.estimators.preprocessing import Training, pad_rows
+from fixntk.estimators.reweighted import reweighted_candidates
 
 OPTIONS = GateOptions("random", 16, 8, 0)
 
@@ -139,12 +142,11 @@ def test_one_standard_error_takes_the_smallest_model_that_is_not_clearly_worse(t
     error = np.sqrt(np.sum((shares * noise) ** 2))
 
     def choose(excess):
-        calls = []
+        kinds = {}
 
-        def losses(_):
-            # Mean losses of the constant, the NTK and one step, then those of the rows in the same order.
-            kind = len(calls) % 3
-            calls.append(kind)
+        def losses(outputs):
+            # They are seen first in the order of the constant, the NTK and one step.
+            kind = kinds.setdefault(outputs.tobytes(), len(kinds))
             return [np.full(40, 9.0), 1 + noise + excess * error, np.ones(40)][kind]
 
         options = {"regs": (0.1,), "max_steps": 1, "one_standard_error": True}
@@ -226,6 +228,38 @@ def test_bad_candidates_are_named(training):
         choose_gated(training, OPTIONS, folds, np.ravel, regs=(0.1, 1.0), max_steps=2)
     with pytest.raises(ValueError, match="max_steps must be at least 1, got 0"):
         choose_gated(training, OPTIONS, folds, np.ravel, regs=(0.1,), max_steps=0)
+
+
+def test_steps_that_are_clearly_behind_on_the_first_fold_are_not_tried_on_the_others(training):
+    folds, regs = shuffled_folds(40, 2, seed=0), np.array([5.0, 0.5])
+    judge = Judge(partial(squared_errors, targets=training.targets), training.weights)
+    path = training, OPTIONS, gated_problem(training, OPTIONS, "squared"), folds, regs, 2, judge
+    whole = reweighted_candidates(*path, others=None, progress=False).outputs
+    assert np.all(np.isfinite(whole))
+    # Others that are right on the first fold alone, and unknown on the second.
+    others = np.where(np.isin(np.arange(40), folds[0][1])[:, None], training.targets, np.nan)
+    found = reweighted_candidates(*path, others=others, progress=False).outputs
+    np.testing.assert_allclose(found[:, 0], whole[:, 0], atol=1e-12)
+    assert np.all(np.isnan(found[:, 1:]))
+    # As good as one of the steps.
+    found = reweighted_candidates(*path, others=whole[1, 2], progress=False).outputs
+    np.testing.assert_array_equal(found, whole)
+
+
+def test_clearly_behind_is_a_paired_comparison_of_each(rng):
+    targets, weights = rng.standard_normal((200, 1)), rng.uniform(0.5, 1, 200)
+    judge = Judge(partial(squared_errors, targets=targets), weights)
+    # What is hard for both: the difference is small beside the losses, but the same in each row.
+    others = targets + 10
+    worse, better, level = others + 0.01, others - 0.01, others + rng.permuted(np.repeat([-0.5, 0.5], 100))[:, None]
+    assert judge.all_clearly_behind(worse, others)
+    assert judge.all_clearly_behind(np.stack([worse, worse + 1]), others)
+    assert not judge.all_clearly_behind(np.stack([worse, better]), others)
+    assert not judge.all_clearly_behind(level, others)
+    mean, error = judge.excess(level, others)
+    differences = (squared_errors(level, targets) - squared_errors(others, targets)) * weights / weights.sum()
+    assert mean == pytest.approx(differences.sum())
+    assert error == pytest.approx(np.std(differences * 200) / np.sqrt(200), rel=0.1)
 
 
 def test_few_distinct_rows_with_copies_enough_are_one_fold():

@@ -5,6 +5,7 @@ import pytest
 from sklearn.base import clone
 
 from fixntk.estimators import GatedReLUClassifierCV, GatedReLURegressorCV, discovered
+from fixntk.estimators.candidates import Judge
 from fixntk.estimators.discovered import discovered_candidates
 from fixntk.estimators.fitting import gated_problem
 from fixntk.estimators.folds import shuffled_folds, squared_errors
@@ -55,12 +56,8 @@ def candidates_of(x, y, regs=(0.2, 0.05), others=None):
     gates = GateOptions("discovered", 64, x.shape[1], 0)
     problem = gated_problem(training, gates, "squared")
     folds = shuffled_folds(len(x), 2, seed=0)
-
-    def mean_loss(outputs):
-        return float(np.mean(squared_errors(outputs, training.targets)))
-
-    others = np.full(len(regs), np.nan) if others is None else np.array(others)
-    path = training, gates, problem, folds, problem.max_reg * np.array(regs), mean_loss
+    judge = Judge(lambda outputs: squared_errors(outputs, training.targets), training.weights)
+    path = training, gates, problem, folds, problem.max_reg * np.array(regs), judge
     found = discovered_candidates(*path, others=others, progress=False)
     return found, folds, problem
 
@@ -135,13 +132,19 @@ def test_discovered_gates_are_chosen_where_few_directions_matter_and_it_says_so(
 def test_a_path_that_falls_behind_another_kind_ends(planted):
     x, y = (np.pad(planted[0], ((0, 0), (0, 3))), planted[1])
     regs = (0.2, 0.1, 0.05)
-    whole, _, _ = candidates_of(x, y, regs)
+    whole, folds, _ = candidates_of(x, y, regs)
     assert np.isfinite(whole.outputs).all()
-    losses = [min(np.mean((each[:, 0] - y) ** 2) for each in at_reg) for at_reg in whole.outputs]
-    # Level at the first λ, and far behind at the second.
-    found, _, _ = candidates_of(x, y, regs, [losses[0], 0.5 * losses[1], np.nan])
-    is_tried = np.isfinite(found.outputs).all(axis=(1, 2, 3))
-    np.testing.assert_array_equal(is_tried, [True, True, False])
+    # Level at the first λ, unknown on the other fold, and far behind at the second.
+    others = np.stack([whole.outputs[0][0], y[:, None], y[:, None]])
+    others[1, folds[1][1]] = np.nan
+    found, _, _ = candidates_of(x, y, regs, others)
+    np.testing.assert_array_equal(np.isfinite(found.outputs).all(axis=(1, 2, 3)), [True, False, False])
+    # What is behind on one fold is not tried on the other.
+    assert np.isfinite(found.outputs[1][:, folds[0][1]]).all()
+    assert np.isnan(found.outputs[1][:, folds[1][1]]).all()
+    # Never behind what diverged.
+    found, _, _ = candidates_of(x, y, regs, np.full_like(others, np.nan))
+    assert np.isfinite(found.outputs).all()
 
 
 @pytest.mark.usefixtures("quick")
