@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 
 from fixntk.convex import solve_quietly
 from fixntk.estimators.fitting import GatedFit, GatedProblem, as_gated_fit
@@ -17,6 +17,8 @@ from fixntk.estimators.preprocessing import Training
 _ABOVE_MAX_REG = 1e-6
 # Candidates are given up after one fold where each has a loss there that is higher by more than these standard errors.
 _CLEARLY_BEHIND = 2.0
+# Otherwise the other folds try this number of λ, those with the least loss on the first.
+NUM_KEPT_REGS = 3
 
 Losses = Callable[[Float[np.ndarray, "n c"]], Float[np.ndarray, " n"]]
 """The loss of each row from held-out outputs."""
@@ -82,8 +84,28 @@ class Judge(NamedTuple):
                 return False
         return True
 
+    def choose_regs(
+        self, outputs: Float[np.ndarray, "R S n c"], others: Float[np.ndarray, "n c"] | None
+    ) -> Int[np.ndarray, " k"]:
+        """Which few λ are worth trying on further rows; none where all are clearly behind other outputs."""
+        if others is not None and self.all_clearly_behind(outputs, others):
+            return np.arange(0)
+        if len(outputs) <= NUM_KEPT_REGS:
+            return np.arange(len(outputs))
+        least = [min(map(self.mean_loss, of_reg)) for of_reg in outputs]
+        return np.sort(np.argsort(least, kind="stable")[:NUM_KEPT_REGS])
+
     def _losses(self, outputs: Float[np.ndarray, "n c"]) -> Float[np.ndarray, " n"]:
         return self.losses(np.where(self.weights[:, None] > 0, outputs, 0))
+
+
+def give_up(
+    outputs: Float[np.ndarray, "R S n c"], kept_regs: Int[np.ndarray, " k"], tried: Shaped[np.ndarray, " m"]
+) -> None:
+    """Mark the λ that are not kept as not tried on the rows of the other folds, by NaN in place."""
+    given_up, rows = np.ones(len(outputs), bool), np.ones(outputs.shape[2], bool)
+    given_up[kept_regs], rows[tried] = False, False
+    outputs[np.ix_(given_up, np.ones(outputs.shape[1], bool), rows)] = np.nan
 
 
 def constant_candidate(training: Training, problem: GatedProblem, folds: Folds) -> Candidates:

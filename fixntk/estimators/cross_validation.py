@@ -15,6 +15,7 @@ from fixntk._checks import as_positive_int
 from fixntk._numerics import allow_float64, blas_threads_for
 from fixntk.estimators.candidates import Candidates, Judge, Losses, constant_candidate
 from fixntk.estimators.discovered import discovered_candidates
+from fixntk.estimators.exact_ntk import exact_ntk_candidates
 from fixntk.estimators.fitting import GatedFit, GatedProblem, check_regs, gated_problem
 from fixntk.estimators.folds import Folds
 from fixntk.estimators.gate_options import AUTO, DISCOVERED, STARTING_AT_RANDOM, TRAINED, GateOptions
@@ -28,6 +29,7 @@ from fixntk.estimators.trained import trained_candidates
 # The kinds of fits, from the smallest model to the largest.
 CONSTANT = "constant"
 LINEAR = "linear"
+EXACT_NTK = "exact_ntk"
 NTK = "ntk"
 REWEIGHTED = "reweighted"
 OPTIMUM = "optimum"
@@ -40,10 +42,11 @@ class GatedChoice(NamedTuple):
     Attributes
     ----------
     kind
-        ``"constant"``; ``"linear"``, one gate that is active on every row; ``"ntk"``, the kernel of the gates without a
-        reweighting step; ``"reweighted"``; ``"discovered"``; ``"relu"``, a trained ReLU network, and ``"trained"``, a
-        ridge regression with the kernel of its gates; or ``"optimum"``, the end of the reweighting, which takes the
-        place of the NTK, its reweighting and discovered gates for many rows.
+        ``"constant"``; ``"linear"``, one gate that is active on every row; ``"exact_ntk"``, the NTK of infinitely many
+        gates; ``"ntk"``, the kernel of the gates without a reweighting step; ``"reweighted"``; ``"discovered"``;
+        ``"relu"``, a trained ReLU network, and ``"trained"``, a ridge regression with the kernel of its gates; or
+        ``"optimum"``, the end of the reweighting, which takes the place of the NTK, its reweighting and discovered
+        gates for many rows.
     losses_of_kinds
         The least held-out loss of each kind, from the smallest model to the largest.
     fit
@@ -55,8 +58,8 @@ class GatedChoice(NamedTuple):
     ridge_share
         Ridge as a share of λ; below 1 where the shrinkage of discovered or trained gates is undone.
     losses
-        (R, steps + 1) held-out loss of the NTK and each step; (R, 1) of the optimum, NaN where a λ was not tried; empty
-        where only discovered gates were tried.
+        (R, steps + 1) held-out loss of the NTK and each step, or (R, 1) of the optimum; NaN where a λ was not tried on
+        all folds; empty where only discovered gates were tried.
     discovered_losses
         (R, ridges) the same for discovered gates, NaN where a λ was not tried; empty where they were not asked for.
     trained_losses
@@ -145,7 +148,7 @@ def choose_gated(
         kind=kind,
         losses_of_kinds={name: each.mean for name, each in best.items()},
         fit=fit,
-        share=fit.reg / problem.max_reg if kind in (CONSTANT, LINEAR) else float(shares[row]),
+        share=fit.reg / problem.max_reg if kind in (CONSTANT, LINEAR, EXACT_NTK) else float(shares[row]),
         num_steps=column if kind == REWEIGHTED else 0,
         ridge_share=_ridge_share(kind, column),
         losses=_losses_of(tried, NTK, OPTIMUM),
@@ -198,6 +201,8 @@ def _try_kinds(
     gate = gate_of_every_row(training, gates) if gates.name == AUTO else None
     if gate is not None:
         tried[LINEAR] = with_losses(linear_candidates(training, gate, problem, folds, shares))
+    if gates.name == AUTO and not _has_many_rows(training, gates):
+        tried[EXACT_NTK] = with_losses(exact_ntk_candidates(training, problem, folds))
     of_networks: dict[str, _Tried] = {}
     at_regs, best = None, None
     if gates.name in (AUTO, TRAINED):

@@ -5,7 +5,8 @@ See docs/mathematics.md, M6 and M11.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -51,41 +52,72 @@ def discovered_candidates(
 ) -> Candidates:
     """Discovered gates at each λ, from the largest on as long as the held-out loss falls, and the ridges of each.
 
-    ``others`` are outputs of another kind at each λ, or None: a path clearly behind them on the first fold ends.
+    ``others`` are outputs of another kind at each λ, or None. With others the path on the first fold ends where it has
+    more weights than rows, as it takes longest there and hardly selects anything, and the other folds are not tried
+    where it is clearly behind: at the same λ, or all of it behind the best of the others.
     """
-    # Rows of weight zero are zero: no gate is drawn through them.
-    splits = as_splits(folds, training, num_padded_rows(training, folds))
-    positions = []
-    for rows, weights in zip(np.asarray(splits.train), np.asarray(splits.weights), strict=True):
-        x = training.padded_x[rows] * (weights > 0)[:, None]
-        positions.append(_start(x, training.padded_targets[rows], weights, problem.gates))
-    order = np.argsort(-regs, kind="stable")
+    positions = _starts(training, problem, folds)
+    order = np.argsort(-regs, kind="stable").tolist()
     outputs = np.full((len(regs), len(RIDGE_SHARES), *training.targets.shape), np.nan)
-    losses: list[float] = []
+    on_first, done = judge.of_fold(folds[0][1]), itertools.count(1)
     with progress_bar("discovered gates", total=len(folds) * len(regs), unit="fit", shown=progress) as show:
-        for number, place in enumerate(order):
-            is_futile = False
-            for k, (kept, held_out) in enumerate(folds):
-                positions[k] = _advance(positions[k], regs[place], gates.seed)
-                rows = training.x[kept], training.targets[kept], training.weights[kept]
-                fits = fit_ridges(_used(positions[k]), *rows, regs[place] * np.array(RIDGE_SHARES))
-                outputs[place][:, held_out] = fits.predict(training.x[held_out])
-                show(number * len(folds) + k + 1, f"λ {regs[place]:.3g}, {len(fits.gates)} gates")
-                if k == 0 and others is not None:
-                    is_futile = judge.of_fold(held_out).all_clearly_behind(outputs[place], others[place])
-                if is_futile:
-                    break
+
+        def advance(place: int, fold: int) -> bool:
+            kept, held_out = folds[fold]
+            positions[fold] = _advance(positions[fold], regs[place], gates.seed)
+            rows = training.x[kept], training.targets[kept], training.weights[kept]
+            fits = fit_ridges(_used(positions[fold]), *rows, regs[place] * np.array(RIDGE_SHARES))
+            outputs[place][:, held_out] = fits.predict(training.x[held_out])
+            show(next(done), f"fold {fold + 1} of {len(folds)}, λ {regs[place]:.3g}, {len(fits.gates)} gates")
+            return bool(np.count_nonzero(fits.gates) > len(kept))
+
+        tried = _follow_first_fold(order, regs, outputs, on_first, others, lambda place: advance(place, 0))
+        losses: list[float] = []
+        for place in tried:
+            for fold in range(1, len(folds)):
+                advance(place, fold)
             losses.append(min(map(judge.mean_loss, outputs[place])))
-            if is_futile or _has_stopped_falling(regs[order[: number + 1]], losses):
+            if _has_stopped_falling(regs[order[: len(losses)]], losses):
                 break
 
     def fit(place: int, ridge: int) -> GatedFit:
         position = _start(training.padded_x, training.padded_targets, training.padded_weights, problem.gates)
-        for each in order[: int(np.flatnonzero(order == place)[0]) + 1]:
+        for each in order[: order.index(place) + 1]:
             position = _advance(position, regs[each], gates.seed)
         return _fit_position(position, float(regs[place]), RIDGE_SHARES[ridge])
 
     return Candidates(outputs, fit)
+
+
+def _follow_first_fold(
+    order: list[int],
+    regs: Float[np.ndarray, " R"],
+    outputs: Float[np.ndarray, "R S n c"],
+    judge: Judge,
+    others: Float[np.ndarray, "R n c"] | None,
+    advance: Callable[[int], bool],
+) -> list[int]:
+    """The λ that the other folds are to try, from the largest on; none where all are behind another kind."""
+    losses: list[float] = []
+    had_stopped = False
+    for place in order:
+        is_large = advance(place)
+        losses.append(min(map(judge.mean_loss, outputs[place])))
+        if others is not None and judge.all_clearly_behind(outputs[place], others[place]):
+            return []
+        if others is not None and is_large:
+            break
+        has_stopped = _has_stopped_falling(regs[order[: len(losses)]], losses)
+        # The loss of a single fold can stop falling by chance, so that it has to do so twice.
+        if had_stopped and has_stopped:
+            break
+        had_stopped = has_stopped
+    tried = order[: len(losses)]
+    if others is not None:
+        best = min(others, key=judge.mean_loss)
+        if judge.all_clearly_behind(outputs[tried], best):
+            return []
+    return tried
 
 
 def _has_stopped_falling(regs: Float[np.ndarray, " k"], losses: Sequence[float]) -> bool:
@@ -93,6 +125,17 @@ def _has_stopped_falling(regs: Float[np.ndarray, " k"], losses: Sequence[float])
     is_recent = regs < _FACTOR_OF_LAST * regs[-1]
     before = np.array(losses)[~is_recent]
     return len(before) > 0 and not np.array(losses)[is_recent].min() < (1 - _LEAST_FALL) * before.min()
+
+
+def _starts(training: Training, problem: GatedProblem, folds: Folds) -> list[Position]:
+    """The start of each fold's path."""
+    splits = as_splits(folds, training, num_padded_rows(training, folds))
+    positions = []
+    for rows, weights in zip(np.asarray(splits.train), np.asarray(splits.weights), strict=True):
+        # Rows of weight zero are zero: no gate is drawn through them.
+        x = training.padded_x[rows] * (weights > 0)[:, None]
+        positions.append(_start(x, training.padded_targets[rows], weights, problem.gates))
+    return positions
 
 
 def _start(x: np.ndarray, targets: np.ndarray, weights: np.ndarray, gates: Array) -> Position:

@@ -18,6 +18,7 @@ from fixntk.convex import ConvexProgram, Solution, solve_quietly
 from fixntk.convex.program import replace_fields
 from fixntk.estimators.gate_options import GateOptions, draw_gates
 from fixntk.estimators.gaussian_process import Kernel, condition
+from fixntk.estimators.predictors import NTKOutputs
 from fixntk.estimators.preprocessing import Training
 from fixntk.gates.masks import activation_masks
 from fixntk.gram import masked_gram
@@ -68,12 +69,15 @@ class GatedFit(NamedTuple):
         The solution as a network, in JAX's default dtype.
     reg
         λ.
+    exact_ntk
+        The regression with the NTK of infinitely many gates, which the solution approximates; None for all others.
     """
 
     solution: Solution
     gates: Float[np.ndarray, "P w"]
     network: GatedReLUNetwork
     reg: float
+    exact_ntk: NTKOutputs | None = None
 
 
 @dataclass(frozen=True)

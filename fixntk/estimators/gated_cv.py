@@ -33,17 +33,19 @@ class GatedReLURegressorCV(ChoiceMixin, RegressionMixin, BaseEstimator):
         P; the accuracy decreases with fewer gates (docs/comparison.md).
     gates : str, array (P, d') or callable
         "auto": cross-validation chooses between one gate that is active on every row, which is linear regression (only
-        with ``bias``), random gates, discovered ones, and those of trained ReLU networks. "discovered": column
-        generation along λ, from the largest on until the held-out loss rises, and ridge regressions with the kernel
-        found, whose smaller ridges undo the shrinkage. "trained": ReLU networks trained by gradient descent at each λ,
-        and such ridge regressions with the kernels of their gates. Otherwise as for :class:`GatedReLURegressor`. Each
-        fold's gates come from its training rows.
+        with ``bias``), the NTK of infinitely many gates, random gates, discovered ones, and those of trained ReLU
+        networks. "discovered": column generation along λ, from the largest on until the held-out loss rises, and ridge
+        regressions with the kernel found, whose smaller ridges undo the shrinkage. "trained": ReLU networks trained by
+        gradient descent at each λ, and such ridge regressions with the kernels of their gates. Otherwise as for
+        :class:`GatedReLURegressor`. Each fold's gates come from its training rows.
     standardize, bias, bias_scale, random_state, verbose
         As for :class:`GatedReLURegressor`.
     regs : sequence of float
         Candidates for λ/λ_max.
     num_folds : int
-        Folds of the cross-validation, in random order; for more than 2,000 rows one of them alone is held out.
+        Folds of the cross-validation, in random order; for more than 2,000 rows one of them alone is held out. The
+        first fold tries every setting; what is clearly behind trained networks there is not tried on the others, and
+        of the rest they try the three λ that were best.
     max_steps : int
         Largest number of reweighting steps.
     one_standard_error : bool
@@ -53,23 +55,25 @@ class GatedReLURegressorCV(ChoiceMixin, RegressionMixin, BaseEstimator):
     Attributes
     ----------
     choice_ : str
-        What was chosen: "constant", the mean of the targets; "linear"; "ntk", the kernel of the gates without a
-        reweighting step; "reweighted", with some; "discovered"; "relu", a trained ReLU network; "trained", a ridge
-        regression with the kernel of its gates; or, for more than 2,000 rows, "optimum", that of random gates.
+        What was chosen: "constant", the mean of the targets; "linear"; "exact_ntk", the NTK of infinitely many gates,
+        fitted as :class:`NTKRegressor` with a ridge chosen by leaving rows out; "ntk", the kernel of random gates
+        without a reweighting step; "reweighted", with some; "discovered"; "relu", a trained ReLU network; "trained", a
+        ridge regression with the kernel of its gates; or, for more than 2,000 rows, "optimum", that of random gates.
     choice_losses_ : dict
-        The least held-out loss of each of these that was tried.
+        The least held-out loss of each of these that was tried on all folds.
     reg_share_, n_steps_, ridge_share_ : float, int, float
         The λ/λ_max and the number of steps chosen; and the ridge as a share of λ, below 1 where the shrinkage of
         discovered or trained gates is undone.
     path_ : ndarray (regs, max_steps + 1)
         Mean squared error on held-out rows, of standardised targets, for given or random gates; (regs, 1) for more than
-        2,000 rows, NaN where the path had ended.
+        2,000 rows. NaN where a λ was not tried on all folds.
     discovered_path_ : ndarray (regs, 4)
-        The same for discovered gates and each ``ridge_share_``: 1, 0.3, 0.1 and 0.03. NaN where the path had ended.
+        The same for discovered gates and each ``ridge_share_``: 1, 0.3, 0.1 and 0.03.
     trained_path_ : ndarray (regs, 5)
         The same for trained networks, and for each ``ridge_share_`` with their gates.
     kernel_weights_, gap_, n_active_gates_, network_, solution_, gates_, feature_importances_
-        As for :class:`GatedReLURegressor`; the gap is that after the last step.
+        As for :class:`GatedReLURegressor`; the gap is that after the last step. Where "exact_ntk" was chosen they are
+        those of random gates with its ridge, which approach it as their number grows.
 
     Notes
     -----

@@ -244,6 +244,7 @@ class GatedMixin(InputMixin):
     kernel_weights_: np.ndarray
     reg_: float
     bias_scale_errors_: dict[float, float]
+    _exact_ntk: NTKOutputs | None
     _condition: Callable[..., Process]
 
     def __repr__(self, N_CHAR_MAX: int = 700) -> str:
@@ -275,17 +276,22 @@ class GatedMixin(InputMixin):
         self.gap_ = float(fit.solution.relative_gap)
         self.n_active_gates_ = int(np.sum(np.any(np.asarray(fit.solution.weights) != 0, axis=(1, 2))))
         self.n_iter_ = max(1, int(fit.solution.iterations))
+        self._exact_ntk = fit.exact_ntk
         self._set_importances(self._outputs(), training)
 
-    def _outputs(self) -> GatedOutputs:
-        """Outputs of the gated network, in units of the targets fitted."""
+    def _outputs(self) -> GatedOutputs | NTKOutputs:
+        """Outputs of the gated network, or of the NTK that it approximates, in units of the targets fitted."""
+        if self._exact_ntk is not None:
+            return self._exact_ntk
         solution = self.solution_
         return GatedOutputs(np.asarray(solution.weights), self.gates_, np.asarray(solution.intercept))
 
     def _process(self) -> Process:
-        """The Gaussian process with the learnt kernel, held fixed, and a constant for the intercept."""
+        """The Gaussian process with the learnt kernel, held fixed, and a constant for the intercept; or the NTK."""
         if self.loss != "squared":
             raise ValueError(f"standard deviations and likelihoods need the squared loss, this is {self.loss}")
+        if self._exact_ntk is not None:
+            return self._condition(ntk_of_depth(self._exact_ntk.depth), self.reg_, centre=False)
         return self._condition(LearntKernel(self.kernel_weights_, self.gates_), self.reg_, centre=True)
 
 
@@ -303,7 +309,8 @@ class ChoiceMixin(GatedMixin):
         if not hasattr(self, "choice_"):
             return text
         losses = ", ".join(f"{kind} {loss:.3g}" for kind, loss in self.choice_losses_.items())
-        gates = f"{self.n_active_gates_} of {len(self.gates_)} gates active"
+        active = f"{self.n_active_gates_} of {len(self.gates_)} gates active"
+        gates = active if self._exact_ntk is None else "infinitely many gates"
         return f"{text}: {self.choice_}, {gates}; held-out losses: {losses}"
 
     def _choose(self, training: Training, folds: Folds, losses: Losses) -> GatedChoice:

@@ -12,14 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from fixntk.estimators.candidates import NUM_KEPT_REGS
 from fixntk.estimators.preprocessing import pad_rows
 from fixntk.estimators.ridges import UsedGates
 from fixntk.networks.descent import descend, sample_stack
 
 # Number of neurons, and of gradient steps from random weights.
 _WIDTH, _NUM_STEPS = 100, 1000
-# Number of networks in a compiled loop.
-MAX_STACK = 3
+# Number of networks in a compiled loop: as many λ as go on after the first fold.
+_STACK = NUM_KEPT_REGS
 # Neurons of a smaller share of the largest are left out.
 _LEAST_NEURON = 1e-3
 
@@ -74,7 +75,7 @@ def train_networks(
 
     A few at a time, the last few filled with copies, so that another number of λ compiles nothing.
     """
-    size = min(len(regs), MAX_STACK)
+    size = min(len(regs), _STACK)
     filled = np.append(regs, np.repeat(regs[-1:], -len(regs) % size))
     is_column = jnp.asarray(np.any(x != 0, axis=0), jnp.float32)
     start = sample_stack(jax.random.key(seed), size, _WIDTH, is_column, targets.shape[1])

@@ -11,14 +11,14 @@ from functools import partial
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from fixntk._compilation import jit_for_host
 from fixntk.convex import ConvexProgram, solve_quietly
 from fixntk.convex.program import absorb_sample_weight, datafit_of, masked_outputs
 from fixntk.convex.progress import progress_bar
 from fixntk.convex.solvers import irls
-from fixntk.estimators.candidates import Candidates, Judge
+from fixntk.estimators.candidates import Candidates, Judge, give_up
 from fixntk.estimators.fitting import GatedFit, GatedProblem, as_gated_fit
 from fixntk.estimators.folds import Folds, Splits, as_splits
 from fixntk.estimators.gate_options import GateOptions, draw_gates
@@ -44,8 +44,8 @@ def reweighted_candidates(
 ) -> Candidates:
     """The NTK of given or drawn gates and up to ``max_steps`` reweighting steps from it, at each λ.
 
-    ``others`` are outputs of another kind, or None: where all steps are clearly behind them on the first fold, the
-    other folds try the NTK alone, and outputs after steps are NaN.
+    The first fold tries every λ, and the others those that were best there, or none where all are clearly behind
+    ``others``, the outputs of another kind. What was not tried is NaN.
     """
     x, targets = training.x[:, : gates.num_columns], training.targets
     # Gates that are drawn from the data are drawn from the training rows of a fold alone.
@@ -53,12 +53,11 @@ def reweighted_candidates(
     data = jnp.asarray(training.padded_x), jnp.asarray(training.padded_targets), gates_of_folds
     splits = as_splits(folds, training, padded_size(max(len(kept) for kept, _ in folds)))
 
-    def is_futile(outputs: Float[np.ndarray, "R S m c"], number: int) -> bool:
-        if others is None:
-            return False
-        return judge.of_fold(folds[number][1]).all_clearly_behind(outputs[:, :, : training.num_rows], others)
+    def choose_regs(outputs: Float[np.ndarray, "R S m c"]) -> Int[np.ndarray, " k"]:
+        return judge.of_fold(folds[0][1]).choose_regs(outputs[:, :, : training.num_rows], others)
 
-    outputs = _held_out_outputs(*data, splits, regs, max_steps, is_futile, progress=progress)[:, :, : training.num_rows]
+    outputs = _held_out_outputs(*data, splits, regs, max_steps, choose_regs, progress=progress)
+    outputs = outputs[:, :, : training.num_rows]
 
     def fit(position: int, steps: int) -> GatedFit:
         reg = float(regs[position])
@@ -75,29 +74,29 @@ def _held_out_outputs(
     splits: Splits,
     regs: Float[np.ndarray, " R"],
     max_steps: int,
-    is_futile: Callable[[np.ndarray, int], bool],
+    choose_regs: Callable[[np.ndarray], np.ndarray],
     *,
     progress: bool,
 ) -> Float[np.ndarray, "R S m c"]:
-    """Outputs for each row of the fits without its fold, by λ and step; steps end where they are futile.
+    """Outputs for each row of the fits without its fold, by λ and step, of a few λ after the first fold.
 
     One fold after another, and one λ after another: more at once would need more memory, and run no faster, as one
     factorisation uses all cores.
     """
     outputs = np.zeros((len(regs), max_steps + 1, *targets.shape))
-    num_folds, num_steps, done = len(splits.train), max_steps, 0
+    num_folds, places, done = len(splits.train), np.arange(len(regs)), 0
     with progress_bar("cross-validation", total=num_folds * len(regs), unit="fit", shown=progress) as show:
         for number, fold in enumerate(zip(*splits, strict=True)):
             masks = activation_masks(x, gates_of_folds[number])
             program, held_out = _program_of_fold(x, targets, masks, *fold[:2]), np.asarray(fold[2])
-            for position, reg in enumerate(regs):
-                found = _outputs_at_reg(program.with_reg(reg), x, masks, num_steps=num_steps)
-                outputs[position][: num_steps + 1, held_out] = np.asarray(found)[:, held_out]
+            for place in places:
+                found = _outputs_at_reg(program.with_reg(regs[place]), x, masks, max_steps=max_steps)
+                outputs[place][:, held_out] = np.asarray(found)[:, held_out]
                 done += 1
-                show(done, f"fold {number + 1} of {num_folds}, λ {reg:.3g}")
-            if number == 0 and num_folds > 1 and is_futile(outputs, number):
-                num_steps = 0
-                outputs[:, 1:] = np.nan
+                show(done, f"fold {number + 1} of {num_folds}, λ {regs[place]:.3g}")
+            if number == 0 and num_folds > 1:
+                places = choose_regs(outputs)
+                give_up(outputs, places, held_out)
     return outputs
 
 
@@ -108,12 +107,12 @@ def _program_of_fold(x: Array, targets: Array, masks: Array, train: Array, weigh
     return absorb_sample_weight(ConvexProgram(*given, sample_weight=weights, intercept=True))
 
 
-@partial(jit_for_host, static_argnames=("num_steps",), optimised=True)
-def _outputs_at_reg(program: ConvexProgram, x: Array, masks: Array, *, num_steps: int) -> Float[Array, "S m c"]:
+@partial(jit_for_host, static_argnames=("max_steps",), optimised=True)
+def _outputs_at_reg(program: ConvexProgram, x: Array, masks: Array, *, max_steps: int) -> Float[Array, "S m c"]:
     """Outputs for all rows at the NTK and after each reweighting step."""
 
     def outputs(state: irls.IRLSState) -> Array:
         intercept = datafit_of(program).fit(masked_outputs(program, state.weights)).intercept
         return masked_apply(masks, x, state.weights) + intercept[None, :]
 
-    return irls.watch_from_ntk(program, irls.default_epsilon(program, _IRLS_TOL), outputs, num_steps=num_steps)
+    return irls.watch_from_ntk(program, irls.default_epsilon(program, _IRLS_TOL), outputs, num_steps=max_steps)

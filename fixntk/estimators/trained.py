@@ -14,15 +14,12 @@ import numpy as np
 from jaxtyping import Float
 
 from fixntk.convex.progress import progress_bar
-from fixntk.estimators.candidates import Candidates, Judge
+from fixntk.estimators.candidates import Candidates, Judge, give_up
 from fixntk.estimators.fitting import GatedFit, certify_fit, program_of_rows
 from fixntk.estimators.folds import Folds, num_padded_rows
 from fixntk.estimators.neurons import train_networks
 from fixntk.estimators.preprocessing import Training
 from fixntk.estimators.ridges import RIDGE_SHARES, fit_ridges
-
-# Number of λ with the least loss on the first fold, which the other folds are trained at.
-_NUM_KEPT_REGS = 3
 
 
 def trained_candidates(
@@ -51,10 +48,8 @@ def trained_candidates(
                 outputs[place][:, held_out] = np.stack([neurons.predict(x), *ridges.predict(x)])
             show(number + 1, f"{len(places)} values of λ")
             if number == 0 and len(folds) > 1:
-                mean_loss = judge.of_fold(held_out).mean_loss
-                places = np.argsort([min(map(mean_loss, each)) for each in outputs], kind="stable")[:_NUM_KEPT_REGS]
-                others = np.setdiff1d(np.arange(len(regs)), places)
-                outputs[np.ix_(others, np.arange(outputs.shape[1]), kept)] = np.nan
+                places = judge.of_fold(held_out).choose_regs(outputs, None)
+                give_up(outputs, places, held_out)
 
     def fit(place: int, column: int) -> GatedFit:
         rows = training.x, training.targets, training.weights

@@ -88,6 +88,7 @@ def describe_choice(fitted: Any, is_class: bool) -> str:
     kinds = {
         "constant": "the constant, as no kernel predicts better",
         "linear": "linear regression, as no kernel with kinks predicts better",
+        "exact_ntk": "the NTK",
         "ntk": "the NTK of random gates",
         "reweighted": f"random gates, reweighted {fitted.n_steps_} times",
         "optimum": "the optimal kernel of random gates",

@@ -230,20 +230,26 @@ def test_bad_candidates_are_named(training):
         choose_gated(training, OPTIONS, folds, np.ravel, regs=(0.1,), max_steps=0)
 
 
-def test_steps_that_are_clearly_behind_on_the_first_fold_are_not_tried_on_the_others(training):
-    folds, regs = shuffled_folds(40, 2, seed=0), np.array([5.0, 0.5])
+def test_the_first_fold_says_which_regs_and_whether_any_the_others_try(training):
+    folds, regs = shuffled_folds(40, 2, seed=0), np.array([0.05, 50.0, 5.0, 20.0, 0.5])
+    first, second = (held_out for _, held_out in folds)
     judge = Judge(partial(squared_errors, targets=training.targets), training.weights)
     path = training, OPTIONS, gated_problem(training, OPTIONS, "squared"), folds, regs, 2, judge
-    whole = reweighted_candidates(*path, others=None, progress=False).outputs
-    assert np.all(np.isfinite(whole))
-    # Others that are right on the first fold alone, and unknown on the second.
-    others = np.where(np.isin(np.arange(40), folds[0][1])[:, None], training.targets, np.nan)
-    found = reweighted_candidates(*path, others=others, progress=False).outputs
-    np.testing.assert_allclose(found[:, 0], whole[:, 0], atol=1e-12)
-    assert np.all(np.isnan(found[:, 1:]))
+    found = reweighted_candidates(*path, others=None, progress=False).outputs
+    assert np.all(np.isfinite(found[:, :, first]))
+    weights = training.weights[first] / training.weights[first].sum()
+    errors = np.mean((found[:, :, first] - training.targets[first]) ** 2, axis=3) @ weights
+    is_kept = np.isin(np.arange(5), np.argsort(errors.min(axis=1))[:3])
+    np.testing.assert_array_equal(np.all(np.isfinite(found[:, :, second]), axis=(1, 2, 3)), is_kept)
+    np.testing.assert_array_equal(np.all(np.isnan(found[:, :, second]), axis=(1, 2, 3)), ~is_kept)
+    # Others that are right on the first fold, and unknown on the second.
+    others = np.where(np.isin(np.arange(40), first)[:, None], training.targets, np.nan)
+    given_up = reweighted_candidates(*path, others=others, progress=False).outputs
+    np.testing.assert_array_equal(given_up[:, :, first], found[:, :, first])
+    assert np.all(np.isnan(given_up[:, :, second]))
     # As good as one of the steps.
-    found = reweighted_candidates(*path, others=whole[1, 2], progress=False).outputs
-    np.testing.assert_array_equal(found, whole)
+    others = found[int(np.argmin(errors.min(axis=1))), 2]
+    np.testing.assert_array_equal(reweighted_candidates(*path, others=others, progress=False).outputs, found)
 
 
 def test_clearly_behind_is_a_paired_comparison_of_each(rng):

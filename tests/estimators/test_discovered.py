@@ -129,7 +129,7 @@ def test_discovered_gates_are_chosen_where_few_directions_matter_and_it_says_so(
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_path_that_falls_behind_another_kind_ends(planted):
+def test_a_path_that_falls_behind_another_kind_is_given_up(planted):
     x, y = (np.pad(planted[0], ((0, 0), (0, 3))), planted[1])
     regs = (0.2, 0.1, 0.05)
     whole, folds, _ = candidates_of(x, y, regs)
@@ -138,10 +138,16 @@ def test_a_path_that_falls_behind_another_kind_ends(planted):
     others = np.stack([whole.outputs[0][0], y[:, None], y[:, None]])
     others[1, folds[1][1]] = np.nan
     found, _, _ = candidates_of(x, y, regs, others)
-    np.testing.assert_array_equal(np.isfinite(found.outputs).all(axis=(1, 2, 3)), [True, False, False])
-    # What is behind on one fold is not tried on the other.
-    assert np.isfinite(found.outputs[1][:, folds[0][1]]).all()
-    assert np.isnan(found.outputs[1][:, folds[1][1]]).all()
+    np.testing.assert_array_equal(np.isfinite(found.outputs[:, 0, folds[0][1], 0]).all(axis=1), [True, True, False])
+    assert np.isnan(found.outputs[:, :, folds[1][1]]).all()
+    # Behind the best of the others, which have another λ.
+    others = np.stack([whole.outputs[0][0], whole.outputs[1][0], y[:, None]])
+    found, _, _ = candidates_of(x, y, regs, others)
+    assert np.isnan(found.outputs[:, :, folds[1][1]]).all()
+    # Level with the best.
+    others = whole.outputs[:, 0]
+    found, _, _ = candidates_of(x, y, regs, others)
+    assert np.isfinite(found.outputs[:2]).all()
     # Never behind what diverged.
     found, _, _ = candidates_of(x, y, regs, np.full_like(others, np.nan))
     assert np.isfinite(found.outputs).all()
