@@ -173,7 +173,7 @@ def history_of(trace: Trace, unit: float, dtype: Any, *, is_timed: bool = True) 
     times = trace.seconds if is_timed else np.full_like(trace.seconds, np.nan)
     history = _history(np.asarray(trace.record, dtype), np.asarray(times, dtype), unit)
     # Eager operations of JAX would each be compiled.
-    return History(*map(jax.device_put, history))
+    return jax.device_put(history)
 
 
 class _Log:

@@ -31,8 +31,9 @@ from fixntk.estimators.ridges import RIDGE_SHARES, UsedGates, fit_ridges
 
 # Number of random gates from which a path starts.
 _NUM_STARTING_GATES = 64
-# Options of the discovery at each λ. Held-out losses need no more digits.
-_SEARCH: dict[str, Any] = {"max_rounds": 2, "num_candidates": 1024, "per_round": 32, "tol": 1e-4}
+# Options of the discovery at each λ. Held-out losses need no more digits, and no bound over all cells, of which a few
+# columns have so few that they would be enumerated.
+_SEARCH: dict[str, Any] = {"max_rounds": 2, "num_candidates": 1024, "per_round": 32, "tol": 1e-4, "max_cells": 1}
 # A path ends where the next λ does not lower the loss by this share.
 _LEAST_FALL = 0.01
 # It is looked at over the λ within this factor of the last one, so that a finer grid ends no sooner.
