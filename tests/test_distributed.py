@@ -63,7 +63,7 @@ REFUSED = {
     "columns": r"process 0: float64 rows of shape \[3\], process 1: float64 rows of shape \[2\]",
     "dtype": r"x \(process 0: float64 rows.*process 1: float32 rows",
     "targets": r"y \(process 0: float64 rows of shape \[\], process 1: float64 rows of shape \[2\]",
-    "gates": r"gates \(process 0: shape \[20, 3\] with digest \w+, process 1: shape \[20, 3\] with digest",
+    "gates": r"gates \(process 0: float64 \[20, 3\] with digest \w+, process 1: float64 \[20, 3\] with digest",
     "weights": r"sample_weight \(process 0: none, process 1: float64",
     "rows": r"process 1: x and y must have the same number of rows, got \(35, 3\), \(34,\)",
     "text": r"process 1: y must be a real numeric array",

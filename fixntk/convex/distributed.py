@@ -14,8 +14,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Shaped
 
 from fixntk._checks import as_real, describe_fields
-from fixntk._files import digest
-from fixntk.convex.processes import check_agreement, gather_texts
+from fixntk.convex.processes import check_agreement, describe_value, gather_texts
 from fixntk.gates.masks import activation_masks
 
 Content = TypeVar("Content")
@@ -140,9 +139,9 @@ def _check_together(check: Callable[[], Content]) -> Content:
 def _description(named: Mapping[str, np.ndarray], gates: ArrayLike | None) -> dict[str, str]:
     """What must be the same on all processes."""
     rows = {name: f"{each.dtype} rows of shape {list(each.shape[1:])}" for name, each in named.items()}
-    has = "none" if gates is None else f"shape {list(np.shape(gates))} with digest {digest(np.asarray(gates))[:8]}"
     devices = f"{jax.local_device_count()} {jax.default_backend()}"
-    return {**rows, "gates": has, "devices": devices, "float type": str(jnp.result_type(float))}
+    of_gates = describe_value(None if gates is None else np.asarray(gates))
+    return {**rows, "gates": of_gates, "devices": devices, "float type": str(jnp.result_type(float))}
 
 
 def _fill(rows: np.ndarray, count: int, name: str) -> np.ndarray:

@@ -96,10 +96,10 @@ def check_same_call(what: str, program: Any, **arguments: Any) -> None:
         As :func:`check_agreement`.
     """
     named = {field.name: getattr(program, field.name) for field in fields(program)} | arguments
-    check_agreement(what, {name: _describe(value) for name, value in named.items()})
+    check_agreement(what, {name: describe_value(value) for name, value in named.items()})
 
 
-def _describe(value: Any) -> str:
+def describe_value(value: Any) -> str:
     """A text that tells values apart: of a short value itself, of arrays also a digest."""
     if isinstance(value, str | int | float | None) or not jax.tree.leaves(value):
         return repr(value)
