@@ -38,6 +38,22 @@ _VECTORS_PER_EIGENVALUE = 3
 _MIN_VECTORS = 40
 
 
+def condition_number(largest: Any, smallest: Any) -> Any:
+    """Condition numbers from eigenvalues, infinite where the smallest is not positive, in NumPy for its arrays.
+
+    Raises
+    ------
+    ValueError
+        If the smallest eigenvalue was not asked for.
+    """
+    if smallest is None:
+        raise ValueError("the condition number needs the smallest eigenvalue: pass smallest=True")
+    # A kernel's history is in float64, which JAX may not have.
+    numpy = jnp if isinstance(smallest, Array) else np
+    is_positive = smallest > 0
+    return numpy.where(is_positive, largest / numpy.where(is_positive, smallest, 1.0), numpy.inf)
+
+
 class NTKSpectrum(NamedTuple):
     """Leading eigenpairs of an empirical NTK as a matrix with a row for each example and output.
 
@@ -83,10 +99,7 @@ class NTKSpectrum(NamedTuple):
         ValueError
             If the smallest eigenvalue was not asked for.
         """
-        if self.smallest is None:
-            raise ValueError("the condition number needs the smallest eigenvalue: pass smallest=True")
-        positive = self.smallest > 0
-        return jnp.where(positive, self.eigenvalues[0] / jnp.where(positive, self.smallest, 1.0), jnp.inf)
+        return jnp.asarray(condition_number(self.eigenvalues[0], self.smallest))
 
     def alignment(self, y: ArrayLike) -> Float[Array, " k"]:
         """Share of ‖y‖² along each eigenvector; gradient flow learns it at the rate of the eigenvalue.

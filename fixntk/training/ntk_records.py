@@ -19,7 +19,7 @@ from fixntk.ntk.empirical import empirical_ntk
 from fixntk.ntk.inputs import as_operands
 from fixntk.ntk.kernel_matrices import flatten_kernel
 from fixntk.ntk.selection import Select, selected_leaves
-from fixntk.ntk.spectrum import ntk_spectrum
+from fixntk.ntk.spectrum import condition_number, ntk_spectrum
 from fixntk.ntk.vector_product import product
 
 # Product of a kernel with each row of a matrix.
@@ -82,10 +82,7 @@ class NTKHistory(NamedTuple):
         ValueError
             If the smallest eigenvalue was not asked for.
         """
-        if self.smallest is None:
-            raise ValueError("the condition number needs the smallest eigenvalue: pass smallest=True")
-        is_positive = self.smallest > 0
-        return np.where(is_positive, self.eigenvalues[..., 0] / np.where(is_positive, self.smallest, 1.0), np.inf)
+        return condition_number(self.eigenvalues[..., 0], self.smallest)
 
 
 def _ends(values: np.ndarray, form: str) -> str:
