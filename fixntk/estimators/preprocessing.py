@@ -254,8 +254,8 @@ def scale_targets(y: Num[np.ndarray, "n ..."], chosen: Chosen) -> tuple[TargetSc
 
 
 def _copy_rows(source: Num[np.ndarray, "n d"], rows: Int[np.ndarray, " k"], out: Float[np.ndarray, "k d"]) -> None:
-    for begin in range(0, len(rows), _BLOCK_ROWS):
-        out[begin : begin + _BLOCK_ROWS] = source[rows[begin : begin + _BLOCK_ROWS]]
+    for chosen, target in zip(cut_into_tiles(rows, _BLOCK_ROWS), cut_into_tiles(out, _BLOCK_ROWS), strict=True):
+        target[:] = source[chosen]
 
 
 def _reduce_to_moments(
@@ -279,8 +279,13 @@ def compute_in_tiles(
 ) -> Float[np.ndarray, "n c"]:
     """Outputs of all rows, a tile of them at a time, each scaled and padded like the rows of a fit."""
     with allow_float64():
-        tiles = [x[begin : begin + tile_rows] for begin in range(0, len(x), tile_rows)]
+        tiles = cut_into_tiles(x, tile_rows)
         return np.concatenate([outputs(jnp.asarray(scaling.scale_and_pad(tile)))[: len(tile)] for tile in tiles])
+
+
+def cut_into_tiles(rows: Shaped[np.ndarray, "n ..."], tile_rows: int) -> list[Shaped[np.ndarray, "_ ..."]]:
+    """Views of some rows at a time, of one tile at least."""
+    return [rows[begin : begin + tile_rows] for begin in range(0, max(len(rows), 1), tile_rows)]
 
 
 def as_signs(codes: Int[np.ndarray, " n"], num_classes: int) -> Float[np.ndarray, "n c"]:

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from fixntk.estimators.preprocessing import cut_into_tiles
+
 # Ridges as shares of λ. At 1 the ridge regression is the group lasso itself; smaller ones undo its shrinkage.
 RIDGE_SHARES = (1.0, 0.3, 0.1, 0.03)
 # Number of rows whose features are made at a time.
@@ -39,7 +41,7 @@ class RidgeFits(NamedTuple):
 
     def predict(self, x: Float[np.ndarray, "n w"]) -> Float[np.ndarray, "R n c"]:
         """Outputs of rows with each ridge."""
-        tiles = [_features(tile, self.gates) @ self.weights for tile in _tiles(x)]
+        tiles = [_features(rows, self.gates) @ self.weights for (rows,) in _tiles_of(x)]
         return np.concatenate(tiles, axis=1) + self.intercepts[:, None]
 
 
@@ -57,7 +59,7 @@ def fit_ridges(
     roots = np.repeat(np.sqrt(used.kernel_weights), x.shape[1])
     shares = weights / weights.sum()
     # An intercept without a penalty takes weighted means away.
-    mean = sum(share @ _features(rows, used.gates) for share, rows in zip(_tiles(shares), _tiles(x), strict=True))
+    mean = sum(share @ _features(rows, used.gates) for share, rows in _tiles_of(shares, x))
     mean, target_mean = mean * roots, shares @ targets
     rest = np.sqrt(weights)[:, None] * (targets - target_mean)
 
@@ -71,7 +73,7 @@ def fit_ridges(
         rotated = vectors.T @ rest
     else:
         gram, correlations = np.zeros((len(roots), len(roots))), np.zeros((len(roots), targets.shape[1]))
-        for rows, row_weights, row_rest in zip(_tiles(x), _tiles(weights), _tiles(rest), strict=True):
+        for rows, row_weights, row_rest in _tiles_of(x, weights, rest):
             centred = centre(rows, row_weights)
             gram += centred.T @ centred
             correlations += centred.T @ row_rest
@@ -84,10 +86,9 @@ def fit_ridges(
     return RidgeFits(used.gates, roots[:, None] * coefficients, target_mean - mean @ coefficients)
 
 
-def _tiles(rows: Float[np.ndarray, "n ..."]) -> Iterator[Float[np.ndarray, "t ..."]]:
-    """A few rows at a time, at least one tile, so that the features of all of them are never made."""
-    for begin in range(0, max(len(rows), 1), _TILE_ROWS):
-        yield rows[begin : begin + _TILE_ROWS]
+def _tiles_of(*arrays: Float[np.ndarray, "n ..."]) -> Iterator[tuple[np.ndarray, ...]]:
+    """Some rows of each array at a time, so that the features of all rows are never made."""
+    return zip(*(cut_into_tiles(each, _TILE_ROWS) for each in arrays), strict=True)
 
 
 def _features(x: Float[np.ndarray, "n w"], gates: Float[np.ndarray, "k w"]) -> Float[np.ndarray, "n f"]:
