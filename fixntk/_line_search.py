@@ -82,6 +82,35 @@ def search_by_armijo(
     )
 
 
+def extend(change: Callable[[Array], Array], length: Array, *, slack: Array, max_doublings: int) -> Array:
+    """Double a step length as long as the objective falls by half as much again with each doubling.
+
+    The objective of a step to the minimum of its own quadratic model never does: it is for directions in which the
+    model's curvature is far too large.
+
+    Parameters
+    ----------
+    change
+        As for :func:`search_by_armijo`.
+    length
+        A scalar; zero stays.
+    slack
+        What the objective may change by rounding.
+    max_doublings
+        Largest number of doublings.
+    """
+
+    def is_unfinished(carry: tuple[Array, Array, Array]) -> Array:
+        num_doublings, length, fallen = carry
+        return (num_doublings < max_doublings) & (change(2 * length) < 1.5 * fallen - slack)
+
+    def double(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        num_doublings, length, _ = carry
+        return num_doublings + 1, 2 * length, change(2 * length)
+
+    return lax.while_loop(is_unfinished, double, (jnp.asarray(0), length, change(length)))[1]
+
+
 def longest_step(values: Array, changes: Array, *, share: float, axis: int | None = None) -> Array:
     """The longest step, up to 1, that goes at most a share of the way to where a positive value reaches zero.
 

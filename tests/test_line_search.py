@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fixntk._line_search import backtrack, longest_step, search_by_armijo
+from fixntk._line_search import backtrack, extend, longest_step, search_by_armijo
 
 
 def first_acceptable(limit, longest, max_halvings):
@@ -74,3 +74,19 @@ def test_the_longest_step_stays_inside_along_an_axis_and_as_a_whole(rng):
     whole = longest_step(jnp.asarray(values), jnp.asarray(changes), share=0.9)
     np.testing.assert_allclose(whole, min(1, 0.9 * ways.min()))
     assert np.all(values + float(whole) * changes > 0)
+
+
+def test_a_length_is_doubled_where_the_objective_goes_on_falling_and_not_at_the_minimum_of_a_model():
+    def extended(change, length=1.0, max_doublings=10):
+        return float(extend(change, jnp.asarray(length), slack=jnp.asarray(1e-12), max_doublings=max_doublings))
+
+    # Down to a bend at 100: the last length that doubles the fall is 64; from 64 to 100 it grows by 36 of 64 more.
+    assert extended(lambda length: jnp.abs(length - 100) - 100) == 64.0
+    assert extended(lambda length: jnp.abs(length - 80) - 80) == 64.0
+    assert extended(lambda length: -length, max_doublings=3) == 8.0
+    # A quadratic whose minimum is at the length, or before it; an increase; NaN beyond; no step.
+    assert extended(lambda length: length**2 - 2 * length) == 1.0
+    assert extended(lambda length: length**2 - length) == 1.0
+    assert extended(lambda length: length) == 1.0
+    assert extended(lambda length: jnp.where(length > 1, jnp.nan, -length)) == 1.0
+    assert extended(lambda length: -length, length=0.0) == 0.0

@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float, Int
 
 from fixntk._checks import is_tracing
 from fixntk._compilation import jit_for_host
-from fixntk._line_search import search_by_armijo
+from fixntk._line_search import extend, search_by_armijo
 from fixntk._numerics import eps_of
 from fixntk.convex import duality
 from fixntk.convex.method import Method, check_norm, run_steps
@@ -53,8 +53,12 @@ _NEGLIGIBLE_GAP_IN_EPS = 1e3
 _MAX_INNER_STEPS = 40
 # Armijo's rule.
 _ARMIJO_SHARE = 1e-4
+# Rounding errors of an objective that do not count as an increase or a decrease.
+_ROUNDINGS_OF_OBJECTIVE = 4
 # Largest number of halvings of a step.
 _MAX_HALVINGS = 25
+# Largest number of doublings.
+_MAX_DOUBLINGS = 30
 # Steps without a smaller gap after which first-order steps follow.
 _PATIENCE_STEPS = 10
 # Number of these.
@@ -71,7 +75,7 @@ class ProxNewtonState(NamedTuple):
     weights
         (P, d, c) the iterate of smallest gap.
     primal, gap, objective, failed
-        As for every method; the objective is the primal. Failed where first-order steps do not lower the gap either.
+        As for every method; the objective is the primal. Failed where first-order steps lower neither it nor the gap.
     iterate
         (P, d, c) where the next step starts.
     fitted
@@ -160,15 +164,13 @@ def _move(program: ConvexProgram, state: ProxNewtonState, inner_weights: Array, 
         moved = datafit.fit(state.fitted + length * fitted_change)
         return moved.loss + penalty.value(state.iterate + length * change) - primal
 
+    slack, longest = _slack(primal), jnp.ones_like(primal)
     search = search_by_armijo(
-        increase,
-        -promised,
-        jnp.ones_like(primal),
-        share=_ARMIJO_SHARE,
-        slack=4 * eps_of(primal) * jnp.abs(primal),
-        max_halvings=_MAX_HALVINGS,
+        increase, -promised, longest, share=_ARMIJO_SHARE, slack=slack, max_halvings=_MAX_HALVINGS
     )
+    # Where rows have hardly any curvature, the smallest that a row is given can be far too large, and steps too short.
     length = jnp.where(search.accepted, search.length, 0.0)
+    length = extend(increase, length, slack=slack, max_doublings=_MAX_DOUBLINGS)
     moved = _state_at(program, state.iterate + length * change, state.fitted + length * fitted_change)
     kept = _keep_best(moved, state)
     is_stuck = ~search.accepted | (kept.stalled > _PATIENCE_STEPS)
@@ -177,11 +179,19 @@ def _move(program: ConvexProgram, state: ProxNewtonState, inner_weights: Array, 
 
 @partial(jit_for_host, optimised=True)
 def _first_order_step(program: ConvexProgram, state: ProxNewtonState) -> ProxNewtonState:
-    """First-order steps from the iterate of smallest gap; the solve fails where they do not lower the gap."""
+    """First-order steps from the last iterate; the solve fails where they lower neither the gap nor the objective."""
     goal = _FIRST_ORDER_GAP_SHARE * state.gap
-    weights, _ = working_sets.run_first_order(program, state.weights, goal, _FIRST_ORDER_STEPS)
-    moved = _keep_best(init(program, weights), state)
-    return moved._replace(stalled=jnp.zeros((), jnp.int32), failed=moved.failed | (moved.stalled > 0))
+    weights, _ = working_sets.run_first_order(program, state.iterate, goal, _FIRST_ORDER_STEPS)
+    reached = init(program, weights)
+    moved = _keep_best(reached, state)
+    primal = datafit_of(program).fit(state.fitted).loss + penalty_of(program).value(state.iterate)
+    is_in_vain = (moved.stalled > 0) & (reached.primal >= primal - _slack(primal))
+    return moved._replace(stalled=jnp.zeros((), jnp.int32), failed=moved.failed | is_in_vain)
+
+
+def _slack(primal: Array) -> Array:
+    """What rounding may change of an objective."""
+    return _ROUNDINGS_OF_OBJECTIVE * eps_of(primal) * jnp.abs(primal)
 
 
 def _keep_best(moved: ProxNewtonState, state: ProxNewtonState) -> ProxNewtonState:
