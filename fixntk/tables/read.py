@@ -183,13 +183,3 @@ def as_feature(column: pd.Series, nominal: bool = False, categories: list[str] |
     if nominal or categories or numbers.isna().sum() > column.isna().sum():
         return pd.Series(pd.Categorical(column, categories or sorted(column.dropna().unique())), column.index)
     return numbers.astype("float64")
-
-
-def check_complete(path: str | Path, features: pd.DataFrame) -> None:
-    """Raise TableError if a value is missing."""
-    for name, column in features.items():
-        if column.isna().any():
-            count = int(column.isna().sum())
-            raise TableError(
-                f"table {str(path)!r}: {count} missing in column {name!r}; fill them or leave the rows out"
-            )

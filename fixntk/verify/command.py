@@ -30,21 +30,27 @@ def main(data: Path | None = None, json_file: Path | None = None, *, quick: bool
     Parameters
     ----------
     data
-        A CSV file with a header to check on, instead of the built-in data. Its target is the column called class,
-        target or label, otherwise the last one.
+        A table to check on, CSV or Parquet, instead of the built-in data. It is read as ``fixntk fit`` reads it. Its
+        target is the column called class, target or label, otherwise the last one.
     json_file
         File for the rows as JSON, in addition to the printed table.
 
     Raises
     ------
     ValueError
-        If the CSV cannot be used, or the JSON file cannot be written.
+        If the table cannot be used, or the JSON file cannot be written.
     """
     if json_file is not None:
         _check_writable(json_file)
     checks: list[Check] = []
     with allow_float64(), progress_bar("verify", unit="claim", shown=sys.stderr.isatty()) as show:
-        data_sets = built_in_data()[: 1 if quick else None] if data is None else [read_data(data)]
+        if data is None:
+            data_sets = built_in_data()[: 1 if quick else None]
+        else:
+            own, lines = read_data(data)
+            data_sets = [own]
+            for line in lines:
+                tqdm.write(line, file=sys.stdout)
         for check in run_checks(data_sets, quick=quick):
             checks.append(check)
             # Above the bar, where there is one.
@@ -103,30 +109,35 @@ def built_in_data() -> list[Data]:
     return sets
 
 
-def read_data(path: Path) -> Data:
-    """Read a CSV to check on: encoded, standardised, with a bias column, and at most 200 rows drawn at random.
+def read_data(path: Path) -> tuple[Data, list[str]]:
+    """Read a table to check on, and say how each column was read.
+
+    Columns are standardised or one-hot encoded, with a bias column. The column's median replaces missing numbers, and
+    missing words are a category of their own. At most 200 rows are taken, drawn at random.
 
     Raises
     ------
     ValueError
-        If it is not a table of at least two rows, or a value is missing, or a column is constant.
+        If it is not a table of at least two rows, or a target is missing, or no column has two values.
     """
     if importlib.util.find_spec("sklearn") is None or importlib.util.find_spec("pandas") is None:
         raise ValueError("--data needs pandas and scikit-learn: pip install 'fixntk[verify]'")
     from fixntk.tables.columns import read_columns, read_target
     from fixntk.tables.encode import encode_features, encode_target
-    from fixntk.tables.read import check_complete, read_table
+    from fixntk.tables.read import read_table
 
     table = read_table(path)
     target = table.target.copy()
     target[:] = read_target(table).values
-    features, _, _ = read_columns(table, {})
-    check_complete(path, features)
+    features, columns, taken = read_columns(table, {})
+    lines = [*table.lines, *taken]
+    features = features.fillna(features[columns.numeric].median())
     if len(features) > _MAX_ROWS:
+        lines.append(f"{_MAX_ROWS} of {len(features)} rows are taken, drawn at random")
         chosen = np.random.default_rng(0).permutation(len(features))[:_MAX_ROWS]
         features, target = features.iloc[chosen], target.iloc[chosen]
         features = features.loc[:, features.nunique() > 1]
-    return Data(path.name, jnp.asarray(encode_features(features)), jnp.asarray(encode_target(target)))
+    return Data(path.name, jnp.asarray(encode_features(features)), jnp.asarray(encode_target(target))), lines
 
 
 def _line(check: Check) -> str:

@@ -46,7 +46,9 @@ def test_a_users_csv_is_checked_and_written(csv, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(verify, "run_checks", lambda data_sets, **_: kernels.check_sampling_rate(data_sets[0]))
     assert main(["verify", "--data", str(csv), "--json", str(tmp_path / "rows.json")]) == 0
     assert [row["data"] for row in json.loads((tmp_path / "rows.json").read_text())] == ["mine.csv"]
-    assert "1 claims hold, 0 fail" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "1 claims hold, 0 fail" in printed
+    assert "column 'colour': category of 2 values" in printed
 
 
 @pytest.mark.long
@@ -120,7 +122,7 @@ def test_an_error_inside_a_check_fails_that_check_alone(line):
     ("text", "message"),
     [
         ("a,y\n", "has a header and no rows"),
-        ("a,y\n1,2\n2,2\n,3\n", "1 missing in column 'a'"),
+        ("a,y\n1,2\n2,\n3,3\n", "1 missing in column 'y', the target"),
         ("a,y\n1,2\n1,3\n", "column 'a': left out, all of its values are '1'"),
         ("a,y\n1,2\n2,2\n", "column 'y', the target, has one value only"),
         ("a,y\n1,2\ninf,3\n", "column 'a' has infinite values"),
@@ -146,16 +148,31 @@ def test_columns_of_any_size_are_standardised(tmp_path, rng):
     small = rng.standard_normal((30, 3))
     path = tmp_path / "large.csv"
     path.write_text("a,b,y\n" + "".join(f"{a}e200,{b}e-200,{y}e250\n" for a, b, y in small))
-    data = verify.read_data(path)
+    data, _ = verify.read_data(path)
     expected = (small - small.mean(axis=0)) / small.std(axis=0)
     np.testing.assert_allclose(data.x[:, :2], expected[:, :2], rtol=1e-10)
     np.testing.assert_allclose(data.y, expected[:, 2], rtol=1e-10)
 
 
+def test_missing_values_are_replaced_as_by_fit(tmp_path):
+    path = tmp_path / "gaps.csv"
+    path.write_text("size,colour,y\n1,red,1.5\n,blue,2\n3,,4\n8,red,7\n9,blue,7.5\n")
+    data, lines = verify.read_data(path)
+    # The median of 1, 3, 8 and 9.
+    sizes = np.array([1, 5.5, 3, 8, 9])
+    np.testing.assert_allclose(data.x[:, 0], (sizes - sizes.mean()) / sizes.std(), rtol=1e-12)
+    colours = [[0, 0, 1], [0, 1, 0], [1, 0, 0], [0, 0, 1], [0, 1, 0]]
+    np.testing.assert_array_equal(data.x[:, 1:], np.column_stack([colours, np.ones(5)]))
+    assert lines == [
+        "column 'size': number; 1 missing, replaced by the median",
+        "column 'colour': category of 2 values; 1 missing, replaced by a category of its own",
+    ]
+
+
 def test_long_csvs_are_sampled_and_standardised(tmp_path, rng):
     path = tmp_path / "long.csv"
     path.write_text("a,y\n" + "".join(f"{a},{b}\n" for a, b in 5 + 3 * rng.standard_normal((500, 2))))
-    data = verify.read_data(path)
+    data, _ = verify.read_data(path)
     assert data.x.shape == (200, 2)
     np.testing.assert_allclose(data.x[:, 0].mean(), 0, atol=1e-12)
     np.testing.assert_allclose(data.x[:, 0].std(), 1)
