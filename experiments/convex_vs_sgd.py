@@ -222,7 +222,9 @@ def sections(config: Config, rows: list[dict[str, Any]], summary: dict[str, Any]
     table["excess"] = table["objective"] / table["optimum"] - 1
     table["problem"] = table["problem"].map(planted.label)
     table.columns = table.columns.str.replace("_", " ")
-    return [*found, Section("Every case", "The widths refer to the trained networks.", table=table)]
+    main = ("problem", "seed", "method", "width", "objective", "optimum", "excess", "test error", "seconds")
+    note = "The widths refer to the trained networks."
+    return [*found, Section("Every case", note, table=table, main_columns=main)]
 
 
 def _figure(config: Config, rows: list[dict[str, Any]]) -> Figure:

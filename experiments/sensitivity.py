@@ -205,7 +205,8 @@ def sections(config: Config, rows: list[dict[str, Any]], summary: dict[str, Any]
     )
     figures = (("sensitivity", _figure(config, table), caption),)
     shown = table.rename(columns={"ntk": "NTK", "relative_gap": "relative gap"})
-    return [Section("Effect of the settings", text, table=shown, figures=figures)]
+    main = ("sweep", "value", "accuracy", "NTK", "optimum", "difference", "±")
+    return [Section("Effect of the settings", text, table=shown, figures=figures, main_columns=main)]
 
 
 def _figure(config: Config, table: pd.DataFrame) -> Figure:

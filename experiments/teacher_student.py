@@ -300,9 +300,9 @@ def sections(config: Config, rows: list[dict[str, Any]], summary: dict[str, Any]
         "Mean squared error against the planted outputs on fresh rows, by training rows and number of features d: each "
         "data set (dots) and their mean (lines)."
     )
-    return [
-        Section("Planted networks", text, table=table, figures=(("teacher_student", _figure(config, rows), caption),))
-    ]
+    figures = (("teacher_student", _figure(config, rows), caption),)
+    main = tuple(name for name in table.columns if not name.startswith("recovered"))
+    return [Section("Planted networks", text, table=table, figures=figures, main_columns=main)]
 
 
 def _figure(config: Config, rows: list[dict[str, Any]]) -> Figure:

@@ -12,7 +12,6 @@ from experiments.shared.statistics import margin
 MAIN_COLUMNS = (
     "training rows",
     "features",
-    "classes",
     "NTK",
     "fixed",
     "optimum",

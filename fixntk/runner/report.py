@@ -84,7 +84,8 @@ class Section:
     cards
         The few numbers that count, above the text: what each is, and its value.
     main_columns
-        Headings of the table's columns that are shown at first, the others on request; all when empty.
+        Headings of the table's columns that are shown at first, unless all their values are missing; the others on
+        request. All when empty.
     """
 
     title: str
@@ -314,7 +315,11 @@ def _columns(table: pd.DataFrame, main: Sequence[str] = ()) -> list[_Column]:
         columns = [(names[k], table.index.get_level_values(k).tolist()) for k in levels] + columns
         main = [*names, *main] if main else ()
     made = [_column(heading, values) for heading, values in columns]
-    return [replace(column, main=column.heading in main) for column in made] if main else made
+    return [replace(column, main=column.heading in main and _has_values(column)) for column in made] if main else made
+
+
+def _has_values(column: _Column) -> bool:
+    return any(text != _MISSING for text, _ in column.cells)
 
 
 def _heading(name: Any) -> str:

@@ -175,6 +175,10 @@ def test_columns_that_are_not_main_wait_for_a_check(tmp_path):
     classes = [cell.get("class", "") for cell in shown.named("td")[:4]]
     assert classes == ["", "number more", "number", "more"]
     assert [box["type"] for box in shown.named("input")] == ["checkbox"]
+    # A column without values waits too, though it is a main one.
+    table["d"] = None
+    shown = page(tmp_path, Section("A", table=table, main_columns=("b", "d")))
+    assert [cell.get("class", "") for cell in shown.named("td")[3:5]] == ["more", "more"]
     everything = page(tmp_path, Section("A", table=table))
     assert not everything.named("input")
     assert not any("more" in cell.get("class", "") for cell in everything.named("td"))

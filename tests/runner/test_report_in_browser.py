@@ -53,10 +53,30 @@ addEventListener("load", () => {
 """
 
 
-def opened(path, width, *options):
+# Scrolls each table to its right end; then whether it could be scrolled, and whether its first column is still shown.
+PROBE_OF_TABLES = """
+<script>
+addEventListener("load", () => {
+  const found = [...document.querySelectorAll(".box")].map((box) => {
+    box.scrollLeft = 1e6;
+    box.scrollIntoView({ behavior: "instant" });
+    const cell = box.querySelector("tbody tr").cells[0];
+    const { left, top } = cell.getBoundingClientRect();
+    return [box.scrollLeft > 0, cell.contains(document.elementFromPoint(left + 5, top + 5))];
+  });
+  const result = document.createElement("pre");
+  result.id = "probe";
+  result.textContent = JSON.stringify(found);
+  document.body.append(result);
+});
+</script>
+"""
+
+
+def opened(path, width, *options, probe=PROBE):
     """What the probe found, and the lines of the console, in a window so many pixels wide."""
     probed = path.with_name("probed.html")
-    probed.write_text(path.read_text(encoding="utf-8").replace("</body>", PROBE + "</body>"), encoding="utf-8")
+    probed.write_text(path.read_text(encoding="utf-8").replace("</body>", probe + "</body>"), encoding="utf-8")
     options += ("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--enable-logging=stderr")
     profile = f"--user-data-dir={path.parent / 'profile'}"
     command = [CHROMIUM, *options, profile, f"--window-size={width},900", "--virtual-time-budget=5000", "--dump-dom"]
@@ -96,6 +116,18 @@ def test_a_report_opens_sorts_and_shows_its_figures(tmp_path, width):
     found, console = opened(path, width, "--blink-settings=preferredColorScheme=0")
     assert console == []
     assert found["colours"] == ["rgb(227, 232, 238)", "rgb(21, 25, 30)"]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+@pytest.mark.parametrize("width", [500, 900])
+def test_the_first_column_stays_in_sight_while_a_table_scrolls(tmp_path, width):
+    numbers = {f"a long heading, {k}": [0.1234, 1.5] for k in range(20)}
+    texts = ["a text of several words that is wrapped, as it is too long for one line " * 2] * 2
+    sections = [Section(name, table=pd.DataFrame({name: keys} | numbers)) for name, keys in (("A", "ab"), ("B", texts))]
+    environment = {"fixntk": "0.1", "command": "a word " * 40}
+    path = report.render(tmp_path, "Title", sections, environment, {"experiment": "toy"})
+    found, _ = opened(path, width, probe=PROBE_OF_TABLES)
+    assert found == [[True, True]] * 3
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
