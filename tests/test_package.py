@@ -16,8 +16,11 @@ import fixntk
 
 ROOT = Path(__file__).parent.parent
 
-# The compressed sources of the library have 460 kB, of which docstrings are 130, and the experiments 85.
-MAX_WHEEL_BYTES = 700_000
+# Python's sources have 640 kB, compressed one by one: 550 are the library and 85 the experiments. Without docstrings
+# and comments they would have 410.
+MAX_WHEEL_BYTES = 720_000
+# Template, configs, licence, metadata, and the archive's list of its files.
+MAX_BYTES_BESIDE_SOURCES = 68_000
 
 IMPORT_EVERY_MODULE = """
 import importlib, pkgutil
@@ -106,9 +109,12 @@ def test_the_wheel_holds_the_library_the_experiments_and_nothing_else(distributi
 
 
 def test_the_wheel_stays_small(distributions):
-    assert distributions[1].stat().st_size < MAX_WHEEL_BYTES
+    num_bytes = distributions[1].stat().st_size
+    assert num_bytes < MAX_WHEEL_BYTES
     with zipfile.ZipFile(distributions[1]) as archive:
         kinds = {Path(name).suffix for name in archive.namelist() if ".dist-info/" not in name}
+        sources = sum(file.compress_size for file in archive.infolist() if file.filename.endswith(".py"))
+    assert num_bytes - sources < MAX_BYTES_BESIDE_SOURCES
     # Neither figures nor data: what it holds is source.
     assert kinds == {".py", ".typed", ".jinja", ".yaml"}
 
