@@ -43,10 +43,12 @@ def assert_same_as_of_one(group, cases):
     # Sums between processes take long where other programs have the cores.
     first, second = found_of(group, timeout=400)
     assert first == second
+    refused = first.pop("refused", None)
     assert set(first) == cases
     for name, each in first.items():
         assert each["weights"] < 1e-9, name
         assert each["primal"] < 1e-9, name
+    return refused
 
 
 def test_solutions_are_those_of_one_process_and_the_same_on_both():
@@ -57,6 +59,14 @@ def test_solutions_are_those_of_one_process_and_the_same_on_both():
 def test_other_losses_options_and_methods_give_the_solution_too():
     by_fista = {f"fista, {case}" for case in ("softmax", "squared, options", "logistic, options")}
     assert_same_as_of_one("others", by_fista | {"newton, squared", "irls, squared"})
+
+
+@pytest.mark.long
+def test_proximal_newton_fista_and_anderson_give_the_solution_too():
+    refused = assert_same_as_of_one(
+        "methods", {"newton, logistic", "newton, logistic, options", "fista, logistic", "anderson, squared"}
+    )
+    assert refused["error"] == "method 'anderson' is for the squared loss, not for logistic: use 'newton' or 'fista'"
 
 
 REFUSED = {
