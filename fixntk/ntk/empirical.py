@@ -149,7 +149,7 @@ def empirical_ntk(
 
     axes = {"outputs": outputs, "trace_axes": trace_axes, "diagonal_axes": diagonal_axes}
     options = {"method": method, "batch_size": batch_size}
-    return _of_each_output(kernel, f, params, x1, x2, select, batch_axes, kwargs, **axes, **options)
+    return of_each_output(kernel, f, params, x1, x2, select, batch_axes, kwargs, **axes, **options)
 
 
 @full_precision()
@@ -200,7 +200,7 @@ def ntk_plan(
 
     axes = {"outputs": outputs, "trace_axes": trace_axes, "diagonal_axes": diagonal_axes}
     options = {"method": method, "batch_size": batch_size}
-    return _of_each_output(plan, f, params, x1, x2, select, batch_axes, kwargs, **axes, **options)
+    return of_each_output(plan, f, params, x1, x2, select, batch_axes, kwargs, **axes, **options)
 
 
 @full_precision()
@@ -261,7 +261,7 @@ def layerwise_ntk(
     return dict(zip(names, kernels, strict=True))
 
 
-def _of_each_output(
+def of_each_output(
     compute: Callable[[Callable[..., Any], Request, Any, Any, Any], Any],
     f: Any,
     params: Any,

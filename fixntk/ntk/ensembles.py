@@ -24,7 +24,7 @@ from fixntk.ntk.dynamics import (
     scaled_times,
     training_outputs,
 )
-from fixntk.ntk.kernel_matrices import as_kernel_between, as_symmetric_kernel, as_times, kernel_member
+from fixntk.ntk.kernel_matrices import as_kernel_between, as_scalar, as_symmetric_kernel, as_times, kernel_member
 
 Mode = Literal["ntk", "nngp"]
 
@@ -224,3 +224,55 @@ def gradient_flow_ensemble(
             f"kernel_train.nngp and kernel_train.ntk must have one shape, got {nngp.shape} and {jnp.shape(kernel)}"
         )
     return EnsembleFlow(flow, nngp.matrix.astype(flow.kernel.dtype), mode)
+
+
+def gp_inference(
+    kernel_train: Any,
+    y: ArrayLike,
+    kernel_test_train: Any = None,
+    kernel_test: Any = None,
+    *,
+    noise: ArrayLike = 0.0,
+) -> Gaussian:
+    r"""Posterior of a Gaussian process with any kernel, at other points or at the training points.
+
+    .. math:: K'(K + σ²I)⁻¹y, \qquad K'' - K'(K + σ²I)⁻¹K'^⊤
+
+    Infinitely wide networks of which the last layer alone is trained have this distribution, with their NNGP kernel.
+
+    Parameters
+    ----------
+    kernel_train
+        K, (n, n) or with output axes as in :func:`gradient_flow`, or an object with an attribute ``nngp`` such as
+        :class:`fixntk.Kernel`.
+    y
+        (n,) or (n, c) targets. The prior mean is zero.
+    kernel_test_train, kernel_test
+        K' of the other points and the training points, (n_test, n), and K'' of the other points among themselves,
+        (n_test, n_test), or objects with ``nngp``. Both None: the training points.
+    noise
+        σ² ≥ 0, the variance of the targets' noise, in the unit of the kernel. At 0 the inverse is a pseudo-inverse.
+
+    Returns
+    -------
+    Mean, (n_test,) or (n_test, c), and covariance (n_test, n_test) of each output, without the noise of new targets.
+    The covariance has the output axes of kernels that have them.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`gradient_flow_ensemble` does, naming σ² ``noise``, or if one kernel of the other points is missing.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, fixntk as fx
+    >>> posterior = fx.gp_inference(jnp.eye(2), jnp.array([1.0, 2.0]), jnp.ones((1, 2)), 3 * jnp.eye(1), noise=1.0)
+    >>> print(posterior.mean, posterior.covariance)
+    [1.5] [[2.]]
+
+    See docs/mathematics.md, M15.
+    """
+    # Checked here, so that an error names this argument and not the flow's.
+    noise = as_scalar("noise", noise, jnp.result_type(float))
+    flow = gradient_flow_ensemble(kernel_train, y, mode="nngp", diag_reg=noise, diag_reg_absolute_scale=True)
+    return flow.predict(None, kernel_test_train, kernel_test)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flow_problems import TIMES, as_matrix, problem
 
+import fixntk as fx
 from fixntk.ntk import gradient_flow, gradient_flow_ensemble
 from fixntk.ntk.neural_tangents_compat import import_neural_tangents
 
@@ -128,3 +129,18 @@ ONES = np.ones(3)
 def test_bad_kernels_of_ensembles_are_named(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_gaussian_process_has_the_posterior_of_neural_tangents():
+    p, noise = problem(), 0.3
+    found = fx.gp_inference(p.train, p.y, p.test_train, p.test, noise=noise)
+    predict = import_neural_tangents().predict.gp_inference(p.train, p.y, diag_reg=noise, diag_reg_absolute_scale=True)
+    expected = predict("nngp", p.test_train, p.test)
+    np.testing.assert_allclose(found.mean, expected.mean, rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(found.covariance, expected.covariance, rtol=1e-10, atol=1e-12)
+    on_training = fx.gp_inference(fx.Kernel(p.train, p.train), p.y, noise=noise)
+    np.testing.assert_allclose(
+        on_training.mean, p.train @ np.linalg.solve(p.train + noise * np.eye(6), p.y), atol=1e-12
+    )
+    with pytest.raises(ValueError, match="noise must"):
+        fx.gp_inference(p.train, p.y, noise=-1.0)
