@@ -77,13 +77,17 @@ def train_networks(
     """
     size = min(len(regs), _STACK)
     filled = np.append(regs, np.repeat(regs[-1:], -len(regs) % size))
-    is_column = jnp.asarray(np.any(x != 0, axis=0), jnp.float32)
-    start = sample_stack(jax.random.key(seed), size, _WIDTH, is_column, targets.shape[1])
-    start = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), start)
-    rows, outputs, shares = (jnp.asarray(pad_rows(array, num_padded), jnp.float32) for array in (x, targets, weights))
+    is_column = jnp.asarray(np.any(x != 0, axis=0))
+    sizes = {"size": size, "width": _WIDTH, "num_outputs": targets.shape[1]}
+    start = sample_stack(jax.random.key(seed), is_column, **sizes)
+    # Converted by NumPy, as JAX would compile that for each shape.
+    start = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf, np.float32)), start)
+    rows, outputs, shares = (
+        jnp.asarray(pad_rows(array, num_padded).astype(np.float32)) for array in (x, targets, weights)
+    )
     neurons: list[Neurons] = []
     for some in np.split(filled, len(filled) // size):
-        found = descend(start, rows, outputs, shares, jnp.asarray(some, jnp.float32), num_steps=_NUM_STEPS)
+        found = descend(start, rows, outputs, shares, jnp.asarray(some.astype(np.float32)), num_steps=_NUM_STEPS)
         stack = [np.asarray(leaf, np.float64) for leaf in found.parameters]
         neurons += [_as_neurons(*parameters) for parameters in zip(*stack, strict=True)]
     return neurons[: len(regs)]

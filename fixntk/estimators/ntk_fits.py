@@ -135,11 +135,11 @@ def fit_ntk(training: Training, regs: Sequence[Any], depth: int = 1) -> NTKFit:
     if training.num_rows > _MAX_EXACT_ROWS:
         return _fit_by_landmarks(training, shares, depth)
     with memory_for_kernels(training.num_rows, _NUM_SPECTRAL_MATRICES):
-        return _fit_ntk(training, shares, depth)
+        return fit_kernel(kernel_matrix(ntk_of_depth(depth), training), training, shares, depth)
 
 
-def _fit_ntk(training: Training, shares: list[float], depth: int) -> NTKFit:
-    kernel = kernel_matrix(ntk_of_depth(depth), training)
+def fit_kernel(kernel: Float[np.ndarray, "n n"], training: Training, shares: Sequence[float], depth: int = 1) -> NTKFit:
+    """The same for the kernel's matrix of the rows."""
     weights, targets = training.weights, training.targets
     unit = float(weights @ np.diag(kernel)) / weights.sum() or 1.0
     root = np.sqrt(weights)
@@ -213,7 +213,7 @@ def _weighted_ntk(depth: int) -> Callable[[dict[str, Array], dict[str, Array]], 
 
 
 def _choose_ridge(
-    left_out_residuals: Callable[[float], np.ndarray], shares: list[float], unit: float, weights: np.ndarray
+    left_out_residuals: Callable[[float], np.ndarray], shares: Sequence[float], unit: float, weights: np.ndarray
 ) -> tuple[np.ndarray, float, np.ndarray, int]:
     """The residuals at the best ridge, that ridge, the error of each ridge, and which is the best."""
     residuals = [left_out_residuals(share) for share in shares]

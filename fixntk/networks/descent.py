@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array, lax
-from jaxtyping import Float, Key
+from jaxtyping import Float, Key, Shaped
 
 from fixntk._compilation import jit_for_host
 from fixntk._tiling import memory_for
@@ -39,8 +39,9 @@ def adam(num_steps: int) -> optax.GradientTransformation:
     return optax.adam(optax.cosine_decay_schedule(_LEARNING_RATE, num_steps))
 
 
+@partial(jit_for_host, static_argnames=("size", "width", "num_outputs"))
 def sample_stack(
-    key: Key[Array, ""], size: int, width: int, columns: Float[Array, " d"], num_outputs: int
+    key: Key[Array, ""], columns: Shaped[Array, " d"], *, size: int, width: int, num_outputs: int
 ) -> ReLUNetwork:
     """A stack of ``size`` copies of a random network with an intercept, whose weights are zero where columns are.
 
@@ -48,10 +49,10 @@ def sample_stack(
     ----------
     key
         JAX random key.
-    size, width
-        S, and m, the number of neurons.
     columns
         (d,) nonzero for each column in use.
+    size, width
+        S, and m, the number of neurons.
     num_outputs
         c.
     """

@@ -15,6 +15,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int, Key
 
 from fixntk._checks import as_matrix, as_positive_int, check_same_columns, is_traced
+from fixntk._compilation import jit_for_host
 from fixntk._numerics import eps_of, matmul, safe_sqrt
 from fixntk._tiling import memory_for
 
@@ -139,6 +140,7 @@ def balance(
     return hidden * ratio, output * inverse
 
 
+@jit_for_host
 def factor_groups(
     gates: Float[Array, "P d"], weights: Float[Array, "P d *c"]
 ) -> tuple[Float[Array, "m d"], Float[Array, "m d"], Float[Array, "m c"]]:

@@ -20,7 +20,7 @@ def rows(rng):
 
 
 def stack_of(size, columns, num_outputs=2):
-    return sample_stack(jax.random.key(1), size, 7, jnp.asarray(columns, float), num_outputs)
+    return sample_stack(jax.random.key(1), jnp.asarray(columns, float), size=size, width=7, num_outputs=num_outputs)
 
 
 def gradients(hidden, output, intercept, x, targets, weights, reg):
@@ -96,7 +96,7 @@ def test_many_steps_come_near_the_certified_optimum_over_their_cells(rng):
     x = np.column_stack([rng.standard_normal((60, 2)), np.ones(60)])
     y = np.abs(x[:, 0]) - np.maximum(x[:, 1] - 0.3, 0)
     reg = 0.5
-    start = sample_stack(jax.random.key(0), 1, 30, jnp.ones(3), 1)
+    start = sample_stack(jax.random.key(0), jnp.ones(3), size=1, width=30, num_outputs=1)
     rows = jnp.asarray(x), jnp.asarray(y[:, None]), jnp.ones(60)
     found = jax.tree.map(lambda leaf: leaf[0], descend(start, *rows, jnp.asarray([reg]), num_steps=3000))
     gates = found.pruned(1e-3).hidden
