@@ -49,13 +49,14 @@ def discovered_candidates(
     judge: Judge,
     *,
     others: Float[np.ndarray, "R n c"] | None,
+    best: Float[np.ndarray, "n c"] | None,
     progress: bool,
 ) -> Candidates:
     """Discovered gates at each λ, from the largest on as long as the held-out loss falls, and the ridges of each.
 
-    ``others`` are outputs of another kind at each λ, or None. With others the path on the first fold ends where it has
-    more weights than rows, as it takes longest there and hardly selects anything, and the other folds are not tried
-    where it is clearly behind: at the same λ, or all of it behind the best of the others.
+    ``others`` are outputs of another kind at each λ, and ``best`` the best so far, or both None. With others the path
+    on the first fold ends where it has more weights than rows, as it takes longest there and hardly selects anything,
+    and the other folds are not tried where it is clearly behind: at the same λ, or all of it behind the best.
     """
     positions = _starts(training, problem, folds)
     order = np.argsort(-regs, kind="stable").tolist()
@@ -73,6 +74,8 @@ def discovered_candidates(
             return bool(np.count_nonzero(fits.gates) > len(kept))
 
         tried = _follow_first_fold(order, regs, outputs, on_first, others, lambda place: advance(place, 0))
+        if best is not None and on_first.all_clearly_behind(outputs[tried], best):
+            tried = []
         losses: list[float] = []
         for place in tried:
             for fold in range(1, len(folds)):
@@ -98,7 +101,7 @@ def _follow_first_fold(
     others: Float[np.ndarray, "R n c"] | None,
     advance: Callable[[int], bool],
 ) -> list[int]:
-    """The λ that the other folds are to try, from the largest on; none where all are behind another kind."""
+    """The λ that the other folds are to try, from the largest on; none where one is clearly behind another kind."""
     losses: list[float] = []
     had_stopped = False
     for place in order:
@@ -113,12 +116,7 @@ def _follow_first_fold(
         if had_stopped and has_stopped:
             break
         had_stopped = has_stopped
-    tried = order[: len(losses)]
-    if others is not None:
-        best = min(others, key=judge.mean_loss)
-        if judge.all_clearly_behind(outputs[tried], best):
-            return []
-    return tried
+    return order[: len(losses)]
 
 
 def _has_stopped_falling(regs: Float[np.ndarray, " k"], losses: Sequence[float]) -> bool:

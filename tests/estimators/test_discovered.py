@@ -51,14 +51,14 @@ def planted(rng):
     return x, np.maximum(x[:, 0], 0) - np.abs(x[:, 1] - 0.5)
 
 
-def candidates_of(x, y, regs=(0.2, 0.05), others=None):
+def candidates_of(x, y, regs=(0.2, 0.05), others=None, best=None):
     training = Training(pad_rows(x), pad_rows(y[:, None]), pad_rows(np.ones(len(x))), len(x))
     gates = GateOptions("discovered", 64, x.shape[1], 0)
     problem = gated_problem(training, gates, "squared")
     folds = shuffled_folds(len(x), 2, seed=0)
     judge = Judge(lambda outputs: squared_errors(outputs, training.targets), training.weights)
     path = training, gates, problem, folds, problem.max_reg * np.array(regs), judge
-    found = discovered_candidates(*path, others=others, progress=False)
+    found = discovered_candidates(*path, others=others, best=best, progress=False)
     return found, folds, problem
 
 
@@ -140,13 +140,11 @@ def test_a_path_that_falls_behind_another_kind_is_given_up(planted):
     found, _, _ = candidates_of(x, y, regs, others)
     np.testing.assert_array_equal(np.isfinite(found.outputs[:, 0, folds[0][1], 0]).all(axis=1), [True, True, False])
     assert np.isnan(found.outputs[:, :, folds[1][1]]).all()
-    # Behind the best of the others, which have another λ.
-    others = np.stack([whole.outputs[0][0], whole.outputs[1][0], y[:, None]])
-    found, _, _ = candidates_of(x, y, regs, others)
+    # Behind the best so far.
+    found, _, _ = candidates_of(x, y, regs, whole.outputs[:, 0], y[:, None])
     assert np.isnan(found.outputs[:, :, folds[1][1]]).all()
     # Level with the best.
-    others = whole.outputs[:, 0]
-    found, _, _ = candidates_of(x, y, regs, others)
+    found, _, _ = candidates_of(x, y, regs, whole.outputs[:, 0], whole.outputs[1, 0])
     assert np.isfinite(found.outputs[:2]).all()
     # Never behind what diverged.
     found, _, _ = candidates_of(x, y, regs, np.full_like(others, np.nan))
