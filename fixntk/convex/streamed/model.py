@@ -26,6 +26,7 @@ from jaxtyping import Float, Int
 
 from fixntk._checks import to_device
 from fixntk._compilation import jit_for_host
+from fixntk._numerics import matmul
 from fixntk.convex import duality
 from fixntk.convex.penalties import NORMS, Penalty, group_norms
 from fixntk.convex.solvers.fista import FISTAPoint, extrapolate, step_down
@@ -53,11 +54,15 @@ _GOAL_SHARE = 0.5
 
 
 class Sample(NamedTuple):
-    """Rows of x in memory in a unit, each times √r where it stands for r rows, and whether they are all of the rows."""
+    """Rows of x in memory in a unit, each times √r where it stands for r rows, and whether they are all of the rows.
+
+    With an intercept also the roots of the rows' weights, times √r.
+    """
 
     x: Float[Array, "s d"]
     unit: float
     is_whole: bool
+    roots: Float[Array, " s"] | None
 
 
 def _sample_size(program: StreamedProgram) -> int:
@@ -75,6 +80,9 @@ class SampleTaker:
     def __init__(self, program: StreamedProgram) -> None:
         num_rows, num_features = program.x.shape
         size = _sample_size(program)
+        # With an intercept the roots of the rows' weights are a last column.
+        self._has_roots = program.intercept
+        num_features += self._has_roots
         self._num_rows, self._num_long = num_rows, 0 if size == num_rows else int(_LONG_SHARE * size)
         count = size - self._num_long
         # The same rows in every call, so that a solve that goes on from a checkpoint makes the same steps.
@@ -84,8 +92,9 @@ class SampleTaker:
         self._long_rows, self._lengths = np.empty(0, np.int64), np.empty(0)
         self._long_x = np.empty((0, num_features), program.dtype)
 
-    def look(self, begin: int, x: np.ndarray) -> None:
+    def look(self, begin: int, x: np.ndarray, roots: np.ndarray | None = None) -> None:
         """Take the rows of the sample that are in a tile."""
+        x = x if roots is None else np.column_stack([x, roots])
         first, last = np.searchsorted(self._rows, (begin, begin + len(x)))
         self._x[first:last] = x[self._rows[first:last] - begin]
         if self._num_long:
@@ -106,8 +115,9 @@ class SampleTaker:
         others = self._x[~np.isin(self._rows, self._long_rows)]
         share = (self._num_rows - self._num_long) / max(len(others), 1)
         x = np.concatenate([self._long_x, np.sqrt(share, dtype=others.dtype) * others])
+        x, roots = (x[:, :-1], to_device(x[:, -1])) if self._has_roots else (x, None)
         unit = _power_of_two(float(np.sqrt(np.mean(np.square(x, dtype=np.float64)))))
-        return Sample(to_device(x / x.dtype.type(unit)), unit, len(self._x) == self._num_rows)
+        return Sample(to_device(x / x.dtype.type(unit)), unit, len(self._x) == self._num_rows, roots)
 
 
 def _power_of_two(size: float) -> float:
@@ -166,8 +176,18 @@ class _Model(NamedTuple):
     """The model on the groups of a working set."""
 
     x: Float[Array, "s d"]
+    roots: Float[Array, " s"] | None
     masks: Array
     quadratic: _Quadratic
+
+    def outputs(self, weights: Array) -> Float[Array, "s c"]:
+        """Φ_S of the set's weights, at the best intercept: projected against the column of the roots."""
+        outputs = masked_apply(self.masks, self.x, weights)
+        if self.roots is None:
+            return outputs
+        squares = jnp.sum(self.roots**2)
+        share = matmul(self.roots, outputs) / jnp.where(squares > 0, squares, 1.0)
+        return outputs - self.roots[:, None] * share
 
 
 class _Set(NamedTuple):
@@ -223,7 +243,7 @@ def minimise_model(
         # Of groups that are as near the first ones, whatever NumPy's version.
         chosen = to_device(np.argsort(-np.asarray(near), kind="stable")[:size].astype(np.int32))
         set_goal = np.asarray(max(_SET_GAP_SHARE * float(gap), _GOAL_SHARE * goal), program.dtype)
-        model, start = _restrict(sample.x, gates, whole, found, chosen)
+        model, start = _restrict(sample.x, sample.roots, gates, whole, found, chosen)
         weights, change = _descend(model, start, set_goal)
         found = _spread(found, chosen, weights)
     return np.asarray(found) * program.dtype.type(unit_of_weights)
@@ -254,12 +274,14 @@ def _predict(
 
 
 @jit_for_host
-def _restrict(x: Array, gates: Array, whole: _Quadratic, weights: Array, chosen: Array) -> tuple[_Model, Array]:
+def _restrict(
+    x: Array, roots: Array | None, gates: Array, whole: _Quadratic, weights: Array, chosen: Array
+) -> tuple[_Model, Array]:
     masks = activation_masks(x, gates[chosen])
     if masks.size * x.dtype.itemsize <= TILE_BYTES:
         masks = as_numbers(masks, masks.shape[1], x.dtype)
     part = whole._replace(base=whole.base[chosen], correlations=whole.correlations[chosen])
-    return _Model(x, masks, part), weights[chosen]
+    return _Model(x, roots, masks, part), weights[chosen]
 
 
 @jit_for_host
@@ -283,8 +305,7 @@ def _descend(model: _Model, start: Array, goal: Array) -> _Set:
     """Steps from weights down to a gap that the model predicts for its groups, or as many as are made."""
     point = _evaluate(model, start)
     # The curvature along the first gradient is a lower bound on the largest, which steps raise where they see more.
-    outputs = masked_apply(model.masks, model.x, point.correlations)
-    lipschitz = _curvature(model, outputs, point.correlations)
+    lipschitz = _curvature(model, model.outputs(point.correlations), point.correlations)
     one = jnp.ones((), model.x.dtype)
     first = _Descent(point, point, one, lipschitz, model.quadratic.gap(point), jnp.asarray(0))
 
@@ -317,6 +338,6 @@ def _curvature(model: _Model, outputs: Array, weights: Array) -> Float[Array, ""
 
 def _evaluate(model: _Model, weights: Array) -> FISTAPoint:
     """The weights with Φ_S(W − B), and with the correlations that the model predicts."""
-    change = masked_apply(model.masks, model.x, weights - model.quadratic.base)
+    change = model.outputs(weights - model.quadratic.base)
     curved = masked_adjoint(model.masks, model.x, change, weights.shape[0])
     return model.quadratic.at(weights, curved)._replace(fitted=change)

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 
 from fixntk._checks import as_matrix, as_positive_int, is_tracing, to_device
 from fixntk._compilation import jit_for_host
-from fixntk._numerics import at_least_float32
+from fixntk._numerics import at_least_float32, matmul
 from fixntk.convex import arguments
 from fixntk.convex.losses import LOSSES, Loss, as_loss
 from fixntk.convex.streamed.rows import Rows, check_same_shards, open_rows, read_ahead, tile_bounds
@@ -63,6 +63,8 @@ class StreamedProgram:
         ``"squared"``.
     sample_weight
         (n,) ω ≥ 0, given in the same way; ones when None.
+    intercept
+        Whether outputs have an intercept, which is not penalised.
     tile_rows
         Rows in a tile. As many as keep its largest array within 64 MiB when None.
 
@@ -100,6 +102,7 @@ class StreamedProgram:
     reg: float
     loss: Loss
     sample_weight: Rows | None
+    intercept: bool
     tile_rows: int
     dtype: np.dtype
 
@@ -112,6 +115,7 @@ class StreamedProgram:
         loss: str | Loss = "squared",
         *,
         sample_weight: Any = None,
+        intercept: bool = False,
         tile_rows: int | None = None,
     ) -> None:
         if is_tracing(gates, reg):
@@ -124,7 +128,8 @@ class StreamedProgram:
         if loss != LOSSES["squared"]:
             raise ValueError(
                 f"loss must be 'squared' for a StreamedProgram, got {loss.name!r}: use ConvexProgram, which has"
-                f" {', '.join(LOSSES)}, on the rows that fit into memory"
+                f" {', '.join(LOSSES)}, on the rows that fit into memory, or on those of several machines by"
+                " distribute_rows"
             )
         gates = as_matrix("gates", gates)
         if gates.shape[1] != x.shape[1]:
@@ -140,6 +145,7 @@ class StreamedProgram:
             "reg": float(arguments.as_reg(reg, dtype)),
             "loss": loss,
             "sample_weight": weights,
+            "intercept": bool(intercept),
             "tile_rows": min(tile_rows, x.shape[0]),
             "dtype": dtype,
         }
@@ -151,7 +157,8 @@ class StreamedProgram:
         tiles = f"{-(-num_rows // self.tile_rows)} tiles of {self.tile_rows} rows"
         shape = f"{num_rows} rows, {num_features} features, {self.gates.shape[0]} gates, {self.dtype}"
         weighted = "" if self.sample_weight is None else ", weighted rows"
-        return f"StreamedProgram({shape}, {tiles}, λ {self.reg:.3g}, loss {self.loss.name}{weighted})"
+        shifted = ", intercept" if self.intercept else ""
+        return f"StreamedProgram({shape}, {tiles}, λ {self.reg:.3g}, loss {self.loss.name}{weighted}{shifted})"
 
     def with_reg(self, reg: ArrayLike) -> StreamedProgram:
         """The program at another λ."""
@@ -188,6 +195,8 @@ class StreamedProgram:
     def max_reg(self) -> float:
         """λ_max: from this λ on, the solution is W = 0; max_p ‖Xᵀ D_p Y‖_F. Reads all rows once.
 
+        With an intercept Y is taken less its weighted mean.
+
         Raises
         ------
         ValueError
@@ -215,69 +224,126 @@ class Sums(NamedTuple):
         (P, d, c) Xᵀ D_p R of the residual R.
     loss, loss_at_zero
         ½‖R‖² and ½‖Y‖².
+    intercept
+        (c,) the best one, at which R is taken; ½‖Y‖² is at that of W = 0. None in a program without.
+    columns
+        (P, d) Xᵀ D_p s of the roots s of the rows' weights, with an intercept.
     """
 
     correlations: Float[np.ndarray, "P d c"]
     loss: float
     loss_at_zero: float
+    intercept: Float[np.ndarray, " c"] | None
+    columns: Float[np.ndarray, "P d"] | None
+
+
+class _Tile(NamedTuple):
+    """Rows, multiplied by the roots of their weights, and these roots where there is an intercept."""
+
+    x: Float[Array, "t d"]
+    y: Float[Array, "t c"]
+    roots: Float[Array, " t"] | None
 
 
 def sum_over_rows(
     program: StreamedProgram,
     weights: Float[np.ndarray, "P d c"],
     *,
-    look: Callable[[int, np.ndarray, np.ndarray], None] | None = None,
+    columns: Float[np.ndarray, "P d"] | None = None,
+    look: Callable[[int, np.ndarray, np.ndarray, np.ndarray | None], None] | None = None,
 ) -> Sums:
     """A pass over all rows with group weights of the program's dtype.
 
-    ``look(begin, x, y)`` sees each tile after it is read, in the thread that reads, without the rows that pad the last.
+    ``columns`` are those of an earlier pass, which need not be summed again. ``look(begin, x, y, roots)`` sees each
+    tile after it is read, in the thread that reads, without the rows that pad the last.
     """
     for rows in (program.x, program.y, program.sample_weight):
         if rows is not None:
             rows.check_files()
     num_rows = program.x.shape[0]
+    shift = _shift_of_targets(program) if program.intercept else None
 
-    def read(bounds: tuple[int, int]) -> tuple[Array, Array]:
-        x, y = _read_tile(program, *bounds)
+    def read(bounds: tuple[int, int]) -> _Tile:
+        x, y, roots = _read_tile(program, *bounds, shift)
         if look is not None:
             present = num_rows - bounds[0]
-            look(bounds[0], x[:present], y[:present])
-        return to_device(x), to_device(y)
+            look(bounds[0], x[:present], y[:present], None if roots is None else roots[:present])
+        return _Tile(to_device(x), to_device(y), None if roots is None else to_device(roots))
 
     chosen, active = _active_groups(weights)
-    total = np.zeros(program.group_shape)
-    losses = np.zeros(2)
+    totals: list[np.ndarray] = []
 
-    def add(found: tuple[Array, Array]) -> None:
-        np.add(total, np.asarray(found[0]), out=total)
-        np.add(losses, np.asarray(found[1]), out=losses)
+    def add(found: tuple[Array, ...]) -> None:
+        totals.extend([] if totals else [np.zeros(part.shape) for part in found])
+        for total, part in zip(totals, found, strict=True):
+            np.add(total, np.asarray(part), out=total)
 
     # JAX returns before a tile is computed. Its sums are waited for when the next tile is queued.
-    ahead: deque[tuple[Array, Array]] = deque()
-    for x, y in read_ahead(read, tile_bounds(num_rows, program.tile_rows)):
-        ahead.append(_sum_tile(x, y, program.gates, chosen, active))
+    ahead: deque[tuple[Array, ...]] = deque()
+    with_columns = program.intercept and columns is None
+    for tile in read_ahead(read, tile_bounds(num_rows, program.tile_rows)):
+        ahead.append(_sum_tile(tile, program.gates, chosen, active, with_columns=with_columns))
         if len(ahead) > _TILES_AHEAD:
             add(ahead.popleft())
     for found in ahead:
         add(found)
-    if not (np.isfinite(total).all() and np.isfinite(losses).all()):
+    if not all(np.isfinite(total).all() for total in totals):
         raise ValueError(f"x and y have products out of the range of {program.dtype}: divide each by its largest entry")
-    return Sums(total, *losses.tolist())
+    correlations, (loss, loss_at_zero), *means = totals
+    if shift is None:
+        return Sums(correlations, float(loss), float(loss_at_zero), None, None)
+    if columns is None:
+        correlations, columns = correlations[:, :, :-1], correlations[:, :, -1]
+    return _at_best_intercept(Sums(correlations, float(loss), float(loss_at_zero), shift, columns), *means)
 
 
-def _read_tile(program: StreamedProgram, begin: int, end: int) -> tuple[np.ndarray, np.ndarray]:
-    """(t, d) inputs and (t, c) targets, multiplied by the roots of the rows' weights."""
+def _at_best_intercept(found: Sums, means: Float[np.ndarray, "3 c"]) -> Sums:
+    """The sums at the best intercept from those at another, of a residual R and targets Y less that.
+
+    ``means`` are sᵀR, sᵀY and ‖s‖², the same for each output.
+    """
+    residual, targets, squares = means
+    size = float(squares[0]) or 1.0
+    assert found.intercept is not None
+    assert found.columns is not None
+    return found._replace(
+        correlations=found.correlations - found.columns[:, :, None] * (residual / size),
+        # A sum of squares that is rounded below zero is zero.
+        loss=max(found.loss - 0.5 * float(np.sum(residual**2)) / size, 0.0),
+        loss_at_zero=max(found.loss_at_zero - 0.5 * float(np.sum(targets**2)) / size, 0.0),
+        intercept=found.intercept + residual / size,
+    )
+
+
+def _shift_of_targets(program: StreamedProgram) -> Float[np.ndarray, " c"]:
+    """The mean of the first tile's targets: squares around it keep their digits where targets are far from zero."""
+    first = program.y.read(0, program.tile_rows, program.dtype)
+    return first.reshape(len(first), -1).mean(axis=0)
+
+
+def _read_tile(
+    program: StreamedProgram, begin: int, end: int, shift: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """(t, d) inputs and (t, c) targets less their shift, multiplied by the roots of the rows' weights; and these roots.
+
+    The roots are None where there is no intercept.
+    """
     x, y = (rows.read(begin, end, program.dtype) for rows in (program.x, program.y))
     y = y.reshape(len(y), -1)
     if program.sample_weight is None:
-        return x, y
+        if shift is None:
+            return x, y, None
+        # Rows that pad a tile have weight zero.
+        roots = (np.arange(begin, begin + len(x)) < program.x.shape[0]).astype(program.dtype)
+        return x, y - roots[:, None] * shift, roots
     weights = program.sample_weight.read(begin, end, program.dtype)
     if np.min(weights) < 0:
         row = begin + int(np.argmax(weights < 0))
         raise ValueError(f"sample_weight must not be negative, got {weights[row - begin]:g} in row {row}")
     # A row keeps its masks, as x·g ≥ 0 does not depend on the length of x; one of weight zero counts as a row of zeros.
-    roots = np.sqrt(weights)[:, None]
-    return roots * x, roots * y
+    roots = np.sqrt(weights)
+    targets = y if shift is None else y - shift
+    return roots[:, None] * x, roots[:, None] * targets, None if shift is None else roots
 
 
 def bytes_of_tiles(program: StreamedProgram) -> int:
@@ -298,16 +364,26 @@ def _active_groups(weights: np.ndarray) -> tuple[Int[Array, " k"], Float[Array, 
     return to_device(chosen), to_device(padded)
 
 
-@partial(jit_for_host, optimised=True)
+@partial(jit_for_host, static_argnames=("with_columns",), optimised=True)
 def _sum_tile(
-    x: Float[Array, "t d"],
-    y: Float[Array, "t c"],
+    tile: _Tile,
     gates: Float[Array, "P d"],
     chosen: Int[Array, " k"],
     weights: Float[Array, "k d c"],
-) -> tuple[Float[Array, "P d c"], Float[Array, " 2"]]:
-    """Xᵀ D_p R of a tile, and half the squares of R and of Y."""
+    *,
+    with_columns: bool,
+) -> tuple[Array, ...]:
+    """Xᵀ D_p R of a tile, half the squares of R and of Y, and with an intercept sᵀR, sᵀY and ‖s‖².
+
+    With columns, Xᵀ D_p s is a last output of the first.
+    """
+    x, y, roots = tile
     masks = activation_masks(x, gates)
     residual = y - masked_apply(select_masks(masks, chosen), x, weights)
-    squares = jnp.stack([jnp.sum(residual**2), jnp.sum(y**2)])
-    return masked_adjoint(masks, x, residual, gates.shape[0]), 0.5 * squares
+    squares = 0.5 * jnp.stack([jnp.sum(residual**2), jnp.sum(y**2)])
+    if roots is None:
+        return masked_adjoint(masks, x, residual, gates.shape[0]), squares
+    columns = jnp.concatenate([residual, roots[:, None]], axis=1) if with_columns else residual
+    correlations = masked_adjoint(masks, x, columns, gates.shape[0])
+    count = jnp.broadcast_to(jnp.sum(roots**2), y.shape[1:])
+    return correlations, squares, jnp.stack([matmul(roots, residual), matmul(roots, y), count])

@@ -63,6 +63,8 @@ class StreamedState(NamedTuple):
         The base before.
     weights
         (P, d, c) those with the smallest gap that a pass has evaluated, in the program's dtype.
+    intercept
+        (c,) the best one at these weights; zeros in a program without.
     primal, gap
         Of these.
     objective
@@ -76,6 +78,7 @@ class StreamedState(NamedTuple):
     base: Point
     last: Point
     weights: Float[np.ndarray, "P d c"]
+    intercept: Float[np.ndarray, " c"]
     primal: Float[np.ndarray, ""]
     gap: Float[np.ndarray, ""]
     objective: Float[np.ndarray, ""]
@@ -109,7 +112,7 @@ def solve_streamed(
             show(seen.iteration, describe(seen.relative_gap, seen.num_active))
 
         def run(state: StreamedState, goal: float, *_: Any, step: int) -> tuple[int, StreamedState, np.ndarray]:  # noqa: ARG001
-            state = _step(program, sample, state, goal)
+            state = _step(program, sample, sums.columns, state, goal)
             return 1, state, _record_row(state)[None]
 
         state = _first_state(program, start, sums)
@@ -140,8 +143,8 @@ def _first_pass(program: StreamedProgram, start: np.ndarray, *, is_kept: bool) -
     taker = SampleTaker(program)
     hashes = {name: hashlib.sha256() for name in ("x", "y")}
 
-    def look(begin: int, x: np.ndarray, y: np.ndarray) -> None:
-        taker.look(begin, x)
+    def look(begin: int, x: np.ndarray, y: np.ndarray, roots: np.ndarray | None) -> None:
+        taker.look(begin, x, roots)
         if is_kept:
             hashes["x"].update(x.data)
             hashes["y"].update(y.data)
@@ -160,16 +163,24 @@ def _open_checkpoints(
     shapes = {"x": program.x.shape, "y": program.y.shape}
     named = {name: (data[name], *shapes[name]) for name in data}
     reg = np.asarray(program.reg)
-    return open_keeper(folder, "streamed solve", {**named, "gates": program.gates, "reg": reg, "init": start})
+    options = {"reg": reg, "intercept": np.asarray(program.intercept), "init": start}
+    return open_keeper(folder, "streamed solve", {**named, "gates": program.gates, **options})
 
 
 def _first_state(program: StreamedProgram, start: np.ndarray, sums: Sums) -> StreamedState:
     base = Point(start.astype(np.float64), sums.correlations, np.asarray(sums.loss))
     primal, gap = _certificate(base, program.reg)
-    return StreamedState(base, base, start, primal, gap, primal, np.asarray(_LEAST_DAMPING), np.asarray(0))
+    damping, intercept = np.asarray(_LEAST_DAMPING), _intercept_of(sums)
+    return StreamedState(base, base, start, intercept, primal, gap, primal, damping, np.asarray(0))
 
 
-def _step(program: StreamedProgram, sample: Sample, state: StreamedState, goal: float) -> StreamedState:
+def _intercept_of(sums: Sums) -> Float[np.ndarray, " c"]:
+    return np.zeros(sums.correlations.shape[2]) if sums.intercept is None else sums.intercept
+
+
+def _step(
+    program: StreamedProgram, sample: Sample, columns: np.ndarray | None, state: StreamedState, goal: float
+) -> StreamedState:
     """Minimise a model, evaluate the weights found in a pass, and go towards them."""
     wanted, damping = _MODEL_GAP_SHARE * goal, 0.0
     # A sample of all rows makes the model exact.
@@ -177,7 +188,7 @@ def _step(program: StreamedProgram, sample: Sample, state: StreamedState, goal: 
         _, base_gap = _certificate(state.base, program.reg)
         wanted, damping = max(wanted, _BASE_GAP_SHARE * float(base_gap)), float(state.damping)
     weights = minimise_model(program, sample, state.base, damping, wanted)
-    sums = sum_over_rows(program, weights)
+    sums = sum_over_rows(program, weights, columns=columns)
     found = Point(weights.astype(np.float64), sums.correlations, np.asarray(sums.loss))
     primal, gap = _certificate(found, program.reg)
     middle, length = _best_between(state.base, found, program.reg)
@@ -190,9 +201,10 @@ def _step(program: StreamedProgram, sample: Sample, state: StreamedState, goal: 
     rounding = float(jnp.finfo(program.dtype).eps) * sums.loss_at_zero
     is_gain = objective < state.objective - rounding or gap < (1 - _LEAST_GAIN) * state.gap
     num_idle = np.asarray(0 if is_gain else state.num_idle + 1)
+    best = (weights, _intercept_of(sums), primal, gap)
     if gap >= state.gap:
-        weights, primal, gap = state.weights, state.primal, state.gap
-    return StreamedState(base, state.base, weights, primal, gap, objective, next_damping, num_idle)
+        best = (state.weights, state.intercept, state.primal, state.gap)
+    return StreamedState(base, state.base, *best, objective, next_damping, num_idle)
 
 
 def _best_between(base: Point, found: Point, reg: float) -> tuple[Point, float]:
@@ -255,7 +267,7 @@ def _as_solution(program: StreamedProgram, trace: Any, at_zero: float, tol: floa
 
     return Solution(
         weights=weights,
-        intercept=None,
+        intercept=number(state.intercept) if program.intercept else None,
         kernel_weights=group_norms(weights),
         primal=number(state.primal),
         dual=number(state.primal - state.gap),

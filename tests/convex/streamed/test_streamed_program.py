@@ -29,8 +29,34 @@ def test_sums_over_tiles_are_those_of_all_rows(rng, tile_rows, num_active):
     weights = rng.standard_normal((12, 3, 2))
     weights[rng.permutation(12)[num_active:]] = 0
     program = fx.StreamedProgram(np.split(x, [7, 30]), np.split(y, [7, 30]), gates, 1.0, tile_rows=tile_rows)
-    for found, expected in zip(sum_over_rows(program, weights), sums_by_loop(x, y, gates, weights), strict=True):
-        np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
+    *found, intercept, columns = sum_over_rows(program, weights)
+    for each, expected in zip(found, sums_by_loop(x, y, gates, weights), strict=True):
+        np.testing.assert_allclose(each, expected, rtol=1e-12, atol=1e-12)
+    assert (intercept, columns) == (None, None)
+
+
+@pytest.mark.parametrize("is_weighted", [False, True])
+@pytest.mark.parametrize("tile_rows", [None, 1, 8])
+def test_sums_with_an_intercept_are_those_at_the_best_one(rng, tile_rows, is_weighted):
+    x, y, gates = problem(rng)
+    y = y + np.array([50.0, -3.0])
+    given = rng.random(53) * (np.arange(53) % 3) if is_weighted else None
+    omega = np.ones(53) if given is None else given
+    weights = rng.standard_normal((12, 3, 2))
+    program = fx.StreamedProgram(x, y, gates, 1.0, sample_weight=given, intercept=True, tile_rows=tile_rows)
+    masks = x @ gates.T >= 0
+    residual = y - np.einsum("np,nd,pdc->nc", masks, x, weights)
+    best = np.average(residual, axis=0, weights=omega)
+    weighted = omega[:, None] * (residual - best)
+    first = sum_over_rows(program, weights)
+    # The second pass is told what the first one has summed.
+    for found in (first, sum_over_rows(program, weights, columns=first.columns)):
+        np.testing.assert_allclose(found.intercept, best, rtol=1e-11)
+        np.testing.assert_allclose(found.loss, 0.5 * np.sum(weighted * (residual - best)), rtol=1e-10)
+        variances = omega[:, None] * (y - np.average(y, axis=0, weights=omega)) ** 2
+        np.testing.assert_allclose(found.loss_at_zero, 0.5 * np.sum(variances), rtol=1e-10)
+        expected = np.einsum("np,nd,nc->pdc", masks, x, weighted)
+        np.testing.assert_allclose(found.correlations, expected, rtol=1e-9, atol=1e-9)
 
 
 def test_the_largest_reg_is_that_of_the_program_in_memory(rng, tmp_path):

@@ -64,6 +64,40 @@ def test_rows_have_weights():
     assert "weighted rows" in repr(streamed)
 
 
+@pytest.mark.parametrize(("num_outputs", "is_weighted", "tile_rows"), [(None, False, 37), (3, True, 64)])
+def test_an_intercept_is_that_of_the_program_in_memory(monkeypatch, num_outputs, is_weighted, tile_rows):
+    x, y, gates = problem(num_outputs)
+    y = y + 20.0
+    options = {"intercept": True}
+    if is_weighted:
+        options["sample_weight"] = np.random.default_rng(1).random(len(x)) * (np.arange(len(x)) % 3)
+    program = fx.ConvexProgram(x, y, fx.activation_masks(x, gates), 1.0, **options)
+    program = program.with_reg(0.1 * program.max_reg())
+    streamed = fx.StreamedProgram(x, y, gates, float(program.reg), tile_rows=tile_rows, **options)
+    np.testing.assert_allclose(streamed.max_reg(), program.max_reg(), rtol=1e-10)
+    assert "intercept" in repr(streamed)
+    expected = fx.solve(program, tol=1e-12)
+    for num_rows in (len(x), 100):
+        limit_sample(monkeypatch, num_rows)
+        found = fx.solve(streamed, tol=1e-11)
+        assert bool(found.converged)
+        # The model is exact with all rows.
+        assert num_rows < len(x) or int(found.iterations) <= 3
+        np.testing.assert_allclose(found.primal, expected.primal, rtol=1e-9)
+        np.testing.assert_allclose(found.intercept, expected.intercept, rtol=1e-5)
+        np.testing.assert_allclose(found.predict(x, gates), expected.predict(x, gates), atol=1e-4)
+        np.testing.assert_allclose(program.gap(found.weights), found.gap, rtol=1e-6, atol=1e-9)
+
+
+def test_targets_far_from_zero_keep_their_digits_in_single_precision():
+    x, y, gates = (array.astype(np.float32) for array in problem())
+    near, far = (fx.StreamedProgram(x, y + shift, gates, 5.0, intercept=True) for shift in (0, np.float32(2**12)))
+    near, far = fx.solve(near, tol=1e-4), fx.solve(far, tol=1e-4)
+    assert bool(far.converged)
+    np.testing.assert_allclose(far.primal, near.primal, rtol=2e-3)
+    np.testing.assert_allclose(far.intercept - 2**12, near.intercept, atol=0.05)
+
+
 def limit_sample(monkeypatch, num_rows):
     monkeypatch.setattr(model, "_MAX_SAMPLE_ROWS", num_rows)
 
