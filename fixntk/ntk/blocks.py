@@ -14,6 +14,7 @@ import numpy as np
 from jax import Array, lax
 from jax.extend.core import ClosedJaxpr
 
+from fixntk._numerics import at_least_float32
 from fixntk.ntk.contraction import (
     Factors,
     OutputAxes,
@@ -26,7 +27,7 @@ from fixntk.ntk.contraction import (
 from fixntk.ntk.linear_maps import factor_of, move_entries, values_at
 from fixntk.ntk.partitions import is_range
 from fixntk.ntk.sites import Block, Part, Use
-from fixntk.ntk.structure import canonical_operand, canonical_signals
+from fixntk.ntk.structure import aval, canonical_operand, canonical_signals
 
 # Largest ratio of the numbers of a table's Jacobian to those of its factors: few rows of a large table are looked up,
 # and its Jacobian would fill the memory.
@@ -183,6 +184,35 @@ def block_pair_entries(axes: OutputAxes, block: Block) -> int:
     """Entries of the largest intermediate value of a pair's kernel by factors."""
     return max(
         factor_entries(axes, one, two, is_weighted=block.is_weighted) for one in block.parts for two in block.parts
+    )
+
+
+def leaves_summed(axes: OutputAxes, blocks: Sequence[Block], n1: int, n2: int) -> dict[int, tuple[str, float]]:
+    """Leaves whose sums over positions differentiation forms as well, with the way in words and the operations.
+
+    These are leaves that enter by matrix products and look-ups alone, all of which take fewer operations when summed
+    over positions. The derivative in a filter is slower than the product with patches, and a Jacobian in the dtype of
+    a leaf is less accurate than factors of a wider one.
+    """
+    found: dict[int, tuple[str, float]] = {}
+    for leaf in dict.fromkeys(block.leaf for block in blocks):
+        own = [block for block in blocks if block.leaf == leaf]
+        costs = [block_flops(axes, block, n1, n2) for block in own]
+        is_summed = all(factored > explicit for factored, explicit in costs)
+        if is_summed and all(_has_plain_derivative(use) for use in uses_of(own)):
+            found[leaf] = ways_in_words(own, [True] * len(own)), sum(explicit for _, explicit in costs)
+    return found
+
+
+def _has_plain_derivative(use: Use) -> bool:
+    """Whether a leaf's derivative at a site is a product that is as fast and accurate as that of factors."""
+    dtype = use.site.product.dtype
+    before = use.steps[0].equation.invars[use.steps[0].operand] if use.steps else None
+    start = aval(use.site.equation.invars[use.site.operand] if before is None else before).dtype
+    return (
+        use.site.equation.primitive.name != "conv_general_dilated"
+        and start == dtype
+        and at_least_float32(dtype) == dtype
     )
 
 

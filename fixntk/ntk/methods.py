@@ -27,6 +27,7 @@ from fixntk.ntk.blocks import (
     block_jacobian,
     block_pair_entries,
     block_weights,
+    leaves_summed,
     part_factors,
     use_coefficients,
     uses_of,
@@ -145,8 +146,12 @@ def _structured(network: Network, n1: int, n2: int, platform: str) -> tuple[Pair
         ways = {leaf: way.replace(" scan", " scan too long to write out") for leaf, way in ways.items()}
     faster = {block.leaf for block in blocks if _has_faster_jacobian(platform, network, block, n1, n2)}
     ways |= dict.fromkeys(faster, f"Jacobian of a convolution, which is faster on {platform}")
-    blocks = [block for block in blocks if block.leaf not in faster]
-    return _method_from_blocks("structured", network, blocks, ways, n1, n2), others
+    # Differentiation forms the sum over positions by the same product, and keeps no factors beside it.
+    summed = leaves_summed(network.axes, [block for block in blocks if block.leaf not in faster], n1, n2)
+    ways |= {leaf: way for leaf, (way, _) in summed.items()}
+    blocks = [block for block in blocks if block.leaf not in ways]
+    costs = {leaf: flops for leaf, (_, flops) in summed.items()}
+    return _method_from_blocks("structured", network, blocks, ways, n1, n2, costs), others
 
 
 def prefers_jacobian(platform: str, structured: Share, jacobian: Share) -> bool:
@@ -202,9 +207,20 @@ class _Layout(NamedTuple):
 
 
 def _method_from_blocks(
-    name: str, network: Network, blocks: list[Block], ways: dict[int, str], n1: int, n2: int
+    name: str,
+    network: Network,
+    blocks: list[Block],
+    ways: dict[int, str],
+    n1: int,
+    n2: int,
+    costs: dict[int, float] | None = None,
 ) -> Pairwise:
-    """Kernels from factors of blocks and from Jacobians of the leaves in ``ways``, which says why."""
+    """Kernels from factors of blocks and from Jacobians of the leaves in ``ways``, which says why.
+
+    ``costs`` has the operations of leaves whose Jacobians are counted alone; those of the others are a backward pass
+    that takes twice the operations.
+    """
+    costs = costs or {}
     others = sorted(leaf for leaf in ways if network.groups[leaf] >= 0)
     if not blocks and not others:
         # If no leaf enters the network, keep the zero Jacobian of one leaf, because vmap needs an array to map over.
@@ -212,14 +228,15 @@ def _method_from_blocks(
         ways = {others[0]: "zero, as no parameter enters"}
     # A block's Jacobian Σ_t a_t ⊗ δ_t is formed only where this saves operations: with few parameters and many
     # positions.
-    costs = [block_flops(network.axes, block, n1, n2) for block in blocks]
-    is_explicit = [factored > explicit for factored, explicit in costs]
+    both = [block_flops(network.axes, block, n1, n2) for block in blocks]
+    is_explicit = [factored > explicit for factored, explicit in both]
     forward, largest = count_entries(network.closed.jaxpr)
     # A backward pass holds about three arrays of the largest size for each signal.
     chunk = max(1, _CHUNK_BYTES // max(1, 3 * largest * network.output.dtype.itemsize))
     layout = _Layout(network, blocks, is_explicit, others, chunk)
-    shares = _block_shares(network.axes, blocks, is_explicit, list(map(min, costs)))
-    shares += [_jacobian_share(network, leaf, ways[leaf], n1, n2) for leaf in others]
+    shares = _block_shares(network.axes, blocks, is_explicit, list(map(min, both)))
+    jacobians = [_jacobian_share(network, leaf, ways[leaf], n1, n2) for leaf in others]
+    shares += [share._replace(flops=costs.get(share.leaf, share.flops)) for share in jacobians]
     live = forward + 3 * min(network.axes.num_outputs, chunk) * largest
     itemsize = network.output.dtype.itemsize
     return Pairwise(
@@ -227,7 +244,7 @@ def _method_from_blocks(
         tuple(sorted(shares)),
         partial(_features, layout),
         partial(_kernels, layout),
-        _pass_flops(layout, n1, n2) + sum(share.flops for share in shares),
+        _pass_flops(network, n1, n2, 1 if blocks or costs else 2) + sum(share.flops for share in shares),
         itemsize * (sum(share.entries for share in shares) + live),
         itemsize * _count_entries_of_pair(layout),
     )
@@ -300,15 +317,9 @@ def _jacobian_share(network: Network, leaf: int, way: str, n1: int, n2: int) -> 
     return Share(leaf, way, size * (2.0 * axes.num_pairs * n1 * n2), axes.num_outputs * size)
 
 
-def _pass_flops(layout: _Layout, n1: int, n2: int) -> float:
-    """Operations of the passes through the network.
-
-    One forward, and one backward for each output, which takes twice the operations if a leaf's own gradient is
-    computed.
-    """
-    forward = count_flops(layout.network.closed.jaxpr)
-    passes = 1 + layout.network.axes.num_outputs * (1 if layout.blocks else 2)
-    return (n1 + n2) * forward * passes
+def _pass_flops(network: Network, n1: int, n2: int, backward: int) -> float:
+    """Operations of the passes through the network: one forward, and one ``backward`` times as long for each output."""
+    return (n1 + n2) * count_flops(network.closed.jaxpr) * (1 + network.axes.num_outputs * backward)
 
 
 def _count_entries_of_pair(layout: _Layout) -> int:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from test_structure import normal
 
+import fixntk as fx
 from fixntk.ntk import methods
 from fixntk.ntk.methods import METHODS, Share, cheapest_method, prefers_jacobian
 from fixntk.ntk.plan import Request, make_plan
@@ -158,3 +159,29 @@ def test_convolutions_go_through_jacobians_on_accelerators_alone_and_the_kernel_
     expected = sum(np.einsum("iop,jop->ij", jac, jac) for jac in flat) / 2
     for kernel in kernels.values():
         np.testing.assert_allclose(kernel, expected, rtol=1e-11)
+
+
+def sequences(params, x):
+    """A weight that is applied to six positions, a look-up of as many rows, and a readout."""
+    hidden = jnp.tanh(params["table"][x["rows"]] @ (params["w"] / 2) + x["values"][:, None])
+    return hidden.mean(axis=1) @ params["v"]
+
+
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+def test_sums_over_positions_are_formed_by_differentiation_where_that_is_as_accurate(dtype):
+    params = {"table": normal(1, 4, 3), "v": normal(2, 3, 2), "w": normal(3, 3, 3)}
+    params = {name: leaf.astype(dtype) for name, leaf in params.items()}
+    x = {"values": normal(4, 40, 3).astype(dtype), "rows": jnp.arange(240).reshape(40, 6) ** 2 % 7 % 4}
+    plan = fx.ntk_plan(sequences, params, x, method="structured")
+    ways = {each.path: (each.way, each.entries) for each in plan.parameters}
+    assert ways["w"][0] == "matrix product, summed over positions"
+    assert ways["table"][0] == "look-up, summed over positions"
+    # Two outputs of nine and of twelve entries; with factors there are also those of six positions.
+    assert (ways["w"][1] == 18, ways["table"][1] == 24) == 2 * (dtype == "float64",)
+    kernel = fx.empirical_ntk(sequences, params, x, method="structured")
+    exact = jax.tree.map(lambda leaf: leaf.astype(float), (params, {"values": x["values"]}))
+    jacobian = jax.jacobian(sequences)(exact[0], {**x, **exact[1]})
+    rows = jnp.concatenate([leaf.reshape(40, 2, -1) for leaf in jax.tree.leaves(jacobian)], axis=-1)
+    expected = jnp.einsum("iop,jqp->ijoq", rows, rows)
+    tolerance = 1e-10 if dtype == "float64" else 0.05
+    np.testing.assert_allclose(kernel, expected, atol=tolerance * float(jnp.max(expected)))

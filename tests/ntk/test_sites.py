@@ -296,6 +296,7 @@ def test_tied_embedding_has_the_products_of_look_up_and_readout(monkeypatch, axe
     # By factors in tiles, and by Jacobians.
     for cost, batch_size in (((0.0, 1.0), 2), ((1.0, 0.0), None)):
         monkeypatch.setattr("fixntk.ntk.methods.block_flops", lambda *_, cost=cost: cost)
+        monkeypatch.setattr("fixntk.ntk.methods.leaves_summed", lambda *_: {})
         f = lambda p, tokens: tied(p, tokens)  # noqa: E731
         kernel = fx.empirical_ntk(f, TIED, TOKENS1, TOKENS2, method="structured", batch_size=batch_size, **axes)
         expected = np.einsum(subscripts, *jacobians) / mean_of
@@ -330,6 +331,7 @@ def test_both_orders_of_contraction_agree(monkeypatch, name):
     expected = jacobian_ntk(f, params, x1, x2)
     for cost in ((0.0, 1.0), (1.0, 0.0)):
         monkeypatch.setattr("fixntk.ntk.methods.block_flops", lambda *_, cost=cost: cost)
+        monkeypatch.setattr("fixntk.ntk.methods.leaves_summed", lambda *_: {})
         # A function of its own, as plans are kept for the function.
         kernel = fx.empirical_ntk(lambda p, x: f(p, x), params, x1, x2, method="structured")
         np.testing.assert_allclose(kernel, expected, rtol=1e-10, atol=1e-10)
@@ -358,6 +360,7 @@ def positions(params, tokens):
 @pytest.mark.parametrize("cost", [(0.0, 1.0), (1.0, 0.0)])
 def test_rows_by_number_are_looked_up_or_are_a_weight(monkeypatch, cost):
     monkeypatch.setattr("fixntk.ntk.methods.block_flops", lambda *_: cost)
+    monkeypatch.setattr("fixntk.ntk.methods.leaves_summed", lambda *_: {})
     params = {"table": normal(3, 6, 4)}
     assert structured_leaves(positions, params, TOKENS1) == {"table"}
     f = lambda p, tokens: positions(p, tokens)  # noqa: E731
@@ -368,6 +371,7 @@ def test_rows_by_number_are_looked_up_or_are_a_weight(monkeypatch, cost):
 @pytest.mark.parametrize("cost", [(0.0, 1.0), (1.0, 0.0)])
 def test_look_ups_in_tables_with_factors_and_beside_products(monkeypatch, cost):
     monkeypatch.setattr("fixntk.ntk.methods.block_flops", lambda *_: cost)
+    monkeypatch.setattr("fixntk.ntk.methods.leaves_summed", lambda *_: {})
     params = {name: normal(k, 6, 3) for k, name in enumerate(("masked", "scaled", "table"))} | {"w": normal(3, 3, 3)}
     assert structured_leaves(lookups, params, TOKENS1) == {"scaled", "table", "w"}
     f = lambda p, tokens: lookups(p, tokens)  # noqa: E731
