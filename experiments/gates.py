@@ -24,6 +24,8 @@ AUTO = "auto gates"
 PEERS = ("NTK", "RBF SVM", "gradient boosting")
 # Trained networks, which take minutes.
 NETWORKS = {"trained network": fit_from_random, "polished network": fit_polished}
+# Gates of one source alone, λ and the rest by cross-validation, and the candidate that is none of these.
+SOURCES = {"random gates": "random", "discovered gates": "discovered", "trained gates": "trained"}
 # What counts as level with the best method, and as much worse than the NTK.
 _LEVEL = 1.05
 _MUCH_WORSE = 1.1
@@ -38,6 +40,7 @@ ProblemName = Literal[
     "gated network",
 ]
 NetworkName = Literal["trained network", "polished network"]
+SourceName = Literal["random gates", "discovered gates", "trained gates"]
 
 
 class Config(Settings):
@@ -53,6 +56,9 @@ class Config(Settings):
         Number of random gates.
     networks
         Which ReLU networks are compared as well: trained from random weights, or from discovered gates that move.
+    sources
+        Which gates are fitted alone as well. With some of them the report also has the error of an oracle, which knows
+        the function and takes the best of these and the NTK.
     num_folds
         Folds of the cross-validation that chooses gates, λ, steps and ridge.
     first_seed, seeds
@@ -63,6 +69,7 @@ class Config(Settings):
     rows: NonEmpty[TwoOrMore] = (100, 300, 1000)
     num_gates: Positive = 1024
     networks: tuple[NetworkName, ...] = ()
+    sources: tuple[SourceName, ...] = ()
     num_folds: TwoOrMore = 4
     first_seed: int = 0
     seeds: NumSeeds = 5
@@ -81,6 +88,9 @@ def run_task(config: Config, task: dict[str, Any]) -> list[dict[str, Any]]:
     options: dict[str, Any] = {"num_folds": config.num_folds, "random_state": task["seed"]}
     models = {AUTO: GatedReLURegressorCV(config.num_gates, **options)}
     models |= {method: REGRESSORS[method](task["seed"]) for method in PEERS}
+    models |= {
+        method: GatedReLURegressorCV(config.num_gates, gates=SOURCES[method], **options) for method in config.sources
+    }
     models |= {method: NetworkRegressor(NETWORKS[method], task["seed"]) for method in config.networks}
     found = []
     for method, model in models.items():
@@ -103,20 +113,30 @@ def _errors(rows: list[dict[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(rows).pivot(index=["rows", "problem", "seed"], columns="method", values="squared_error")
 
 
+def _oracle(errors: pd.DataFrame, config: Config) -> pd.Series:
+    """The least error on the fresh rows of the candidates that were fitted alone, sample by sample."""
+    return errors[["NTK", *config.sources]].min(axis=1)
+
+
 def _geometric_means(errors: pd.DataFrame) -> pd.DataFrame:
     """Geometric means over the samples of each problem and number of rows."""
     return errors.apply(np.log).groupby(["rows", "problem"]).mean().apply(np.exp)
 
 
-def summarise(_: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def summarise(config: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """How often the chosen gates are level with the best method, and how much worse than the NTK they ever are."""
     # A cell is a problem and a number of rows, with the geometric mean over its samples.
-    cells = _geometric_means(_errors(rows))
+    errors = _errors(rows)
+    cells = _geometric_means(errors)
     to_best, to_ntk = cells[AUTO] / cells[[AUTO, *PEERS]].min(axis=1), cells[AUTO] / cells["NTK"]
     chosen = pd.Series([row["choice"] for row in rows if row["method"] == AUTO]).value_counts()
     level, worst = int(np.sum(to_best <= _LEVEL)), float(to_ntk.max())
     ratio = geometric_mean(to_ntk) if len(to_ntk) > 1 else {"mean": float(to_ntk.iloc[0])}
-    return {
+    oracle = {}
+    if config.sources:
+        to_oracle = np.log(errors[AUTO] / _oracle(errors, config))
+        oracle = {"ratio_to_oracle": float(np.exp(to_oracle.mean()))}
+    return oracle | {
         "headline": f"Chosen gates have {ratio['mean']:.2f} times the NTK's error, and at most {worst:.2f} times; level"
         f" with the best method or better on {level} of {len(cells)} problems and sizes.",
         "ratio_to_ntk": ratio,
@@ -134,7 +154,7 @@ def sections(config: Config, rows: list[dict[str, Any]], summary: dict[str, Any]
     errors = _errors(rows).groupby(["rows", "problem"], sort=False).mean().reset_index()
     of_auto = frame[frame["method"] == AUTO]
     counts = of_auto.groupby(["rows", "problem"])["choice"].agg(_describe_choices).rename("chosen")
-    columns = ["rows", "problem", AUTO, *PEERS, *config.networks]
+    columns = ["rows", "problem", AUTO, *PEERS, *config.sources, *config.networks]
     table = errors[columns].merge(counts.reset_index(), on=["rows", "problem"])
     text = (
         f"**{summary['headline']}** The estimator chooses by cross-validation between the mean of the targets, "
@@ -143,6 +163,11 @@ def sections(config: Config, rows: list[dict[str, Any]], summary: dict[str, Any]
         f"Mean squared error against the function itself, whose values have a variance of 1, on 2,000 fresh rows; "
         f"noise of σ = {functions.NOISE:g} on the training rows; {config.seeds} samples of each problem and size."
     )
+    if config.sources:
+        text += (
+            f"\n\nOf an oracle that takes the best of the NTK, {', '.join(config.sources)} on the fresh rows of each "
+            f"sample auto gates have {summary['ratio_to_oracle']:.2f} times the error (geometric mean)."
+        )
     caption = "Error of the chosen gates and of the peers, divided by the NTK's on the same rows: geometric means."
     return [Section("Gates on fresh rows", text, table=table, figures=(("gates", _figure(config, rows), caption),))]
 

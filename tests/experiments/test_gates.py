@@ -66,3 +66,33 @@ def test_a_small_run_prefers_gates_of_the_few_columns_that_matter():
     rows = {row["method"]: row for row in gates.run_task(config, task)}
     assert rows["auto gates"]["choice"] == "discovered"
     assert rows["auto gates"]["squared_error"] < 0.9 * rows["NTK"]["squared_error"]
+
+
+def test_the_oracle_takes_the_best_of_each_sample():
+    config = gates.Config(problems=("linear",), rows=(10,), seeds=2, sources=("random gates", "trained gates"))
+    errors = {
+        "auto gates": (0.2, 0.6),
+        "NTK": (0.4, 0.3),
+        "random gates": (0.1, 0.5),
+        "trained gates": (0.3, 0.4),
+        "RBF SVM": (0.05, 0.05),
+        "gradient boosting": (0.5, 0.5),
+    }
+    rows = [
+        task | {"method": method, "squared_error": of_samples[task["seed"]], "choice": "ntk", "num_active": 3}
+        for task in gates.tasks(config)
+        for method, of_samples in errors.items()
+    ]
+    summary = gates.summarise(config, rows)
+    assert summary["ratio_to_oracle"] == pytest.approx(np.sqrt(2 * 2))
+    assert "ratio_to_oracle" not in gates.summarise(gates.Config(problems=("linear",), rows=(10,), seeds=2), rows)
+    with report.use_style():
+        (section,) = gates.sections(config, rows, summary)
+    assert "2.00 times the error" in section.text
+    assert list(section.table["trained gates"]) == pytest.approx([0.35])
+
+
+def test_gates_of_one_source_are_fitted_alone():
+    config = gates.Config(problems=("linear",), rows=(40,), num_gates=32, num_folds=2, sources=("random gates",))
+    rows = gates.run_task(config, {"problem": "linear", "rows": 40, "seed": 0})
+    assert [row["method"] for row in rows] == ["auto gates", "NTK", "RBF SVM", "gradient boosting", "random gates"]
