@@ -243,12 +243,12 @@ def test_an_interrupted_solve_hands_out_what_it_reached_and_ends_its_reader(monk
     passes = []
     sum_tile = streamed_program._sum_tile
 
-    def interrupt(*args):
+    def interrupt(*args, **options):
         passes.append(None)
         # In the fourth pass, which has 21 tiles, after three steps.
         if len(passes) == 3 * 21 + 5:
             raise KeyboardInterrupt
-        return sum_tile(*args)
+        return sum_tile(*args, **options)
 
     monkeypatch.setattr(streamed_program, "_sum_tile", interrupt)
     with pytest.raises(fx.Interrupted) as caught:
