@@ -3,6 +3,7 @@
 Only maps are followed that keep the entries apart: each entry of the result is a multiple of at most one entry of the
 parameter, and each entry of the parameter has at most one multiple in the result. Jacobians of the parameter then are
 those of the result with entries moved and scaled. A sum with a constant counts as such a map, as its derivative is one.
+A look-up that gives rows several times is the sum of maps that give each row once.
 
 See docs/mathematics.md, M14.
 """
@@ -24,6 +25,8 @@ from fixntk.ntk.structure import Path, aval, bind_equation, called_jaxpr, evalua
 _REARRANGEMENTS = ("reshape", "transpose", "squeeze", "expand_dims", "broadcast_in_dim", "copy", "copy_p", "rev")
 # Equations whose result has a part of the operand's entries, or entries of others beside them.
 _PARTS = ("slice", "split", "dynamic_slice", "gather", "concatenate", "stack", "pad")
+# Most times that a look-up of known rows may give a row.
+_MAX_COPIES = 4
 _ENTRYWISE = ("convert_element_type", "neg", "add", "add_any", "sub", "mul", "div", "select_n")
 
 
@@ -40,6 +43,8 @@ class Step(NamedTuple):
         Axes along which the entries' factors differ: none for a multiple, None for a map that only moves entries.
     indices
         The values of the operands behind the first, for a look-up and for a slice whose place is an operand.
+    is_copy
+        Whether this is one of several copies of a look-up's rows: negative indices then give no entries.
     """
 
     path: Path
@@ -48,6 +53,7 @@ class Step(NamedTuple):
     result: int
     varying: tuple[int, ...] | None
     indices: tuple[np.ndarray, ...] | None = None
+    is_copy: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -67,7 +73,9 @@ def steps_of(
     constant_along: dict[Var, frozenset[int]],
     indices: tuple[np.ndarray, ...] | None = None,
 ) -> list[Step] | None:
-    """A step for each result of an equation, or None if it is no map that keeps the operand's entries apart.
+    """Steps to the results of an equation, or None if it is no map that keeps the operand's entries apart.
+
+    There is one for each result, but for look-ups that give rows several times, which have one for each copy.
 
     The other operands must not depend on the network's inputs. ``constant_along`` has the axes along which values are
     known to be constant, for those that have such axes. ``indices`` are the values of the operands behind the first, if
@@ -87,9 +95,7 @@ def steps_of(
         if name in ("dynamic_slice", "gather"):
             is_followed &= indices is not None
         if name == "gather" and is_followed:
-            step = Step(path, equation, operand, 0, None, indices)
-            numbers = _move(step, np.arange(inner.size).reshape(inner.shape), -1, np)
-            is_followed = bool(np.bincount(numbers[numbers >= 0], minlength=1).max() <= 1)
+            return _copies(Step(path, equation, operand, 0, None, indices))
         if name == "pad":
             is_followed &= all(
                 low >= 0 and high >= 0 and between == 0 for low, high, between in params["padding_config"]
@@ -102,6 +108,35 @@ def steps_of(
     if not is_followed:
         return None
     return [Step(path, equation, operand, k, varying, indices) for k in range(len(equation.outvars))]
+
+
+def _copies(step: Step) -> list[Step] | None:
+    """A look-up as a sum of look-ups that give no entry twice, None if these would be many."""
+    if _gives_no_entry_twice(step):
+        return [step]
+    params, (indices,) = step.equation.params, step.indices or (np.zeros((0, 1), int),)
+    sizes = np.array(aval(step.equation.invars[0]).shape) - np.array(params["slice_sizes"])
+    places = indices.reshape(-1, indices.shape[-1]).astype(int)
+    if params["mode"] == lax.GatherScatterMode.CLIP:
+        places = np.clip(places, 0, sizes[list(params["dimension_numbers"].start_index_map)])
+    _, number, counts = np.unique(places, axis=0, return_inverse=True, return_counts=True)
+    if counts.max() > _MAX_COPIES:
+        return None
+    # How often the same place has been given before: its rank among equal ones in a stable order.
+    order = np.argsort(number.reshape(-1), kind="stable")
+    earlier = np.empty(len(order), int)
+    earlier[order] = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
+    copies = []
+    for copy in range(counts.max()):
+        own = np.where((earlier == copy)[:, None], places, -1).reshape(indices.shape)
+        copies.append(step._replace(indices=(own,), is_copy=True))
+    return copies if all(map(_gives_no_entry_twice, copies)) else None
+
+
+def _gives_no_entry_twice(step: Step) -> bool:
+    operand = aval(step.equation.invars[0])
+    numbers = _move(step, np.arange(operand.size).reshape(operand.shape), -1, np)
+    return bool(np.bincount(numbers[numbers >= 0], minlength=1).max() <= 1)
 
 
 def _axes_of_factors(
@@ -173,7 +208,7 @@ def _look_up(step: Step, array: Any, fill: float) -> Array:
         jnp.asarray(indices),
         params["dimension_numbers"],
         params["slice_sizes"],
-        mode=params["mode"],
+        mode=lax.GatherScatterMode.FILL_OR_DROP if step.is_copy else params["mode"],
         fill_value=fill,
     )
 

@@ -218,8 +218,9 @@ def _collect(jaxpr: Jaxpr, known: _Values, path: Path, is_used: Sequence[bool], 
             arrivals = known.arriving(atom)
             # What is combined with the inputs is no longer a weight: it may go on to all later layers.
             steps = _steps(equation, operand, here, known) if arrivals and is_fixed else None
-            if steps is not None and len(arrivals) + len(known.arriving(equation.outvars[0])) <= _MAX_ARRIVALS:
-                for v, step in zip(equation.outvars, steps, strict=True):
+            if steps is not None and _count_arrivals(equation, known, len(arrivals), steps) <= _MAX_ARRIVALS:
+                for step in steps:
+                    v = equation.outvars[step.result]
                     ways = tuple(_Arrival(leaf, (*before, step)) for leaf, before in arrivals)
                     known.arrivals[v] = (*known.arriving(v), *ways)
                 continue
@@ -228,6 +229,11 @@ def _collect(jaxpr: Jaxpr, known: _Values, path: Path, is_used: Sequence[bool], 
                 uses[leaf].append(equation.primitive.name if site is None else (site, before))
                 if site is None:
                     known.note_lookups(before)
+
+
+def _count_arrivals(equation: JaxprEqn, known: _Values, num_arrivals: int, steps: Sequence[Step]) -> int:
+    """How many ways lead to the first result of an equation with these steps."""
+    return len(known.arriving(equation.outvars[0])) + num_arrivals * sum(step.result == 0 for step in steps)
 
 
 def _steps(equation: JaxprEqn, operand: int, path: Path, known: _Values) -> list[Step] | None:

@@ -88,14 +88,45 @@ def test_entries_are_moved_and_multiplied_as_by_the_function(name):
     assert adds_entries == bool((numbers < 0).any()) or steps[-1].equation.primitive.name == "gather"
 
 
+# name: function of a (4, 6) array that looks rows up several times, and the largest number of copies.
+COPIES = {
+    "rows": (lambda w: w[np.array([0, 2, 0, 2, 1, 0])], 3),
+    "columns and beyond": (lambda w: jnp.take(w, jnp.array([5, 9, 5, 0, 8]), axis=1, mode="fill", fill_value=0), 2),
+    "nearest columns": (lambda w: jnp.take(w, jnp.array([7, 0, 9]), axis=1, mode="clip"), 2),
+    "entries": (lambda w: w[np.array([[0, 3], [0, 2]]), np.array([[5, 3], [5, 1]])], 2),
+}
+
+
+@pytest.mark.parametrize("name", COPIES)
+def test_rows_given_several_times_are_a_sum_of_rows_given_once(name):
+    f, num_copies = COPIES[name]
+    with jax.disable_jit():
+        closed = jax.make_jaxpr(f)(W)
+    known = constants_beside(closed.jaxpr, closed.consts)
+    for index, equation in enumerate(closed.jaxpr.eqns):
+        known.note(closed.jaxpr, equation)
+        if closed.jaxpr.invars[0] in equation.invars:
+            copies = steps_of(equation, 0, (index,), {}, known.indices(equation))
+            break
+    assert len(copies) == num_copies
+    jacobian = np.asarray(jax.jacobian(f)(jnp.array(W))).reshape(-1, W.size)
+    total = np.zeros_like(jacobian)
+    for copy in copies:
+        numbers = move_entries([copy], np.arange(W.size).reshape(W.shape), -1, np).reshape(-1)
+        assert np.bincount(numbers[numbers >= 0]).max() == 1
+        total[np.flatnonzero(numbers >= 0), numbers[numbers >= 0]] += 1
+        moved = move_entries([copy], jnp.array(W), 0, jnp).reshape(-1)
+        np.testing.assert_array_equal(moved, np.where(numbers >= 0, W.reshape(-1)[numbers], 0))
+    np.testing.assert_array_equal(total, jacobian)
+
+
 @pytest.mark.parametrize(
     "f",
     [
         lambda w: jnp.broadcast_to(w, (2, 4, 6)),
         lambda w: w[:1] + jnp.zeros((4, 6)),
         lambda w: 1 / w,
-        lambda w: w[np.array([0, 2, 0])],
-        lambda w: jnp.take(w, jnp.array([7, 9]), axis=1, mode="clip"),
+        lambda w: w[np.array([0, 2, 0, 1, 0, 0, 0])],
         lambda w: w[w[0, :2].astype(int)],
         lambda w: w.astype(int),
         lambda w: jnp.where(w, 1.0, 2.0),

@@ -192,10 +192,20 @@ NETWORKS = {
         {"w"},
     ),
     "rows that are given twice": (
-        lambda p, x: jnp.tanh(x @ p["u"][jnp.array([0, 2, 0])]) + x @ p["w"][:, jnp.array([0, 1, 0])],
+        lambda p, x: (
+            jnp.tanh(x @ p["u"][jnp.array([0, 2, 0])])
+            + x @ (p["w"][:, jnp.array([0, 1, 0])] * jnp.array([1.0, 2.0, 3.0]))
+            + x @ p["w"] @ p["w"][:, jnp.array([0, 0, 1])].T[:2]
+        ),
         {"u": normal(1, 3, 3), "w": normal(2, 3, 2)},
         (3,),
-        {"u"},
+        {"u", "w"},
+    ),
+    "a row that is given many times": (
+        lambda p, x: jnp.tanh(x @ p["w"][:, jnp.zeros(9, int)]),
+        {"w": normal(2, 3, 2)},
+        (3,),
+        set(),
     ),
     "rows by number that depend on weights": (
         lambda p, x: x @ p["w"][:, jnp.argsort(p["w"][0])],
