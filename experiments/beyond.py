@@ -33,6 +33,7 @@ from fixntk import activation_masks, layerwise_ntk, sample_gates, solve, solve_k
 from fixntk.convex.program import program_at_share
 from fixntk.estimators import GatedReLUClassifierCV, NTKClassifierCV
 from fixntk.runner.report import Section, new_figure
+from fixntk.runner.status import show_stage
 
 Study = Literal["features", "layers"]
 Layers = list[dict[str, Array]]
@@ -165,6 +166,7 @@ def _run_features(config: Config, seed: int, x: np.ndarray, labels: np.ndarray) 
             ("NTK", NTKClassifierCV()),
             ("fixed", GatedReLUClassifierCV(config.num_gates, gates="random", random_state=seed)),
         ):
+            show_stage(f"{kernel} of {name}")
             accuracy = model.fit(inputs, odd).score(inputs_test, odd_test)
             found.append({"inputs": name, "kernel": kernel, "accuracy": accuracy})
         found[-1]["ntk_excess"] = _ntk_excess_share(config, seed, inputs, odd)
@@ -191,6 +193,7 @@ def _run_layers(config: Config, seed: int, x: np.ndarray, labels: np.ndarray) ->
         traces = jnp.trace(train, axis1=1, axis2=2)
         largest = jnp.sqrt(jnp.max(jnp.einsum("ic,kij,jc->k", y, train, y) / traces))
         for kernel, mix in _MIXES.items():
+            show_stage(f"{kernel}, {name}")
             solutions = [
                 solve_kernels(mix(train), y, share * largest, penalty_weights=jnp.sqrt(mix(traces)))
                 for share in config.reg_shares

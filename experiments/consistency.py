@@ -16,6 +16,7 @@ from experiments.shared.settings import NonEmpty, Positive, PositiveFloat, Setti
 from experiments.shared.statistics import slope, slope_text
 from fixntk import ConvexProgram, activation_masks, sample_gates, solve
 from fixntk.runner.report import Section, new_figure
+from fixntk.runner.status import show_stage
 
 NEEDS_EVERY_TASK = True
 
@@ -70,6 +71,7 @@ def run_task(config: Config, task: dict[str, Any]) -> list[dict[str, Any]]:
     unit = config.noise * (np.sqrt(n * d / 2) + np.sqrt(n * np.log(num_gates)))
     found = []
     for seed in range(config.seeds):
+        show_stage(f"network {seed + 1} of {config.seeds}")
         keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), n * 10_007 + num_gates), 4)
         x, gates = jax.random.normal(keys[0], (n, d)), sample_gates(keys[1], num_gates, d)
         masks = activation_masks(x, gates)

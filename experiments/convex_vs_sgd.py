@@ -29,6 +29,7 @@ from fixntk import (
 from fixntk.convex import solve_quietly
 from fixntk.convex.program import program_at_share
 from fixntk.runner.report import Section, new_figure
+from fixntk.runner.status import show_stage
 
 Problem = Literal["toy", "teacher", "relu_teacher"]
 Optimizer = Literal["sgd", "adam", "adamw"]
@@ -137,6 +138,7 @@ def _training_row(
     each = max(1, config.num_steps // 100)
     for rate in config.learning_rates:
         optimizer = getattr(optax, name)(rate)
+        show_stage(f"{width} neurons, learning rate {rate:g}")
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", ".*networks diverged", UserWarning)

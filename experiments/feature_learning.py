@@ -27,6 +27,7 @@ from fixntk import (
 from fixntk.convex import solve_quietly
 from fixntk.convex.program import program_at_share
 from fixntk.runner.report import Section, new_figure
+from fixntk.runner.status import show_stage
 
 Problem = Literal["teacher", "relu_teacher"]
 
@@ -93,6 +94,7 @@ def run_task(config: Config, task: dict[str, Any]) -> list[dict[str, Any]]:
     weights = jnp.full(program.num_gates, 1 / program.num_gates)
     rows.append(row_of_weights("reweighted", 0, weights))
     for step in range(1, config.irls_steps + 1):
+        show_stage(f"reweighting step {step} of {config.irls_steps}")
         weights = solve_quietly(program, method="irls", init=weights, max_iter=1, tol=1e-10).kernel_weights
         rows.append(row_of_weights("reweighted", step, weights))
     rows.append(row_of_weights("optimum", config.irls_steps, solve(program).kernel_weights))
@@ -102,6 +104,7 @@ def run_task(config: Config, task: dict[str, Any]) -> list[dict[str, Any]]:
         ("trained gated", GatedReLUNetwork.sample(key, config.width, data.x.shape[1])),
         ("trained ReLU", ReLUNetwork.sample(key, config.width, data.x.shape[1])),
     ):
+        show_stage(name)
         rows += [row(name, step, *kernels) for step, kernels in _training_kernels(config, network, data, program.reg)]
     return rows
 

@@ -18,6 +18,7 @@ from experiments.shared.settings import NonEmpty, NumSeeds, Positive, Settings, 
 from experiments.shared.statistics import geometric_mean
 from fixntk.estimators import GatedReLURegressorCV
 from fixntk.runner.report import Section, new_figure
+from fixntk.runner.status import show_stage
 
 # The estimator that chooses its gates, and what it is compared with.
 AUTO = "auto gates"
@@ -94,6 +95,7 @@ def run_task(config: Config, task: dict[str, Any]) -> list[dict[str, Any]]:
     models |= {method: NetworkRegressor(NETWORKS[method], task["seed"]) for method in config.networks}
     found = []
     for method, model in models.items():
+        show_stage(method)
         began = time.perf_counter()
         model.fit(sample.x, sample.y)
         row = {"method": method, "seconds": time.perf_counter() - began, "squared_error": _squared_error(model, sample)}

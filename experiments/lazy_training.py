@@ -18,6 +18,7 @@ from experiments.shared.settings import NonEmpty, Positive, Settings, ShareBelow
 from experiments.shared.statistics import slope, slope_text
 from fixntk import GatedReLUNetwork, gated_relu_ntk, gradient_flow, max_learning_rate, sample_gates, train
 from fixntk.runner.report import Section, new_figure
+from fixntk.runner.status import show_stage
 
 
 class Config(Settings):
@@ -72,6 +73,7 @@ def run_task(config: Config, task: dict[str, Any]) -> list[dict[str, Any]]:
     times = np.unique(np.linspace(0, config.num_steps, config.num_looks + 1).round().astype(int))
     seen = [start]
     for begin, end in itertools.pairwise(times):
+        show_stage(f"step {begin} of {config.num_steps}")
         networks = train(networks, x, y, optimizer, num_steps=int(end - begin), record_every=int(end - begin)).network
         seen.append(outputs(networks))
     rows = []

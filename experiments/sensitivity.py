@@ -25,6 +25,7 @@ from fixntk.convex.solvers import irls
 from fixntk.gram import masked_apply
 from fixntk.runner.marks import label_points
 from fixntk.runner.report import Section, new_figure
+from fixntk.runner.status import show_stage
 
 # The setting that each sweep varies, in words.
 SWEEPS = {"gates": "gates P", "reg": "λ/λ_max", "steps": "reweighting steps", "epsilon": "ε, as the gap it may cost"}
@@ -105,9 +106,11 @@ def run_task(config: Config, task: dict[str, Any]) -> list[dict[str, Any]]:
 
     found = []
     for num_gates in config.gates:
+        show_stage(f"{num_gates} gates")
         path, gaps = accuracies(program_of(num_gates, config.reg_share), config.epsilon_gap, config.steps)
         found.append(row("gates", num_gates, path[-1], gaps[-1], path[0]))
     for reg_share in config.reg_shares:
+        show_stage(f"λ = {reg_share:g} λ_max")
         program = program_of(config.num_gates, reg_share)
         path, gaps = accuracies(program, config.epsilon_gap, config.steps)
         optimum = solve_quietly(program, method="newton", tol=config.optimum_tol)
@@ -119,6 +122,7 @@ def run_task(config: Config, task: dict[str, Any]) -> list[dict[str, Any]]:
     powers = [0, *(2**k for k in range(config.max_steps.bit_length()))]
     found += [row("steps", step, path[step], gaps[step], path[0]) for step in powers]
     for epsilon_gap in config.epsilon_gaps:
+        show_stage(f"smoothing of {epsilon_gap:g}")
         path, gaps = accuracies(program, epsilon_gap, config.steps)
         found.append(row("epsilon", epsilon_gap, path[-1], gaps[-1], path[0]))
     return [row | own_tables.source_of(table) for row in found]

@@ -22,6 +22,7 @@ from experiments.shared.settings import NonNegative, NumSeeds, Settings, ShareBe
 from experiments.shared.statistics import LEAST_VALUES, LEVEL, compare, comparison_text, margin
 from fixntk.runner.marks import label_points
 from fixntk.runner.report import Section, new_figure
+from fixntk.runner.status import show_stage
 
 Kind = Literal["classification", "regression"]
 
@@ -110,8 +111,10 @@ def run_task(config: Config, task: dict[str, Any]) -> list[dict[str, Any]]:
     with warnings.catch_warnings():
         # Warnings of networks that stop at their last epoch, and of classes smaller than the number of folds.
         warnings.simplefilter("ignore")
+        show_stage(f"fit on {len(x)} rows")
         model.fit(x, split.y_train)
         fitted = time.perf_counter()
+        show_stage(f"predict {len(x_test)} rows")
         score = model.score(x_test, split.y_test)
     row = {"score": float(score), "fit_seconds": fitted - began, "predict_seconds": time.perf_counter() - fitted}
     sizes = {"train_rows": x.shape[0], "columns": x.shape[1]}

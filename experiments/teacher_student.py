@@ -36,6 +36,7 @@ from fixntk.convex import discover_quietly
 from fixntk.runner.config import MAX_TASKS
 from fixntk.runner.marks import label_points
 from fixntk.runner.report import Section, new_figure
+from fixntk.runner.status import show_stage
 
 T = TypeVar("T")
 Network = TypeVar("Network", GatedReLUNetwork, ReLUNetwork)
@@ -138,6 +139,7 @@ def run_task(config: Config, task: dict[str, Any]) -> list[dict[str, Any]]:
     gates = sample_gates(keys[5], config.num_gates, d)
     program = ConvexProgram(data.x, data.y, activation_masks(data.x, gates), 1.0)
     regs = program.max_reg() * jnp.asarray(config.reg_shares)
+    show_stage("random gates")
     reg, random_gates = _random_gates_row(data, gates, program, regs)
     return [
         _ntk_row(data),
@@ -193,6 +195,7 @@ def _random_gates_row(data: _Data, gates: Array, program: ConvexProgram, regs: A
 
 
 def _discovered_gates_row(data: _Data, gates: Array, program: ConvexProgram, key: Array) -> dict[str, Any]:
+    show_stage("discovered gates")
     found = discover_quietly(program, gates, key=key, max_rounds=_MAX_ROUNDS, tol=_TOL, max_cells=1)
     outputs = found.solution.predict(data.x_test, found.gates)
     return _row(data, "fixed, discovered gates", outputs, **_measure_gates(data, found.masks, found.solution))
@@ -207,6 +210,7 @@ def _trained_row(
     key: Array,
 ) -> dict[str, Any]:
     """Train networks from the same start with every λ at once, and take the best."""
+    show_stage(method)
     start = jax.vmap(lambda _: kind.sample(key, config.width, data.x.shape[1]))(jnp.arange(len(regs)))
     stack = train(
         start,

@@ -41,6 +41,7 @@ from fixntk import ConvexProgram, Solution, activation_masks, gated_relu_ntk, ma
 from fixntk.convex import solve_quietly
 from fixntk.runner.marks import label_points
 from fixntk.runner.report import Section, new_figure
+from fixntk.runner.status import show_stage
 
 T = TypeVar("T")
 
@@ -162,12 +163,15 @@ def run_task(config: Config, task: dict[str, Any]) -> list[dict[str, Any]]:
         test_kernel = masked_gram(equal, test_masks, x_test, masks, x)
         return fit_ridge(masked_gram(equal, masks, x), test_kernel, y, keep, regs)
 
+    show_stage("NTK")
     ntk, ntk_seconds = _measure_seconds(fit_ntk)
     sampled, sampled_seconds = _measure_seconds(fit_sampled_ntk)
+    show_stage("fixed kernel")
     fixed, fixed_seconds = _measure_seconds(
         lambda: fit_fixed(x, y, masks, keep, regs, steps=config.steps, tol=config.tol)
     )
     program = ConvexProgram(x, y, masks, regs[int(fixed.chosen)])
+    show_stage("optimum")
     optimum, optimum_seconds = _measure_seconds(lambda: solve_quietly(program, method="newton", tol=config.optimum_tol))
     if fixed.ntk.objective < optimum.dual * (1 - _ROUNDING):
         raise ArithmeticError(f"{task}: J of the NTK, {fixed.ntk.objective}, is below the bound {optimum.dual}")

@@ -10,7 +10,8 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache, partial, wraps
 from typing import Any
 
@@ -76,6 +77,24 @@ def seconds_in_compiler() -> Callable[[], float]:
         return 0.0 if since is None else time.perf_counter() - since
 
     return seconds
+
+
+@contextmanager
+def call_every(seconds: float, look: Callable[[], None]) -> Iterator[None]:
+    """Until the block ends, call a function at intervals from another thread, as this one may be in the compiler."""
+    is_over = threading.Event()
+
+    def watch() -> None:
+        while not is_over.wait(seconds):
+            look()
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        watcher.join()
 
 
 def jit_for_host(

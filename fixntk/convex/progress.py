@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from tqdm.auto import tqdm
 
-from fixntk._compilation import seconds_in_compiler
+from fixntk._compilation import call_every, seconds_in_compiler
 
 # The bar is looked after this often, and says so when XLA has been compiling for this long.
 _SECONDS_BETWEEN_LOOKS = 0.3
@@ -66,27 +65,19 @@ def progress_bar(title: str, *, total: int | None = None, unit: str = "it", show
     if not shown:
         yield lambda *_: None
         return
-    bar, last = tqdm(desc=title, total=total, unit=unit), [""]
-    compiling, is_over = seconds_in_compiler(), threading.Event()
+    bar, last, compiling = tqdm(desc=title, total=total, unit=unit), [""], seconds_in_compiler()
 
-    def watch() -> None:
-        while not is_over.wait(_SECONDS_BETWEEN_LOOKS):
-            if (seconds := compiling()) > _SECONDS_WORTH_TELLING:
-                bar.set_postfix_str(", ".join(filter(None, [last[0], f"compiling for {seconds:.0f} s"])))
+    def look() -> None:
+        if (seconds := compiling()) > _SECONDS_WORTH_TELLING:
+            bar.set_postfix_str(", ".join(filter(None, [last[0], f"compiling for {seconds:.0f} s"])))
 
     def show(done: int, line: str) -> None:
         last[0] = line
         bar.set_postfix_str(line, refresh=False)
         bar.update(done - bar.n)
 
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
+    with bar, call_every(_SECONDS_BETWEEN_LOOKS, look):
         yield show
-    finally:
-        is_over.set()
-        watcher.join()
-        bar.close()
 
 
 def describe(relative_gap: float, num_active: int) -> str:

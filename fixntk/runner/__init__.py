@@ -4,6 +4,7 @@ An experiment is a module that offers what :class:`fixntk.runner.config.Experime
 
 - ``config``: ``load_config``, ``Experiment``, ``Row``, ``ConfigError``
 - ``run``: ``execute`` and ``regenerate``, which ``fixntk run`` and ``fixntk report`` call
+- ``status``: ``show_stage``, by which a task says what it is doing
 - ``rows``: ``read_rows``, ``rows_by_task``, ``to_json``
 - ``report``: ``Section``, ``new_figure``, ``use_style``, ``render``, ``render_markdown``
 - ``marks``: ``label_points``, which names the points of a figure, whose values the report shows

@@ -6,16 +6,13 @@ import contextlib
 import json
 import shlex
 import signal
-import sys
 import threading
-import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 from pydantic import BaseModel
-from tqdm import tqdm
 
 from fixntk.runner import report
 from fixntk.runner.config import (
@@ -37,6 +34,7 @@ from fixntk.runner.rows import (
     to_json,
     write_json,
 )
+from fixntk.runner.status import label_of, say, track_progress
 from fixntk.runner.tasks import ONE_BY_ONE, Jobs, run_tasks, split_jobs
 
 __all__ = [
@@ -57,8 +55,6 @@ __all__ = [
 
 # Exit status of a run that SIGINT or SIGTERM ends, 128 + SIGINT as in shells.
 INTERRUPTED = 130
-# Without a terminal the progress is a line each minute.
-_SECONDS_BETWEEN_LINES = 60.0
 
 
 def execute(
@@ -107,13 +103,13 @@ def execute(
             failed = _run_pending(experiment, config, directory, tasks, resume=resume, command=command, jobs=jobs)
     except KeyboardInterrupt:
         finished = sum(map(bool, rows_by_task(tasks, read_rows(directory))))
-        _say(
+        say(
             f"interrupted: {finished} of {len(tasks)} tasks are finished and kept in {directory}; the same command "
             f"with --resume does the rest, and fixntk report {shlex.quote(str(directory))} reports what is there"
         )
         return INTERRUPTED
     for reason, labels in _labels_by_reason(tasks, failed).items():
-        _say(f"skipped {', '.join(labels)}: {reason}")
+        say(f"skipped {', '.join(labels)}: {reason}")
     return 1 if failed else 0
 
 
@@ -131,11 +127,11 @@ def _run_pending(
     with refuse_os_errors(directory):
         kept, was_cut = prepare(directory, _description(experiment, config), tasks, resume=resume)
     if was_cut:
-        _say(f"{directory / RESULTS}: dropped the rows of a task that was not finished; it is run again")
+        say(f"{directory / RESULTS}: dropped the rows of a task that was not finished; it is run again")
     finished = rows_by_task(tasks, [row for block in kept for row in block.rows])
     pending = [task for task, rows in zip(tasks, finished, strict=True) if not rows]
     if kept and pending:
-        _say(f"{len(tasks) - len(pending)} of {len(tasks)} tasks are finished already")
+        say(f"{len(tasks) - len(pending)} of {len(tasks)} tasks are finished already")
     if pending:
         # An experiment need not look before its first task.
         _ask(experiment, getattr(experiment, "check", lambda _: None), config)
@@ -189,7 +185,7 @@ def _tasks(experiment: Experiment, config: BaseModel) -> list[Row]:
     for task in tasks:
         identity = json.dumps(task, sort_keys=True)
         if identity in seen:
-            raise ConfigError(f"experiment {_name(experiment)}: this config asks twice for {_label(task)!r}")
+            raise ConfigError(f"experiment {_name(experiment)}: this config asks twice for {label_of(task)!r}")
         seen.add(identity)
     return tasks
 
@@ -210,46 +206,11 @@ def _run_tasks(
     with (
         file,
         run_tasks(experiment, config, pending, jobs) as results,
-        contextlib.closing(_track_progress(pending, total)) as tracked,
+        contextlib.closing(track_progress(pending, total)) as tracked,
     ):
         for task, rows in zip(tracked, results, strict=False):
             with refuse_os_errors(directory):
                 append_task(file, task, rows)
-
-
-def _track_progress(pending: list[Row], total: int) -> Generator[Row, None, None]:
-    """Yield the tasks, with the progress on stderr: a bar on a terminal, else a line each minute and at the end."""
-    finished = total - len(pending)
-    if sys.stderr.isatty():
-        # Tasks take different times: the mean of all is the steadiest estimate.
-        with tqdm(pending, initial=finished, total=total, unit="task", file=sys.stderr, smoothing=0) as bar:
-            for task in bar:
-                bar.set_postfix_str(_label(task))
-                yield task
-        return
-    began, done, label = time.monotonic(), finished, ""
-
-    def describe() -> str:
-        return f"{done} of {total} tasks, {time.monotonic() - began:.0f} s"
-
-    is_over = threading.Event()
-
-    def report_each_minute() -> None:
-        while not is_over.wait(_SECONDS_BETWEEN_LINES):
-            _say(f"{describe()}, now {label}")
-
-    watcher = threading.Thread(target=report_each_minute, daemon=True)
-    watcher.start()
-    try:
-        for task in pending:
-            label = _label(task)
-            yield task
-            done += 1
-    finally:
-        is_over.set()
-        watcher.join()
-        if done > finished:
-            _say(describe())
 
 
 class _Content(NamedTuple):
@@ -286,7 +247,7 @@ def _environment_of_run(experiment: Experiment, directory: Path) -> Row:
     """The run's environment; without a recorded command it has the command of the experiment's own config."""
     found = read_environment(directory)
     if not found:
-        _say(f"{directory / 'environment.json'} is missing or damaged: the report does not say what computed it")
+        say(f"{directory / 'environment.json'} is missing or damaged: the report does not say what computed it")
     return {**found, "command": found.get("command") or f"fixntk run configs/{_name(experiment)}.yaml"}
 
 
@@ -313,7 +274,7 @@ def _labels_by_reason(tasks: list[Row], failed: list[Row]) -> dict[str, list[str
     for task, rows in zip(tasks, rows_by_task(tasks, failed), strict=True):
         for row in rows:
             labels = failures.setdefault(str(row["error"]), [])
-            label = str(task["table"]) if "table" in task else _label(task)
+            label = str(task["table"]) if "table" in task else label_of(task)
             if label not in labels:
                 labels.append(label)
     return failures
@@ -348,13 +309,3 @@ def _source(experiment: Experiment) -> Path | None:
 
 def _description(experiment: Experiment, config: BaseModel) -> Row:
     return {"experiment": _name(experiment), **to_json(config.model_dump(mode="json"))}
-
-
-def _label(task: Row) -> str:
-    return " ".join(map(str, task.values()))
-
-
-def _say(message: str) -> None:
-    # A run goes on where its messages cannot be written.
-    with contextlib.suppress(OSError):
-        print(f"fixntk: {message}", file=sys.stderr, flush=True)

@@ -2,7 +2,6 @@ import json
 import math
 import subprocess
 import sys
-import time
 
 import jax
 import pytest
@@ -54,27 +53,6 @@ def test_rows_are_on_disk_before_the_next_task_starts(project):
     project.execute()
     # Two rows and the closing line of each task.
     assert [call["rows_before"] for call in project.calls()] == [0, 3, 6, 9]
-
-
-def test_progress_without_a_terminal_is_a_line_a_minute_and_one_at_the_end(project, capsys, monkeypatch):
-    project.execute([f"seeds={list(range(20))}"])
-    lines = [line for line in capsys.readouterr().err.splitlines() if " of 40 tasks" in line]
-    assert len(lines) == 1
-    assert lines[0].startswith("fixntk: 40 of 40 tasks")
-    monkeypatch.setattr(runs, "_SECONDS_BETWEEN_LINES", 0.05)
-    tracked = runs._track_progress([{"table": "iris", "seed": 3}], 5)
-    next(tracked)
-    time.sleep(0.3)
-    assert "fixntk: 4 of 5 tasks, 0 s, now iris 3" in capsys.readouterr().err.splitlines()
-    tracked.close()
-
-
-def test_progress_on_a_terminal_is_a_bar_with_the_task(project, capsys, monkeypatch):
-    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    project.execute()
-    shown = capsys.readouterr().err
-    assert "4/4" in shown
-    assert "wine 1" in shown
 
 
 def test_resume_of_a_fresh_directory_starts(project):
