@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import jax
@@ -26,7 +27,13 @@ PEERS = ("NTK", "RBF SVM", "gradient boosting")
 # Trained networks, which take minutes.
 NETWORKS = {"trained network": fit_from_random, "polished network": fit_polished}
 # Gates of one source alone, λ and the rest by cross-validation, and the candidate that is none of these.
-SOURCES = {"random gates": "random", "discovered gates": "discovered", "trained gates": "trained"}
+SOURCES: dict[str, Callable[[int], Any]] = {
+    # One gate that the bias column opens on every row.
+    "linear regression": lambda num_columns: np.eye(1, num_columns + 1, num_columns),
+    "random gates": lambda _: "random",
+    "discovered gates": lambda _: "discovered",
+    "trained gates": lambda _: "trained",
+}
 # What counts as level with the best method, and as much worse than the NTK.
 _LEVEL = 1.05
 _MUCH_WORSE = 1.1
@@ -41,7 +48,7 @@ ProblemName = Literal[
     "gated network",
 ]
 NetworkName = Literal["trained network", "polished network"]
-SourceName = Literal["random gates", "discovered gates", "trained gates"]
+SourceName = Literal["linear regression", "random gates", "discovered gates", "trained gates"]
 
 
 class Config(Settings):
@@ -87,11 +94,11 @@ def run_task(config: Config, task: dict[str, Any]) -> list[dict[str, Any]]:
     jax.config.update("jax_enable_x64", True)
     sample = functions.make(task["problem"], task["rows"], task["seed"])
     options: dict[str, Any] = {"num_folds": config.num_folds, "random_state": task["seed"]}
-    models = {AUTO: GatedReLURegressorCV(config.num_gates, **options)}
+    models: dict[str, Any] = {AUTO: GatedReLURegressorCV(config.num_gates, **options)}
     models |= {method: REGRESSORS[method](task["seed"]) for method in PEERS}
-    models |= {
-        method: GatedReLURegressorCV(config.num_gates, gates=SOURCES[method], **options) for method in config.sources
-    }
+    for source in config.sources:
+        gates = SOURCES[source](sample.x.shape[1])
+        models[source] = GatedReLURegressorCV(config.num_gates, gates=gates, **options)
     models |= {method: NetworkRegressor(NETWORKS[method], task["seed"]) for method in config.networks}
     found = []
     for method, model in models.items():

@@ -93,6 +93,9 @@ def test_the_oracle_takes_the_best_of_each_sample():
 
 
 def test_gates_of_one_source_are_fitted_alone():
-    config = gates.Config(problems=("linear",), rows=(40,), num_gates=32, num_folds=2, sources=("random gates",))
+    sources = ("linear regression", "random gates")
+    config = gates.Config(problems=("linear",), rows=(40,), num_gates=32, num_folds=2, sources=sources)
     rows = gates.run_task(config, {"problem": "linear", "rows": 40, "seed": 0})
-    assert [row["method"] for row in rows] == ["auto gates", "NTK", "RBF SVM", "gradient boosting", "random gates"]
+    assert [row["method"] for row in rows] == ["auto gates", "NTK", "RBF SVM", "gradient boosting", *sources]
+    errors = {row["method"]: row["squared_error"] for row in rows}
+    assert errors["linear regression"] < 0.2 * errors["random gates"]
