@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 from jaxtyping import Float
@@ -28,7 +29,7 @@ from fixntk.ntk.all_pairs import Patterns, kernels_of_all_pairs
 from fixntk.ntk.angles import Rows, full_angle, products_and_angles
 from fixntk.ntk.covariances import Covariances, covariances_of_inputs
 from fixntk.ntk.layers.branches import mlp
-from fixntk.ntk.layers.graphs import flat_pattern
+from fixntk.ntk.layers.graphs import flat_pattern, is_mask
 from fixntk.ntk.layers.layer import as_scalars, needs_all_positions
 from fixntk.ntk.truncation import warn_if_truncated
 
@@ -210,7 +211,8 @@ def network_kernel(
         (n2, …) inputs; x1 when None; of several tiles only about half are then computed.
     pattern1, pattern2
         (n1, positions …, positions …) and (n2, …): the graph of each input, for
-        :class:`~fixntk.ntk.layers.Aggregate`. ``pattern2`` is given with x2.
+        :class:`~fixntk.ntk.layers.Aggregate`. Or boolean masks (n1, positions …), true at the positions that an input
+        has, for :class:`~fixntk.ntk.layers.MaskedAveragePool` too. ``pattern2`` is given with x2.
     input_scale
         Factor of the inner products of inputs; one over the number of features or channels when None.
     batch_size, store_on_device
@@ -293,12 +295,18 @@ def _as_patterns(patterns: tuple[ArrayLike | None, ArrayLike | None], x1: Array,
         if x is None or pattern is None:
             found.append(None)
             continue
+        mask = pattern if isinstance(pattern, Array) else np.asarray(pattern)
+        if is_mask(mask, x):
+            if mask.shape != x.shape[:-1]:
+                raise ValueError(f"pattern{number}, a mask, must have shape {x.shape[:-1]}, got {mask.shape}")
+            found.append(flat_pattern(jnp.asarray(mask), x.astype(dtype)))
+            continue
         array = as_float_array(f"pattern{number}", pattern, (3, 5, 7))
         expected = (x.shape[0], *x.shape[1:-1], *x.shape[1:-1])
         nodes = array.shape[1 : 1 + (array.ndim - 1) // 2]
         if array.shape != (x.shape[0], *nodes, *nodes):
             raise ValueError(f"pattern{number} must have shape (n, nodes, nodes), here {expected}, got {array.shape}")
-        found.append(flat_pattern(array.astype(dtype)))
+        found.append(flat_pattern(array, x.astype(dtype)))
     return found[0], found[1]
 
 

@@ -10,7 +10,7 @@ See docs/mathematics.md, M13.
 from fixntk.ntk.layers.attention import SelfAttention
 from fixntk.ntk.layers.branches import Concatenate, Product, Residual, Serial, Sum, mlp
 from fixntk.ntk.layers.elementwise import Activate, Dropout, LayerNorm
-from fixntk.ntk.layers.graphs import Aggregate
+from fixntk.ntk.layers.graphs import Aggregate, MaskedAveragePool
 from fixntk.ntk.layers.layer import Layer
 from fixntk.ntk.layers.pooling import (
     AveragePool,
@@ -41,6 +41,7 @@ __all__ = [
     "Index",
     "Layer",
     "LayerNorm",
+    "MaskedAveragePool",
     "Product",
     "Residual",
     "Resize",

@@ -22,6 +22,7 @@ from fixntk.ntk.layers import (
     GlobalAveragePool,
     GlobalSumPool,
     Index,
+    MaskedAveragePool,
     Residual,
     Serial,
     Sum,
@@ -206,3 +207,54 @@ def test_finite_networks_without_their_graphs_are_named(key):
         network.apply(params, jnp.ones((2, 4, 3)))
     with pytest.raises(ValueError, match="between 5 nodes"):
         network.apply(params, jnp.ones((2, 4, 3)), pattern=jnp.ones((2, 5, 5)))
+
+
+def test_means_over_masked_positions_are_those_of_neural_tangents(stax, rng):
+    inputs = [rng.standard_normal((n, 5, 3)) for n in (4, 3)]
+    masks = [rng.integers(0, 2, (len(x), 5)).astype(bool) | (np.arange(5) == 2) for x in inputs]
+    marked = [np.where(mask[..., None], x, 99.0) for x, mask in zip(inputs, masks, strict=True)]
+    network = Serial(HIDDEN, Dense(0.9, 0.3), Activate("relu"), MaskedAveragePool(), Dense(1.1, 0.2))
+    tail = (stax.Dense(1, 0.9, 0.3), stax.Relu(), stax.GlobalAvgPool(), stax.Dense(1, 1.1, 0.2))
+    _, _, theirs = stax.serial(their_hidden(stax), *tail)
+    ours = fx.network_kernel(network, *inputs, pattern1=masks[0], pattern2=masks[1], batch_size=2)
+    expected = theirs(*marked, ("nngp", "ntk"), mask_constant=99.0)
+    np.testing.assert_allclose(ours.nngp, expected.nngp, rtol=1e-10)
+    np.testing.assert_allclose(ours.ntk, expected.ntk, rtol=1e-10)
+
+
+@pytest.mark.parametrize("positions", [(4,), (3, 4)])
+def test_padded_inputs_have_the_kernels_of_inputs_without_padding(rng, positions):
+    def network(mask, pool):
+        layers = [Conv((3,) * len(positions), padding="SAME", w_std=1.3, b_std=0.2), Activate("erf")]
+        return Serial(*mask, *layers, *mask, *layers, pool, Dense())
+
+    short = [jnp.asarray(rng.standard_normal((n, *positions, 2))) for n in (3, 2)]
+    expected = fx.network_kernel(network((), GlobalAveragePool()), *short)
+    pads = ((0, 0), *((1, 2),) * len(positions))
+    masks = [jnp.pad(jnp.ones(x.shape[:-1], bool), pads) for x in short]
+    padded = [jnp.pad(x, (*pads, (0, 0)), constant_values=7.0) for x in short]
+    masked = network((Aggregate(),), MaskedAveragePool())
+    kernel = fx.network_kernel(masked, *padded, pattern1=masks[0], pattern2=masks[1])
+    np.testing.assert_allclose(kernel.nngp, expected.nngp, rtol=1e-10)
+    np.testing.assert_allclose(kernel.ntk, expected.ntk, rtol=1e-10)
+    # The networks of finite width have the same parameters, but for the layers without any.
+    plain = network((), GlobalAveragePool())
+    params = plain.init(jax.random.key(0), short[0].shape[1:], 6)
+    inserted = ((), params[0], params[1], (), *params[2:])
+    outputs = masked.apply(inserted, padded[0], pattern=masks[0])
+    np.testing.assert_allclose(outputs, plain.apply(params, short[0]), rtol=1e-10)
+    assert jax.tree.structure(masked.init(jax.random.key(0), padded[0].shape[1:], 6)) == jax.tree.structure(inserted)
+
+
+@pytest.mark.parametrize(
+    ("network", "options", "message"),
+    [
+        (Serial(MaskedAveragePool()), {}, "MaskedAveragePool needs the masks"),
+        (Serial(MaskedAveragePool()), {"pattern1": np.ones((2, 4), bool)}, r"a mask, must have shape \(2, 5\)"),
+        (Serial(AveragePool((2,)), MaskedAveragePool()), {"pattern1": np.ones((2, 5), bool)}, "between 5 nodes"),
+        (Serial(Flatten(), MaskedAveragePool()), {"pattern1": np.ones((2, 5), bool)}, "inputs with positions"),
+    ],
+)
+def test_masks_that_do_not_fit_are_named(network, options, message):
+    with pytest.raises(ValueError, match=message):
+        fx.network_kernel(network, np.ones((2, 5, 3)), **options)
