@@ -74,6 +74,7 @@ def test_a_linear_function_is_learnt_as_one(rng):
     assert list(classifier.choice_losses_) == [
         "constant",
         "linear",
+        "exact_ntk",
         "ntk",
         "reweighted",
         "discovered",

@@ -201,7 +201,11 @@ def test_the_gated_model_chooses_gates_by_the_number_of_rows(tables, capsys, mon
     frame.to_csv(tables / "table.csv", index=False)
     networks = ["relu", "trained"]
     for limit, tried, how in (
-        (2000, ["constant", "linear", "ntk", "reweighted", "discovered", *networks], "4-fold cross-validation"),
+        (
+            2000,
+            ["constant", "linear", "exact_ntk", "ntk", "reweighted", "discovered", *networks],
+            "4-fold cross-validation",
+        ),
         (10, ["constant", "linear", "optimum", *networks], "one row in 4 held out"),
     ):
         monkeypatch.setattr(cross_validation, "MAX_KERNEL_ROWS", limit)
