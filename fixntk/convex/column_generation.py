@@ -188,11 +188,13 @@ def _num_candidates(engine: Engine) -> int:
 
 def run_round(engine: Engine, state: State) -> tuple[Round, State]:
     """Solve with the present gates, search for others, and where the next round starts."""
+    # Gates are padded to a size that recurs, with empty masks, so that other numbers of gates compile nothing.
     num_gates, size = len(state.gates), state.size
     gates = to_device(np.pad(state.gates, ((0, size - num_gates), (0, 0))))
     program = pricing.with_gates(engine.program, gates, num_gates)
     init = np.pad(state.weights, ((0, size - len(state.weights)), (0, 0), (0, 0)))
     solution = engine.solve(program, init=init, tol=state.tol)
+    # A candidate's price is its share of the dual constraint ‖Xᵀ D(g) R‖ ≤ λ: above 1 the gate lowers the objective.
     drawn = _draw(engine, gates, state)
     candidates, prices = _find_candidates(engine, program, solution, gates, num_gates, drawn)
     values, masks = np.asarray(prices.values), np.asarray(program.masks)
@@ -212,6 +214,7 @@ def run_round(engine: Engine, state: State) -> tuple[Round, State]:
         is_rough=is_rough,
         is_exhausted=not (fresh.size or is_rough or state.candidates is not None),
     )
+    # Gates that stay inactive leave, and those that violate the dual most enter.
     weights = np.asarray(kept.weights)
     used = gates_that_stay(weights, further)
     size = _grow(size, int(used.sum()) + fresh.size)

@@ -170,9 +170,11 @@ def climb(x: Array, residual: Array, starts: Array, norm: Norm) -> Float[Array, 
 
     def move(state: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
         count, gates, scores, _ = state
+        # What each row would add to ‖Xᵀ D(g) R‖_* on the gate's open side: the best half-space separates these signs.
         gains, margins = _gains(x, residual, gates, norm)
         crossings = _cross_nearest(x, gates, margins, jnp.where(margins >= 0, -gains, gains))
         proposals = jnp.stack([fit(jnp.sign(gains)), fit(gains), *crossings])
+        # Every proposal of every gate is priced in one product, and a gate moves only to a higher value.
         duals = norm.duals(_correlations(x, residual, proposals.reshape(-1, x.shape[1])))
         duals = jnp.nan_to_num(duals.reshape(proposals.shape[:2]))
         best = jnp.argmax(duals, axis=0)

@@ -65,6 +65,7 @@ def discovered_candidates(
     with progress_bar("discovered gates", total=len(folds) * len(regs), unit="fit", shown=progress) as show:
 
         def advance(place: int, fold: int) -> bool:
+            # Takes a fold's path to the next λ, fills in its outputs, and says whether it has more weights than rows.
             kept, held_out = folds[fold]
             positions[fold] = _advance(positions[fold], regs[place], gates.seed)
             rows = training.x[kept], training.targets[kept], training.weights[kept]
@@ -76,6 +77,7 @@ def discovered_candidates(
         tried = _follow_first_fold(order, regs, outputs, on_first, others, lambda place: advance(place, 0))
         if best is not None and on_first.all_clearly_behind(outputs[tried], best):
             tried = []
+        # The other folds follow λ by λ, and end where the loss of all folds stops falling.
         losses: list[float] = []
         for place in tried:
             for fold in range(1, len(folds)):

@@ -356,6 +356,7 @@ def ntvp_method(network: Network, n1: int, n2: int) -> Pairwise:
     forward_flops, (forward, largest) = count_flops(network.closed.jaxpr), count_entries(network.closed.jaxpr)
     size = sum(math.prod(leaf.shape) for leaf in network.leaves)
     itemsize = network.output.dtype.itemsize
+    # For each output a pair takes a linearised pass, as long as two forward ones, and an example a pull-back, three.
     flops = network.num_groups * axes.num_outputs * (2.0 * n1 * n2 + 3.0 * n2) * forward_flops
     by_example = forward + axes.num_outputs * size
     shares = [

@@ -235,6 +235,8 @@ def nystrom(
     diagonal_of = partial(diagonal_from_blocks, kernel) if diagonal is None else diagonal
     first = diagonal_at(diagonal_of, rows, None)
     growing = _Growing(kernel, rows, first, tile)
+    # Each block of landmarks is as large as all before it, so that few products are large ones; it is drawn by what the
+    # blocks before it leave of the diagonal.
     while growing.rank < limit and growing.left > tol * growing.total:
         key, drawn = jax.random.split(key)
         size = min(max(growing.rank, _FIRST_BLOCK), _LARGEST_BLOCK, limit - growing.rank)
@@ -242,6 +244,7 @@ def nystrom(
             break
     indices = np.concatenate(growing.indices) if growing.indices else np.zeros(0, int)
     factor = growing.factor[:, : growing.rank]
+    # What is left of an entry of the diagonal is known up to rounding, and a bound must not be below the truth.
     residual = jnp.maximum(growing.residual, _rounding(first, growing.rank))
     converged = growing.left <= tol * growing.total
     if not converged:
