@@ -10,6 +10,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import numpy as np
 from sklearn.base import BaseEstimator
 
 from fixntk.estimators.calibration import fit_temperature, log_losses
@@ -116,7 +117,7 @@ class GatedReLURegressorCV(ChoiceMixin, RegressionMixin, BaseEstimator):
             If inputs are not numbers, there are fewer rows than folds, or an option is out of its range.
         """
         training = self._choose_bias_scale(self._read(X, y, sample_weight, distinct_rows))
-        folds = shuffled_folds(training.num_rows, self.num_folds, seed=0, num_copies=len(y))
+        folds = shuffled_folds(training.num_rows, self.num_folds, seed=0, num_copies=len(np.asarray(y)))
         losses = partial(squared_errors, targets=training.targets)
         self._choose(training, folds, losses)
         self._store(training)
@@ -193,7 +194,7 @@ class GatedReLUClassifierCV(ChoiceMixin, ClassificationMixin, BaseEstimator):
         """
         training, codes = self._read(X, y, sample_weight)
         training = self._choose_bias_scale(training)
-        folds = stratified_folds(codes, self.num_folds, seed=0, num_copies=len(y))
+        folds = stratified_folds(codes, self.num_folds, seed=0, num_copies=len(np.asarray(y)))
         losses = partial(log_losses, weights=training.weights, codes=codes)
         choice = self._choose(training, folds, losses)
         self.temperature_ = fit_temperature(choice.held_out_outputs, choice.held_out_weights, codes)
