@@ -84,16 +84,19 @@ def _held_out_outputs(
     factorisation uses all cores.
     """
     outputs = np.zeros((len(regs), max_steps + 1, *targets.shape))
-    num_folds, places, done = len(splits.train), np.arange(len(regs)), 0
+    num_folds, places = len(splits.train), np.arange(len(regs))
     with progress_bar("cross-validation", total=num_folds * len(regs), unit="fit", shown=progress) as show:
         for number, fold in enumerate(zip(*splits, strict=True)):
             masks = activation_masks(x, gates_of_folds[number])
             program, held_out = _program_of_fold(x, targets, masks, *fold[:2]), np.asarray(fold[2])
-            for place in places:
+            for done, place in enumerate(places, start=1):
                 found = _outputs_at_reg(program.with_reg(regs[place]), x, masks, max_steps=max_steps)
                 outputs[place][:, held_out] = np.asarray(found)[:, held_out]
-                done += 1
-                show(done, f"fold {number + 1} of {num_folds}, λ {regs[place]:.3g}")
+                # As if a fold tried every λ, so that the bar ends full.
+                show(
+                    number * len(regs) + done * len(regs) // len(places),
+                    f"fold {number + 1} of {num_folds}, λ {regs[place]:.3g}",
+                )
             if number == 0 and num_folds > 1:
                 places = choose_regs(outputs)
                 give_up(outputs, places, held_out)
