@@ -26,7 +26,7 @@ AUTO = "auto gates"
 PEERS = ("NTK", "RBF SVM", "gradient boosting")
 # Trained networks, which take minutes.
 NETWORKS = {"trained network": fit_from_random, "polished network": fit_polished}
-# Gates of one source alone, λ and the rest by cross-validation, and the candidate that is none of these.
+# Gates of one source alone, by the number of columns; λ and the rest by cross-validation.
 SOURCES: dict[str, Callable[[int], Any]] = {
     # One gate that the bias column opens on every row.
     "linear regression": lambda num_columns: np.eye(1, num_columns + 1, num_columns),

@@ -23,6 +23,9 @@ from fixntk._checks import is_tracing
 
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
+# Compiling for longer than this is worth telling.
+_SECONDS_WORTH_TELLING = 1.0
+
 _WITHOUT_EMITTERS = {"xla_cpu_use_fusion_emitters": False}
 _WITHOUT_OPTIMISATION = {"xla_backend_optimization_level": 0}
 
@@ -77,6 +80,11 @@ def seconds_in_compiler() -> Callable[[], float]:
         return 0.0 if since is None else time.perf_counter() - since
 
     return seconds
+
+
+def describe_compiling(seconds: float) -> str:
+    """For how long the compiler has been at work, in words; empty where it is not worth telling."""
+    return f"compiling for {seconds:.0f} s" if seconds > _SECONDS_WORTH_TELLING else ""
 
 
 @contextmanager

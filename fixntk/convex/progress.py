@@ -8,11 +8,10 @@ from typing import Any, NamedTuple
 
 from tqdm.auto import tqdm
 
-from fixntk._compilation import call_every, seconds_in_compiler
+from fixntk._compilation import call_every, describe_compiling, seconds_in_compiler
 
-# The bar is looked after this often, and says so when XLA has been compiling for this long.
+# The bar is looked after this often, and says so when XLA has been compiling for long.
 _SECONDS_BETWEEN_LOOKS = 0.3
-_SECONDS_WORTH_TELLING = 1.0
 
 
 class Progress(NamedTuple):
@@ -68,8 +67,8 @@ def progress_bar(title: str, *, total: int | None = None, unit: str = "it", show
     bar, last, compiling = tqdm(desc=title, total=total, unit=unit), [""], seconds_in_compiler()
 
     def look() -> None:
-        if (seconds := compiling()) > _SECONDS_WORTH_TELLING:
-            bar.set_postfix_str(", ".join(filter(None, [last[0], f"compiling for {seconds:.0f} s"])))
+        if text := describe_compiling(compiling()):
+            bar.set_postfix_str(", ".join(filter(None, [last[0], text])))
 
     def show(done: int, line: str) -> None:
         last[0] = line

@@ -204,15 +204,16 @@ def _try_kinds(
     if gates.name == AUTO and not _has_many_rows(training, gates):
         tried[EXACT_NTK] = with_losses(exact_ntk_candidates(training, problem, folds))
     of_networks: dict[str, _Tried] = {}
-    at_regs = None
+    at_regs, best = None, None
     if gates.name in (AUTO, TRAINED):
         networks = with_losses(trained_candidates(training, folds, regs, gates.seed, judge, progress=progress))
         of_networks = {RELU: networks._replace(columns=slice(1)), TRAINED: networks._replace(columns=slice(1, None))}
+    # What follows takes longest, and goes on as long as it keeps up with what is known.
+    if gates.name == AUTO:
         on_first_fold = judge.of_fold(folds[0][1]).mean_loss
         at_regs = np.stack([min(row, key=on_first_fold) for row in networks.candidates.outputs])
-    # What follows takes longest, and goes on as long as it keeps up with what is known.
-    known = [_find_best(each, shares) for each in (tried | of_networks).values() if _are_some_tried(each)]
-    best = min(known, key=lambda each: each.mean).outputs if gates.name == AUTO else None
+        known = [_find_best(each, shares) for each in (tried | of_networks).values() if _are_some_tried(each)]
+        best = min(known, key=lambda each: each.mean).outputs
     path = training, gates, problem, folds, regs, judge
     if _has_many_rows(training, gates):
         tried[OPTIMUM] = with_losses(optimum_candidates(*path, others=at_regs, progress=progress))

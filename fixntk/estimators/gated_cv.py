@@ -45,8 +45,8 @@ class GatedReLURegressorCV(ChoiceMixin, RegressionMixin, BaseEstimator):
         Candidates for λ/λ_max.
     num_folds : int
         Folds of the cross-validation, in random order; for more than 2,000 rows one of them alone is held out. The
-        first fold tries every setting; what is clearly behind trained networks there is not tried on the others, and
-        of the rest they try the three λ that were best.
+        first fold tries every setting; with "auto" what is clearly behind the best there is not tried on the
+        others, and of the rest they try the three λ that were best.
     max_steps : int
         Largest number of reweighting steps.
     one_standard_error : bool

@@ -69,21 +69,23 @@ def fit_ridges(
     # The smaller of the two Gram matrices: F (FᵀF + λI)⁻¹ = (FFᵀ + λI)⁻¹ F.
     if len(x) < len(roots):
         centred = centre(x, weights)
-        eigenvalues, vectors = np.linalg.eigh(centred @ centred.T)
-        rotated = vectors.T @ rest
+        coefficients = centred.T @ _solve_for_ridges(centred @ centred.T, rest, ridges)
     else:
         gram, correlations = np.zeros((len(roots), len(roots))), np.zeros((len(roots), targets.shape[1]))
         for rows, row_weights, row_rest in _tiles_of(x, weights, rest):
             centred = centre(rows, row_weights)
             gram += centred.T @ centred
             correlations += centred.T @ row_rest
-        eigenvalues, vectors = np.linalg.eigh(gram)
-        rotated = vectors.T @ correlations
-    shrunk = rotated / (np.maximum(eigenvalues, 0) + ridges[:, None])[:, :, None]
-    coefficients = vectors @ shrunk
-    if len(x) < len(roots):
-        coefficients = centred.T @ coefficients
+        coefficients = _solve_for_ridges(gram, correlations, ridges)
     return RidgeFits(used.gates, roots[:, None] * coefficients, target_mean - mean @ coefficients)
+
+
+def _solve_for_ridges(
+    gram: Float[np.ndarray, "m m"], right: Float[np.ndarray, "m c"], ridges: Float[np.ndarray, " R"]
+) -> Float[np.ndarray, "R m c"]:
+    """(G + λI)⁻¹ B for each λ."""
+    eigenvalues, vectors = np.linalg.eigh(gram)
+    return vectors @ (vectors.T @ right / (np.maximum(eigenvalues, 0) + ridges[:, None])[:, :, None])
 
 
 def _tiles_of(*arrays: Float[np.ndarray, "n ..."]) -> Iterator[tuple[np.ndarray, ...]]:

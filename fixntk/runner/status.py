@@ -10,14 +10,12 @@ from contextvars import ContextVar
 
 from tqdm import tqdm
 
-from fixntk._compilation import call_every, seconds_in_compiler
+from fixntk._compilation import call_every, describe_compiling, seconds_in_compiler
 from fixntk.runner.config import Row
 
 # A bar is renewed this often; without a terminal the progress is a line each minute.
 _SECONDS_BETWEEN_LOOKS = 1.0
 _SECONDS_BETWEEN_LINES = 60.0
-# Compiling for longer than this is worth telling.
-_SECONDS_WORTH_TELLING = 1.0
 # Without tqdm's estimate, which rises for as long as a task takes and falls when it is done.
 _BAR_FORMAT = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
 
@@ -81,8 +79,7 @@ class _Status:
         """The task, its stage and its seconds, whether it compiles, and the estimate."""
         in_task = time.monotonic() - self.last_done
         words = [": ".join(filter(None, [self.label, self.stage])), f"{in_task:.0f} s"]
-        if (seconds := self.compiling()) > _SECONDS_WORTH_TELLING:
-            words.append(f"compiling for {seconds:.0f} s")
+        words += filter(None, [describe_compiling(self.compiling())])
         left = seconds_left(self.last_done - self.began, self.num_done, in_task, self.num_pending - self.num_done)
         if left is not None:
             words.append(f"about {tqdm.format_interval(round(left))} left")

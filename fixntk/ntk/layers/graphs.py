@@ -41,14 +41,8 @@ class Aggregate(Layer):
 
     def __call__(self, covariances: Covariances) -> Covariances:
         """Covariances of the sums."""
-        check_positions(covariances, "Aggregate")
-        if not covariances.has_all_positions:
-            raise ValueError("Aggregate after a Flatten has no nodes")
-        patterns, positions = covariances.patterns, covariances.positions
-        if patterns is None:
-            raise ValueError("Aggregate needs the graphs of the inputs: pass pattern1 to network_kernel")
-        size = math.prod(positions)
-        _check_size("Aggregate", patterns[0].shape[1], positions)
+        patterns = _patterns_of(covariances, "Aggregate", "graphs", "nodes")
+        size = math.prod(covariances.positions)
         sums = {1: patterns[0][:, None], 2: patterns[1][None]}
 
         def aggregate(array: Array, side1: int, side2: int) -> Array:
@@ -66,11 +60,7 @@ class Aggregate(Layer):
     def apply(self, params: Any, x: Array, *, key: Array | None = None, pattern: Array | None = None) -> Array:
         """Sums (n, positions …, channels), by patterns (n, positions …, positions …)."""
         del params, key
-        if pattern is None:
-            raise ValueError("Aggregate needs the graphs of the inputs: pass pattern to apply")
-        flat = x.reshape(x.shape[0], -1, x.shape[-1])
-        graphs = flat_pattern(jnp.asarray(pattern), x)
-        _check_size("Aggregate", graphs.shape[1], x.shape[1:-1])
+        flat, graphs = _flatten_nodes(x, pattern, "Aggregate", "graphs")
         return matmul(jnp.swapaxes(graphs, 1, 2), flat).reshape(x.shape)
 
 
@@ -91,14 +81,8 @@ class MaskedAveragePool(Layer):
 
     def __call__(self, covariances: Covariances) -> Covariances:
         """Covariances of the means."""
-        check_positions(covariances, "MaskedAveragePool")
-        if not covariances.has_all_positions:
-            raise ValueError("MaskedAveragePool after a Flatten has no positions to average over")
-        patterns, positions = covariances.patterns, covariances.positions
-        if patterns is None:
-            raise ValueError("MaskedAveragePool needs the masks of the inputs: pass pattern1 to network_kernel")
-        size = math.prod(positions)
-        _check_size("MaskedAveragePool", patterns[0].shape[1], positions)
+        patterns = _patterns_of(covariances, "MaskedAveragePool", "masks", "positions to average over")
+        size = math.prod(covariances.positions)
         weights = {1: _weights_of_mean(patterns[0])[:, None], 2: _weights_of_mean(patterns[1])[None]}
 
         def average(array: Array, side1: int, side2: int) -> Array:
@@ -115,10 +99,7 @@ class MaskedAveragePool(Layer):
     def apply(self, params: Any, x: Array, *, key: Array | None = None, pattern: Array | None = None) -> Array:
         """Means (n, channels), by masks (n, positions …) or patterns (n, positions …, positions …)."""
         del params, key
-        if pattern is None:
-            raise ValueError("MaskedAveragePool needs the masks of the inputs: pass pattern to apply")
-        flat, graphs = x.reshape(x.shape[0], -1, x.shape[-1]), flat_pattern(jnp.asarray(pattern), x)
-        _check_size("MaskedAveragePool", graphs.shape[1], x.shape[1:-1])
+        flat, graphs = _flatten_nodes(x, pattern, "MaskedAveragePool", "masks")
         return matmul(_weights_of_mean(graphs)[:, None], flat)[:, 0]
 
 
@@ -140,6 +121,26 @@ def _weights_of_mean(patterns: Array) -> Array:
     """Weights (n, S) of the mean over the nodes on the diagonals of patterns (n, S, S)."""
     is_there = jnp.diagonal(patterns, axis1=1, axis2=2) != 0
     return is_there / jnp.maximum(jnp.sum(is_there, axis=1, keepdims=True), 1).astype(patterns.dtype)
+
+
+def _patterns_of(covariances: Covariances, name: str, noun: str, places: str) -> tuple[Array, Array]:
+    """The patterns of both sides' inputs, (n, S, S) each, or the layer's error that there are none."""
+    check_positions(covariances, name)
+    if not covariances.has_all_positions:
+        raise ValueError(f"{name} after a Flatten has no {places}")
+    if covariances.patterns is None:
+        raise ValueError(f"{name} needs the {noun} of the inputs: pass pattern1 to network_kernel")
+    _check_size(name, covariances.patterns[0].shape[1], covariances.positions)
+    return covariances.patterns
+
+
+def _flatten_nodes(x: Array, pattern: Array | None, name: str, noun: str) -> tuple[Array, Array]:
+    """Inputs (n, S, channels) and their patterns (n, S, S), or the layer's error that there are none."""
+    if pattern is None:
+        raise ValueError(f"{name} needs the {noun} of the inputs: pass pattern to apply")
+    graphs = flat_pattern(jnp.asarray(pattern), x)
+    _check_size(name, graphs.shape[1], x.shape[1:-1])
+    return x.reshape(x.shape[0], -1, x.shape[-1]), graphs
 
 
 def _check_size(name: str, nodes: int, positions: tuple[int, ...]) -> None:
