@@ -37,6 +37,7 @@ from fixntk.convex.discovery_arguments import (
 from fixntk.convex.discovery_results import BOUND, BUDGETS, HELD_OUT, NO_VIOLATION, Discovery, DiscoveryPath, Position
 from fixntk.convex.groups import with_masks
 from fixntk.convex.method import Method
+from fixntk.convex.padding import with_padded_rows
 from fixntk.convex.path import as_regs, follow_regs
 from fixntk.convex.pricing import DEFAULT_SAMPLERS
 from fixntk.convex.program import ConvexProgram, absorb_sample_weight
@@ -330,7 +331,7 @@ def _as_discovery(rounds: int, found: Round, losses: list[float], stopped: str) 
 
 def _solve_active(solver: Method, program: ConvexProgram, init: ArrayLike, tol: float) -> Solution:
     """The solution of a program most of whose groups are active."""
-    program = absorb_sample_weight(program)
+    program = with_padded_rows(absorb_sample_weight(program))
     return solve_from(program, as_starting_weights(program, init), method=solver, tol=tol, max_iter=solver.max_iter)
 
 

@@ -90,14 +90,16 @@ def run_from_host(
     watch: Callable[[Progress], None] | None = None,
     keeper: Keeper | None = None,
     is_timed: bool = True,
+    num_rows: int | None = None,
 ) -> Outcome:
     """The loop in compiled functions, between which the host looks at the gap and the clock.
 
     ``callback`` is called after each step, ``watch`` after each look, of which there are fewer where steps are short;
     with one of them Ctrl-C ends the loop as a true answer of the callback does. ``keeper`` writes checkpoints at looks,
-    and one at the end, whatever ends the loop. Without ``is_timed`` the history has no seconds.
+    and one at the end, whatever ends the loop. Without ``is_timed`` the history has no seconds. ``num_rows`` is what an
+    error says, where rows have been added.
     """
-    what = f"method {method.name!r} on {program.x.shape[0]} rows and {program.num_gates} gates"
+    what = f"method {method.name!r} on {num_rows or program.x.shape[0]} rows and {program.num_gates} gates"
     memory = memory_for(what, method.bytes_needed(program), method.memory_remedy, program, start)
     with memory, blas_threads_for(program.y.size):
         prepared, state, first, scale = _start(program, start, epsilon, tol, method=method)

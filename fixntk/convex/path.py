@@ -24,6 +24,7 @@ from fixntk.convex import restriction, screening
 from fixntk.convex.checkpoints import open_checkpoints, restore_walk, save_walk
 from fixntk.convex.duality import Evaluation
 from fixntk.convex.groups import with_mask_numbers
+from fixntk.convex.padding import with_padded_rows
 from fixntk.convex.program import ConvexProgram, absorb_sample_weight, group_shape_of, targets_of
 from fixntk.convex.progress import Interrupted, describe, progress_bar
 from fixntk.convex.results_by_reg import ResultsByReg
@@ -153,7 +154,7 @@ def solve_path(
     regs = list(regs) if isinstance(regs, Iterator) else regs
     if is_traced(program, regs):
         raise ValueError("solve_path cannot be traced: jax.vmap solve over λ instead")
-    given, program = program, absorb_sample_weight(program)
+    given, program = program, with_padded_rows(absorb_sample_weight(program))
     chosen = choose_warm_method(program, method)
     values = as_regs(program, regs, num_regs, min_share)
     tol, max_iter = as_options(program, chosen, tol, max_iter)

@@ -23,6 +23,7 @@ from fixntk.convex.driver import Outcome
 from fixntk.convex.duality import Evaluation
 from fixntk.convex.kernel_form import as_kernel_weights, weights_of_norms
 from fixntk.convex.method import Method
+from fixntk.convex.padding import with_padded_rows
 from fixntk.convex.penalties import group_norms
 from fixntk.convex.processes import check_same_call, explain_lost_process, spans_processes, to_this_process
 from fixntk.convex.program import ConvexProgram, absorb_sample_weight, as_group_weights, group_shape_of, is_quadratic
@@ -157,6 +158,8 @@ def solve(
         has = {"callback": callback is not None, "checkpoint": checkpoint is not None}
         check_same_call("solve", program, method=method, tol=tol, max_iter=max_iter, init=init, epsilon=epsilon, **has)
     given, program = program, absorb_sample_weight(program)
+    if not traced:
+        program = with_padded_rows(program)
     chosen = choose_method(program, method, traced=traced)
     tol, max_iter = as_options(program, chosen, tol, max_iter, epsilon)
     start = _starting_point(program, chosen, init)
@@ -175,7 +178,9 @@ def solve(
         with progress_bar(f"solve ({chosen.name})", shown=progress and _is_shown_here(program)) as show:
             watch = partial(_show, show) if progress else None
             arguments = program, looped, start, smoothing, tol, max_iter
-            outcome = driver.run_from_host(*arguments, callback=callback, watch=watch, keeper=keeper)
+            outcome = driver.run_from_host(
+                *arguments, callback=callback, watch=watch, keeper=keeper, num_rows=given.x.shape[0]
+            )
         solution = _certify_from_host(program, outcome, looped, chosen, tol)
     if outcome.is_interrupted:
         raise Interrupted(solution)

@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 from fixntk._checks import as_positive_int, bytes_in_words
 from fixntk.convex.losses import Loss
 from fixntk.convex.method import Method
+from fixntk.convex.padding import padded_count
 from fixntk.convex.program import ConvexProgram, group_shape_of, replace_fields
 from fixntk.convex.rates import Rates
 from fixntk.convex.solve import METHODS, choose_method, reason_for_first_order
@@ -201,7 +202,11 @@ def solve_plan(
     local = _local_part(program, devices)
     data_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(local))
     free = math.inf if memory is None else memory - data_bytes
-    methods = tuple(_plan_method(program, local, name, devices, free, rates) for name in METHODS)
+    # On one device solve adds rows.
+    rows_solved = padded_count(num_rows) if devices == 1 else num_rows
+    solved = program_of_shapes(rows_solved, num_features, num_gates, outputs, loss, name)
+    part = _local_part(solved, devices)
+    methods = tuple(_plan_method(solved, part, each, devices, free, rates) for each in METHODS)
     chosen = choose_method(program, "auto")
     return SolvePlan(
         num_rows=num_rows,

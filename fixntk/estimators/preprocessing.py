@@ -13,11 +13,14 @@ from scipy.special import expit, softmax
 
 from fixntk._checks import refuse_masked, refuse_missing
 from fixntk._numerics import allow_float64
+from fixntk.convex.padding import padded_count
 
 # Rows and columns are padded with zeros to a small set of sizes, so that tables of similar sizes share one compilation.
 
 # Smallest padded number of rows.
 _SMALLEST_ROWS = 32
+# Up to this number of rows a fit compiles for longer than it computes.
+_MOST_COMPILED_ROWS = 512
 # The number of columns is padded to a multiple of this.
 _COLUMN_MULTIPLE = 8
 # Number of rows that are gathered at a time, so that gathering does not make a second copy of the table.
@@ -30,7 +33,9 @@ Chosen = tuple[Int[np.ndarray, " k"], Float[np.ndarray, " k"]]
 
 
 def padded_size(count: int) -> int:
-    """Number of rows, rounded up to 2^k or 1.5 · 2^k."""
+    """Number of rows, rounded up to 2^k or 1.5 · 2^k; to a nearer size where a fit takes longer than it compiles."""
+    if count > _MOST_COMPILED_ROWS:
+        return padded_count(count)
     size = _SMALLEST_ROWS
     while size < count:
         size = size * 3 // 2 if (size & (size - 1)) == 0 else size * 4 // 3

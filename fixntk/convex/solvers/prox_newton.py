@@ -60,7 +60,7 @@ _MAX_HALVINGS = 25
 # Largest number of doublings.
 _MAX_DOUBLINGS = 30
 # Steps without a smaller gap after which first-order steps follow.
-_PATIENCE_STEPS = 10
+_PATIENCE_STEPS = 2
 # Number of these.
 _FIRST_ORDER_STEPS = 500
 # Share of the gap at which they stop.
