@@ -158,8 +158,7 @@ def solve(
         has = {"callback": callback is not None, "checkpoint": checkpoint is not None}
         check_same_call("solve", program, method=method, tol=tol, max_iter=max_iter, init=init, epsilon=epsilon, **has)
     given, program = program, absorb_sample_weight(program)
-    if not traced:
-        program = with_padded_rows(program)
+    program = program if traced else with_padded_rows(program)
     chosen = choose_method(program, method, traced=traced)
     tol, max_iter = as_options(program, chosen, tol, max_iter, epsilon)
     start = _starting_point(program, chosen, init)

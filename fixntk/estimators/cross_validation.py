@@ -13,6 +13,7 @@ from jaxtyping import Float
 
 from fixntk._checks import as_positive_int
 from fixntk._numerics import allow_float64, blas_threads_for
+from fixntk.estimators.average import average_fits, average_kinds
 from fixntk.estimators.candidates import Candidates, Judge, Losses, constant_candidate
 from fixntk.estimators.discovered import discovered_candidates
 from fixntk.estimators.exact_ntk import exact_ntk_candidates
@@ -34,6 +35,9 @@ NTK = "ntk"
 REWEIGHTED = "reweighted"
 OPTIMUM = "optimum"
 RELU = "relu"
+# An average of several kinds, of which the constant is none, nor the NTK of infinitely many gates, which is no network.
+AVERAGE = "average"
+_NO_PARTS = (CONSTANT, EXACT_NTK)
 
 
 class GatedChoice(NamedTuple):
@@ -44,9 +48,11 @@ class GatedChoice(NamedTuple):
     kind
         ``"constant"``; ``"linear"``, one gate that is active on every row; ``"exact_ntk"``, the NTK of infinitely many
         gates; ``"ntk"``, the kernel of the gates without a reweighting step; ``"reweighted"``; ``"discovered"``;
-        ``"relu"``, a trained ReLU network, and ``"trained"``, a ridge regression with the kernel of its gates; or
+        ``"relu"``, a trained ReLU network, and ``"trained"``, a ridge regression with the kernel of its gates;
         ``"optimum"``, the end of the reweighting, which takes the place of the NTK, its reweighting and discovered
-        gates for many rows.
+        gates for many rows; or ``"average"``, of several of these.
+    shares
+        Share of each kind in the fit: 1 for a single one.
     losses_of_kinds
         The least held-out loss of each kind, from the smallest model to the largest.
     fit
@@ -71,6 +77,7 @@ class GatedChoice(NamedTuple):
     """
 
     kind: str
+    shares: Mapping[str, float]
     losses_of_kinds: Mapping[str, float]
     fit: GatedFit
     share: float
@@ -141,15 +148,22 @@ def choose_gated(
         problem = gated_problem(training, gates, "squared")
         tried = _try_kinds(training, gates, problem, folds, judge, shares, max_steps, progress=progress)
         best = {kind: _find_best(each, shares) for kind, each in tried.items() if _are_some_tried(each)}
+        parts: Mapping[str, float] = {}
+        if gates.name == AUTO and len(folds) > 1:
+            best, parts = _with_average(best, training, folds, judge)
         kind = _choose_kind(best, judge, one_standard_error=one_standard_error)
-        row, column, outputs, _ = best[kind]
-        fit = tried[kind].candidates.fit(row, column)
+        parts = parts if kind == AVERAGE else {kind: 1.0}
+        fits = [(part, tried[name].candidates.fit(*best[name][:2])) for name, part in parts.items()]
+        fit = average_fits(fits, training) if kind == AVERAGE else fits[0][1]
+    row, column, outputs, _ = best[kind]
+    has_no_share = kind in (CONSTANT, LINEAR, EXACT_NTK, AVERAGE)
     return GatedChoice(
         kind=kind,
+        shares=parts,
         losses_of_kinds={name: each.mean for name, each in best.items()},
         fit=fit,
-        share=fit.reg / problem.max_reg if kind in (CONSTANT, LINEAR, EXACT_NTK) else float(shares[row]),
-        num_steps=column if kind == REWEIGHTED else 0,
+        share=fit.reg / problem.max_reg if has_no_share else float(shares[row]),
+        num_steps=best[REWEIGHTED].column if REWEIGHTED in parts else 0,
         ridge_share=_ridge_share(kind, column),
         losses=_losses_of(tried, NTK, OPTIMUM),
         discovered_losses=_losses_of(tried, DISCOVERED),
@@ -243,11 +257,38 @@ def _find_best(tried: _Tried, shares: Float[np.ndarray, " R"]) -> _Best:
     return _Best(row, column, tried.candidates.outputs[row, column], float(grid[row, column]))
 
 
+def _with_average(
+    best: Mapping[str, _Best], training: Training, folds: Folds, judge: Judge
+) -> tuple[dict[str, _Best], Mapping[str, float]]:
+    """The best of each kind and their average, and the shares of this; without it where it has nothing to gain."""
+    outputs = {kind: found.outputs for kind, found in best.items() if kind not in _NO_PARTS}
+    # Where nothing is clearly better than the constant, an average would follow the noise.
+    is_constant_enough = not judge.all_clearly_behind(best[CONSTANT].outputs[None], best[_least(best)].outputs)
+    if len(outputs) < 2 or is_constant_enough:
+        return dict(best), {}
+    average = average_kinds(outputs, training.targets, judge.weights, folds)
+    if len(average.shares) < 2:
+        return dict(best), {}
+    found = _Best(0, 0, average.outputs, judge.mean_loss(average.outputs))
+    return {**best, AVERAGE: found}, average.shares
+
+
+def _least(best: Mapping[str, _Best]) -> str:
+    return min(best, key=lambda kind: best[kind].mean)
+
+
 def _choose_kind(best: Mapping[str, _Best], judge: Judge, *, one_standard_error: bool) -> str:
-    """The kind with the least loss, of equal ones the smallest model; or the smallest that is not clearly worse."""
-    least = min(best, key=lambda kind: best[kind].mean)
+    """The average, or the single kind of the least loss where that is clearly better; or the smallest good model.
+
+    The least of many losses is the one that luck has helped most, so that the average is not asked to be below it. Of
+    equal losses the smallest model's counts. With ``one_standard_error``, the smallest within that of the least.
+    """
     if not one_standard_error:
+        least = _least({kind: found for kind, found in best.items() if kind != AVERAGE})
+        if AVERAGE in best and not judge.all_clearly_behind(best[AVERAGE].outputs[None], best[least].outputs):
+            return AVERAGE
         return least
+    least = _least(best)
     for kind, found in best.items():
         mean, error = judge.excess(found.outputs, best[least].outputs)
         if mean <= error:

@@ -23,8 +23,8 @@ from fixntk.estimators.preprocessing import distinct_rows
 class GatedReLURegressorCV(ChoiceMixin, RegressionMixin, BaseEstimator):
     """Regression with a fixed kernel: gates, λ and the number of reweighting steps from the NTK by cross-validation.
 
-    The mean of the targets and the NTK of random gates are among the candidates, so that the choice is never worse than
-    either on held-out rows. For more than 2,000 distinct rows kernel matrices for each fold, λ and step would take
+    The mean of the targets and the NTK of random gates are among the candidates, so that a single choice is never worse
+    than either on held-out rows. For more than 2,000 distinct rows kernel matrices for each fold, λ and step would take
     minutes: there the optimum of random gates is followed along λ, in single precision, until the loss of one held-out
     part rises, and compared with the candidates that need none.
 
@@ -34,8 +34,9 @@ class GatedReLURegressorCV(ChoiceMixin, RegressionMixin, BaseEstimator):
         P; the accuracy decreases with fewer gates (docs/comparison.md).
     gates : str, array (P, d') or callable
         "auto": cross-validation chooses between one gate that is active on every row, which is linear regression (only
-        with ``bias``), the NTK of infinitely many gates, random gates, discovered ones, and those of trained ReLU
-        networks. "discovered": column generation along λ, from the largest on until the held-out loss rises, and ridge
+        with ``bias``), the NTK of infinitely many gates, random gates, discovered ones, those of trained ReLU networks,
+        and an average of these networks, which is one, in shares that held-out outputs choose (not for more than 2,000
+        rows). "discovered": column generation along λ, from the largest on until the held-out loss rises, and ridge
         regressions with the kernel found, whose smaller ridges undo the shrinkage. "trained": ReLU networks trained by
         gradient descent at each λ, and such ridge regressions with the kernels of their gates. Otherwise as for
         :class:`GatedReLURegressor`. Each fold's gates come from its training rows.
@@ -59,9 +60,13 @@ class GatedReLURegressorCV(ChoiceMixin, RegressionMixin, BaseEstimator):
         What was chosen: "constant", the mean of the targets; "linear"; "exact_ntk", the NTK of infinitely many gates,
         fitted as :class:`NTKRegressor` with a ridge chosen by leaving rows out; "ntk", the kernel of random gates
         without a reweighting step; "reweighted", with some; "discovered"; "relu", a trained ReLU network; "trained", a
-        ridge regression with the kernel of its gates; or, for more than 2,000 rows, "optimum", that of random gates.
+        ridge regression with the kernel of its gates; for more than 2,000 rows "optimum", that of random gates; or
+        "average", several of these, unless a single one is better by more than chance (two standard errors).
     choice_losses_ : dict
-        The least held-out loss of each of these that was tried on all folds.
+        The least held-out loss of each of these that was tried on all folds. That of the average is for shares that
+        each fold's own rows have no part in.
+    choice_shares_ : dict
+        The share of each kind in the average; of a single choice, 1.
     reg_share_, n_steps_, ridge_share_ : float, int, float
         The λ/λ_max and the number of steps chosen; and the ridge as a share of λ, below 1 where the shrinkage of
         discovered or trained gates is undone.
@@ -74,7 +79,8 @@ class GatedReLURegressorCV(ChoiceMixin, RegressionMixin, BaseEstimator):
         The same for trained networks, and for each ``ridge_share_`` with their gates.
     kernel_weights_, gap_, n_active_gates_, network_, solution_, gates_, feature_importances_
         As for :class:`GatedReLURegressor`; the gap is that after the last step. Where "exact_ntk" was chosen they are
-        those of random gates with its ridge, which approach it as their number grows.
+        those of random gates with its ridge, which approach it as their number grows; with "average" those of the gates
+        of all its parts at their mean λ, and the gap says how far the average is from the optimum there.
 
     Notes
     -----
@@ -143,7 +149,7 @@ class GatedReLUClassifierCV(ChoiceMixin, ClassificationMixin, BaseEstimator):
     temperature_ : float
         Probabilities are the softmax of ``temperature_`` · outputs, for two classes the sigmoid; it minimises the
         log-loss of held-out outputs.
-    choice_, choice_losses_, reg_share_, n_steps_, ridge_share_
+    choice_, choice_losses_, choice_shares_, reg_share_, n_steps_, ridge_share_
         As for :class:`GatedReLURegressorCV`.
     path_, discovered_path_, trained_path_ : ndarray (regs, max_steps + 1), (regs, 4), (regs, 5)
         As there, of the log-loss in nats, of held-out outputs at their best temperature.

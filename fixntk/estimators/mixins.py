@@ -311,7 +311,9 @@ class ChoiceMixin(GatedMixin):
         losses = ", ".join(f"{kind} {loss:.3g}" for kind, loss in self.choice_losses_.items())
         active = f"{self.n_active_gates_} of {len(self.gates_)} gates active"
         gates = active if self._exact_ntk is None else "infinitely many gates"
-        return f"{text}: {self.choice_}, {gates}; held-out losses: {losses}"
+        shares = [f"{share:.2f} {kind}" for kind, share in self.choice_shares_.items()]
+        choice = f"{self.choice_} ({' + '.join(shares)})" if len(shares) > 1 else self.choice_
+        return f"{text}: {choice}, {gates}; held-out losses: {losses}"
 
     def _choose(self, training: Training, folds: Folds, losses: Losses) -> GatedChoice:
         choice = choose_gated(
@@ -326,6 +328,7 @@ class ChoiceMixin(GatedMixin):
         )
         self._set_fit(choice.fit, training)
         self.choice_, self.choice_losses_ = choice.kind, dict(choice.losses_of_kinds)
+        self.choice_shares_ = dict(choice.shares)
         self.reg_share_, self.n_steps_, self.ridge_share_ = choice.share, choice.num_steps, choice.ridge_share
         self.path_, self.discovered_path_ = choice.losses, choice.discovered_losses
         self.trained_path_ = choice.trained_losses

@@ -85,6 +85,7 @@ def describe_choice(fitted: Any, is_class: bool) -> str:
         score = "accuracy" if is_class else "R²"
         settings = f"reg {fitted.reg_:g} and a bias column of {fitted.bias_scale_:g}"
         return f"{settings} by leaving out one row after another: {score} {fitted.loo_score_:.4f}"
+    shares = fitted.choice_shares_
     kinds = {
         "constant": "the constant, as no kernel predicts better",
         "linear": "linear regression, as no kernel with kinks predicts better",
@@ -95,6 +96,7 @@ def describe_choice(fitted: Any, is_class: bool) -> str:
         "discovered": f"gates discovered from the target, {fitted.n_active_gates_} of them",
         "relu": "a ReLU network, trained by gradient descent",
         "trained": f"the kernel of a trained ReLU network's gates, {fitted.n_active_gates_} of them",
+        "average": f"an average of {', '.join(f'{share:.0%} {kind}' for kind, share in shares.items())}",
     }
     losses = fitted.choice_losses_
     if is_class:
