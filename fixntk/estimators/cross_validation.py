@@ -153,8 +153,7 @@ def choose_gated(
             best, parts = _with_average(best, training, folds, judge)
         kind = _choose_kind(best, judge, one_standard_error=one_standard_error)
         parts = parts if kind == AVERAGE else {kind: 1.0}
-        fits = [(part, tried[name].candidates.fit(*best[name][:2])) for name, part in parts.items()]
-        fit = average_fits(fits, training) if kind == AVERAGE else fits[0][1]
+        fit = _fit_parts(parts, best, tried, training)
     row, column, outputs, _ = best[kind]
     has_no_share = kind in (CONSTANT, LINEAR, EXACT_NTK, AVERAGE)
     return GatedChoice(
@@ -171,6 +170,14 @@ def choose_gated(
         held_out_outputs=outputs,
         held_out_weights=judge.weights,
     )
+
+
+def _fit_parts(
+    parts: Mapping[str, float], best: Mapping[str, _Best], tried: Mapping[str, _Tried], training: Training
+) -> GatedFit:
+    """The fit to all rows of each kind, where its loss was least; of several their average."""
+    fits = [(share, tried[kind].candidates.fit(best[kind].row, best[kind].column)) for kind, share in parts.items()]
+    return average_fits(fits, training) if len(fits) > 1 else fits[0][1]
 
 
 def _ridge_share(kind: str, column: int) -> float:
