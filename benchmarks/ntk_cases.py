@@ -110,7 +110,11 @@ def contracted_jacobians(f: Callable[..., Any], params: Any, x: Any, outputs: st
     return sum(jnp.einsum(subscripts, row, row, precision=precision) for row in rows) / scale
 
 
-WIDTH, HEADS, LAYERS, LOGITS = 64, 4, 3, 8
+# Sizes of the transformer: numbers of features, of heads of attention, of layers and of outputs.
+WIDTH = 64
+HEADS = 4
+LAYERS = 3
+LOGITS = 8
 
 
 def transformer_case(contestant: str, kind: str, num_tokens: int, length: int, n: int, outputs: str) -> Work:

@@ -272,7 +272,7 @@ def place(array: Array | np.ndarray, sharding: Sharding) -> Array:
     """An array that is the same on every process, on the devices of a sharding."""
     if sharding.is_fully_addressable:
         return jax.device_put(array, sharding)
-    # JAX would compare the processes' arrays, all of whose entries would travel.
+    # device_put would send every entry between the processes, to compare their arrays.
     return jax.make_array_from_callback(array.shape, sharding, np.asarray(array).__getitem__)
 
 
@@ -335,7 +335,7 @@ def as_float_array(name: str, value: Any, ndim: tuple[int, ...]) -> Array:
 def largest_entry(array: Array) -> float:
     """Largest absolute value of an array that is not traced; NaN if it holds one."""
     if all(device.platform == "cpu" for device in array.devices()) and array.is_fully_addressable:
-        # NumPy reads what lies on a CPU where it lies, and needs no compiling.
+        # NumPy reads arrays of a CPU without a copy, and compiles nothing.
         entries = np.asarray(array)
         return float(np.maximum(np.max(entries), -np.min(entries)))
     # A concrete array that a traced function closes over has known values, but reading them needs eager evaluation.

@@ -167,7 +167,9 @@ def solve_kernel_ridge(kernel: Array, reg: Array, targets: Array) -> Float[Array
         tries, jitter, _ = state
         return tries + 1, 10 * jitter, factor(jitter)
 
+    # A factor that rounding has made impossible is NaN. Each further try has ten times the jitter of the one before.
     _, _, lower = lax.while_loop(needs_jitter, retry, (jnp.asarray(0), smallest, factor(jnp.zeros_like(smallest))))
     solution = jsl.cho_solve((lower, True), targets)
+    # The remainder is that of the matrix without jitter: what the jitter has changed is solved for once more.
     remainder = targets - matmul(shifted, solution)
     return solution + jsl.cho_solve((lower, True), remainder)

@@ -17,10 +17,14 @@ from fixntk.convex import discover_quietly
 # Candidates for λ/λ_max, of which a held-out quarter of the rows chooses one.
 _SHARES = (0.1, 0.03, 0.01, 0.003, 0.001)
 _HELD_OUT = 0.25
-# Gates from which the discovery starts, and its rounds.
-_NUM_GATES, _NUM_ROUNDS = 64, 10
-# Neurons that start from random weights, and gradient steps of both.
-_WIDTH, _NUM_STEPS = 100, 4000
+# Number of gates from which the discovery starts.
+_NUM_GATES = 64
+# Number of its rounds.
+_NUM_ROUNDS = 10
+# Number of neurons that start from random weights.
+_WIDTH = 100
+# Number of gradient steps of both networks.
+_NUM_STEPS = 4000
 # Largest learning rate of Adam. It falls to zero as a cosine does.
 _LEARNING_RATE = 3e-3
 # Groups of a smaller share of the largest are not in use.

@@ -159,7 +159,7 @@ def run_loop(
             raise
         is_interrupted = True
     finally:
-        # All processes take part in a checkpoint, which they cannot after an error of one.
+        # A checkpoint needs every process, and after an error one of them may be gone.
         if keeper is not None and (is_over or not is_shared):
             save_trace(keeper, logged.trace())
     return logged.trace(), is_interrupted
@@ -207,7 +207,7 @@ class _Log:
         return self._reached[1]
 
     def add(self, state: Any, record: Float[np.ndarray, "k 6"], seconds: float) -> None:
-        """Enter k steps, which took so many seconds together."""
+        """Enter k steps and the seconds that they took together."""
         self.records.append(record)
         self.seconds.extend(self.seconds[-1] + np.linspace(0, max(seconds, 0.0), len(record) + 1)[1:])
         self._reached = (self.done + len(record), state)

@@ -188,6 +188,7 @@ def _relative_gap(
     """
     lengths = jnp.sqrt(constraints)
     scale = 1 / jnp.maximum(1.0, jnp.max(lengths))
+    # The three terms of the sum above, in its order.
     excess = jnp.sum(shares * (lengths - 1) ** 2)
     of_penalty = 2 * jnp.sum(shares * lengths * jnp.maximum(1 - scale * lengths, 0))
     residual = problem.targets - jnp.sum(functions, axis=0)
@@ -227,6 +228,7 @@ def _step_length(problem: KernelProblem, state: PathState, step: Array, slope: A
     shares, mu = state.point.shares, state.barrier
     before = state.point.objective - mu * jnp.sum(jnp.log(shares))
 
+    # J is not quadratic in the shares: each trial takes a factorisation of its kernel.
     def change(length: Array) -> Array:
         moved = shares * (1 + length * step)
         dual_weights = jsl.cho_solve((_cholesky(problem, moved), True), problem.targets)

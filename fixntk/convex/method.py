@@ -61,7 +61,7 @@ class Method(NamedTuple):
     bytes_needed
         ``bytes_needed(program)`` estimates the memory that it takes besides the program, from shapes.
     step_bytes
-        ``step_bytes(program, size)`` estimates what a step on so many active groups takes besides.
+        ``step_bytes(program, size)`` estimates what a step on ``size`` active groups takes besides.
     memory_remedy
         What lowers that.
     on_active_groups

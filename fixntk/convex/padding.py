@@ -13,12 +13,12 @@ from fixntk.convex.program import ConvexProgram, is_quadratic, replace_fields
 _MOST_ROWS = 8192
 # Up to this number of rows every size is its own.
 _LEAST_STEP = 8
-# At most one row in so many is added, but for small programs.
+# At most one row in this number is added, but for small programs.
 _STEPS_PER_SIZE = 16
 
 
 def padded_count(num_rows: int) -> int:
-    """The size to which so many rows are brought: at most a sixteenth more, or 7 rows; the same above 8,192."""
+    """Number of rows after padding: at most a sixteenth more, or 7 rows; above 8,192 rows the same."""
     if not _LEAST_STEP < num_rows <= _MOST_ROWS:
         return num_rows
     # The largest power of two that is no more than a sixteenth of the rows.
@@ -51,9 +51,9 @@ def with_padded_rows(program: ConvexProgram) -> ConvexProgram:
 
 
 def _append(rows: Array | np.ndarray, count: int, row: np.ndarray | int = 0) -> Array:
-    """(n, …) rows and so many copies of a further one, zeros by default, where the rows are; joined by NumPy.
+    """(n, …) rows followed by ``count`` copies of a further one, zeros by default, on the same device.
 
-    JAX would compile a program for each number of rows.
+    NumPy joins them, as JAX would compile a program for each number of rows.
     """
     if not count:
         return to_device(rows)

@@ -41,7 +41,7 @@ _WORTH_SCREENING = 1e7
 _ZERO_IN_EPS = 10
 
 
-# What is found for one λ, and what all of that is gathered in.
+# The result for one λ, and the container of all results.
 Item = TypeVar("Item")
 Gathered = TypeVar("Gathered")
 

@@ -28,7 +28,8 @@ _DIGEST_LENGTH = 8
 # Words by which errors say that another process cannot be reached: of the CPU's collectives, of NCCL's and of the
 # coordination service.
 _LOST = ("Gloo", "NCCL", "nccl", "coordination", "heartbeat")
-# Errors of the first process that the others raise too, by name; others as the last.
+# Kinds of errors of the first process that the others raise too, by name: an error is raised as the first kind that
+# it is of.
 _SHARED_ERRORS = {error.__name__: error for error in (OSError, ModuleNotFoundError, TypeError, ValueError)}
 
 

@@ -26,7 +26,7 @@ from fixntk._numerics import allow_float64
 from fixntk.convex.losses import Loss, as_loss
 from fixntk.convex.method import Method
 from fixntk.convex.program import ConvexProgram, group_shape_of, is_quadratic
-from fixntk.convex.solvers import newton_system, working_sets
+from fixntk.convex.solvers import anderson, fista, irls, newton, newton_system, prox_newton, working_sets
 
 # Losses of labels −1 and 1.
 _LOSSES_OF_ONE_OUTPUT = ("logistic", "squared_hinge")
@@ -154,17 +154,17 @@ class _Solve(NamedTuple):
 
 def step_work(program: ConvexProgram, method: Method) -> Work:
     """Work of one iteration; for Newton's method the mean of those of a typical solve."""
-    return _SOLVES[method.name](program).step
+    return _SOLVES[method](program).step
 
 
 def typical_iterations(program: ConvexProgram, method: Method) -> int:
     """Iterations of a typical solve."""
-    return min(method.max_iter, _SOLVES[method.name](program).num_steps)
+    return min(method.max_iter, _SOLVES[method](program).num_steps)
 
 
 def typical_work(program: ConvexProgram, method: Method) -> Work:
     """Work of a typical solve, the start and the certificate of the result included."""
-    found = _SOLVES[method.name](program)
+    found = _SOLVES[method](program)
     work = found.step.times(typical_iterations(program, method) + found.num_starts)
     return work.plus(product_work(program, forward=1, adjoint=1))
 
@@ -192,6 +192,15 @@ def _newton_solve(program: ConvexProgram) -> _Solve:
     return _Solve(work.times(1 / count), count, num_starts=0)
 
 
+def _prox_newton_solve(program: ConvexProgram) -> _Solve:
+    count = _PROX_STEPS[_is_double(program)]
+    inner = _newton_step_work(program, newton_size(program)).times(_INNER_STEPS)
+    # The line search takes a product with the masks each way.
+    work = inner.plus(product_work(program, forward=1, adjoint=1)).times(count)
+    work = work.plus(_rounds_work(program, _round_sizes(program)[:1], [_ROUND_STEPS] * 2))
+    return _Solve(work.times(1 / count), count, num_starts=0)
+
+
 def typical_active(program: ConvexProgram) -> int:
     """Number of active groups of a typical solution."""
     return min(program.num_gates, math.ceil(_ACTIVE_PER_ROOT_GATE * math.sqrt(program.num_gates)))
@@ -205,23 +214,21 @@ def newton_size(program: ConvexProgram) -> int:
 
 def _newton_work(program: ConvexProgram) -> tuple[Work, int]:
     """Work and iterations of Newton's method."""
-    schedule = working_sets.schedule_of(program)
-    wanted = working_sets.ROOM * typical_active(program)
-    sizes = [size for size in schedule.round_sizes if size >= wanted]
-    if not is_quadratic(program):
-        outer = _PROX_STEPS[_is_double(program)]
-        inner = _newton_step_work(program, newton_size(program)).times(_INNER_STEPS)
-        # The line search takes a product with the masks each way.
-        work = inner.plus(product_work(program, forward=1, adjoint=1)).times(outer)
-        return work.plus(_rounds_work(program, sizes[:1], [_ROUND_STEPS] * 2)), outer
+    sizes = _round_sizes(program)
     if not sizes:
         return _newton_step_work(program, newton_size(program)).times(_NEWTON_STEPS), _NEWTON_STEPS
     steps = [_ROUND_STEPS] * _ROUNDS
     if _is_double(program):
         steps += [_LATE_ROUND_STEPS, working_sets.max_round_steps(program, sizes[0])]
     work = _rounds_work(program, sizes[:1], steps)
-    first = _rounds_work(program, schedule.round_sizes[:1], [_FIRST_ROUND_STEPS])
+    first = _rounds_work(program, working_sets.schedule_of(program).round_sizes[:1], [_FIRST_ROUND_STEPS])
     return work.plus(first), len(steps) + 1
+
+
+def _round_sizes(program: ConvexProgram) -> list[int]:
+    """Sizes of working sets that hold the active groups of a typical solution."""
+    wanted = working_sets.ROOM * typical_active(program)
+    return [size for size in working_sets.schedule_of(program).round_sizes if size >= wanted]
 
 
 def _rounds_work(program: ConvexProgram, sizes: list[int] | tuple[int, ...], steps: list[int]) -> Work:
@@ -250,4 +257,10 @@ def _is_double(program: ConvexProgram) -> bool:
     return program.x.dtype == np.float64
 
 
-_SOLVES = {"newton": _newton_solve, "fista": _fista_solve, "irls": _irls_solve, "anderson": _anderson_solve}
+_SOLVES = {
+    newton.METHOD: _newton_solve,
+    prox_newton.METHOD: _prox_newton_solve,
+    fista.METHOD: _fista_solve,
+    irls.METHOD: _irls_solve,
+    anderson.METHOD: _anderson_solve,
+}

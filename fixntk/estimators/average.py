@@ -22,7 +22,7 @@ from fixntk.estimators.fitting import GatedFit, certify_fit, program_of_rows
 from fixntk.estimators.folds import Folds
 from fixntk.estimators.preprocessing import Training
 
-# What the same shares for all kinds cost, as a share of the least mean square: rows are few, and errors much alike.
+# Ridge on the shares, relative to the least mean square of a kind: rows are few, and the kinds' errors much alike.
 _RIDGE_SHARE = 0.02
 # Smaller shares are not worth a fit.
 _LEAST_SHARE = 0.05

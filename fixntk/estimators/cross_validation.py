@@ -35,8 +35,9 @@ NTK = "ntk"
 REWEIGHTED = "reweighted"
 OPTIMUM = "optimum"
 RELU = "relu"
-# An average of several kinds, of which the constant is none, nor the NTK of infinitely many gates, which is no network.
+# An average of several kinds.
 AVERAGE = "average"
+# Kinds that are never part of it: the constant, and the NTK of infinitely many gates, which is not a network.
 _NO_PARTS = (CONSTANT, EXACT_NTK)
 
 

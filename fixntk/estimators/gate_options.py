@@ -19,7 +19,7 @@ from fixntk.gates.samplers import SAMPLERS
 RANDOM = "random"
 DISCOVERED = "discovered"
 TRAINED = "trained"
-# Sources of gates for which random ones are no candidates, but a start.
+# Sources of gates that start from random ones, which are not candidates themselves.
 STARTING_AT_RANDOM = (DISCOVERED, TRAINED)
 AUTO = "auto"
 

@@ -43,10 +43,10 @@ from fixntk.estimators.preprocessing import (
     TargetScaling,
     Training,
     all_rows,
+    as_checked,
     as_signs,
     compute_in_tiles,
     distinct_rows,
-    known,
     pad_rows,
     scale_inputs,
     scale_targets,
@@ -73,8 +73,8 @@ class InputMixin:
     def _read_rows(self, X: Any, y: Any, sample_weight: Any, **options: Any) -> tuple[np.ndarray, np.ndarray]:
         """Check inputs and targets; inputs as numbers (n, e), of which a data frame's column can make several."""
         encoder = fit_encoder(X, sample_weight)
-        rows = known("X", X) if encoder is None else encoder(X)
-        rows, y = validate_data(self, rows, known("y", y), dtype=np.float64, **options)
+        rows = as_checked("X", X) if encoder is None else encoder(X)
+        rows, y = validate_data(self, rows, as_checked("y", y), dtype=np.float64, **options)
         if encoder is not None:
             # Names and number of the columns are the frame's.
             validate_data(self, X, skip_check_array=True)
@@ -87,7 +87,7 @@ class InputMixin:
         if self._encoder is None:
             if is_frame(X):
                 check_numbers(X)
-            return validate_data(self, known("X", X), reset=False, dtype=np.float64)
+            return validate_data(self, as_checked("X", X), reset=False, dtype=np.float64)
         if is_frame(X):
             validate_data(self, X, reset=False, skip_check_array=True)
         return check_array(self._encoder(X), dtype=np.float64, input_name="X")

@@ -17,8 +17,10 @@ from fixntk.estimators.preprocessing import pad_rows
 from fixntk.estimators.ridges import UsedGates
 from fixntk.networks.descent import descend, sample_stack
 
-# Number of neurons, and of gradient steps from random weights.
-_WIDTH, _NUM_STEPS = 100, 1000
+# Number of neurons.
+_WIDTH = 100
+# Number of gradient steps from random weights.
+_NUM_STEPS = 1000
 # Number of networks in a compiled loop: as many λ as go on after the first fold.
 _STACK = NUM_KEPT_REGS
 # Neurons of a smaller share of the largest are left out.

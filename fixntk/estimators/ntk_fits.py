@@ -175,6 +175,7 @@ def _fit_by_landmarks(training: Training, shares: list[float], depth: int) -> NT
     factor, triangle = np.asarray(found.factor), np.asarray(found.triangle)
     total = float(np.sum(np.asarray(found.diagonal)))
     unit = total / weights.sum() or 1.0
+    # Of the rank's size, not of the rows': F V are the eigenvectors of F Fᵀ, scaled by the roots of their eigenvalues.
     eigenvalues, vectors = np.linalg.eigh(factor.T @ factor)
     features = factor @ vectors
     rotated = features.T @ (root[:, None] * targets)
@@ -182,12 +183,14 @@ def _fit_by_landmarks(training: Training, shares: list[float], depth: int) -> NT
     def left_out_residuals(share: float) -> np.ndarray:
         # The residuals are multiplied by the roots of the rows' weights.
         inverse = 1 / (np.maximum(eigenvalues, 0) + share * unit)
+        # A residual divided by 1 minus its row's leverage is that of the fit without the row.
         freedom = np.maximum(1 - features**2 @ inverse, LEAST_FREEDOM)
         return (root[:, None] * targets - features @ (inverse[:, None] * rotated)) / freedom[:, None]
 
     residuals, reg, errors, best = _choose_ridge(left_out_residuals, shares, unit, weights)
     inverse = 1 / (np.maximum(eigenvalues, 0) + reg)
     of_features = vectors @ (inverse[:, None] * rotated)
+    # F = K_landmarks L⁻ᵀ: the weights of the features are brought to coefficients of the landmark rows.
     of_landmarks = solve_triangular(triangle, of_features, lower=True, trans="T")
     return NTKFit(
         dual_coef=root[found.indices, None] * of_landmarks,

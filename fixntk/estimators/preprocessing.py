@@ -55,7 +55,7 @@ def pad_rows(array: Shaped[np.ndarray, "n ..."], size: int | None = None) -> Sha
     return padded
 
 
-def known(name: str, value: Any) -> Any:
+def as_checked(name: str, value: Any) -> Any:
     """Inputs or targets as they are, checked for what scikit-learn takes in silence or has no clear message for.
 
     Raises

@@ -249,6 +249,7 @@ def merge_duplicate_masks(
             f"got shapes {columns.shape}, {gates.shape} and {weights.shape}"
         )
     _, first, group = np.unique(row_bytes(columns.T), return_index=True, return_inverse=True)
+    # np.unique sorts the masks by value; rank brings them to the order of their first appearance.
     order = np.argsort(first)
     rank = np.empty_like(order)
     rank[order] = np.arange(order.size)

@@ -118,6 +118,7 @@ def _descend(
     def descend_one(parameters: Parameters, reg: Array) -> Parameters:
         return _take_steps(parameters, batches, reg / (a * b), optimizer, num_steps)
 
+    # v·(x/a)·√(a/b) times u·√(a/b) is f/b; the decay of the weights grows by a/b, which λ/(ab) makes λ/b².
     to_scaled = jnp.sqrt(a / b)
     found = jax.vmap(descend_one)(_scale(networks.parameters, to_scaled, 1 / b), regs)
     found = _scale(found, 1 / to_scaled, b)
@@ -136,6 +137,7 @@ def _take_steps(
     num_batches = batches[0].shape[0]
 
     def objective(parameters: Parameters, x: Array, targets: Array, weights: Array) -> Array:
+        # Times the number of batches, so that the mean over them is the loss of all rows.
         residual = outputs(parameters, x, None) - targets
         return 0.5 * num_batches * jnp.sum(weights[:, None] * residual**2) + reg * weight_decay(parameters)
 

@@ -137,7 +137,7 @@ def _outer(vector1: Array, vector2: Array) -> Array:
 
 
 def _facing(rows1: Rows, rows2: Rows) -> tuple[Rows, Rows]:
-    """Rows with an axis of size one where the other ones have theirs, so that operations meet all pairs."""
+    """Rows with axes of size one added, so that operations broadcast over all pairs."""
     return jax.tree.map(lambda array: array[:, None], rows1), jax.tree.map(lambda array: array[None], rows2)
 
 

@@ -28,7 +28,8 @@ def compute_on_devices(function: Callable[..., Any], sharding: RowSharding, rows
     ``rows`` and ``whole`` are pytrees of arrays; each device has all of ``whole``. To be called in a compiled function.
     """
     by_rows = PartitionSpec(sharding.axes)
-    # Loops begin with zeros, which are alike on all devices, and end with what differs: that is not to be checked.
+    # The carries of loops begin with zeros, which are the same on all devices, and end with values that differ: JAX's
+    # check of that is left out.
     options: dict[str, Any] = {_CHECK: False, "mesh": sharding.mesh}
     return shard_map(function, in_specs=(by_rows, PartitionSpec()), out_specs=by_rows, **options)(rows, whole)
 

@@ -238,6 +238,7 @@ def _lanczos_spectrum(f: Callable[[Any, Any], Array], params: Any, x: Any, optio
         batch_size=options.batch_size,
     )
     output = jax.eval_shape(f, params, x)
+    # There may be fewer eigenvalues than were asked for: the rest of the record is NaN.
     num = min(options.num, output.size)
     values = np.full(num, np.nan)
     values[: found.eigenvalues.size] = found.eigenvalues

@@ -330,6 +330,7 @@ def _run_steps(
         trained, optimizer_state, order = carry
         batch = rows
         if batch_size is not None:
+            # The order is drawn at the first batch of an epoch, and kept for the others.
             position = i % num_batches
             order = lax.cond(position == 0, lambda: epoch_order(i), lambda: order)
             batch = draw_rows(rows, lax.dynamic_slice_in_dim(order, position * batch_size, batch_size))

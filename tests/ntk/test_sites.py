@@ -351,10 +351,8 @@ def lookups(params, tokens):
     """A product with a table, then look-ups in it, in one with factors of rows and columns, and in one with a mask."""
     tokens = tokens % 6
     table, gain = params["table"], jnp.arange(1.0, 7.0)[:, None]
-    scaled, masked = (
-        params["scaled"] * gain * jnp.array([1.0, -2.0, 0.5]),
-        params["masked"] * jnp.tril(jnp.ones((6, 3))),
-    )
+    scaled = params["scaled"] * gain * jnp.array([1.0, -2.0, 0.5])
+    masked = params["masked"] * jnp.tril(jnp.ones((6, 3)))
     h = jnp.tanh(jax.nn.one_hot(tokens, 6) @ table.T.T + table[tokens])
     h = jnp.tanh(h @ params["w"] + scaled[tokens] + masked[tokens])
     return (h @ table.T).sum(axis=1)

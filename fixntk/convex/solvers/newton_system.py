@@ -186,6 +186,7 @@ def _by_features(program: ConvexProgram, sigma: Array, active: Active) -> Invers
     matrix = _shift(einsum("if,ig->fg", features, features), 1 / sigma)
     inner = _inverse_of(jnp.linalg.cholesky(matrix, symmetrize_input=False))
 
+    # (I/σ + V Vᵀ)⁻¹ = σ (I − V (I/σ + VᵀV)⁻¹ Vᵀ). Where V Vᵀ is large against I/σ the difference cancels digits.
     def solve(right: Array) -> Array:
         return sigma * (right - einsum("if,f->i", features, inner(einsum("if,i->f", features, right))))
 
@@ -216,11 +217,14 @@ def _by_products(program: ConvexProgram, sigma: Array, active: Active) -> Invers
     share of ones. That part, which has the largest eigenvalues, and a multiple of I precondition.
     """
     kept = active.kept
+    # A mask is its share of ones plus a rest of mean zero. The shares give a X Xᵀ; of the rests, taken as independent,
+    # the trace is spread over the rows as a multiple of I.
     shares = jnp.mean(active.masks, axis=0)
     common = jnp.sum(kept * shares**2)
     rest = jnp.sum(kept * shares * (1 - shares)) * jnp.sum(program.x**2) / program.x.shape[0] ** 2
     shift = 1 / sigma + rest * program.x.shape[1]
     ridge = shift / jnp.where(common > 0, common, 1.0)
+    # (s I + a X Xᵀ)⁻¹ = (I − X (XᵀX + s/a I)⁻¹ Xᵀ) / s, a system of the d features (Woodbury).
     inner = einsum("nd,ne->de", program.x, program.x) + jnp.eye(program.x.shape[1], dtype=ridge.dtype) * ridge
     factor = jsl.cho_factor(inner)
 

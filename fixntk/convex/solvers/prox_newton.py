@@ -119,7 +119,7 @@ def _newton_step(program: ConvexProgram, state: ProxNewtonState) -> ProxNewtonSt
     if not is_tracing(first_primal):
         first_primal, gap_goal = jax.device_get((first_primal, gap_goal))
 
-    # Of arrays where it is traced, of NumPy's numbers on the host.
+    # Its arguments are JAX arrays in a traced loop, and NumPy's numbers on the host.
     def is_unfinished(primal: Any, gap: Any) -> Any:
         is_descent_certain = gap <= _INNER_DECREASE_SHARE * (first_primal - primal)
         return (gap > gap_goal) | ~(is_descent_certain | (gap <= negligible * first_primal))

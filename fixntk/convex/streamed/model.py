@@ -240,7 +240,7 @@ def minimise_model(
         if size and float(gap) <= goal:
             break
         size = max(size, _set_size(int(num_needed), len(gates)))
-        # Of groups that are as near the first ones, whatever NumPy's version.
+        # A stable sort, so that ties go to the groups of lower index with every version of NumPy.
         chosen = to_device(np.argsort(-np.asarray(near), kind="stable")[:size].astype(np.int32))
         set_goal = np.asarray(max(_SET_GAP_SHARE * float(gap), _GOAL_SHARE * goal), program.dtype)
         model, start = _restrict(sample.x, sample.roots, gates, whole, found, chosen)

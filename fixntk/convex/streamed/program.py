@@ -383,6 +383,8 @@ def _sum_tile(
     squares = 0.5 * jnp.stack([jnp.sum(residual**2), jnp.sum(y**2)])
     if roots is None:
         return masked_adjoint(masks, x, residual, gates.shape[0]), squares
+    # The residual's part along the intercept's column s is known after all tiles. It is taken from the correlations
+    # then, for which they have Xᵀ D_p s.
     columns = jnp.concatenate([residual, roots[:, None]], axis=1) if with_columns else residual
     correlations = masked_adjoint(masks, x, columns, gates.shape[0])
     count = jnp.broadcast_to(jnp.sum(roots**2), y.shape[1:])
