@@ -11,11 +11,13 @@ See docs/mathematics.md, M8.
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
@@ -30,6 +32,7 @@ from fixntk.convex.program import (
     as_squared_loss,
     correlations_of,
     datafit_of,
+    group_shape_of,
     masked_outputs,
     penalty_of,
     targets_of,
@@ -59,10 +62,14 @@ _ROUNDINGS_OF_OBJECTIVE = 4
 _MAX_HALVINGS = 25
 # Largest number of doublings.
 _MAX_DOUBLINGS = 30
-# Steps without a smaller gap after which first-order steps follow.
+# A step is in vain if it leaves the gap above this share of the least before it.
+_FALL = 0.9
+# Number of steps in vain after which first-order steps follow.
 _PATIENCE_STEPS = 2
-# Number of these.
-_FIRST_ORDER_STEPS = 500
+# Least number of these, and largest.
+_FIRST_ORDER_STEPS = (500, 20_000)
+# Between the two as many as take this number of multiplications, since no one can interrupt them.
+_FIRST_ORDER_MULTIPLICATIONS = 2e10
 # Share of the gap at which they stop.
 _FIRST_ORDER_GAP_SHARE = 0.1
 
@@ -81,7 +88,7 @@ class ProxNewtonState(NamedTuple):
     fitted
         (n, c) its outputs without the intercept.
     stalled
-        Steps since the gap was last lowered.
+        Number of steps in vain, one after the other.
     next_step
         0 for a proximal Newton step, 1 for first-order steps.
     """
@@ -181,12 +188,18 @@ def _move(program: ConvexProgram, state: ProxNewtonState, inner_weights: Array, 
 def _first_order_step(program: ConvexProgram, state: ProxNewtonState) -> ProxNewtonState:
     """First-order steps from the last iterate; the solve fails where they lower neither the gap nor the objective."""
     goal = _FIRST_ORDER_GAP_SHARE * state.gap
-    weights, _ = working_sets.run_first_order(program, state.iterate, goal, _FIRST_ORDER_STEPS)
+    num_steps = np.clip(_FIRST_ORDER_MULTIPLICATIONS / _product_size(program), *_FIRST_ORDER_STEPS)
+    weights, _ = working_sets.run_first_order(program, state.iterate, goal, int(num_steps))
     reached = init(program, weights)
     moved = _keep_best(reached, state)
     primal = datafit_of(program).fit(state.fitted).loss + penalty_of(program).value(state.iterate)
-    is_in_vain = (moved.stalled > 0) & (reached.primal >= primal - _slack(primal))
+    is_in_vain = (reached.gap >= state.gap) & (reached.primal >= primal - _slack(primal))
     return moved._replace(stalled=jnp.zeros((), jnp.int32), failed=moved.failed | is_in_vain)
+
+
+def _product_size(program: ConvexProgram) -> float:
+    """Number of multiplications of a product with all masks."""
+    return float(program.x.shape[0] * math.prod(group_shape_of(program)))
 
 
 def _slack(primal: Array) -> Array:
@@ -201,7 +214,8 @@ def _keep_best(moved: ProxNewtonState, state: ProxNewtonState) -> ProxNewtonStat
         name: jnp.where(is_better, getattr(moved, name), getattr(state, name))
         for name in ("weights", "primal", "gap", "objective")
     }
-    return moved._replace(stalled=jnp.where(is_better, 0, state.stalled + 1), **kept)
+    stalled = jnp.where(moved.gap < _FALL * state.gap, 0, state.stalled + 1)
+    return moved._replace(stalled=stalled, **kept)
 
 
 def _state_at(program: ConvexProgram, weights: Array, fitted: Array) -> ProxNewtonState:

@@ -60,7 +60,22 @@ def test_it_crosses_regions_in_which_two_outliers_cancel_and_the_loss_is_flat(se
     solution = fx.solve(program, method="newton", tol=1e-6)
     assert bool(solution.converged), solution.message
     assert int(solution.iterations) <= 60
-    np.testing.assert_allclose(solution.primal, cvxpy_optimum(program)[0], rtol=1e-8)
+    np.testing.assert_allclose(solution.primal, cvxpy_optimum(program)[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("loss", "num_outputs"), [("squared_hinge", None), ("huber", None), ("huber", 2)])
+def test_it_leaves_places_where_its_steps_are_short(loss, num_outputs):
+    # Few distinct rows and labels at random: the curvature vanishes on most rows, and of two outputs Newton's model
+    # only bounds the loss. First-order steps lead out of it.
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        x = rng.standard_normal((6, 2))[rng.integers(0, 6, 16)] * 10.0 ** rng.integers(-3, 4)
+        y = rng.standard_normal(16 if num_outputs is None else (16, num_outputs))
+        y = np.sign(y) if loss == "squared_hinge" else 10 * y
+        program = fx.ConvexProgram(x, y, x @ rng.standard_normal((2, 10)) >= 0, 1.0, loss=loss)
+        for share in (1e-3, 1e-5, 1e-6):
+            solution = fx.solve(program.with_reg(share * program.max_reg()), method="newton", tol=1e-5)
+            assert bool(solution.converged), (seed, share, solution.message)
 
 
 def test_a_small_squared_hinge_with_repeated_rows_converges():
