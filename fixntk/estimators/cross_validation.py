@@ -116,6 +116,7 @@ def choose_gated(
     *,
     regs: Sequence[Any],
     max_steps: Any,
+    average_slack: float = 0.0,
     one_standard_error: bool = False,
     progress: bool = False,
 ) -> GatedChoice:
@@ -136,6 +137,8 @@ def choose_gated(
         Candidates for λ/λ_max.
     max_steps
         Largest number of reweighting steps.
+    average_slack
+        By how many standard errors the loss of an average may exceed that of the best single kind.
     one_standard_error
         Whether to take the smallest model whose loss is within one standard error of the least.
     progress
@@ -152,7 +155,7 @@ def choose_gated(
         parts: Mapping[str, float] = {}
         if gates.name == AUTO and len(folds) > 1:
             best, parts = _with_average(best, training, folds, judge)
-        kind = _choose_kind(best, judge, one_standard_error=one_standard_error)
+        kind = _choose_kind(best, judge, average_slack, one_standard_error=one_standard_error)
         parts = parts if kind == AVERAGE else {kind: 1.0}
         fit = _fit_parts(parts, best, tried, training)
     row, column, outputs, _ = best[kind]
@@ -285,17 +288,18 @@ def _least(best: Mapping[str, _Best]) -> str:
     return min(best, key=lambda kind: best[kind].mean)
 
 
-def _choose_kind(best: Mapping[str, _Best], judge: Judge, *, one_standard_error: bool) -> str:
-    """The average, or the single kind of the least loss where that is clearly better; or the smallest good model.
+def _choose_kind(best: Mapping[str, _Best], judge: Judge, average_slack: float, *, one_standard_error: bool) -> str:
+    """The single kind of the least loss, of equal ones the smallest model, or the average unless it is further behind.
 
-    The least of many losses is the one that luck has helped most, so that the average is not asked to be below it. Of
-    equal losses the smallest model's counts. With ``one_standard_error``, the smallest within that of the least.
+    The least of many losses is the one that luck has helped most, so that the average need not be below it. With
+    ``one_standard_error``, the smallest model within that of the least of all.
     """
     if not one_standard_error:
         least = _least({kind: found for kind, found in best.items() if kind != AVERAGE})
-        if AVERAGE in best and not judge.all_clearly_behind(best[AVERAGE].outputs[None], best[least].outputs):
-            return AVERAGE
-        return least
+        if AVERAGE not in best:
+            return least
+        mean, error = judge.excess(best[AVERAGE].outputs, best[least].outputs)
+        return AVERAGE if mean <= average_slack * error else least
     least = _least(best)
     for kind, found in best.items():
         mean, error = judge.excess(found.outputs, best[least].outputs)

@@ -61,7 +61,7 @@ class GatedReLURegressorCV(ChoiceMixin, RegressionMixin, BaseEstimator):
         fitted as :class:`NTKRegressor` with a ridge chosen by leaving rows out; "ntk", the kernel of random gates
         without a reweighting step; "reweighted", with some; "discovered"; "relu", a trained ReLU network; "trained", a
         ridge regression with the kernel of its gates; for more than 2,000 rows "optimum", that of random gates; or
-        "average", several of these, unless a single one is better by more than chance (two standard errors).
+        "average", several of these, unless a single one is better by more than two standard errors.
     choice_losses_ : dict
         The least held-out loss of each of these that was tried on all folds. That of the average is for shares that
         each fold's own rows have no part in.
@@ -86,6 +86,8 @@ class GatedReLURegressorCV(ChoiceMixin, RegressionMixin, BaseEstimator):
     -----
     See docs/mathematics.md, M6 and M11.
     """
+
+    _average_slack = 2.0
 
     def __init__(
         self,
@@ -150,7 +152,7 @@ class GatedReLUClassifierCV(ChoiceMixin, ClassificationMixin, BaseEstimator):
         Probabilities are the softmax of ``temperature_`` · outputs, for two classes the sigmoid; it minimises the
         log-loss of held-out outputs.
     choice_, choice_losses_, choice_shares_, reg_share_, n_steps_, ridge_share_
-        As for :class:`GatedReLURegressorCV`.
+        As for :class:`GatedReLURegressorCV`, but that "average" is chosen where its held-out loss is the least.
     path_, discovered_path_, trained_path_ : ndarray (regs, max_steps + 1), (regs, 4), (regs, 5)
         As there, of the log-loss in nats, of held-out outputs at their best temperature.
     kernel_weights_, gap_, n_active_gates_, network_, solution_, gates_, feature_importances_
@@ -160,6 +162,9 @@ class GatedReLUClassifierCV(ChoiceMixin, ClassificationMixin, BaseEstimator):
     -----
     See docs/mathematics.md, M6 and M11.
     """
+
+    # The shares minimise squares, and the kinds are judged by the log-loss.
+    _average_slack = 0.0
 
     def __init__(
         self,

@@ -299,6 +299,8 @@ class ChoiceMixin(GatedMixin):
     """Gated estimators that choose gates, λ, steps and ridge by cross-validation."""
 
     _other_sources = (AUTO, *STARTING_AT_RANDOM)
+    # By how many standard errors the average of several kinds may be behind the best one.
+    _average_slack: float
     regs: Any
     max_steps: int
     one_standard_error: bool
@@ -323,6 +325,7 @@ class ChoiceMixin(GatedMixin):
             losses,
             regs=self.regs,
             max_steps=self.max_steps,
+            average_slack=self._average_slack,
             one_standard_error=self.one_standard_error,
             progress=self.verbose > 0,
         )
