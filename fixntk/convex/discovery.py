@@ -41,7 +41,7 @@ from fixntk.convex.padding import with_padded_rows
 from fixntk.convex.path import as_regs, follow_regs
 from fixntk.convex.pricing import DEFAULT_SAMPLERS
 from fixntk.convex.program import ConvexProgram, absorb_sample_weight
-from fixntk.convex.progress import Interrupted, progress_bar
+from fixntk.convex.progress import keep_result, progress_bar
 from fixntk.convex.solution import Solution
 from fixntk.convex.solve import as_starting_weights, choose_warm_method, solve_from
 from fixntk.gates.samplers import Sampler
@@ -165,16 +165,12 @@ def discover(
     # A round that was interrupted is lost; the result is that of the last complete one.
     found, is_ended = None, False
     bar = progress_bar("discover", total=limits.max_rounds, unit="round", shown=progress)
-    with column_generation.memory_for_rounds(engine, start), bar as show:
-        try:
-            for end_of_round in _run_rounds(engine, start, limits):
-                found, is_ended = end_of_round
-                line = f"objective {float(found.solution.primal):.4g}, {len(found.gates)} gates"
-                show(found.rounds, f"{line}, violation {found.violation:.1e}")
-        except KeyboardInterrupt:
-            if found is None or (callback is None and not progress):
-                raise
-            raise Interrupted(found) from None
+    kept = keep_result(lambda: found, is_watched=progress or callback is not None)
+    with column_generation.memory_for_rounds(engine, start), bar as show, kept:
+        for end_of_round in _run_rounds(engine, start, limits):
+            found, is_ended = end_of_round
+            line = f"objective {float(found.solution.primal):.4g}, {len(found.gates)} gates"
+            show(found.rounds, f"{line}, violation {found.violation:.1e}")
     assert found is not None
     _warn(found, is_ended)
     return found

@@ -20,7 +20,7 @@ from fixntk._numerics import ConvergenceWarning, allow_float64, blas_threads_for
 from fixntk._tiling import memory_for
 from fixntk.convex.kernel_criteria import check_shapes
 from fixntk.convex.kernel_interior_point import KernelPoint, KernelProblem, PathState, follow_path, is_idle
-from fixntk.convex.progress import describe, progress_bar
+from fixntk.convex.progress import describe, keep_result, progress_bar
 
 # Multiple of the dtype's resolution, relative to the largest entry, by which a kernel may be asymmetric or indefinite.
 _KERNEL_SLACK = 1e3
@@ -174,6 +174,8 @@ def solve_kernels(
         rounding error, λ or τ is not positive, or ``tol`` is not.
     OutOfMemoryError
         If memory does not suffice; a ValueError too.
+    Interrupted
+        A KeyboardInterrupt with the KernelSolution reached so far as ``result``, on Ctrl-C with ``progress``.
 
     Warns
     -----
@@ -211,15 +213,21 @@ def solve_kernels(
         return KernelSolution(**found, tol=tol, squeeze=squeeze)
     bar = progress_bar("solve_kernels", total=max_iter, shown=progress)
     with _memory_for(problem.kernels), allow_float64(), blas_threads_for(problem.kernels.shape[1]), bar as show:
-        problem = with_dtype(problem, jnp.float64)
+        problem, last = with_dtype(problem, jnp.float64), None
 
         def watch(state: PathState) -> None:
+            nonlocal last
+            last = state
             num_active = int(np.sum(np.asarray(state.best.shares) > 0))
             show(int(state.iterations), describe(float(state.best.relative_gap), num_active))
 
-        point, state = follow_path(problem, tol, max_iter, watch if progress else None)
-        found = _as_fields(problem, point, state, tol)
-    solution = KernelSolution(**with_dtype(found, dtype), tol=tol, squeeze=squeeze)
+        def as_solution(point: KernelPoint, state: PathState) -> KernelSolution:
+            found = with_dtype(_as_fields(problem, point, state, tol), dtype)
+            return KernelSolution(**found, tol=tol, squeeze=squeeze)
+
+        with keep_result(lambda: None if last is None else as_solution(last.best, last), is_watched=progress):
+            point, state = follow_path(problem, tol, max_iter, watch if progress else None)
+        solution = as_solution(point, state)
     if not bool(solution.converged):
         warnings.warn(solution.message, ConvergenceWarning, stacklevel=2)
     return solution

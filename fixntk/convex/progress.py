@@ -51,6 +51,21 @@ class Interrupted(KeyboardInterrupt):
         self.result = result
 
 
+@contextmanager
+def keep_result(reached: Callable[[], Any], *, is_watched: bool) -> Iterator[None]:
+    """Raise :class:`Interrupted` on Ctrl-C, with what ``reached`` returns, where a callback or a bar watches the call.
+
+    The plain KeyboardInterrupt where nothing does, or ``reached`` returns None.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        result = reached() if is_watched else None
+        if result is None:
+            raise
+        raise Interrupted(result) from None
+
+
 # Shows how many units of work are done, and a line about the last one.
 Show = Callable[[int, str], None]
 

@@ -85,6 +85,7 @@ def discovered_candidates(
             losses.append(min(map(judge.mean_loss, outputs[place])))
             if _has_stopped_falling(regs[order[: len(losses)]], losses):
                 break
+        show(len(folds) * len(regs), f"the path ended after {len(losses)} λ of all folds")
 
     def fit(place: int, ridge: int) -> GatedFit:
         position = _start(training.padded_x, training.padded_targets, training.padded_weights, problem.gates)

@@ -64,6 +64,7 @@ class InputMixin:
     standardize: bool
     bias: bool
     bias_scale: Any
+    verbose: int
     n_features_in_: int
     feature_importances_: np.ndarray
     bias_scale_: float
@@ -110,6 +111,7 @@ class InputMixin:
             depths=depths,
             bias_scales=check_bias_scales(self.bias_scale),
             bias_column=len(self._scaling.mean) if self.bias else None,
+            progress=self.verbose > 0,
         )
         self._set_bias_scale(choice.bias_scale)
         return choice
@@ -304,7 +306,6 @@ class ChoiceMixin(GatedMixin):
     regs: Any
     max_steps: int
     one_standard_error: bool
-    verbose: int
 
     def __repr__(self, N_CHAR_MAX: int = 700) -> str:
         text: str = super().__repr__(N_CHAR_MAX)
@@ -342,7 +343,6 @@ class NTKMixin(InputMixin):
     """Estimators that are kernel ridge regressions with the NTK."""
 
     depth: Any
-    verbose: int
     X_fit_: np.ndarray
     dual_coef_: np.ndarray
     depth_: int

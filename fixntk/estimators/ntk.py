@@ -37,7 +37,7 @@ class NTKRegressor(NTKMixin, RegressionMixin, BaseEstimator):
         of the network's gates pass far from the centre of the rows. Of a sequence, the one with the least error,
         together with the depth; "auto" for 0.3, 1, 3 and 10.
     verbose : int
-        Above 0, print the number of landmarks where the kernel is approximated.
+        Above 0, show a bar over the kernels that are tried, and print the number of landmarks of an approximation.
 
     Attributes
     ----------

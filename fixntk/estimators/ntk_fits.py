@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from scipy.linalg import solve_triangular
 
 from fixntk._numerics import allow_float64, ignore_convergence_warnings
+from fixntk.convex.progress import progress_bar
 from fixntk.estimators.fitting import check_regs, kernel_matrix, memory_for_kernels
 from fixntk.estimators.gaussian_process import LEAST_FREEDOM
 from fixntk.estimators.kernels import ntk_of_depth
@@ -97,6 +98,7 @@ def choose_ntk(
     depths: Sequence[int],
     bias_scales: Sequence[float],
     bias_column: int | None,
+    progress: bool = False,
 ) -> NTKChoice:
     """Fit each NTK at its best ridge, and choose the one with the least error; of equal ones the first.
 
@@ -108,16 +110,23 @@ def choose_ntk(
         Numbers of hidden layers, and values of the bias column, each of which is tried with each.
     bias_column
         Index of that column, None where there is none.
+    progress
+        Show a bar with the number of kernels.
     """
     best: NTKChoice | None = None
     errors: dict[tuple[int, float], float] = {}
-    for bias_scale in bias_scales if bias_column is not None else (0.0,):
-        rows = training if bias_column is None else training.with_bias(bias_column, bias_scale)
-        for depth in depths:
-            fit = fit_ntk(rows, regs, depth)
-            errors[depth, bias_scale] = float(fit.errors.min())
-            if best is None or errors[depth, bias_scale] < errors[best.fit.depth, best.bias_scale]:
-                best = NTKChoice(fit, rows, bias_scale, errors)
+    bias_scales = bias_scales if bias_column is not None else (0.0,)
+    with progress_bar("NTK", total=len(bias_scales) * len(depths), unit="kernel", shown=progress) as show:
+        method = "a kernel of all rows" if training.num_rows <= _MAX_EXACT_ROWS else "landmark rows"
+        show(0, f"{training.num_rows} rows, by {method}")
+        for bias_scale in bias_scales:
+            rows = training if bias_column is None else training.with_bias(bias_column, bias_scale)
+            for depth in depths:
+                fit = fit_ntk(rows, regs, depth)
+                errors[depth, bias_scale] = float(fit.errors.min())
+                show(len(errors), f"depth {depth}, bias_scale {bias_scale:g}: error {errors[depth, bias_scale]:.3g}")
+                if best is None or errors[depth, bias_scale] < errors[best.fit.depth, best.bias_scale]:
+                    best = NTKChoice(fit, rows, bias_scale, errors)
     assert best is not None, "there is at least one depth and one value"
     return best
 

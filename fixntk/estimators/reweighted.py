@@ -100,6 +100,8 @@ def _held_out_outputs(
             if number == 0 and num_folds > 1:
                 places = choose_regs(outputs)
                 give_up(outputs, places, held_out)
+        if not places.size:
+            show(num_folds * len(regs), "clearly behind on the first fold")
     return outputs
 
 

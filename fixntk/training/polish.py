@@ -26,7 +26,7 @@ from fixntk._numerics import ignore_convergence_warnings
 from fixntk.convex import ConvexProgram, solve_relu
 from fixntk.convex.groups import with_masks
 from fixntk.convex.program import targets_of
-from fixntk.convex.progress import Interrupted, progress_bar
+from fixntk.convex.progress import keep_result, progress_bar
 from fixntk.convex.relu import ReLUSolution, check_relu_program
 from fixntk.convex.solve import solve_quietly
 from fixntk.gates.masks import activation_masks, merge_duplicate_masks
@@ -131,20 +131,16 @@ def polish(
     gates = _check(program, gates, least_fall)
     max_rounds, num_steps = as_positive_int("max_rounds", max_rounds), as_positive_int("num_steps", num_steps)
     found = _start(program, gates)
-    with progress_bar("polish", total=max_rounds, unit="round", shown=progress) as show:
-        try:
-            for number in range(1, max_rounds + 1):
-                moved = _descend(program, found.network, optimizer, num_steps)
-                before, found = found, _solve_cells(program, found, moved, tol)
-                show(number, f"objective {found.objectives[-1]:.4g}, {found.network.hidden.shape[0]} neurons")
-                if found is before or (callback is not None and callback(found)):
-                    break
-                if found.objectives[-1] > (1 - least_fall) * found.objectives[-2]:
-                    break
-        except KeyboardInterrupt:
-            if callback is None and not progress:
-                raise
-            raise Interrupted(found) from None
+    kept = keep_result(lambda: found, is_watched=progress or callback is not None)
+    with progress_bar("polish", total=max_rounds, unit="round", shown=progress) as show, kept:
+        for number in range(1, max_rounds + 1):
+            moved = _descend(program, found.network, optimizer, num_steps)
+            before, found = found, _solve_cells(program, found, moved, tol)
+            show(number, f"objective {found.objectives[-1]:.4g}, {found.network.hidden.shape[0]} neurons")
+            if found is before or (callback is not None and callback(found)):
+                break
+            if found.objectives[-1] > (1 - least_fall) * found.objectives[-2]:
+                break
     return found
 
 

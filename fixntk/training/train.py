@@ -26,7 +26,7 @@ from jaxtyping import Float, Int, Key
 from fixntk._checks import as_positive_int
 from fixntk._compilation import describe_computation
 from fixntk.convex.losses import Loss, as_loss
-from fixntk.convex.progress import progress_bar
+from fixntk.convex.progress import keep_result, progress_bar
 from fixntk.networks.models import Network
 from fixntk.networks.neurons import Parameters
 from fixntk.training import checkpoints
@@ -155,6 +155,10 @@ def train(
         If the objective of every network became infinite or NaN. Its ``training`` has the results up to that point,
         and the last checkpoint stays.
 
+    Interrupted
+        A KeyboardInterrupt with the Training up to the last record as ``result``, on Ctrl-C with ``callback`` or
+        ``progress``.
+
     Warns
     -----
     UserWarning
@@ -164,8 +168,7 @@ def train(
     -----
     See docs/mathematics.md, M10.
     """
-    num_steps, record_every = as_positive_int("num_steps", num_steps), as_positive_int("record_every", record_every)
-    patience = None if patience is None else as_positive_int("patience", patience)
+    num_steps, record_every, patience = _as_counts(num_steps, record_every, patience)
     check_network(network)
     loss, reg, names = as_loss(loss), as_regs(reg, network), _as_names(network, parameters)
     rows = as_rows(network, x, y, loss, sample_weight)
@@ -173,7 +176,6 @@ def train(
     validation_rows = None if validation is None else as_validation_rows(network, validation, loss)
     run = within_memory(_run_steps, optimizer=optimizer, loss=loss, batch_size=batch_size)
     measure_rows = within_memory(measure, loss=loss)
-
     frozen = {name: value for name, value in network.parameters._asdict().items() if name not in names}
     state, records, made_by = _start(network.parameters, names, optimizer), list[Record](), dict[str, str]()
     if checkpoint is not None:
@@ -182,7 +184,11 @@ def train(
         state, records = checkpoints.restore(checkpoint, state, made_by, resume=resume)
     step, earlier_seconds = (records[-1].step, records[-1].seconds) if records else (0, 0.0)
     has_validation, began = validation_rows is not None, time.perf_counter() - earlier_seconds
-    with progress_bar("train", total=num_steps, unit="step", shown=progress) as show:
+    kept = keep_result(
+        lambda: _as_training(network, state, records, has_validation) if records else None,
+        is_watched=progress or callback is not None,
+    )
+    with progress_bar("train", total=num_steps, unit="step", shown=progress) as show, kept:
         while True:
             # A resumed training has the record of its first step already.
             if not records or step > records[-1].step:
@@ -190,8 +196,7 @@ def train(
                 state = _keep_best(state, monitored, value)
                 seconds = time.perf_counter() - began
                 records.append(_as_record(step, value, monitored if has_validation else None, seconds))
-                if checkpoint is not None and np.any(np.isfinite(records[-1].objective)):
-                    checkpoints.save(checkpoint, state, records, made_by)
+                _save(checkpoint, state, records, made_by)
             seen = _as_progress(records[-1], num_steps, has_validation, _with_parameters(network, state.trained))
             show(step, _describe(seen))
             is_stopped = (callback is not None and callback(seen)) or _has_run_out(patience, records, has_validation)
@@ -199,10 +204,21 @@ def train(
                 break
             count = min(record_every, num_steps - step)
             state, step = run(state, frozen, rows, reg, key, step, num_steps=count), step + count
-
     training = _as_training(network, state, records, has_validation)
     _report_divergence(training, records, checkpoint)
     return training
+
+
+def _as_counts(num_steps: Any, record_every: Any, patience: Any) -> tuple[int, int, int | None]:
+    given = {"num_steps": num_steps, "record_every": record_every}
+    num_steps, record_every = (as_positive_int(name, value) for name, value in given.items())
+    return num_steps, record_every, None if patience is None else as_positive_int("patience", patience)
+
+
+def _save(checkpoint: str | Path | None, state: _State, records: list[Record], made_by: dict[str, str]) -> None:
+    """Write a checkpoint, if there is a folder for it and a network that has not diverged."""
+    if checkpoint is not None and np.any(np.isfinite(records[-1].objective)):
+        checkpoints.save(checkpoint, state, records, made_by)
 
 
 def _fingerprint(

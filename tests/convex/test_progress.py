@@ -86,6 +86,65 @@ def test_an_interrupted_solve_hands_out_what_it_reached(program, method):
     np.testing.assert_allclose(reached.gap, program.gap(reached.weights), rtol=1e-9)
 
 
+def _interrupt_third_call(answer=None):
+    """A function that gives an answer twice, and is interrupted then."""
+    calls = []
+
+    def call(*_):
+        calls.append(None)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return answer
+
+    return call
+
+
+def test_an_interrupted_relu_solve_hands_out_what_it_reached(program):
+    gated, gates = gates_of(program)
+    with pytest.raises(fx.Interrupted) as caught:
+        fx.solve_relu(gated, gates, callback=_interrupt_third_call())
+    reached = caught.value.result
+    assert (reached.iterations, len(reached.history), reached.converged) == (2, 3, False)
+    assert reached.gap == reached.history[-1, 2]
+    assert reached.dual <= fx.solve_relu(gated, gates).primal <= reached.primal
+
+
+def test_interrupted_multiple_kernel_learning_hands_out_what_it_reached(program, monkeypatch):
+    kernels = np.stack([np.eye(5), np.ones((5, 5)), np.diag(np.arange(5.0))])
+    optimum = float(fx.solve_kernels(kernels, program.y[:5], 0.1).primal)
+    monkeypatch.setattr("fixntk.convex.multiple_kernels.describe", _interrupt_third_call(""))
+    with pytest.raises(fx.Interrupted) as caught:
+        fx.solve_kernels(kernels, program.y[:5], 0.1, progress=True)
+    reached = caught.value.result
+    assert int(reached.iterations) == 2
+    assert float(reached.dual) <= optimum <= float(reached.primal)
+
+
+def test_an_interrupted_training_hands_out_its_records(program):
+    network = fx.ReLUNetwork.sample(jax.random.key(0), 4, program.x.shape[1])
+    with pytest.raises(fx.Interrupted) as caught:
+        fx.train(
+            network,
+            program.x,
+            program.y,
+            optax.adam(0.01),
+            num_steps=50,
+            record_every=10,
+            callback=_interrupt_third_call(),
+        )
+    reached = caught.value.result
+    np.testing.assert_array_equal(reached.history.steps, [0, 10, 20])
+    np.testing.assert_array_equal(reached.network.hidden.shape, network.hidden.shape)
+
+
+def test_nobody_is_handed_a_result_that_nobody_watches(program, monkeypatch):
+    gated, gates = gates_of(program)
+    monkeypatch.setattr("fixntk.convex.relu.describe", _interrupt_third_call(""))
+    with pytest.raises(KeyboardInterrupt) as caught:
+        fx.solve_relu(gated, gates)
+    assert not isinstance(caught.value, fx.Interrupted)
+
+
 def test_an_interrupted_path_hands_out_its_solutions(program):
     solutions = []
 

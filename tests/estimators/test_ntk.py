@@ -167,5 +167,10 @@ def test_fewer_landmarks_are_told_and_leave_out_errors_are_those_of_the_approxim
         coefficients = np.linalg.solve(part.T @ part + ridge * np.eye(40), part.T @ targets[rest])
         errors.append((features[i] @ coefficients - targets[i]) ** 2)
     np.testing.assert_allclose(model.loo_errors_, [np.mean(errors)], rtol=1e-6)
-    NTKRegressor(verbose=1).fit(x[:40], y[:40])
-    assert capsys.readouterr().out == ""
+    NTKRegressor(verbose=1, depth=(1, 2)).fit(x[:40], y[:40])
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert "NTK: 100%" in told.err
+    assert "depth 2, bias_scale 1: error " in told.err
+    NTKRegressor().fit(x[:40], y[:40])
+    assert capsys.readouterr().err == ""

@@ -1,5 +1,7 @@
 """Gates of trained networks under cross-validation: networks and ridges by hand, folds apart, and what is chosen."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -120,9 +122,13 @@ def test_the_first_fold_says_which_regs_the_others_try(planted):
     np.testing.assert_allclose(alone.outputs[0], found.outputs[is_kept][0], atol=1e-3)
 
 
-def test_auto_takes_trained_gates_where_few_directions_matter(planted, rng):
+def test_auto_takes_trained_gates_where_few_directions_matter(planted, rng, capsys):
     x, y = planted
-    model = GatedReLURegressorCV(64, **OPTIONS).fit(x, y)
+    model = GatedReLURegressorCV(64, verbose=1, **OPTIONS).fit(x, y)
+    # Every bar ends full, also where reweighted and discovered gates are not tried on all folds.
+    last = {line.partition(":")[0]: line for line in re.split(r"[\r\n]", capsys.readouterr().err)}
+    for title in ("cross-validation", "discovered gates", "trained networks"):
+        assert f"{title}: 100%" in last[title]
     # Reweighted and discovered gates are clearly behind on the first fold, and not tried on the others.
     assert list(model.choice_losses_) == ["constant", "linear", "exact_ntk", "relu", "trained"]
     assert np.all(np.isnan(model.path_))
