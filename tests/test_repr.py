@@ -7,6 +7,7 @@ import pytest
 from problems import random_problem
 
 import fixntk as fx
+from fixntk.convex.losses import huber
 
 NETWORK = fx.ReLUNetwork.sample(jax.random.key(0), 4, 3, intercept=True)
 X = np.random.default_rng(0).standard_normal((30, 3))
@@ -23,6 +24,9 @@ SHOWN = {
         np.ones(5), X @ GATES.T >= 0, X
     ),
     "Kernel(nngp float64[30, 30], ntk float64[30, 30])": lambda: fx.mlp_kernel(X, depth=1),
+    "Loss(huber(0.5))": lambda: huber(0.5),
+    "Loss(logistic)": lambda: fx.ConvexProgram(X, X[:, 0] > 0, X @ GATES.T >= 0, 1.0, "logistic").loss,
+    "Solution(fista: weights float64[20, 4, 1], traced)": lambda: jax.eval_shape(fx.solve, random_problem(0)),
     "Arrangements(masks bool[2, 2], gates float64[2, 1])": lambda: fx.enumerate_arrangements(np.array([[1.0], [-2.0]])),
 }
 

@@ -35,7 +35,7 @@ from fixntk._checks import as_float_array, as_real_array, is_traced, to_device
 from fixntk._numerics import eps_of
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Loss:
     """A convex loss, row by row, of outputs F and targets Y, both (n, c).
 
@@ -69,6 +69,9 @@ class Loss:
     divergences: Callable[[Array, Array, Array], Array]
     conjugates: Callable[[Array, Array], Array]
     curvatures: Callable[[Array, Array], Array]
+
+    def __repr__(self) -> str:
+        return f"Loss({self.name})"
 
     def __reduce__(self) -> tuple[Callable[..., Loss], tuple[Any, ...]]:
         # Losses of the library are pickled by name, as lambdas cannot be.

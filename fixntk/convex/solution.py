@@ -107,8 +107,8 @@ class Solution:
     squeeze: bool = field(metadata={"static": True})
 
     def __repr__(self) -> str:
-        # Under jit and vmap there are no numbers to show.
-        if is_traced(self):
+        # Under jit, vmap and eval_shape there are no numbers to show.
+        if is_traced(self) or isinstance(self.gap, jax.ShapeDtypeStruct):
             return f"Solution({self.method}: weights {self.weights.dtype}{list(self.weights.shape)}, traced)"
         if self.gap.ndim:
             return f"Solution({self.method}: {self.gap.size} solutions, {int(jnp.sum(self.converged))} converged)"
