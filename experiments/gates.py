@@ -168,7 +168,7 @@ def sections(config: Config, rows: list[dict[str, Any]], summary: dict[str, Any]
     text = (
         f"**{summary['headline']}** The estimator chooses by cross-validation between the mean of the targets, "
         "linear regression, the NTK, that of random gates, this kernel reweighted, discovered gates, a trained ReLU "
-        "network, and the kernel of its gates, from the training rows alone.\n\n"
+        "network, and the kernel of its gates, or averages them, from the training rows alone.\n\n"
         f"Mean squared error against the function itself, whose values have a variance of 1, on 2,000 fresh rows; "
         f"noise of σ = {functions.NOISE:g} on the training rows; {config.seeds} samples of each problem and size."
     )
