@@ -35,7 +35,7 @@ def _listen(event, duration, **_):
 jax.monitoring.register_event_duration_secs_listener(_listen)
 
 
-# Shapes that no other test has, so that nothing is compiled yet: numbers of rows to which others are padded.
+# Numbers of rows to which others are padded. No other test has their seven features, so that nothing is compiled yet.
 FIRST_CALLS = {
     # Start, loop and certificate.
     "newton": ({}, 136, 3),
@@ -56,7 +56,8 @@ FIRST_CALLS = {
 def test_a_first_solve_compiles_few_programs_and_a_second_none(name, programs):
     options, num_rows, most = FIRST_CALLS[name]
     # The second has other rows, λ and tolerance, and fewer rows.
-    first, second = (random_problem(seed, num_rows - 3 * seed, share=0.1, **options) for seed in (0, 1))
+    options = {"num_features": 7, "share": 0.1, **options}
+    first, second = (random_problem(seed, num_rows - 3 * seed, **options) for seed in (0, 1))
     method = "newton" if "newton" in name else name
     # What every process compiles once, however many programs it solves.
     fx.solve(random_problem(0), method="fista", tol=1e-2)
@@ -69,8 +70,8 @@ def test_a_first_solve_compiles_few_programs_and_a_second_none(name, programs):
 
 
 def test_the_next_value_of_a_path_compiles_nothing(programs):
-    fx.solve_path(random_problem(0, 184), num_regs=4)
-    first, program = len(programs), random_problem(1, 181)
+    fx.solve_path(random_problem(0, 184, num_features=7), num_regs=4)
+    first, program = len(programs), random_problem(1, 181, num_features=7)
     programs.clear()
     fx.solve_path(program, num_regs=7)
     assert first
