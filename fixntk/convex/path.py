@@ -26,7 +26,7 @@ from fixntk.convex.duality import Evaluation
 from fixntk.convex.groups import with_mask_numbers
 from fixntk.convex.padding import with_padded_rows
 from fixntk.convex.program import ConvexProgram, absorb_sample_weight, group_shape_of, targets_of
-from fixntk.convex.progress import Interrupted, describe, progress_bar
+from fixntk.convex.progress import describe, keep_result, progress_bar
 from fixntk.convex.results_by_reg import ResultsByReg
 from fixntk.convex.solution import Solution
 from fixntk.convex.solve import as_options, choose_warm_method, solve_from
@@ -238,25 +238,21 @@ def follow_regs(
     """
     order = np.argsort(-values, kind="stable")
     found: dict[int, Item] = dict(zip(order.tolist(), earlier, strict=False))
-    is_interrupted = False
-    with progress_bar(name, total=values.size, unit="λ", shown=progress) as show:
-        try:
-            show(len(found), "")
-            for position in order[len(found) :]:
-                reg = float(values[position])
-                found[int(position)], line = solve_at(reg)
-                show(len(found), f"λ {reg:.3g}, {line}")
-                if callback is not None and callback(found[int(position)]):
-                    break
-        except KeyboardInterrupt:
-            if callback is None and not progress:
-                raise
-            is_interrupted = True
-    positions = sorted(found)
-    path = gather([found[position] for position in positions], values[positions])
-    if is_interrupted:
-        raise Interrupted(path)
-    return path
+
+    def reached() -> Gathered:
+        positions = sorted(found)
+        return gather([found[position] for position in positions], values[positions])
+
+    kept = keep_result(reached, is_watched=progress or callback is not None)
+    with progress_bar(name, total=values.size, unit="λ", shown=progress) as show, kept:
+        show(len(found), "")
+        for position in order[len(found) :]:
+            reg = float(values[position])
+            found[int(position)], line = solve_at(reg)
+            show(len(found), f"λ {reg:.3g}, {line}")
+            if callback is not None and callback(found[int(position)]):
+                break
+    return reached()
 
 
 def _warn_once(path: Path, tol: float) -> None:

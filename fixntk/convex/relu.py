@@ -20,12 +20,12 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Float
 
 from fixntk._checks import as_positive_int, is_traced
@@ -39,7 +39,7 @@ from fixntk.convex.program import (
     is_quadratic,
     targets_of,
 )
-from fixntk.convex.progress import Interrupted, Progress, describe, progress_bar
+from fixntk.convex.progress import Progress, describe, keep_result, progress_bar
 from fixntk.gates.masks import activation_masks
 from fixntk.networks.cones import make_cones
 from fixntk.networks.convert import from_signed_cones
@@ -141,7 +141,6 @@ def solve_relu(
     ValueError
         If the gates do not give the program's masks, one has a row on its boundary, or the program is not of the kind
         above.
-
     Interrupted
         A KeyboardInterrupt with the ReLUSolution reached so far as ``result``, on Ctrl-C with ``callback`` or
         ``progress``.
@@ -173,13 +172,7 @@ def solve_relu(
         what = f"solve_relu on {num_rows} rows and {num_gates} gates"
         with memory_for(what, relu_step.bytes_needed(wide), "take fewer gates, or rows", program, gates):
             is_watched = progress or callback is not None
-            solution, is_interrupted = _follow_path(wide, wide_gates, tol, max_iter, watch, is_watched=is_watched)
-    # Objective and gap are numbers of Python and stay those of the float64 vectors, before these are rounded to the
-    # dtype of x.
-    narrow = with_dtype((solution.positive, solution.negative, solution.intercept), dtype)
-    solution = replace(solution, positive=narrow[0], negative=narrow[1], intercept=narrow[2])
-    if is_interrupted:
-        raise Interrupted(solution)
+            solution = _follow_path(wide, wide_gates, tol, max_iter, watch, dtype=dtype, is_watched=is_watched)
     if not solution.converged:
         warnings.warn(f"solve_relu {solution.message}", ConvergenceWarning, stacklevel=2)
     return solution
@@ -192,20 +185,42 @@ def _follow_path(
     max_iter: int,
     callback: Callable[[Progress], bool | None],
     *,
+    dtype: DTypeLike,
     is_watched: bool,
-) -> tuple[ReLUSolution, bool]:
-    """The solution, and whether Ctrl-C ended it; where nobody watches that is an error as any other."""
+) -> ReLUSolution:
+    """The solution, its vectors in a dtype; on Ctrl-C as :func:`~fixntk.convex.progress.keep_result`."""
     cones = make_cones(program.x, gates, program.masks)
     at_zero = float(program.primal_at_zero())
     state = relu_step.start(program, cones)
     # Multipliers of zero give a valid bound, though a weak one: ‖Π_C(z)‖ ≤ ‖z‖.
     best = relu_step.certify(program, cones, state.pair, jnp.zeros_like(cones.apply(state.pair)))
-    began, history, iterations, is_interrupted = time.perf_counter(), [], 0, False
-    try:
+    began, history, iterations = time.perf_counter(), list[tuple[float, float, float]](), 0
+
+    def reached() -> ReLUSolution:
+        # Objective and gap are numbers of Python and stay those of the float64 vectors, before these are rounded.
+        primal, gap, intercept = float(best.primal), float(best.gap), None if program.column is None else best.intercept
+        positive, negative, intercept = with_dtype((*best.pair, intercept), dtype)
+        # Targets of zero have the objective zero at zero, which is then the optimum.
+        relative_gap = gap / (at_zero or 1.0)
+        return ReLUSolution(
+            positive=positive,
+            negative=negative,
+            intercept=intercept,
+            primal=primal,
+            dual=primal - gap,
+            gap=gap,
+            relative_gap=relative_gap,
+            iterations=iterations,
+            converged=relative_gap <= tol,
+            history=np.array(history),
+            tol=tol,
+            squeeze=program.y.ndim == 1,
+        )
+
+    with keep_result(lambda: reached() if history else None, is_watched=is_watched):
         while True:
             seconds = time.perf_counter() - began
             primal, gap = float(best.primal), float(best.gap)
-            # Targets of zero have the objective zero at zero, which is then the optimum.
             relative_gap = gap / (at_zero or 1.0)
             history.append((seconds, primal, gap))
             num_active = int(jnp.sum(jnp.any(best.pair != 0, axis=2)))
@@ -217,27 +232,7 @@ def _follow_path(
             # Below this gap a step may drop small groups, even if that makes the gap larger again.
             state, best = relu_step.step(program, cones, state, best, _GOAL_SHARE * tol * at_zero)
             iterations += 1
-    except KeyboardInterrupt:
-        if not is_watched or not history:
-            raise
-        is_interrupted = True
-    primal, gap = float(best.primal), float(best.gap)
-    relative_gap = gap / (at_zero or 1.0)
-    solution = ReLUSolution(
-        positive=best.pair[0],
-        negative=best.pair[1],
-        intercept=None if program.column is None else best.intercept,
-        primal=primal,
-        dual=primal - gap,
-        gap=gap,
-        relative_gap=relative_gap,
-        iterations=iterations,
-        converged=relative_gap <= tol,
-        history=np.array(history),
-        tol=tol,
-        squeeze=program.y.ndim == 1,
-    )
-    return solution, is_interrupted
+    return reached()
 
 
 def check_relu_program(program: ConvexProgram) -> None:

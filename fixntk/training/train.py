@@ -154,7 +154,6 @@ def train(
     DivergedError
         If the objective of every network became infinite or NaN. Its ``training`` has the results up to that point,
         and the last checkpoint stays.
-
     Interrupted
         A KeyboardInterrupt with the Training up to the last record as ``result``, on Ctrl-C with ``callback`` or
         ``progress``.

@@ -11,7 +11,6 @@ See docs/mathematics.md, M8.
 
 from __future__ import annotations
 
-import math
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -32,12 +31,11 @@ from fixntk.convex.program import (
     as_squared_loss,
     correlations_of,
     datafit_of,
-    group_shape_of,
     masked_outputs,
     penalty_of,
     targets_of,
 )
-from fixntk.convex.solvers import newton, working_sets
+from fixntk.convex.solvers import newton, newton_system, working_sets
 from fixntk.convex.units import Units
 
 # The smallest curvature that a row is given, as a share of the loss's largest, in a dtype that resolves it. A higher
@@ -68,8 +66,8 @@ _FALL = 0.9
 _PATIENCE_STEPS = 2
 # Least number of these, and largest.
 _FIRST_ORDER_STEPS = (500, 20_000)
-# Between the two as many as take this number of multiplications, since no one can interrupt them.
-_FIRST_ORDER_MULTIPLICATIONS = 2e10
+# Between the two as many as take this number of operations, since no one can interrupt them.
+_FIRST_ORDER_FLOPS = 1.6e11
 # Share of the gap at which they stop.
 _FIRST_ORDER_GAP_SHARE = 0.1
 
@@ -188,18 +186,14 @@ def _move(program: ConvexProgram, state: ProxNewtonState, inner_weights: Array, 
 def _first_order_step(program: ConvexProgram, state: ProxNewtonState) -> ProxNewtonState:
     """First-order steps from the last iterate; the solve fails where they lower neither the gap nor the objective."""
     goal = _FIRST_ORDER_GAP_SHARE * state.gap
-    num_steps = np.clip(_FIRST_ORDER_MULTIPLICATIONS / _product_size(program), *_FIRST_ORDER_STEPS)
+    each = newton_system.pass_flops(program, program.num_gates)
+    num_steps = np.clip(_FIRST_ORDER_FLOPS / each, *_FIRST_ORDER_STEPS)
     weights, _ = working_sets.run_first_order(program, state.iterate, goal, int(num_steps))
     reached = init(program, weights)
     moved = _keep_best(reached, state)
     primal = datafit_of(program).fit(state.fitted).loss + penalty_of(program).value(state.iterate)
     is_in_vain = (reached.gap >= state.gap) & (reached.primal >= primal - _slack(primal))
     return moved._replace(stalled=jnp.zeros((), jnp.int32), failed=moved.failed | is_in_vain)
-
-
-def _product_size(program: ConvexProgram) -> float:
-    """Number of multiplications of a product with all masks."""
-    return float(program.x.shape[0] * math.prod(group_shape_of(program)))
 
 
 def _slack(primal: Array) -> Array:
