@@ -11,16 +11,19 @@ residual R of any W, scaled by a number s ≤ 1 until it is feasible, is a dual 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
+import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jax.typing import ArrayLike
 from jaxtyping import Float, Int
 
 from fixntk._numerics import eps_of, matmul
 from fixntk.convex.datafit import Datafit, Fit
 from fixntk.convex.penalties import Penalty
+
+PointT = TypeVar("PointT")
 
 # The dual's constraints count as satisfied up to this many roundings.
 _SLACK_IN_EPS = 100
@@ -116,6 +119,33 @@ def certify_groups(
     gaps = jnp.stack([feasible, jnp.where(penalty.ridge > 0, jnp.maximum(unscaled, 0.0), jnp.inf)])
     best = jnp.argmin(gaps)
     return Certificate(gaps[best], jnp.stack([scale, jnp.ones_like(scale)])[best])
+
+
+def sparsest(
+    without: Callable[[Array], PointT],
+    multiples: Float[Array, " k"],
+    gap_of: Callable[[PointT], Array],
+    enough: ArrayLike,
+) -> PointT:
+    """A point of an interior-point method without its small groups, as far as a gap allows.
+
+    Points inside of a cone have no zeros; the groups whose share of the penalty is small compared with the barrier's
+    cost are zero at the optimum within the certified gap.
+
+    Parameters
+    ----------
+    without
+        The point, certified anew, without the groups below a multiple of the barrier's cost.
+    multiples
+        Multiples to try, in rising order.
+    gap_of
+        The gaps of points that are stacked along a first axis.
+    enough
+        The gap allowed. Where none is so small, the point with the least gap is taken.
+    """
+    candidates = lax.map(without, multiples)
+    chosen = last_within(gap_of(candidates), enough)
+    return jax.tree.map(lambda leaves: leaves[chosen], candidates)
 
 
 def last_within(gaps: Float[Array, " k"], enough: ArrayLike) -> Int[Array, ""]:

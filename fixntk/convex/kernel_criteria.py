@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 import jax.scipy.linalg as jsl
-from jax import Array
+from jax import Array, lax
 from jax.typing import ArrayLike
 from jaxtyping import Float
 
@@ -108,9 +108,14 @@ def alignment_risk(kernels: Array, targets: Array, weights: Array, reg: Array) -
 
 def inverse_of_mixture(kernels: Array, weights: Array, reg: Array) -> Float[Array, "n n"]:
     """(Σ_k η_k K_k + λI)⁻¹ by a Cholesky factorisation; NaN where rounding error leaves none."""
-    identity = jnp.eye(kernels.shape[1], dtype=kernels.dtype)
-    factor = jnp.linalg.cholesky(jnp.tensordot(weights, kernels, 1) + reg * identity)
-    return jsl.cho_solve((factor, True), identity)
+    factor = factor_mixture(kernels, weights, reg)
+    return jsl.cho_solve((factor, True), jnp.eye(kernels.shape[1], dtype=kernels.dtype))
+
+
+def factor_mixture(kernels: Array, weights: Array, reg: Array) -> Float[Array, "n n"]:
+    """Lower Cholesky factor of Σ_k η_k K_k + λI; NaN where rounding error leaves none."""
+    kernel = jnp.tensordot(weights, kernels, 1, precision=lax.Precision.HIGHEST)
+    return jnp.linalg.cholesky(kernel + reg * jnp.eye(kernels.shape[1], dtype=kernels.dtype))
 
 
 def as_mixture(

@@ -31,7 +31,8 @@ from fixntk._checks import is_tracing
 from fixntk._compilation import jit_for_host
 from fixntk._line_search import longest_step, search_by_armijo
 from fixntk._numerics import einsum, eps_of, matmul
-from fixntk.convex.duality import last_within
+from fixntk.convex.duality import sparsest
+from fixntk.convex.kernel_criteria import factor_mixture
 
 # Share of the slope's decrease by which a step has to lower the merit function (Armijo's constant).
 _ARMIJO_SHARE = 1e-4
@@ -106,12 +107,12 @@ def follow_path(
     state = _start(problem)
     if is_tracing(problem):
         state = lax.while_loop(partial(_is_unfinished, tol, max_iter), partial(_step, problem, tol), state)
-        return _sparsest(problem, state.best, tol), state
+        return _without_small_kernels(problem, state.best, tol), state
     while True:
         if watch is not None:
             watch(state)
         if not bool(_is_unfinished(tol, max_iter, state)):
-            return _sparsest(problem, state.best, tol), state
+            return _without_small_kernels(problem, state.best, tol), state
         state = _step(problem, tol, state)
 
 
@@ -164,9 +165,7 @@ def _evaluate(problem: KernelProblem, shares: Array) -> KernelPoint:
 
 def _cholesky(problem: KernelProblem, shares: Array) -> Array:
     """Lower factor of C(u) = Σ_k η_k K_k + λI."""
-    identity = jnp.eye(problem.targets.shape[0], dtype=problem.targets.dtype)
-    kernel = jnp.tensordot(problem.units * shares, problem.kernels, 1, precision=lax.Precision.HIGHEST)
-    return jnp.linalg.cholesky(kernel + problem.reg * identity)
+    return factor_mixture(problem.kernels, problem.units * shares, problem.reg)
 
 
 def _objective(problem: KernelProblem, shares: Array, dual_weights: Array) -> Array:
@@ -277,16 +276,12 @@ def _better(new: KernelPoint, old: KernelPoint) -> KernelPoint:
 
 
 @jit_for_host
-def _sparsest(problem: KernelProblem, point: KernelPoint, tol: ArrayLike) -> KernelPoint:
-    """The point without the kernels whose shares are small compared with μ, up to what the tolerance allows.
-
-    Points inside of the orthant have no zeros; those shares are zero at the optimum within the certified gap.
-    """
+def _without_small_kernels(problem: KernelProblem, point: KernelPoint, tol: ArrayLike) -> KernelPoint:
+    """The point without the kernels whose shares are small compared with μ, up to what the tolerance allows."""
     mu = point.relative_gap / point.shares.size
 
     def without(multiple: Array) -> KernelPoint:
         return _evaluate(problem, jnp.where(point.shares <= multiple * mu, 0.0, point.shares))
 
-    candidates = lax.map(without, jnp.asarray(_ZERO_MULTIPLES, point.shares.dtype))
-    chosen = last_within(candidates.relative_gap, tol)
-    return jax.tree.map(lambda leaves: leaves[chosen], candidates)
+    multiples = jnp.asarray(_ZERO_MULTIPLES, point.shares.dtype)
+    return sparsest(without, multiples, lambda candidates: candidates.relative_gap, tol)

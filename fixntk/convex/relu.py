@@ -17,10 +17,10 @@ See docs/mathematics.md, M10.
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -32,6 +32,8 @@ from fixntk._checks import as_positive_int, is_traced
 from fixntk._numerics import ConvergenceWarning, allow_float64, blas_threads_for, default_tol, with_dtype
 from fixntk._tiling import memory_for
 from fixntk.convex import relu_step
+from fixntk.convex.checkpoints import Trace
+from fixntk.convex.driver import GOAL_SHARE, Scale, run_loop
 from fixntk.convex.groups import check_gates, with_masks
 from fixntk.convex.program import (
     ConvexProgram,
@@ -39,14 +41,14 @@ from fixntk.convex.program import (
     is_quadratic,
     targets_of,
 )
-from fixntk.convex.progress import Progress, describe, keep_result, progress_bar
+from fixntk.convex.progress import Interrupted, Progress, describe, progress_bar
 from fixntk.gates.masks import activation_masks
 from fixntk.networks.cones import make_cones
 from fixntk.networks.convert import from_signed_cones
 from fixntk.networks.models import ReLUNetwork
 
-# A certificate is accepted if its gap is below this share of the tolerance, because it is recomputed at the end.
-_GOAL_SHARE = 0.99
+# A point of the central path, and the best certified point so far.
+_State = tuple[relu_step.CentralPoint, relu_step.CertifiedPair]
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,17 +164,19 @@ def solve_relu(
     tol = default_tol(dtype) if tol is None else float(tol)
     with allow_float64(), blas_threads_for(program.y.size), progress_bar("solve_relu", shown=progress) as show:
 
-        def watch(seen: Progress) -> bool | None:
+        def watch(seen: Progress) -> None:
             show(seen.iteration, describe(seen.relative_gap, seen.num_active))
-            return callback(seen) if callback is not None else None
 
         # Square roots of the sample weights become factors of the rows, so that the steps know no weights.
         wide, wide_gates = with_dtype((absorb_sample_weight(program), gates), jnp.float64)
         num_rows, num_gates = wide.x.shape[0], wide.num_gates
         what = f"solve_relu on {num_rows} rows and {num_gates} gates"
         with memory_for(what, relu_step.bytes_needed(wide), "take fewer gates, or rows", program, gates):
-            is_watched = progress or callback is not None
-            solution = _follow_path(wide, wide_gates, tol, max_iter, watch, dtype=dtype, is_watched=is_watched)
+            watching = watch if progress else None
+            trace, at_zero, is_interrupted = _follow_path(wide, wide_gates, tol, max_iter, callback, watching)
+        solution = _as_solution(wide, trace, at_zero, tol, dtype)
+    if is_interrupted:
+        raise Interrupted(solution)
     if not solution.converged:
         warnings.warn(f"solve_relu {solution.message}", ConvergenceWarning, stacklevel=2)
     return solution
@@ -183,56 +187,56 @@ def _follow_path(
     gates: Array,
     tol: float,
     max_iter: int,
-    callback: Callable[[Progress], bool | None],
-    *,
-    dtype: DTypeLike,
-    is_watched: bool,
-) -> ReLUSolution:
-    """The solution, its vectors in a dtype; on Ctrl-C as :func:`~fixntk.convex.progress.keep_result`."""
+    callback: Callable[[Progress], bool | None] | None,
+    watch: Callable[[Progress], None] | None,
+) -> tuple[Trace, float, bool]:
+    """The last point and the record, the objective of zero, and whether Ctrl-C ended the path."""
     cones = make_cones(program.x, gates, program.masks)
-    at_zero = float(program.primal_at_zero())
-    state = relu_step.start(program, cones)
+    # Targets of zero have the objective zero at zero, which is then the optimum.
+    at_zero = float(program.primal_at_zero()) or 1.0
+    # Below this gap a step may drop small groups, even if that makes the gap larger again.
+    goal = GOAL_SHARE * tol * at_zero
+
+    def run(state: _State, goal: float, *_: Any, step: int) -> tuple[int, _State, Float[np.ndarray, "1 6"]]:  # noqa: ARG001
+        state = relu_step.step(program, cones, *state, goal)
+        return 1, state, _record_row(state)[None]
+
+    point = relu_step.start(program, cones)
     # Multipliers of zero give a valid bound, though a weak one: ‖Π_C(z)‖ ≤ ‖z‖.
-    best = relu_step.certify(program, cones, state.pair, jnp.zeros_like(cones.apply(state.pair)))
-    began, history, iterations = time.perf_counter(), list[tuple[float, float, float]](), 0
+    first = point, relu_step.certify(program, cones, point.pair, jnp.zeros_like(cones.apply(point.pair)))
+    scale = Scale(goal, at_zero)
+    trace, is_interrupted = run_loop(run, first, _record_row(first), scale, max_iter, callback=callback, watch=watch)
+    return trace, at_zero, is_interrupted
 
-    def reached() -> ReLUSolution:
-        # Objective and gap are numbers of Python and stay those of the float64 vectors, before these are rounded.
-        primal, gap, intercept = float(best.primal), float(best.gap), None if program.column is None else best.intercept
-        positive, negative, intercept = with_dtype((*best.pair, intercept), dtype)
-        # Targets of zero have the objective zero at zero, which is then the optimum.
-        relative_gap = gap / (at_zero or 1.0)
-        return ReLUSolution(
-            positive=positive,
-            negative=negative,
-            intercept=intercept,
-            primal=primal,
-            dual=primal - gap,
-            gap=gap,
-            relative_gap=relative_gap,
-            iterations=iterations,
-            converged=relative_gap <= tol,
-            history=np.array(history),
-            tol=tol,
-            squeeze=program.y.ndim == 1,
-        )
 
-    with keep_result(lambda: reached() if history else None, is_watched=is_watched):
-        while True:
-            seconds = time.perf_counter() - began
-            primal, gap = float(best.primal), float(best.gap)
-            relative_gap = gap / (at_zero or 1.0)
-            history.append((seconds, primal, gap))
-            num_active = int(jnp.sum(jnp.any(best.pair != 0, axis=2)))
-            progress = Progress(iterations, primal, gap, relative_gap, num_active, seconds)
-            # Called at the last point as well, whatever ends the path there.
-            is_ended = callback(progress)
-            if is_ended or relative_gap <= tol or iterations >= max_iter:
-                break
-            # Below this gap a step may drop small groups, even if that makes the gap larger again.
-            state, best = relu_step.step(program, cones, state, best, _GOAL_SHARE * tol * at_zero)
-            iterations += 1
-    return reached()
+def _record_row(state: _State) -> Float[np.ndarray, " 6"]:
+    """A row of the record: primal, gap, number of active vectors, objective, whether it failed, and the next step."""
+    _, best = state
+    num_active = np.count_nonzero(np.any(np.asarray(best.pair) != 0, axis=2))
+    primal = float(best.primal)
+    return np.array([primal, float(best.gap), num_active, primal, 0.0, 0.0])
+
+
+def _as_solution(program: ConvexProgram, trace: Trace, at_zero: float, tol: float, dtype: DTypeLike) -> ReLUSolution:
+    """The best point with its vectors in a dtype."""
+    _, best = trace.state
+    # Objective and gap are numbers of Python and stay those of the float64 vectors, before these are rounded.
+    primal, gap, intercept = float(best.primal), float(best.gap), None if program.column is None else best.intercept
+    positive, negative, intercept = with_dtype((*best.pair, intercept), dtype)
+    return ReLUSolution(
+        positive=positive,
+        negative=negative,
+        intercept=intercept,
+        primal=primal,
+        dual=primal - gap,
+        gap=gap,
+        relative_gap=gap / at_zero,
+        iterations=len(trace.record) - 1,
+        converged=gap / at_zero <= tol,
+        history=np.column_stack([trace.seconds, trace.record[:, :2]]),
+        tol=tol,
+        squeeze=program.y.ndim == 1,
+    )
 
 
 def check_relu_program(program: ConvexProgram) -> None:

@@ -16,7 +16,7 @@ from jaxtyping import Float
 
 from fixntk._compilation import jit_for_host
 from fixntk._numerics import einsum, eps_of, matmul
-from fixntk.convex.duality import last_within
+from fixntk.convex.duality import sparsest
 from fixntk.convex.program import (
     ConvexProgram,
     correlations_of,
@@ -90,7 +90,7 @@ def step(
     pair = pair + _step_length(program, cones, state, direction, before, slope) * direction
     # The multipliers are those of the old point, moved to first order along the step.
     prices = next_multipliers(cones, barrier, direction, weight)
-    found = _sparsest(program, cones, pair, prices, weight, enough)
+    found = _without_small_groups(program, cones, pair, prices, weight, enough)
     best = jax.tree.map(lambda new, old: jnp.where(found.gap < best.gap, new, old), found, best)
     return CentralPoint(pair, next_weight(weight, slope)), best
 
@@ -109,22 +109,18 @@ def _step_length(
     return armijo_length(value, before, slope, jnp.min(longest_step(cones, pair, direction)))
 
 
-def _sparsest(
+def _without_small_groups(
     program: ConvexProgram, cones: Cones, pair: Array, prices: Array, weight: Array, enough: ArrayLike
 ) -> CertifiedPair:
-    """The pair without the groups whose penalty is small compared with their barrier's cost, as far as the gap allows.
-
-    Interior points have no zeros; those groups are zero at the optimum within the certified gap.
-    """
+    """The pair without groups of a small penalty compared with their barrier's cost, as far as the gap allows."""
     penalties = thresholds_of(program) * jnp.linalg.norm(pair, axis=2)
 
     def without(multiple: Array) -> CertifiedPair:
         small = penalties <= multiple * cones.num_terms / weight
         return certify(program, cones, jnp.where(small[..., None], 0.0, pair), prices)
 
-    candidates = lax.map(without, jnp.asarray(_ZERO_MULTIPLES, program.x.dtype))
-    chosen = last_within(candidates.gap, enough)
-    return jax.tree.map(lambda leaves: leaves[chosen], candidates)
+    multiples = jnp.asarray(_ZERO_MULTIPLES, program.x.dtype)
+    return sparsest(without, multiples, lambda candidates: candidates.gap, enough)
 
 
 def _direction(program: ConvexProgram, hessian: Array, gradient: Array) -> Float[Array, "2 P d"]:

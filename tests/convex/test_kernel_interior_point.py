@@ -138,5 +138,5 @@ def test_kernels_that_hardly_count_are_zero_within_the_tolerance(problem):
     blurred = jnp.asarray(np.where(shares > 1e-3, shares, 1e-12))
     point = jax.jit(method._evaluate)(problem, blurred)
     for tol, expected in ((1e-6, np.where(shares > 1e-3, shares, 0.0)), (np.inf, np.zeros(NUM_KERNELS))):
-        np.testing.assert_allclose(method._sparsest(problem, point, tol).shares, expected, atol=1e-15)
+        np.testing.assert_allclose(method._without_small_kernels(problem, point, tol).shares, expected, atol=1e-15)
     assert int(state.idle_steps) == 0

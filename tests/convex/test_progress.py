@@ -99,6 +99,10 @@ def _interrupt_third_call(answer=None):
     return call
 
 
+def _raise_interrupt(*_):
+    raise KeyboardInterrupt
+
+
 def test_an_interrupted_relu_solve_hands_out_what_it_reached(program):
     gated, gates = gates_of(program)
     with pytest.raises(fx.Interrupted) as caught:
@@ -139,7 +143,7 @@ def test_an_interrupted_training_hands_out_its_records(program):
 
 def test_nobody_is_handed_a_result_that_nobody_watches(program, monkeypatch):
     gated, gates = gates_of(program)
-    monkeypatch.setattr("fixntk.convex.relu.describe", _interrupt_third_call(""))
+    monkeypatch.setattr("fixntk.convex.relu_step.step", _raise_interrupt)
     with pytest.raises(KeyboardInterrupt) as caught:
         fx.solve_relu(gated, gates)
     assert not isinstance(caught.value, fx.Interrupted)

@@ -100,7 +100,7 @@ def test_the_sparsest_pair_within_the_tolerance_is_taken(problem):
     pair = jnp.stack([cones.directions * jnp.array([[1.0], [1e-9], [1.0], [1e-9], [1.0], [1.0]])] * 2)
     prices, weight = jnp.zeros((2, 12, 6)), jnp.asarray(1e6)
     whole = relu_step.certify(program, cones, pair, prices)
-    sparse = relu_step._sparsest(program, cones, pair, prices, weight, 1.001 * whole.gap)
+    sparse = relu_step._without_small_groups(program, cones, pair, prices, weight, 1.001 * whole.gap)
     np.testing.assert_array_equal(np.linalg.norm(sparse.pair, axis=2) > 0, [[1, 0, 1, 0, 1, 1]] * 2)
     # Nothing that suffices: the one with the smallest gap.
-    assert relu_step._sparsest(program, cones, pair, prices, weight, 0.0).gap <= whole.gap
+    assert relu_step._without_small_groups(program, cones, pair, prices, weight, 0.0).gap <= whole.gap

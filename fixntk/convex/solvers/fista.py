@@ -7,7 +7,7 @@ the masks each way an iteration, and the certificate of every iterate costs noth
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -71,17 +71,23 @@ def step(program: ConvexProgram, state: FISTAState) -> FISTAState:
     point, fit = _evaluate(program, step_down(penalty_of(program), base, lipschitz))
 
     moved = jnp.sum((point.weights - base.weights) ** 2)
-    # L is valid for this step if the loss is at most its quadratic model there. A step beyond rounding error of that is
-    # not taken; the next one uses the curvature that was seen.
     curvature = _largest_curvature(program, point.fitted - base.fitted) / jnp.where(moved > 0, moved, 1.0)
-    too_steep = curvature > lipschitz * (1 + 1e-3)
 
     extrapolated, momentum = extrapolate(state.point, base, point, state.momentum)
     # The squared loss's correlations are affine in W and were extrapolated with it, which saves two products.
     if not is_quadratic(program):
         residual = datafit_of(program).fit(extrapolated.fitted).residual
         extrapolated = extrapolated._replace(correlations=correlations_of(program, residual))
-    taken = _state(program, point, fit, extrapolated, momentum, lipschitz)
+    return accept(state, _state(program, point, fit, extrapolated, momentum, lipschitz), curvature)
+
+
+def accept(state: Any, taken: Any, curvature: Array) -> Any:
+    """The state after a step; where the step saw more curvature than the bound L, the state before with a larger L.
+
+    L is valid for a step if the loss is at most its quadratic model there. A step beyond rounding error of that is not
+    taken; the next one uses the curvature that was seen.
+    """
+    too_steep = curvature > state.lipschitz * (1 + 1e-3)
     refused = state._replace(lipschitz=1.1 * curvature)
     return jax.tree.map(lambda old, new: jnp.where(too_steep, old, new), refused, taken)
 

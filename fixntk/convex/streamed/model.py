@@ -18,7 +18,6 @@ import math
 from functools import partial
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
@@ -29,7 +28,7 @@ from fixntk._compilation import jit_for_host
 from fixntk._numerics import matmul
 from fixntk.convex import duality
 from fixntk.convex.penalties import NORMS, Penalty, group_norms
-from fixntk.convex.solvers.fista import FISTAPoint, extrapolate, step_down
+from fixntk.convex.solvers.fista import FISTAPoint, accept, extrapolate, step_down
 from fixntk.convex.solvers.working_sets import is_nonzero, nearness
 from fixntk.convex.streamed.program import StreamedProgram
 from fixntk.gates.masks import activation_masks
@@ -320,13 +319,10 @@ def _descend_once(model: _Model, state: _Descent) -> _Descent:
     base, lipschitz = state.extrapolated, state.lipschitz
     point = _evaluate(model, step_down(model.quadratic.penalty, base, lipschitz))
     curvature = _curvature(model, point.fitted - base.fitted, point.weights - base.weights)
-    # As in FISTA, a step beyond the model of its curvature bound is not taken, but raises the bound.
-    too_steep = curvature > lipschitz * (1 + 1e-3)
     extrapolated, momentum = extrapolate(state.point, base, point, state.momentum)
     count = state.num_steps + 1
     taken = _Descent(point, extrapolated, momentum, lipschitz, model.quadratic.gap(point), count)
-    refused = state._replace(lipschitz=1.1 * curvature, num_steps=count)
-    return jax.tree.map(lambda old, new: jnp.where(too_steep, old, new), refused, taken)
+    return accept(state._replace(num_steps=count), taken, curvature)
 
 
 def _curvature(model: _Model, outputs: Array, weights: Array) -> Float[Array, ""]:
