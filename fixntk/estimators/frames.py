@@ -57,8 +57,11 @@ class FrameEncoder(NamedTuple):
         if not is_frame(frame):
             raise TypeError(f"X must be a data frame with the columns of the fit, got {type(frame).__name__}")
         check_numbers(frame, self.is_category)
+        return self.encode(*_read(frame, self.is_category))
+
+    def encode(self, values: Float[np.ndarray, "n k"], texts: Shaped[np.ndarray, "n m"]) -> Float[np.ndarray, "n e"]:
+        """Encoded rows from the numbers and the texts of a frame."""
         parts = []
-        values, texts = _read(frame, self.is_category)
         if self.imputer is not None:
             parts.append(self.imputer.transform(values))
         if self.one_hot is not None:
@@ -71,8 +74,10 @@ def is_frame(value: Any) -> bool:
     return hasattr(value, "iloc") or hasattr(value, "get_column")
 
 
-def fit_encoder(frame: Any, sample_weight: ArrayLike | None = None) -> FrameEncoder | None:
-    """The encoder of a data frame with categories, texts or missing numbers; None for other inputs.
+def encode_frame(
+    frame: Any, sample_weight: ArrayLike | None = None
+) -> tuple[FrameEncoder, Float[np.ndarray, "n e"]] | None:
+    """The encoder of a data frame with categories, texts or missing numbers, and its rows; None for other inputs.
 
     Categories are columns of that dtype and of texts. Rows of weight zero are ignored.
 
@@ -87,7 +92,7 @@ def fit_encoder(frame: Any, sample_weight: ArrayLike | None = None) -> FrameEnco
     is_category = tuple(_is_category(name, column) for name, column in columns)
     if not any(is_category) and not any(_has_missing(column) for _, column in columns):
         return None
-    values, texts = _read(frame, is_category)
+    values, texts = every_row = _read(frame, is_category)
     if sample_weight is not None and np.shape(sample_weight) == (len(frame),):
         has_weight = np.asarray(sample_weight) > 0
         values, texts = values[has_weight], texts[has_weight]
@@ -106,7 +111,8 @@ def fit_encoder(frame: Any, sample_weight: ArrayLike | None = None) -> FrameEnco
         ).fit(texts)
         names = one_hot.get_feature_names_out([str(column) for column in of_categories])
         owners.append(np.array(names, int))
-    return FrameEncoder(is_category, imputer, one_hot, np.concatenate(owners))
+    encoder = FrameEncoder(is_category, imputer, one_hot, np.concatenate(owners))
+    return encoder, encoder.encode(*every_row)
 
 
 def _name_of_column(column: str, _: Any) -> str:

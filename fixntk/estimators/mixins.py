@@ -25,7 +25,7 @@ from fixntk.estimators.fitting import (
     memory_for_kernels,
 )
 from fixntk.estimators.folds import Folds
-from fixntk.estimators.frames import FrameEncoder, check_numbers, fit_encoder, is_frame
+from fixntk.estimators.frames import FrameEncoder, check_numbers, encode_frame, is_frame
 from fixntk.estimators.gate_options import AUTO, STARTING_AT_RANDOM, GateOptions, check_source
 from fixntk.estimators.gaussian_process import Kernel, Process, condition
 from fixntk.estimators.kernels import check_bias_scales, check_depths, ntk_of_depth
@@ -73,8 +73,8 @@ class InputMixin:
 
     def _read_rows(self, X: Any, y: Any, sample_weight: Any, **options: Any) -> tuple[np.ndarray, np.ndarray]:
         """Check inputs and targets; inputs as numbers (n, e), of which a data frame's column can make several."""
-        encoder = fit_encoder(X, sample_weight)
-        rows = as_checked("X", X) if encoder is None else encoder(X)
+        encoded = encode_frame(X, sample_weight)
+        encoder, rows = (None, as_checked("X", X)) if encoded is None else encoded
         rows, y = validate_data(self, rows, as_checked("y", y), dtype=np.float64, **options)
         if encoder is not None:
             # Names and number of the columns are the frame's.

@@ -13,7 +13,7 @@ from sklearn.model_selection import cross_val_score
 
 import fixntk.estimators
 from fixntk.estimators import GatedReLURegressor, NTKClassifier, NTKRegressor, frames
-from fixntk.estimators.frames import fit_encoder
+from fixntk.estimators.frames import encode_frame
 
 NUM_ROWS = 24
 
@@ -49,7 +49,9 @@ def encode(frame):
 
 def test_a_frame_is_encoded_as_by_hand(frame, y):
     rows = encode(frame)
-    np.testing.assert_array_equal(fit_encoder(frame)(frame), rows)
+    encoder, encoded = encode_frame(frame)
+    np.testing.assert_array_equal(encoded, rows)
+    np.testing.assert_array_equal(encoder(frame), rows)
     fitted, by_hand = NTKRegressor().fit(frame, y), NTKRegressor().fit(rows, y)
     np.testing.assert_allclose(fitted.predict(frame[:9]), by_hand.predict(rows[:9]), rtol=1e-9)
     assert fitted.n_features_in_ == 4
@@ -103,18 +105,27 @@ def test_categories_that_are_new_match_none_and_new_missing_numbers_are_imputed(
     np.testing.assert_allclose(model.predict(new), by_hand.predict(rows), rtol=1e-9)
 
 
+def test_a_fit_reads_a_frame_once(frame, y, monkeypatch):
+    reads = []
+    read = frames._read
+    monkeypatch.setattr(frames, "_read", lambda *arguments: reads.append(1) or read(*arguments))
+    NTKRegressor().fit(frame, y, np.arange(len(y)) % 3)
+    assert len(reads) == 1
+
+
 def test_rare_categories_share_a_column(monkeypatch):
     monkeypatch.setattr(frames, "_MAX_CATEGORIES", 3)
     frame = pd.DataFrame({"code": list("aaabbbcdef")})
-    encoded = fit_encoder(frame)(pd.DataFrame({"code": list("abcfz")}))
+    encoder, _ = encode_frame(frame)
+    encoded = encoder(pd.DataFrame({"code": list("abcfz")}))
     # Unknown ones count as rare.
     np.testing.assert_array_equal(encoded, [[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 1], [0, 0, 1]])
 
 
 def test_categories_that_are_numbers_are_the_same_whole_or_not():
-    fitted = fit_encoder(pd.DataFrame({"code": pd.Categorical([1, 2, 1, 3])}))
+    encoder, _ = encode_frame(pd.DataFrame({"code": pd.Categorical([1, 2, 1, 3])}))
     new = pd.DataFrame({"code": pd.Categorical([1.0, 3.0, np.nan])})
-    np.testing.assert_array_equal(fitted(new), [[1, 0, 0], [0, 0, 1], [0, 0, 0]])
+    np.testing.assert_array_equal(encoder(new), [[1, 0, 0], [0, 0, 1], [0, 0, 0]])
 
 
 def test_rows_of_weight_zero_are_ignored(frame, y):
@@ -141,7 +152,7 @@ def test_rows_of_weight_zero_are_ignored(frame, y):
     ids=lambda value: type(value).__name__,
 )
 def test_numbers_alone_need_no_encoder(frame):
-    assert fit_encoder(frame) is None
+    assert encode_frame(frame) is None
 
 
 @pytest.mark.parametrize(
