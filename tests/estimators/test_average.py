@@ -4,6 +4,7 @@ import cvxpy
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from padded_rows import pad_training, with_bias_and_padding
 
 from fixntk.estimators import GatedReLUClassifierCV, GatedReLURegressorCV
 from fixntk.estimators import average as average_module
@@ -12,7 +13,6 @@ from fixntk.estimators.fitting import LearntKernel, gated_problem
 from fixntk.estimators.folds import shuffled_folds
 from fixntk.estimators.gate_options import GateOptions
 from fixntk.estimators.one_reg import fit_gated
-from fixntk.estimators.preprocessing import Training, pad_rows
 
 OPTIONS = {"regs": (0.1, 0.01), "max_steps": 2, "random_state": 0, "num_folds": 3}
 
@@ -25,8 +25,7 @@ def bent(rng):
 
 
 def _training(x, y):
-    width = np.pad(np.column_stack([x, np.ones(len(x))]), ((0, 0), (0, 8 - x.shape[1] - 1)))
-    return Training(pad_rows(width), pad_rows(y.reshape(len(y), -1)), pad_rows(np.ones(len(x))), len(x))
+    return pad_training(with_bias_and_padding(x), y)
 
 
 def _fit(training, num_gates, seed, reg):

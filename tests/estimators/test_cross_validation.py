@@ -4,6 +4,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+from padded_rows import pad_training
 
 import fixntk as fx
 from fixntk.convex import solve_quietly
@@ -13,7 +14,6 @@ from fixntk.estimators.cross_validation import choose_gated
 from fixntk.estimators.fitting import gated_problem
 from fixntk.estimators.folds import shuffled_folds, squared_errors, stratified_folds
 from fixntk.estimators.gate_options import GateOptions, draw_gates
-from fixntk.estimators.preprocessing import Training, pad_rows
 from fixntk.estimators.reweighted import reweighted_candidates
 
 OPTIONS = GateOptions("random", 16, 8, 0)
@@ -24,7 +24,7 @@ def training(rng):
     """Rows of different weights, two targets, and columns that need no padding."""
     x, weights = rng.standard_normal((40, 8)), rng.uniform(0.2, 2, 40)
     y = np.column_stack([np.abs(x[:, 0]), x[:, 1] * (x[:, 2] > 0)]) + 0.1 * rng.standard_normal((40, 2))
-    return Training(pad_rows(x), pad_rows(y), pad_rows(weights), 40)
+    return pad_training(x, y, weights)
 
 
 def test_each_row_is_held_out_once_and_rare_classes_in_some_folds_only():

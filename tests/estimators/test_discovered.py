@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from padded_rows import pad_training
 from sklearn.base import clone
 
 from fixntk.estimators import GatedReLUClassifierCV, GatedReLURegressorCV, discovered
@@ -10,7 +11,6 @@ from fixntk.estimators.discovered import discovered_candidates
 from fixntk.estimators.fitting import gated_problem
 from fixntk.estimators.folds import shuffled_folds, squared_errors
 from fixntk.estimators.gate_options import GateOptions
-from fixntk.estimators.preprocessing import Training, pad_rows
 from fixntk.estimators.ridges import RIDGE_SHARES, UsedGates, fit_ridges
 
 OPTIONS = {"regs": (0.1, 0.03), "num_folds": 2, "max_steps": 1, "random_state": 0}
@@ -52,7 +52,7 @@ def planted(rng):
 
 
 def candidates_of(x, y, regs=(0.2, 0.05), others=None, best=None):
-    training = Training(pad_rows(x), pad_rows(y[:, None]), pad_rows(np.ones(len(x))), len(x))
+    training = pad_training(x, y)
     gates = GateOptions("discovered", 64, x.shape[1], 0)
     problem = gated_problem(training, gates, "squared")
     folds = shuffled_folds(len(x), 2, seed=0)

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from padded_rows import pad_training
 
 import fixntk as fx
 from fixntk.estimators import GatedReLUClassifierCV, GatedReLURegressorCV, NTKRegressorCV
@@ -11,7 +12,6 @@ from fixntk.estimators.fitting import gated_problem
 from fixntk.estimators.folds import shuffled_folds
 from fixntk.estimators.gate_options import GateOptions
 from fixntk.estimators.ntk_fits import DEFAULT_REGS
-from fixntk.estimators.preprocessing import Training, pad_rows
 
 # Few gates, of which random ones approach the NTK badly.
 OPTIONS = {"regs": (0.1, 0.01), "num_folds": 2, "max_steps": 1, "random_state": 0}
@@ -27,7 +27,7 @@ def smooth(rng):
 def test_outputs_are_ridge_regressions_without_the_fold_at_the_best_ridge_of_leaving_rows_out(rng):
     x = np.pad(rng.standard_normal((40, 5)), ((0, 0), (0, 3)))
     weights, y = rng.uniform(0.5, 2, 40), np.column_stack([np.abs(x[:, 0]), x[:, 1]])
-    training = Training(pad_rows(x), pad_rows(y), pad_rows(weights), 40)
+    training = pad_training(x, y, weights)
     folds = shuffled_folds(40, 2, seed=0)
     problem = gated_problem(training, GateOptions("random", 16, 8, 0), "squared")
     found = exact_ntk_candidates(training, problem, folds)
@@ -68,7 +68,7 @@ def test_it_is_chosen_for_a_smooth_function_and_predicts_as_the_ntks_estimator(s
 
 def test_the_network_of_more_random_gates_approaches_it(rng):
     x = np.pad(rng.standard_normal((60, 3)), ((0, 0), (0, 5)))
-    training = Training(pad_rows(x), pad_rows(np.abs(x[:, :1])), pad_rows(np.ones(60)), 60)
+    training = pad_training(x, np.abs(x[:, :1]))
     deviations = []
     for num_gates in (16, 4096):
         problem = gated_problem(training, GateOptions("random", num_gates, 8, 0), "squared")

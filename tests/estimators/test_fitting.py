@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from padded_rows import pad_training
 
 import fixntk as fx
 from fixntk.estimators.fitting import (
@@ -16,13 +17,13 @@ from fixntk.estimators.fitting import (
 from fixntk.estimators.gate_options import GateOptions
 from fixntk.estimators.ntk_fits import fit_ntk
 from fixntk.estimators.one_reg import fit_gated
-from fixntk.estimators.preprocessing import Training, pad_rows
+from fixntk.estimators.preprocessing import Training
 
 
 def drawn(rng, num_rows=36, targets=None):
     x, weights = rng.standard_normal((num_rows, 8)), rng.uniform(0.2, 2, num_rows)
     targets = rng.standard_normal((num_rows, 2)) if targets is None else targets
-    return Training(pad_rows(x), pad_rows(targets), pad_rows(weights), num_rows)
+    return pad_training(x, targets, weights)
 
 
 def test_ridge_coefficients_solve_the_weighted_system(rng):

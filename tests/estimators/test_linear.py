@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from padded_rows import pad_training, with_bias_and_padding
 from sklearn.linear_model import Ridge
 
 from fixntk.estimators import GatedReLUClassifierCV, GatedReLURegressorCV
@@ -9,7 +10,6 @@ from fixntk.estimators.fitting import gated_problem
 from fixntk.estimators.folds import shuffled_folds
 from fixntk.estimators.gate_options import GateOptions
 from fixntk.estimators.linear import gate_of_every_row, linear_candidates
-from fixntk.estimators.preprocessing import Training, pad_rows
 
 OPTIONS = {"regs": (0.1, 0.001), "num_folds": 3, "max_steps": 1, "random_state": 0}
 SHARES = np.array([0.3, 1e-3])
@@ -20,8 +20,7 @@ def training(rng):
     """Weighted rows of two targets, with a bias column before the padding."""
     x, weights = rng.standard_normal((40, 5)), rng.uniform(0.2, 2, 40)
     y = x @ rng.standard_normal((5, 2)) + 0.1 * rng.standard_normal((40, 2)) + 3
-    rows = np.column_stack([x, np.ones(40), np.zeros((40, 2))])
-    return Training(pad_rows(rows), pad_rows(y), pad_rows(weights), 40)
+    return pad_training(with_bias_and_padding(x), y, weights)
 
 
 def ridge_of(training, share, rows):

@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import pytest
+from padded_rows import pad_training, with_bias_and_padding
 
 from fixntk.estimators import (
     GatedReLUClassifier,
@@ -16,7 +17,6 @@ from fixntk.estimators import (
 from fixntk.estimators.candidates import Candidates, Judge
 from fixntk.estimators.folds import shuffled_folds, squared_errors
 from fixntk.estimators.neurons import train_networks
-from fixntk.estimators.preprocessing import Training, pad_rows
 from fixntk.estimators.ridges import RIDGE_SHARES
 from fixntk.estimators.trained import trained_candidates
 
@@ -38,8 +38,7 @@ def planted(rng):
 
 
 def training_of(x, y):
-    rows = np.column_stack([x, np.ones(len(x)), np.zeros((len(x), 2))])
-    return Training(pad_rows(rows), pad_rows(y.reshape(len(y), -1)), pad_rows(np.ones(len(x))), len(x))
+    return pad_training(with_bias_and_padding(x), y)
 
 
 def candidates_of(training, regs):
