@@ -34,6 +34,9 @@ from fixntk.gates.masks import as_masks
 
 # Largest array, in bytes, of masks converted to numbers; above that size they are converted a tile at a time.
 TILE_BYTES = 2**28
+# The rows of a kernel of rows with themselves are halved so often, and from this number of rows on.
+_NUM_HALVINGS = 2
+_LEAST_HALVED_ROWS = 512
 # What lowers the memory that a kernel takes.
 _REMEDY = "use MaskedGram's tiles(), in fewer rows, or its product, which never make it whole"
 
@@ -86,10 +89,9 @@ def masked_gram(
     if (masks2 is None) != (x2 is None):
         raise ValueError("masks2 and x2 must be given together or not at all")
     if masks2 is None or x2 is None:
-        masks2, x2 = masks1, x1
-    else:
-        _, masks2, x2 = _as_operands(weights, masks2, x2, "2")
-        check_same_columns("x1", x1, "x2", x2)
+        return _gram_within_memory(weights, masks1, x1)
+    _, masks2, x2 = _as_operands(weights, masks2, x2, "2")
+    check_same_columns("x1", x1, "x2", x2)
     return _gram_within_memory(weights, masks1, x1, masks2, x2)
 
 
@@ -249,8 +251,11 @@ def _diagonal(weights: Array, masks: Array, x: Array) -> Array:
     return counts * jnp.sum(x**2, axis=1)
 
 
-def _gram_within_memory(weights: Array, masks1: Array, x1: Array, masks2: Array, x2: Array) -> Array:
-    rows1, rows2 = x1.shape[0], x2.shape[0]
+def _gram_within_memory(
+    weights: Array, masks1: Array, x1: Array, masks2: Array | None = None, x2: Array | None = None
+) -> Array:
+    """The kernel of rows with others, or with themselves."""
+    rows1, rows2 = x1.shape[0], (x1 if x2 is None else x2).shape[0]
     kernel_bytes = rows1 * rows2 * x1.dtype.itemsize
     bytes_each = (rows1 + rows2) * x1.dtype.itemsize
     tile = _tile_size(weights.size, bytes_each, multiple=8)
@@ -258,7 +263,26 @@ def _gram_within_memory(weights: Array, masks1: Array, x1: Array, masks2: Array,
     num_kernels = 2 if tile == weights.size else 3
     needed = num_kernels * kernel_bytes + tile * bytes_each
     with memory_for(f"the {rows1}×{rows2} kernel matrix", needed, _REMEDY, weights, masks1, x1, masks2, x2) as done:
-        return done(_masked_gram(weights, masks1, x1, masks2, x2))
+        if masks2 is not None and x2 is not None:
+            return done(_masked_gram(weights, masks1, x1, masks2, x2))
+        # Rows that are divided over devices would leave theirs in blocks.
+        num_halvings = _NUM_HALVINGS if rows1 >= _LEAST_HALVED_ROWS and jax.device_count() == 1 else 0
+        return done(_symmetric_gram(weights, masks1, x1, num_halvings=num_halvings))
+
+
+@partial(jax.jit, static_argnames="num_halvings")
+def _symmetric_gram(weights: Array, masks: Array, x: Array, *, num_halvings: int) -> Array:
+    """The kernel of rows with themselves. Of two halves of the rows, the block of one with the other is made once.
+
+    With h halvings (1 + 2⁻ʰ)/2 of the whole product is computed.
+    """
+    if num_halvings == 0:
+        return _masked_gram(weights, masks, x, masks, x)
+    half = x.shape[0] // 2
+    halves = [(masks[:half], x[:half]), (masks[half:], x[half:])]
+    first, last = (_symmetric_gram(weights, *rows, num_halvings=num_halvings - 1) for rows in halves)
+    between = _masked_gram(weights, *halves[1], *halves[0])
+    return jnp.block([[first, between.T], [between, last]])
 
 
 @jax.jit

@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -44,6 +46,31 @@ def test_masked_gram_is_the_sum_of_the_gates_gram_matrices(problem, encode, tole
     kernel = fx.masked_gram(weights, encode(masks), x)
     assert kernel.dtype == x.dtype
     np.testing.assert_allclose(kernel, one_by_one(weights, masks, x, masks, x), atol=tolerance * 10)
+
+
+@pytest.mark.usefixtures("tiling")
+def test_masked_gram_in_blocks_of_rows_is_the_sum_too(problem, encode, tolerance, monkeypatch):
+    weights, masks, x = problem
+    monkeypatch.setattr(gram, "_LEAST_HALVED_ROWS", 8)
+    kernel = fx.masked_gram(weights, encode(masks), x)
+    np.testing.assert_allclose(kernel, one_by_one(weights, masks, x, masks, x), atol=tolerance * 10)
+    np.testing.assert_array_equal(kernel, kernel.T)
+
+
+@pytest.mark.parametrize(("num_rows", "num_devices", "share"), [(512, 1, 0.625), (511, 1, 1), (512, 2, 1)])
+def test_a_symmetric_kernel_takes_fewer_products(rng, num_rows, num_devices, share, monkeypatch):
+    called = []
+    monkeypatch.setattr(jax, "device_count", lambda: num_devices)
+    monkeypatch.setattr(gram, "_symmetric_gram", lambda *operands, **options: called.append((operands, options)))
+    fx.masked_gram(np.ones(64), rng.random((num_rows, 64)) < 0.5, rng.standard_normal((num_rows, 3)))
+    ((weights, masks, x), options) = called[0]
+    monkeypatch.undo()
+
+    def flops(function, *operands, **static):
+        return jax.jit(function, static_argnames=tuple(static)).lower(*operands, **static).cost_analysis()["flops"]
+
+    whole = flops(gram._masked_gram, weights, masks, x, masks, x)
+    assert flops(gram._symmetric_gram, weights, masks, x, **options) == pytest.approx(share * whole, rel=0.05)
 
 
 @pytest.mark.usefixtures("tiling")
@@ -156,6 +183,19 @@ def test_a_row_block_of_a_large_kernel_takes_bounded_memory():
             ((20_000, 50), jnp.float32),
         )
         assert extra < 2 * block + 2 * gram.TILE_BYTES < 1.5e9
+
+
+@pytest.mark.parametrize("num_gates", [2000, 20_000])
+def test_a_symmetric_kernel_takes_memory_for_two_and_a_tile(num_gates):
+    num_rows = 4096
+    extra = temporary_bytes(
+        partial(gram._symmetric_gram, num_halvings=2),
+        ((num_gates,), jnp.float32),
+        ((num_rows, num_gates), bool),
+        ((num_rows, 50), jnp.float32),
+    )
+    # Blocks of the masks are copies.
+    assert extra < 2 * num_rows**2 * 4 + 2 * gram.TILE_BYTES + num_rows * num_gates
 
 
 def test_a_product_with_a_large_kernel_takes_memory_for_a_tile_alone():

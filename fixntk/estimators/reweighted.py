@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 
 from fixntk._compilation import jit_for_host
 from fixntk.convex import ConvexProgram, solve_quietly
-from fixntk.convex.program import absorb_sample_weight, datafit_of, masked_outputs
+from fixntk.convex.program import absorb_sample_weight, datafit_of
 from fixntk.convex.progress import progress_bar
 from fixntk.convex.solvers import irls
 from fixntk.estimators.candidates import Candidates, Judge, give_up
@@ -88,9 +88,10 @@ def _held_out_outputs(
     with progress_bar("cross-validation", total=num_folds * len(regs), unit="fit", shown=progress) as show:
         for number, fold in enumerate(zip(*splits, strict=True)):
             masks = activation_masks(x, gates_of_folds[number])
-            program, held_out = _program_of_fold(x, targets, masks, *fold[:2]), np.asarray(fold[2])
+            (program, kernel), held_out = _start_fold(x, targets, masks, *fold[:2]), np.asarray(fold[2])
             for done, place in enumerate(places, start=1):
-                found = _outputs_at_reg(program.with_reg(regs[place]), x, masks, max_steps=max_steps)
+                at_reg = program.with_reg(regs[place])
+                found = _outputs_at_reg(at_reg, kernel, x, masks, fold[0], max_steps=max_steps)
                 outputs[place][:, held_out] = np.asarray(found)[:, held_out]
                 # As if a fold tried every λ, so that the bar ends full.
                 show(
@@ -106,18 +107,27 @@ def _held_out_outputs(
 
 
 @jit_for_host
-def _program_of_fold(x: Array, targets: Array, masks: Array, train: Array, weights: Array) -> ConvexProgram:
-    """The program of a fold's training rows at λ = 1."""
+def _start_fold(
+    x: Array, targets: Array, masks: Array, train: Array, weights: Array
+) -> tuple[ConvexProgram, Float[Array, "t t"]]:
+    """The program of a fold's training rows at λ = 1, and the NTK's kernel, which is the same for every λ."""
     given = x[train], targets[train], masks[train], 1.0
-    return absorb_sample_weight(ConvexProgram(*given, sample_weight=weights, intercept=True))
+    program = absorb_sample_weight(ConvexProgram(*given, sample_weight=weights, intercept=True))
+    return program, irls.ntk_of(program)
 
 
 @partial(jit_for_host, static_argnames=("max_steps",), optimised=True)
-def _outputs_at_reg(program: ConvexProgram, x: Array, masks: Array, *, max_steps: int) -> Float[Array, "S m c"]:
-    """Outputs for all rows at the NTK and after each reweighting step."""
+def _outputs_at_reg(
+    program: ConvexProgram, kernel: Array, x: Array, masks: Array, train: Array, *, max_steps: int
+) -> Float[Array, "S m c"]:
+    """Outputs for all rows, of which ``train`` are the program's, at the NTK and after each reweighting step."""
+    # The program's rows are multiplied by the roots of their weights, and so is its column of ones.
+    assert program.column is not None
+    roots = program.column[:, None]
 
     def outputs(state: irls.IRLSState) -> Array:
-        intercept = datafit_of(program).fit(masked_outputs(program, state.weights)).intercept
-        return masked_apply(masks, x, state.weights) + intercept[None, :]
+        fitted = masked_apply(masks, x, state.weights)
+        return fitted + datafit_of(program).fit(roots * fitted[train]).intercept[None, :]
 
-    return irls.watch_from_ntk(program, irls.default_epsilon(program, _IRLS_TOL), outputs, num_steps=max_steps)
+    epsilon = irls.default_epsilon(program, _IRLS_TOL)
+    return irls.watch_from_ntk(program, epsilon, outputs, num_steps=max_steps, kernel=kernel)

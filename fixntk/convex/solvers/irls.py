@@ -76,16 +76,35 @@ def step(program: ConvexProgram, state: IRLSState) -> IRLSState:
     return IRLSState(*(jnp.where(following.failed, old, new) for old, new in zip(kept, following, strict=True)))
 
 
-def watch_from_ntk(program: ConvexProgram, epsilon: Array, look: Callable[[IRLSState], Any], *, num_steps: int) -> Any:
-    """What ``look`` gives for the NTK's kernel weights 1/P and after each of the steps, stacked along a first axis."""
+def watch_from_ntk(
+    program: ConvexProgram,
+    epsilon: Array,
+    look: Callable[[IRLSState], Any],
+    *,
+    num_steps: int,
+    kernel: Array | None = None,
+) -> Any:
+    """What ``look`` gives for the NTK's kernel weights 1/P and after each of the steps, stacked along a first axis.
+
+    ``kernel`` is that of the NTK, by :func:`ntk_of`: it does not depend on λ, and so is made once for several.
+    """
 
     def advance(state: IRLSState, _: None) -> tuple[IRLSState, Any]:
         state = step(program, state)
         return state, look(state)
 
-    start = init(program, jnp.full(program.num_gates, 1 / program.num_gates, program.x.dtype), epsilon)
+    start = _solve_ridge(program, _ntk_weights(program), epsilon, kernel)
     _, following = lax.scan(advance, start, length=num_steps)
     return jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]), look(start), following)
+
+
+def ntk_of(program: ConvexProgram) -> Float[Array, "n n"]:
+    """K(1/P) of a program without sample weights or ridge, on the subspace orthogonal to the intercept's column."""
+    return kernel_of(program, _ntk_weights(program))
+
+
+def _ntk_weights(program: ConvexProgram) -> Float[Array, " P"]:
+    return jnp.full(program.num_gates, 1 / program.num_gates, program.x.dtype)
 
 
 @jit_for_host
@@ -100,12 +119,15 @@ def _smoothed_norms(weights: Array, epsilon: Array) -> Float[Array, " P"]:
     return jnp.sqrt(group_norms(weights) ** 2 + epsilon)
 
 
-def _solve_ridge(program: ConvexProgram, kernel_weights: Array, epsilon: Array) -> IRLSState:
-    datafit, penalty = datafit_of(program), penalty_of(program)
+def _solve_ridge(
+    program: ConvexProgram, kernel_weights: Array, epsilon: Array, kernel: Array | None = None
+) -> IRLSState:
+    """The ridge solution with the kernel of these weights, which is made where it is not given."""
     # With a ridge α, the group's share of the kernel shrinks: η_p / (1 + αη_p/λ).
-    effective = kernel_weights * penalty.ridge_share(kernel_weights / program.reg)
-    targets = datafit.remove_intercept(targets_of(program))
-    dual_weights = solve_kernel_ridge(kernel_of(program, effective), program.reg, targets)
+    effective = kernel_weights * penalty_of(program).ridge_share(kernel_weights / program.reg)
+    kernel = kernel_of(program, effective) if kernel is None else kernel
+    targets = datafit_of(program).remove_intercept(targets_of(program))
+    dual_weights = solve_kernel_ridge(kernel, program.reg, targets)
     # The representer theorem: W_p = η_p Xᵀ D_p A with the dual weights A of kernel ridge regression.
     weights = effective[:, None, None] * correlations_of(program, dual_weights)
     # Not Y − K(η) A or λA: where the system is ill-conditioned they are not the residual of these weights.
