@@ -18,6 +18,7 @@ from jax import Array
 from fixntk._checks import as_positive_int, check_scalar
 from fixntk._numerics import einsum, matmul, safe_sqrt
 from fixntk.ntk.covariances import Covariances, from_moments
+from fixntk.ntk.layers.graphs import flatten_nodes, has_nodes, patterns_of
 from fixntk.ntk.layers.layer import DEFAULT_WIDTH, STATIC, Layer, check_numbers, check_positions, draw_normal
 
 # The functions of scores that give the weights of attention.
@@ -27,6 +28,8 @@ _MECHANISMS: dict[str, Callable[[Array], Array]] = {
     "abs": jnp.abs,
     "relu": jax.nn.relu,
 }
+# The score of a position that is not there: its softmax is zero, and that of an input without positions no NaN.
+_LEAST_SCORE = -1e30
 
 
 @jax.tree_util.register_dataclass
@@ -56,6 +59,9 @@ class SelfAttention(Layer):
         Whether embeddings are added before the values too.
     num_heads, width
         Number of heads, and of channels of keys, values and outputs, of the layer of finite width.
+    masked
+        Whether positions that an input lacks get no attention: those that are false in its mask, as for
+        :class:`MaskedAveragePool`. Outputs at them are not zero.
 
     References
     ----------
@@ -65,6 +71,7 @@ class SelfAttention(Layer):
     """
 
     mixes_positions: ClassVar[bool] = True
+    takes_pattern: ClassVar[bool] = True
 
     w_std: Any = 1.0
     b_std: Any = 0.0
@@ -75,6 +82,7 @@ class SelfAttention(Layer):
     values_with_positions: bool = field(default=False, metadata=STATIC)
     num_heads: int = field(default=8, metadata=STATIC)
     width: int | None = field(default=None, metadata=STATIC)
+    masked: bool = field(default=False, metadata=STATIC)
 
     def __post_init__(self) -> None:
         for name in ("w_std", "b_std", "score_std", "position_std"):
@@ -100,9 +108,14 @@ class SelfAttention(Layer):
         def flat(array: Array) -> Array:
             return array.reshape(*array.shape[:2], size, size)
 
+        is_there: tuple[Array | None, Array | None] = (None, None)
+        if self.masked:
+            patterns = patterns_of(covariances, "SelfAttention", "masks", "positions")
+            # The own covariances have the axes (n1, 1, S, S) and (1, n2, S, S), the last one that of the keys.
+            is_there = has_nodes(patterns[0])[:, None, None], has_nodes(patterns[1])[None, :, None]
         # The scores are constants in the limit, so that keys and queries have no part in the NTK.
         weights = {
-            side: _MECHANISMS[self.mechanism](self.score_std * (flat(own.covariance) + embedding[None, None]))
+            side: self._attention(flat(own.covariance) + embedding[None, None], is_there[side - 1])
             for side, own in ((1, own1), (2, own2))
         }
 
@@ -137,11 +150,20 @@ class SelfAttention(Layer):
         }
         return draw_normal(self, key, shapes)
 
-    def apply(self, params: dict[str, Array], x: Array, *, key: Array | None = None) -> Array:
-        """Outputs (n, positions …, width)."""
+    def output_shape(self, params: dict[str, Array], shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The positions and the width."""
+        return (*shape[:-1], params["biases"].shape[0])
+
+    def apply(
+        self, params: dict[str, Array], x: Array, *, key: Array | None = None, pattern: Array | None = None
+    ) -> Array:
+        """Outputs (n, positions …, width), of masked attention by masks (n, positions …)."""
         del key
         positions, channels = x.shape[1:-1], x.shape[-1]
         x = jnp.asarray(x, jnp.promote_types(x.dtype, params["keys"].dtype))
+        is_there = None
+        if self.masked:
+            is_there = has_nodes(flatten_nodes(x, pattern, "SelfAttention", "masks")[1])[:, None, None]
         inputs = x.reshape(x.shape[0], -1, channels)
         covariance = self._position_covariance(positions, x.dtype)
         # A covariance that decays slowly is singular up to rounding; its root by eigenvalues needs no jitter.
@@ -152,12 +174,19 @@ class SelfAttention(Layer):
         keys = einsum("nsc,hck->nhsk", embedded, params["keys"]) / math.sqrt(channels)
         values = einsum("nsc,hcv->nhsv", embedded if self.values_with_positions else inputs, params["values"])
         # Queries are keys. Divided by their number of channels, not its root, inner products tend to the covariance.
-        scores = self.score_std * einsum("nhsk,nhtk->nhst", keys, keys) / keys.shape[-1]
-        heads = einsum("nhst,nhtv->nhsv", _MECHANISMS[self.mechanism](scores), values)
+        scores = einsum("nhsk,nhtk->nhst", keys, keys) / keys.shape[-1]
+        heads = einsum("nhst,nhtv->nhsv", self._attention(scores, is_there), values)
         # The fan-in of the values is the number of channels, that of the output heads × width.
         scale = self.w_std / math.sqrt(channels * heads.shape[1] * heads.shape[-1])
         outputs = scale * einsum("nhsv,hvo->nso", heads, params["output"]) + self.b_std * params["biases"][None, None]
         return outputs.reshape(x.shape[0], *positions, -1)
+
+    def _attention(self, covariances: Array, is_there: Array | None) -> Array:
+        """The weights G (…, S, S) of attention to the positions of the last axis, none to those that are not there."""
+        scores = self.score_std * covariances
+        if is_there is None:
+            return _MECHANISMS[self.mechanism](scores)
+        return jnp.where(is_there, _MECHANISMS[self.mechanism](jnp.where(is_there, scores, _LEAST_SCORE)), 0.0)
 
     def _position_covariance(self, positions: tuple[int, ...], dtype: Any) -> Array:
         """(S, S) covariances of the embeddings of positions, for ``position_std`` 1."""

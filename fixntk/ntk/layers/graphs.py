@@ -41,7 +41,7 @@ class Aggregate(Layer):
 
     def __call__(self, covariances: Covariances) -> Covariances:
         """Covariances of the sums."""
-        patterns = _patterns_of(covariances, "Aggregate", "graphs", "nodes")
+        patterns = patterns_of(covariances, "Aggregate", "graphs", "nodes")
         size = math.prod(covariances.positions)
         sums = {1: patterns[0][:, None], 2: patterns[1][None]}
 
@@ -60,7 +60,7 @@ class Aggregate(Layer):
     def apply(self, params: Any, x: Array, *, key: Array | None = None, pattern: Array | None = None) -> Array:
         """Sums (n, positions …, channels), by patterns (n, positions …, positions …)."""
         del params, key
-        flat, graphs = _flatten_nodes(x, pattern, "Aggregate", "graphs")
+        flat, graphs = flatten_nodes(x, pattern, "Aggregate", "graphs")
         return matmul(jnp.swapaxes(graphs, 1, 2), flat).reshape(x.shape)
 
 
@@ -81,7 +81,7 @@ class MaskedAveragePool(Layer):
 
     def __call__(self, covariances: Covariances) -> Covariances:
         """Covariances of the means."""
-        patterns = _patterns_of(covariances, "MaskedAveragePool", "masks", "positions to average over")
+        patterns = patterns_of(covariances, "MaskedAveragePool", "masks", "positions to average over")
         size = math.prod(covariances.positions)
         weights = {1: _weights_of_mean(patterns[0])[:, None], 2: _weights_of_mean(patterns[1])[None]}
 
@@ -99,7 +99,7 @@ class MaskedAveragePool(Layer):
     def apply(self, params: Any, x: Array, *, key: Array | None = None, pattern: Array | None = None) -> Array:
         """Means (n, channels), by masks (n, positions …) or patterns (n, positions …, positions …)."""
         del params, key
-        flat, graphs = _flatten_nodes(x, pattern, "MaskedAveragePool", "masks")
+        flat, graphs = flatten_nodes(x, pattern, "MaskedAveragePool", "masks")
         return matmul(_weights_of_mean(graphs)[:, None], flat)[:, 0]
 
 
@@ -117,13 +117,18 @@ def is_mask(pattern: Any, x: Array) -> bool:
     return pattern.dtype == bool and pattern.ndim == x.ndim - 1
 
 
+def has_nodes(patterns: Array) -> Array:
+    """(n, S) which nodes are there: those on the diagonals of patterns (n, S, S)."""
+    return jnp.diagonal(patterns, axis1=1, axis2=2) != 0
+
+
 def _weights_of_mean(patterns: Array) -> Array:
     """Weights (n, S) of the mean over the nodes on the diagonals of patterns (n, S, S)."""
-    is_there = jnp.diagonal(patterns, axis1=1, axis2=2) != 0
+    is_there = has_nodes(patterns)
     return is_there / jnp.maximum(jnp.sum(is_there, axis=1, keepdims=True), 1).astype(patterns.dtype)
 
 
-def _patterns_of(covariances: Covariances, name: str, noun: str, places: str) -> tuple[Array, Array]:
+def patterns_of(covariances: Covariances, name: str, noun: str, places: str) -> tuple[Array, Array]:
     """The patterns of both sides' inputs, (n, S, S) each, or the layer's error that there are none."""
     check_positions(covariances, name)
     if not covariances.has_all_positions:
@@ -134,7 +139,7 @@ def _patterns_of(covariances: Covariances, name: str, noun: str, places: str) ->
     return covariances.patterns
 
 
-def _flatten_nodes(x: Array, pattern: Array | None, name: str, noun: str) -> tuple[Array, Array]:
+def flatten_nodes(x: Array, pattern: Array | None, name: str, noun: str) -> tuple[Array, Array]:
     """Inputs (n, S, channels) and their patterns (n, S, S), or the layer's error that there are none."""
     if pattern is None:
         raise ValueError(f"{name} needs the {noun} of the inputs: pass pattern to apply")

@@ -24,6 +24,7 @@ from fixntk.ntk.layers import (
     Index,
     MaskedAveragePool,
     Residual,
+    SelfAttention,
     Serial,
     Sum,
 )
@@ -246,9 +247,62 @@ def test_padded_inputs_have_the_kernels_of_inputs_without_padding(rng, positions
     assert jax.tree.structure(masked.init(jax.random.key(0), padded[0].shape[1:], 6)) == jax.tree.structure(inserted)
 
 
+@pytest.mark.parametrize("mechanism", ["softmax", "relu"])
+def test_masked_attention_is_attention_to_the_positions_that_are_there(rng, mechanism):
+    """Inputs that lack positions, of any content, have the kernels and the outputs of inputs without these."""
+
+    def network(pool, **options):
+        attention = SelfAttention(1.2, 0.3, 0.8, mechanism, num_heads=2, **options)
+        return Serial(Dense(1.3, 0.2), Activate("erf"), attention, Activate("relu"), attention, pool, Dense())
+
+    plain, masked = network(GlobalAveragePool()), network(MaskedAveragePool(), masked=True)
+    x = jnp.asarray(rng.standard_normal((2, 5, 3)))
+    masks = np.array([[True, False, True, True, False], [False, True, True, False, True]])
+    short = jnp.stack([x[i, mask] for i, mask in enumerate(masks)])
+    found, expected = fx.network_kernel(masked, x, pattern1=masks), fx.network_kernel(plain, short)
+    np.testing.assert_allclose(found.nngp, expected.nngp, rtol=1e-10)
+    np.testing.assert_allclose(found.ntk, expected.ntk, rtol=1e-10)
+    params = masked.init(jax.random.key(0), x.shape[1:], 6)
+    assert masked.output_shape(params, x.shape[1:]) == (6,)
+    outputs = masked.apply(params, x, pattern=jnp.asarray(masks))
+    # Parameters of as many positions as the inputs have; embeddings have a standard deviation of zero here.
+    fewer = tuple({**p, "embeddings": p["embeddings"][:3]} if "embeddings" in p else p for p in params)
+    np.testing.assert_allclose(outputs, plain.apply(fewer, short), rtol=1e-10)
+
+
+def test_attention_of_an_input_without_positions_is_zero(rng):
+    attention = Serial(SelfAttention(masked=True))
+    x, masks = jnp.asarray(rng.standard_normal((2, 3, 2))), jnp.asarray([[True] * 3, [False] * 3])
+    outputs = attention.apply(attention.init(jax.random.key(0), (3, 2), 4), x, pattern=masks)
+    np.testing.assert_array_equal(outputs[1], 0)
+    assert np.all(np.isfinite(outputs[0]))
+    assert np.all(outputs[0] != 0)
+
+
+@pytest.mark.filterwarnings("ignore:Linear scaling attention")
+def test_masked_attention_is_that_of_neural_tangents(stax, rng):
+    inputs = [rng.standard_normal((n, 5, 3)) for n in (4, 3)]
+    masks = [rng.integers(0, 2, (len(x), 5)).astype(bool) | (np.arange(5) == 2) for x in inputs]
+    marked = [np.where(mask[..., None], x, 99.0) for x, mask in zip(inputs, masks, strict=True)]
+    attention = SelfAttention(1.2, 0.3, 0.8, masked=True)
+    network = Serial(HIDDEN, attention, Activate("relu"), MaskedAveragePool(), Dense(1.1, 0.2))
+    theirs = stax.serial(
+        their_hidden(stax),
+        stax.GlobalSelfAttention(1, 1, 1, 1, W_value_std=1.2, b_std=0.3, W_key_std=0.8),
+        stax.Relu(),
+        stax.GlobalAvgPool(),
+        stax.Dense(1, 1.1, 0.2),
+    )[2]
+    ours = fx.network_kernel(network, *inputs, pattern1=masks[0], pattern2=masks[1], batch_size=2)
+    expected = theirs(*marked, ("nngp", "ntk"), mask_constant=99.0)
+    np.testing.assert_allclose(ours.nngp, expected.nngp, rtol=1e-10)
+    np.testing.assert_allclose(ours.ntk, expected.ntk, rtol=1e-10)
+
+
 @pytest.mark.parametrize(
     ("network", "options", "message"),
     [
+        (Serial(SelfAttention(masked=True)), {}, "SelfAttention needs the masks"),
         (Serial(MaskedAveragePool()), {}, "MaskedAveragePool needs the masks"),
         (Serial(MaskedAveragePool()), {"pattern1": np.ones((2, 4), bool)}, r"a mask, must have shape \(2, 5\)"),
         (Serial(AveragePool((2,)), MaskedAveragePool()), {"pattern1": np.ones((2, 5), bool)}, "between 5 nodes"),
