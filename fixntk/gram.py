@@ -265,17 +265,22 @@ def _gram_within_memory(
     with memory_for(f"the {rows1}×{rows2} kernel matrix", needed, _REMEDY, weights, masks1, x1, masks2, x2) as done:
         if masks2 is not None and x2 is not None:
             return done(_masked_gram(weights, masks1, x1, masks2, x2))
-        # Rows that are divided over devices would leave theirs in blocks.
-        num_halvings = _NUM_HALVINGS if rows1 >= _LEAST_HALVED_ROWS and jax.device_count() == 1 else 0
-        return done(_symmetric_gram(weights, masks1, x1, num_halvings=num_halvings))
+        return done(_symmetric_gram(weights, masks1, x1, num_halvings=_num_halvings(rows1)))
+
+
+def computed_share(num_rows: int) -> float:
+    """Share of the entries of a kernel of rows with themselves that are computed; the others are equal to these."""
+    return (1 + 0.5 ** _num_halvings(num_rows)) / 2
+
+
+def _num_halvings(num_rows: int) -> int:
+    # Rows that are divided over devices would leave theirs in blocks.
+    return _NUM_HALVINGS if num_rows >= _LEAST_HALVED_ROWS and jax.device_count() == 1 else 0
 
 
 @partial(jax.jit, static_argnames="num_halvings")
 def _symmetric_gram(weights: Array, masks: Array, x: Array, *, num_halvings: int) -> Array:
-    """The kernel of rows with themselves. Of two halves of the rows, the block of one with the other is made once.
-
-    With h halvings (1 + 2⁻ʰ)/2 of the whole product is computed.
-    """
+    """The kernel of rows with themselves. Of two halves of the rows, the block of one with the other is made once."""
     if num_halvings == 0:
         return _masked_gram(weights, masks, x, masks, x)
     half = x.shape[0] // 2

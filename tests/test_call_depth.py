@@ -29,20 +29,25 @@ def ways(monkeypatch):
 
 
 # Shapes that no other test has, so that the calls are traced here: a loop, and steps of several functions.
-@pytest.mark.parametrize(("num_rows", "num_gates"), [(57, 12), (58, 700)])
-def test_nine_calls_from_solve_to_the_factorisation(ways, num_rows, num_gates):
-    fx.solve(random_problem(0, num_rows, share=0.1, num_gates=num_gates), method="newton", tol=1e-4)
+@pytest.mark.parametrize(
+    ("num_rows", "num_gates", "loss", "num_calls"),
+    [(57, 12, "squared", 9), (58, 700, "squared", 9), (60, 12, "huber", 10)],
+)
+def test_nine_calls_from_solve_to_the_factorisation(ways, num_rows, num_gates, loss, num_calls):
+    program = random_problem(0, num_rows, share=0.1, num_gates=num_gates)
+    fx.solve(fx.ConvexProgram(program.x, program.y, program.masks, program.reg, loss), method="newton", tol=1e-4)
     assert ways
     for way in ways:
         assert way[0] == "solve"
-        assert len(way) <= 9, " → ".join(way)
+        assert len(way) <= num_calls, " → ".join(way)
 
 
-def test_eleven_calls_from_fit_to_the_factorisation(ways):
+@pytest.mark.parametrize(("num_rows", "loss", "num_calls"), [(59, "squared", 11), (61, "huber", 12)])
+def test_eleven_calls_from_fit_to_the_factorisation(ways, num_rows, loss, num_calls):
     rng = np.random.default_rng(0)
-    x = rng.standard_normal((59, 7))
-    GatedReLURegressor(45, random_state=0).fit(x, x[:, 0])
+    x = rng.standard_normal((num_rows, 7))
+    GatedReLURegressor(45, loss=loss, random_state=0).fit(x, x[:, 0])
     assert ways
     for way in ways:
         assert way[0] == "fit"
-        assert len(way) <= 11, " → ".join(way)
+        assert len(way) <= num_calls, " → ".join(way)

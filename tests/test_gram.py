@@ -62,6 +62,7 @@ def test_a_symmetric_kernel_takes_fewer_products(rng, num_rows, num_devices, sha
     called = []
     monkeypatch.setattr(jax, "device_count", lambda: num_devices)
     monkeypatch.setattr(gram, "_symmetric_gram", lambda *operands, **options: called.append((operands, options)))
+    counted = gram.computed_share(num_rows)
     fx.masked_gram(np.ones(64), rng.random((num_rows, 64)) < 0.5, rng.standard_normal((num_rows, 3)))
     ((weights, masks, x), options) = called[0]
     monkeypatch.undo()
@@ -71,6 +72,7 @@ def test_a_symmetric_kernel_takes_fewer_products(rng, num_rows, num_devices, sha
 
     whole = flops(gram._masked_gram, weights, masks, x, masks, x)
     assert flops(gram._symmetric_gram, weights, masks, x, **options) == pytest.approx(share * whole, rel=0.05)
+    assert counted == share
 
 
 @pytest.mark.usefixtures("tiling")

@@ -44,6 +44,15 @@ def as_stopping(tol: Any, max_iter: Any, dtype: Any, default_max_iter: int) -> t
     return tol, max_iter
 
 
+def as_groups(name: str, weights: ArrayLike, shape: tuple[int, int, int], *, is_vector: bool) -> Array:
+    """Group weights (P, d, c) of this shape; for targets that are a vector (P, d) is taken as well."""
+    given = as_float_array(name, weights, (2, 3))
+    groups = given[:, :, None] if given.ndim == 2 and is_vector else given
+    if groups.shape != shape:
+        raise ValueError(f"{name} must have shape {shape}, got {given.shape}")
+    return groups
+
+
 def as_reg(reg: ArrayLike, dtype: Any) -> Float[Array, ""]:
     """λ as a scalar, checked to be positive and finite."""
     reg = as_float_array("reg", reg, (0, 1)).astype(dtype)

@@ -55,6 +55,12 @@ def _differ(x: Array, masks: Array, gates: Array) -> Bool[Array, " P"]:
     return jnp.any(masks.astype(bool) != activation_masks(x, gates), axis=0)
 
 
+@jit_for_host
+def place_groups(like: Array, chosen: Array, weights: Array) -> Array:
+    """Weights of the chosen groups among those of all, which are shaped as ``like`` and zero elsewhere."""
+    return jnp.zeros_like(like).at[chosen].set(weights)
+
+
 def with_masks(program: ConvexProgram, masks: Array, chosen: Array | None = None) -> ConvexProgram:
     """The program of other (n, P') masks on the same data, unchecked; bools, or numbers of x's dtype.
 

@@ -17,6 +17,11 @@ _LEAST_STEP = 8
 _STEPS_PER_SIZE = 16
 
 
+def next_power_of_two(count: int) -> int:
+    """The least power of two that is no less than a positive number."""
+    return 1 << (count - 1).bit_length()
+
+
 def padded_count(num_rows: int) -> int:
     """Number of rows after padding: at most a sixteenth more, or 7 rows; above 8,192 rows the same."""
     if not _LEAST_STEP < num_rows <= _MOST_ROWS:

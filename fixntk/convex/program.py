@@ -302,11 +302,8 @@ def as_group_weights(program: ConvexProgram, weights: ArrayLike) -> Float[Array,
     ValueError
         If the shape is another.
     """
-    given = as_float_array("weights", weights, (2, 3)).astype(program.x.dtype)
-    groups = given[:, :, None] if given.ndim == 2 and program.y.ndim == 1 else given
-    if groups.shape != group_shape_of(program):
-        raise ValueError(f"weights must have shape {group_shape_of(program)}, got {given.shape}")
-    return groups
+    groups = arguments.as_groups("weights", weights, group_shape_of(program), is_vector=program.y.ndim == 1)
+    return groups.astype(program.x.dtype)
 
 
 def masked_outputs(program: ConvexProgram, weights: ArrayLike) -> Float[Array, "n c"]:

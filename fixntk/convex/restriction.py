@@ -16,8 +16,9 @@ from jaxtyping import Float, Int
 from fixntk._compilation import jit_for_host
 from fixntk.convex import driver, screening
 from fixntk.convex.duality import Evaluation
-from fixntk.convex.groups import with_masks
+from fixntk.convex.groups import place_groups, with_masks
 from fixntk.convex.method import Method
+from fixntk.convex.padding import next_power_of_two
 from fixntk.convex.program import ConvexProgram, thresholds_of
 from fixntk.convex.solution import Solution
 from fixntk.convex.solve import certify
@@ -73,7 +74,7 @@ def solve_on_sets(
         outcome = driver.run_from_host(
             part, method, weights, None, restriction.tol, restriction.max_iter, is_timed=False
         )
-        outcome = outcome._replace(weights=_spread(start, chosen, outcome.weights))
+        outcome = outcome._replace(weights=place_groups(start, chosen, outcome.weights))
         solution, last = certify(program, outcome, method, restriction.tol)
         if bool(solution.converged):
             return solution, last
@@ -86,7 +87,7 @@ def solve_on_sets(
 
 def _set_size(wanted: int) -> int:
     """2ᵏ or 3·2ᵏ, so that few shapes are compiled; the next nearest groups fill up, empty ones where none are left."""
-    size = 1 << max(_SMALLEST_SET - 1, wanted - 1).bit_length()
+    size = next_power_of_two(max(_SMALLEST_SET, wanted))
     return 3 * size // 4 if size > _SMALLEST_SET and wanted <= 3 * size // 4 else size
 
 
@@ -111,8 +112,3 @@ def _restrict(
     masks = select_masks(program.masks, chosen)
     part = with_masks(program, jnp.where(is_present, masks, jnp.zeros_like(masks)), chosen)
     return part, weights[chosen] * is_present[:, None, None], chosen
-
-
-@jit_for_host
-def _spread(like: Array, chosen: Array, weights: Array) -> Array:
-    return jnp.zeros_like(like).at[chosen].set(weights)

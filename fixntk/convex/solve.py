@@ -169,18 +169,18 @@ def solve(
     options = {"reg": given.reg, "method": chosen.name, "init": start, "epsilon": smoothing}
     with explain_lost_process("solve", "" if checkpoint is None else f", to go on from checkpoint {checkpoint}"):
         keeper = open_checkpoints(checkpoint, "solve", given, **options)
-        looped = chosen
+        running = chosen
         if chosen.reweights and bool(_is_zero_optimal(program)):
             # Positive kernel weights do not reach W = 0: it is certified as the start of a method for group weights.
-            looped, max_iter = fista.METHOD, 0
-            start, smoothing = _starting_point(program, looped, None), None
+            running, max_iter = fista.METHOD, 0
+            start, smoothing = _starting_point(program, running, None), None
         with progress_bar(f"solve ({chosen.name})", shown=progress and _is_shown_here(program)) as show:
             watch = partial(_show, show) if progress else None
-            arguments = program, looped, start, smoothing, tol, max_iter
+            of_loop = program, running, start, smoothing, tol, max_iter
             outcome = driver.run_from_host(
-                *arguments, callback=callback, watch=watch, keeper=keeper, num_rows=given.x.shape[0]
+                *of_loop, callback=callback, watch=watch, keeper=keeper, num_rows=given.x.shape[0]
             )
-        solution = _certify_from_host(program, outcome, looped, chosen, tol)
+        solution = _certify_from_host(program, outcome, running, chosen, tol)
     if outcome.is_interrupted:
         raise Interrupted(solution)
     return _warn_unless_converged(solution)
@@ -196,7 +196,7 @@ def _show(show: Callable[[int, str], None], seen: Progress) -> None:
 
 
 def _certify_from_host(
-    program: ConvexProgram, outcome: driver.Outcome, looped: Method, chosen: Method, tol: float
+    program: ConvexProgram, outcome: driver.Outcome, running: Method, chosen: Method, tol: float
 ) -> Solution:
     """The certified solution, whole on this process.
 
@@ -205,7 +205,7 @@ def _certify_from_host(
     LinAlgError
         If reweighting could not take its first step.
     """
-    if looped.reweights and bool(outcome.failed) and int(outcome.iterations) == 0:
+    if running.reweights and bool(outcome.failed) and int(outcome.iterations) == 0:
         raise np.linalg.LinAlgError(
             f"the kernel matrix of the start is not positive definite in {program.x.dtype} even with jitter: "
             f"raise reg (λ = {float(program.reg):.3g}), rescale x, or use float64"

@@ -27,6 +27,7 @@ from fixntk.convex.losses import Loss, as_loss
 from fixntk.convex.method import Method
 from fixntk.convex.program import ConvexProgram, group_shape_of, is_quadratic
 from fixntk.convex.solvers import anderson, fista, irls, newton, newton_system, prox_newton, working_sets
+from fixntk.gram import computed_share
 
 # Losses of labels −1 and 1.
 _LOSSES_OF_ONE_OUTPUT = ("logistic", "squared_hinge")
@@ -129,7 +130,7 @@ def kernel_work(program: ConvexProgram) -> Work:
     """A masked Gram kernel, the Cholesky factorisation of it plus λI, and two solves and a product with it."""
     num_rows, (num_gates, num_features, num_outputs) = float(program.x.shape[0]), group_shape_of(program)
     return Work(
-        squares=2 * num_rows**2 * (num_gates + num_features),
+        squares=2 * computed_share(program.x.shape[0]) * num_rows**2 * (num_gates + num_features),
         factorisations=num_rows**3 / 3 + 6 * num_rows**2 * num_outputs,
     )
 

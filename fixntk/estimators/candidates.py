@@ -11,6 +11,7 @@ from jaxtyping import Float, Int, Shaped
 from fixntk.convex import solve_quietly
 from fixntk.estimators.fitting import GatedFit, GatedProblem, as_gated_fit
 from fixntk.estimators.folds import Folds
+from fixntk.estimators.gate_options import GateOptions
 from fixntk.estimators.preprocessing import Training
 
 # Share by which λ exceeds the λ_max of a program, from which on its solution is the constant.
@@ -97,6 +98,32 @@ class Judge(NamedTuple):
 
     def _losses(self, outputs: Float[np.ndarray, "n c"]) -> Float[np.ndarray, " n"]:
         return self.losses(np.where(self.weights[:, None] > 0, outputs, 0))
+
+
+class Trial(NamedTuple):
+    """What several kinds of candidates are tried on.
+
+    Attributes
+    ----------
+    training, folds
+        The rows, and for each fold those that are fitted and those that are held out.
+    gates, problem
+        Options for drawing gates, and the program of all rows with gates that are drawn.
+    regs
+        (R,) λ to try.
+    judge
+        How held-out outputs are judged.
+    progress
+        Whether to show a bar.
+    """
+
+    training: Training
+    folds: Folds
+    gates: GateOptions
+    problem: GatedProblem
+    regs: Float[np.ndarray, " R"]
+    judge: Judge
+    progress: bool = False
 
 
 def give_up(

@@ -14,10 +14,10 @@ from jaxtyping import Float
 from fixntk._checks import as_positive_int
 from fixntk._numerics import allow_float64, blas_threads_for
 from fixntk.estimators.average import average_fits, average_kinds
-from fixntk.estimators.candidates import Candidates, Judge, Losses, constant_candidate
+from fixntk.estimators.candidates import Candidates, Judge, Losses, Trial, constant_candidate
 from fixntk.estimators.discovered import discovered_candidates
 from fixntk.estimators.exact_ntk import exact_ntk_candidates
-from fixntk.estimators.fitting import GatedFit, GatedProblem, check_regs, gated_problem
+from fixntk.estimators.fitting import GatedFit, check_regs, gated_problem
 from fixntk.estimators.folds import Folds
 from fixntk.estimators.gate_options import AUTO, DISCOVERED, STARTING_AT_RANDOM, TRAINED, GateOptions
 from fixntk.estimators.large import MAX_KERNEL_ROWS, optimum_candidates
@@ -150,7 +150,8 @@ def choose_gated(
     judge = Judge(losses, _held_out_weights(training, folds))
     with allow_float64(), blas_threads_for(training.num_rows):
         problem = gated_problem(training, gates, "squared")
-        tried = _try_kinds(training, gates, problem, folds, judge, shares, max_steps, progress=progress)
+        trial = Trial(training, folds, gates, problem, problem.max_reg * shares, judge, progress)
+        tried = _try_kinds(trial, shares, max_steps)
         best = {kind: _find_best(each, shares) for kind, each in tried.items() if _are_some_tried(each)}
         parts: Mapping[str, float] = {}
         if gates.name == AUTO and len(folds) > 1:
@@ -205,23 +206,13 @@ def _held_out_weights(training: Training, folds: Folds) -> Float[np.ndarray, " n
     return weights
 
 
-def _try_kinds(
-    training: Training,
-    gates: GateOptions,
-    problem: GatedProblem,
-    folds: Folds,
-    judge: Judge,
-    shares: Float[np.ndarray, " R"],
-    max_steps: int,
-    *,
-    progress: bool,
-) -> dict[str, _Tried]:
+def _try_kinds(trial: Trial, shares: Float[np.ndarray, " R"], max_steps: int) -> dict[str, _Tried]:
     """Candidates of each kind that the gates' source asks for, from the smallest model to the largest."""
 
     def with_losses(candidates: Candidates) -> _Tried:
         return _Tried(candidates, np.array([[judge.mean_loss(each) for each in row] for row in candidates.outputs]))
 
-    regs = problem.max_reg * shares
+    training, folds, gates, problem, _, judge, _ = trial
     tried = {CONSTANT: with_losses(constant_candidate(training, problem, folds))}
     gate = gate_of_every_row(training, gates) if gates.name == AUTO else None
     if gate is not None:
@@ -231,7 +222,7 @@ def _try_kinds(
     of_networks: dict[str, _Tried] = {}
     at_regs, best = None, None
     if gates.name in (AUTO, TRAINED):
-        networks = with_losses(trained_candidates(training, folds, regs, gates.seed, judge, progress=progress))
+        networks = with_losses(trained_candidates(trial))
         of_networks = {RELU: networks._replace(columns=slice(1)), TRAINED: networks._replace(columns=slice(1, None))}
     # What follows takes longest, and goes on as long as it keeps up with what is known.
     if gates.name == AUTO:
@@ -239,15 +230,14 @@ def _try_kinds(
         at_regs = np.stack([min(row, key=on_first_fold) for row in networks.candidates.outputs])
         known = [_find_best(each, shares) for each in (tried | of_networks).values() if _are_some_tried(each)]
         best = min(known, key=lambda each: each.mean).outputs
-    path = training, gates, problem, folds, regs, judge
     if _has_many_rows(training, gates):
-        tried[OPTIMUM] = with_losses(optimum_candidates(*path, others=at_regs, progress=progress))
+        tried[OPTIMUM] = with_losses(optimum_candidates(trial, others=at_regs))
     elif gates.name not in STARTING_AT_RANDOM:
-        steps = with_losses(reweighted_candidates(*path[:5], max_steps, judge, others=best, progress=progress))
+        steps = with_losses(reweighted_candidates(trial, max_steps, others=best))
         tried[NTK] = steps._replace(columns=slice(1))
         tried[REWEIGHTED] = steps._replace(columns=slice(1, None))
     if gates.name == DISCOVERED or (gates.name == AUTO and OPTIMUM not in tried):
-        tried[DISCOVERED] = with_losses(discovered_candidates(*path, others=at_regs, best=best, progress=progress))
+        tried[DISCOVERED] = with_losses(discovered_candidates(trial, others=at_regs, best=best))
     tried |= of_networks
     return tried
 

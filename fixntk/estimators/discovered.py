@@ -22,10 +22,9 @@ from fixntk.convex.discovery_results import Position
 from fixntk.convex.groups import with_masks
 from fixntk.convex.progress import progress_bar
 from fixntk.convex.solution import ACTIVE_SHARE
-from fixntk.estimators.candidates import Candidates, Judge
+from fixntk.estimators.candidates import Candidates, Judge, Trial
 from fixntk.estimators.fitting import GatedFit, GatedProblem, as_gated_fit, program_of_rows
 from fixntk.estimators.folds import Folds, as_splits, num_padded_rows
-from fixntk.estimators.gate_options import GateOptions
 from fixntk.estimators.preprocessing import Training
 from fixntk.estimators.ridges import RIDGE_SHARES, UsedGates, fit_ridges
 
@@ -41,16 +40,7 @@ _FACTOR_OF_LAST = 2.0
 
 
 def discovered_candidates(
-    training: Training,
-    gates: GateOptions,
-    problem: GatedProblem,
-    folds: Folds,
-    regs: Float[np.ndarray, " R"],
-    judge: Judge,
-    *,
-    others: Float[np.ndarray, "R n c"] | None,
-    best: Float[np.ndarray, "n c"] | None,
-    progress: bool,
+    trial: Trial, *, others: Float[np.ndarray, "R n c"] | None, best: Float[np.ndarray, "n c"] | None
 ) -> Candidates:
     """Discovered gates at each λ, from the largest on as long as the held-out loss falls, and the ridges of each.
 
@@ -58,6 +48,7 @@ def discovered_candidates(
     on the first fold ends where it has more weights than rows, as it takes longest there and hardly selects anything,
     and the other folds are not tried where it is clearly behind: at the same λ, or all of it behind the best.
     """
+    training, folds, gates, problem, regs, judge, progress = trial
     positions = _starts(training, problem, folds)
     order = np.argsort(-regs, kind="stable").tolist()
     outputs = np.full((len(regs), len(RIDGE_SHARES), *training.targets.shape), np.nan)

@@ -13,11 +13,10 @@ from jaxtyping import Float
 
 from fixntk._numerics import ignore_convergence_warnings, with_dtype
 from fixntk.convex import Solution, solve_path
-from fixntk.estimators.candidates import Candidates, Judge
-from fixntk.estimators.fitting import GatedFit, GatedProblem, as_gated_fit, program_of_rows
-from fixntk.estimators.folds import Folds
-from fixntk.estimators.gate_options import GateOptions, draw_gates
-from fixntk.estimators.preprocessing import Training, pad_rows
+from fixntk.estimators.candidates import Candidates, Trial
+from fixntk.estimators.fitting import GatedFit, as_gated_fit, program_of_rows
+from fixntk.estimators.gate_options import draw_gates
+from fixntk.estimators.preprocessing import pad_rows
 
 # Number of distinct rows above which reweighting, with its kernel matrix for each fold, λ and step, takes minutes.
 MAX_KERNEL_ROWS = 2000
@@ -26,22 +25,13 @@ _TOL_OF_CANDIDATES = 1e-2
 _TOL_OF_CHOICE = 1e-3
 
 
-def optimum_candidates(
-    training: Training,
-    gates: GateOptions,
-    problem: GatedProblem,
-    folds: Folds,
-    regs: Float[np.ndarray, " R"],
-    judge: Judge,
-    *,
-    others: Float[np.ndarray, "R n c"] | None,
-    progress: bool,
-) -> Candidates:
+def optimum_candidates(trial: Trial, *, others: Float[np.ndarray, "R n c"] | None) -> Candidates:
     """Optima on the training rows of a single fold, from the largest λ on as long as the held-out loss falls.
 
     ``others`` are outputs of another kind at each λ, or None: a path that is clearly behind them ends. In single
     precision and by first-order steps, which take no matrix of rows by rows.
     """
+    training, folds, gates, problem, regs, judge, progress = trial
     ((kept, held_out),) = folds
     drawn = draw_gates(gates, training.x[kept, : gates.num_columns], training.targets[kept])
     kept_rows = training.select(kept)

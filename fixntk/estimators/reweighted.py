@@ -18,11 +18,11 @@ from fixntk.convex import ConvexProgram, solve_quietly
 from fixntk.convex.program import absorb_sample_weight, datafit_of
 from fixntk.convex.progress import progress_bar
 from fixntk.convex.solvers import irls
-from fixntk.estimators.candidates import Candidates, Judge, give_up
-from fixntk.estimators.fitting import GatedFit, GatedProblem, as_gated_fit
-from fixntk.estimators.folds import Folds, Splits, as_splits
-from fixntk.estimators.gate_options import GateOptions, draw_gates
-from fixntk.estimators.preprocessing import Training, padded_size
+from fixntk.estimators.candidates import Candidates, Trial, give_up
+from fixntk.estimators.fitting import GatedFit, as_gated_fit
+from fixntk.estimators.folds import Splits, as_splits
+from fixntk.estimators.gate_options import draw_gates
+from fixntk.estimators.preprocessing import padded_size
 from fixntk.gates.masks import activation_masks
 from fixntk.gram import masked_apply
 
@@ -30,23 +30,13 @@ from fixntk.gram import masked_apply
 _IRLS_TOL = 1e-6
 
 
-def reweighted_candidates(
-    training: Training,
-    gates: GateOptions,
-    problem: GatedProblem,
-    folds: Folds,
-    regs: Float[np.ndarray, " R"],
-    max_steps: int,
-    judge: Judge,
-    *,
-    others: Float[np.ndarray, "n c"] | None,
-    progress: bool,
-) -> Candidates:
+def reweighted_candidates(trial: Trial, max_steps: int, *, others: Float[np.ndarray, "n c"] | None) -> Candidates:
     """The NTK of given or drawn gates and up to ``max_steps`` reweighting steps from it, at each λ.
 
     The first fold tries every λ, and the others those that were best there, or none where all are clearly behind
     ``others``, the outputs of another kind. What was not tried is NaN.
     """
+    training, folds, gates, problem, regs, judge, progress = trial
     x, targets = training.x[:, : gates.num_columns], training.targets
     # Gates that are drawn from the data are drawn from the training rows of a fold alone.
     gates_of_folds = [draw_gates(gates, x[kept], targets[kept]) for kept, _ in folds]

@@ -11,30 +11,21 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
 
 from fixntk.convex.progress import progress_bar
-from fixntk.estimators.candidates import Candidates, Judge, give_up
+from fixntk.estimators.candidates import Candidates, Trial, give_up
 from fixntk.estimators.fitting import GatedFit, certify_fit, program_of_rows
-from fixntk.estimators.folds import Folds, num_padded_rows
+from fixntk.estimators.folds import num_padded_rows
 from fixntk.estimators.neurons import train_networks
-from fixntk.estimators.preprocessing import Training
 from fixntk.estimators.ridges import RIDGE_SHARES, fit_ridges
 
 
-def trained_candidates(
-    training: Training,
-    folds: Folds,
-    regs: Float[np.ndarray, " R"],
-    seed: int,
-    judge: Judge,
-    *,
-    progress: bool,
-) -> Candidates:
+def trained_candidates(trial: Trial) -> Candidates:
     """ReLU networks trained at each λ in the first column, and the ridge regressions with their gates in the others.
 
     The first fold tries every λ, and the others those that were best there: their outputs at the rest are NaN.
     """
+    training, folds, gates, _, regs, judge, progress = trial
     # Rows that are not held out are not judged.
     outputs = np.zeros((len(regs), 1 + len(RIDGE_SHARES), *training.targets.shape))
     size = num_padded_rows(training, folds)
@@ -42,7 +33,7 @@ def trained_candidates(
     with progress_bar("trained networks", total=len(folds), unit="fold", shown=progress) as show:
         for number, (kept, held_out) in enumerate(folds):
             rows = training.x[kept], training.targets[kept], training.weights[kept]
-            for place, neurons in zip(places, train_networks(*rows, regs[places], size, seed), strict=True):
+            for place, neurons in zip(places, train_networks(*rows, regs[places], size, gates.seed), strict=True):
                 ridges = fit_ridges(neurons.used, *rows, regs[place] * np.array(RIDGE_SHARES))
                 x = training.x[held_out]
                 outputs[place][:, held_out] = np.stack([neurons.predict(x), *ridges.predict(x)])
@@ -56,7 +47,7 @@ def trained_candidates(
         num_padded = len(training.padded_x)
         # As many as before where the loop is compiled for that already; otherwise the one alone.
         copies = len(places) if num_padded == size else 1
-        neurons = train_networks(*rows, np.repeat(regs[place], copies), num_padded, seed)[0]
+        neurons = train_networks(*rows, np.repeat(regs[place], copies), num_padded, gates.seed)[0]
         padded = training.padded_x, training.padded_targets, training.padded_weights
         program = program_of_rows(*padded, jnp.asarray(neurons.gates))
         weights, reg = neurons.weights, float(regs[place])

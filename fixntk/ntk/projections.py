@@ -26,6 +26,7 @@ from fixntk._numerics import at_least_float32, full_precision, matmul
 from fixntk._tiling import memory_for, num_rows
 from fixntk.ntk.devices import compute_on_devices, run_within_memory
 from fixntk.ntk.inputs import as_hashable, as_operands, check_batch_size, check_rows_are_independent
+from fixntk.ntk.kernel_functions import take_rows
 from fixntk.ntk.selection import Select, selected_leaves
 from fixntk.ntk.vector_product import restrict
 
@@ -129,7 +130,7 @@ def projected_gradients(
         program = partial(_project_on_devices, as_hashable(f), selected, dim, kind, tile)
         return run_within_memory("the projection of gradients", "lower dim", program, sharding, x, (params, key))
     tiles = (
-        (k, project(params, jax.tree.map(lambda a, k=k: a[k : k + tile], x), key)) for k in range(0, num_rows(x), tile)
+        (begin, project(params, take_rows(x, slice(begin, begin + tile)), key)) for begin in range(0, num_rows(x), tile)
     )
     in_tile = 2 * tile * num_outputs * (size + dim) * dtype.itemsize
     what = f"the projection of {num_rows(x)} examples to {dim} dimensions"

@@ -17,6 +17,7 @@ from fixntk._checks import as_real_array
 from fixntk._numerics import full_precision
 from fixntk._tiling import num_rows
 from fixntk.ntk.inputs import as_hashable, as_operands, check_batch_size, check_rows_are_independent
+from fixntk.ntk.kernel_functions import take_rows
 from fixntk.ntk.linearize import value_and_change
 from fixntk.ntk.selection import Select, selected_leaves
 
@@ -88,14 +89,11 @@ def product(
     def apply(params: Any, vector: Array, x1: Any, x2: Any) -> Array:
         step = batch_size or max(num_rows(x1), num_rows(x2))
         # Θ v = J₁ (J₂ᵀ v). J₂ᵀ v is a sum over the rows of x2, so that batches of them are added up.
-        directions = [
-            pull_back(f, selected, params, jax.tree.map(lambda a, k=k: a[k : k + step], x2), vector[k : k + step])
-            for k in range(0, num_rows(x2), step)
-        ]
+        batches2, batches1 = ([slice(begin, begin + step) for begin in range(0, num_rows(x), step)] for x in (x2, x1))
+        directions = [pull_back(f, selected, params, take_rows(x2, rows), vector[rows]) for rows in batches2]
         direction = jax.tree.map(lambda *parts: sum(parts), *directions)
         # J₁ times this direction has a row for each row of x1, so that batches of them are concatenated.
-        rows = [jax.tree.map(lambda a, k=k: a[k : k + step], x1) for k in range(0, num_rows(x1), step)]
-        return jnp.concatenate([push_forward(f, selected, params, part, direction) for part in rows])
+        return jnp.concatenate([push_forward(f, selected, params, take_rows(x1, rows), direction) for rows in batches1])
 
     return apply
 

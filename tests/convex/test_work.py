@@ -13,8 +13,8 @@ from fixntk.convex import program as programs
 from fixntk.convex import work
 from fixntk.convex.program import group_shape_of, program_at_share
 from fixntk.convex.solve import METHODS, choose_method
-from fixntk.convex.solvers import newton, newton_system, working_sets
-from fixntk.convex.work import Work, program_of_shapes, step_work
+from fixntk.convex.solvers import newton, newton_system, prox_newton, working_sets
+from fixntk.convex.work import Work, program_of_shapes, step_work, typical_work
 
 
 def flops_by_xla(function, *shapes):
@@ -29,6 +29,12 @@ def step_by_xla(program, method):
     state = jax.eval_shape(method.init, program, start, epsilon)
     (step,) = method.steps(program)
     return flops_by_xla(step, program, state)
+
+
+@pytest.mark.parametrize("method", [*METHODS.values(), prox_newton.METHOD])
+def test_a_typical_solve_by_every_method_has_its_work(method):
+    program = program_of_shapes(500, 10, 100, 1, "squared", "float32")
+    assert typical_work(program, method).flops > step_work(program, method).flops > 0
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from padded_rows import pad_training
 import fixntk as fx
 from fixntk.convex import solve_quietly
 from fixntk.estimators import cross_validation, large
-from fixntk.estimators.candidates import Judge
+from fixntk.estimators.candidates import Judge, Trial
 from fixntk.estimators.cross_validation import choose_gated
 from fixntk.estimators.fitting import gated_problem
 from fixntk.estimators.folds import shuffled_folds, squared_errors, stratified_folds
@@ -234,8 +234,8 @@ def test_the_first_fold_says_which_regs_and_whether_any_the_others_try(training)
     folds, regs = shuffled_folds(40, 2, seed=0), np.array([0.05, 50.0, 5.0, 20.0, 0.5])
     first, second = (held_out for _, held_out in folds)
     judge = Judge(partial(squared_errors, targets=training.targets), training.weights)
-    path = training, OPTIONS, gated_problem(training, OPTIONS, "squared"), folds, regs, 2, judge
-    found = reweighted_candidates(*path, others=None, progress=False).outputs
+    trial = Trial(training, folds, OPTIONS, gated_problem(training, OPTIONS, "squared"), regs, judge)
+    found = reweighted_candidates(trial, 2, others=None).outputs
     assert np.all(np.isfinite(found[:, :, first]))
     weights = training.weights[first] / training.weights[first].sum()
     errors = np.mean((found[:, :, first] - training.targets[first]) ** 2, axis=3) @ weights
@@ -244,12 +244,12 @@ def test_the_first_fold_says_which_regs_and_whether_any_the_others_try(training)
     np.testing.assert_array_equal(np.all(np.isnan(found[:, :, second]), axis=(1, 2, 3)), ~is_kept)
     # Others that are right on the first fold, and unknown on the second.
     others = np.where(np.isin(np.arange(40), first)[:, None], training.targets, np.nan)
-    given_up = reweighted_candidates(*path, others=others, progress=False).outputs
+    given_up = reweighted_candidates(trial, 2, others=others).outputs
     np.testing.assert_array_equal(given_up[:, :, first], found[:, :, first])
     assert np.all(np.isnan(given_up[:, :, second]))
     # As good as one of the steps.
     others = found[int(np.argmin(errors.min(axis=1))), 2]
-    np.testing.assert_array_equal(reweighted_candidates(*path, others=others, progress=False).outputs, found)
+    np.testing.assert_array_equal(reweighted_candidates(trial, 2, others=others).outputs, found)
 
 
 def test_clearly_behind_is_a_paired_comparison_of_each(rng):

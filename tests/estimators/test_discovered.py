@@ -6,7 +6,7 @@ from padded_rows import pad_training
 from sklearn.base import clone
 
 from fixntk.estimators import GatedReLUClassifierCV, GatedReLURegressorCV, discovered
-from fixntk.estimators.candidates import Judge
+from fixntk.estimators.candidates import Judge, Trial
 from fixntk.estimators.discovered import discovered_candidates
 from fixntk.estimators.fitting import gated_problem
 from fixntk.estimators.folds import shuffled_folds, squared_errors
@@ -57,8 +57,8 @@ def candidates_of(x, y, regs=(0.2, 0.05), others=None, best=None):
     problem = gated_problem(training, gates, "squared")
     folds = shuffled_folds(len(x), 2, seed=0)
     judge = Judge(lambda outputs: squared_errors(outputs, training.targets), training.weights)
-    path = training, gates, problem, folds, problem.max_reg * np.array(regs), judge
-    found = discovered_candidates(*path, others=others, best=best, progress=False)
+    trial = Trial(training, folds, gates, problem, problem.max_reg * np.array(regs), judge)
+    found = discovered_candidates(trial, others=others, best=best)
     return found, folds, problem
 
 

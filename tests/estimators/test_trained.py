@@ -14,8 +14,10 @@ from fixntk.estimators import (
     cross_validation,
     neurons,
 )
-from fixntk.estimators.candidates import Candidates, Judge
+from fixntk.estimators.candidates import Candidates, Judge, Trial
+from fixntk.estimators.fitting import gated_problem
 from fixntk.estimators.folds import shuffled_folds, squared_errors
+from fixntk.estimators.gate_options import GateOptions
 from fixntk.estimators.neurons import train_networks
 from fixntk.estimators.ridges import RIDGE_SHARES
 from fixntk.estimators.trained import trained_candidates
@@ -44,7 +46,9 @@ def training_of(x, y):
 def candidates_of(training, regs):
     folds = shuffled_folds(training.num_rows, 2, seed=0)
     judge = Judge(lambda outputs: squared_errors(outputs, training.targets), training.weights)
-    return trained_candidates(training, folds, np.array(regs), 0, judge, progress=False), folds
+    gates = GateOptions("trained", 8, training.x.shape[1], 0)
+    trial = Trial(training, folds, gates, gated_problem(training, gates, "squared"), np.array(regs), judge)
+    return trained_candidates(trial), folds
 
 
 @pytest.mark.usefixtures("quick")
@@ -197,8 +201,8 @@ def test_more_rows_than_kernel_matrices_allow_hold_one_part_out(planted, monkeyp
 
 
 def test_networks_that_diverge_are_not_chosen(planted, monkeypatch):
-    def diverge(training, *_, progress):  # noqa: ARG001  # The signature of trained_candidates.
-        return Candidates(np.full((2, 5, *training.targets.shape), np.nan), None)
+    def diverge(trial):
+        return Candidates(np.full((2, 5, *trial.training.targets.shape), np.nan), None)
 
     monkeypatch.setattr(cross_validation, "trained_candidates", diverge)
     model = GatedReLURegressorCV(32, gates="trained", **OPTIONS).fit(*planted)

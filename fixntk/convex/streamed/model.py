@@ -27,6 +27,8 @@ from fixntk._checks import to_device
 from fixntk._compilation import jit_for_host
 from fixntk._numerics import matmul
 from fixntk.convex import duality
+from fixntk.convex.groups import place_groups
+from fixntk.convex.padding import next_power_of_two
 from fixntk.convex.penalties import NORMS, Penalty, group_norms
 from fixntk.convex.solvers.fista import FISTAPoint, accept, extrapolate, step_down
 from fixntk.convex.solvers.working_sets import is_nonzero, nearness
@@ -244,14 +246,14 @@ def minimise_model(
         set_goal = np.asarray(max(_SET_GAP_SHARE * float(gap), _GOAL_SHARE * goal), program.dtype)
         model, start = _restrict(sample.x, sample.roots, gates, whole, found, chosen)
         weights, change = _descend(model, start, set_goal)
-        found = _spread(found, chosen, weights)
+        found = place_groups(found, chosen, weights)
     return np.asarray(found) * program.dtype.type(unit_of_weights)
 
 
 def _set_size(num_needed: int, num_gates: int) -> int:
     """Powers of two, so that few sizes are compiled."""
     wanted = max(_SMALLEST_SET, int(_ROOM * num_needed))
-    return min(num_gates, 1 << (wanted - 1).bit_length())
+    return min(num_gates, next_power_of_two(wanted))
 
 
 @partial(jit_for_host, static_argnames=("tile",), optimised=True)
@@ -281,11 +283,6 @@ def _restrict(
         masks = as_numbers(masks, masks.shape[1], x.dtype)
     part = whole._replace(base=whole.base[chosen], correlations=whole.correlations[chosen])
     return _Model(x, roots, masks, part), weights[chosen]
-
-
-@jit_for_host
-def _spread(like: Array, chosen: Array, weights: Array) -> Array:
-    return jnp.zeros_like(like).at[chosen].set(weights)
 
 
 class _Descent(NamedTuple):

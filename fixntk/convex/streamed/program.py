@@ -20,6 +20,7 @@ from fixntk._compilation import jit_for_host
 from fixntk._numerics import at_least_float32, matmul
 from fixntk.convex import arguments
 from fixntk.convex.losses import LOSSES, Loss, as_loss
+from fixntk.convex.padding import next_power_of_two
 from fixntk.convex.streamed.rows import Rows, check_same_shards, open_rows, read_ahead, tile_bounds
 from fixntk.gates.masks import activation_masks
 from fixntk.gram import masked_adjoint, masked_apply, select_masks
@@ -356,7 +357,7 @@ def bytes_of_tiles(program: StreamedProgram) -> int:
 def _active_groups(weights: np.ndarray) -> tuple[Int[Array, " k"], Float[Array, "k d c"]]:
     """The groups that are not zero and their weights, padded by groups of weight zero."""
     active = np.flatnonzero(np.any(weights != 0, axis=(1, 2)))
-    size = 1 << (max(_LEAST_ACTIVE, len(active)) - 1).bit_length()
+    size = next_power_of_two(max(_LEAST_ACTIVE, len(active)))
     chosen = np.zeros(size, np.int32)
     chosen[: len(active)] = active
     padded = np.zeros((size, *weights.shape[1:]), weights.dtype)

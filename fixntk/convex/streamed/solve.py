@@ -21,7 +21,7 @@ from jax import Array
 from jax.typing import ArrayLike
 from jaxtyping import Float, Int
 
-from fixntk._checks import as_float_array, to_device
+from fixntk._checks import to_device
 from fixntk._compilation import jit_for_host
 from fixntk._numerics import allow_float64
 from fixntk._tiling import memory_for
@@ -131,10 +131,8 @@ def solve_streamed(
 def _starting_weights(program: StreamedProgram, init: ArrayLike | Solution | None) -> Float[np.ndarray, "P d c"]:
     if init is None:
         return np.zeros(program.group_shape, program.dtype)
-    given = as_float_array("init", init.weights if isinstance(init, Solution) else init, (2, 3))
-    groups = given[:, :, None] if given.ndim == 2 and program.is_vector else given
-    if groups.shape != program.group_shape:
-        raise ValueError(f"init must have shape {program.group_shape}, got {given.shape}")
+    weights = init.weights if isinstance(init, Solution) else init
+    groups = arguments.as_groups("init", weights, program.group_shape, is_vector=program.is_vector)
     return np.asarray(groups, program.dtype)
 
 
