@@ -31,6 +31,7 @@ from fixntk.networks.neurons import (
     outputs,
     reshape_outputs,
     sample_parameters,
+    take_neurons,
     weight_decay,
 )
 
@@ -156,7 +157,8 @@ class GatedReLUNetwork(_Parametrised):
     def pruned(self, share: float = 0.0) -> GatedReLUNetwork:
         """Drop the neurons whose ‖w_j‖ ‖v_j‖ is at most ``share`` of the largest; at least one neuron stays."""
         kept = large_neurons(self.parameters, share)
-        return replace(self, gates=self.gates[kept], hidden=self.hidden[kept], output=self.output[kept])
+        gates, hidden, output = (take_neurons(part, kept) for part in (self.gates, self.hidden, self.output))
+        return replace(self, gates=gates, hidden=hidden, output=output)
 
     def merged(self, x: ArrayLike | None = None) -> GatedReLUNetwork:
         """Merge neurons that share a gate: the fewest neurons with the same outputs, and no more weight decay.
@@ -292,7 +294,8 @@ class ReLUNetwork(_Parametrised):
     def pruned(self, share: float = 0.0) -> ReLUNetwork:
         """Drop the neurons whose ‖w_j‖ ‖v_j‖ is at most ``share`` of the largest; at least one neuron stays."""
         kept = large_neurons(self.parameters, share)
-        return replace(self, hidden=self.hidden[kept], output=self.output[kept])
+        hidden, output = (take_neurons(part, kept) for part in (self.hidden, self.output))
+        return replace(self, hidden=hidden, output=output)
 
 
 Network = TypeVar("Network", GatedReLUNetwork, ReLUNetwork)

@@ -14,7 +14,7 @@ from jax import Array
 from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int, Key
 
-from fixntk._checks import as_matrix, as_positive_int, check_same_columns, is_traced
+from fixntk._checks import as_matrix, as_positive_int, check_same_columns, is_traced, to_device
 from fixntk._compilation import jit_for_host
 from fixntk._numerics import eps_of, matmul, safe_sqrt
 from fixntk._tiling import memory_for
@@ -120,10 +120,16 @@ def large_neurons(parameters: Parameters, share: float) -> Int[np.ndarray, " kep
     """
     if is_traced(parameters):
         raise ValueError("pruned depends on values: it cannot be traced by jit, vmap or grad")
-    lengths = jnp.linalg.norm(parameters.hidden, axis=1) * jnp.linalg.norm(parameters.output, axis=1)
-    sizes = np.asarray(lengths)
+    # NumPy's, as JAX would compile for every number of neurons.
+    hidden, output = (np.asarray(part, np.float64) for part in (parameters.hidden, parameters.output))
+    sizes = np.linalg.norm(hidden, axis=1) * np.linalg.norm(output, axis=1)
     large = np.flatnonzero(sizes > share * sizes.max())
     return large if large.size else np.array([int(sizes.argmax())])
+
+
+def take_neurons(array: Array, kept: Int[np.ndarray, " kept"]) -> Array:
+    """The rows of some neurons, chosen by NumPy, as JAX would compile for every number of them."""
+    return to_device(np.asarray(array)[kept])
 
 
 def balance(
