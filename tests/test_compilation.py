@@ -9,6 +9,7 @@ from problems import random_problem
 
 import fixntk as fx
 from fixntk._compilation import jit_for_host, seconds_compiling, seconds_in_compiler
+from fixntk.estimators import GatedReLURegressorCV
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
 
@@ -85,6 +86,19 @@ def test_a_program_is_made_without_compiling(programs, rng):
     fx.ConvexProgram(x, y > 0, masks, 0.3, loss="logistic", ridge=0.2)
     fx.ConvexProgram(x, np.arange(67) % 3, masks, 0.3, loss="softmax", norm="nuclear")
     assert programs == []
+
+
+@pytest.mark.parametrize(("gates", "most"), [("random", 0), ("auto", 1)])
+def test_a_second_fit_on_other_data_compiles_next_to_nothing(gates, most, programs):
+    # Both of them choose the average of several kinds.
+    for seed in (1, 2):
+        rng = np.random.default_rng(seed)
+        x = rng.standard_normal((70, 7))
+        y = np.abs(x[:, 0]) + 0.1 * rng.standard_normal(70)
+        programs.clear()
+        GatedReLURegressorCV(40, gates=gates, regs=(0.1, 0.01), num_folds=2, max_steps=1, random_state=0).fit(x, y)
+    # A network's neurons are factorised for each number of gates.
+    assert len(programs) <= most
 
 
 @pytest.mark.parametrize("optimised", [False, True])
