@@ -55,8 +55,9 @@ _PACKAGES = {
     "yaml": "pyyaml",
 }
 
-# Exit status of a command that SIGINT or SIGPIPE ends, 128 + the signal's number as in shells.
+# Exit status of a command that SIGINT ends, 128 + the signal's number as in shells.
 _INTERRUPTED = 130
+# Exit status of a command that SIGPIPE ends, likewise.
 _BROKEN_PIPE = 141
 
 _DESCRIPTION = """\

@@ -34,8 +34,9 @@ from fixntk.gates.masks import as_masks
 
 # Largest array, in bytes, of masks converted to numbers; above that size they are converted a tile at a time.
 TILE_BYTES = 2**28
-# The rows of a kernel of rows with themselves are halved so often, and from this number of rows on.
+# Number of times that the rows of a kernel of rows with themselves are halved.
 _NUM_HALVINGS = 2
+# Smallest number of rows that are halved.
 _LEAST_HALVED_ROWS = 512
 # What lowers the memory that a kernel takes.
 _REMEDY = "use MaskedGram's tiles(), in fewer rows, or its product, which never make it whole"

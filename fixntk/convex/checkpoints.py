@@ -27,7 +27,7 @@ Tree = TypeVar("Tree")
 
 # Least time between two checkpoints, in seconds.
 _MIN_SECONDS = 5.0
-# Largest share of the time that writing them may take.
+# Largest share of the time that writing checkpoints may take.
 _MAX_WRITING_SHARE = 0.05
 
 

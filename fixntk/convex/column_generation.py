@@ -36,7 +36,7 @@ _ROUNDS_OF_ROOM = 2
 _ROUNDS_PER_DRAW = 5
 # Relative gap of the first solution.
 _FIRST_TOL = 1e-2
-# The same of later ones, as a share of the estimated gap over all gates: the next round's gates change more than that.
+# Gap of later solutions, as a share of the estimated gap over all gates: the next round's gates change more than that.
 _TOL_SHARE = 0.3
 # Largest rank of X whose cells are enumerated.
 _MAX_EXACT_RANK = 3

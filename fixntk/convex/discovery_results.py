@@ -17,10 +17,13 @@ from fixntk.convex.program import ConvexProgram
 from fixntk.convex.results_by_reg import ResultsByReg
 from fixntk.convex.solution import Solution
 
-# Why a discovery ended, besides the names of budgets.
+# A discovery ended because the bound on its gap over all gates reached the tolerance.
 BOUND = "bound"
+# A discovery ended because no gate that was found violates a constraint of the dual.
 NO_VIOLATION = "no violation"
+# A discovery ended because the loss on held-out rows no longer fell.
 HELD_OUT = "held-out loss"
+# The budgets that can end a discovery, by the names of their arguments.
 BUDGETS = ("max_rounds", "max_gates", "max_seconds")
 
 

@@ -19,8 +19,9 @@ from jaxtyping import Float
 from fixntk._checks import as_float_array, is_traced
 from fixntk._numerics import matmul
 
-# Bisection for log s between these, in nepers, by this many halvings.
+# Largest absolute value of log s, in nepers, in the search for the best scale s.
 _LARGEST_LOG_SCALE = 80.0
+# Number of halvings of the interval of log s in this search.
 _NUM_BISECTIONS = 100
 
 

@@ -38,19 +38,19 @@ Criterion = Literal["leave_one_out", "kare", "objective"]
 _CRITERIA = {"leave_one_out": leave_one_out, "kare": alignment_risk}
 # Largest bound on |log η| in the search.
 _LARGEST_LOG = 18.0
-# Number of scales of the kernels' sum at which it starts.
+# Number of scales of the kernels' sum from which the search starts.
 _NUM_STARTS = 13
 # Values of λ, as shares of the one from which all weights are zero, among which the leave-one-out error chooses.
 _REG_SHARES = tuple(10.0 ** (-k / 2) for k in range(1, 10))
 # The search ends at this largest entry of the gradient of the criterion's logarithm.
 _GRADIENT_TOL = 1e-6
-# It ends at this fall of the logarithm, too, as a share.
+# The search also ends where a step lowers the criterion's logarithm by less than this share.
 _VALUE_TOL = 1e-12
-# It has converged if no entry is larger than this, also where rounding error ends it before.
+# The search has converged if no entry of that gradient is larger than this, even if rounding error has ended it.
 _CONVERGED_GRADIENT = 1e-4
 # Number of copies of all kernels that are in memory at a time.
 _NUM_KERNEL_COPIES = 3
-# Number of other matrices of the size of one kernel.
+# Number of other matrices of the size of one kernel that are in memory at a time.
 _NUM_MATRICES = 8
 
 

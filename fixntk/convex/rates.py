@@ -26,13 +26,14 @@ from fixntk.gram import masked_adjoint, masked_apply, masked_gram
 _MASK_ENTRIES = 2**21
 # A first-order step takes this multiple of the time of its products. The rest of it goes entry by entry.
 _STEP_SLOWNESS = 1.6
-# Largest number of gates among them.
+# Largest number of gates of the masks that are multiplied.
 _MASK_GATES = 1024
 # Largest number of rows of the matrix that is made and factorised.
 _MATRIX_ROWS = 1000
-# Seconds for which each kind is repeated, and the least number of repeats. The median counts: where other programs use
-# the machine too, a solve is slowed down as the median is.
+# Seconds for which each kind is repeated. The median counts: where other programs use the machine too, a solve is
+# slowed down as the median is.
 _SECONDS_EACH = 0.1
+# Least number of repeats of each kind.
 _LEAST_REPEATS = 5
 
 

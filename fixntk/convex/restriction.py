@@ -27,11 +27,11 @@ from fixntk.gram import select_masks
 
 # A working set has room for this multiple of the active groups.
 _ROOM = 1.02
-# It has room for this number of groups more, which is also the size of the smallest set.
+# A working set has room for this number of further groups, which is also the size of the smallest one.
 _SMALLEST_SET = 16
 # Maximum number of working sets for one λ.
 _MAX_WORKING_SETS = 4
-# Largest share of all groups that one may hold.
+# Largest share of all groups that a working set may hold.
 _LARGEST_SHARE = 0.7
 
 

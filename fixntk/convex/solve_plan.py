@@ -20,7 +20,9 @@ from fixntk.convex.solvers import newton_system
 from fixntk.convex.work import Work, newton_size, program_of_shapes, step_work, typical_iterations, typical_work
 from fixntk.ntk.plan_table import align_columns
 
+# Headings of the plan's table.
 _HEADINGS = ("method", "memory", "operations a step", "steps", "operations", "seconds", "exchanged")
+# Values of the argument dtype.
 _DTYPES = ("float32", "float64")
 # Bytes of a number that working sets exchange, which are in single precision.
 _SET_BYTES = 4

@@ -33,21 +33,29 @@ from fixntk.gram import computed_share
 _LOSSES_OF_ONE_OUTPUT = ("logistic", "squared_hinge")
 # Typical number of active groups, in roots of the number of gates.
 _ACTIVE_PER_ROOT_GATE = 3.2
-# Typical numbers of iterations in single and in double precision, whose tolerance is a hundred times smaller.
+
+# Pairs of numbers are for single and for double precision, whose tolerance is a hundred times smaller.
+
+# Typical numbers of steps of FISTA.
 _FISTA_STEPS = (400, 750)
+# Typical numbers of steps of iterative reweighting.
 _IRLS_STEPS = (150, 300)
+# Typical numbers of steps of iterative reweighting with Anderson acceleration.
 _ANDERSON_STEPS = (40, 110)
-# Rounds of Newton's method on working sets, after the first, and first-order steps of the first and of the others.
+# Typical number of rounds of Newton's method on working sets, after the first.
 _ROUNDS = 4
+# Typical number of first-order steps of the first round.
 _FIRST_ROUND_STEPS = 14
+# Typical number of first-order steps of each of the other rounds.
 _ROUND_STEPS = 53
-# In double precision two more follow. The last one makes all the steps that it may, as single precision ends before the
-# tolerance.
+# In double precision two more rounds follow: one of this number of first-order steps, and one that makes all the steps
+# that it may, as the single precision of its steps does not reach the tolerance.
 _LATE_ROUND_STEPS = 75
-# Newton steps where there are no rounds.
+# Typical number of Newton steps where there are no rounds.
 _NEWTON_STEPS = 8
-# Proximal Newton: steps, and Newton steps on the program of the squared loss in each.
+# Typical numbers of steps of the proximal Newton method.
 _PROX_STEPS = (5, 6)
+# Typical number of Newton steps on the program of the squared loss in a step of the proximal Newton method.
 _INNER_STEPS = 4
 
 

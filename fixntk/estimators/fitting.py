@@ -33,7 +33,7 @@ DEFAULT_REGRESSION_SHARES = (*DEFAULT_REG_SHARES, 0.0003, 0.0001, 0.00001)
 
 # Matrices of a kernel's size in memory at a time where it is factorised: two kernels in the making, and the factor.
 NUM_FACTOR_MATRICES = 4
-# The same where the inverse is needed too.
+# Matrices of a kernel's size in memory at a time where its inverse is needed too.
 _NUM_INVERSE_MATRICES = 5
 
 

@@ -20,8 +20,9 @@ from fixntk.estimators.preprocessing import pad_rows
 
 # Number of distinct rows above which reweighting, with its kernel matrix for each fold, λ and step, takes minutes.
 MAX_KERNEL_ROWS = 2000
-# Relative gap of solutions that are compared on held-out rows, and of the one that is chosen.
+# Relative gap of the solutions that are compared on held-out rows.
 _TOL_OF_CANDIDATES = 1e-2
+# Relative gap of the solution on all rows, at the λ that was chosen.
 _TOL_OF_CHOICE = 1e-3
 
 

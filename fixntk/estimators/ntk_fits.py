@@ -26,10 +26,11 @@ from fixntk.ntk import nystrom
 
 # Candidates for the ridge, in units of the kernel's mean diagonal.
 DEFAULT_REGS = tuple(10.0**k for k in range(-6, 3))
-# Largest number of rows whose whole kernel is decomposed. For more it is approximated, by at most this number of
-# landmark rows, or until this share of its trace is left.
+# Largest number of rows whose whole kernel is decomposed. That of more rows is approximated by landmark rows.
 _MAX_EXACT_ROWS = 10_000
+# Largest number of landmark rows.
 _MAX_LANDMARKS = 2048
+# No more landmark rows are taken when the approximation leaves this share of the kernel's trace.
 _TRACE_LEFT = 1e-4
 
 # Matrices of a kernel's size in memory at a time: the kernel twice, its eigenvectors, and LAPACK's work.

@@ -26,7 +26,8 @@ from fixntk.gram import masked_apply
 
 # Number of rows for which outputs are computed at a time.
 _TILE_ROWS = 4096
-# The same for gradients, which take several matrices of this many rows and all training rows.
+# Number of rows for which gradients are computed at a time. They need several matrices of these rows by all training
+# rows.
 _GRADIENT_TILE_ROWS = 512
 # Rows at an angle whose sine is smaller count as parallel: that is the rounding error of √(1 − cos² θ).
 _LEAST_SINE = 3e-8

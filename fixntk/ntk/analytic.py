@@ -35,7 +35,7 @@ from fixntk.ntk.truncation import warn_if_truncated
 
 # Number of entries in a temporary array of a tile, by backend. On a CPU the array should fit into the cache.
 _TILE_SIZES = {"cpu": 2**18}
-# The same for all other backends, large enough to occupy an accelerator.
+# Number of entries of such an array on all other backends, large enough to occupy an accelerator.
 _ACCELERATORS_TILE_SIZE = 2**22
 
 

@@ -27,6 +27,7 @@ _REARRANGEMENTS = ("reshape", "transpose", "squeeze", "expand_dims", "broadcast_
 _PARTS = ("slice", "split", "dynamic_slice", "gather", "concatenate", "stack", "pad")
 # Most times that a look-up of known rows may give a row.
 _MAX_COPIES = 4
+# Equations that act on each entry on its own.
 _ENTRYWISE = ("convert_element_type", "neg", "add", "add_any", "sub", "mul", "div", "select_n")
 
 

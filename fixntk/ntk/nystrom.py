@@ -40,8 +40,9 @@ from fixntk.ntk.kernel_functions import (
 
 # Largest number of landmarks if none is given.
 _MAX_RANK = 2048
-# Landmarks that are drawn at first, and the largest number that is drawn at a time. In between the rank doubles.
+# Number of landmarks that are drawn at first. Each further draw doubles their number.
 _FIRST_BLOCK = 32
+# Largest number of landmarks that are drawn at a time.
 _LARGEST_BLOCK = 512
 # Rows of a tile if no batch size is given.
 _TILE_ROWS = 4096

@@ -37,8 +37,9 @@ _EMPTY_COLOUR = "#FFFFFF"
 _LEAST_ANGLE = 9.0
 # Number of rows above which masks are too long to be written.
 _MOST_ROWS = 8
-# Radius of the circles of the gates and of the written masks, in radii of the disc.
+# Radius of the circle of the gates, in radii of the disc.
 _GATE_RADIUS = 0.72
+# Radius of the circle of the written masks, in radii of the disc.
 _TEXT_RADIUS = 1.1
 # Largest horizontal component of the directions in which a mask is centred above or below its cell.
 _TOP = 0.3

@@ -13,8 +13,9 @@ from tqdm import tqdm
 from fixntk._compilation import call_every, describe_compiling, seconds_in_compiler
 from fixntk.runner.config import Row
 
-# A bar is renewed this often; without a terminal the progress is a line each minute.
+# Seconds between two updates of a bar.
 _SECONDS_BETWEEN_LOOKS = 1.0
+# Seconds between two lines of progress, which stand for the bar where there is no terminal.
 _SECONDS_BETWEEN_LINES = 60.0
 # Without tqdm's estimate, which rises for as long as a task takes and falls when it is done.
 _BAR_FORMAT = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"

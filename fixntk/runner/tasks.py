@@ -31,6 +31,7 @@ from fixntk.runner.rows import to_json
 # What runs tasks in other processes, by joblib's names, and the package that each needs. Threads of one process would
 # share settings of JAX, which tasks change.
 _BACKENDS = {"loky": "joblib", "dask": "distributed", "ray": "ray"}
+# Largest number of tasks that may run at a time.
 _MAX_JOBS = 1024
 # Settings of JAX that the command changes.
 _SETTINGS = ("jax_enable_x64", "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")

@@ -24,8 +24,11 @@ FORMATS: Mapping[str, str] = MappingProxyType(
 )
 # The format of times of day without a date, each with or without seconds, of 24 hours or of 12 with am or pm.
 TIME_OF_DAY = "time of day"
+# Number of hours of a day.
 _HOURS_PER_DAY = 24
+# Number of hours before noon, and after it.
 _HOURS_PER_HALF_DAY = 12
+# A time of day in this format.
 _TIME = (
     r"\A(?P<hour>[0-9]{1,2}):(?P<minute>[0-5][0-9])(?::(?P<second>[0-5][0-9](?:\.[0-9]+)?))?"
     r"(?: ?(?P<half>[ap])\.?m\.?)?\Z"

@@ -21,13 +21,13 @@ MISSING = frozenset(
     {"", "?", "-", ".", "na", "n/a", "nan", "-nan", "null", "none", "<na>", "#na", "#n/a", "#n/a n/a",
      "1.#ind", "-1.#ind", "1.#qnan", "-1.#qnan"}
 )  # fmt: skip
-# The same in the target, where a word such as "none" is a class.
+# Texts that stand for a missing value of the target, where a word such as "none" is a class.
 _MISSING_TARGETS = frozenset({"", "?", "na", "n/a", "nan", "null"})
 # Kinds of values that a column of a Parquet file may hold, named as by pandas.api.types.infer_dtype.
 _KINDS = frozenset(
     {"string", "integer", "floating", "mixed-integer-float", "decimal", "boolean", "categorical", "empty"}
 )
-# The same for dates and times of day.
+# Kinds of dates and times of day, named in the same way.
 _DATE_KINDS = frozenset({"date", "datetime", "datetime64", "time"})
 # Bytes of memory for each value of a Parquet file, which becomes a string.
 _MEMORY_PER_VALUE = 150

@@ -38,9 +38,9 @@ from fixntk.training.objective import network_objective
 _LEAST_NEURON = 1e-6
 # Widths are padded to a multiple of this with neurons of zero, which stay zero, so that few are compiled.
 _WIDTH_MULTIPLE = 64
-# Distances of rows to a boundary that count as rounding, in units of the bound on the error of an inner product, and
-# those to which rows are moved.
+# Largest distance of a row to a boundary that counts as rounding, in units of the bound on an inner product's error.
 _ROUNDING = 2.0
+# Distance to which a boundary is moved from such a row, in the same unit.
 _MOVED_TO = 8.0
 # Tolerance of the start. Gradient descent leaves it at once.
 _START_TOL = 1e-3

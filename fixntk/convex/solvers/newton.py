@@ -47,7 +47,7 @@ _LARGEST_FIRST_SIGMA = 300.0
 _PATIENCE_STEPS = 25
 # Number of first-order steps of the last resort.
 _LAST_RESORT_STEPS = 500
-# Share of the gap at which they stop.
+# The first-order steps of the last resort stop at this share of the gap before them.
 _LAST_RESORT_GAP_SHARE = 0.1
 # Operations of a Newton step below which several are compiled into one loop.
 _FLOPS_OF_A_SHORT_STEP = 5e8

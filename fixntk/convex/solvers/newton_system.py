@@ -40,11 +40,13 @@ _MAX_ENTRIES = 2**26
 _TALL_PRODUCT_SHARE = 0.6
 # Each pass over the matrix costs about as much as this number of operations for each entry.
 _FLOPS_PER_ENTRY = 30
-# Conjugate gradients: number of products that they usually need, and at which they stop.
+# Number of products that conjugate gradients usually need.
 _USUAL_PRODUCTS = 50
+# Number of products at which conjugate gradients stop.
 _MAX_PRODUCTS = 400
-# The same with a factorisation in single precision as preconditioner.
+# Number of products that they usually need with a factorisation in single precision as preconditioner.
 _USUAL_REFINEMENTS = 4
+# Number of products at which they stop with that preconditioner.
 _MAX_REFINEMENTS = 50
 # Relative residual at which conjugate gradients stop.
 _CG_TOL = 1e-3

@@ -46,29 +46,32 @@ _MIN_CURVATURE_SHARE = 1e-9
 _MAX_AIM_MULTIPLE = 1e3
 # Gap to which the inner program is solved, as a share of the present gap.
 _INNER_GAP_SHARE = 0.03
-# The same as a share of the decrease of its own objective, without which its solution may be no descent direction.
+# Largest gap of the inner program, as a share of the decrease of its objective, at which its solution is certainly a
+# descent direction.
 _INNER_DECREASE_SHARE = 0.5
-# Multiple of the rounding error of its objective at which its gap is small enough anyway.
+# Gap of the inner program that is small enough whatever the decrease, in roundings of its objective.
 _NEGLIGIBLE_GAP_IN_EPS = 1e3
 # Largest number of Newton steps on the inner program.
 _MAX_INNER_STEPS = 40
-# Armijo's rule.
+# Share of the promised decrease that a step has to reach (Armijo's constant).
 _ARMIJO_SHARE = 1e-4
 # Rounding errors of an objective that do not count as an increase or a decrease.
 _ROUNDINGS_OF_OBJECTIVE = 4
 # Largest number of halvings of a step.
 _MAX_HALVINGS = 25
-# Largest number of doublings.
+# Largest number of doublings of a step.
 _MAX_DOUBLINGS = 30
-# A step is in vain if it leaves the gap above this share of the least before it.
-_FALL = 0.9
+# A step is in vain if the gap stays above this share of the least gap before it.
+_VAIN_GAP_SHARE = 0.9
 # Number of steps in vain after which first-order steps follow.
 _PATIENCE_STEPS = 2
-# Least number of these, and largest.
-_FIRST_ORDER_STEPS = (500, 20_000)
-# Between the two as many as take this number of operations, since no one can interrupt them.
+# Operations of the first-order steps that follow. They are one call, which cannot be interrupted.
 _FIRST_ORDER_FLOPS = 1.6e11
-# Share of the gap at which they stop.
+# Least number of these first-order steps, even if they take more operations.
+_LEAST_FIRST_ORDER_STEPS = 500
+# Largest number of these first-order steps, even if they take fewer operations.
+_MAX_FIRST_ORDER_STEPS = 20_000
+# The first-order steps stop at this share of the gap before them.
 _FIRST_ORDER_GAP_SHARE = 0.1
 
 
@@ -187,7 +190,7 @@ def _first_order_step(program: ConvexProgram, state: ProxNewtonState) -> ProxNew
     """First-order steps from the last iterate; the solve fails where they lower neither the gap nor the objective."""
     goal = _FIRST_ORDER_GAP_SHARE * state.gap
     each = newton_system.pass_flops(program, program.num_gates)
-    num_steps = np.clip(_FIRST_ORDER_FLOPS / each, *_FIRST_ORDER_STEPS)
+    num_steps = np.clip(_FIRST_ORDER_FLOPS / each, _LEAST_FIRST_ORDER_STEPS, _MAX_FIRST_ORDER_STEPS)
     weights, _ = working_sets.run_first_order(program, state.iterate, goal, int(num_steps))
     reached = init(program, weights)
     moved = _keep_best(reached, state)
@@ -208,7 +211,7 @@ def _keep_best(moved: ProxNewtonState, state: ProxNewtonState) -> ProxNewtonStat
         name: jnp.where(is_better, getattr(moved, name), getattr(state, name))
         for name in ("weights", "primal", "gap", "objective")
     }
-    stalled = jnp.where(moved.gap < _FALL * state.gap, 0, state.stalled + 1)
+    stalled = jnp.where(moved.gap < _VAIN_GAP_SHARE * state.gap, 0, state.stalled + 1)
     return moved._replace(stalled=stalled, **kept)
 
 

@@ -36,17 +36,19 @@ from fixntk.convex.streamed.program import StreamedProgram
 from fixntk.gates.masks import activation_masks
 from fixntk.gram import TILE_BYTES, as_numbers, masked_adjoint, masked_apply, sum_over_tiles
 
-# Largest array of the sample's rows, in bytes, and largest number of them: with more rows than that a step on a model
-# would take longer than it saves passes.
+# Largest array of the sample's rows, in bytes.
 _SAMPLE_BYTES = 2**26
+# Largest number of rows of a sample. With more, steps on a model would take more time than the passes that they save.
 _MAX_SAMPLE_ROWS = 2**17
-# Share of the longest rows in it.
+# Share of a sample that is taken by the longest rows.
 _LONG_SHARE = 0.25
-# Smallest working set, and room for this multiple of the groups that must be in it.
+# Smallest number of groups of a working set.
 _SMALLEST_SET = 64
+# A working set has room for this multiple of the number of groups that must be in it.
 _ROOM = 1.5
-# Largest number of working sets, and of steps on each.
+# Largest number of working sets on which a model is minimised.
 _MAX_SETS = 12
+# Largest number of steps on a working set.
 _MAX_STEPS = 300
 # A working set is left at this share of the gap that is predicted for all groups.
 _SET_GAP_SHARE = 0.1

@@ -27,8 +27,9 @@ from fixntk.gram import masked_adjoint, masked_apply, select_masks
 
 # Largest array of a tile, in bytes, unless the number of its rows is given.
 _TILE_BYTES = 2**26
+# Smallest number of rows of a tile, unless it is given.
 _LEAST_TILE_ROWS = 256
-# Arrays of that size that are in memory at a time: inner products, masks and products of rows, of two tiles.
+# Number of a tile's largest arrays in memory at a time: inner products, masks and products of rows, of two tiles.
 _NUM_TILE_ARRAYS = 6
 # Tiles that are computed ahead of their results being added up.
 _TILES_AHEAD = 1

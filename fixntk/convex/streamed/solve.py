@@ -34,17 +34,21 @@ from fixntk.convex.solution import Solution, is_active
 from fixntk.convex.streamed.model import Point, Sample, SampleTaker, bytes_of_model, minimise_model
 from fixntk.convex.streamed.program import StreamedProgram, Sums, bytes_of_tiles, sum_over_rows
 
+# Largest number of passes over all rows, unless the caller gives one.
 _MAX_PASSES = 100
-# A model is minimised to this share of the gap that is asked for, or of the gap at its base.
+# A model is minimised to a gap of at most this share of the one that is asked for.
 _MODEL_GAP_SHARE = 0.3
+# A model from a sample is minimised to no smaller gap than this share of the gap at its base.
 _BASE_GAP_SHARE = 0.01
-# Least damping of a model from a sample, in units of the mean second derivative. It is raised by a factor after steps
-# that are shorter than the one to the model's minimum by another, and lowered after others.
+# Least damping of a model from a sample, in units of the mean second derivative.
 _LEAST_DAMPING = 0.01
+# A step is short below this length, in units of the step to the minimum of the model.
 _SHORT_STEP = 0.3
+# The damping is multiplied by this factor after a short step, and divided by it after a longer one.
 _DAMPING_FACTOR = 4.0
-# Longest step along the line to the minimum of a model, and the halvings by which the best one is found.
+# Longest step along the line to the minimum of a model, in units of the step to that minimum.
 _LONGEST_STEP = 4.0
+# Number of halvings of an interval that find the best step on the line.
 _NUM_HALVINGS = 60
 # The solve ends after this number of passes in a row that lower neither the objective, beyond rounding, nor the gap.
 _MAX_IDLE = 4
