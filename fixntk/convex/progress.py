@@ -1,4 +1,4 @@
-"""Progress records, bars and interruption, the progress bar, and what an interrupted call leaves."""
+"""Progress: the record that a callback gets, the bar, and the error that an interrupted call raises."""
 
 from __future__ import annotations
 

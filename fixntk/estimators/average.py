@@ -38,7 +38,7 @@ class Average(NamedTuple):
     shares
         Of each kind that is part of it, positive; they sum to 1.
     outputs
-        (n, c) held-out outputs, in shares that each fold's own rows have no part in.
+        (n, c) held-out outputs of the average, those of each fold with shares that were chosen on the other folds.
     """
 
     shares: Mapping[str, float]
@@ -88,7 +88,7 @@ def choose_shares(errors: Float[np.ndarray, "K n c"], weights: Float[np.ndarray,
 def average_fits(fits: Sequence[tuple[float, GatedFit]], training: Training) -> GatedFit:
     """The average of fits as one network, with its gap in the program of all gates at the mean λ.
 
-    Ridge regression with weights η_p at λ is that with η_p/λ at 1, in which unit the kernel weights are averaged.
+    Ridge regression with kernel weights η_p at λ equals that with η_p/λ at 1, so that the η_p/λ are averaged.
     """
     reg = sum(share * fit.reg for share, fit in fits)
     merged: dict[bytes, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}

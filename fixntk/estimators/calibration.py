@@ -40,7 +40,10 @@ def fit_temperature(
 def log_losses(
     scores: Float[np.ndarray, "n c"], weights: Float[np.ndarray, " n"], codes: Int[np.ndarray, " n"]
 ) -> Float[np.ndarray, " n"]:
-    """Log-loss of each held-out row in nats, at the factor that is best for all of them. Arguments as above."""
+    """Log-loss of each held-out row in nats, at the factor that is best for all of them.
+
+    The arguments are those of :func:`fit_temperature`.
+    """
     logits = _as_logits(scores)
     labels = (codes[:, None] == np.arange(logits.shape[1])).astype(float)
     return _log_losses(_minimise_log_loss(logits, weights, labels) * logits, labels)
@@ -54,7 +57,7 @@ def _as_logits(scores: Float[np.ndarray, "n c"]) -> Float[np.ndarray, "n k"]:
 def _minimise_log_loss(
     logits: Float[np.ndarray, "n k"], weights: Float[np.ndarray, " n"], probabilities: Float[np.ndarray, "n k"]
 ) -> float:
-    """The best factor."""
+    """The factor of the logits with the smallest weighted log-loss."""
 
     def log_loss(log_factor: float) -> float:
         return float(np.average(_log_losses(np.exp(log_factor) * logits, probabilities), weights=weights))

@@ -16,9 +16,10 @@ from fixntk.estimators.preprocessing import Training
 
 # Share by which λ exceeds the λ_max of a program, from which on its solution is the constant.
 _ABOVE_MAX_REG = 1e-6
-# Candidates are given up after one fold where each has a loss there that is higher by more than these standard errors.
+# Candidates are given up after the first fold where the loss of each is too high by more than this number of standard
+# errors.
 _CLEARLY_BEHIND = 2.0
-# Otherwise the other folds try this number of λ, those with the least loss on the first.
+# Number of λ that the other folds try otherwise, those with the least loss on the first fold.
 NUM_KEPT_REGS = 3
 
 Losses = Callable[[Float[np.ndarray, "n c"]], Float[np.ndarray, " n"]]
@@ -69,14 +70,18 @@ class Judge(NamedTuple):
     def excess(self, outputs: Float[np.ndarray, "n c"], others: Float[np.ndarray, "n c"]) -> tuple[float, float]:
         """By how much the mean loss exceeds that of other outputs, and the standard error of this.
 
-        That of a weighted mean of differences, row by row: what is hard for both does not count.
+        The standard error is that of a weighted mean of the rows' differences, so that rows that are equally hard for
+        both do not add to it.
         """
         excess, shares = self._losses(outputs) - self._losses(others), self.weights / self.weights.sum()
         mean = shares @ excess
         return float(mean), float(np.sqrt(np.sum((shares * (excess - mean)) ** 2)))
 
     def all_clearly_behind(self, outputs: Float[np.ndarray, "*k n c"], others: Float[np.ndarray, "n c"]) -> bool:
-        """Whether the mean loss of each of many outputs exceeds that of others by more than chance; never NaN's."""
+        """Whether the mean loss of each of many outputs exceeds that of others by more than chance.
+
+        It does not where the mean loss of the others is NaN.
+        """
         if np.isnan(self.mean_loss(others)):
             return False
         for each in outputs.reshape(-1, *others.shape):

@@ -37,7 +37,7 @@ OPTIMUM = "optimum"
 RELU = "relu"
 # An average of several kinds.
 AVERAGE = "average"
-# Kinds that are never part of it: the constant, and the NTK of infinitely many gates, which is not a network.
+# Kinds that are never part of an average: the constant, and the NTK of infinitely many gates, which is not a network.
 _NO_PARTS = (CONSTANT, EXACT_NTK)
 
 
@@ -68,9 +68,10 @@ class GatedChoice(NamedTuple):
         (R, steps + 1) held-out loss of the NTK and each step, or (R, 1) of the optimum; NaN where a λ was not tried on
         all folds; empty where only discovered gates were tried.
     discovered_losses
-        (R, ridges) the same for discovered gates, NaN where a λ was not tried; empty where they were not asked for.
+        (R, ridges) held-out loss of discovered gates with each ridge, NaN where a λ was not tried; empty where these
+        gates were not asked for.
     trained_losses
-        (R, 1 + ridges) the same for trained networks, and for ridges with their gates.
+        (R, 1 + ridges) held-out loss of trained networks, and of ridge regressions with their gates.
     held_out_outputs
         (n, c) held-out outputs of the choice.
     held_out_weights
@@ -180,7 +181,7 @@ def choose_gated(
 def _fit_parts(
     parts: Mapping[str, float], best: Mapping[str, _Best], tried: Mapping[str, _Tried], training: Training
 ) -> GatedFit:
-    """The fit to all rows of each kind, where its loss was least; of several their average."""
+    """The fit to all rows at the setting of a kind's least loss, or the average of such fits of several kinds."""
     fits = [(share, tried[kind].candidates.fit(best[kind].row, best[kind].column)) for kind, share in parts.items()]
     return average_fits(fits, training) if len(fits) > 1 else fits[0][1]
 
@@ -224,7 +225,7 @@ def _try_kinds(trial: Trial, shares: Float[np.ndarray, " R"], max_steps: int) ->
     if gates.name in (AUTO, TRAINED):
         networks = with_losses(trained_candidates(trial))
         of_networks = {RELU: networks._replace(columns=slice(1)), TRAINED: networks._replace(columns=slice(1, None))}
-    # What follows takes longest, and goes on as long as it keeps up with what is known.
+    # The kinds below take the most time. With "auto", one that is clearly behind the outputs so far is given up early.
     if gates.name == AUTO:
         on_first_fold = judge.of_fold(folds[0][1]).mean_loss
         at_regs = np.stack([min(row, key=on_first_fold) for row in networks.candidates.outputs])
@@ -243,7 +244,7 @@ def _try_kinds(trial: Trial, shares: Float[np.ndarray, " R"], max_steps: int) ->
 
 
 def _are_some_tried(kind: _Tried) -> bool:
-    """Not where training diverged, or a path was given up before it had all folds."""
+    """Whether some candidate of this kind has a loss: none has if training diverged or a path was given up early."""
     return bool(np.any(np.isfinite(kind.losses[:, kind.columns])))
 
 
@@ -282,7 +283,7 @@ def _choose_kind(best: Mapping[str, _Best], judge: Judge, average_slack: float, 
     """The single kind of the least loss, of equal ones the smallest model, or the average unless it is further behind.
 
     The least of many losses is the one that luck has helped most, so that the average need not be below it. With
-    ``one_standard_error``, the smallest model within that of the least of all.
+    ``one_standard_error`` it is the smallest model whose loss is within one standard error of the least of all.
     """
     if not one_standard_error:
         least = _least({kind: found for kind, found in best.items() if kind != AVERAGE})

@@ -30,12 +30,12 @@ from fixntk.estimators.ridges import RIDGE_SHARES, UsedGates, fit_ridges
 
 # Number of random gates from which a path starts.
 _NUM_STARTING_GATES = 64
-# Options of the discovery at each λ. Held-out losses need no more digits, and no bound over all cells, of which a few
-# columns have so few that they would be enumerated.
+# Options of the discovery at each λ. Held-out losses need no smaller tolerance, and no bound over all cells:
+# max_cells=1 keeps these from being enumerated where there are few columns, and so few cells.
 _SEARCH: dict[str, Any] = {"max_rounds": 2, "num_candidates": 1024, "per_round": 32, "tol": 1e-4, "max_cells": 1}
-# A path ends where the next λ does not lower the loss by this share.
+# A path ends where its last λ lower the loss by less than this share.
 _LEAST_FALL = 0.01
-# It is looked at over the λ within this factor of the last one, so that a finer grid ends no sooner.
+# The last λ of a path are those within this factor of the smallest, so that a finer grid does not end it sooner.
 _FACTOR_OF_LAST = 2.0
 
 
@@ -46,7 +46,8 @@ def discovered_candidates(
 
     ``others`` are outputs of another kind at each λ, and ``best`` the best so far, or both None. With others the path
     on the first fold ends where it has more weights than rows, as it takes longest there and hardly selects anything,
-    and the other folds are not tried where it is clearly behind: at the same λ, or all of it behind the best.
+    and the other folds are not tried where it is clearly behind: behind ``others`` at the same λ, or with each of its λ
+    behind ``best``.
     """
     training, folds, gates, problem, regs, judge, progress = trial
     positions = _starts(training, problem, folds)

@@ -180,9 +180,9 @@ def certify_fit(
     gates: Float[np.ndarray, "P w"],
     reg: float,
 ) -> GatedFit:
-    """Group weights that were found in another way, with the kernel weights they belong to and their gap at λ.
+    """The fit of group weights that another method found, with their kernel weights and their gap at λ.
 
-    Takes products with the masks alone, and no matrix of rows by rows.
+    It needs products with the masks only, and no matrix of rows by rows.
     """
     solution = solve_quietly(program.with_reg(reg), method="fista", init=weights, max_iter=0)
     return as_gated_fit(replace(solution, kernel_weights=jnp.asarray(kernel_weights)), jnp.asarray(gates), reg)

@@ -14,7 +14,7 @@ from sklearn.model_selection import KFold, StratifiedKFold
 
 from fixntk.estimators.preprocessing import Training, padded_size
 
-# Largest number of rows, padded, whose folds are padded to as many.
+# Folds are padded to the size of all rows, padded, where that is at most this number of rows.
 _MAX_SHARED_ROWS = 512
 
 Folds = Sequence[tuple[Int[np.ndarray, "_"], Int[np.ndarray, "_"]]]
@@ -40,10 +40,10 @@ class Splits(NamedTuple):
 
 
 def shuffled_folds(num_rows: int, num_folds: int, *, seed: int, num_copies: int = 0) -> Folds:
-    """Folds in random order of distinct rows, of which there were ``num_copies`` with their copies.
+    """Folds in random order of distinct rows; with their copies there were ``num_copies`` rows.
 
-    Fewer distinct rows than folds, but copies enough, are one fold that is trained on and held out: each row would
-    leave copies of itself in training.
+    If there are fewer distinct rows than folds, but enough rows with their copies, all rows are one fold, which is both
+    trained on and held out: a row that is held out would leave copies of itself in training anyway.
 
     Raises
     ------
@@ -80,7 +80,7 @@ def squared_errors(outputs: Float[np.ndarray, "n c"], targets: Float[np.ndarray,
 
 
 def num_padded_rows(training: Training, folds: Folds) -> int:
-    """Number of rows to which a fold's are padded, that of all rows where these are too few to compile for both."""
+    """Number of rows to which those of a fold are padded; for small tables that of all rows, which compiles once."""
     of_all = len(training.padded_x)
     return of_all if of_all <= _MAX_SHARED_ROWS else padded_size(max(len(kept) for kept, _ in folds))
 

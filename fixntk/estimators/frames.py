@@ -121,7 +121,7 @@ def _name_of_column(column: str, _: Any) -> str:
 
 
 def check_numbers(frame: Any, is_category: Sequence[bool] | None = None) -> None:
-    """Check that a frame's columns are numbers, all of them if those that are categories are not given.
+    """Check that a frame's columns are numbers, but for those that ``is_category`` marks.
 
     Raises
     ------

@@ -22,6 +22,7 @@ from fixntk.ntk import gated_relu_ntk, mlp_kernel
 
 # What ``depth`` and ``bias_scale`` may be besides numbers: the least leave-one-out loss chooses among the default ones.
 AUTO = "auto"
+# Numbers of hidden layers to choose from by default.
 DEFAULT_DEPTHS = (1, 2, 3, 5)
 # Values of the bias column, in units of the standard deviation of the others.
 DEFAULT_BIAS_SCALES = (0.3, 1.0, 3.0, 10.0)

@@ -23,7 +23,7 @@ _LEAST_SHARE = 1e-12
 
 
 def gate_of_every_row(training: Training, gates: GateOptions) -> Float[np.ndarray, " w"] | None:
-    """A gate that is active on every row there may be: along the bias column. None where there is no such column."""
+    """A gate that is active on every possible row, along the bias column; None where there is no such column."""
     x = training.x[:, : gates.num_columns]
     columns = np.flatnonzero(np.all(x == x[:1], axis=0) & (x[0] != 0))
     if not columns.size:

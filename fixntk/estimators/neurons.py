@@ -21,9 +21,9 @@ from fixntk.networks.descent import descend, sample_stack
 _WIDTH = 100
 # Number of gradient steps from random weights.
 _NUM_STEPS = 1000
-# Number of networks in a compiled loop: as many λ as go on after the first fold.
+# Number of networks in a compiled loop: the number of λ that the folds after the first try.
 _STACK = NUM_KEPT_REGS
-# Neurons of a smaller share of the largest are left out.
+# Neurons whose norm is below this share of the largest norm are left out.
 _LEAST_NEURON = 1e-3
 
 
@@ -75,7 +75,8 @@ def train_networks(
 ) -> list[Neurons]:
     """A network for each λ, trained in single precision on rows that are padded with zeros to a size that recurs.
 
-    A few at a time, the last few filled with copies, so that another number of λ compiles nothing.
+    A fixed number of networks is trained at a time, and copies of the last fill the last stack, so that another number
+    of λ compiles nothing.
     """
     size = min(len(regs), _STACK)
     filled = np.append(regs, np.repeat(regs[-1:], -len(regs) % size))

@@ -149,7 +149,7 @@ def fit_ntk(training: Training, regs: Sequence[Any], depth: int = 1) -> NTKFit:
 
 
 def fit_kernel(kernel: Float[np.ndarray, "n n"], training: Training, shares: Sequence[float], depth: int = 1) -> NTKFit:
-    """The same for the kernel's matrix of the rows."""
+    """Ridge regression as of :func:`fit_ntk`, with a given kernel matrix of the rows."""
     weights, targets = training.weights, training.targets
     unit = float(weights @ np.diag(kernel)) / weights.sum() or 1.0
     root = np.sqrt(weights)
@@ -176,7 +176,7 @@ def fit_kernel(kernel: Float[np.ndarray, "n n"], training: Training, shares: Seq
 
 
 def _fit_by_landmarks(training: Training, shares: list[float], depth: int) -> NTKFit:
-    """The same with √ω K √ω replaced by its Nyström approximation F Fᵀ: FᵀF = V diag(s) Vᵀ serves all ridges."""
+    """Ridge regression with a Nyström approximation F Fᵀ of √ω K √ω: FᵀF = V diag(s) Vᵀ serves all ridges."""
     weights, targets = training.weights, training.targets
     root = np.sqrt(weights)
     with allow_float64(), ignore_convergence_warnings():
@@ -185,7 +185,7 @@ def _fit_by_landmarks(training: Training, shares: list[float], depth: int) -> NT
     factor, triangle = np.asarray(found.factor), np.asarray(found.triangle)
     total = float(np.sum(np.asarray(found.diagonal)))
     unit = total / weights.sum() or 1.0
-    # Of the rank's size, not of the rows': F V are the eigenvectors of F Fᵀ, scaled by the roots of their eigenvalues.
+    # The matrix has the rank's size: F V are the eigenvectors of F Fᵀ, scaled by the roots of their eigenvalues.
     eigenvalues, vectors = np.linalg.eigh(factor.T @ factor)
     features = factor @ vectors
     rotated = features.T @ (root[:, None] * targets)

@@ -33,7 +33,7 @@ Chosen = tuple[Int[np.ndarray, " k"], Float[np.ndarray, " k"]]
 
 
 def padded_size(count: int) -> int:
-    """Number of rows, rounded up to 2^k or 1.5 · 2^k; to a nearer size where a fit takes longer than it compiles."""
+    """Number of rows, rounded up to 2^k or 1.5 · 2^k; above 512 rows, whose fits take longer, to a nearer size."""
     if count > _MOST_COMPILED_ROWS:
         return padded_count(count)
     size = _SMALLEST_ROWS

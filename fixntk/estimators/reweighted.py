@@ -68,9 +68,9 @@ def _held_out_outputs(
     *,
     progress: bool,
 ) -> Float[np.ndarray, "R S m c"]:
-    """Outputs for each row of the fits without its fold, by λ and step, of a few λ after the first fold.
+    """Outputs for each row of the fits without its fold, by λ and step; the folds after the first try a few λ.
 
-    One fold after another, and one λ after another: more at once would need more memory, and run no faster, as one
+    Folds and λ are taken one after another: several at once would need more memory and run no faster, as one
     factorisation uses all cores.
     """
     outputs = np.zeros((len(regs), max_steps + 1, *targets.shape))
@@ -83,7 +83,7 @@ def _held_out_outputs(
                 at_reg = program.with_reg(regs[place])
                 found = _outputs_at_reg(at_reg, kernel, x, masks, fold[0], max_steps=max_steps)
                 outputs[place][:, held_out] = np.asarray(found)[:, held_out]
-                # As if a fold tried every λ, so that the bar ends full.
+                # Folds that try a few λ count as if they tried every λ, so that the bar ends full.
                 show(
                     number * len(regs) + done * len(regs) // len(places),
                     f"fold {number + 1} of {num_folds}, λ {regs[place]:.3g}",

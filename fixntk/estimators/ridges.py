@@ -54,11 +54,11 @@ def fit_ridges(
 ) -> RidgeFits:
     """Ridge regressions with the kernel of used gates, as features √η_p D_p X: one eigendecomposition for all ridges.
 
-    By NumPy, as another number of gates in each fold would be compiled anew.
+    They are computed by NumPy, because JAX would compile anew for each number of gates, which differs between folds.
     """
     roots = np.repeat(np.sqrt(used.kernel_weights), x.shape[1])
     shares = weights / weights.sum()
-    # An intercept without a penalty takes weighted means away.
+    # An intercept without a penalty amounts to subtracting the weighted means of features and targets.
     mean = sum(share @ _features(rows, used.gates) for share, rows in _tiles_of(shares, x))
     mean, target_mean = mean * roots, shares @ targets
     rest = np.sqrt(weights)[:, None] * (targets - target_mean)

@@ -45,7 +45,8 @@ def trained_candidates(trial: Trial) -> Candidates:
     def fit(place: int, column: int) -> GatedFit:
         rows = training.x, training.targets, training.weights
         num_padded = len(training.padded_x)
-        # As many as before where the loop is compiled for that already; otherwise the one alone.
+        # Where rows are padded as in the folds, the loop for several networks is compiled already, and copies of this
+        # network fill it. Otherwise it is trained alone.
         copies = len(places) if num_padded == size else 1
         neurons = train_networks(*rows, np.repeat(regs[place], copies), num_padded, gates.seed)[0]
         padded = training.padded_x, training.padded_targets, training.padded_weights

@@ -16,6 +16,7 @@ from fixntk.runner.marks import Mark, marks
 _LEAST_LUMINANCE = 0.218
 # Radius in points of the circle that is drawn around the point whose values are shown.
 _RADIUS = "5"
+# A colour of six hexadecimal digits.
 _COLOUR = re.compile(r"(?<!\()#([0-9a-f]{6})\b")
 _LONG_NUMBER = re.compile(r"-?\d+\.\d{3,}(?![\de])")
 _GREY = re.compile(r"var\(--grey-(\d+)\)")
@@ -87,7 +88,7 @@ def _brighten(colour: tuple[int, int, int]) -> tuple[int, ...]:
     factor = 1.0
     while luminance(*brighter) < _LEAST_LUMINANCE:
         factor += 0.02
-        # What is more than the brightest blue, say, makes it paler.
+        # A channel ends at 255. What exceeds that is added to all channels, which makes the colour paler.
         excess = max(0.0, factor * max(colour) - 255)
         brighter = tuple(min(255, round(factor * value + excess)) for value in colour)
     return brighter

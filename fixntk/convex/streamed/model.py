@@ -5,7 +5,7 @@ loss is exactly
 
 .. math:: f(W) = f(B) - ⟨C, W - B⟩ + \tfrac12 \|Φ(W - B)\|^2, \qquad Φ(W) = \sum_p D_p X W_p .
 
-The model has the rows of a sample S in the last term, each as often as it stands for others, and a damping
+The model has the rows of a sample S in the last term, each counted once for every row it stands for, and a damping
 (μ/2)‖W − B‖². Its gradient at B is that of all rows, so that a fixed point of "minimise the model, take this as B" is
 the optimum of all rows, whatever the sample is: the sample decides how many passes over the rows it takes.
 
@@ -57,9 +57,18 @@ _GOAL_SHARE = 0.5
 
 
 class Sample(NamedTuple):
-    """Rows of x in memory in a unit, each times √r where it stands for r rows, and whether they are all of the rows.
+    """Rows that stand for all rows, in memory.
 
-    With an intercept also the roots of the rows' weights, times √r.
+    Attributes
+    ----------
+    x
+        (s, d) rows divided by the unit, each multiplied by √r where it stands for r rows.
+    unit
+        A power of two near the root mean square of the entries.
+    is_whole
+        Whether these are all of the rows.
+    roots
+        (s,) roots of the rows' weights, multiplied by √r; None where the program has no intercept.
     """
 
     x: Float[Array, "s d"]
@@ -124,7 +133,7 @@ class SampleTaker:
 
 
 def _power_of_two(size: float) -> float:
-    """The nearest to a size, by which numbers are divided without rounding; 1 for zero."""
+    """The power of two nearest to a size, by which numbers are divided without rounding; 1 for zero."""
     return 2.0 ** round(math.log2(size)) if size > 0 else 1.0
 
 
@@ -225,7 +234,7 @@ def minimise_model(
     damping
         μ, in units of the mean diagonal entry of the loss's second derivatives.
     goal
-        Of the duality gap that would hold if the model were the loss.
+        Duality gap to reach, as it would be if the model were the loss.
     """
     gates = program.gates
     # In units of the data a model has numbers near one, whose squares stay within the range of single precision.
@@ -253,7 +262,7 @@ def minimise_model(
 
 
 def _set_size(num_needed: int, num_gates: int) -> int:
-    """Powers of two, so that few sizes are compiled."""
+    """Number of groups of a working set, a power of two or all of them, so that few sizes are compiled."""
     wanted = max(_SMALLEST_SET, int(_ROOM * num_needed))
     return min(num_gates, next_power_of_two(wanted))
 
@@ -300,7 +309,7 @@ class _Descent(NamedTuple):
 
 @partial(jit_for_host, optimised=True)
 def _descend(model: _Model, start: Array, goal: Array) -> _Set:
-    """Steps from weights down to a gap that the model predicts for its groups, or as many as are made."""
+    """Steps from weights until the gap that the model predicts for its groups is at most ``goal``, or steps run out."""
     point = _evaluate(model, start)
     # The curvature along the first gradient is a lower bound on the largest, which steps raise where they see more.
     lipschitz = _curvature(model, model.outputs(point.correlations), point.correlations)

@@ -68,7 +68,8 @@ class StreamedProgram:
     intercept
         Whether outputs have an intercept, which is not penalised.
     tile_rows
-        Rows in a tile. As many as keep its largest array within 64 MiB when None.
+        Number of rows of a tile. When None, the largest number for which no array of a tile takes more than 64 MiB, but
+        at least 256.
 
     Attributes
     ----------
@@ -227,9 +228,10 @@ class Sums(NamedTuple):
     loss, loss_at_zero
         ½‖R‖² and ½‖Y‖².
     intercept
-        (c,) the best one, at which R is taken; ½‖Y‖² is at that of W = 0. None in a program without.
+        (c,) the best intercept, with which R is computed; ½‖Y‖² is computed with the best one for W = 0. None where the
+        program has no intercept.
     columns
-        (P, d) Xᵀ D_p s of the roots s of the rows' weights, with an intercept.
+        (P, d) Xᵀ D_p s of the roots s of the rows' weights; None where the program has no intercept.
     """
 
     correlations: Float[np.ndarray, "P d c"]
@@ -300,7 +302,7 @@ def sum_over_rows(
 
 
 def _at_best_intercept(found: Sums, means: Float[np.ndarray, "3 c"]) -> Sums:
-    """The sums at the best intercept from those at another, of a residual R and targets Y less that.
+    """The sums at the best intercept, from sums of R and Y after subtracting another intercept.
 
     ``means`` are sᵀR, sᵀY and ‖s‖², the same for each output.
     """
@@ -377,7 +379,7 @@ def _sum_tile(
 ) -> tuple[Array, ...]:
     """Xᵀ D_p R of a tile, half the squares of R and of Y, and with an intercept sᵀR, sᵀY and ‖s‖².
 
-    With columns, Xᵀ D_p s is a last output of the first.
+    If ``with_columns``, Xᵀ D_p s follows as the last output of the first array.
     """
     x, y, roots = tile
     masks = activation_masks(x, gates)

@@ -64,19 +64,19 @@ class StreamedState(NamedTuple):
     base
         Base of the next model: weights, correlations and loss in float64.
     last
-        The base before.
+        Base of the model before.
     weights
-        (P, d, c) those with the smallest gap that a pass has evaluated, in the program's dtype.
+        (P, d, c) the weights with the smallest gap that a pass has evaluated, in the program's dtype.
     intercept
-        (c,) the best one at these weights; zeros in a program without.
+        (c,) the best intercept at these weights; zeros where the program has none.
     primal, gap
-        Of these.
+        Objective and duality gap of these weights.
     objective
-        That of the base.
+        Objective at the base.
     damping
-        Of the next model.
+        Damping of the next model, in units of the mean second derivative.
     num_idle
-        Number of the last passes that were in vain.
+        Number of passes in a row, up to the last one, that lowered neither the objective nor the gap.
     """
 
     base: Point
@@ -160,7 +160,7 @@ def _open_checkpoints(
 ) -> Keeper | None:
     if folder is None:
         return None
-    # Numbers in place of texts, which are no leaves of pytrees that can be compared.
+    # Digests are kept as numbers, because texts cannot be leaves of the pytrees that are compared.
     data = {name: np.frombuffer(bytes.fromhex(text), np.uint8) for name, text in digests.items()}
     shapes = {"x": program.x.shape, "y": program.y.shape}
     named = {name: (data[name], *shapes[name]) for name in data}
