@@ -112,8 +112,6 @@ class MaskedGram:
     x
         (n, d) inputs.
 
-    Notes
-    -----
     See docs/mathematics.md, M2.
     """
 

@@ -37,8 +37,6 @@ class DistributedRows(NamedTuple):
     sample_weight
         (n,) weights of the rows, zero for those that fill up; None where there are neither weights nor such rows.
 
-    Notes
-    -----
     See docs/mathematics.md, M2.
     """
 

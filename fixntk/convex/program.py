@@ -196,8 +196,6 @@ class ConvexProgram:
         ValueError
             If Θ has another shape than y.
 
-        Notes
-        -----
         See docs/mathematics.md, M7.
         """
         theta = as_float_array("theta", theta, (1, 2)).astype(self.x.dtype)

@@ -77,8 +77,6 @@ class GatedReLURegressor(GatedMixin, RegressionMixin, BaseEstimator):
     n_features_in_, feature_names_in_
         As everywhere in scikit-learn.
 
-    Notes
-    -----
     See docs/mathematics.md, M5 and M10.
     """
 
@@ -159,8 +157,6 @@ class GatedReLUClassifier(GatedMixin, ClassificationMixin, BaseEstimator):
     kernel_weights_, gap_, n_active_gates_, network_, solution_, gates_, feature_importances_
         As for :class:`GatedReLURegressor`.
 
-    Notes
-    -----
     See docs/mathematics.md, M5 and M10.
     """
 

@@ -82,8 +82,6 @@ class GatedReLURegressorCV(ChoiceMixin, RegressionMixin, BaseEstimator):
         those of random gates with its ridge, which approach it as their number grows; with "average" those of the gates
         of all its parts at their mean λ, and the gap says how far the average is from the optimum there.
 
-    Notes
-    -----
     See docs/mathematics.md, M6 and M11.
     """
 
@@ -158,8 +156,6 @@ class GatedReLUClassifierCV(ChoiceMixin, ClassificationMixin, BaseEstimator):
     kernel_weights_, gap_, n_active_gates_, network_, solution_, gates_, feature_importances_
         As for :class:`GatedReLUClassifier`.
 
-    Notes
-    -----
     See docs/mathematics.md, M6 and M11.
     """
 

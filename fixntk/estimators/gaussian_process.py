@@ -167,8 +167,6 @@ def condition(
     ValueError
         If ``reg`` is so small that K + reg is not positive definite in float64.
 
-    Notes
-    -----
     See docs/mathematics.md, M5 and M15.
     """
     root = np.sqrt(weights)

@@ -61,8 +61,6 @@ class NTKRegressor(NTKMixin, RegressionMixin, BaseEstimator):
     n_features_in_, feature_names_in_
         As everywhere in scikit-learn.
 
-    Notes
-    -----
     See docs/mathematics.md, M3 and M15.
     """
 
@@ -117,8 +115,6 @@ class NTKClassifier(NTKMixin, ClassificationMixin, BaseEstimator):
     feature_importances_, n_features_in_, feature_names_in_
         As for :class:`NTKRegressor`.
 
-    Notes
-    -----
     See docs/mathematics.md, M3 and M15.
     """
 
@@ -178,8 +174,6 @@ class NTKRegressorCV(NTKMixin, RegressionMixin, BaseEstimator):
     feature_importances_, n_features_in_, feature_names_in_
         As for :class:`NTKRegressor`.
 
-    Notes
-    -----
     See docs/mathematics.md, M3 and M15.
     """
 
@@ -237,8 +231,6 @@ class NTKClassifierCV(NTKMixin, ClassificationMixin, BaseEstimator):
     feature_importances_, n_features_in_, feature_names_in_
         As for :class:`NTKClassifier`.
 
-    Notes
-    -----
     See docs/mathematics.md, M3 and M15.
     """
 

@@ -151,8 +151,6 @@ def distinct_hyperplanes(x: ArrayLike) -> Hyperplanes:
     ValueError
         If the merged rows, or the rank, depend on the units of the columns, and so on rounding errors of float64.
 
-    Notes
-    -----
     See docs/mathematics.md, M4.
     """
     rows = np.asarray(x, np.float64)

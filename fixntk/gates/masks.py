@@ -40,8 +40,6 @@ class Arrangements(NamedTuple):
     gates
         (P, d); gate p has the mask ``masks[:, p]``. No unit; unit norm where they are enumerated.
 
-    Notes
-    -----
     See docs/mathematics.md, M1 and M4.
     """
 
@@ -75,8 +73,6 @@ def sample_gates(
     OutOfMemoryError
         If memory does not suffice; a ValueError too.
 
-    Notes
-    -----
     See docs/mathematics.md, M1 and M3.
     """
     shape = as_positive_int("num_gates", num_gates), as_positive_int("num_features", num_features)
@@ -154,8 +150,6 @@ def pack_masks(masks: ArrayLike) -> UInt8[Array, "n bytes"]:
     -------
     (n, ⌈P/8⌉) uint8.
 
-    Notes
-    -----
     See docs/mathematics.md, M2.
     """
     return jnp.packbits(as_masks("masks", masks), axis=1)
@@ -235,8 +229,6 @@ def merge_duplicate_masks(
     ValueError
         If the numbers of masks, gates and weights differ.
 
-    Notes
-    -----
     See docs/mathematics.md, M1 and M3.
     """
     columns = np.asarray(as_masks("masks", masks))

@@ -55,8 +55,6 @@ def arrangement_weights(
     ValueError
         If shapes do not fit, or the gates do not have the masks on x.
 
-    Notes
-    -----
     See docs/mathematics.md, M3 and M4.
     """
     dtype = as_matrix("x", x).dtype

@@ -42,8 +42,6 @@ def from_group_weights(
     ValueError
         If gates and weights differ in P or d.
 
-    Notes
-    -----
     See docs/mathematics.md, M10.
     """
     gates, weights = as_matrix("gates", gates), as_float_array("weights", weights, (2, 3))
@@ -70,8 +68,6 @@ def from_signed_cones(
     squeeze
         Whether outputs have shape (n,).
 
-    Notes
-    -----
     See docs/mathematics.md, M10.
     """
     positive, negative = as_matrix("positive", positive), as_matrix("negative", negative)

@@ -176,8 +176,6 @@ class GatedReLUNetwork(_Parametrised):
         ValueError
             Under ``jit``, ``vmap`` and ``grad``.
 
-        Notes
-        -----
         See docs/mathematics.md, M10.
         """
         if is_traced(self, x):
@@ -221,8 +219,6 @@ class GatedReLUNetwork(_Parametrised):
         ConvergenceWarning
             If the tolerance is not reached; the outputs are correct, the norms are larger than necessary.
 
-        Notes
-        -----
         See docs/mathematics.md, M10.
         """
         x = as_inputs(x, self.parameters)

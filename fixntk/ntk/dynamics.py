@@ -56,8 +56,6 @@ class GradientFlow:
     full
         Whether the kernel has output axes.
 
-    Notes
-    -----
     See docs/mathematics.md, M15.
     """
 
@@ -105,8 +103,6 @@ class GradientFlow:
             If shapes do not fit together, values are NaN or infinite (t alone may be infinite), a time is negative,
             or only one of ``f0`` and ``f0_test`` is given where both matter.
 
-        Notes
-        -----
         See docs/mathematics.md, M15.
         """
         times = as_times(t, self.kernel.dtype)
@@ -134,8 +130,6 @@ class GradientFlow:
         TypeError, ValueError
             As in :meth:`predict`.
 
-        Notes
-        -----
         See docs/mathematics.md, M15.
         """
         return _coefficients(self, as_times(t, self.kernel.dtype), self._initial_outputs("f0", f0, self.y.shape))

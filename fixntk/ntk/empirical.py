@@ -237,8 +237,6 @@ def layerwise_ntk(
     ValueError
         Also if ``groups`` is not a prefix of ``params``.
 
-    Notes
-    -----
     See docs/mathematics.md, M14.
     """
     params, x1, x2 = as_operands(f, params, x1, x2)

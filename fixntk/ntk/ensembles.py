@@ -52,8 +52,6 @@ class EnsembleFlow:
     mode
         "ntk" or "nngp".
 
-    Notes
-    -----
     See docs/mathematics.md, M15.
     """
 
@@ -87,8 +85,6 @@ class EnsembleFlow:
         ValueError
             As in :meth:`GradientFlow.predict`, or if only one of the two kernels is given.
 
-        Notes
-        -----
         See docs/mathematics.md, M15.
         """
         if (kernel_test_train is None) != (kernel_test is None):

@@ -38,8 +38,6 @@ def kernel_ridge(
     TypeError, ValueError
         As :func:`gradient_flow` and :meth:`GradientFlow.predict` do, naming λ ``reg``.
 
-    Notes
-    -----
     See docs/mathematics.md, M15.
     """
     # Checked here, so that an error names this argument and not the flow's.
@@ -79,8 +77,6 @@ def max_learning_rate(
     ValueError
         If it is not square, symmetric and finite, or ``diag_reg`` or ``momentum`` is out of range.
 
-    Notes
-    -----
     See docs/mathematics.md, M15.
     """
     matrix = as_symmetric_kernel("kernel_train", kernel_train, None).matrix

@@ -43,8 +43,6 @@ def linearize(f: Callable[..., Any], params0: Any) -> Callable[..., Any]:
     TypeError
         If f is not a function or a leaf of params0, named by its place, is not a floating-point array.
 
-    Notes
-    -----
     See docs/mathematics.md, M15.
     """
     params0 = _as_start(f, params0)
@@ -84,8 +82,6 @@ def taylor_expand(f: Callable[..., Any], params0: Any, degree: int) -> Callable[
     ValueError
         If ``degree`` is not a non-negative integer.
 
-    Notes
-    -----
     See docs/mathematics.md, M15.
     """
     if isinstance(degree, bool) or not hasattr(degree, "__index__") or operator.index(degree) < 0:

@@ -77,8 +77,6 @@ class Nystrom:
     batch_size
         Rows of a tile.
 
-    Notes
-    -----
     See docs/mathematics.md, M15.
     """
 
@@ -121,8 +119,6 @@ class Nystrom:
         TypeError, ValueError
             If they are not arrays with the same number of rows, or the kernel is not finite there.
 
-        Notes
-        -----
         See docs/mathematics.md, M15.
         """
         return _features(self.triangle, self.columns(x))
@@ -145,8 +141,6 @@ class Nystrom:
         TypeError, ValueError
             As :meth:`features`.
 
-        Notes
-        -----
         See docs/mathematics.md, M15.
         """
         features = self.features(x) if features is None else features

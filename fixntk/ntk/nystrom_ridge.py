@@ -47,8 +47,6 @@ class NystromRidge:
     sensitivity
         (…) s of each output, by which the bounds are multiplied: √e_i times the size of α̃_i, summed over rows.
 
-    Notes
-    -----
     See docs/mathematics.md, M15.
     """
 
@@ -73,8 +71,6 @@ class NystromRidge:
         TypeError, ValueError
             As :meth:`Nystrom.features`.
 
-        Notes
-        -----
         See docs/mathematics.md, M15.
         """
         columns = self.approximation.columns(x)
@@ -89,8 +85,6 @@ class NystromRidge:
         TypeError, ValueError
             As :meth:`Nystrom.features`.
 
-        Notes
-        -----
         See docs/mathematics.md, M15.
         """
         found, rows = self.approximation, as_rows(x)
@@ -120,8 +114,6 @@ class NystromRidge:
         TypeError, ValueError
             As :meth:`Nystrom.features`; also if the number of rows is another.
 
-        Notes
-        -----
         See docs/mathematics.md, M15.
         """
         found, rows = self.approximation, as_rows(x)

@@ -55,8 +55,6 @@ def ntk_vector_product(
     TypeError, ValueError
         As in :func:`empirical_ntk`; also if ``vector`` does not have the shape of ``f(params, x2)``.
 
-    Notes
-    -----
     See docs/mathematics.md, M14.
     """
     params, x1, x2 = as_operands(f, params, x1, x2)

@@ -83,8 +83,6 @@ def function(
         If not exactly one column of x varies, a solution has no gates, an output has another shape, or ``num_points``
         is below 1.
 
-    Notes
-    -----
     See docs/mathematics.md, M10.
     """
     dtype = np.asarray(x).dtype if np.asarray(x).dtype.kind == "f" else None
@@ -165,8 +163,6 @@ def arrangements(
         If gates or x do not have two columns, a gate or all rows are zero, or the number of values is not that of the
         gates.
 
-    Notes
-    -----
     See docs/mathematics.md, M4.
     """
     gates = as_numbers("result", result.gates if isinstance(result, Arrangements) else result, (2,))

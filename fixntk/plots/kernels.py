@@ -46,8 +46,6 @@ def kernel(matrix: ArrayLike, ax: Axes | None = None, *, y: ArrayLike | None = N
     ValueError
         If it is not a matrix, is not finite, or does not fit y.
 
-    Notes
-    -----
     See docs/mathematics.md, M2.
     """
     values = as_numbers("matrix", matrix, (2,))
@@ -111,8 +109,6 @@ def spectrum(kernels: Spectrum | Mapping[str, Spectrum], ax: Axes | None = None,
     ValueError
         If a matrix is not square, symmetric and finite, there is no kernel, or one has no positive eigenvalue.
 
-    Notes
-    -----
     See docs/mathematics.md, M15.
     """
     named = kernels if isinstance(kernels, Mapping) else {"": kernels}

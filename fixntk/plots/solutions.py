@@ -90,8 +90,6 @@ def history(
     ValueError
         If it has no such quantity or no seconds, or is a batch of solutions of ``jax.vmap``.
 
-    Notes
-    -----
     See docs/mathematics.md, M7.
     """
     trace = _trace_of(result)
@@ -236,8 +234,6 @@ def kernel_weights(
     ValueError
         If the result is a batch of solutions, or the numbers of weights differ.
 
-    Notes
-    -----
     See docs/mathematics.md, M5.
     """
     is_solution = isinstance(result, Solution | KernelSolution)
@@ -282,8 +278,6 @@ def path(result: Path, ax: Axes | None = None, **line: Any) -> Axes:
     ValueError
         If it has fewer than two solutions.
 
-    Notes
-    -----
     See docs/mathematics.md, M9.
     """
     if not isinstance(result, Path):

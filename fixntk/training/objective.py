@@ -71,8 +71,6 @@ def network_objective(
     -------
     A number, (S,) for a stack.
 
-    Notes
-    -----
     See docs/mathematics.md, M10.
     """
     check_network(network)

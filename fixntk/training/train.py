@@ -163,8 +163,6 @@ def train(
     UserWarning
         If some networks of a stack diverged, or a checkpoint is damaged and the training continues from an earlier one.
 
-    Notes
-    -----
     See docs/mathematics.md, M10.
     """
     num_steps, record_every, patience = _as_counts(num_steps, record_every, patience)
