@@ -1,5 +1,6 @@
 """Every Python block of the pages and example of a docstring runs, and links between pages lead somewhere."""
 
+import ast
 import doctest
 import importlib
 import re
@@ -163,3 +164,18 @@ def test_every_m_number_of_a_docstring_is_a_section():
         used |= set(re.findall(r"\bM\d+\b", path.read_text(encoding="utf-8")))
     assert used
     assert used <= sections
+
+
+def test_references_to_the_mathematics_are_last_lines_of_docstrings_and_no_section_of_their_own():
+    found = 0
+    for path in sorted((ROOT / "fixntk").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+                continue
+            lines = (ast.get_docstring(node) or "").splitlines()
+            places = [place for place, line in enumerate(lines) if line.startswith("See docs/mathematics.md, M")]
+            assert places in ([], [len(lines) - 1]), (path, lines[0])
+            if places:
+                assert lines[-2] == "", (path, lines[0])
+                found += 1
+    assert found > 200
