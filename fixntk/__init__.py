@@ -39,7 +39,8 @@ from fixntk.convex import (
     solve_path,
     solve_relu,
 )
-from fixntk.gates.arrangements import cover_count, enumerate_arrangements
+from fixntk.gates.arrangements import enumerate_arrangements
+from fixntk.gates.cover import cover_count
 from fixntk.gates.masks import Arrangements, activation_masks, merge_duplicate_masks, pack_masks, sample_gates
 from fixntk.gates.solid_angles import arrangement_weights
 from fixntk.gram import MaskedGram, masked_gram

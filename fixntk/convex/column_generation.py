@@ -22,7 +22,8 @@ from fixntk.convex import pricing
 from fixntk.convex.pricing import Candidates, Prices
 from fixntk.convex.program import ConvexProgram
 from fixntk.convex.solution import Solution
-from fixntk.gates.arrangements import cover_count, distinct_hyperplanes, enumerate_arrangements
+from fixntk.gates.arrangements import distinct_hyperplanes, enumerate_arrangements
+from fixntk.gates.cover import cover_count
 from fixntk.gates.samplers import Sampler
 from fixntk.gram import TILE_BYTES
 

@@ -13,7 +13,6 @@ See docs/mathematics.md, M4.
 from __future__ import annotations
 
 import warnings
-from math import comb
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -23,6 +22,7 @@ from jax.typing import ArrayLike
 
 from fixntk._checks import as_matrix, as_numpy, as_positive_int
 from fixntk._tiling import free_on_host, memory_for
+from fixntk.gates.cover import cover_count
 from fixntk.gates.masks import Arrangements, row_bytes
 
 # Bound on the error of a unit normal (no unit) after a few dozen operations in float64.
@@ -131,16 +131,6 @@ def enumerate_arrangements(x: ArrayLike, *, max_cells: int = 200_000) -> Arrange
             stacklevel=2,
         )
     return Arrangements(masks, gates)
-
-
-def cover_count(num_rows: int, rank: int) -> int:
-    """Number of cells of ``num_rows`` hyperplanes in general position in R^rank: 2 Σ_{k<r} C(n−1, k).
-
-    See docs/mathematics.md, M4.
-    """
-    if num_rows == 0:
-        return 1
-    return 2 * sum(comb(num_rows - 1, k) for k in range(rank))
 
 
 def distinct_hyperplanes(x: ArrayLike) -> Hyperplanes:

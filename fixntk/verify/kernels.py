@@ -13,7 +13,8 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float
 
-from fixntk.gates.arrangements import cover_count, distinct_hyperplanes, enumerate_arrangements
+from fixntk.gates.arrangements import distinct_hyperplanes, enumerate_arrangements
+from fixntk.gates.cover import cover_count
 from fixntk.gates.masks import Arrangements, activation_masks, sample_gates
 from fixntk.gates.solid_angles import arrangement_weights
 from fixntk.gram import MaskedGram, masked_gram
