@@ -62,15 +62,24 @@ def from_signed_cones(
     Parameters
     ----------
     positive, negative
-        (P, d) v and u.
+        (P, d) v and u. No unit.
     intercept
         (1,) or None.
     squeeze
         Whether outputs have shape (n,).
 
+    Raises
+    ------
+    TypeError
+        If v or u are not real numbers.
+    ValueError
+        If v or u is not a finite matrix, or their shapes differ.
+
     See docs/mathematics.md, M10.
     """
     positive, negative = as_matrix("positive", positive), as_matrix("negative", negative)
+    if positive.shape != negative.shape:
+        raise ValueError(f"negative must have positive's shape {positive.shape}, got {negative.shape}")
     vectors = jnp.concatenate([positive, negative])
     ones = jnp.ones((positive.shape[0], 1), vectors.dtype)
     hidden, output = balance(vectors, jnp.concatenate([ones, -ones]))

@@ -26,8 +26,17 @@ _NDIM = {"hidden": 2, "output": 2, "gates": 2, "intercept": 1}
 def to_dict(network: GatedReLUNetwork | ReLUNetwork) -> dict[str, np.ndarray]:
     """A network's NumPy arrays by name: hidden (m, d), output (m, c), and if present gates (m, d), intercept (c,).
 
+    Arrays have no unit, and those of a stack of S networks have a first axis S.
+
+    Raises
+    ------
+    TypeError
+        If it is not a network.
+
     See docs/mathematics.md, M10.
     """
+    if not isinstance(network, GatedReLUNetwork | ReLUNetwork):
+        raise TypeError(f"network must be a GatedReLUNetwork or a ReLUNetwork, got {type(network).__name__}")
     arrays = network.parameters._asdict()
     if isinstance(network, GatedReLUNetwork):
         arrays["gates"] = network.gates
@@ -96,6 +105,8 @@ def save_network(network: GatedReLUNetwork | ReLUNetwork, path: str | Path) -> N
 
     Raises
     ------
+    TypeError
+        If it is not a network.
     ValueError
         If the network holds NaN or infinity, has no neuron, or is a stack.
 
@@ -146,8 +157,20 @@ def load_network(path: str | Path) -> GatedReLUNetwork | ReLUNetwork:
 def to_flax(network: GatedReLUNetwork | ReLUNetwork) -> tuple[Any, dict[str, Any]]:
     """A Flax (linen) module and its variables: ``module.apply(variables, x)`` gives the network's outputs.
 
-    The collection "params" holds the trained parameters, named as in the network; the collection "gates" holds a gated
-    network's gates.
+    The module takes (n, d) inputs and returns (n, c) outputs, or (n,) as the network does. The collection "params" has
+    the trained parameters, of names and shapes as in the network; the collection "gates" has a gated network's gates.
+
+    Parameters
+    ----------
+    network
+        A network, not a stack.
+
+    Raises
+    ------
+    TypeError
+        If it is not a network.
+    ModuleNotFoundError
+        If Flax is not installed.
 
     See docs/mathematics.md, M10.
     """
@@ -199,7 +222,20 @@ def _flax_module() -> Any:
 def to_equinox(network: GatedReLUNetwork | ReLUNetwork) -> Any:
     """An Equinox module, which takes one example: ``jax.vmap(module)(x)`` gives the network's outputs.
 
-    Its leaves are named as in the network. The gradient with respect to the gates is zero.
+    The module takes (d,) inputs and returns (c,) outputs, or a number where the network's outputs are (n,). Its leaves
+    have names and shapes as in the network. The gradient with respect to the gates is zero.
+
+    Parameters
+    ----------
+    network
+        A network, not a stack.
+
+    Raises
+    ------
+    TypeError
+        If it is not a network.
+    ModuleNotFoundError
+        If Equinox is not installed.
 
     See docs/mathematics.md, M10.
     """

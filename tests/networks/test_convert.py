@@ -38,3 +38,9 @@ def test_a_pair_of_cones_is_a_relu_network_of_their_difference_and_of_their_norm
 def test_gates_that_do_not_fit_are_named():
     with pytest.raises(ValueError, match=r"gates must have shape \(5, 4\), as the weights have groups, got \(3, 4\)"):
         from_group_weights(np.ones((3, 4)), np.ones((5, 4)))
+
+
+@pytest.mark.parametrize("shape", [(2, 4), (3, 5)])
+def test_cones_of_different_shapes_are_named(rng, shape):
+    with pytest.raises(ValueError, match=r"negative must have positive's shape \(3, 4\)"):
+        from_signed_cones(rng.standard_normal((3, 4)), rng.standard_normal(shape))

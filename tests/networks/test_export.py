@@ -126,3 +126,10 @@ def test_bad_dicts_are_named():
         fx.from_dict({**arrays, "output": arrays["output"][:5]})
     with pytest.raises(ValueError, match="output holds 1 NaN"):
         fx.from_dict({**arrays, "output": np.append(arrays["output"][:5], [[np.nan]], 0)})
+
+
+@pytest.mark.wrong_types
+@pytest.mark.parametrize("export", [fx.to_dict, fx.to_flax, fx.to_equinox], ids=lambda export: export.__name__)
+def test_other_objects_than_networks_are_refused_by_name(export):
+    with pytest.raises(TypeError, match="network must be a GatedReLUNetwork or a ReLUNetwork, got int"):
+        export(3)
