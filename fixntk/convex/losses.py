@@ -367,6 +367,8 @@ def as_loss(loss: str | Loss) -> Loss:
     ------
     ValueError
         If the name is unknown.
+
+    See docs/mathematics.md, M7.
     """
     if isinstance(loss, Loss):
         return loss

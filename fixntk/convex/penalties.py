@@ -32,6 +32,8 @@ class Norm:
         (P,) dual norms.
     prox
         From groups V and (P,) or scalar thresholds t to argmin_W ½‖W_p − V_p‖_F² + t_p ‖W_p‖ of each group.
+
+    See docs/mathematics.md, M7, M8 and M10.
     """
 
     name: str
@@ -93,6 +95,8 @@ class Penalty:
         t = λτ, (P,), or λ alone where all τ are one.
     ridge
         α; None for none.
+
+    See docs/mathematics.md, M5, M7 and M8.
     """
 
     norm: Norm = field(metadata={"static": True})

@@ -44,7 +44,23 @@ def gap_safe(program: ConvexProgram, weights: ArrayLike, sizes: Array | None = N
     weights
         (P, d, c) group weights, or (P, d) for targets (n,).
     sizes
-        (P,) from :func:`group_sizes`, computed when None.
+        (P,) ‖D_p X‖₂ or upper bounds, in the unit of x; computed when None.
+
+    Returns
+    -------
+    (P,) True for the groups that are proved to be zero.
+
+    Raises
+    ------
+    TypeError
+        If the weights are not real numbers.
+    ValueError
+        If the weights have another shape, or hold NaN or infinity.
+
+    References
+    ----------
+    Ndiaye, Fercoq, Gramfort and Salmon, "Gap safe screening rules for sparsity enforcing penalties", Journal of Machine
+    Learning Research, 2017.
 
     See docs/mathematics.md, M9.
     """

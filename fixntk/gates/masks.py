@@ -144,11 +144,18 @@ def pack_masks(masks: ArrayLike) -> UInt8[Array, "n bytes"]:
     Parameters
     ----------
     masks
-        (n, P) bool.
+        (n, P) bool, or numbers 0 and 1.
 
     Returns
     -------
     (n, ⌈P/8⌉) uint8.
+
+    Raises
+    ------
+    TypeError
+        If they are not real numbers.
+    ValueError
+        If they are not a matrix with an entry, are packed already, or hold other numbers than 0 and 1.
 
     See docs/mathematics.md, M2.
     """

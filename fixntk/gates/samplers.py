@@ -57,6 +57,8 @@ def gaussian(
     ------
     ValueError
         If ``num_gates`` is below 1, x is not a finite matrix, or ``bias_scale`` is not positive.
+
+    See docs/mathematics.md, M1 and M3.
     """
     x = as_matrix("x", x)
     if not bias_scale > 0:
@@ -94,6 +96,8 @@ def through_points(
     ----------
     Pilanci, "From Complexity to Clarity: Analytical Expressions of Deep Neural Network Weights via Clifford's Geometric
     Algebra and Convexity", 2024: optimal gates of a ReLU network are orthogonal to d − 1 training rows.
+
+    See docs/mathematics.md, M1.
     """
     x, num_gates = as_matrix("x", x), as_positive_int("num_gates", num_gates)
     num_rows, num_features = x.shape
@@ -125,6 +129,8 @@ def between_classes(key: Key[Array, ""], num_gates: int, x: ArrayLike, y: ArrayL
     ------
     ValueError
         If ``num_gates`` is below 1, x is not a finite matrix, y is missing, has other rows, or has one class only.
+
+    See docs/mathematics.md, M1.
     """
     x, y = _as_targets(x, y)
     return _bisect_pairs(key, as_positive_int("num_gates", num_gates), x, lambda i: y != y[i])
@@ -144,6 +150,8 @@ def between_targets(key: Key[Array, ""], num_gates: int, x: ArrayLike, y: ArrayL
     ------
     ValueError
         As for :func:`between_classes`; also if all targets are the same.
+
+    See docs/mathematics.md, M1 and M11.
     """
     x, y = _as_targets(x, y)
     values = y.astype(x.dtype)
@@ -179,6 +187,8 @@ def around_gates(
     ValueError
         If ``num_gates`` is below 1, x or ``gates`` is not a finite matrix, their columns differ, or ``spread`` is not
         positive.
+
+    See docs/mathematics.md, M1 and M11.
     """
     x, centres = as_matrix("x", x), as_matrix("gates", gates)
     check_same_columns("x", x, "gates", centres)

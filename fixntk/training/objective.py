@@ -69,7 +69,14 @@ def network_objective(
 
     Returns
     -------
-    A number, (S,) for a stack.
+    A number, (S,) for a stack, in the unit of the loss.
+
+    Raises
+    ------
+    TypeError
+        If ``network`` is not a network, or x or y are not real numbers.
+    ValueError
+        If shapes or labels do not fit, data hold NaN or infinity, a weight or λ is negative, or the loss is unknown.
 
     See docs/mathematics.md, M10.
     """
