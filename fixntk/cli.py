@@ -57,7 +57,7 @@ _PACKAGES = {
 
 # Exit status of a command that SIGINT ends, 128 + the signal's number as in shells.
 _INTERRUPTED = 130
-# Exit status of a command that SIGPIPE ends, likewise.
+# Exit status of a command that SIGPIPE ends, 128 + the signal's number as in shells.
 _BROKEN_PIPE = 141
 
 _DESCRIPTION = """\

@@ -29,7 +29,7 @@ from fixntk.gates.masks import Arrangements, row_bytes
 _NOISE = 1e-13
 # Largest number of entries of a matrix of points by hyperplanes that is in memory at a time.
 BLOCK_ENTRIES = 4_000_000
-# Number of such matrices at a time.
+# Number of matrices of points by hyperplanes that are in memory at a time.
 _ARRAYS_PER_BLOCK = 5
 
 

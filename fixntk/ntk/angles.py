@@ -275,6 +275,7 @@ def _lune_series(is_double: bool) -> tuple[float, ...]:
 
 # Number of Taylor coefficients of arcsin(√t)/√t; further ones add less than rounding error at t = 1/2.
 _NUM_TERMS = 80
+# Taylor coefficients of arcsin(√t)/√t.
 _ARCSINE = np.cumprod([1.0, *((2 * k - 1) ** 2 / (2 * k * (2 * k + 1)) for k in range(1, _NUM_TERMS))])
 
 

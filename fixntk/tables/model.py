@@ -20,6 +20,7 @@ from fixntk.tables.read import read_strings, read_table
 
 # Text that spreadsheets take for a formula, with apostrophes that mark it as text.
 _FORMULA = re.compile(r"'*[=+\-@\t\r\n＝＋－＠]")
+# Text of a number, whose sign begins no formula.
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 

@@ -40,7 +40,7 @@ _LEAST_NEURON = 1e-6
 _WIDTH_MULTIPLE = 64
 # Largest distance of a row to a boundary that counts as rounding, in units of the bound on an inner product's error.
 _ROUNDING = 2.0
-# Distance to which a boundary is moved from such a row, in the same unit.
+# Distance to which a boundary is moved from such a row, in units of the bound on an inner product's error.
 _MOVED_TO = 8.0
 # Tolerance of the start. Gradient descent leaves it at once.
 _START_TOL = 1e-3

@@ -44,9 +44,9 @@ _FLOPS_PER_ENTRY = 30
 _USUAL_PRODUCTS = 50
 # Number of products at which conjugate gradients stop.
 _MAX_PRODUCTS = 400
-# Number of products that they usually need with a factorisation in single precision as preconditioner.
+# Number of products that conjugate gradients usually need where the preconditioner is a factorisation in float32.
 _USUAL_REFINEMENTS = 4
-# Number of products at which they stop with that preconditioner.
+# Number of products at which conjugate gradients stop where the preconditioner is a factorisation in float32.
 _MAX_REFINEMENTS = 50
 # Relative residual at which conjugate gradients stop.
 _CG_TOL = 1e-3

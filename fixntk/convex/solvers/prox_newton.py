@@ -65,11 +65,11 @@ _MAX_DOUBLINGS = 30
 _VAIN_GAP_SHARE = 0.9
 # Number of steps in vain after which first-order steps follow.
 _PATIENCE_STEPS = 2
-# Operations of the first-order steps that follow. They are one call, which cannot be interrupted.
+# Operations of the first-order steps after steps in vain. They are one call, which cannot be interrupted.
 _FIRST_ORDER_FLOPS = 1.6e11
-# Least number of these first-order steps, even if they take more operations.
+# Least number of first-order steps after steps in vain, even if they take more operations.
 _LEAST_FIRST_ORDER_STEPS = 500
-# Largest number of these first-order steps, even if they take fewer operations.
+# Largest number of first-order steps after steps in vain, even if they take fewer operations.
 _MAX_FIRST_ORDER_STEPS = 20_000
 # The first-order steps stop at this share of the gap before them.
 _FIRST_ORDER_GAP_SHARE = 0.1

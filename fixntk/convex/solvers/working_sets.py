@@ -22,7 +22,7 @@ from fixntk.gram import select_masks
 _SMALLEST_SIZE = 16
 # The first-order steps of a round take at most the operations of this number of Newton steps.
 _ROUND_COST_IN_NEWTON_STEPS = 3.0
-# Number of first-order steps that a round may make even if they take more operations than that.
+# Number of first-order steps that a round may make in any case.
 _LEAST_STEPS_OF_A_ROUND = 50
 # A round ends at this share of the gap before it.
 _ROUND_GAP_SHARE = 0.05
