@@ -276,14 +276,23 @@ def check_kernels(kernels: Array) -> None:
         if skew > allowed:
             raise ValueError(
                 f"kernels[{k}] must be symmetric, but it differs from its transpose by {skew:.1e} of its largest entry"
+                f"{_hint_of_dtype(skew, kernels.dtype)}"
             )
         if not is_definite:
             kernel = np.asarray(kernels[k], np.float64)
+            least, largest = np.linalg.eigvalsh(kernel)[0], np.abs(kernel).max()
             raise ValueError(
-                f"kernels[{k}] must be positive semi-definite, its smallest eigenvalue is"
-                f" {np.linalg.eigvalsh(kernel)[0]:.3g}, which is beyond rounding error in {kernels.dtype} (its largest"
-                f" entry is {np.abs(kernel).max():.3g})"
+                f"kernels[{k}] must be positive semi-definite, its smallest eigenvalue is {least:.3g}, which is beyond"
+                f" rounding error in {kernels.dtype} (its largest entry is {largest:.3g})"
+                f"{_hint_of_dtype(-least / largest, kernels.dtype)}"
             )
+
+
+def _hint_of_dtype(defect: float, dtype: Any) -> str:
+    """What to do about a kernel in float64 whose defect, as a share of its largest entry, is rounding of float32."""
+    if dtype != jnp.float64 or defect > _KERNEL_SLACK * float(jnp.finfo(jnp.float32).eps):
+        return ""
+    return "; if it was computed in float32, as where a network's parameters are, pass all kernels in float32"
 
 
 @jit_for_host

@@ -164,6 +164,8 @@ def test_a_kernel_that_is_not_positive_semidefinite_is_named():
     bad = jnp.asarray(-good[None])
     with pytest.raises(ValueError, match="positive semi-definite"):
         jax.jit(lambda reg: fx.solve_kernels(bad, np.arange(3.0), reg).primal)(0.1)
+    with pytest.raises(ValueError, match="if it was computed in float32, as where"):
+        fx.solve_kernels(np.diag([1.0, 1.0, -1e-6])[None], np.arange(3.0), 0.1)
     rounding = np.diag([1.0, 1.0, -1e-14])
     assert fx.solve_kernels(np.stack([good, rounding]), np.arange(3.0), 0.1).converged
     narrow = np.diag([1.0, 1.0, -1e-6]).astype("float32")
