@@ -18,6 +18,8 @@ WITHOUT_REQUIREMENTS_test := $(WITHOUT_REQUIREMENTS_verify) axe-playwright-pytho
 KEEP_COMPILED := JAX_COMPILATION_CACHE_DIR=$(CURDIR)/$(VENV)/compiled JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.1
 # There are as many tests at a time as cores.
 ONE_BLAS_THREAD := OPENBLAS_NUM_THREADS=1
+# Processes that share the tasks of the long runs. Each takes about a gigabyte.
+JOBS := 2
 # Settings that some users keep on.
 STRICT_MODES := JAX_NUMPY_DTYPE_PROMOTION=strict JAX_NUMPY_RANK_PROMOTION=raise JAX_DEBUG_NANS=1 \
     JAX_ENABLE_X64=0 JAX_ENABLE_X64=1 JAX_CHECK_TRACER_LEAKS=1
@@ -34,13 +36,13 @@ endif
 .PHONY: run quickstart paper verify test test-shapes test-strict test-long gpu matrix lint docs benchmarks clean
 
 run: $(VENV)/.installed-experiments  ## the main job: fix the NTK on 40 real tables; the report is runs/uci/report.html
-	$(BIN)/fixntk run configs/uci.yaml --resume
+	$(BIN)/fixntk run configs/uci.yaml jobs=$(JOBS) --resume
 
 quickstart: $(VENV)/.installed-experiments  ## three tables, one to two minutes
 	$(BIN)/fixntk run configs/quickstart.yaml --resume
 
 paper: $(VENV)/.installed-paper  ## every claim of the paper, measured: runs/paper/report.html and the page docs/paper.md
-	$(BIN)/fixntk run configs/paper.yaml --resume
+	$(BIN)/fixntk run configs/paper.yaml jobs=$(JOBS) --resume
 	$(BIN)/fixntk report runs/paper --markdown docs/paper.md
 
 verify: $(VENV)/.installed-verify  ## the claims of the mathematics, checked on this machine
