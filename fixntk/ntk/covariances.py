@@ -220,7 +220,10 @@ def haversines_from_shares(sin_share: Array, cos_share: Array) -> tuple[Array, A
 
 
 def covariances_of_inputs(rows1: Rows, rows2: Rows, scale: Any, has_all_positions: bool) -> Covariances:
-    """Covariances of inputs, which are fixed, so that inner products replace expectations."""
+    """Covariances of inputs, which are fixed, so that inner products replace expectations.
+
+    ``has_all_positions`` asks for those between different positions too, and for each input's with itself.
+    """
     positions = rows1.lengths.shape[1:]
     pattern1, pattern2 = rows1.pattern, rows2.pattern
     state = partial(
@@ -232,51 +235,56 @@ def covariances_of_inputs(rows1: Rows, rows2: Rows, scale: Any, has_all_position
     )
     if not positions:
         return state(_inner_products(rows1, rows2, scale), None, None, 0)
-    size, ones = math.prod(positions), (1,) * len(positions)
-
-    def stack_positions(rows: Rows) -> Rows:
-        """Merge the axes of positions into one, (n, S, …), and give each position its own number."""
-        # Numbers of different rows and positions stay distinct, and rows of x2 keep negative numbers.
-        step = jnp.where(rows.numbers < 0, -1, 1)[:, None]
-        numbers = rows.numbers[:, None] * size + step * jnp.arange(size)[None, :]
-        vectors = (array.reshape(-1, size, array.shape[-1]) for array in (rows.x, rows.units, rows.scaled))
-        x, units, scaled = vectors
-        return Rows(x, units, rows.lengths.reshape(-1, size), numbers, scaled, rows.scaled_lengths.reshape(-1, size))
-
-    first, second = stack_positions(rows1), stack_positions(rows2)
+    first, second = _stack_positions(rows1), _stack_positions(rows2)
     if not has_all_positions:
         # Each position of a first input is paired with the same position of the second only.
         at_each = jax.vmap(partial(_inner_products, scale=scale), in_axes=1, out_axes=-1)(first, second)
         pairs = jax.tree.map(lambda array: array.reshape(*array.shape[:2], *positions), at_each)
         return state(pairs, None, None, len(positions))
+    own1, own2 = (_pairs_of_own_positions(rows, positions, scale) for rows in (first, second))
+    # The inputs of the second side are the second axis.
+    own2 = jax.tree.map(lambda array: array.swapaxes(0, 1), own2)
+    return state(_pairs_of_all_positions(first, second, positions, scale), own1, own2, len(positions))
 
-    def pairs_of_all_positions(first: Rows, second: Rows) -> Pairs:
-        """Pairs of every position of the first inputs with every position of the second inputs."""
-        flat1, flat2 = jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), (first, second))
-        num_rows1, num_rows2 = first.lengths.shape[0], second.lengths.shape[0]
 
-        def unfold(array: Array) -> Array:
-            # From (n1 · S, n2 · S) to (n1, n2, positions of the first, positions of the second).
-            array = array.reshape(num_rows1, size, num_rows2, size).swapaxes(1, 2)
-            return array.reshape(num_rows1, num_rows2, *positions, *positions)
+def _stack_positions(rows: Rows) -> Rows:
+    """Merge the axes of positions into one, (n, S, …), and give each position its own number."""
+    size = math.prod(rows.lengths.shape[1:])
+    # Numbers of different rows and positions stay distinct, and rows of x2 keep negative numbers.
+    step = jnp.where(rows.numbers < 0, -1, 1)[:, None]
+    numbers = rows.numbers[:, None] * size + step * jnp.arange(size)[None, :]
+    vectors = (array.reshape(-1, size, array.shape[-1]) for array in (rows.x, rows.units, rows.scaled))
+    x, units, scaled = vectors
+    return Rows(x, units, rows.lengths.reshape(-1, size), numbers, scaled, rows.scaled_lengths.reshape(-1, size))
 
-        flat = _inner_products(flat1, flat2, scale)
-        variance1 = flat.variance1.reshape(num_rows1, 1, *positions, *ones)
-        variance2 = flat.variance2.reshape(1, num_rows2, *ones, *positions)
-        crossed = (flat.covariance, flat.haversine, flat.havercosine, flat.ntk)
-        return Pairs(variance1, variance2, *map(unfold, crossed))
 
-    def pairs_of_own_positions(rows: Rows) -> Pairs:
-        def pairs_of_one(row: Rows) -> Pairs:
-            single = jax.tree.map(lambda array: array[None], row)
-            return pairs_of_all_positions(single, single)
+def _pairs_of_all_positions(first: Rows, second: Rows, positions: tuple[int, ...], scale: Any) -> Pairs:
+    """Pairs of every position of the first inputs with every position of the second ones, both (n, S, …)."""
+    flat1, flat2 = jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), (first, second))
+    num_rows1, num_rows2 = first.lengths.shape[0], second.lengths.shape[0]
+    size, ones = math.prod(positions), (1,) * len(positions)
 
-        # Each input alone with itself gives (n, 1, 1, …), of which one axis is dropped.
-        return jax.tree.map(lambda array: array[:, 0], jax.vmap(pairs_of_one)(rows))
+    def unfold(array: Array) -> Array:
+        # From (n1 · S, n2 · S) to (n1, n2, positions of the first, positions of the second).
+        array = array.reshape(num_rows1, size, num_rows2, size).swapaxes(1, 2)
+        return array.reshape(num_rows1, num_rows2, *positions, *positions)
 
-    own2 = jax.tree.map(lambda array: array.swapaxes(0, 1), pairs_of_own_positions(second))
-    own1 = pairs_of_own_positions(first)
-    return state(pairs_of_all_positions(first, second), own1, own2, len(positions))
+    flat = _inner_products(flat1, flat2, scale)
+    variance1 = flat.variance1.reshape(num_rows1, 1, *positions, *ones)
+    variance2 = flat.variance2.reshape(1, num_rows2, *ones, *positions)
+    crossed = (flat.covariance, flat.haversine, flat.havercosine, flat.ntk)
+    return Pairs(variance1, variance2, *map(unfold, crossed))
+
+
+def _pairs_of_own_positions(rows: Rows, positions: tuple[int, ...], scale: Any) -> Pairs:
+    """Pairs (n, 1, …) of every position of each input with every position of the same input."""
+
+    def pairs_of_one(row: Rows) -> Pairs:
+        single = jax.tree.map(lambda array: array[None], row)
+        return _pairs_of_all_positions(single, single, positions, scale)
+
+    # Each input alone with itself gives (n, 1, 1, …), of which one axis is dropped.
+    return jax.tree.map(lambda array: array[:, 0], jax.vmap(pairs_of_one)(rows))
 
 
 def _inner_products(rows1: Rows, rows2: Rows, scale: Any) -> Pairs:
