@@ -7,7 +7,8 @@ EXTRAS_experiments := experiments
 # The page of the paper has CVXPY's optimum beside the solvers'.
 EXTRAS_paper := experiments,verify
 EXTRAS_verify := verify
-EXTRAS_docs := docs
+# Cells of the pages use these.
+EXTRAS_docs := dynamics,parquet,conformal,experiments,networks,docs
 EXTRAS_test := dynamics,estimators,parquet,conformal,experiments,verify,docs,test
 EXTRAS_gpu := test,cuda
 # neural-tangents declares TensorFlow, which nothing here uses, and the package that carries axe's script declares

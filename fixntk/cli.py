@@ -319,6 +319,8 @@ def _predict(arguments: argparse.Namespace) -> int:
         print(f"fixntk: {_one_line(line)}", file=sys.stderr)
     if arguments.out is None:
         model.write_csv(predictions, sys.stdout)
+    else:
+        print(f"wrote {arguments.out}")
     return 0
 
 

@@ -50,7 +50,7 @@ class MethodPlan(NamedTuple):
     exchanged_bytes
         Bytes of the sums over devices of a typical solve; 0 on one device.
     seconds
-        Seconds of a typical solve without compiling; None without rates.
+        Seconds of a typical solve without compiling; None without rates, or where the memory does not suffice.
     """
 
     name: str
@@ -261,16 +261,17 @@ def _plan_method(
     work = typical_work(program, method)
     num_bytes = math.ceil(_bytes_needed(program, local, method))
     exchanged = work.num_adjoints * _sum_bytes(program) + work.set_values * _SET_BYTES if devices > 1 else 0
+    fits = num_bytes <= free
     return MethodPlan(
         name=name,
         refusal="",
         num_bytes=num_bytes,
-        fits=num_bytes <= free,
+        fits=fits,
         step_flops=step_work(program, method).flops,
         iterations=typical_iterations(program, method),
         flops=work.flops,
         exchanged_bytes=math.ceil(exchanged),
-        seconds=None if rates is None else _seconds(work, exchanged, devices, rates),
+        seconds=_seconds(work, exchanged, devices, rates) if rates is not None and fits else None,
     )
 
 

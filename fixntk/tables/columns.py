@@ -346,7 +346,8 @@ def read_target(table: TextTable, kind: str | None = None, *, remedy: str = "lea
     Raises
     ------
     TableError
-        If a value is missing or infinite, all are the same, or all are different texts; if the kind is neither
+        If a value is missing or infinite, all are the same, or all are different texts; if they are more than ten
+        dates or times and no kind is given; if the kind is neither
         'category' nor 'number', or not that of the values.
     """
     texts = table.target
@@ -367,6 +368,9 @@ def read_target(table: TextTable, kind: str | None = None, *, remedy: str = "lea
     is_category = kind == "category" or number_format is None
     if is_category and len(labels) >= _LEAST_IDENTIFIERS and labels.is_unique:
         raise TableError(f"{table.name}: {what}, has {len(labels)} texts that are all different: no class to learn")
+    if kind is None and is_category and labels.nunique() > _MAX_CLASSES and find_format(texts) is not None:
+        advice = "predict a number, such as days since a date, or say that they are classes by the kind 'category'"
+        raise TableError(f"{table.name}: {what}, has dates or times, {labels.nunique()} different ones: {advice}")
     numbers = parse_numbers(texts, number_format or PLAIN)
     num_values = numbers.nunique()
     has_few_values = num_values <= _MAX_CLASSES and 2 * num_values <= len(numbers)

@@ -59,6 +59,10 @@ def test_what_does_not_fit_is_said_with_what_does():
     # A Newton step on all groups of two thousand rows makes a matrix of them.
     tight = solve_plan(2000, 20, 200, dtype="float64", memory=30e6)
     assert not plan_of(tight, "newton").fits
+    # Where a method does not fit, its seconds would be those of a solve that cannot be made.
+    timed = solve_plan(2000, 20, 200, dtype="float64", memory=30e6, rates=RATES)
+    assert plan_of(timed, "newton").seconds is None
+    assert plan_of(timed, "fista").seconds > 0
     assert plan_of(tight, "fista").fits
     assert re.search(r"It needs \d+ MiB, and the data leave 28 MiB: method='fista' fits$", tight.reason)
     nothing = solve_plan(2000, 20, 200, dtype="float64", memory=7e5)

@@ -143,12 +143,30 @@ def test_columns_are_taken_as_the_user_says(tmp_path, capsys):
         (["a", ""] * 10, [], "10 missing in column 'group', the target; --drop-missing-target leaves these rows out"),
         (["a", ""] * 10, ["--drop-missing-target"], "column 'group', the target, has one value only, 'a'"),
         (["a"] * 19 + ["b"], [], "fewer than two classes of column 'group' have two rows"),
+        (
+            [f"2024-03-{1 + i % 15:02d}" for i in range(20)],
+            [],
+            "has dates or times, 15 different ones: predict",
+        ),
     ],
 )
 def test_targets_without_anything_to_learn_are_one_clear_line(tmp_path, capsys, targets, options, message):
     write_rows(tmp_path, ["age", "group"], [AGES, targets])
     assert fitted(tmp_path, "group", "--method", "ntk", *options) == 2
     assert message in error_line(capsys)
+
+
+@pytest.mark.parametrize(
+    ("targets", "options"),
+    [
+        ([f"2024-03-{1 + i % 2:02d}" for i in range(20)], []),
+        ([f"2024-03-{1 + i % 15:02d}" for i in range(30)], ["--columns", "group=category"]),
+    ],
+)
+def test_few_dates_or_those_that_are_said_to_be_classes_are_learnt(tmp_path, capsys, targets, options):
+    write_rows(tmp_path, ["age", "group"], [range(len(targets)), targets])
+    assert fitted(tmp_path, "group", "--method", "ntk", "--reg", "0.1", *options) == 0
+    assert f"'group' is a class with {len(set(targets))} values" in capsys.readouterr().out
 
 
 def test_rows_without_a_target_are_left_out_on_request(tmp_path, capsys):

@@ -52,6 +52,7 @@ def test_a_class_is_learnt_and_predicted(tables, capsys):
     settings = r"reg \S+ and a bias column of \S+"
     assert re.search(settings + r" by leaving out one row after another: accuracy [01]\.\d{4}", told)
     assert main(["predict", str(tables / "model"), str(tables / "new.csv"), "--out", str(tables / "out.csv")]) == 0
+    assert capsys.readouterr().out == f"wrote {tables / 'out.csv'}\n"
     predictions, truth = pd.read_csv(tables / "out.csv"), pd.read_csv(tables / "table.csv")["kind"][:10]
     assert list(predictions.columns) == ["kind", "P(no)", "P(yes)"]
     assert np.mean(predictions["kind"] == truth) >= 0.9
