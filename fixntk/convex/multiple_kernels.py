@@ -276,7 +276,7 @@ def check_kernels(kernels: Array) -> None:
         if skew > allowed:
             raise ValueError(
                 f"kernels[{k}] must be symmetric, but it differs from its transpose by {skew:.1e} of its largest entry"
-                f"{_hint_of_dtype(skew, kernels.dtype)}"
+                f"{_hint_of_dtype(float(skew), kernels.dtype)}"
             )
         if not is_definite:
             kernel = np.asarray(kernels[k], np.float64)
@@ -284,7 +284,7 @@ def check_kernels(kernels: Array) -> None:
             raise ValueError(
                 f"kernels[{k}] must be positive semi-definite, its smallest eigenvalue is {least:.3g}, which is beyond"
                 f" rounding error in {kernels.dtype} (its largest entry is {largest:.3g})"
-                f"{_hint_of_dtype(-least / largest, kernels.dtype)}"
+                f"{_hint_of_dtype(float(-least / largest), kernels.dtype)}"
             )
 
 
