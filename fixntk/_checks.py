@@ -44,20 +44,17 @@ def default_platform() -> str:
     return default_device().platform
 
 
-def as_positive_int(name: str, value: Any) -> int:
-    """Return a count as an int.
-
-    Raises
-    ------
-    TypeError
-        If it is not an integer.
-    ValueError
-        If it is below 1.
-    """
+def as_int(name: str, value: Any) -> int:
+    """Return an integer as an int; raise TypeError for anything else."""
     try:
-        number = operator.index(value)
+        return operator.index(value)
     except TypeError as error:
         raise TypeError(f"{name} must be an integer, got {value!r}") from error
+
+
+def as_positive_int(name: str, value: Any) -> int:
+    """Return a count as an int; raise TypeError unless it is an integer, and ValueError if it is below 1."""
+    number = as_int(name, value)
     if number < 1:
         raise ValueError(f"{name} must be at least 1, got {number}")
     return number

@@ -5,9 +5,10 @@ See docs/mathematics.md, M4.
 
 from __future__ import annotations
 
-import operator
 from math import comb
 from typing import Any
+
+from fixntk._checks import as_int
 
 
 def cover_count(num_rows: int, rank: int) -> int:
@@ -41,10 +42,7 @@ def cover_count(num_rows: int, rank: int) -> int:
 
 
 def _as_count(name: str, value: Any) -> int:
-    try:
-        count = operator.index(value)
-    except TypeError as error:
-        raise TypeError(f"{name} must be an integer, got {value!r}") from error
+    count = as_int(name, value)
     if count < 0:
         raise ValueError(f"{name} must not be negative, got {count}")
     return count
