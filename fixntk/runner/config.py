@@ -27,6 +27,8 @@ Row = dict[str, Any]
 
 # The folder in which a config is found by its name: here, or else among the project's own.
 CONFIGS = Path("configs")
+# Words KEY=VALUE of the command line that say how tasks run, and stand in no config.
+RUN_KEYS = ("jobs", "backend")
 # What the wheel installs beside the package: the project's folders experiments/ and configs/.
 _INSTALLED = "fixntk_experiments"
 # Largest number of tasks of a run.
@@ -309,7 +311,7 @@ def _explain(error: ValidationError, model: type[BaseModel], data: Any, overridd
         if item["type"] == "missing":
             start, reason = f"key {shown} is missing", ""
         elif item["type"] == "extra_forbidden":
-            start, reason = f"unknown key {shown}{origin},", _suggestion(location, model)
+            start, reason = f"unknown key {shown}{origin},", _suggestion(location, model, RUN_KEYS if origin else ())
         elif expected != item["msg"]:
             start, reason = f"{is_value}, expected", expected
         else:
@@ -335,7 +337,8 @@ def _location(location: Sequence[int | str], data: Any, *, missing: bool) -> lis
     return [*path, location[-1]] if missing else path
 
 
-def _suggestion(location: Sequence[int | str], model: type[BaseModel]) -> str:
+def _suggestion(location: Sequence[int | str], model: type[BaseModel], others: Sequence[str]) -> str:
+    """What a key that is unknown may stand for: one of the model's, or one of some others."""
     *parents, key = location
     for part in parents:
         field = model.model_fields.get(str(part))
@@ -343,5 +346,5 @@ def _suggestion(location: Sequence[int | str], model: type[BaseModel]) -> str:
             return ""
         model = field.annotation
     names = list(model.model_fields)
-    close = nearest(str(key), names)
+    close = nearest(str(key), [*names, *others])
     return f"did you mean {close!r}?" if close else f"the keys are {', '.join(names)}"

@@ -25,7 +25,7 @@ from pydantic import BaseModel
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from fixntk._numerics import one_blas_thread
-from fixntk.runner.config import ConfigError, Experiment, Row
+from fixntk.runner.config import RUN_KEYS, ConfigError, Experiment, Row
 from fixntk.runner.rows import to_json
 
 # What runs tasks in other processes, by joblib's names, and the package that each needs. Threads of one process would
@@ -69,7 +69,7 @@ def split_jobs(overrides: Sequence[str]) -> tuple[list[str], Jobs]:
     ConfigError
         If the number is not a positive integer, or there is no such back end.
     """
-    given = {"jobs": "1", "backend": "loky"}
+    given = dict(zip(RUN_KEYS, ("1", "loky"), strict=True))
     others = []
     for word in overrides:
         key, equals, value = word.partition("=")

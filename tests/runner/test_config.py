@@ -238,6 +238,7 @@ def test_an_alias_repeats_a_value_and_an_override_changes_one_of_them(project):
         ("tables.a=1", ": the override 'tables.a=1' reaches into 'tables', not a mapping"),
         ("seeds={a: 3}", ": key 'seeds.0' is {'a': 3}, expected a valid integer"),
         ("sed=3", ": unknown key 'sed' (from the command line), did you mean 'seeds'?"),
+        ("jobz=3", ": unknown key 'jobz' (from the command line), did you mean 'jobs'?"),
     ],
 )
 def test_error_in_an_override_quotes_it(project, override, expected):
