@@ -197,7 +197,7 @@ def run_round(engine: Engine, state: State) -> tuple[Round, State]:
     solution = engine.solve(program, init=init, tol=state.tol)
     # A candidate's price is its share of the dual constraint ‖Xᵀ D(g) R‖ ≤ λ: above 1 the gate lowers the objective.
     drawn = _draw(engine, gates, state)
-    candidates, prices = _find_candidates(engine, program, solution, gates, num_gates, drawn)
+    candidates, prices = _find_candidates(engine, program, solution, gates, state, drawn)
     values, masks = np.asarray(prices.values), np.asarray(program.masks)
     fresh = _select_violating(values, candidates.masks, masks, engine.least_violation, engine.per_round)
     further = FurtherGates(np.asarray(candidates.gates)[fresh], np.asarray(candidates.masks)[:, fresh])
@@ -250,16 +250,19 @@ def _draw(engine: Engine, gates: Array, state: State) -> Array | None:
     if engine.cells is not None or state.candidates is not None:
         return state.candidates
     options = {"samplers": engine.samplers, "num_candidates": engine.num_candidates}
-    return pricing.draw(engine.key, state.rounds, engine.program, gates, **options)
+    drawn = pricing.draw(engine.key, state.rounds, engine.program, gates, len(state.gates), **options)
+    if not np.isfinite(drawn).all():
+        raise ValueError("samplers must return finite gates, got NaN or infinite entries")
+    return drawn
 
 
 def _find_candidates(
-    engine: Engine, program: ConvexProgram, solution: Solution, gates: Array, num_gates: int, drawn: Array | None
+    engine: Engine, program: ConvexProgram, solution: Solution, gates: Array, state: State, drawn: Array | None
 ) -> tuple[Candidates, Prices]:
     """Every cell where they can be enumerated, which proves optimality over all gates; a local search otherwise."""
     if engine.cells is not None:
         return engine.cells, pricing.price(program, solution.weights, engine.cells.masks)
-    return pricing.search(engine.key, program, solution.weights, gates, num_gates, drawn)
+    return pricing.search(engine.key, state.rounds, program, solution.weights, gates, len(state.gates), drawn)
 
 
 def _grow(size: int, num_gates: int) -> int:

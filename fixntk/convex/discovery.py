@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
+import jax
 import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
@@ -256,9 +257,11 @@ def discover_path(
 def discover_next(position: Position, reg: float, *, key: Array, **options: Any) -> tuple[Discovery, Position]:
     """The discovery at the next λ of a path, and where the one after it starts.
 
-    It starts from the gates that are in use, and with those that violated the dual last but are in no program yet.
+    It starts from the gates that are in use, and with those that violated the dual last but are in no program yet. The
+    candidates are others for each λ.
     """
     at_reg = position.program.with_reg(reg)
+    key = jax.random.fold_in(key, position.number)
     found = discover(at_reg, position.gates, key=key, init=position.init, **options)
     # By NumPy, as JAX would compile for each number of gates.
     weights, further = np.asarray(found.solution.weights), found.further
@@ -266,7 +269,8 @@ def discover_next(position: Position, reg: float, *, key: Array, **options: Any)
     gates = np.concatenate([np.asarray(found.gates)[used], further.gates])
     masks = np.concatenate([np.asarray(found.masks)[:, used], further.masks], axis=1)
     init = np.pad(weights[used], ((0, len(further.gates)), (0, 0), (0, 0)))
-    return found, Position(with_masks(at_reg, to_device(masks)), to_device(gates), to_device(init), found)
+    at_next = with_masks(at_reg, to_device(masks))
+    return found, Position(at_next, to_device(gates), to_device(init), found, position.number + 1)
 
 
 def _run_rounds(engine: Engine, start: State, limits: Limits) -> Iterator[tuple[Discovery, bool]]:

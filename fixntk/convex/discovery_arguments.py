@@ -87,7 +87,8 @@ def as_positive(name: str, value: Any) -> float:
 
 def as_samplers(samplers: Sequence[Sampler]) -> tuple[Sampler, ...]:
     """Functions that draw candidates."""
-    if callable(samplers) or isinstance(samplers, str) or not all(map(callable, samplers)):
+    is_sequence = isinstance(samplers, Sequence) and not isinstance(samplers, str)
+    if not is_sequence or not all(map(callable, samplers)):
         raise TypeError(f"samplers must be a list of functions (key, num_gates, x, y), got {samplers!r}")
     return tuple(samplers)
 

@@ -125,9 +125,12 @@ class Position(NamedTuple):
         (P, d, c) weights of these gates; zero when None.
     found
         The discovery at the last λ; None before the first.
+    number
+        Number of λ so far.
     """
 
     program: ConvexProgram
     gates: Float[Array, "P d"]
     init: Float[Array, "P d c"] | None = None
     found: Discovery | None = None
+    number: int = 0

@@ -80,11 +80,12 @@ def draw(
     number: ArrayLike,
     program: ConvexProgram,
     gates: Array,
+    num_gates: ArrayLike,
     *,
     samplers: tuple[Sampler, ...],
     num_candidates: int,
 ) -> Float[Array, "C d"]:
-    """Gates from each sampler and from around the given gates, ``num_candidates`` in all.
+    """Gates from each sampler and from around the first ``num_gates`` gates, ``num_candidates`` in all.
 
     They are others for each ``number``.
     """
@@ -92,27 +93,36 @@ def draw(
     # For several outputs, one random combination of them.
     combination = jax.random.normal(keys[0], (targets_of(program).shape[1],), program.x.dtype)
     targets = matmul(targets_of(program), combination)
-    every: list[Sampler] = [*samplers, partial(around_gates, gates=gates)]
+    # Gates in place of their padding, around which nothing is worth looking at.
+    centres = gates[jnp.arange(len(gates)) % num_gates]
+    every: list[Sampler] = [*samplers, partial(around_gates, gates=centres)]
     counts = [(num_candidates + k) // len(every) for k in range(len(every))]
     drawn = []
     for each, count, sampler in zip(keys[1:], counts, every, strict=True):
-        found = sampler(each, max(count, 1), program.x, targets)
-        if found.shape[1:] != gates.shape[1:]:
-            raise ValueError(f"samplers must return (num_gates, {gates.shape[1]}) gates, got shape {found.shape}")
+        expected = max(count, 1), gates.shape[1]
+        found = jnp.asarray(sampler(each, expected[0], program.x, targets))
+        if found.shape != expected:
+            raise ValueError(f"samplers must return the (num_gates, d) gates asked for, {expected}, got {found.shape}")
         drawn.append(found.astype(gates.dtype))
     return jnp.concatenate(drawn)
 
 
 @partial(jit_for_host, optimised=True)
 def search(
-    key: Array, program: ConvexProgram, weights: Array, gates: Array, num_gates: ArrayLike, candidates: Array
+    key: Array,
+    number: ArrayLike,
+    program: ConvexProgram,
+    weights: Array,
+    gates: Array,
+    num_gates: ArrayLike,
+    candidates: Array,
 ) -> tuple[Candidates, Prices]:
     """Gates of a high price: the best of the candidates and the program's own, after a local search from each.
 
     Parameters
     ----------
-    key
-        For the rows at which the local search looks, where there are many.
+    key, number
+        For the rows at which the local search looks, where there are many; others for each number.
     program
         With the masks of ``gates``.
     weights
@@ -129,7 +139,8 @@ def search(
     best = candidates[jnp.resize(jnp.argsort(duals, descending=True)[:num_starts], (num_starts,))]
     is_gate = (jnp.arange(len(gates)) < num_gates)[:, None]
     starts = jnp.concatenate([best[:_NUM_STARTS], jnp.where(is_gate, gates, best[_NUM_STARTS:])])
-    found = climb(*_search_rows(key, program.x, point.residual), starts, program.norm).astype(program.x.dtype)
+    rows = _search_rows(jax.random.fold_in(key, number), program.x, point.residual)
+    found = climb(*rows, starts, program.norm).astype(program.x.dtype)
     masks = activation_masks(program.x, found)
     return Candidates(found, masks), _price(program, point, masks)
 

@@ -112,7 +112,9 @@ def through_points(
     return normalise(jax.vmap(sample)(jax.random.split(key, num_gates)))
 
 
-def between_classes(key: Key[Array, ""], num_gates: int, x: ArrayLike, y: ArrayLike) -> Float[Array, "P d"]:
+def between_classes(
+    key: Key[Array, ""], num_gates: int, x: ArrayLike, y: ArrayLike | None = None
+) -> Float[Array, "P d"]:
     """Gates halfway between two random rows of different classes.
 
     Parameters
@@ -136,7 +138,9 @@ def between_classes(key: Key[Array, ""], num_gates: int, x: ArrayLike, y: ArrayL
     return _bisect_pairs(key, as_positive_int("num_gates", num_gates), x, lambda i: y != y[i])
 
 
-def between_targets(key: Key[Array, ""], num_gates: int, x: ArrayLike, y: ArrayLike) -> Float[Array, "P d"]:
+def between_targets(
+    key: Key[Array, ""], num_gates: int, x: ArrayLike, y: ArrayLike | None = None
+) -> Float[Array, "P d"]:
     """Gates halfway between two rows, the second drawn in proportion to the difference of their targets.
 
     Parameters

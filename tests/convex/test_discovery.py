@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 import fixntk as fx
-from fixntk.convex import column_generation, discover_quietly, discovery
+from fixntk._numerics import ignore_convergence_warnings
+from fixntk.convex import column_generation, discover_quietly, discovery, pricing
 from fixntk.convex.program import masked_outputs, targets_of
 from fixntk.convex.solvers import fista
+from fixntk.gates.samplers import normalise
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
 
@@ -138,7 +140,7 @@ def test_discovered_gates_beat_ten_times_as_many_random_ones(rng):
     assert not found.exact
     assert found.lower_bound == -np.inf
     many = fx.sample_gates(jax.random.key(2), 10 * found.gates.shape[0], 5, dtype=jnp.float64)
-    random = fx.solve(fx.ConvexProgram(x, y, fx.activation_masks(x, many), reg), method="fista", tol=1e-5)
+    random = fx.solve(fx.ConvexProgram(x, y, fx.activation_masks(x, many), reg))
     assert float(found.solution.primal) < float(random.dual)
 
 
@@ -313,8 +315,15 @@ def test_bad_budgets_samplers_and_held_out_rows_are_named(rng):
         discover(max_seconds=0)
     with pytest.raises(ValueError, match="max_gates must be at least 1, got 0"):
         discover(max_gates=0)
-    with pytest.raises(ValueError, match=r"samplers must return \(num_gates, 3\) gates, got shape \(.*, 2\)"):
-        discover(samplers=[lambda _key, count, *_: jnp.zeros((count, 2))], max_cells=1)
+    for shape in ((2,), (3, 1), ()):
+        with pytest.raises(ValueError, match=r"samplers must return the .* gates asked for, \(.*, 3\), got"):
+            discover(samplers=[lambda _key, count, *_, shape=shape: jnp.zeros((count, *shape))], max_cells=1)
+    with pytest.raises(ValueError, match=r"samplers must return the .* got \(7, 3\)"):
+        discover(samplers=[lambda *_: jnp.ones((7, 3))], max_cells=1)
+    with pytest.raises(ValueError, match="samplers must return finite gates"):
+        discover(samplers=[lambda _key, count, *_: jnp.full((count, 3), jnp.nan)], max_cells=1)
+    with pytest.raises(TypeError, match="samplers must be a list of functions"):
+        discover(samplers=None)
     with pytest.raises(ValueError, match="held_out must be a pair"):
         discover(held_out=(x,))
     with pytest.raises(ValueError, match="must have the same number of columns"):
@@ -330,3 +339,29 @@ def test_candidates_that_do_not_fit_into_memory_are_refused(rng, options):
     program = fx.ConvexProgram(x, x[:, 0], fx.activation_masks(x, gates), 1.0)
     with pytest.raises(fx.OutOfMemoryError, match="lower num_candidates or per_round"):
         fx.discover(program, gates, key=jax.random.key(0), **options)
+
+
+def test_candidates_around_gates_in_use_are_around_all_of_them_and_no_padding(rng):
+    x = rng.standard_normal((30, 40))
+    program, gates = start(x, x[:, 0], 1.0, num_gates=3)
+    padded = jnp.pad(gates, ((0, 61), (0, 0)))
+    drawn = pricing.draw(jax.random.key(0), 0, program, padded, 3, samplers=(), num_candidates=300)
+    # A change of length 0.1 leaves cosines of 0.99 or so; random gates of 40 columns have none above 0.9.
+    cosines = np.asarray(normalise(drawn) @ normalise(gates).T)
+    assert cosines.max(axis=1).min() > 0.9
+    assert np.bincount(cosines.argmax(axis=1), minlength=3).min() > 60
+
+
+def test_each_reg_of_a_path_prices_candidates_of_its_own(rng):
+    x, y = plane(rng)
+    program, gates = start(x, y, 0.1)
+    seen = []
+
+    def draw(key, count, x, _):
+        jax.debug.callback(lambda data: seen.append(tuple(np.ravel(data).tolist())), jax.random.key_data(key))
+        return jax.random.normal(key, (count, x.shape[1]), x.dtype)
+
+    options = {"samplers": [draw], "max_cells": 1, "max_rounds": 1, "num_candidates": 64}
+    with ignore_convergence_warnings():
+        fx.discover_path(program, gates, [0.3, 0.2, 0.1], key=jax.random.key(0), **options)
+    assert len(seen) == len(set(seen)) == 3

@@ -106,6 +106,7 @@ def test_rows_of_one_direction_still_give_gates():
     ("call", "message"),
     [
         (partial(samplers.between_classes, y=None), "y must be given"),
+        (samplers.between_targets, "y must be given"),
         (partial(samplers.between_targets, y=np.ones(30)), "y must hold at least two different values"),
         (partial(samplers.between_classes, y=np.arange(29)), "same number of rows"),
         (partial(samplers.between_classes, y=np.eye(30)), r"y must have shape \(n,\)"),
