@@ -12,6 +12,7 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 from sklearn.model_selection import KFold, StratifiedKFold
 
+from fixntk._checks import as_int
 from fixntk.estimators.preprocessing import Training, padded_size
 
 # Folds are padded to the size of all rows, padded, where that is at most this number of rows.
@@ -47,9 +48,12 @@ def shuffled_folds(num_rows: int, num_folds: int, *, seed: int, num_copies: int 
 
     Raises
     ------
+    TypeError
+        If ``num_folds`` is not an integer.
     ValueError
         If there are fewer rows than folds.
     """
+    num_folds = as_int("num_folds", num_folds)
     if num_rows < num_folds <= num_copies:
         return _one_fold(num_rows)
     return list(KFold(num_folds, shuffle=True, random_state=seed).split(np.zeros(num_rows)))
@@ -60,7 +64,13 @@ def stratified_folds(labels: np.ndarray, num_folds: int, *, seed: int, num_copie
 
     A class of fewer rows than folds is absent from some held-out parts. Where no class has two distinct rows, but there
     are copies enough, they are one fold as in :func:`shuffled_folds`.
+
+    Raises
+    ------
+    TypeError
+        If ``num_folds`` is not an integer.
     """
+    num_folds = as_int("num_folds", num_folds)
     largest = int(np.unique(labels, return_counts=True)[1].max())
     if largest < 2 and num_folds <= num_copies:
         return _one_fold(len(labels))

@@ -8,7 +8,7 @@ from padded_rows import pad_training
 
 import fixntk as fx
 from fixntk.convex import solve_quietly
-from fixntk.estimators import cross_validation, large
+from fixntk.estimators import GatedReLUClassifierCV, GatedReLURegressorCV, cross_validation, large
 from fixntk.estimators.candidates import Judge, Trial
 from fixntk.estimators.cross_validation import choose_gated
 from fixntk.estimators.fitting import gated_problem
@@ -278,3 +278,11 @@ def test_few_distinct_rows_with_copies_enough_are_one_fold():
             np.testing.assert_array_equal(rows, np.arange(3))
     with pytest.raises(ValueError, match="n_splits=4"):
         shuffled_folds(3, 4, seed=0, num_copies=3)
+
+
+@pytest.mark.wrong_types
+def test_a_number_of_folds_that_is_none_is_named(training):
+    with pytest.raises(TypeError, match="num_folds must be an integer, got None"):
+        GatedReLURegressorCV(16, num_folds=None).fit(training.x, training.targets[:, 0])
+    with pytest.raises(TypeError, match=r"num_folds must be an integer, got 2\.5"):
+        GatedReLUClassifierCV(16, num_folds=2.5).fit(training.x, training.targets[:, 0] > 0)
