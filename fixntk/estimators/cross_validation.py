@@ -16,12 +16,13 @@ from fixntk._numerics import allow_float64, blas_threads_for
 from fixntk.estimators.average import average_fits, average_kinds
 from fixntk.estimators.candidates import Candidates, Judge, Losses, Trial, constant_candidate
 from fixntk.estimators.discovered import discovered_candidates
-from fixntk.estimators.exact_ntk import exact_ntk_candidates
+from fixntk.estimators.exact_ntk import exact_ntk_candidates, held_out_ntk_candidates
 from fixntk.estimators.fitting import GatedFit, check_regs, gated_problem
 from fixntk.estimators.folds import Folds
 from fixntk.estimators.gate_options import AUTO, DISCOVERED, STARTING_AT_RANDOM, TRAINED, GateOptions
 from fixntk.estimators.large import MAX_KERNEL_ROWS, optimum_candidates
 from fixntk.estimators.linear import gate_of_every_row, linear_candidates
+from fixntk.estimators.ntk_fits import MAX_EXACT_ROWS
 from fixntk.estimators.preprocessing import Training
 from fixntk.estimators.reweighted import reweighted_candidates
 from fixntk.estimators.ridges import RIDGE_SHARES
@@ -218,8 +219,9 @@ def _try_kinds(trial: Trial, shares: Float[np.ndarray, " R"], max_steps: int) ->
     gate = gate_of_every_row(training, gates) if gates.name == AUTO else None
     if gate is not None:
         tried[LINEAR] = with_losses(linear_candidates(training, gate, problem, folds, shares))
-    if gates.name == AUTO and not _has_many_rows(training, gates):
-        tried[EXACT_NTK] = with_losses(exact_ntk_candidates(training, problem, folds))
+    if gates.name == AUTO and training.num_rows <= MAX_EXACT_ROWS:
+        find = held_out_ntk_candidates if _has_many_rows(training, gates) else exact_ntk_candidates
+        tried[EXACT_NTK] = with_losses(find(training, problem, folds))
     of_networks: dict[str, _Tried] = {}
     at_regs, best = None, None
     if gates.name in (AUTO, TRAINED):

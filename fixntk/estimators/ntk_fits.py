@@ -27,7 +27,7 @@ from fixntk.ntk import nystrom
 # Candidates for the ridge, in units of the kernel's mean diagonal.
 DEFAULT_REGS = tuple(10.0**k for k in range(-6, 3))
 # Largest number of rows whose whole kernel is decomposed. That of more rows is approximated by landmark rows.
-_MAX_EXACT_ROWS = 10_000
+MAX_EXACT_ROWS = 10_000
 # Largest number of landmark rows.
 _MAX_LANDMARKS = 2048
 # No more landmark rows are taken when the approximation leaves this share of the kernel's trace.
@@ -118,7 +118,7 @@ def choose_ntk(
     errors: dict[tuple[int, float], float] = {}
     bias_scales = bias_scales if bias_column is not None else (0.0,)
     with progress_bar("NTK", total=len(bias_scales) * len(depths), unit="kernel", shown=progress) as show:
-        method = "a kernel of all rows" if training.num_rows <= _MAX_EXACT_ROWS else "landmark rows"
+        method = "a kernel of all rows" if training.num_rows <= MAX_EXACT_ROWS else "landmark rows"
         show(0, f"{training.num_rows} rows, by {method}")
         for bias_scale in bias_scales:
             rows = training if bias_column is None else training.with_bias(bias_column, bias_scale)
@@ -142,7 +142,7 @@ def fit_ntk(training: Training, regs: Sequence[Any], depth: int = 1) -> NTKFit:
     landmark rows, and nothing larger than rows × landmarks is made.
     """
     shares = check_regs(regs, np.inf)
-    if training.num_rows > _MAX_EXACT_ROWS:
+    if training.num_rows > MAX_EXACT_ROWS:
         return _fit_by_landmarks(training, shares, depth)
     with memory_for_kernels(training.num_rows, _NUM_SPECTRAL_MATRICES):
         return fit_kernel(kernel_matrix(ntk_of_depth(depth), training), training, shares, depth)
@@ -151,7 +151,7 @@ def fit_ntk(training: Training, regs: Sequence[Any], depth: int = 1) -> NTKFit:
 def fit_kernel(kernel: Float[np.ndarray, "n n"], training: Training, shares: Sequence[float], depth: int = 1) -> NTKFit:
     """Ridge regression as of :func:`fit_ntk`, with a given kernel matrix of the rows."""
     weights, targets = training.weights, training.targets
-    unit = float(weights @ np.diag(kernel)) / weights.sum() or 1.0
+    unit = unit_of_ridge(kernel, weights)
     root = np.sqrt(weights)
     eigenvalues, vectors = np.linalg.eigh(root[:, None] * kernel * root)
     eigenvalues = np.maximum(eigenvalues, 0)
@@ -173,6 +173,11 @@ def fit_kernel(kernel: Float[np.ndarray, "n n"], training: Training, shares: Seq
         left_out_outputs=_without_weights(targets, residuals, root),
         depth=depth,
     )
+
+
+def unit_of_ridge(kernel: Float[np.ndarray, "n n"], weights: Float[np.ndarray, " n"]) -> float:
+    """The mean diagonal of a kernel, of which a ridge is a share."""
+    return float(weights @ np.diag(kernel)) / weights.sum() or 1.0
 
 
 def _fit_by_landmarks(training: Training, shares: list[float], depth: int) -> NTKFit:

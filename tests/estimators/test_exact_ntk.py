@@ -6,8 +6,9 @@ import pytest
 from padded_rows import pad_training
 
 import fixntk as fx
-from fixntk.estimators import GatedReLUClassifierCV, GatedReLURegressorCV, NTKRegressorCV
-from fixntk.estimators.exact_ntk import exact_ntk_candidates
+from fixntk.estimators import GatedReLUClassifierCV, GatedReLURegressorCV, NTKRegressorCV, cross_validation
+from fixntk.estimators.candidates import Candidates
+from fixntk.estimators.exact_ntk import exact_ntk_candidates, held_out_ntk_candidates
 from fixntk.estimators.fitting import gated_problem
 from fixntk.estimators.folds import shuffled_folds
 from fixntk.estimators.gate_options import GateOptions
@@ -21,7 +22,7 @@ OPTIONS = {"regs": (0.1, 0.01), "num_folds": 2, "max_steps": 1, "random_state": 
 def smooth(rng):
     """Rows with a smooth function of two columns."""
     x = rng.standard_normal((150, 2))
-    return x, np.sin(2 * x[:, 0]) * np.cos(x[:, 1]) + 0.3 * x[:, 1]
+    return x, np.sin(x[:, 0]) * np.cos(x[:, 1])
 
 
 def test_outputs_are_ridge_regressions_without_the_fold_at_the_best_ridge_of_leaving_rows_out(rng):
@@ -48,6 +49,42 @@ def test_outputs_are_ridge_regressions_without_the_fold_at_the_best_ridge_of_lea
         reg = DEFAULT_REGS[int(np.argmin(errors))] * unit
         expected = kernel[np.ix_(held_out, kept)] @ refit(np.arange(len(kept)), reg)
         np.testing.assert_allclose(found.outputs[0, 0, held_out], expected, atol=1e-7)
+
+
+def test_of_many_rows_each_ridge_is_tried_on_the_held_out_rows_of_one_fold(rng):
+    x = np.pad(rng.standard_normal((40, 5)), ((0, 0), (0, 3)))
+    weights, y = rng.uniform(0.5, 2, 40), np.column_stack([np.abs(x[:, 0]), x[:, 1]])
+    training = pad_training(x, y, weights)
+    kept, held_out = shuffled_folds(40, 4, seed=0)[0]
+    problem = gated_problem(training, GateOptions("random", 16, 8, 0), "squared")
+    found = held_out_ntk_candidates(training, problem, [(kept, held_out)])
+    assert found.outputs.shape == (len(DEFAULT_REGS), 1, 40, 2)
+    kernel = np.asarray(fx.gated_relu_ntk(x))
+    unit = weights[kept] @ np.diag(kernel)[kept] / weights[kept].sum()
+    for share, outputs in zip(DEFAULT_REGS, found.outputs[:, 0], strict=True):
+        matrix = kernel[np.ix_(kept, kept)] + share * unit * np.diag(1 / weights[kept])
+        expected = kernel[np.ix_(held_out, kept)] @ np.linalg.solve(matrix, y[kept])
+        np.testing.assert_allclose(outputs[held_out], expected, atol=1e-7)
+        np.testing.assert_array_equal(outputs[kept], 0)
+    fit = found.fit(4, 0)
+    unit = weights @ np.diag(kernel) / weights.sum()
+    assert fit.reg == pytest.approx(DEFAULT_REGS[4] * unit)
+    expected = kernel @ np.linalg.solve(kernel + fit.reg * np.diag(1 / weights), y)
+    np.testing.assert_allclose(fit.exact_ntk(jnp.asarray(x)), expected, atol=1e-8)
+
+
+def test_many_rows_have_it_among_their_candidates(smooth, monkeypatch):
+    monkeypatch.setattr(cross_validation, "MAX_KERNEL_ROWS", 100)
+    x, y = smooth
+
+    def diverge(trial):
+        return Candidates(np.full((2, 5, *trial.training.targets.shape), np.nan), None)
+
+    monkeypatch.setattr(cross_validation, "trained_candidates", diverge)
+    model = GatedReLURegressorCV(16, **OPTIONS).fit(x, y)
+    assert list(model.choice_losses_) == ["constant", "linear", "exact_ntk", "optimum"]
+    assert model.choice_ == "exact_ntk"
+    assert model.score(x, y) > 0.9
 
 
 def test_it_is_chosen_for_a_smooth_function_and_predicts_as_the_ntks_estimator(smooth, rng):

@@ -105,7 +105,7 @@ def test_without_standardisation_rows_enter_as_they_are(rng, bias):
 @pytest.fixture
 def approximated(monkeypatch):
     """Estimators approximate the kernel from 50 rows on, to rounding."""
-    monkeypatch.setattr(ntk_fits, "_MAX_EXACT_ROWS", 50)
+    monkeypatch.setattr(ntk_fits, "MAX_EXACT_ROWS", 50)
     monkeypatch.setattr(ntk_fits, "_TRACE_LEFT", 1e-13)
     return monkeypatch
 

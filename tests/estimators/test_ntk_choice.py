@@ -171,7 +171,7 @@ def test_all_rows_as_landmarks_give_the_exact_choice(monkeypatch):
     make = NTKRegressorCV(depth=(1, 2), bias_scale=(1.0, 4.0))
     exact = make.fit(x, y)
     predictions, errors, chosen = exact.predict(x), exact.choice_errors_, (exact.depth_, exact.bias_scale_)
-    monkeypatch.setattr(ntk_fits, "_MAX_EXACT_ROWS", 50)
+    monkeypatch.setattr(ntk_fits, "MAX_EXACT_ROWS", 50)
     monkeypatch.setattr(ntk_fits, "_TRACE_LEFT", 1e-13)
     approximated = make.fit(x, y)
     assert not approximated.is_exact_

@@ -195,7 +195,7 @@ def test_trained_gates_for_the_log_loss_and_for_nothing_to_learn(planted):
 def test_more_rows_than_kernel_matrices_allow_hold_one_part_out(planted, monkeypatch):
     monkeypatch.setattr(cross_validation, "MAX_KERNEL_ROWS", 50)
     model = GatedReLURegressorCV(32, **OPTIONS).fit(*planted)
-    assert list(model.choice_losses_) == ["constant", "linear", "optimum", "relu", "trained"]
+    assert list(model.choice_losses_) == ["constant", "linear", "exact_ntk", "optimum", "relu", "trained"]
     assert model.choice_ in ("relu", "trained")
     assert model.score(*planted) > 0.9
 
