@@ -14,11 +14,13 @@ _LOG_BOUNDS = (-9, 9)
 def fit_temperature(
     scores: Float[np.ndarray, "n c"], weights: Float[np.ndarray, " n"], codes: Int[np.ndarray, " n"]
 ) -> float:
-    """The factor of held-out scores with the smallest weighted log-loss, on labels smoothed by one row a class.
+    """The factor of held-out scores with the smallest weighted log-loss, on labels smoothed by one row in all.
 
-    A row of a class with N rows has the probability (N + 1)/(N + k) of its own class and 1/(N + k) of each of the k − 1
-    others: the mean of the posterior under a uniform prior. Without it, the best factor for scores that separate the
-    classes is infinite, and the probabilities of new rows are 0 or 1, also where they are wrong.
+    A row of a class with N rows has the probability (N + 1/k)/(N + 1) of its own class and (1/k)/(N + 1) of each of the
+    k − 1 others: the mean of the posterior under a prior that weighs one row, shared by the k classes. Without it, the
+    best factor for scores that separate the classes is infinite, and the probabilities of new rows are 0 or 1, also
+    where they are wrong. With one row for each class, as under a uniform prior, they are too cautious where a class has
+    few rows.
 
     Parameters
     ----------
@@ -31,7 +33,8 @@ def fit_temperature(
 
     References
     ----------
-    Platt, "Probabilistic outputs for support vector machines", 1999, for two classes.
+    Platt, "Probabilistic outputs for support vector machines", 1999, for smoothed labels; Perks, "Some observations on
+    inverse probability including a new indifference rule", 1947, for the prior.
     """
     logits = _as_logits(scores)
     return _minimise_log_loss(logits, weights, _smooth_labels(codes, weights, logits.shape[1]))
@@ -73,8 +76,8 @@ def _log_losses(logits: Float[np.ndarray, "n k"], probabilities: Float[np.ndarra
 def _smooth_labels(
     codes: Int[np.ndarray, " n"], weights: Float[np.ndarray, " n"], num_classes: int
 ) -> Float[np.ndarray, "n k"]:
-    """Probabilities of the classes for each row, by Laplace's rule of succession in its own class."""
+    """Probabilities of the classes for each row, by the rule of succession of Perks in its own class."""
     # Weights have no unit: they count as rows once their mean is one.
     counts = np.bincount(codes, weights, num_classes) * len(codes) / np.sum(weights)
     own = counts[codes, None]
-    return (own * (codes[:, None] == np.arange(num_classes)) + 1) / (own + num_classes)
+    return (own * (codes[:, None] == np.arange(num_classes)) + 1 / num_classes) / (own + 1)

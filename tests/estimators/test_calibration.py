@@ -18,8 +18,8 @@ def log_loss(factor, scores, weights, codes, *, smooth):
     num_classes, total = probabilities.shape[1], 0.0
     counts = [weights[codes == k].sum() * len(codes) / weights.sum() for k in range(num_classes)]
     for row, weight, code in zip(probabilities, weights, codes, strict=True):
-        # Platt's targets for two classes: (N + 1)/(N + 2) and 1/(N + 2).
-        others = 1 / (counts[code] + num_classes) if smooth else 0.0
+        # One row in all, shared by the classes.
+        others = 1 / num_classes / (counts[code] + 1) if smooth else 0.0
         targets = np.full(num_classes, others)
         targets[code] = 1 - (num_classes - 1) * others
         total -= weight * targets @ np.log(row)
@@ -78,4 +78,4 @@ def test_scores_that_are_always_right_have_probabilities_below_one(num_rows):
     assert np.max(log_losses(*data)) < 1e-12
     # All rows have the same scores, so that the best probability is the smoothed label itself.
     own = softmax(fit_temperature(*data) * np.array([1.0, 0, 0]))[0]
-    assert own == pytest.approx((num_rows / 3 + 1) / (num_rows / 3 + 3), rel=1e-4)
+    assert own == pytest.approx((num_rows / 3 + 1 / 3) / (num_rows / 3 + 1), rel=1e-4)
