@@ -50,25 +50,26 @@ class Datafit:
     sample_weight
         (n,) ω; None for ones.
     column
-        (n,) the column that the intercept multiplies; None for a program without one.
+        (n,) the column that the intercept multiplies; None for a program without one. (n, q) orthonormal columns where
+        the model of a loss needs several, with an intercept of its own for each.
     """
 
     loss: Loss = field(metadata={"static": True})
     targets: Float[Array, "n c"]
     sample_weight: Float[Array, " n"] | None
-    column: Float[Array, " n"] | None
+    column: Float[Array, " n *q"] | None
 
     def fit(self, fitted: Float[Array, "n c"]) -> Fit:
         """The fit of outputs without an intercept, Σ_p D_p X W_p."""
         added = jnp.zeros(fitted.shape[1], self.targets.dtype)
         if self.column is not None:
             added = self.best_intercept(fitted)
-            fitted = fitted + self.column[:, None] * added[None, :]
+            fitted = fitted + matmul(_as_matrix(self.column), jnp.atleast_2d(added))
         # At the best intercept the residual is orthogonal to the intercept's column, as the dual asks.
         residual = self.weight_rows(self.loss.residuals(fitted, self.targets))
         return Fit(fitted, added, residual, jnp.sum(self.weight_rows(self.loss.values(fitted, self.targets))))
 
-    def best_intercept(self, fitted: Float[Array, "n c"]) -> Float[Array, " c"]:
+    def best_intercept(self, fitted: Float[Array, "n c"]) -> Float[Array, "*q c"]:
         """The intercept b that minimises the loss of fitted + column bᵀ."""
         if self.loss == LOSSES["squared"]:
             return intercept.least_squares(self.column, fitted, self.targets, self.sample_weight)
@@ -87,9 +88,10 @@ class Datafit:
         if self.column is None:
             return array
         # One rank-one projection, I − uuᵀ, which is all that an intercept changes in a kernel of the squared loss.
-        unit = self.column / jnp.linalg.norm(self.column)
-        along = matmul(unit, array.reshape(unit.size, -1))
-        return array - (unit[:, None] * along[None, :]).reshape(array.shape)
+        columns = _as_matrix(self.column)
+        units = columns / jnp.linalg.norm(columns, axis=0)
+        along = matmul(units.T, array.reshape(units.shape[0], -1))
+        return array - matmul(units, along).reshape(array.shape)
 
     def conjugate(self, theta: Float[Array, "n c"]) -> Float[Array, ""]:
         """The conjugate Σ_i ω_i ℓ*(−Θ_i/ω_i); infinite where a row of weight zero has Θ_i ≠ 0."""
@@ -100,3 +102,7 @@ class Datafit:
         shares = theta / jnp.where(present, self.sample_weight, 1.0)[:, None]
         ignored = jnp.where(jnp.any(theta != 0, axis=1), jnp.inf, 0.0)
         return jnp.sum(jnp.where(present, self.sample_weight * self.loss.conjugates(shares, self.targets), ignored))
+
+
+def _as_matrix(column: Float[Array, " n *q"]) -> Float[Array, "n q"]:
+    return column.reshape(column.shape[0], -1)

@@ -166,6 +166,6 @@ def dual_objective(datafit: Datafit, penalty: Penalty, theta: Array, correlation
         value, feasible = jnp.where(penalty.ridge > 0, value - cost, value), feasible | (penalty.ridge > 0)
     if datafit.column is not None:
         # An intercept is not penalised, so that its correlation with Θ must vanish.
-        sums = jnp.abs(matmul(datafit.column, theta))
-        feasible &= jnp.all(sums <= slack * matmul(jnp.abs(datafit.column), jnp.abs(theta)))
+        sums = jnp.abs(matmul(datafit.column.T, theta))
+        feasible &= jnp.all(sums <= slack * matmul(jnp.abs(datafit.column).T, jnp.abs(theta)))
     return jnp.where(feasible, value, -jnp.inf)

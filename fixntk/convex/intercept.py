@@ -34,14 +34,17 @@ def weight_rows(sample_weight: Float[Array, " n"] | None, rows: Array) -> Array:
 
 @jax.jit
 def least_squares(
-    column: Float[Array, " n"],
+    column: Float[Array, " n *q"],
     fitted: Float[Array, "n c"],
     targets: Float[Array, "n c"],
     sample_weight: Float[Array, " n"] | None,
-) -> Float[Array, " c"]:
-    """The intercept of the squared loss: the weighted regression of the remaining residual on the column."""
+) -> Float[Array, "*q c"]:
+    """The intercept of the squared loss: the weighted regression of the remaining residual on the column.
+
+    Several columns are orthogonal, and have an intercept each.
+    """
     rest = weight_rows(sample_weight, targets - fitted)
-    return matmul(column, rest) / jnp.sum(weight_rows(sample_weight, column**2))
+    return matmul(column.T, rest) / jnp.sum(weight_rows(sample_weight, column**2), axis=0)[..., None]
 
 
 @partial(jax.jit, static_argnums=0)

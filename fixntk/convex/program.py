@@ -88,7 +88,7 @@ class ConvexProgram:
     masks: Bool[Array, "n P"] | UInt8[Array, "n bytes"] | Float[Array, "n P"]
     reg: Float[Array, ""]
     sample_weight: Float[Array, " n"] | None
-    column: Float[Array, " n"] | None
+    column: Float[Array, " n *q"] | None
     penalty_weights: Float[Array, " P"] | None
     ridge: Float[Array, ""] | None
     loss: Loss

@@ -25,17 +25,20 @@ from fixntk._compilation import jit_for_host
 from fixntk._line_search import extend, search_by_armijo
 from fixntk._numerics import eps_of
 from fixntk.convex import duality
+from fixntk.convex.losses import LOSSES
 from fixntk.convex.method import Method, check_norm, run_steps
 from fixntk.convex.program import (
     ConvexProgram,
     as_squared_loss,
     correlations_of,
     datafit_of,
+    group_shape_of,
     masked_outputs,
     penalty_of,
     targets_of,
 )
 from fixntk.convex.solvers import newton, newton_system, working_sets
+from fixntk.convex.solvers.softmax_model import softmax_model
 from fixntk.convex.units import Units
 
 # The smallest curvature that a row is given, as a share of the loss's largest, in a dtype that resolves it. A higher
@@ -71,8 +74,16 @@ _FIRST_ORDER_FLOPS = 1.6e11
 _LEAST_FIRST_ORDER_STEPS = 500
 # Largest number of first-order steps after steps in vain, even if they take fewer operations.
 _MAX_FIRST_ORDER_STEPS = 20_000
+# Largest number of rows times classes of which the softmax's Hessian is used: its model repeats the masks for each
+# class, and solving it takes more time than first-order steps on more.
+_MAX_SOFTMAX_OUTPUTS = 2000
 # The first-order steps stop at this share of the gap before them.
 _FIRST_ORDER_GAP_SHARE = 0.1
+
+
+def has_own_hessian(program: ConvexProgram) -> bool:
+    """Whether the model has the loss's own second derivatives; in large programs of the softmax it has a bound."""
+    return program.loss != LOSSES["softmax"] or program.y.size <= _MAX_SOFTMAX_OUTPUTS
 
 
 class ProxNewtonState(NamedTuple):
@@ -144,17 +155,22 @@ def _model_around(program: ConvexProgram, state: ProxNewtonState) -> _Model:
     share = max(_MIN_CURVATURE_SHARE, float(jnp.finfo(targets.dtype).eps))
     residuals = loss.residuals(outputs, targets)
     farthest = _MAX_AIM_MULTIPLE * (jnp.max(jnp.abs(outputs)) + jnp.max(jnp.abs(targets)))
-    smallest = jnp.maximum(
-        share * loss.steepest, jnp.max(jnp.abs(residuals), axis=1) / jnp.where(farthest > 0, farthest, 1.0)
-    )
-    curvatures = jnp.maximum(loss.curvatures(outputs, targets), smallest)
+    smallest = jnp.maximum(share * loss.steepest, jnp.abs(residuals) / jnp.where(farthest > 0, farthest, 1.0))
     # Where the curvature jumps, as at the bend of Huber's loss, steps can oscillate between its two sides. With the
     # largest curvature the model is nowhere below the loss, and its minimum is on the right side.
-    curvatures = jnp.where(state.stalled % 2 == 1, loss.steepest, curvatures)
-    aims = outputs + residuals / curvatures[:, None]
-    weights = curvatures if program.sample_weight is None else curvatures * program.sample_weight
-    model, units = newton.prepare(as_squared_loss(program, jnp.sqrt(weights), aims.reshape(program.y.shape)))
-    start = newton.init(model, state.iterate / units.weights)
+    is_stalled = state.stalled % 2 == 1
+    if loss == LOSSES["softmax"] and has_own_hessian(program):
+        # Shares that are all ½ have the least Hessian that is nowhere below the loss's.
+        shares = jnp.where(is_stalled, 0.5, jnp.maximum(jax.nn.softmax(outputs, axis=1), smallest))
+        around = softmax_model(program, outputs, residuals, shares)
+    else:
+        curvatures = jnp.maximum(loss.curvatures(outputs, targets), jnp.max(smallest, axis=1))
+        curvatures = jnp.where(is_stalled, loss.steepest, curvatures)
+        aims = outputs + residuals / curvatures[:, None]
+        weights = curvatures if program.sample_weight is None else curvatures * program.sample_weight
+        around = as_squared_loss(program, jnp.sqrt(weights), aims.reshape(program.y.shape))
+    model, units = newton.prepare(around)
+    start = newton.init(model, state.iterate.reshape(group_shape_of(model)) / units.weights)
     return _Model(model, units, start, _INNER_GAP_SHARE * state.gap / units.objective)
 
 
@@ -162,7 +178,7 @@ def _model_around(program: ConvexProgram, state: ProxNewtonState) -> _Model:
 def _move(program: ConvexProgram, state: ProxNewtonState, inner_weights: Array, unit: Array) -> ProxNewtonState:
     """From the iterate towards the model's solution, by Armijo's rule."""
     datafit, penalty = datafit_of(program), penalty_of(program)
-    fit, target = datafit.fit(state.fitted), inner_weights * unit
+    fit, target = datafit.fit(state.fitted), (inner_weights * unit).reshape(state.iterate.shape)
     primal = fit.loss + penalty.value(state.iterate)
     change, fitted_change = target - state.iterate, masked_outputs(program, target) - state.fitted
     # The decrease that the tangent of the loss and the penalty promise; the penalty is convex along the way.
