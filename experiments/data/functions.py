@@ -11,7 +11,7 @@ import numpy as np
 # Standard deviation of the noise, in units of the targets' own.
 NOISE = 0.1
 # Number of test rows.
-_NUM_TEST = 2000
+NUM_TEST = 2000
 # Number of neurons of a planted network.
 _NUM_NEURONS = 4
 
@@ -96,11 +96,25 @@ PROBLEMS: Mapping[str, Problem] = MappingProxyType(
 def make(problem: str, num_rows: int, seed: int) -> Sample:
     """Rows of a problem; the function differs from seed to seed where it has random directions."""
     rng = np.random.default_rng([seed, num_rows, list(PROBLEMS).index(problem)])
-    spec = PROBLEMS[problem]
-    draw = rng.uniform if spec.is_uniform else rng.standard_normal
-    truth = spec.draw_truth(rng)
-    x, x_test = (draw(size=(rows, spec.num_columns)) for rows in (num_rows, _NUM_TEST))
+    return _draw(PROBLEMS[problem], num_rows, NOISE, rng)
+
+
+def make_kinks(num_relevant: int, num_columns: int, num_rows: int, *, noise: float, seed: int) -> Sample:
+    """Rows of the sum of |x_j − b_j| over the first ``num_relevant`` of the columns, with b from N(0, I)."""
+
+    def draw_truth(rng: np.random.Generator) -> Truth:
+        kinks = rng.standard_normal(num_relevant)
+        return lambda x: np.abs(x[:, :num_relevant] - kinks).sum(axis=1)
+
+    rng = np.random.default_rng([seed, num_rows, num_relevant, num_columns])
+    return _draw(Problem(num_columns, draw_truth), num_rows, noise, rng)
+
+
+def _draw(problem: Problem, num_rows: int, noise: float, rng: np.random.Generator) -> Sample:
+    draw = rng.uniform if problem.is_uniform else rng.standard_normal
+    truth = problem.draw_truth(rng)
+    x, x_test = (draw(size=(rows, problem.num_columns)) for rows in (num_rows, NUM_TEST))
     exact, y_test = truth(x), truth(x_test)
     mean, scale = y_test.mean(), y_test.std()
-    y = (exact - mean) / scale + NOISE * rng.standard_normal(num_rows)
+    y = (exact - mean) / scale + noise * rng.standard_normal(num_rows)
     return Sample(x, y, x_test, (y_test - mean) / scale)
