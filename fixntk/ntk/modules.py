@@ -12,6 +12,9 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+
+from fixntk.ntk.selection import paths_of
 
 # Libraries with the name of their base class of modules.
 _LIBRARIES = {"equinox": "Module", "flax.nnx": "Module", "flax.linen": "Module"}
@@ -76,19 +79,43 @@ def _split_equinox(model: Any) -> tuple[Callable[..., Any], Any]:
 
 def _split_nnx(model: Any) -> tuple[Callable[..., Any], Any]:
     nnx = sys.modules["flax.nnx"]
-    graph, params, rest = nnx.split(model, nnx.Param, ...)
+    graph, params, random, rest = nnx.split(model, nnx.Param, nnx.RngState, ...)
 
     def apply(params: Any, x: Any, **kwargs: Any) -> Any:
-        # Flax refuses to change variables that were made outside of the function that is traced.
-        try:
-            return nnx.merge(graph, params, rest)(x, **kwargs)
-        except sys.modules["flax.errors"].TraceContextError as error:
+        def call(random: Any) -> tuple[Any, Any, Any]:
+            # Variables of its own, with the same arrays: a call may change them.
+            whole = nnx.merge(graph, params, *jax.tree.map(lambda leaf: leaf, (random, rest)))
+            outputs = whole(x, **kwargs)
+            return outputs, *nnx.split(whole, nnx.Param, nnx.RngState, ...)[2:]
+
+        outputs, random_after, rest_after = call(random)
+        changed = _changed_leaves(rest, rest_after)
+        # Recurrent layers draw random numbers for a carry that is zero: the numbers count only if the outputs depend on
+        # them, which vmap refuses for outputs without an axis.
+        if not changed and _changed_leaves(random, random_after):
+            twice = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), random)
+            try:
+                jax.eval_shape(jax.vmap(lambda random: call(random)[0], out_axes=None), twice)
+            except ValueError:
+                changed = ["random numbers"]
+        if changed:
             raise ValueError(
-                "the model's state changes with the call, and its NTK needs a function of the parameters and one"
-                f" example: call model.eval() first (batch normalisation, dropout). Flax says: {error}"
-            ) from error
+                f"the model's state changes with the call ({', '.join(changed)}), and its NTK needs a function of the"
+                " parameters and one example: call model.eval() first (batch normalisation, dropout)"
+            )
+        return outputs
 
     return apply, nnx.to_pure_dict(params)
+
+
+def _changed_leaves(before: Any, after: Any) -> list[str]:
+    """Paths of the variables of a state that hold other arrays in another one; new variables do not count."""
+    found = dict(zip(paths_of(after), jax.tree.leaves(after), strict=True))
+    return [
+        path.removesuffix("/value")
+        for path, leaf in zip(paths_of(before), jax.tree.leaves(before), strict=True)
+        if found.get(path, leaf) is not leaf
+    ]
 
 
 def _split_linen(model: Any) -> tuple[Callable[..., Any], Any]:

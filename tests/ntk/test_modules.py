@@ -24,6 +24,18 @@ class WithNorm(nnx.Module):
         return factor * self.readout(self.norm(x))
 
 
+class Recurrent(nnx.Module):
+    """Two outputs for each sequence of three numbers, in float64."""
+
+    def __init__(self, cell):
+        rngs, dtypes = nnx.Rngs(0), {"dtype": jnp.float64, "param_dtype": jnp.float64}
+        self.layers = nnx.RNN(cell(3, 5, rngs=rngs, **dtypes), rngs=rngs)
+        self.readout = nnx.Linear(5, 2, rngs=rngs, **dtypes)
+
+    def __call__(self, x):
+        return self.readout(self.layers(x)[:, -1])
+
+
 @pytest.fixture
 def x(rng):
     return jnp.asarray(rng.standard_normal((4, 3)), jnp.float32)
@@ -50,8 +62,22 @@ def test_nnx_module_as_it_is(x):
 
 
 def test_a_state_that_changes_is_named(x):
-    with pytest.raises(ValueError, match=r"state changes with the call.*model.eval\(\)"):
+    with pytest.raises(ValueError, match=r"state changes with the call \(norm/mean, norm/var\).*model.eval\(\)"):
         fx.empirical_ntk(WithNorm(), x)
+    dropout = nnx.Sequential(nnx.Linear(3, 2, rngs=nnx.Rngs(0)), nnx.Dropout(0.5, rngs=nnx.Rngs(0)))
+    with pytest.raises(ValueError, match=r"state changes with the call \(random numbers.*model.eval\(\)"):
+        jax.jit(lambda x: fx.empirical_ntk(dropout, x))(x)
+    dropout.eval()
+    assert fx.empirical_ntk(dropout, x).shape == (4, 4, 2, 2)
+
+
+@pytest.mark.parametrize("cell", [nnx.LSTMCell, nnx.GRUCell])
+def test_recurrent_nnx_module_as_it_is(cell, rng):
+    """Its random numbers are counted when the carry is made, which does not depend on them."""
+    model, x = Recurrent(cell), jnp.asarray(rng.standard_normal((4, 6, 3)))
+    graph, params, rest = nnx.split(model, nnx.Param, ...)
+    expected = by_jacobian(lambda params, x: nnx.merge(graph, params, rest, copy=True)(x), params, x)
+    np.testing.assert_allclose(fx.empirical_ntk(model, x), expected, rtol=1e-10, atol=1e-12)
 
 
 def test_linen_module_bound_to_its_variables(x):
