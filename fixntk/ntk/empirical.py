@@ -25,7 +25,7 @@ from fixntk.ntk.inputs import (
     check_rows_are_independent,
 )
 from fixntk.ntk.methods import METHODS
-from fixntk.ntk.modules import is_model, split_model
+from fixntk.ntk.modules import check_is_bound, is_model, split_model
 from fixntk.ntk.plan import Request, split_request
 from fixntk.ntk.plan_table import NTKPlan, plan_of
 from fixntk.ntk.selection import Select, selected_leaves
@@ -294,6 +294,7 @@ def _canonical(
     f: Any, params: Any, x1: Any, x2: Any, batch_axes: tuple[int, int], kwargs: Mapping[str, Any] | None
 ) -> tuple[Callable[..., Any], Any, Any, Any]:
     """A function f(params, x) with examples along the first axes, its parameters and its inputs."""
+    check_is_bound(f)
     if is_model(f):
         if x2 is not None:
             raise TypeError("a model takes the place of f and params: empirical_ntk(model, x1, x2)")

@@ -16,6 +16,7 @@ from jax.extend.core import Jaxpr
 from fixntk._checks import as_array, entries_of, is_key, is_traced
 from fixntk._numerics import at_least_float32
 from fixntk._tiling import num_rows
+from fixntk.ntk.modules import check_is_bound
 from fixntk.ntk.plan import Shapes, as_shapes
 from fixntk.ntk.structure import inner_jaxprs
 
@@ -46,6 +47,7 @@ def as_arguments(f: Callable[..., Any], params: Any, x1: Any, x2: Any, *, name: 
     """As :func:`as_operands`, without the check of the function's output."""
     if not callable(f):
         raise TypeError(f"f must be a function f(params, x), got {type(f).__name__}")
+    check_is_bound(f)
     params = _as_params(params)
     x1 = _as_inputs(name, x1)
     if x2 is not None:

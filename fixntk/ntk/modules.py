@@ -58,6 +58,21 @@ def is_model(f: Any) -> bool:
     return library is not None and (library != "flax.linen" or f.scope is not None)
 
 
+def check_is_bound(f: Any) -> None:
+    """Check that f is no Linen module without variables, which cannot be called.
+
+    Raises
+    ------
+    ValueError
+        If it is one.
+    """
+    if _library_of(f) == "flax.linen" and f.scope is None:
+        raise ValueError(
+            "a Flax Linen module does not hold its parameters: pass model.bind(variables) in place of f and params, or"
+            " model.apply and variables"
+        )
+
+
 def _library_of(model: Any) -> str | None:
     for library, name in _LIBRARIES.items():
         base = getattr(sys.modules.get(library), name, None)
@@ -72,9 +87,32 @@ def _split_equinox(model: Any) -> tuple[Callable[..., Any], Any]:
 
     def apply(params: Any, x: Any, **kwargs: Any) -> Any:
         whole = equinox.combine(params, static)
-        return jax.vmap(lambda row: whole(row, **kwargs))(x)
+        try:
+            return jax.vmap(lambda row: whole(row, **kwargs))(x)
+        except (AttributeError, RuntimeError, TypeError) as error:
+            if remedy := _remedy_for_equinox(model, error):
+                raise ValueError(f"{remedy}. Equinox says: {error}") from error
+            raise
 
     return apply, params
+
+
+def _remedy_for_equinox(model: Any, error: Exception) -> str | None:
+    """What to do about an error of a module that wants its state or a random key, None for other errors."""
+    equinox = sys.modules["equinox"]
+    if "requires a key" in str(error) or "required positional argument: 'key'" in str(error):
+        return (
+            "the model draws random numbers, and its NTK needs a function without them: pass"
+            " eqx.nn.inference_mode(model), with kwargs={'key': None} if it must be called with a key"
+        )
+    leaves = jax.tree.leaves(model, is_leaf=lambda leaf: isinstance(leaf, equinox.nn.StateIndex))
+    if any(isinstance(leaf, equinox.nn.StateIndex) for leaf in leaves):
+        return (
+            "the model has a state (batch normalisation), which it does not hold itself: write the function, with"
+            " params, static = eqx.partition(eqx.nn.inference_mode(model), eqx.is_inexact_array) and f = lambda params,"
+            " x: jax.vmap(lambda row: eqx.combine(params, static)(row, state)[0])(x)"
+        )
+    return None
 
 
 def _split_nnx(model: Any) -> tuple[Callable[..., Any], Any]:
@@ -119,15 +157,20 @@ def _changed_leaves(before: Any, after: Any) -> list[str]:
 
 
 def _split_linen(model: Any) -> tuple[Callable[..., Any], Any]:
-    if model.scope is None:
-        raise ValueError(
-            "a Flax Linen module does not hold its parameters: pass model.bind(variables), or model.apply and variables"
-        )
+    check_is_bound(model)
+    errors = sys.modules["flax.errors"]
     module, variables = model.unbind()
     rest = {name: collection for name, collection in variables.items() if name != "params"}
 
     def apply(params: Any, x: Any, **kwargs: Any) -> Any:
         # Collections are immutable in this call, so that Flax itself refuses a module that changes its state.
-        return module.apply({"params": params, **rest}, x, **kwargs)
+        try:
+            return module.apply({"params": params, **rest}, x, **kwargs)
+        except (errors.ModifyScopeVariableError, errors.InvalidRngError) as error:
+            raise ValueError(
+                "the module changes its state or draws random numbers, and its NTK needs a function of the parameters"
+                " and one example: evaluate batch normalisation with use_running_average=True and dropout with"
+                f" deterministic=True, such as by kwargs={{'train': False}}. Flax says: {error}"
+            ) from error
 
     return apply, variables["params"]

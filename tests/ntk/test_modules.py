@@ -90,11 +90,46 @@ def test_linen_module_bound_to_its_variables(x):
         fx.split_model(module)
 
 
-def test_linen_refuses_a_state_that_changes(x):
+def test_linen_refuses_a_state_that_changes_and_randomness(x):
     module = nn.BatchNorm(use_running_average=False)
     model = module.bind(module.init(jax.random.key(0), x))
-    with pytest.raises(Exception, match="batch_stats"):
+    with pytest.raises(ValueError, match=r"use_running_average=True.*Flax says.*batch_stats"):
         fx.empirical_ntk(model, x)
+    module = nn.Sequential([nn.Dense(2), nn.Dropout(0.5, deterministic=False)])
+    model = module.bind(module.init({"params": jax.random.key(0), "dropout": jax.random.key(1)}, x))
+    with pytest.raises(ValueError, match=r"deterministic=True.*Flax says"):
+        fx.empirical_ntk(model, x)
+
+
+def test_a_linen_module_without_variables_is_named(x):
+    module = nn.Dense(2)
+    variables = module.init(jax.random.key(0), x)
+    for arguments in ((variables, x), (variables["params"], x, x), (x,)):
+        with pytest.raises(ValueError, match=r"pass model.bind\(variables\)"):
+            fx.empirical_ntk(module, *arguments)
+    with pytest.raises(ValueError, match=r"pass model.bind\(variables\)"):
+        fx.ntk_vector_product(module, variables, jnp.ones((4, 2)), x)
+
+
+def test_equinox_refuses_randomness(x):
+    model = eqx.nn.Sequential([eqx.nn.Linear(3, 2, key=jax.random.key(0)), eqx.nn.Dropout(0.5)])
+    with pytest.raises(ValueError, match=r"pass eqx.nn.inference_mode\(model\)"):
+        fx.empirical_ntk(model, x)
+    evaluated = eqx.nn.inference_mode(model)
+    np.testing.assert_allclose(fx.empirical_ntk(evaluated, x), fx.empirical_ntk(model[0], x), rtol=1e-6)
+
+
+def test_equinox_refuses_a_state_that_it_does_not_hold(x):
+    norm, state = eqx.nn.make_with_state(eqx.nn.BatchNorm)(3, axis_name="batch", mode="ema")
+    for model in (norm, eqx.nn.Sequential([norm])):
+        with pytest.raises(ValueError, match="write the function, with params, static ="):
+            fx.empirical_ntk(model, x)
+    # What the message says to do.
+    params, static = eqx.partition(eqx.nn.inference_mode(norm), eqx.is_inexact_array)
+    f = lambda params, x: jax.vmap(lambda row: eqx.combine(params, static)(row, state)[0])(x)  # noqa: E731
+    assert fx.empirical_ntk(f, params, x).shape == (4, 4, 3, 3)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'factor'"):
+        fx.empirical_ntk(eqx.nn.Linear(3, 2, key=jax.random.key(0)), x, kwargs={"factor": 2.0})
 
 
 def test_equinox_module_of_one_example(x):
