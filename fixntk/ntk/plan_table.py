@@ -22,7 +22,7 @@ class ParameterPlan(NamedTuple):
     Attributes
     ----------
     path
-        Its place in the pytree of parameters, such as ``"layers/2/kernel"``.
+        Its place in the pytree of parameters, such as ``"layers/2/kernel"``; ``"params"`` for an array alone.
     shape
         Its shape.
     way
@@ -99,7 +99,8 @@ def plan_of(request: Request, params: Any, x1: Any, x2: Any) -> NTKPlan:
         share = shares.get(leaf)
         unused = "does not enter" if request.groups[leaf] >= 0 else "not selected"
         costs = (share.way, share.flops, share.entries) if share else (unused, 0.0, 0)
-        parameters.append(ParameterPlan(path, value.shape, *costs))
+        # A single array has no path.
+        parameters.append(ParameterPlan(path or "params", value.shape, *costs))
     return NTKPlan(
         method=plans[0][1].method.name,
         flops=sum(plan.method.flops for _, plan in plans),

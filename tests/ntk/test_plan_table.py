@@ -72,6 +72,12 @@ def test_selected_parameters_alone_are_treated():
     assert set(ways.values()) == {"not selected"}
 
 
+def test_a_single_array_has_a_name():
+    plan = fx.ntk_plan(lambda w, x: x @ w, np.ones((3, 2)), np.ones((4, 3)))
+    assert plan.parameters[0].path == "params"
+    assert repr(plan).splitlines()[2].startswith("params ")
+
+
 def test_the_memory_is_that_which_the_kernel_asks_for(monkeypatch):
     x = np.ones((2000, 50))
     for batch_size in (None, 100):
