@@ -17,6 +17,7 @@ from fixntk._checks import as_float_array, as_numpy, check_same_rows, is_traced,
 from fixntk._numerics import default_tol
 from fixntk.convex.losses import Loss
 from fixntk.convex.penalties import NORMS, Norm
+from fixntk.gates.masks import as_masks
 
 # A tolerance below this many roundings of the dtype cannot be reached.
 _LEAST_TOL_IN_EPS = 4
@@ -51,6 +52,16 @@ def as_groups(name: str, weights: ArrayLike, shape: tuple[int, int, int], *, is_
     if groups.shape != shape:
         raise ValueError(f"{name} must have shape {shape}, got {given.shape}")
     return groups
+
+
+def as_program_masks(masks: ArrayLike, num_gates: int | None) -> Array:
+    """Masks of a program, which may be packed if the number of gates is given."""
+    if num_gates is None and getattr(masks, "dtype", None) == np.uint8:
+        raise ValueError(
+            "masks of dtype uint8 are taken as packed: pass num_gates= with them, the number of gates; pass bool masks"
+            " otherwise"
+        )
+    return as_masks("masks", masks, num_gates)
 
 
 def as_reg(reg: ArrayLike, dtype: Any) -> Float[Array, ""]:

@@ -28,7 +28,6 @@ from fixntk.convex.duality import Evaluation
 from fixntk.convex.kernel_form import BestScale, Spectrum
 from fixntk.convex.losses import LOSSES, Loss, as_loss
 from fixntk.convex.penalties import Norm, Penalty
-from fixntk.gates.masks import as_masks
 from fixntk.gram import masked_adjoint, masked_apply, masked_gram
 
 
@@ -113,7 +112,7 @@ class ConvexProgram:
         x, loss = as_matrix("x", x), as_loss(loss)
         given, y = y, loss.encode(y)
         check_same_rows("x", x, "y", y)
-        masks = as_masks("masks", masks, num_gates)
+        masks = arguments.as_program_masks(masks, num_gates)
         check_same_rows("x", x, "masks", masks)
         # Integer labels do not decide the precision, floating-point targets do.
         dtype = jnp.result_type(x.dtype, y.dtype) if is_floating("y", given) else x.dtype

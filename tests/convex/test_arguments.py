@@ -37,6 +37,7 @@ GOOD = {"x": np.ones((3, 2)), "y": np.array([0, 1, 2]), "masks": np.ones((3, 5),
         ({"ridge": -1.0}, "ridge must be a finite number that is not negative"),
         ({"ridge": np.array([1.0])}, "ridge must be a finite number that is not negative"),
         ({"ridge": 1.0, "norm": "nuclear"}, "ridge must be 0 with norm 'nuclear'"),
+        ({"masks": np.ones((3, 1), np.uint8)}, "masks of dtype uint8 are taken as packed: pass num_gates="),
         ({"norm": "spectral"}, "norm must be one of frobenius, nuclear"),
     ],
 )
