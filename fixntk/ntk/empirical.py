@@ -124,7 +124,7 @@ def empirical_ntk(
         from their number of rows, values are not finite, an axis is out of range or both traced and diagonal, the
         output does not have one row for each example, or its rows depend on other examples (batch statistics) or differ
         between calls: outputs and derivatives of a row are compared alone and among two others, but not under
-        ``jax.jit``.
+        ``jax.jit``. Also if all outputs depend on ``params`` only through an operation without a derivative (argmax).
     OutOfMemoryError
         If memory does not suffice; a ValueError too.
 

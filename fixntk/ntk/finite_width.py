@@ -83,7 +83,7 @@ def empirical_nngp(
     """
 
     def kernel(f: Callable[..., Any], request: Request, params: Any, x1: Any, x2: Any) -> Array:
-        check_rows_are_independent(f, params, x1, x2)
+        check_rows_are_independent(f, params, x1, x2, needs_derivative=False)
         return _products(request.f, request.traced, request.diagonal, params, x1, x2)
 
     axes = {"outputs": outputs, "trace_axes": trace_axes, "diagonal_axes": diagonal_axes}

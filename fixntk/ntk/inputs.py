@@ -16,6 +16,8 @@ from jax.extend.core import Jaxpr
 from fixntk._checks import as_array, entries_of, is_key, is_traced
 from fixntk._numerics import at_least_float32
 from fixntk._tiling import num_rows
+from fixntk.ntk.calls import OneOutput
+from fixntk.ntk.dependence import blocking_operation
 from fixntk.ntk.modules import check_is_bound
 from fixntk.ntk.plan import Shapes, as_shapes
 from fixntk.ntk.structure import inner_jaxprs
@@ -143,7 +145,9 @@ def check_batch_size(batch_size: int | None) -> None:
         raise ValueError(f"batch_size must be a positive integer or None, got {batch_size!r}")
 
 
-def check_rows_are_independent(f: Callable[..., Any], params: Any, x1: Any, x2: Any = None) -> bool:
+def check_rows_are_independent(
+    f: Callable[..., Any], params: Any, x1: Any, x2: Any = None, *, needs_derivative: bool = True
+) -> bool:
     """Check that a row has the same output and derivative alone and in a batch, unlike with batch statistics.
 
     The derivative in the parameters detects a dependence that the output hides, for instance in a network whose last
@@ -156,7 +160,8 @@ def check_rows_are_independent(f: Callable[..., Any], params: Any, x1: Any, x2: 
     Raises
     ------
     ValueError
-        If they differ by more than rounding errors.
+        If they differ by more than rounding errors; also if a derivative is needed and is zero because the outputs
+        depend on the parameters only through an operation without one, such as argmax.
     """
     if is_traced(params, x1, x2):
         return False
@@ -176,6 +181,8 @@ def check_rows_are_independent(f: Callable[..., Any], params: Any, x1: Any, x2: 
     last = num_rows(probe) - 1
     found = _output_and_derivative(f, params, probe, 0), _output_and_derivative(f, params, behind, last)
     scales, *changes = jax.device_get(_scales_and_changes(alone, *found))
+    if needs_derivative and scales[1] <= jnp.finfo(scales[1].dtype).tiny:
+        _check_has_derivative(f, params, first)
     for change in changes:
         for what, difference, scale in zip(("output", "derivative"), change, scales, strict=True):
             if difference > tolerance * scale:
@@ -185,6 +192,16 @@ def check_rows_are_independent(f: Callable[..., Any], params: Any, x1: Any, x2: 
                     " batch normalisation and dropout"
                 )
     return True
+
+
+def _check_has_derivative(f: Callable[..., Any], params: Any, x: Any) -> None:
+    # A single output without a derivative, next to others that have one, has a kernel of zeros as it should.
+    name = blocking_operation(f.f if isinstance(f, OneOutput) else f, params, x)
+    if name is not None:
+        raise ValueError(
+            f"f depends on the parameters only through {name!r}, which has no derivative, so that the NTK is zero: take"
+            " the outputs before it"
+        )
 
 
 # What is known of an output: its values, its derivative, the sensitivity.
