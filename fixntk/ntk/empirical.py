@@ -15,20 +15,12 @@ from jax import Array
 from fixntk._checks import default_platform
 from fixntk._numerics import default_precision, full_precision
 from fixntk._tiling import num_rows
-from fixntk.ntk.calls import OneOutput, WithBatchFirst, WithKeywords, move_to_front
-from fixntk.ntk.inputs import (
-    as_arguments,
-    as_hashable,
-    as_operands,
-    check_batch_size,
-    check_output,
-    check_rows_are_independent,
-)
+from fixntk.ntk.inputs import as_hashable, as_operands, check_batch_size, check_rows_are_independent
 from fixntk.ntk.methods import METHODS
-from fixntk.ntk.modules import check_is_bound, is_model, split_model
 from fixntk.ntk.plan import Request, split_request
 from fixntk.ntk.plan_table import NTKPlan, plan_of
 from fixntk.ntk.selection import Select, selected_leaves
+from fixntk.ntk.signatures import canonical, for_each_output
 from fixntk.ntk.tiles import compiled_kernels, traced_kernels
 
 Method = Literal["auto", "structured", "jacobian", "ntvp"]
@@ -149,7 +141,7 @@ def empirical_ntk(
 
     axes = {"outputs": outputs, "trace_axes": trace_axes, "diagonal_axes": diagonal_axes}
     options = {"method": method, "batch_size": batch_size}
-    return of_each_output(kernel, f, params, x1, x2, select, batch_axes, kwargs, **axes, **options)
+    return of_each_output(kernel, f, params, x1, x2, select, batch_axes, kwargs, "empirical_ntk", **axes, **options)
 
 
 @full_precision()
@@ -200,7 +192,7 @@ def ntk_plan(
 
     axes = {"outputs": outputs, "trace_axes": trace_axes, "diagonal_axes": diagonal_axes}
     options = {"method": method, "batch_size": batch_size}
-    return of_each_output(plan, f, params, x1, x2, select, batch_axes, kwargs, **axes, **options)
+    return of_each_output(plan, f, params, x1, x2, select, batch_axes, kwargs, "ntk_plan", **axes, **options)
 
 
 @full_precision()
@@ -268,54 +260,21 @@ def of_each_output(
     select: Select | None,
     batch_axes: tuple[int, int],
     kwargs: Mapping[str, Any] | None,
+    caller: str,
     **options: Any,
 ) -> Any:
     """``compute(f, request, params, x1, x2)`` of f, or of a function for each array of the pytree that f returns.
 
-    All else is the user's arguments, which are checked here.
+    All else is the user's arguments, which are checked here, and the name of the function that has them.
     """
-    f, params, x1, x2 = _canonical(f, params, x1, x2, batch_axes, kwargs)
-    params, x1, x2 = as_arguments(f, params, x1, x2)
+    f, params, x1, x2 = canonical(f, params, (x1, x2), batch_axes, kwargs, caller)
     # There is one kernel for each group of leaves: selected leaves are group 0, and group −1 counts for none.
     groups = tuple(0 if selected else -1 for selected in selected_leaves(params, select))
 
     def of_array(f: Callable[..., Any]) -> Any:
-        check_output(f, params, x1)
         return compute(f, _request(f, params, x1, x2, groups=groups, **options), params, x1, x2)
 
-    # An output without arrays goes the way of a single array, to the check that says what is wrong with it.
-    kinds: Any = jax.tree.structure(jax.eval_shape(f, params, x1))
-    if not kinds.num_leaves or jax.tree_util.treedef_is_leaf(kinds):
-        return of_array(f)
-    return jax.tree.unflatten(kinds, [of_array(OneOutput(f, number)) for number in range(kinds.num_leaves)])
-
-
-def _canonical(
-    f: Any, params: Any, x1: Any, x2: Any, batch_axes: tuple[int, int], kwargs: Mapping[str, Any] | None
-) -> tuple[Callable[..., Any], Any, Any, Any]:
-    """A function f(params, x) with examples along the first axes, its parameters and its inputs."""
-    check_is_bound(f)
-    if is_model(f):
-        if x2 is not None:
-            raise TypeError("a model takes the place of f and params: empirical_ntk(model, x1, x2)")
-        inputs = params, x1
-        f, params = split_model(f)
-        x1, x2 = inputs
-    if x1 is None:
-        raise TypeError("x1 is missing: empirical_ntk(f, params, x1), or empirical_ntk(model, x1) for a module")
-    if kwargs:
-        f = WithKeywords(f, tuple(sorted(kwargs.items())))
-    try:
-        in_axis, out_axis = map(operator.index, batch_axes)
-    except (TypeError, ValueError):
-        raise TypeError(f"batch_axes must be two integers, of the inputs and the outputs, got {batch_axes!r}") from None
-    if (in_axis, out_axis) == (0, 0):
-        return f, params, x1, x2
-    try:
-        x1, x2 = (None if x is None else move_to_front(x, in_axis) for x in (x1, x2))
-    except ValueError as error:
-        raise ValueError(f"batch_axes has axis {in_axis}, which an array of the inputs lacks: {error}") from None
-    return WithBatchFirst(f, in_axis, out_axis), params, x1, x2
+    return for_each_output(of_array, f, params, x1)
 
 
 def _compute(f: Callable[..., Any], request: Request, params: Any, x1: Any, x2: Any, store_on_device: bool) -> Any:

@@ -88,7 +88,7 @@ def empirical_nngp(
 
     axes = {"outputs": outputs, "trace_axes": trace_axes, "diagonal_axes": diagonal_axes}
     options: dict[str, Any] = {**axes, "method": "auto", "batch_size": None}
-    return of_each_output(kernel, f, params, x1, x2, None, batch_axes, kwargs, **options)
+    return of_each_output(kernel, f, params, x1, x2, None, batch_axes, kwargs, "empirical_nngp", **options)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))

@@ -1,0 +1,84 @@
+"""What users pass to empirical kernels: a function or a module, any batch axes, keyword arguments, several outputs.
+
+See docs/mathematics.md, M14.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from fixntk.ntk.calls import OneOutput, WithBatchFirst, WithKeywords, move_to_front
+from fixntk.ntk.inputs import as_arguments, check_output
+from fixntk.ntk.modules import check_is_bound, is_model, split_model
+
+
+def canonical(
+    f: Any,
+    params: Any,
+    inputs: tuple[Any, ...],
+    batch_axes: tuple[int, int],
+    kwargs: Mapping[str, Any] | None,
+    caller: str,
+) -> tuple[Callable[..., Any], Any, Any, Any]:
+    """A function f(params, x) with examples along the first axes, its parameters, and the checked inputs x1 and x2.
+
+    Parameters
+    ----------
+    f, params, batch_axes, kwargs
+        The user's, as for :func:`fixntk.empirical_ntk`: a module that takes the place of f and params moves the inputs
+        one place to the left.
+    inputs
+        The user's x1 and x2, or x alone, for which x2 is then None.
+    caller
+        Name of the function that the user called, for messages.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`fixntk.empirical_ntk` says, but for the function's output, which is not checked.
+    """
+    names = ", ".join(["x1", "x2"] if len(inputs) == 2 else ["x"])
+    first = names[:2].rstrip(",")
+    check_is_bound(f)
+    if is_model(f):
+        if inputs[-1] is not None:
+            raise TypeError(f"a model takes the place of f and params: {caller}(model, {names})")
+        inputs = params, *inputs[:-1]
+        f, params = split_model(f)
+    if inputs[0] is None:
+        raise TypeError(f"{first} is missing: {caller}(f, params, {first}), or {caller}(model, {first}) for a module")
+    x1, x2 = (*inputs, None)[:2]
+    if kwargs:
+        f = WithKeywords(f, tuple(sorted(kwargs.items())))
+    try:
+        in_axis, out_axis = map(operator.index, batch_axes)
+    except (TypeError, ValueError):
+        raise TypeError(f"batch_axes must be two integers, of the inputs and the outputs, got {batch_axes!r}") from None
+    if (in_axis, out_axis) != (0, 0):
+        try:
+            x1, x2 = (None if x is None else move_to_front(x, in_axis) for x in (x1, x2))
+        except ValueError as error:
+            raise ValueError(f"batch_axes has axis {in_axis}, which an array of the inputs lacks: {error}") from None
+        f = WithBatchFirst(f, in_axis, out_axis)
+    return f, *as_arguments(f, params, x1, x2, name=first)
+
+
+def for_each_output(compute: Callable[[Callable[..., Any]], Any], f: Callable[..., Any], params: Any, x: Any) -> Any:
+    """``compute(f)``, or a pytree of results, one for each array of the pytree that f returns.
+
+    Each function that ``compute`` is given returns one array, which is checked.
+    """
+
+    def of_array(f: Callable[..., Any]) -> Any:
+        check_output(f, params, x)
+        return compute(f)
+
+    # An output without arrays goes the way of a single array, to the check that says what is wrong with it.
+    kinds: Any = jax.tree.structure(jax.eval_shape(f, params, x))
+    if not kinds.num_leaves or jax.tree_util.treedef_is_leaf(kinds):
+        return of_array(f)
+    return jax.tree.unflatten(kinds, [of_array(OneOutput(f, number)) for number in range(kinds.num_leaves)])
