@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -25,9 +25,10 @@ from fixntk._files import replace_when_written
 from fixntk._numerics import at_least_float32, full_precision, matmul
 from fixntk._tiling import memory_for, num_rows
 from fixntk.ntk.devices import compute_on_devices, run_within_memory
-from fixntk.ntk.inputs import as_hashable, as_operands, check_batch_size, check_rows_are_independent
+from fixntk.ntk.inputs import as_hashable, check_batch_size, check_rows_are_independent
 from fixntk.ntk.kernel_functions import take_rows
 from fixntk.ntk.selection import Select, selected_leaves
+from fixntk.ntk.signatures import canonical, for_each_output
 from fixntk.ntk.vector_product import restrict
 
 Kind = Literal["sjlt", "gaussian", "rademacher"]
@@ -40,9 +41,9 @@ _MAX_DENSE_ENTRIES = 2**24
 
 @full_precision()
 def projected_gradients(
-    f: Callable[[Any, Any], Array],
+    f: Callable[..., Any],
     params: Any,
-    x: Any,
+    x: Any = None,
     *,
     dim: int,
     key: Array,
@@ -50,6 +51,8 @@ def projected_gradients(
     select: Select | None = None,
     batch_size: int | None = None,
     out: str | os.PathLike[str] | None = None,
+    batch_axes: tuple[int, int] = (0, 0),
+    kwargs: Mapping[str, Any] | None = None,
 ) -> Any:
     r"""Random projections Z of the gradients of each example and output, with :math:`E[Z Z^⊤]` the empirical NTK.
 
@@ -60,8 +63,8 @@ def projected_gradients(
 
     Parameters
     ----------
-    f, params, select
-        As in :func:`fixntk.empirical_ntk`.
+    f, params, select, batch_axes, kwargs
+        As in :func:`fixntk.empirical_ntk`: ``projected_gradients(model, x, …)`` for a module.
     x
         (n, …) inputs, or a pytree of them.
     dim
@@ -75,12 +78,13 @@ def projected_gradients(
         Number of examples whose gradients are in memory together. By default the largest number that takes 256 MiB.
     out
         A path to write a ``.npy`` file to, tile by tile; the result is then a memory map of the finished file. Not
-        possible under ``jax.jit``.
+        possible under ``jax.jit``, nor where the function returns several arrays.
 
     Returns
     -------
     (n, …, k): after the example the axes of its output, then the projection. float32, or the widest dtype of the
-    selected parameters and the output.
+    selected parameters and the output. A pytree of such arrays where the function returns a pytree, with one projection
+    for all, so that inner products of two outputs are those of their gradients too.
 
     Raises
     ------
@@ -88,7 +92,7 @@ def projected_gradients(
         As :func:`fixntk.empirical_ntk` does.
     ValueError
         As :func:`fixntk.empirical_ntk` does; also if ``dim`` is larger than the number of selected parameters, the
-        kind is unknown, or ``out`` is given under a JAX transformation.
+        kind is unknown, or ``out`` is given under a JAX transformation or for several arrays.
     OutOfMemoryError
         If memory does not suffice; a ValueError too.
 
@@ -106,16 +110,35 @@ def projected_gradients(
 
     See docs/mathematics.md, M14.
     """
-    params, x, _ = as_operands(f, params, x, None, name="x")
-    is_concrete = check_rows_are_independent(f, params, x)
+    f, params, x, _ = canonical(f, params, (x,), batch_axes, kwargs, "projected_gradients")
     check_batch_size(batch_size)
     selected = selected_leaves(params, select)
+    if kind not in _PROJECTIONS:
+        raise ValueError(f"kind must be one of {', '.join(map(repr, _PROJECTIONS))}, got {kind!r}")
+    if out is not None and len(jax.tree.leaves(jax.eval_shape(f, params, x))) > 1:
+        raise ValueError("out cannot be given where f returns several arrays: project one at a time")
+    return for_each_output(
+        lambda f: _project_output(f, params, x, selected, dim, kind, key, batch_size, out), f, params, x
+    )
+
+
+def _project_output(
+    f: Callable[..., Any],
+    params: Any,
+    x: Any,
+    selected: tuple[bool, ...],
+    dim: int,
+    kind: Kind,
+    key: Array,
+    batch_size: int | None,
+    out: str | os.PathLike[str] | None,
+) -> Any:
+    """Projections of the gradients of one array of outputs."""
+    is_concrete = check_rows_are_independent(f, params, x)
     _, chosen = restrict(f, selected, params)
     dim, size = as_positive_int("dim", dim), sum(leaf.size for leaf in chosen)
     if dim > size:
         raise ValueError(f"dim must be at most the number of selected parameters, {size}, got {dim}")
-    if kind not in _PROJECTIONS:
-        raise ValueError(f"kind must be one of {', '.join(map(repr, _PROJECTIONS))}, got {kind!r}")
     output = jax.eval_shape(f, params, x)
     dtype = _widest_dtype(output, *chosen)
     num_outputs = math.prod(output.shape[1:])

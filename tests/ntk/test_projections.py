@@ -1,11 +1,13 @@
 """Projected gradients: unbiased, of the stated variance, the same in tiles, on disk, under jit and for other rows."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import fixntk as fx
+from fixntk.ntk.calls import OneOutput
 
 KINDS = ["sjlt", "gaussian", "rademacher"]
 NUM_KEYS = 300
@@ -114,4 +116,54 @@ def test_a_file_cannot_be_written_under_jit(case, tmp_path):
     with pytest.raises(ValueError, match="out cannot be given under a JAX transformation"):
         jax.jit(lambda p: fx.projected_gradients(network, p, x, dim=2, key=jax.random.key(0), out=tmp_path / "p.npy"))(
             params
+        )
+
+
+def test_outputs_of_a_structure_share_one_projection(case):
+    params, x = case
+    options = {"dim": 7, "key": jax.random.key(3)}
+
+    def heads(params, x):
+        return {"both": network(params, x), "more": (jnp.sin(x @ params["hidden"]),)}
+
+    found = fx.projected_gradients(heads, params, x, **options)
+    assert jax.tree.map(jnp.shape, found) == {"both": (5, 2, 7), "more": ((5, 9, 7),)}
+    # Of a dense projection to as many dimensions as there are parameters, which is invertible.
+    options["dim"] = 54
+    for kind in ("gaussian", "rademacher"):
+        found = fx.projected_gradients(heads, params, x, **options, kind=kind)
+        # The rows of the identity give the projection itself.
+        matrix = fx.projected_gradients(lambda p, x: x @ p, np.zeros(54), np.eye(54), **options, kind=kind)
+        for number, projected in enumerate(jax.tree.leaves(found)):
+            jacobian = jax.jacobian(OneOutput(heads, number))(params, x)
+            flat = jnp.concatenate([jacobian[name].reshape(5, -1, params[name].size) for name in ("head", "hidden")], 2)
+            np.testing.assert_allclose(projected, flat @ matrix, rtol=1e-10, atol=1e-12)
+
+
+def test_batch_axes_and_keyword_arguments(case):
+    params, x = case
+    options = {"dim": 7, "key": jax.random.key(3)}
+    expected = fx.projected_gradients(lambda p, x: 2 * network(p, x), params, x, **options)
+    found = fx.projected_gradients(
+        lambda p, x, factor: factor * network(p, x.T).T, params, x.T, batch_axes=(1, 1), kwargs={"factor": 2}, **options
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_a_module_as_it_is(case):
+    model = eqx.nn.MLP(4, 2, 5, 1, key=jax.random.key(0), dtype=jnp.float64)
+    options = {"dim": 7, "key": jax.random.key(3)}
+    params, static = eqx.partition(model, eqx.is_inexact_array)
+    expected = fx.projected_gradients(lambda p, x: jax.vmap(eqx.combine(p, static))(x), params, case[1], **options)
+    np.testing.assert_allclose(fx.projected_gradients(model, case[1], **options), expected, rtol=1e-12)
+    with pytest.raises(TypeError, match=r"a model takes the place of f and params: projected_gradients\(model, x\)"):
+        fx.projected_gradients(model, params, case[1], **options)
+    with pytest.raises(TypeError, match=r"x is missing: projected_gradients\(f, params, x\)"):
+        fx.projected_gradients(network, case[1], **options)
+
+
+def test_several_outputs_are_not_written_to_one_file(case, tmp_path):
+    with pytest.raises(ValueError, match="out cannot be given where f returns several arrays"):
+        fx.projected_gradients(
+            lambda p, x: (network(p, x),) * 2, *case, dim=7, key=jax.random.key(3), out=tmp_path / "projected.npy"
         )
