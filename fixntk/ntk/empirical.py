@@ -10,12 +10,11 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
-from jax import Array
 
 from fixntk._checks import default_platform
 from fixntk._numerics import default_precision, full_precision
 from fixntk._tiling import num_rows
-from fixntk.ntk.inputs import as_hashable, as_operands, check_batch_size, check_rows_are_independent
+from fixntk.ntk.inputs import as_hashable, check_batch_size, check_rows_are_independent
 from fixntk.ntk.methods import METHODS
 from fixntk.ntk.plan import Request, split_request
 from fixntk.ntk.plan_table import NTKPlan, plan_of
@@ -197,9 +196,9 @@ def ntk_plan(
 
 @full_precision()
 def layerwise_ntk(
-    f: Callable[[Any, Any], Array],
+    f: Callable[..., Any],
     params: Any,
-    x1: Any,
+    x1: Any = None,
     x2: Any = None,
     *,
     groups: Any = None,
@@ -209,6 +208,8 @@ def layerwise_ntk(
     method: Method = "auto",
     batch_size: int | None = None,
     store_on_device: bool = True,
+    batch_axes: tuple[int, int] = (0, 0),
+    kwargs: Mapping[str, Any] | None = None,
 ) -> Any:
     """One empirical NTK for each parameter leaf, or group of leaves; they sum to the NTK of all parameters.
 
@@ -217,12 +218,14 @@ def layerwise_ntk(
     groups
         Pytree of labels, a prefix of ``params``: a label for each leaf or subtree, for instance
         ``{"backbone": "frozen", "head": "trained"}``. None makes each leaf a group of its own.
-    f, params, x1, x2, outputs, trace_axes, diagonal_axes, method, batch_size, store_on_device
+    f, params, x1, x2, outputs, trace_axes, diagonal_axes, method, batch_size, store_on_device, batch_axes, kwargs
         As for :func:`empirical_ntk`, which also describes the precision and the errors.
 
     Returns
     -------
-    A dictionary from labels to kernels, or without ``groups`` a pytree of kernels like ``params``.
+    A dictionary from labels to kernels, or without ``groups`` a pytree of kernels like ``params``, of a module like
+    the parameters of :func:`fixntk.split_model`. Each is what :func:`empirical_ntk` would return, a pytree of kernels
+    where the function returns a pytree.
 
     Raises
     ------
@@ -231,7 +234,7 @@ def layerwise_ntk(
 
     See docs/mathematics.md, M14.
     """
-    params, x1, x2 = as_operands(f, params, x1, x2)
+    f, params, x1, x2 = canonical(f, params, (x1, x2), batch_axes, kwargs, "layerwise_ntk")
     labels: list[Hashable] = list(range(len(jax.tree.leaves(params))))
     if groups is not None:
         try:
@@ -244,8 +247,15 @@ def layerwise_ntk(
     # Distinct labels in the order in which they first occur.
     names = list(dict.fromkeys(labels))
     numbers = tuple(names.index(label) for label in labels)
-    request = _request(f, params, x1, x2, outputs, trace_axes, diagonal_axes, numbers, method, batch_size)
-    kernels = _compute(f, request, params, x1, x2, store_on_device)
+
+    def shares(f: Callable[..., Any]) -> tuple[Any, ...]:
+        request = _request(f, params, x1, x2, outputs, trace_axes, diagonal_axes, numbers, method, batch_size)
+        return _compute(f, request, params, x1, x2, store_on_device)
+
+    # A share of each group for each array of the outputs becomes arrays of outputs for each group.
+    found = for_each_output(shares, f, params, x1)
+    kinds: Any = jax.tree.structure(jax.eval_shape(f, params, x1))
+    kernels = jax.tree.transpose(kinds, jax.tree.structure((0,) * len(names)), found)
     if groups is None:
         return jax.tree.unflatten(jax.tree.structure(params), kernels)
     return dict(zip(names, kernels, strict=True))
