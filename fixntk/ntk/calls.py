@@ -1,4 +1,4 @@
-"""Functions of a batch made from others: with keyword arguments, other batch axes, one of several outputs.
+"""Functions of a batch made from others: with keyword arguments, other batch axes, one of several outputs or all.
 
 They are frozen dataclasses and not closures, because two that are made of the same parts are equal, so that JAX finds
 the compiled kernel again.
@@ -75,6 +75,25 @@ class OneOutput:
     def __call__(self, params: Any, x: Any) -> Array:
         """Call the function and take the array."""
         return jax.tree.leaves(self.f(params, x))[self.number]
+
+
+@dataclass(frozen=True)
+class JoinedOutputs:
+    """All arrays of the outputs in one of shape (n, m), one after another in the order of the pytree's leaves.
+
+    Attributes
+    ----------
+    f
+        The function, which returns a pytree of floating-point arrays.
+    """
+
+    f: Callable[..., Any]
+
+    def __call__(self, params: Any, x: Any) -> Array:
+        """Call the function, make rows of its arrays and join them."""
+        rows = [array.reshape(array.shape[0], -1) for array in jax.tree.leaves(self.f(params, x))]
+        dtype = max((array.dtype for array in rows), key=lambda dtype: jnp.finfo(dtype).bits)
+        return jnp.concatenate([array.astype(dtype) for array in rows], axis=1)
 
 
 def move_to_front(tree: Any, axis: int) -> Any:

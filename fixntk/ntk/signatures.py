@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from fixntk.ntk.calls import OneOutput, WithBatchFirst, WithKeywords, move_to_front
+from fixntk.ntk.calls import JoinedOutputs, OneOutput, WithBatchFirst, WithKeywords, move_to_front
 from fixntk.ntk.inputs import as_arguments, check_output
 from fixntk.ntk.modules import check_is_bound, is_model, split_model
 
@@ -77,8 +77,26 @@ def for_each_output(compute: Callable[[Callable[..., Any]], Any], f: Callable[..
         check_output(f, params, x)
         return compute(f)
 
-    # An output without arrays goes the way of a single array, to the check that says what is wrong with it.
     kinds: Any = jax.tree.structure(jax.eval_shape(f, params, x))
-    if not kinds.num_leaves or jax.tree_util.treedef_is_leaf(kinds):
+    if not _are_several(kinds):
         return of_array(f)
     return jax.tree.unflatten(kinds, [of_array(OneOutput(f, number)) for number in range(kinds.num_leaves)])
+
+
+def with_one_output(f: Callable[..., Any], params: Any, x: Any) -> Callable[..., Any]:
+    """F if it returns one array; otherwise a function that returns the arrays of its pytree joined, (n, m).
+
+    The arrays are checked.
+    """
+    kinds: Any = jax.tree.structure(jax.eval_shape(f, params, x))
+    if not _are_several(kinds):
+        check_output(f, params, x)
+        return f
+    for number in range(kinds.num_leaves):
+        check_output(OneOutput(f, number), params, x)
+    return JoinedOutputs(f)
+
+
+def _are_several(kinds: Any) -> bool:
+    # An output without arrays goes the way of a single array, to the check that says what is wrong with it.
+    return kinds.num_leaves > 0 and not jax.tree_util.treedef_is_leaf(kinds)

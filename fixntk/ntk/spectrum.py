@@ -6,7 +6,7 @@ See docs/mathematics.md, M14.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -21,8 +21,9 @@ from fixntk._checks import as_float_array, as_positive_int, describe_fields, is_
 from fixntk._numerics import ConvergenceWarning, full_precision
 from fixntk._tiling import free_on_host, memory_for
 from fixntk.ntk.empirical import empirical_ntk
-from fixntk.ntk.inputs import as_operands, check_batch_size, check_rows_are_independent
+from fixntk.ntk.inputs import check_batch_size, check_rows_are_independent
 from fixntk.ntk.selection import Select, selected_leaves
+from fixntk.ntk.signatures import canonical, with_one_output
 from fixntk.ntk.vector_product import product
 
 # Kernels with at most this number of rows are made and decomposed.
@@ -62,7 +63,8 @@ class NTKSpectrum(NamedTuple):
     eigenvalues
         (k,) the largest ones, descending. Unit of the kernel.
     eigenvectors
-        (k, n, …) of length one, each shaped like the network's outputs.
+        (k, n, …) of length one, each shaped like the network's outputs; (k, n, m) for a function that returns several
+        arrays, the m outputs of an example one after another in the order of ``jax.tree.leaves``.
     residuals
         (k,) ‖Θv − μv‖: an eigenvalue of Θ is within this distance of μ.
     trace
@@ -107,7 +109,7 @@ class NTKSpectrum(NamedTuple):
         Parameters
         ----------
         y
-            Targets of the shape of the outputs, (n, …).
+            Targets of the shape of the outputs, (n, …); (n, m) for several arrays, as the eigenvectors.
 
         Raises
         ------
@@ -125,24 +127,29 @@ class NTKSpectrum(NamedTuple):
 
 @full_precision()
 def ntk_spectrum(
-    f: Callable[[Any, Any], Array],
+    f: Callable[..., Any],
     params: Any,
-    x: Any,
+    x: Any = None,
     *,
     num: int = 20,
     smallest: bool = False,
     tol: float = 1e-6,
     select: Select | None = None,
     batch_size: int | None = None,
+    batch_axes: tuple[int, int] = (0, 0),
+    kwargs: Mapping[str, Any] | None = None,
 ) -> NTKSpectrum:
     """Largest eigenvalues of the empirical NTK with their eigenvectors, by Lanczos's method on its vector products.
 
     A product takes one backward and one forward pass over the examples, and memory of the order of the outputs. The
-    trace is that of the kernel's diagonal. With outputs (n, …) the kernel has a row for each example and output.
+    trace is that of the kernel's diagonal. With outputs (n, …) the kernel has a row for each example and output, of all
+    arrays that the function returns.
 
     Parameters
     ----------
-    f, params, select, batch_size
+    f, params, select, batch_axes, kwargs
+        As in :func:`fixntk.empirical_ntk`: ``ntk_spectrum(model, x)`` for a module.
+    batch_size
         As in :func:`fixntk.ntk_vector_product`.
     x
         (n, …) inputs, or a pytree of them.
@@ -182,7 +189,8 @@ def ntk_spectrum(
 
     See docs/mathematics.md, M14.
     """
-    params, x, _ = as_operands(f, params, x, None, name="x")
+    f, params, x, _ = canonical(f, params, (x,), batch_axes, kwargs, "ntk_spectrum")
+    f = with_one_output(f, params, x)
     if not check_rows_are_independent(f, params, x):
         raise ValueError("ntk_spectrum cannot be traced by jit, vmap or grad: the number of its products is open")
     check_batch_size(batch_size)

@@ -88,3 +88,41 @@ def test_layers_of_a_module_as_it_is(model, rng):
     np.testing.assert_allclose(shares.layers[1].bias, last, rtol=1e-10)
     with pytest.raises(TypeError, match=r"a model takes the place of f and params: layerwise_ntk\(model, x1, x2\)"):
         fx.layerwise_ntk(model, params, x, x)
+
+
+@pytest.mark.parametrize("num_rows", [N, 70])
+def test_the_spectrum_is_that_of_all_outputs_together(case, rng, num_rows):
+    params, x = case[0], rng.standard_normal((num_rows, 3))
+    jacobian = jacobian_of(lambda params, x: heads(params, x, factor=2.0), params, x).reshape(3 * num_rows, -1)
+    kernel = jacobian @ jacobian.T
+    options = {"num": 3, "tol": 1e-10, "kwargs": {"factor": 2.0}}
+    for found in (
+        fx.ntk_spectrum(heads, params, x, **options),
+        fx.ntk_spectrum(as_columns, params, x.T, batch_axes=(1, -1), **options),
+    ):
+        np.testing.assert_allclose(found.eigenvalues, np.linalg.eigvalsh(kernel)[::-1][:3], rtol=1e-9)
+        assert found.eigenvectors.shape == (3, num_rows, 3)
+        flat = found.eigenvectors.reshape(3, -1)
+        np.testing.assert_allclose(flat @ kernel, found.eigenvalues[:, None] * flat, atol=1e-7)
+        np.testing.assert_allclose(found.trace, np.trace(kernel), rtol=1e-10)
+
+
+def test_the_spectrum_of_a_module_as_it_is(model, rng):
+    x = rng.standard_normal((N, 3))
+    f, params = fx.split_model(model)
+    kernel = fx.empirical_ntk(f, params, x).transpose(0, 2, 1, 3).reshape(2 * N, 2 * N)
+    found = fx.ntk_spectrum(model, x, num=3)
+    np.testing.assert_allclose(found.eigenvalues, np.linalg.eigvalsh(kernel)[::-1][:3], rtol=1e-9)
+    with pytest.raises(TypeError, match=r"x is missing: ntk_spectrum\(f, params, x\)"):
+        fx.ntk_spectrum(f, params)
+
+
+def test_each_of_several_outputs_is_checked(case):
+    def with_numbers(params, x):
+        return heads(params, x), jnp.arange(len(x))
+
+    for function in (fx.ntk_spectrum, fx.layerwise_ntk):
+        with pytest.raises(TypeError, match="f must return a real floating-point array, got int"):
+            function(with_numbers, *case)
+    with pytest.raises(TypeError, match="f must return one array, got tuple"):
+        fx.ntk_spectrum(lambda *_: (), *case)
