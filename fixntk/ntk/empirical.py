@@ -234,7 +234,7 @@ def layerwise_ntk(
 
     See docs/mathematics.md, M14.
     """
-    f, params, x1, x2 = canonical(f, params, (x1, x2), batch_axes, kwargs, "layerwise_ntk")
+    f, params, x1, x2 = canonical(f, params, {"x1": x1, "x2": x2}, batch_axes, kwargs, "layerwise_ntk")
     labels: list[Hashable] = list(range(len(jax.tree.leaves(params))))
     if groups is not None:
         try:
@@ -277,7 +277,7 @@ def of_each_output(
 
     All else is the user's arguments, which are checked here, and the name of the function that has them.
     """
-    f, params, x1, x2 = canonical(f, params, (x1, x2), batch_axes, kwargs, caller)
+    f, params, x1, x2 = canonical(f, params, {"x1": x1, "x2": x2}, batch_axes, kwargs, caller)
     # There is one kernel for each group of leaves: selected leaves are group 0, and group −1 counts for none.
     groups = tuple(0 if selected else -1 for selected in selected_leaves(params, select))
 

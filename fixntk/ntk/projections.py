@@ -110,7 +110,7 @@ def projected_gradients(
 
     See docs/mathematics.md, M14.
     """
-    f, params, x, _ = canonical(f, params, (x,), batch_axes, kwargs, "projected_gradients")
+    f, params, x, _ = canonical(f, params, {"x": x}, batch_axes, kwargs, "projected_gradients")
     check_batch_size(batch_size)
     selected = selected_leaves(params, select)
     if kind not in _PROJECTIONS:

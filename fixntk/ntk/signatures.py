@@ -19,7 +19,7 @@ from fixntk.ntk.modules import check_is_bound, is_model, split_model
 def canonical(
     f: Any,
     params: Any,
-    inputs: tuple[Any, ...],
+    inputs: Mapping[str, Any],
     batch_axes: tuple[int, int],
     kwargs: Mapping[str, Any] | None,
     caller: str,
@@ -32,7 +32,7 @@ def canonical(
         The user's, as for :func:`fixntk.empirical_ntk`: a module that takes the place of f and params moves the inputs
         one place to the left.
     inputs
-        The user's x1 and x2, or x alone, for which x2 is then None.
+        The user's x1 and x2, or x alone, for which x2 is then None, by their names in the function that was called.
     caller
         Name of the function that the user called, for messages.
 
@@ -41,17 +41,11 @@ def canonical(
     TypeError, ValueError
         As :func:`fixntk.empirical_ntk` says, but for the function's output, which is not checked.
     """
-    names = ", ".join(["x1", "x2"] if len(inputs) == 2 else ["x"])
-    first = names[:2].rstrip(",")
-    check_is_bound(f)
-    if is_model(f):
-        if inputs[-1] is not None:
-            raise TypeError(f"a model takes the place of f and params: {caller}(model, {names})")
-        inputs = params, *inputs[:-1]
-        f, params = split_model(f)
-    if inputs[0] is None:
+    f, params, inputs = without_model(f, params, inputs, caller)
+    first = next(iter(inputs))
+    if inputs[first] is None:
         raise TypeError(f"{first} is missing: {caller}(f, params, {first}), or {caller}(model, {first}) for a module")
-    x1, x2 = (*inputs, None)[:2]
+    x1, x2 = (*inputs.values(), None)[:2]
     if kwargs:
         f = WithKeywords(f, tuple(sorted(kwargs.items())))
     try:
@@ -65,6 +59,21 @@ def canonical(
             raise ValueError(f"batch_axes has axis {in_axis}, which an array of the inputs lacks: {error}") from None
         f = WithBatchFirst(f, in_axis, out_axis)
     return f, *as_arguments(f, params, x1, x2, name=first)
+
+
+def without_model(f: Any, params: Any, inputs: Mapping[str, Any], caller: str) -> tuple[Any, Any, Mapping[str, Any]]:
+    """The function and parameters of a module that takes the place of f and params, and the inputs by their names.
+
+    The other arguments are then one place to the left. What is no module is returned as it is.
+    """
+    check_is_bound(f)
+    if not is_model(f):
+        return f, params, inputs
+    names = list(inputs)
+    if inputs[names[-1]] is not None:
+        raise TypeError(f"a model takes the place of f and params: {caller}(model, {', '.join(names)})")
+    moved = [params, *inputs.values()][:-1]
+    return *split_model(f), dict(zip(names, moved, strict=True))
 
 
 def for_each_output(compute: Callable[[Callable[..., Any]], Any], f: Callable[..., Any], params: Any, x: Any) -> Any:

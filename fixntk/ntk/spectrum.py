@@ -189,7 +189,7 @@ def ntk_spectrum(
 
     See docs/mathematics.md, M14.
     """
-    f, params, x, _ = canonical(f, params, (x,), batch_axes, kwargs, "ntk_spectrum")
+    f, params, x, _ = canonical(f, params, {"x": x}, batch_axes, kwargs, "ntk_spectrum")
     f = with_one_output(f, params, x)
     if not check_rows_are_independent(f, params, x):
         raise ValueError("ntk_spectrum cannot be traced by jit, vmap or grad: the number of its products is open")
