@@ -5,7 +5,7 @@ See docs/mathematics.md, M14.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -16,9 +16,10 @@ from jaxtyping import Float, Int
 
 from fixntk._numerics import full_precision
 from fixntk.ntk.empirical import empirical_ntk
-from fixntk.ntk.inputs import as_operands
 from fixntk.ntk.kernel_matrices import flatten_kernel
+from fixntk.ntk.modules import is_model
 from fixntk.ntk.selection import Select, selected_leaves
+from fixntk.ntk.signatures import canonical, with_one_output
 from fixntk.ntk.spectrum import condition_number, ntk_spectrum
 from fixntk.ntk.vector_product import product
 
@@ -123,11 +124,13 @@ class Options(NamedTuple):
     tol: float
     select: Select | None
     batch_size: int | None
+    batch_axes: tuple[int, int]
+    kwargs: Mapping[str, Any] | None
 
 
 @full_precision()
 def measure(
-    f: Callable[[Any, Any], Array],
+    f: Callable[..., Any],
     params: Any,
     x: Any,
     y: Array | None,
@@ -136,7 +139,10 @@ def measure(
     probes: Probes | None,
 ) -> tuple[NTKHistory, Probes]:
     """The record of a kernel, and the probes, which are made at the first one."""
-    params, x, _ = as_operands(f, params, x, None, name="x")
+    # A module holds its parameters: the one that is measured takes the place of the one that was to be followed.
+    given: tuple[Any, Any, Any] = (params, x, None) if is_model(f) else (f, params, x)
+    f, params, x, _ = canonical(*given[:2], {"x": given[2]}, options.batch_axes, options.kwargs, "track")
+    f = with_one_output(f, params, x)
     output = jax.eval_shape(f, params, x)
     centre = _centring(output.shape) if options.centred else lambda rows: rows
     targets = None if y is None else _as_targets(y, output.shape, centre)

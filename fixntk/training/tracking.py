@@ -6,7 +6,7 @@ See docs/mathematics.md, M14.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, overload
 
@@ -16,6 +16,7 @@ from jax.typing import ArrayLike
 
 from fixntk._checks import as_float_array, as_positive_int
 from fixntk.ntk.inputs import check_batch_size
+from fixntk.ntk.modules import check_is_bound, is_model
 from fixntk.training.ntk_records import NTKHistory, Options, Probes, measure
 from fixntk.training.results import TrainingProgress
 
@@ -32,7 +33,7 @@ class NTKTracker:
     See docs/mathematics.md, M14.
     """
 
-    _f: Callable[[Any, Any], Array]
+    _f: Callable[..., Any]
     _x: Any
     _y: Array | None
     _options: Options
@@ -70,7 +71,7 @@ class NTKTracker:
         step
             Number of steps made, or the progress of a training, which has the parameters too.
         params
-            Parameters of the tracked function.
+            Parameters of the tracked function; the module itself where a module is tracked.
 
         Returns
         -------
@@ -80,7 +81,7 @@ class NTKTracker:
         ------
         TypeError, ValueError
             As :func:`fixntk.empirical_ntk`; also if y does not have the shape of the outputs, or a training is of a
-            stack of networks.
+            stack of networks, or a module is tracked and ``params`` is none.
         """
         if isinstance(step, TrainingProgress):
             if np.ndim(step.objective):
@@ -96,13 +97,16 @@ class NTKTracker:
     def _record(self, step: int, params: Any) -> NTKHistory | None:
         if self.records and step - int(self.records[-1].steps) < self._options.every:
             return None
+        if is_model(self._f) and not is_model(params):
+            kind = type(params).__name__
+            raise TypeError(f"the tracker follows a module: call it with a step and the module, got {kind}")
         record, self._probes = measure(self._f, params, self._x, self._y, self._options, step, self._probes)
         self.records.append(record)
         return record
 
 
 def track(
-    f: Callable[[Any, Any], Array],
+    f: Callable[..., Any],
     x: Any,
     y: ArrayLike | None = None,
     *,
@@ -115,6 +119,8 @@ def track(
     tol: float = 1e-6,
     select: str | Sequence[str] | Callable[[str, Any], Any] | None = None,
     batch_size: int | None = None,
+    batch_axes: tuple[int, int] = (0, 0),
+    kwargs: Mapping[str, Any] | None = None,
 ) -> NTKTracker:
     """Follow the empirical NTK of a network along its training: spectrum, change, and alignment with the targets.
 
@@ -129,11 +135,14 @@ def track(
     f
         ``f(params, x)`` of a batch, as for :func:`fixntk.empirical_ntk`. In ``fx.train`` the parameters are the network
         itself: pass ``fx.ReLUNetwork.__call__``, or for gated networks ``fx.GatedReLUNetwork.__call__`` with
-        ``select=("hidden", "output", "intercept")``, as gates are not trained.
+        ``select=("hidden", "output", "intercept")``, as gates are not trained. Of a Flax or Equinox module pass the
+        module, and ``tracker(step, module)`` for each record, which is then compiled anew; to compile once, write the
+        function. Where the function returns several arrays, the kernel has a row for each output of all of them.
     x
         (n, …) inputs of the kernel, or a pytree of them; a few hundred rows of the data tell most.
     y
-        (n, …) targets of the shape of the outputs, for the alignment; none is recorded when None.
+        (n, …) targets of the shape of the outputs, for the alignment; (n, m) for several arrays, as in
+        :class:`NTKSpectrum`. None is recorded when None.
     num
         Number of leading eigenvalues.
     smallest
@@ -149,7 +158,7 @@ def track(
         Number of rows up to which the kernel is made.
     tol
         Relative accuracy of the eigenvalues above ``dense_rows``.
-    select, batch_size
+    select, batch_size, batch_axes, kwargs
         As for :func:`fixntk.empirical_ntk`.
 
     Returns
@@ -182,6 +191,7 @@ def track(
     """
     if not callable(f):
         raise TypeError(f"f must be a function f(params, x), got {type(f).__name__}")
+    check_is_bound(f)
     counts = {"num": num, "every": every, "num_probes": num_probes, "dense_rows": dense_rows}
     counts = {name: as_positive_int(name, value) for name, value in counts.items()}
     if num_probes < 2:
@@ -192,5 +202,14 @@ def track(
         raise ValueError(f"tol must be between 0 and 1, got {tol!r}")
     check_batch_size(batch_size)
     targets = None if y is None else as_float_array("y", y, tuple(range(1, max(np.ndim(y), 1) + 1)))
-    options = Options(**counts, smallest=smallest, centred=centred, tol=tol, select=select, batch_size=batch_size)
+    options = Options(
+        **counts,
+        smallest=smallest,
+        centred=centred,
+        tol=tol,
+        select=select,
+        batch_size=batch_size,
+        batch_axes=batch_axes,
+        kwargs=kwargs,
+    )
     return NTKTracker(f, x, targets, options)

@@ -1,5 +1,6 @@
 """Records of the tangent kernel along training: those of the dense kernel at every step, by a Jacobian."""
 
+import flax.nnx as nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -165,6 +166,45 @@ def test_records_show_themselves_in_a_line(rng):
     assert repr(tracker(3, params)).startswith("NTKHistory(1 records: step 3, trace ")
     tracker(7, params)
     assert repr(tracker.history).startswith("NTKHistory(2 records: step 3 to 7, trace ")
+
+
+@pytest.mark.parametrize("dense_rows", [200, 1])
+def test_several_outputs_other_axes_and_keyword_arguments(rng, dense_rows):
+    """The kernel of all outputs together, by the Jacobian."""
+    x, y, params = rng.standard_normal((20, 4)), rng.standard_normal((20, 3)), sample(rng)
+
+    def joined(params, x):
+        outputs = network(params, x)
+        return jnp.concatenate([outputs, jnp.sum(outputs**2, axis=1, keepdims=True)], axis=1)
+
+    def heads(params, x, factor):
+        outputs = network(params, x.T)
+        return {"all": factor * outputs.T, "square": factor * jnp.sum(outputs**2, axis=1)}
+
+    options = {"num": 4, "dense_rows": dense_rows, "tol": 1e-10}
+    tracker = fx.track(heads, x.T, y, batch_axes=(1, -1), kwargs={"factor": 2.0}, **options)
+    record, kernel = tracker(0, params), 4 * dense_kernel(joined, params, x)
+    np.testing.assert_allclose(record.eigenvalues, np.linalg.eigvalsh(kernel)[::-1][:4], rtol=1e-9)
+    np.testing.assert_allclose(record.trace, np.trace(kernel), rtol=1e-10)
+    if dense_rows == 200:
+        targets = centring(20, 3) @ y.ravel()
+        centred = centring(20, 3) @ kernel @ centring(20, 3)
+        np.testing.assert_allclose(record.alignment, cosine(np.outer(targets, targets), centred), rtol=1e-10)
+
+
+def test_a_module_is_followed_as_it_changes(rng):
+    x = rng.standard_normal((6, 4))
+    model = nnx.Sequential(nnx.Linear(4, 5, rngs=nnx.Rngs(0), param_dtype=jnp.float64), jnp.tanh)
+    tracker = fx.track(model, x)
+    for step in range(2):
+        record = tracker(step, model)
+        graph, params, rest = nnx.split(model, nnx.Param, ...)
+        kernel = dense_kernel(lambda p, x, graph=graph, rest=rest: nnx.merge(graph, p, rest)(x), params, x)
+        np.testing.assert_allclose(record.trace, np.trace(kernel), rtol=1e-10)
+        model.layers[0].kernel[...] = 2 * model.layers[0].kernel[...]
+    assert tracker.history.trace[0] != tracker.history.trace[1]
+    with pytest.raises(TypeError, match="the tracker follows a module: call it with a step and the module, got dict"):
+        tracker(2, {})
 
 
 @pytest.mark.wrong_types
