@@ -5,7 +5,7 @@ See docs/mathematics.md, M5, M14 and M15.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from fixntk._checks import is_traced
 from fixntk.convex.kernel_mixture import Criterion, KernelMixture, mix_kernels
 from fixntk.ntk.empirical import layerwise_ntk
 from fixntk.ntk.selection import paths_of
+from fixntk.ntk.signatures import canonical, with_one_output, without_model
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,28 +62,30 @@ class FixedNTK:
 
 
 def fix_ntk(
-    f: Callable[[Any, Any], Array],
+    f: Callable[..., Any],
     params: Any,
-    x: Any,
-    y: ArrayLike,
+    x: Any = None,
+    y: ArrayLike | None = None,
     *,
     groups: Any = None,
     criterion: Criterion = "leave_one_out",
     reg: ArrayLike | None = None,
     batch_size: int | None = None,
     max_iter: int = 200,
+    batch_axes: tuple[int, int] = (0, 0),
+    kwargs: Mapping[str, Any] | None = None,
 ) -> FixedNTK:
     """Fix the NTK of a network: weights for the shares of its layers, learnt from the targets.
 
     The empirical NTK is the sum of the kernels of its parameters (:func:`fixntk.layerwise_ntk`), a mixture whose
-    weights have never seen a target. Here :func:`mix_kernels` learns them. The mean of the kernels over the network's
-    outputs is taken, and all columns of y share the weights. The network itself is not trained.
+    weights have never seen a target. Here :func:`mix_kernels` learns them. The mean of the kernels over all outputs of
+    the network is taken, and all columns of y share the weights. The network itself is not trained.
 
     Parameters
     ----------
-    f, params
-        ``f(params, x)`` of a batch, and its parameters, as for :func:`fixntk.empirical_ntk`; of a Flax or Equinox
-        module from :func:`fixntk.split_model`.
+    f, params, batch_axes, kwargs
+        ``f(params, x)`` of a batch, and its parameters, as for :func:`fixntk.empirical_ntk`: ``fix_ntk(model, x, y)``
+        for a Flax or Equinox module.
     x
         (n, …) inputs, or a pytree of them. A kernel takes n² numbers, and there is one for each group.
     y
@@ -103,7 +106,7 @@ def fix_ntk(
     Raises
     ------
     TypeError, ValueError
-        As :func:`fixntk.layerwise_ntk` and :func:`mix_kernels`.
+        As :func:`fixntk.layerwise_ntk` and :func:`mix_kernels`; also if y is missing.
 
     Warns
     -----
@@ -122,10 +125,15 @@ def fix_ntk(
 
     See docs/mathematics.md, M5, M14 and M15.
     """
+    f, params, inputs = without_model(f, params, {"x": x, "y": y}, "fix_ntk")
+    x, y = inputs.values()
+    if y is None:
+        raise TypeError("y is missing: fix_ntk(f, params, x, y), or fix_ntk(model, x, y) for a module")
 
     def shares_at(rows: Any, columns: Any) -> dict[Any, Array]:
+        g, _, rows, columns = canonical(f, params, {"x": rows, "columns": columns}, batch_axes, kwargs, "fix_ntk")
         options = {"groups": groups, "batch_size": batch_size}
-        found = layerwise_ntk(f, params, rows, columns, outputs="trace", **options)
+        found = layerwise_ntk(with_one_output(g, params, rows), params, rows, columns, outputs="trace", **options)
         return dict(zip(paths_of(params), jax.tree.leaves(found), strict=True)) if groups is None else found
 
     if is_traced(params, x, y, reg):

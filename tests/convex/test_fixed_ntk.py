@@ -1,5 +1,6 @@
 """A network's NTK with learnt weights of its layers: the mixture of its layers' kernels."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -68,3 +69,30 @@ def test_groups_share_a_weight(params, rng):
     one = fx.fix_ntk(network, params, x, np.sin(2 * x[:, 0]), groups="all")
     np.testing.assert_allclose(one.mixture.value, one.mixture.value_of_sum, rtol=1e-7)
     np.testing.assert_allclose(one.shares, 1)
+
+
+def test_other_signatures_give_the_same_kernel(params, rng):
+    x, y = rng.standard_normal((12, 3)), rng.standard_normal(12)
+    expected = fx.fix_ntk(network, params, x, y, reg=0.1, max_iter=10)
+
+    def heads(params, x, factor):
+        outputs = factor * network(params, x.T)
+        return outputs[:, 0], {"second": outputs[:, 1:].T}
+
+    # The mean over the outputs of two arrays of one output each.
+    found = fx.fix_ntk(heads, params, x.T, y, reg=0.1, max_iter=10, batch_axes=(1, -1), kwargs={"factor": 1.0})
+    assert found.names == expected.names
+    np.testing.assert_allclose(found.shares_of_ntk, expected.shares_of_ntk, rtol=1e-10)
+    np.testing.assert_allclose(found.predict(x[:5].T + 0.1), expected.predict(x[:5] + 0.1), rtol=1e-7)
+
+
+def test_a_module_as_it_is(rng):
+    x, y = rng.standard_normal((12, 3)), rng.standard_normal(12)
+    model = eqx.nn.MLP(3, 1, 5, 1, key=jax.random.key(0), dtype=jnp.float64)
+    expected = fx.fix_ntk(*fx.split_model(model), x, y, reg=0.1, max_iter=10)
+    found = fx.fix_ntk(model, x, y, reg=0.1, max_iter=10)
+    np.testing.assert_allclose(found.predict(x + 0.1), expected.predict(x + 0.1), rtol=1e-7)
+    with pytest.raises(TypeError, match=r"y is missing: fix_ntk\(f, params, x, y\)"):
+        fx.fix_ntk(model, x)
+    with pytest.raises(TypeError, match=r"a model takes the place of f and params: fix_ntk\(model, x, y\)"):
+        fx.fix_ntk(model, {}, x, y)
