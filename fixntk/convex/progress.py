@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -92,6 +93,12 @@ def progress_bar(title: str, *, total: int | None = None, unit: str = "it", show
 
     with bar, call_every(_SECONDS_BETWEEN_LOOKS, look):
         yield show
+
+
+def announce(line: str, *, shown: bool = True) -> None:
+    """Write a line above the bars, on stderr, unless nothing is to be shown."""
+    if shown:
+        tqdm.write(line, file=sys.stderr)
 
 
 def describe(relative_gap: float, num_active: int) -> str:

@@ -13,6 +13,7 @@ from jaxtyping import Float
 
 from fixntk._checks import as_positive_int
 from fixntk._numerics import allow_float64, blas_threads_for
+from fixntk.convex.progress import announce
 from fixntk.estimators.average import average_fits, average_kinds
 from fixntk.estimators.candidates import Candidates, Judge, Losses, Trial, constant_candidate
 from fixntk.estimators.discovered import discovered_candidates
@@ -149,6 +150,7 @@ def choose_gated(
     shares = np.array(check_regs(regs, 1.0))
     max_steps = as_positive_int("max_steps", max_steps)
     folds = folds[:1] if _has_many_rows(training, gates) else folds
+    announce(_describe_work(training, gates, folds), shown=progress)
     judge = Judge(losses, _held_out_weights(training, folds))
     with allow_float64(), blas_threads_for(training.num_rows):
         problem = gated_problem(training, gates, "squared")
@@ -199,6 +201,14 @@ def _losses_of(tried: Mapping[str, _Tried], *kinds: str) -> Float[np.ndarray, "R
 def _has_many_rows(training: Training, gates: GateOptions) -> bool:
     """Whether kernel matrices of the rows are too large to be made for each fold, λ and step."""
     return training.num_rows > MAX_KERNEL_ROWS and gates.name not in STARTING_AT_RANDOM
+
+
+def _describe_work(training: Training, gates: GateOptions, folds: Folds) -> str:
+    """What is going to be done, in a line."""
+    size = f"{training.num_rows:,} distinct rows, gates {gates.name or 'given'}"
+    if _has_many_rows(training, gates):
+        return f"{size}: {len(folds[0][1]):,} rows are held out once, and optima are followed along λ"
+    return f"{size}: {len(folds)} folds, with a kernel matrix for each fold, λ and step"
 
 
 def _held_out_weights(training: Training, folds: Folds) -> Float[np.ndarray, " n"]:
