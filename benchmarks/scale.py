@@ -1,8 +1,8 @@
 """Many rows: seconds and memory of one process, and two processes against one, each on a core of its own.
 
 Gaussian inputs, targets of a network of five neurons with noise of half their deviation, random gates, 0.1 λ_max,
-float32, to a relative gap of 1e-3. Two processes share the rows by `fixntk.distribute_rows`; the solve is timed when everything
-is compiled.
+float32, to a relative gap of 1e-3. Two processes share the rows by `fixntk.distribute_rows`; the second of two solves
+is compared, when everything is compiled.
 
 Run with `python benchmarks/scale.py [--rows 1000000] [--pair-rows 200000] [--features 50] [--gates 1000]`.
 """
