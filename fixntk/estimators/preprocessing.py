@@ -77,7 +77,20 @@ def as_checked(name: str, value: Any) -> Any:
         raise TypeError(f"{name} must be numbers, got dtype {array.dtype}: subtract a date, divide by a unit of time")
     if array.ndim:
         refuse_missing(name, array)
+    if array.ndim == 2 and array.dtype.kind == "f":
+        _refuse_nan(name, array)
     return value
+
+
+def _refuse_nan(name: str, array: np.ndarray) -> None:
+    """Raise ValueError if a matrix has NaN, where scikit-learn would recommend estimators of its own."""
+    missing = np.argwhere(np.isnan(array))
+    if len(missing):
+        row, column = missing[0]
+        raise ValueError(
+            f"{name} has {len(missing)} NaN, the first in row {row}, column {column}: leave such rows out, or fit and "
+            "predict with data frames, whose missing numbers are filled in"
+        )
 
 
 class Scaling(NamedTuple):

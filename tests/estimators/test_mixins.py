@@ -185,3 +185,15 @@ def test_importances_and_the_tools_of_scikit_learn_find_the_one_feature_that_cou
     assert np.argmax(shuffled.importances_mean) == 1
     curve = partial_dependence(model, x, [1], grid_resolution=9)["average"][0]
     assert curve[0] > curve[4] < curve[-1]
+
+
+@pytest.mark.parametrize("estimator", [NTKRegressor(), GatedReLURegressor(8)], ids=str)
+def test_nan_in_an_array_is_found_and_frames_are_named(table, estimator):
+    x, *_ = table
+    model, broken = clone(estimator).fit(x, x[:, 0]), x.copy()
+    broken[[7, 9], 1] = np.nan
+    for call in (lambda: clone(estimator).fit(broken, x[:, 0]), lambda: model.predict(broken)):
+        with pytest.raises(ValueError, match=r"^X has 2 NaN, the first in row 7, column 1: .*data frames"):
+            call()
+    frame = pd.DataFrame(broken, columns=list("abc"))
+    assert np.all(np.isfinite(clone(estimator).fit(frame, x[:, 0]).predict(frame)))
