@@ -18,6 +18,8 @@ from fixntk.tables.dates import (
     describe_cycles,
     describe_dates,
     find_format,
+    look_like_dates,
+    nearest_format,
     parse_dates,
 )
 from fixntk.tables.names import TableError
@@ -174,7 +176,11 @@ def _guess_kind(texts: pd.Series, decimal_comma: bool) -> tuple[str, str]:
     if number_format is not None or date_format is not None:
         return "number" if date_format is None else "date", ""
     if len(present) >= _LEAST_IDENTIFIERS and present.is_unique:
-        return "drop", f"its {len(present)} texts are all different"
+        reason = f"its {len(present)} texts are all different"
+        if look_like_dates(present):
+            option = f"{shlex.quote(str(texts.name))}=date"
+            reason += f", though they look like dates: --columns {option} takes them, or names one that is none"
+        return "drop", reason
     return "category", ""
 
 
@@ -192,15 +198,15 @@ def _take_number(table: TextTable, texts: pd.Series, columns: Columns) -> tuple[
 def _take_date(table: TextTable, texts: pd.Series, columns: Columns) -> tuple[pd.Series, str]:
     date_format = find_format(texts)
     if date_format is None:
-        fewest = min(FORMATS, key=lambda name: int(parse_dates(texts, name).isna().sum()))
-        word = _first_that_fails(texts, lambda values: parse_dates(values, fewest))
+        nearest = nearest_format(texts)
+        word = _first_that_fails(texts, lambda values: parse_dates(values, nearest))
         raise TableError(f"{table.name}: column {texts.name!r} must be a date, but has {word!r}")
     columns.numbers.append(str(texts.name))
     columns.dates[str(texts.name)] = date_format
     numbers = parse_dates(texts, date_format)
     if cycles := choose_cycle_features(numbers, date_format):
         columns.cycles[str(texts.name)] = cycles
-    return numbers, f"{describe_dates(date_format)}{describe_cycles(cycles)}"
+    return numbers, f"{describe_dates(texts, date_format)}{describe_cycles(cycles)}"
 
 
 def _cycles_of(numbers: pd.Series, columns: Columns) -> dict[str, pd.Series]:

@@ -135,6 +135,26 @@ def test_columns_are_taken_as_the_user_says(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
+    ("when", "told"),
+    [
+        ([f"01/{1 + i:02}/2020 10:30:{i:02}" for i in range(20)], "date (month/day/year and time), converted to days"),
+        (
+            [f"{1 + i}/13/2020" for i in range(20)],
+            "left out, its 20 texts are all different, though they look like dates: --columns 'my day'=date takes them,"
+            " or names one that is none",
+        ),
+        ([f"10.0.0.{i}" for i in range(20)], "left out, its 20 texts are all different\n"),
+    ],
+)
+def test_dates_that_are_all_different_are_read_and_others_are_told(tmp_path, capsys, when, told):
+    write_rows(tmp_path, ["my day", "age", "group"], [when, AGES, GROUPS])
+    assert f"column 'my day': {told}" in predicted(tmp_path, capsys)[0]
+    if "--columns" in told:
+        assert fitted(tmp_path, "group", "--columns", "'my day'=date") == 2
+        assert "column 'my day' must be a date, but has '13/13/2020'" in error_line(capsys)
+
+
+@pytest.mark.parametrize(
     ("targets", "options", "message"),
     [
         (["", "NA"] * 10, [], "column 'group', the target, has no value"),

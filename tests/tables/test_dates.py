@@ -14,13 +14,19 @@ from fixntk.tables.dates import (
     cycle_features,
     days_since_1970,
     describe_cycles,
+    describe_dates,
     find_format,
     hours_of_day,
+    look_like_dates,
 )
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # The 13th to the 28th of a month, so that no day can be taken for a month.
 TIMES = [datetime(1931 + 9 * k, 1 + 5 * k % 12, 13 + 7 * k % 16, 3 * k % 24, 41, tzinfo=UTC) for k in range(12)]
+
+
+# The formats whose parts are those of Python's strptime, without those that are found only with am and pm.
+WRITTEN_OUT = [name for name in FORMATS if "%" in name and name not in ("%Y-%m-%d", "%Y/%m/%d")]
 
 
 def has_format(text, date_format):
@@ -31,9 +37,11 @@ def has_format(text, date_format):
     return True
 
 
-@pytest.mark.parametrize("date_format", FORMATS)
+@pytest.mark.parametrize("date_format", ["ISO8601", *WRITTEN_OUT])
 def test_days_are_those_of_datetime_and_the_format_is_found_again(date_format):
     pattern = "%Y-%m-%d %H:%M" if date_format == "ISO8601" else date_format
+    if date_format.startswith(("%Y-", "%Y/")):
+        pattern = pattern.replace("%H:%M", "%I:%M %p")
     texts = [time.strftime(pattern) for time in TIMES]
     column = pd.Series([*texts, None])
     read = [datetime.strptime(text, pattern).replace(tzinfo=UTC) for text in texts]
@@ -42,23 +50,105 @@ def test_days_are_those_of_datetime_and_the_format_is_found_again(date_format):
     assert find_format(column) == date_format
 
 
+@pytest.mark.parametrize("end", ["%H:%M:%S", "%I:%M %p", "%I:%M:%S%p", "%H:%M:%S.%f"])
+@pytest.mark.parametrize("date_format", [name for name in FORMATS if name.endswith(" %H:%M")])
+def test_times_behind_dates_are_written_as_times_of_day_are(date_format, end):
+    pattern = date_format.replace("%H:%M", end)
+    times = [time + timedelta(seconds=11) for time in TIMES]
+    texts = [time.strftime(pattern) for time in times]
+    read = [datetime.strptime(text, pattern).replace(tzinfo=UTC) for text in texts]
+    expected = [(time - EPOCH) / timedelta(days=1) for time in read]
+    np.testing.assert_allclose(days_since_1970(pd.Series(texts), date_format), expected, rtol=1e-15)
+    has_pm = "%p" in end
+    assert find_format(pd.Series(texts)) == (
+        date_format if has_pm or date_format[:3] not in ("%Y-", "%Y/") else "ISO8601"
+    )
+
+
 def test_the_format_is_the_first_that_every_value_has():
     columns = [
         ["13/02/2020", "01/02/2020"],
         ["02/13/2020", "01/02/2020"],
         ["01/02/2020", "03/04/2020"],
         ["01/02/2020", "13/13/2020"],
+        ["01-02-2020", "13-02-2020"],
+        ["01-02-2020", "03-04-2020"],
+        ["1/2/69", "1/20/68"],
+        ["13/2/69", "1/12/68"],
         ["01/02/2020 10:30", "31/12/2020 23:59"],
-        ["01/02/2020 10:30", "12/31/2020"],
         ["1.2.2020", "31.12.2020"],
         ["01.02.2020 10:30", "12.31.2020 10:30"],
         ["soon", "01.02.2020"],
         ["3", "4"],
     ]
-    written_out = [date_format for date_format in FORMATS if date_format != "ISO8601"]
     for column in columns:
-        expected = next((f for f in written_out if all(has_format(text, f) for text in column)), None)
+        expected = next((f for f in WRITTEN_OUT if all(has_format(text, f) for text in column)), None)
         assert find_format(pd.Series(column)) == expected, column
+
+
+@pytest.mark.parametrize(
+    ("text", "date"),
+    [
+        ("Jan 1 2000", "2000-01-01"),
+        ("January 1, 2000", "2000-01-01"),
+        ("Sept. 5, 1999", "1999-09-05"),
+        ("1 january 2000", "2000-01-01"),
+        ("03-Jan-2011", "2011-01-03"),
+        ("3-JUN-11", "2011-06-03"),
+        ("Jan-1-1995", "1995-01-01"),
+        ("2000-May-31", "2000-05-31"),
+        ("Jan-2011", "2011-01-01"),
+        ("Dec 2000", "2000-12-01"),
+        ("2000 Feb", "2000-02-01"),
+        ("02/2000", "2000-02-01"),
+        ("1974Q1", "1974-01-01"),
+        ("1974-q2", "1974-04-01"),
+        ("Q3 1974", "1974-07-01"),
+        ("Q4/1974", "1974-10-01"),
+        ("1/31/2000, 10:30:15 PM", "2000-01-31 22:30:15"),
+        ("2000-01-31T2:00 p.m.", "2000-01-31 14:00"),
+        ("2000-01-31 14:00:00 UTC", "2000-01-31 14:00"),
+        ("2000-01-31T14:00:00.5GMT", "2000-01-31 14:00:00.5"),
+    ],
+)
+def test_dates_as_people_and_programs_write_them_are_read(text, date):
+    column = pd.Series([text, None])
+    days = days_since_1970(column, find_format(column))
+    assert days[0] == pytest.approx((pd.Timestamp(date) - pd.Timestamp(0)) / pd.Timedelta(days=1), rel=1e-15)
+    assert np.isnan(days[1])
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["192.168.0.1", "10.4.12.1", "1.2.3", "1.2.10", "10.4.15", "555-123-4567", "01-555-1234", "123-45-6789", "12-34-56",
+     "1-2-10", "1-2-3", "A-1-2000", "T 1 2000", "Mary 2000", "Marchand 2000", "mars 2000", "Q5 2000", "1974Q", "1234-5",
+     "May 5", "Jan", "5-2000", "1/2", "0.5", "12.2000", "31-02-2000", "32/1/2000", "1:2:3", "12:345", "1/1/2000 25:00",
+     "1/1/2000 13:00 pm", "x 1/1/2000", "1/1/2000 x", "1/1/200", "1-1/2000"],
+)  # fmt: skip
+def test_what_is_no_date_is_none(text):
+    assert find_format(pd.Series([text])) is None
+    # Nor among dates.
+    assert find_format(pd.Series(["01/01/2000", text])) is None
+
+
+def test_midnight_may_be_written_as_a_date_without_a_time():
+    column = pd.Series(["13/01/2000", "13/01/2000 12:00"])
+    assert np.diff(days_since_1970(column, find_format(column))) == 0.5
+
+
+def test_a_day_that_may_be_a_month_is_told():
+    unclear, clear = pd.Series(["01-02-2020", "03-04-2020"]), pd.Series(["01-02-2020", "03-24-2020"])
+    assert describe_dates(unclear, find_format(unclear)) == (
+        "date (month-day-year, where day-month-year would fit too), converted to days"
+    )
+    assert describe_dates(clear, find_format(clear)) == "date (month-day-year), converted to days"
+
+
+def test_what_looks_like_a_date_to_people_is_known():
+    dates = ["13/13/2000", "2000-13-01", "99:99", "5 May 2000", "Mon, Jan 1 2000", "1/1/2000 10h", "31.12.99", None]
+    assert look_like_dates(pd.Series(dates))
+    for text in ("192.168.0.1", "1.2.3", "555-123-4567", "A-1-2000", "x12", "12", "Mary 2000"):
+        assert not look_like_dates(pd.Series([dates[0], text]))
 
 
 def test_days_that_may_be_months_are_read_as_in_america():
