@@ -6,6 +6,7 @@ import codecs
 import csv
 import gzip
 import io
+import itertools
 import zlib
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from fixntk._tiling import free_on_host
-from fixntk.tables.names import BLANKS, TableError, check_names
+from fixntk.tables.names import BLANKS, TableError, check_names, count
 
 # Characters between columns in the order in which they are tried; others are those that csv.Sniffer finds.
 _DELIMITERS = ",\t;|"
@@ -36,13 +37,17 @@ _YEARS = range(1000, 3000)
 
 
 def read_csv(path: str | Path, wanted: Collection[str], least_columns: int) -> tuple[pd.DataFrame, list[str]]:
-    """Read a CSV file with a header as strings without blanks around them, and say which encoding was assumed.
+    """Read a CSV file with a header as strings without blanks around them, and say what was assumed.
 
     The character between columns is a comma if that gives a table with the wanted columns; otherwise the first of tab,
     semicolon and | that does, or else what csv.Sniffer finds. The name of the first column may be empty.
 
     The text is UTF-16 where it begins with a mark of it, otherwise UTF-8. One that is not valid UTF-8 is taken for
     Windows-1252, which has the letters of Latin-1, and a line says so.
+
+    Where all rows have one field more than the header, as R's ``write.table`` writes them, the first one is an index;
+    but the last one is left out if it is always empty, as where lines end in a delimiter. Single quotes around fields
+    are taken off where csv.Sniffer finds them in the first lines and there are no double ones.
 
     Parameters
     ----------
@@ -61,14 +66,15 @@ def read_csv(path: str | Path, wanted: Collection[str], least_columns: int) -> t
     """
     text, lines = _read_text(path)
     found: list[tuple[int, pd.DataFrame | TableError]] = []
-    for delimiter in _candidates(text):
+    # A short header comes last: rows that are longer may also be those of another delimiter.
+    for is_short, quote, delimiter in itertools.product((False, True), _quotes(text), list(_candidates(text))):
         try:
-            frame = _read_table(path, text, delimiter)
+            frame, told = _read_table(path, text, delimiter, quote, is_short=is_short)
         except TableError as error:
             found.append((_header_line(text).count(delimiter), error))
             continue
         if frame.shape[1] >= least_columns and set(wanted) <= set(frame.columns):
-            return frame, lines
+            return frame, [*lines, *told]
         found.append((frame.shape[1] - 1, frame))
     # The error reported is that of the delimiter that gives most columns, a table before a ragged one.
     _, best = max(found, key=lambda item: (item[0] > 0 and isinstance(item[1], pd.DataFrame), item[0]))
@@ -119,27 +125,47 @@ def _candidates(text: str) -> Iterator[str]:
     """Characters that may be between the columns."""
     yield from _DELIMITERS
     if not any(delimiter in _header_line(text) for delimiter in _DELIMITERS):
-        sample = "\n".join(text[:_SNIFFED_LENGTH].splitlines()[:_SNIFFED_LINES])
-        try:
-            sniffed = csv.Sniffer().sniff(sample).delimiter
-        except csv.Error:
-            return
+        dialect = _sniff(_first_lines(text))
         # What it finds may be a letter of a word.
-        if len(sniffed) == 1 and not sniffed.isalnum() and sniffed not in _NO_DELIMITERS:
-            yield sniffed
+        if dialect and len(found := dialect.delimiter) == 1 and not found.isalnum() and found not in _NO_DELIMITERS:
+            yield found
 
 
-def _read_table(path: str | Path, text: str, delimiter: str) -> pd.DataFrame:
+def _quotes(text: str) -> Iterator[str]:
+    """Characters that may be around fields."""
+    sample = _first_lines(text)
+    dialect = _sniff(sample) if "'" in sample and '"' not in sample else None
+    if dialect is not None and dialect.quotechar == "'":
+        yield "'"
+    yield '"'
+
+
+def _first_lines(text: str) -> str:
+    return "\n".join(text[:_SNIFFED_LENGTH].splitlines()[:_SNIFFED_LINES])
+
+
+def _sniff(sample: str) -> type[csv.Dialect] | None:
+    try:
+        return csv.Sniffer().sniff(sample)
+    except csv.Error:
+        return None
+
+
+def _read_table(
+    path: str | Path, text: str, delimiter: str, quote: str, *, is_short: bool
+) -> tuple[pd.DataFrame, list[str]]:
+    """A table of these characters, whose header lacks the name of a column if ``is_short``; lines on what it lacks."""
     # Strict, as a quote without an end would hide all rows that follow it.
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quotechar=quote, strict=True)
     header: list[str] = []
     columns: list[list[str]] = []
     try:
         for row in filter(None, reader):
             fields = [field.strip(BLANKS) for field in row]
             if not header:
-                header, columns = fields, [[] for _ in fields]
-            elif len(fields) != len(header):
+                header = fields
+                columns = [[] for _ in range(len(fields) + (is_short and len(fields) > 1))]
+            elif len(fields) != len(columns):
                 counts = f"{len(fields)} fields, the header has {len(header)}"
                 raise TableError(f"table {str(path)!r}: line {reader.line_num} has {counts}")
             else:
@@ -150,13 +176,29 @@ def _read_table(path: str | Path, text: str, delimiter: str) -> pd.DataFrame:
         raise TableError(f"table {str(path)!r} cannot be read: line {reader.line_num}: {error}") from error
     if not columns or not columns[0]:
         raise TableError(f"table {str(path)!r} {'has a header and no rows' if header else 'is empty'}")
+    lines = _drop_nameless(header, columns)
     check_names(path, header)
     frame = pd.DataFrame(dict(enumerate(columns)), dtype=object)
     frame.columns = pd.Index(header)
     for name in header:
         if pd.notna(pd.to_numeric(name, errors="coerce")) and not _is_year(name, frame[name]):
             raise TableError(f"table {str(path)!r} has no header: its first row has the number {name!r}")
-    return frame
+    return frame, lines
+
+
+def _drop_nameless(header: list[str], columns: list[list[str]]) -> list[str]:
+    """Leave out, in place, empty columns without a name at the end, and an index that the header lacks; say so."""
+    num_columns = len(columns)
+    while len(columns) > 1 and not any(columns[-1]) and (len(header) < len(columns) or not header[-1]):
+        columns.pop()
+        del header[len(columns) :]
+    lines = []
+    if num_empty := num_columns - len(columns):
+        lines.append(f"{count(num_empty, 'empty column')} without a name at the end left out")
+    if len(header) < len(columns):
+        columns.pop(0)
+        lines.append("column 1, which the header lacks: left out, an index of the rows")
+    return lines
 
 
 def _is_year(name: str, column: pd.Series) -> bool:

@@ -13,6 +13,11 @@ class TableError(ValueError):
     """The table cannot be used; the message names the table and the reason."""
 
 
+def count(number: int, thing: str) -> str:
+    """A number of things, as in '1 row' and '2 rows'."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
 def check_names(path: str | Path, names: Sequence[str]) -> None:
     """Raise TableError if two columns have one name, or a column except the first, which may be an index, has none."""
     seen: set[str] = set()
