@@ -65,7 +65,7 @@ class Experiment(Protocol):
         """
 
     # A module may define check(config) as well, which is called before the first task. A ValueError from it means that
-    # the config is wrong, as where a user's file is missing.
+    # the config is wrong, as where a user's file is missing. It may return lines, which are shown.
 
     def run_task(self, config: Any, task: Row) -> list[Row]:
         """Return one or more JSON-able rows for a task; the task's keys are added where a row lacks them.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shlex
 import signal
 import threading
@@ -98,9 +99,14 @@ def execute(
     """
     directory = Path(directory)
     tasks = _tasks(experiment, config)
+    # A run that is refused leaves no folder behind. One that goes on may have no need of its data any more.
+    if is_new := not os.path.exists(directory / RESULTS):
+        _check(experiment, config)
     try:
         with lock(directory), _terminate_as_interrupt():
-            failed = _run_pending(experiment, config, directory, tasks, resume=resume, command=command, jobs=jobs)
+            failed = _run_pending(
+                experiment, config, directory, tasks, resume=resume, command=command, jobs=jobs, is_checked=is_new
+            )
     except KeyboardInterrupt:
         finished = sum(map(bool, rows_by_task(tasks, read_rows(directory))))
         say(
@@ -122,6 +128,7 @@ def _run_pending(
     resume: bool,
     command: str | None,
     jobs: Jobs,
+    is_checked: bool,
 ) -> list[Row]:
     """Run the tasks that are not finished and make the report; return the error rows."""
     with refuse_os_errors(directory):
@@ -133,8 +140,8 @@ def _run_pending(
     if kept and pending:
         say(f"{len(tasks) - len(pending)} of {len(tasks)} tasks are finished already")
     if pending:
-        # An experiment need not look before its first task.
-        _ask(experiment, getattr(experiment, "check", lambda _: None), config)
+        if not is_checked:
+            _check(experiment, config)
         with refuse_os_errors(directory):
             record_environment(directory, _source(experiment), command, resumed=bool(kept))
         _run_tasks(experiment, config, pending, directory, len(tasks), jobs)
@@ -196,6 +203,12 @@ def _ask(experiment: Experiment, function: Callable[[Any], Any], config: BaseMod
         return function(config)
     except ValueError as error:
         raise ConfigError(f"experiment {_name(experiment)}: {error}") from error
+
+
+def _check(experiment: Experiment, config: BaseModel) -> None:
+    """Let an experiment look at its data before the first task, if it does so, and show what it says of them."""
+    for line in _ask(experiment, getattr(experiment, "check", lambda _: None), config) or ():
+        say(line)
 
 
 def _run_tasks(

@@ -110,11 +110,20 @@ def test_an_experiment_may_refuse_a_config_before_its_first_task(project, monkey
         with pytest.raises(ConfigError, match=message):
             runs.execute(experiment, config, project.out)
     assert project.called() == []
-    assert not project.results.exists()
+    assert not project.out.exists()
     assert project.execute() == 0
     # What is finished needs no check.
     monkeypatch.setattr(experiment, "check", check, raising=False)
     assert project.execute(resume=True) == 0
+
+
+def test_what_an_experiment_says_of_its_data_is_shown_before_its_first_task(project, monkeypatch, capsys):
+    experiment, config = runs.load_config(project.config)
+    monkeypatch.setattr(experiment, "check", lambda config: [f"{table} has a label" for table in config.tables], False)
+    assert runs.execute(experiment, config, project.out) == 0
+    err = capsys.readouterr().err
+    assert err.startswith("fixntk: iris has a label\nfixntk: wine has a label\n")
+    assert "tasks" in err
 
 
 def test_tables_that_fail_alike_are_reported_together(project, capsys):
