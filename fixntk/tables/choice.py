@@ -18,7 +18,7 @@ from fixntk.estimators import (
     NTKRegressorCV,
 )
 from fixntk.estimators.kernels import AUTO
-from fixntk.tables.names import TableError
+from fixntk.tables.names import TableError, count
 
 METHODS = ("gated", "ntk")
 # Largest number of folds of a cross-validation.
@@ -75,7 +75,7 @@ def _num_folds(is_class: bool, y: np.ndarray, where: tuple[str, str]) -> int:
             raise TableError(f"{table}: {reason}, too few to choose reg: give it")
         return min(_MAX_FOLDS, int(sizes.iloc[0]))
     if len(y) < _LEAST_ROWS:
-        raise TableError(f"{table}: it has {len(y)} rows, {_LEAST_ROWS} are needed to choose reg: give it")
+        raise TableError(f"{table}: it has {count(len(y), 'row')}, {_LEAST_ROWS} are needed to choose reg: give it")
     return min(_MAX_FOLDS, len(y) // 2)
 
 
@@ -91,7 +91,7 @@ def describe_choice(fitted: Any, is_class: bool) -> str:
         "linear": "linear regression, as no kernel with kinks predicts better",
         "exact_ntk": "the NTK",
         "ntk": "the NTK of random gates",
-        "reweighted": f"random gates, reweighted {fitted.n_steps_} times",
+        "reweighted": f"random gates, reweighted {count(fitted.n_steps_, 'time')}",
         "optimum": "the optimal kernel of random gates",
         "discovered": f"gates discovered from the target, {fitted.n_active_gates_} of them",
         "relu": "a ReLU network, trained by gradient descent",

@@ -22,7 +22,7 @@ from fixntk.tables.dates import (
     nearest_format,
     parse_dates,
 )
-from fixntk.tables.names import TableError
+from fixntk.tables.names import TableError, count
 from fixntk.tables.numbers import PLAIN, NumberFormat, describe, find_number_format, parse_numbers
 from fixntk.tables.read import TextTable
 
@@ -232,10 +232,10 @@ def _take_category(texts: pd.Series, columns: Columns) -> tuple[pd.Series, str]:
     least = 2 if len(texts) >= _LEAST_IDENTIFIERS else 1
     kept = [category for category in ordered[:_MAX_CATEGORIES] if counts[category] >= least]
     rare = sorted(set(ordered) - set(kept))
-    description = f"category of {len(ordered)} values"
+    description = f"category of {count(len(ordered), 'value')}"
     if rare:
         columns.rare[name] = rare
-        description += f", the {len(rare)} rare ones merged into one"
+        description += f", the {len(rare)} rare ones merged into one" if len(rare) > 1 else ", one of them rare"
     if missing := int(texts.isna().sum()):
         description += f"; {missing} missing, replaced by a category of its own"
     else:
@@ -329,7 +329,9 @@ def _match_categories(path: Path, texts: pd.Series, columns: Columns, *, strict:
         first = values[is_new].iloc[0]
         if strict:
             raise TableError(f"table {str(path)!r}: column {name!r} has {first!r}, which the model has not seen")
-        lines.append(f"column {name!r}: {int(is_new.sum())} values that the model has not seen, such as {first!r}")
+        lines.append(
+            f"column {name!r}: {count(int(is_new.sum()), 'value')} that the model has not seen, such as {first!r}"
+        )
         if name in columns.rare:
             values = values.mask(is_new, RARE)
     return values.astype(object), lines

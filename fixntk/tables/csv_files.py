@@ -166,7 +166,7 @@ def _read_table(
                 header = fields
                 columns = [[] for _ in range(len(fields) + (is_short and len(fields) > 1))]
             elif len(fields) != len(columns):
-                counts = f"{len(fields)} fields, the header has {len(header)}"
+                counts = f"{count(len(fields), 'field')}, the header has {len(header)}"
                 raise TableError(f"table {str(path)!r}: line {reader.line_num} has {counts}")
             else:
                 # By columns: millions of rows that are lists would keep Python's garbage collector busy.

@@ -15,7 +15,7 @@ from fixntk.tables.choice import METHODS, choosing_estimator, describe_choice, e
 from fixntk.tables.columns import check_kinds, match_columns, read_columns, read_target
 from fixntk.tables.encode import imputing_encoder
 from fixntk.tables.model_file import Model, load, probability_name, save
-from fixntk.tables.names import TableError
+from fixntk.tables.names import TableError, count
 from fixntk.tables.read import read_strings, read_table
 
 # Text that spreadsheets take for a formula, with apostrophes that mark it as text.
@@ -85,7 +85,7 @@ def fit(
         estimator = choosing_estimator(method, is_class, y, (table.name, target), seed=seed, progress=progress)
     else:
         estimator = estimator_of(method, is_class, reg=reg, seed=seed)
-    yield f"{len(y)} rows, {table.features.shape[1]} columns; {target!r} is a {description}"
+    yield f"{count(len(y), 'row')}, {count(table.features.shape[1], 'column')}; {target!r} is a {description}"
     yield from [*table.lines, *taken]
     estimator.fit(imputing_encoder(columns).fit_transform(frame), y)
     if reg is None:

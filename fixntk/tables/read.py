@@ -11,7 +11,7 @@ import pandas as pd
 
 from fixntk._tiling import free_on_host
 from fixntk.tables.csv_files import read_csv
-from fixntk.tables.names import BLANKS, TableError, check_names
+from fixntk.tables.names import BLANKS, TableError, check_names, count
 from fixntk.tables.numbers import has_decimal_comma
 
 # Names of the target column, in lower case, when the user gives none.
@@ -72,7 +72,7 @@ class TextTable(NamedTuple):
             return self
         features = self.features[~is_missing].reset_index(drop=True)
         target = self.target[~is_missing].reset_index(drop=True)
-        line = f"{int(is_missing.sum())} rows without a target left out"
+        line = f"{count(int(is_missing.sum()), 'row')} without a target left out"
         return self._replace(features=features, target=target, lines=[*self.lines, line])
 
 

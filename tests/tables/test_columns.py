@@ -104,10 +104,14 @@ def test_rare_categories_are_one_and_new_ones_are_of_it(tmp_path, capsys):
     told, _, err = predicted(tmp_path, capsys)
     assert "column 'city': category of 12 values, the 10 rare ones merged into one" in told
     assert err == ""
+    write_rows(tmp_path, ["age", "city", "group"], [AGES, ["a"] * 10 + ["b"] * 9 + ["c"], GROUPS])
+    assert "column 'city': category of 3 values, one of them rare\n" in predicted(tmp_path, capsys)[0]
+    write_rows(tmp_path, ["age", "city", "group"], [AGES, cities, GROUPS])
+    predicted(tmp_path, capsys)
     (tmp_path / "new.csv").write_text("age,city\n50,town 3\n50,elsewhere\n")
     assert main(["predict", str(tmp_path / "model"), str(tmp_path / "new.csv")]) == 0
     captured = capsys.readouterr()
-    assert "column 'city': 1 values that the model has not seen, such as 'elsewhere'" in captured.err
+    assert "column 'city': 1 value that the model has not seen, such as 'elsewhere'" in captured.err
     first, second = captured.out.splitlines()[1:]
     assert first == second
 
@@ -192,8 +196,8 @@ def test_few_dates_or_those_that_are_said_to_be_classes_are_learnt(tmp_path, cap
 def test_rows_without_a_target_are_left_out_on_request(tmp_path, capsys):
     write_rows(tmp_path, ["age", "group"], [AGES, ["", *GROUPS[1:]]])
     told, groups, _ = predicted(tmp_path, capsys, "--drop-missing-target")
-    assert told.startswith("19 rows, 1 columns")
-    assert "1 rows without a target left out" in told
+    assert told.startswith("19 rows, 1 column;")
+    assert "1 row without a target left out" in told
     assert groups == GROUPS
 
 
