@@ -16,7 +16,7 @@ from experiments.data.tables import TableNames, load_table, split_table
 from experiments.shared import colours
 from experiments.shared.accuracy import share_correct
 from experiments.shared.arrays import split_arrays
-from experiments.shared.settings import Float32Gap, NonEmpty, NumSeeds, Positive, Settings, Share
+from experiments.shared.settings import Float32Gap, NonEmpty, NumSeeds, Positive, Share
 from experiments.shared.statistics import margin, use_minus_signs
 from fixntk import ConvexProgram, activation_masks, sample_gates
 from fixntk.convex import solve_quietly
@@ -31,15 +31,13 @@ from fixntk.runner.status import show_stage
 SWEEPS = {"gates": "gates P", "reg": "λ/λ_max", "steps": "reweighting steps", "epsilon": "ε, as the gap it may cost"}
 
 
-class Config(Settings):
-    """Settings of the experiment.
+class Config(own_tables.OwnTableSettings):
+    """Settings of the experiment, besides those of users' files.
 
     Attributes
     ----------
     tables, seeds
         Names of listed tables or paths of files, and number of splits of each.
-    label
-        The column of labels of the files; when None, the column called class, target or label, otherwise the last.
     num_gates, reg_share, steps, epsilon_gap
         Values of the settings that are held while another one varies: P, λ/λ_max, reweighting steps, and the relative
         gap of which ε may cost a tenth.
@@ -57,7 +55,6 @@ class Config(Settings):
         "tae",
         "wine",
     )
-    label: str | None = None
     seeds: NumSeeds = 3
     num_gates: Positive = 512
     reg_share: Share = 0.01
@@ -87,7 +84,7 @@ def run_task(config: Config, task: dict[str, Any]) -> list[dict[str, Any]]:
         If the table cannot be used.
     """
     seed = task["seed"]
-    table = load_table(task["table"], config.label)
+    table = load_table(task["table"], **config.of_files)
     split = split_table(table, seed)
     x, x_test, y = split_arrays(split)
     # Each P takes the first P of the same gates, so that the sweep over P varies nothing else.

@@ -30,7 +30,6 @@ from experiments.shared.settings import (
     NonEmpty,
     NumSeeds,
     Positive,
-    Settings,
     Share,
     ShareBelowOne,
     TwoOrMore,
@@ -73,15 +72,13 @@ _WORDS = (
 )
 
 
-class Config(Settings):
-    """Settings of the experiment.
+class Config(own_tables.OwnTableSettings):
+    """Settings of the experiment, besides those of users' files.
 
     Attributes
     ----------
     tables
         Names of listed tables, or paths of CSV and Parquet files; all listed ones when empty.
-    label
-        The column of labels of the files; when None, the column called class, target or label, otherwise the last.
     seeds
         Number of splits of each table, with the seeds 0, 1, …; gates and folds of a split have the same seed.
     num_gates
@@ -106,7 +103,6 @@ class Config(Settings):
     """
 
     tables: TableNames = ()
-    label: str | None = None
     seeds: NumSeeds = 5
     num_gates: Positive = 512
     num_folds: TwoOrMore = 4
@@ -146,7 +142,7 @@ def run_task(config: Config, task: dict[str, Any]) -> list[dict[str, Any]]:
         If the NTK's objective is below the certified bound, which no kernel's can be.
     """
     seed = task["seed"]
-    table = load_table(task["table"], config.label)
+    table = load_table(task["table"], **config.of_files)
     split = split_table(table, seed, test_size=config.test_size)
     x, x_test, y = split_arrays(split)
     # The gates' entries for the columns of zeros have no effect.
@@ -220,7 +216,7 @@ def _path_table(config: Config) -> str | None:
         return config.path_table or "iris"
     for table in tables:
         try:
-            split_table(load_table(table, config.label), 0, test_size=config.test_size)
+            split_table(load_table(table, **config.of_files), 0, test_size=config.test_size)
         except TableError:
             continue
         return table

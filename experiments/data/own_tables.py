@@ -9,10 +9,44 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from pydantic import field_validator
 
-from fixntk.tables.columns import read_columns, read_target
-from fixntk.tables.names import TableError
+from experiments.shared.settings import Settings
+from fixntk.tables.columns import check_kinds, parse_kinds, read_columns, read_target
+from fixntk.tables.names import TableError, count
 from fixntk.tables.read import ENDS, read_table
+
+# Largest number of a file's columns of which a run says how it takes them; the report has all.
+_MAX_COLUMNS_TOLD = 20
+
+
+class OwnTableSettings(Settings):
+    """Settings of experiments on users' files.
+
+    Attributes
+    ----------
+    label
+        The column of labels of the files; when None, the column called class, target or label, otherwise the last.
+    columns
+        How columns of the files are taken, such as ``age=number when=date id=drop``, as `fixntk fit` has it.
+    drop_missing_target
+        Whether to leave out the files' rows without a label, which are refused otherwise.
+    """
+
+    label: str | None = None
+    columns: str = ""
+    drop_missing_target: bool = False
+
+    @field_validator("columns")
+    @classmethod
+    def _check_columns(cls, text: str) -> str:
+        parse_kinds(text)
+        return text
+
+    @property
+    def of_files(self) -> dict[str, Any]:
+        """What says how a file is read, for :func:`experiments.data.tables.load_table`."""
+        return {"label": self.label, "columns": self.columns, "drop_missing_target": self.drop_missing_target}
 
 
 @dataclass(frozen=True)
@@ -39,30 +73,49 @@ def is_path(name: str) -> bool:
     return name.lower().endswith(ENDS)
 
 
-def read_own_table(path: str, label: str | None) -> Table:
+def read_own_table(path: str, label: str | None, columns: str, drop_missing_target: bool) -> Table:
     """Read a user's file, as :func:`experiments.data.tables.load_table` describes it."""
-    table = read_table(path, label)
-    target = read_target(table, "category")
-    features, _, lines = read_columns(table, {})
-    source = f"{path}: the label is column {str(table.target.name)!r}; {'; '.join([*table.lines, *lines])}"
-    return check_labels(Table(path, features, target.values.astype(str), source))
+    return _read(path, label, columns, drop_missing_target)[0]
 
 
-def check_files(config: Any) -> None:
-    """Refuse a config before its run: TableError if a file of ``tables`` is missing, or no table can be used.
+def _read(path: str, label: str | None, columns: str, drop_missing_target: bool) -> tuple[Table, list[str]]:
+    """A user's file, and how it was taken in lines: one of the label, one of each column."""
+    table, kinds = read_table(path, label), parse_kinds(columns)
+    check_kinds(table, kinds)
+    if drop_missing_target:
+        table = table.drop_missing_targets()
+    name = str(table.target.name)
+    if kinds.get(name, "category") != "category":
+        raise TableError(f"{table.name}: column {name!r}, the label, is a category here, not {kinds[name]!r}")
+    target = read_target(table, "category", remedy="drop_missing_target=true leaves these rows out")
+    features, _, lines = read_columns(table, kinds)
+    lines = [*table.lines, *lines]
+    read = Table(path, features, target.values.astype(str), f"{path}: the label is column {name!r}; {'; '.join(lines)}")
+    label_line = f"{path}: {count(len(features), 'row')}; the label is column {name!r}, a {target.description}"
+    return check_labels(read), [label_line, *lines]
 
-    A file that cannot be used among others that can is left to its task.
+
+def check_files(config: Any) -> list[str]:
+    """Refuse a config before its run, or say in lines how its files are taken.
+
+    TableError if a file of ``tables`` is missing, or no table can be used. A file that cannot be used among others that
+    can is left to its task.
     """
-    errors = []
+    errors, told = [], []
     for name in filter(is_path, config.tables):
         if not os.path.exists(name):
             raise TableError(f"table '{name}': there is no such file")
         try:
-            read_own_table(name, config.label)
+            _, lines = _read(name, **config.of_files)
         except TableError as error:
             errors.append(error)
+            continue
+        told += lines[: _MAX_COLUMNS_TOLD + 1]
+        if num_more := max(len(lines) - _MAX_COLUMNS_TOLD - 1, 0):
+            told.append(f"{count(num_more, 'more column')} of {name}: in the report")
     if errors and len(errors) == len(config.tables):
         raise errors[0]
+    return told
 
 
 def check_labels(table: Table) -> Table:

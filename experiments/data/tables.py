@@ -222,7 +222,7 @@ _SPECS = (
 TABLES: Mapping[str, TableSpec] = MappingProxyType({spec.name: spec for spec in _SPECS})
 
 
-def load_table(name: str, label: str | None = None) -> Table:
+def load_table(name: str, label: str | None = None, *, columns: str = "", drop_missing_target: bool = False) -> Table:
     """Read one of `TABLES`, or a user's file, which is read as `fixntk fit` reads it.
 
     Parameters
@@ -231,6 +231,8 @@ def load_table(name: str, label: str | None = None) -> Table:
         header or a Parquet file
     label : the column of labels of a user's file; when None the column called class, target or label, otherwise the
         last one
+    columns, drop_missing_target : how its columns are taken, and whether rows without a label are left out, as
+        :class:`experiments.data.own_tables.OwnTableSettings` has them
 
     Returns
     -------
@@ -244,7 +246,7 @@ def load_table(name: str, label: str | None = None) -> Table:
         is too small to be split.
     """
     if is_path(name):
-        return read_own_table(name, label)
+        return read_own_table(name, label, columns, drop_missing_target)
     if name == PLANTED:
         return planted_table()
     if name not in TABLES:

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from sklearn.model_selection import train_test_split
 
+from experiments import sensitivity, uci
 from experiments.data.tables import TableError, load_table, split_table
+from fixntk.runner.config import ConfigError, find_config, load_config
 
 
 @pytest.fixture
@@ -81,6 +83,52 @@ def test_a_file_as_people_have_it_is_read_as_fit_reads_it_and_its_label_can_be_n
     np.testing.assert_allclose(split.x_test[:, 0], scaled[test], atol=1e-9)
     with pytest.raises(TableError, match="no column 'sort'"):
         load_table(str(path), "sort")
+
+
+def test_columns_are_taken_and_rows_left_out_as_the_user_says(write_csv):
+    lines = [f"{i},{2000 + i % 4},{'' if i == 2 else 'uv'[i % 2]}" for i in range(20)]
+    path = write_csv(rows_of("a,year,kind", *lines))
+    with pytest.raises(TableError, match="1 missing in column 'kind', the target; drop_missing_target=true leaves"):
+        load_table(path, "kind")
+    table = load_table(path, "kind", columns="year=category a=drop", drop_missing_target=True)
+    assert list(table.features) == ["year"]
+    assert table.features["year"].tolist() == [str(2000 + i % 4) for i in range(20) if i != 2]
+    assert table.labels.tolist() == ["uv"[i % 2] for i in range(20) if i != 2]
+    for columns, message in (
+        ("size=number", "has no column 'size', given in --columns: 'a', 'year', 'kind'"),
+        ("kind=number", "column 'kind', the label, is a category here, not 'number'"),
+    ):
+        with pytest.raises(TableError, match=message):
+            load_table(path, "kind", columns=columns, drop_missing_target=True)
+
+
+@pytest.mark.parametrize("experiment", [uci, sensitivity])
+def test_a_run_says_first_how_it_takes_a_table_and_refuses_wrong_settings(experiment, write_csv):
+    rows = [",".join([*(str(i * k % 7) for k in range(1, 31)), "" if i == 3 else "uv"[i % 2]]) for i in range(20)]
+    path = write_csv(rows_of(",".join([*(f"x{k}" for k in range(1, 31)), "kind"]), *rows))
+    settings = {"tables": (path,), "label": "kind", "columns": "x1=category"}
+    told = experiment.check(experiment.Config(**settings, drop_missing_target=True))
+    assert told[:4] == [
+        f"{path}: 19 rows; the label is column 'kind', a class with 2 values",
+        "1 row without a target left out",
+        "column 'x1': category of 7 values",
+        "column 'x2': number",
+    ]
+    # One of the lines is of the row that is left out.
+    assert (len(told), told[-1]) == (22, f"11 more columns of {path}: in the report")
+    with pytest.raises(TableError, match="1 missing in column 'kind'"):
+        experiment.check(experiment.Config(**settings))
+    with pytest.raises(TableError, match="there is no such file"):
+        experiment.check(experiment.Config(tables=("none.csv",)))
+
+
+def test_settings_of_columns_are_given_on_the_command_line():
+    path = find_config("uci")
+    overrides = ["tables=a.csv", "drop_missing_target=true", "columns=year=category 'my id'=drop"]
+    _, config = load_config(path, overrides)
+    assert config.of_files == {"label": None, "columns": "year=category 'my id'=drop", "drop_missing_target": True}
+    with pytest.raises(ConfigError, match="a column is one of number, date, category, drop, not 'thing'"):
+        load_config(path, ["columns=year=thing"])
 
 
 GOOD = ("1,2,u", "2,1,v", "3,5,u", "4,4,v")
