@@ -21,7 +21,8 @@ from experiments.shared import colours
 from experiments.shared.accuracy import share_correct
 from experiments.shared.answer import answer_section
 from experiments.shared.arrays import split_arrays
-from experiments.shared.figures import annotate_largest, differences_figure, scatter_figure, splits_figure
+from experiments.shared.figures import differences_figure, scatter_figure, splits_figure
+from experiments.shared.gap import gap_section
 from experiments.shared.means import MAIN_COLUMNS, by_table
 from experiments.shared.paths import path_figure, reweighting_path
 from experiments.shared.selection import RidgeFit, fit_fixed, fit_ridge, fold_masks
@@ -35,11 +36,10 @@ from experiments.shared.settings import (
     TwoOrMore,
 )
 from experiments.shared.single_splits import PAPER_TABLES, counts_by_split, counts_figure, counts_text, summarise_counts
-from experiments.shared.statistics import LEAST_VALUES, compare, comparison_text, test_text, use_minus_signs
+from experiments.shared.statistics import LEAST_VALUES, compare, comparison_text, test_text
 from fixntk import ConvexProgram, Solution, activation_masks, gated_relu_ntk, masked_gram, sample_gates
 from fixntk.convex import solve_quietly
-from fixntk.runner.marks import label_points
-from fixntk.runner.report import Section, new_figure
+from fixntk.runner.report import Section
 from fixntk.runner.status import show_stage
 
 T = TypeVar("T")
@@ -55,8 +55,6 @@ _SHOWN: Mapping[str, tuple[str, str]] = MappingProxyType(
 )
 # Bound on the relative rounding error of a certified bound in float32.
 _ROUNDING = 1e-5
-# Smallest number of tables for which a rank correlation is reported.
-_MIN_CORRELATION_TABLES = 10
 _PAPER = (
     " The paper reports 26 of 33, on other splits and with other settings. The default settings here were chosen after "
     "looking at test accuracies of about eight settings on these tables with the seeds 0 to 4: read the comparison as "
@@ -276,7 +274,7 @@ def sections(config: Config, rows: list[dict[str, Any]], summary: dict[str, Any]
     return [
         *([] if answer is None else [answer]),
         _comparison_section(config, rows, table, summary),
-        _gap_section(config, table, summary),
+        gap_section(table, summary, num_steps=config.steps),
         *([] if path is None else [_path_section(path)]),
         _tables_section(config, rows, table, summary),
     ]
@@ -360,35 +358,3 @@ def _grid_ends_text(summary: dict[str, Any]) -> str:
         for method, label in (("ntk", "for the NTK"), ("fixed", "for the fixed kernel"))
     )
     return f"Of {summary['splits']} splits the largest and the smallest candidate for λ were chosen {words}."
-
-
-def _gap_section(config: Config, table: pd.DataFrame, summary: dict[str, Any]) -> Section:
-    least, most = summary["least_and_most_ntk_excess"]
-    text = (
-        f"The optimum is {summary['median_ntk_excess']:.1%} below the training objective of the NTK of the sampled "
-        f"gates at its best scale in the median split, {least:.1%} to {most:.1%} on single tables. The NTK's objective "
-        f"is below the certified bound in {summary['splits_where_the_ntk_beats_the_bound']} of {summary['splits']} "
-        "splits; no NTK of these gates can be below it. The largest relative gap is "
-        f"{summary['largest_relative_gap_of_an_optimum']:.1e} for a certified optimum and "
-        f"{summary['largest_relative_gap']:.1e} for a fixed kernel after at most {config.steps} steps."
-    )
-    related = summary["left_against_difference"]
-    if related is None:
-        return Section("Distance of the NTK from the optimum", text)
-    if len(table) >= _MIN_CORRELATION_TABLES:
-        correlation = use_minus_signs(f"{related['spearman']:+.2f}")
-        text += (
-            " Over the tables, the rank correlation of this difference with the gain in test accuracy is "
-            f"{correlation} (Spearman, p = {related['p']:.2g})."
-        )
-    figure = new_figure(6.4, 3.8)
-    axes = figure.add_subplot()
-    axes.axhline(0, color="0.6", linewidth=1)
-    (points,) = axes.plot(table["optimum below NTK"], table["difference"], "o", color=colours.FIXED)
-    label_points(points, list(table.index))
-    annotate_largest(axes, table["optimum below NTK"], table["difference"], table["difference"])
-    axes.set(xlabel="1 − optimum / training objective of the NTK", ylabel="test accuracy, fixed − NTK")
-    caption = (
-        "Distance of the NTK from the optimum in training, and gain of the fixed kernel in test accuracy, by table."
-    )
-    return Section("Distance of the NTK from the optimum", text, figures=(("left", figure, caption),))
