@@ -19,7 +19,7 @@ from experiments.data.planted_table import PLANTED, WHY
 from experiments.data.tables import TABLES, TableError, TableNames, load_table, split_table
 from experiments.shared import colours
 from experiments.shared.accuracy import share_correct
-from experiments.shared.answer import answer_section
+from experiments.shared.answer import answer_headline, answer_section
 from experiments.shared.arrays import split_arrays
 from experiments.shared.figures import differences_figure, scatter_figure, splits_figure
 from experiments.shared.gap import gap_section
@@ -232,12 +232,13 @@ def summarise(config: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
     p_value = test_text(comparison, "; Wilcoxon signed-rank p = ")
     correlated = len(table) > 2 and table["optimum below NTK"].nunique() > 1 and table["difference"].nunique() > 1
     related = stats.spearmanr(table["optimum below NTK"], table["difference"]) if correlated else None
+    counts = (
+        f"The fixed kernel's test accuracy is higher than or the same as the NTK's on "
+        f"{comparison['higher'] + comparison['same']} of {len(table)} tables ({comparison['higher']} higher)"
+        f"{p_value}. In the median split the optimum is {left.median():.1%} below the NTK's training objective."
+    )
     return {
-        "headline": (
-            f"The fixed kernel's test accuracy is higher than or the same as the NTK's on "
-            f"{comparison['higher'] + comparison['same']} of {len(table)} tables ({comparison['higher']} higher)"
-            f"{p_value}. In the median split the optimum is {left.median():.1%} below the NTK's training objective."
-        ),
+        "headline": answer_headline(rows) or counts,
         "tables": len(table),
         "splits": len(splits),
         "mean_accuracy": {name: float(table[name].mean()) for name in ("NTK", "sampled NTK", "fixed", "optimum")},
@@ -293,15 +294,20 @@ def _comparison_section(
         )
     )
     note = _PAPER if len(config.tables or TABLES) >= PAPER_TABLES else ""
+    # The answer for the user's own tables is a section above this one.
+    headline = "" if answer_headline(rows) else f"**{summary['headline']}**{note}\n\n"
+    has_several = summary["tables"] > 1
     text = (
-        f"**{summary['headline']}**{note}\n\n{_WORDS}\n\n"
-        f"Mean test accuracy over tables: NTK {means['NTK']:.4f}, NTK of the sampled gates "
-        f"{means['sampled NTK']:.4f}, fixed {means['fixed']:.4f}, certified optimum {means['optimum']:.4f}. {against}"
-        f"{counts_text(summary['fixed_against_ntk_on_single_splits'])}"
+        f"{headline}{_WORDS}\n\n"
+        f"Mean test accuracy over {'tables' if has_several else 'splits'}: NTK {means['NTK']:.4f}, NTK of the sampled "
+        f"gates {means['sampled NTK']:.4f}, fixed {means['fixed']:.4f}, certified optimum {means['optimum']:.4f}. "
+        f"{against}{counts_text(summary['fixed_against_ntk_on_single_splits'])}"
         + (f"\n\n{WHY}" if PLANTED in config.tables else "")
     )
-    figures = [("accuracy", scatter_figure(table["NTK"], table["fixed"]), _SCATTER_CAPTION)]
-    if config.seeds >= LEAST_VALUES:
+    figures = []
+    if has_several:
+        figures.append(("accuracy", scatter_figure(table["NTK"], table["fixed"]), _SCATTER_CAPTION))
+    if has_several and config.seeds >= LEAST_VALUES:
         caption = (
             "Difference in test accuracy between the fixed kernel and the NTK, means and 95 % intervals over "
             f"{config.seeds} splits, which share rows: the intervals are too narrow for new data."
@@ -315,7 +321,7 @@ def _comparison_section(
     counts = " / ".join(str(against_ntk[key]) for key in ("higher", "same", "lower"))
     cards = (
         ("tables × splits", f"{summary['tables']} × {config.seeds}"),
-        ("tables where fixing gives a higher / the same / a lower test accuracy", counts),
+        *([("tables where fixing gives a higher / the same / a lower test accuracy", counts)] if has_several else []),
         ("mean test accuracy, NTK → fixed kernel", f"{means['NTK']:.3f} → {means['fixed']:.3f}"),
         ("training objective that the NTK leaves on the table", f"{summary['median_ntk_excess']:.1%}"),
         ("time of all fits", f"{summary['seconds']:.0f} s"),

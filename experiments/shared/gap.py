@@ -20,9 +20,10 @@ _MIN_CORRELATION_TABLES = 10
 def gap_section(table: pd.DataFrame, summary: Mapping[str, Any], *, num_steps: int) -> Section:
     """The distance in a table of means and a summary, for fixed kernels of at most ``num_steps`` steps."""
     least, most = summary["least_and_most_ntk_excess"]
+    of_tables = f", {least:.1%} to {most:.1%} on single tables" if len(table) > 1 else ""
     text = (
         f"The optimum is {summary['median_ntk_excess']:.1%} below the training objective of the NTK of the sampled "
-        f"gates at its best scale in the median split, {least:.1%} to {most:.1%} on single tables. The NTK's objective "
+        f"gates at its best scale in the median split{of_tables}. The NTK's objective "
         f"is below the certified bound in {summary['splits_where_the_ntk_beats_the_bound']} of {summary['splits']} "
         "splits; no NTK of these gates can be below it. The largest relative gap is "
         f"{summary['largest_relative_gap_of_an_optimum']:.1e} for a certified optimum and "

@@ -51,7 +51,8 @@ def comparison_text(comparison: Mapping[str, Any]) -> str:
     words = "{mean_difference:+.4f} on average".format(**comparison)
     if bounds := comparison["mean_difference_95"]:
         words += f" (95 % interval over tables {bounds[0]:+.4f} to {bounds[1]:+.4f})"
-    words += ", higher on {higher}, the same on {same}, lower on {lower}".format(**comparison)
+    if sum(comparison[way] for way in ("higher", "same", "lower")) > 1:
+        words += ", higher on {higher}, the same on {same}, lower on {lower}".format(**comparison)
     return use_minus_signs(words + test_text(comparison, ", Wilcoxon p = "))
 
 

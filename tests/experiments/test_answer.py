@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from experiments.shared.answer import answer_section
+from experiments.shared.answer import answer_headline, answer_section
 
 
 def rows_of(changes, table="mine.csv"):
@@ -35,6 +35,20 @@ def test_the_answer_is_that_of_held_out_rows(changes, use, shown):
     assert shown in section.text
     assert "its accuracy differs by +2.0%" in section.text
     assert "A fit takes 0.5 s, the NTK's 0.1 s." in section.text
+
+
+def test_the_headline_has_the_answers_where_all_tables_are_the_users():
+    own = rows_of([-0.2, -0.25, -0.2, -0.15, -0.2])
+    assert answer_headline(own) == (
+        "mine.csv: use the fixed kernel. On rows held out of the training parts the fixed kernel's squared error "
+        "differs from the NTK's by −20.0% (−24.4% to −15.6%); on the test parts, which had no part in that, its "
+        "accuracy differs by +2.0% (+2.0% to +2.0%)."
+    )
+    few = answer_headline([*own, *rows_of([-0.2], "other.csv")])
+    assert few.splitlines()[0] == answer_headline(own)
+    assert few.splitlines()[1].startswith("other.csv: too few splits to tell.")
+    assert few.endswith("`seeds=5` makes enough.")
+    assert answer_headline([*own, *rows_of([-0.2] * 5, "iris")]) is None
 
 
 def test_each_own_table_has_an_answer_and_listed_ones_have_none():

@@ -183,8 +183,24 @@ def test_unusable_tables_are_named_and_skipped_and_the_rest_goes_on(tmp_path, ca
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["tables"] == 1
     # The path is shown on the first table that can be used.
-    assert {path.name for path in (tmp_path / "run" / "figures").iterdir()} == FIGURES
+    assert {path.name for path in (tmp_path / "run" / "figures").iterdir()} == FIGURES - {"accuracy.png"}
     assert "On haberman: the training objective" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_a_run_on_one_table_of_the_user_ends_with_its_answer(tmp_path, capsys, rng):
+    x = rng.standard_normal((40, 2))
+    lines = [f"{a:.3f},{b:.3f},{'u' if a * b > 0 else 'v'}" for a, b in x]
+    (tmp_path / "mine.csv").write_text("\n".join(["a,b,kind", *lines]))
+    out, options = tmp_path / "run", [*FAST[1:], "seeds=5"]
+    assert main(["run", "configs/uci.yaml", f"tables={tmp_path / 'mine.csv'}", *options, "--out", str(out)]) == 0
+    headline, told = capsys.readouterr().out.splitlines()
+    assert re.match(rf"{tmp_path / 'mine.csv'}: use the (NTK|fixed kernel)\. On rows held out [^.]*\.", headline)
+    assert "NTK's by" in headline
+    assert told.startswith("The report is")
+    assert {path.name for path in (out / "figures").iterdir()} == {"fixed.png", "tables.png"}
+    report = (out / "report.html").read_text()
+    for words in ("on single tables", "of 1 tables", "over tables:", "higher on", "tables where"):
+        assert words not in report
 
 
 def test_files_that_are_missing_or_all_unusable_are_refused_before_the_run(tmp_path, capsys):
@@ -197,7 +213,7 @@ def test_files_that_are_missing_or_all_unusable_are_refused_before_the_run(tmp_p
         options = [f"tables={tables}", f"label={label}", "--out", str(tmp_path / "run")]
         assert main(["run", "configs/quickstart.yaml", *options]) == 2
         assert reason in capsys.readouterr().err
-    assert not (tmp_path / "run" / "report.html").exists()
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_ntk_below_the_bound_is_an_error_and_no_result(monkeypatch):
