@@ -46,8 +46,9 @@ def read_csv(path: str | Path, wanted: Collection[str], least_columns: int) -> t
     Windows-1252, which has the letters of Latin-1, and a line says so.
 
     Where all rows have one field more than the header, as R's ``write.table`` writes them, the first one is an index;
-    but the last one is left out if it is always empty, as where lines end in a delimiter. Single quotes around fields
-    are taken off where csv.Sniffer finds them in the first lines and there are no double ones.
+    but the last one is left out if it is always empty, as where lines end in a delimiter, and so is every empty column
+    without a name. Single quotes around fields are taken off where csv.Sniffer finds them in the first lines and there
+    are no double ones.
 
     Parameters
     ----------
@@ -187,14 +188,17 @@ def _read_table(
 
 
 def _drop_nameless(header: list[str], columns: list[list[str]]) -> list[str]:
-    """Leave out, in place, empty columns without a name at the end, and an index that the header lacks; say so."""
-    num_columns = len(columns)
-    while len(columns) > 1 and not any(columns[-1]) and (len(header) < len(columns) or not header[-1]):
-        columns.pop()
-        del header[len(columns) :]
+    """Leave out, in place, empty columns without a name, and an index that the header lacks; say so."""
+    if len(header) < len(columns) and not any(columns[-1]):
+        header.append("")
+    # A header that lacks the name of the index has the names of the columns behind it.
+    shift = len(columns) - len(header)
+    empty = [place for place in range(len(header)) if not header[place] and not any(columns[place + shift])]
     lines = []
-    if num_empty := num_columns - len(columns):
-        lines.append(f"{count(num_empty, 'empty column')} without a name at the end left out")
+    if empty and len(empty) < len(header):
+        for place in reversed(empty):
+            del header[place], columns[place + shift]
+        lines.append(f"{count(len(empty), 'empty column')} without a name left out")
     if len(header) < len(columns):
         columns.pop(0)
         lines.append("column 1, which the header lacks: left out, an index of the rows")

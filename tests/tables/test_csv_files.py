@@ -53,12 +53,15 @@ def test_rows_of_several_lengths_are_refused_as_before(tmp_path):
 
 
 @pytest.mark.parametrize(("header", "end"), [("a,y", ","), ("a,y,", ","), ("a,y,,", ",,")])
-def test_empty_columns_at_the_end_are_left_out(tmp_path, header, end):
+def test_empty_columns_without_a_name_are_left_out(tmp_path, header, end):
     strings, lines = read_strings(written(tmp_path, header, [f"{number},{number % 2}{end}" for number in range(9)]))
     assert list(strings) == ["a", "y"]
     assert strings["a"].tolist() == [str(number) for number in range(9)]
     told = "1 empty column" if len(end) == 1 else "2 empty columns"
-    assert lines == [f"{told} without a name at the end left out"]
+    assert lines == [f"{told} without a name left out"]
+    strings, lines = read_strings(written(tmp_path, ",a,y,", [f",{number},{number % 2}," for number in range(9)]))
+    assert list(strings) == ["a", "y"]
+    assert lines == ["2 empty columns without a name left out"]
     with pytest.raises(TableError, match="column 3 has no name"):
         read_strings(written(tmp_path, "a,y,", ["1,2,", "1,2,3"]))
 
