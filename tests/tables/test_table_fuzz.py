@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import json
 import signal
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from fixntk._files import Format, read_arrays, write_arrays
 from fixntk.cli import main
+from fixntk.tables.names import count
 
 SHORT = settings(max_examples=300, suppress_health_check=list(HealthCheck))
 LONG = settings(max_examples=10_000, suppress_health_check=list(HealthCheck))
@@ -120,17 +122,35 @@ def decoded(content):
 
 
 def readings(text, target):
-    """Independent readings of a table: delimiters in order of preference, names and the target's values."""
-    for delimiter in [*",\t;|", *sorted(set(text) - set(',\t;|\r\n"'))]:
-        try:
-            fields = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-            rows = [[stripped(field) for field in row] for row in fields if row]
-        except (csv.Error, ValueError):
-            continue
-        if len(rows) > 1 and len(rows[0]) > 1 and {len(row) for row in rows} == {len(rows[0])} and target in rows[0]:
-            labels = [whole(row[rows[0].index(target)]) for row in rows[1:]]
-            # Without a name, the first column is an index.
-            yield delimiter, rows[0][not rows[0][0] :], labels
+    """Independent readings of a table, those of a delimiter together: names and the target's values.
+
+    Delimiters come in order of preference, and again for tables whose header lacks a field.
+    """
+    delimiters = [*",\t;|", *sorted(set(text) - set(',\t;|\r\n"'))]
+    for lacking, delimiter in itertools.product((0, 1), delimiters):
+        found = []
+        for quote in "\"'" if delimiter != "'" else '"':
+            try:
+                source = io.StringIO(text, newline="")
+                fields = csv.reader(source, delimiter=delimiter, quotechar=quote, strict=True)
+                rows = [[stripped(field) for field in row] for row in fields if row]
+            except (csv.Error, ValueError):
+                continue
+            if len(rows) > 1 and len(rows[0]) > 1 and {len(row) for row in rows[1:]} == {len(rows[0]) + lacking}:
+                found += with_header(rows, lacking, target)
+        if found:
+            yield found
+
+
+def with_header(rows, lacking, target):
+    """Names and the target's values of rows of which the first lacks as many names; nothing without the target."""
+    has_end = lacking and not any(row[-1] for row in rows[1:])
+    names = [*rows[0], ""] if has_end else ["" for _ in range(lacking)] + rows[0]
+    columns = [(name, column) for name, *column in zip(names, *rows[1:], strict=True) if name or any(column)]
+    names = [name for name, _ in columns]
+    if target in names:
+        # Without a name, the first column is an index.
+        yield names[not names[0] :], [whole(label) for label in dict(columns)[target]]
 
 
 def check_table(folder, case, target_number):
@@ -144,13 +164,12 @@ def check_table(folder, case, target_number):
     if fitted is None:
         return
     kind = fitted.split(" is a ")[-1].split()[0]
-    found = {}
-    for delimiter, names, labels in readings(decoded(content), target):
-        if fitted.startswith(f"{len(labels)} rows, {len(names) - 1} columns; {target!r} is a {kind}"):
-            found[delimiter] = labels
-        # A table with commas is read with commas.
-        assert found
-    labels = found[next(iter(found))]
+    # A table with commas is read with commas.
+    labels = next(
+        labels
+        for names, labels in next(readings(decoded(content), target))
+        if fitted.startswith(f"{count(len(labels), 'row')}, {count(len(names) - 1, 'column')}; {target!r} is a {kind}")
+    )
     predictions = run("predict", model, table)
     assert predictions is not None
     found = list(csv.reader(io.StringIO(predictions, newline="")))
