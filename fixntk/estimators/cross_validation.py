@@ -58,6 +58,8 @@ class GatedChoice(NamedTuple):
         Share of each kind in the fit: 1 for a single one.
     losses_of_kinds
         The least held-out loss of each kind, from the smallest model to the largest.
+    given_up
+        Kinds that were clearly behind on the first fold, and so were not tried on the others, or diverged.
     fit
         Fit to all rows.
     share
@@ -83,6 +85,7 @@ class GatedChoice(NamedTuple):
     kind: str
     shares: Mapping[str, float]
     losses_of_kinds: Mapping[str, float]
+    given_up: tuple[str, ...]
     fit: GatedFit
     share: float
     num_steps: int
@@ -169,6 +172,7 @@ def choose_gated(
         kind=kind,
         shares=parts,
         losses_of_kinds={name: each.mean for name, each in best.items()},
+        given_up=tuple(name for name in tried if name not in best),
         fit=fit,
         share=fit.reg / problem.max_reg if has_no_share else float(shares[row]),
         num_steps=best[REWEIGHTED].column if REWEIGHTED in parts else 0,

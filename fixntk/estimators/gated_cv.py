@@ -65,6 +65,8 @@ class GatedReLURegressorCV(ChoiceMixin, RegressionMixin, BaseEstimator):
     choice_losses_ : dict
         The least held-out loss of each of these that was tried on all folds. That of the average is for shares that
         each fold's own rows have no part in.
+    given_up_ : tuple of str
+        Those that were clearly behind the others on the first fold, and so have no such loss.
     choice_shares_ : dict
         The share of each kind in the average; of a single choice, 1.
     reg_share_, n_steps_, ridge_share_ : float, int, float
@@ -149,7 +151,7 @@ class GatedReLUClassifierCV(ChoiceMixin, ClassificationMixin, BaseEstimator):
     temperature_ : float
         Probabilities are the softmax of ``temperature_`` · outputs, for two classes the sigmoid; it minimises the
         log-loss of held-out outputs.
-    choice_, choice_losses_, choice_shares_, reg_share_, n_steps_, ridge_share_
+    choice_, choice_losses_, given_up_, choice_shares_, reg_share_, n_steps_, ridge_share_
         As for :class:`GatedReLURegressorCV`, but that "average" is chosen where its held-out loss is the least.
     path_, discovered_path_, trained_path_ : ndarray (regs, max_steps + 1), (regs, 4), (regs, 5)
         As there, of the log-loss in nats, of held-out outputs at their best temperature.

@@ -316,7 +316,8 @@ class ChoiceMixin(GatedMixin):
         gates = active if self._exact_ntk is None else "infinitely many gates"
         shares = [f"{share:.2f} {kind}" for kind, share in self.choice_shares_.items()]
         choice = f"{self.choice_} ({' + '.join(shares)})" if len(shares) > 1 else self.choice_
-        return f"{text}: {choice}, {gates}; held-out losses: {losses}"
+        given_up = f"; given up early: {', '.join(self.given_up_)}" if self.given_up_ else ""
+        return f"{text}: {choice}, {gates}; held-out losses: {losses}{given_up}"
 
     def _choose(self, training: Training, folds: Folds, losses: Losses) -> GatedChoice:
         choice = choose_gated(
@@ -332,6 +333,7 @@ class ChoiceMixin(GatedMixin):
         )
         self._set_fit(choice.fit, training)
         self.choice_, self.choice_losses_ = choice.kind, dict(choice.losses_of_kinds)
+        self.given_up_ = choice.given_up
         self.choice_shares_ = dict(choice.shares)
         self.reg_share_, self.n_steps_, self.ridge_share_ = choice.share, choice.num_steps, choice.ridge_share
         self.path_, self.discovered_path_ = choice.losses, choice.discovered_losses

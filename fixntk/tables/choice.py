@@ -107,4 +107,5 @@ def describe_choice(fitted: Any, is_class: bool) -> str:
     told = ", ".join(f"{kind} {value:.4f}" for kind, value in values.items())
     num_folds = fitted.num_folds
     how = f"one row in {num_folds} held out" if "optimum" in losses else f"{num_folds}-fold cross-validation"
-    return f"chose {kinds[fitted.choice_]}, λ/λ_max {fitted.reg_share_:g}, by {how} ({measure}: {told})"
+    given_up = f"; given up early: {', '.join(fitted.given_up_)}" if fitted.given_up_ else ""
+    return f"chose {kinds[fitted.choice_]}, λ/λ_max {fitted.reg_share_:g}, by {how} ({measure}: {told}{given_up})"

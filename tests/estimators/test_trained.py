@@ -134,6 +134,8 @@ def test_auto_takes_trained_gates_where_few_directions_matter(planted, rng, caps
         assert f"{title}: 100%" in last[title]
     # Reweighted and discovered gates are clearly behind on the first fold, and not tried on the others.
     assert list(model.choice_losses_) == ["constant", "linear", "exact_ntk", "relu", "trained"]
+    assert model.given_up_ == ("ntk", "reweighted", "discovered")
+    assert repr(model).endswith("; given up early: ntk, reweighted, discovered")
     assert np.all(np.isnan(model.path_))
     assert np.all(np.isnan(model.discovered_path_))
     assert model.choice_ in ("relu", "trained")
@@ -196,6 +198,8 @@ def test_more_rows_than_kernel_matrices_allow_hold_one_part_out(planted, monkeyp
     monkeypatch.setattr(cross_validation, "MAX_KERNEL_ROWS", 50)
     model = GatedReLURegressorCV(32, **OPTIONS).fit(*planted)
     assert list(model.choice_losses_) == ["constant", "linear", "exact_ntk", "optimum", "relu", "trained"]
+    assert model.given_up_ == ()
+    assert "given up" not in repr(model)
     assert model.choice_ in ("relu", "trained")
     assert model.score(*planted) > 0.9
 
@@ -207,3 +211,4 @@ def test_networks_that_diverge_are_not_chosen(planted, monkeypatch):
     monkeypatch.setattr(cross_validation, "trained_candidates", diverge)
     model = GatedReLURegressorCV(32, gates="trained", **OPTIONS).fit(*planted)
     assert list(model.choice_losses_) == ["constant"]
+    assert model.given_up_ == ("relu", "trained")
