@@ -95,9 +95,13 @@ def run_task(config: Config, task: dict[str, Any]) -> list[dict[str, Any]]:
 def _alignment(model: GatedReLURegressorCV, num_relevant: int) -> float:
     """How much of the gates' normals, squared and weighted by their kernel weights, lies in the columns that matter."""
     normals = np.asarray(model.gates_)[:, : model.n_features_in_] ** 2
-    shares = normals[:, :num_relevant].sum(axis=1) / np.maximum(normals.sum(axis=1), np.finfo(float).tiny)
-    weights = np.asarray(model.kernel_weights_)
-    return float(np.average(shares, weights=weights)) if weights.sum() > 0 else float("nan")
+    lengths = normals.sum(axis=1)
+    # A gate that its bias alone opens on every row has no direction.
+    weights = np.where(lengths > 0, model.kernel_weights_, 0)
+    if not weights.sum() > 0:
+        return float("nan")
+    shares = normals[:, :num_relevant].sum(axis=1) / np.where(lengths > 0, lengths, 1)
+    return float(np.average(shares, weights=weights))
 
 
 def _table(rows: list[dict[str, Any]]) -> pd.DataFrame:

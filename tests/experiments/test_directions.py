@@ -26,12 +26,12 @@ def test_only_the_first_columns_matter_and_noise_is_a_share_of_the_deviation():
 
 
 def test_alignment_is_the_share_of_normals_in_the_columns_that_matter():
-    gates = np.array([[1.0, 0, 0, 5], [0, 0, 2, 1], [3, 0, 4, 0]])
-    model = SimpleNamespace(gates_=gates, n_features_in_=3, kernel_weights_=np.array([1.0, 1.0, 2.0]))
-    # The bias column does not count: 1, 0 and 9/25.
+    gates = np.array([[1.0, 0, 0, 5], [0, 0, 2, 1], [3, 0, 4, 0], [0, 0, 0, 1]])
+    model = SimpleNamespace(gates_=gates, n_features_in_=3, kernel_weights_=np.array([1.0, 1.0, 2.0, 9.0]))
+    # The bias column does not count, nor does the gate of nothing else: 1, 0 and 9/25.
     assert directions._alignment(model, 1) == pytest.approx((1 + 0 + 2 * 9 / 25) / 4)
     assert directions._alignment(model, 3) == pytest.approx(1)
-    model.kernel_weights_ = np.zeros(3)
+    model.kernel_weights_ = np.array([0.0, 0, 0, 1])
     assert np.isnan(directions._alignment(model, 1))
 
 

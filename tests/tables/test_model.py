@@ -215,7 +215,9 @@ def test_the_gated_model_chooses_gates_by_the_number_of_rows(tables, capsys, mon
         losses = ", ".join(rf"{kind} \S+" for kind in tried)
         # An average is told where it has more than one part.
         average = r"(, average \S+)?" if limit == 2000 else ""
-        assert re.search(rf"chose .*, λ/λ_max \S+, by {how} \({measure}: {losses}{average}(; given up early: .*)?\)", told), told
+        assert re.search(
+            rf"chose .*, λ/λ_max \S+, by {how} \({measure}: {losses}{average}(; given up early: .*)?\)", told
+        ), told
 
 
 def test_reg_is_chosen_from_four_rows_of_a_quantity(tmp_path, capsys):
