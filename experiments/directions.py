@@ -46,7 +46,7 @@ class Config(Settings):
 
     num_columns: TwoOrMore = 20
     relevant: NonEmpty[Positive] = (1, 2, 5, 10, 20)
-    rows: NonEmpty[TwoOrMore] = (100, 300, 1000)
+    rows: NonEmpty[TwoOrMore] = (100, 300)
     noise: NonEmpty[Annotated[PositiveFloat, Field(le=10)]] = (0.1, 1.0)
     num_gates: Positive = 1024
     num_folds: TwoOrMore = 4
