@@ -13,7 +13,8 @@ from jax import Array
 
 from fixntk._tiling import Blocks, BlocksBothWays, num_rows
 from fixntk.ntk.contraction import OutputAxes
-from fixntk.ntk.methods import METHODS, Network, Pairwise, cheapest_method
+from fixntk.ntk.methods import METHODS, cheapest_method
+from fixntk.ntk.pairwise import Network, Pairwise
 
 # Largest size, in bytes, of the temporary arrays of a tile of examples, or of pairs of them, if no batch size is given.
 _TILE_BYTES = 2**28

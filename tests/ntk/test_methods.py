@@ -8,7 +8,8 @@ from test_structure import normal
 
 import fixntk as fx
 from fixntk.ntk import methods
-from fixntk.ntk.methods import METHODS, Share, cheapest_method, prefers_jacobian
+from fixntk.ntk.methods import METHODS, cheapest_method, prefers_jacobian
+from fixntk.ntk.pairwise import Share
 from fixntk.ntk.plan import Request, make_plan
 
 
