@@ -83,10 +83,11 @@ def empirical_ntk(
         ``select(path, leaf)``. The NTK of the last layer alone, of a block, or of LoRA's matrices. None: all.
     method
         ``"structured"``: reads where parameters enter. A parameter of a matrix product, a convolution or a table
-        look-up contributes through activations and back-propagated signals; one that enters otherwise, or more than
-        once, through its Jacobian. ``"jacobian"``: Jacobians of all parameters, computed for a few leaves at a time
-        if they are large. ``"ntvp"``: NTK-vector products. ``"auto"``: the method with the fewest operations by count;
-        on an accelerator convolutions go through their Jacobians where these are faster there.
+        look-up contributes through activations and back-propagated signals; one that enters otherwise through its
+        Jacobian, and where f takes slices of it, only those slices that enter otherwise. ``"jacobian"``: Jacobians of
+        all parameters, computed for a few leaves at a time if they are large. ``"ntvp"``: NTK-vector products.
+        ``"auto"``: the method with the fewest operations by count; on an accelerator convolutions go through their
+        Jacobians where these are faster there.
     batch_size
         Number of examples of x1, and of x2, in a tile; it need not divide their numbers. By default the largest
         number whose temporary arrays fit into 256 MiB.

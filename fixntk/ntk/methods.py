@@ -32,6 +32,7 @@ from fixntk.ntk.blocks import (
     ways_in_words,
 )
 from fixntk.ntk.contraction import OutputAxes, inner_product
+from fixntk.ntk.division import divide_leaves
 from fixntk.ntk.loops import has_short_loop, unroll_loops
 from fixntk.ntk.pairwise import Network, Pairwise, Share
 from fixntk.ntk.sites import Block, find_sites
@@ -52,16 +53,30 @@ def structured_method(network: Network, n1: int, n2: int, platform: str = "cpu")
     """Activations and back-propagated signals for leaves that enter by products, Jacobians for other leaves.
 
     Products inside loops are found by writing the loops out, where this saves enough operations. On an accelerator, as
-    whose name any ``platform`` but ``"cpu"`` counts, convolutions have Jacobians where these are faster.
+    whose name any ``platform`` but ``"cpu"`` counts, convolutions have Jacobians where these are faster. A leaf that
+    the network takes slices of, and that would need its Jacobian, is divided where this saves operations.
     """
+    method, others = _with_loops_written_out(network, n1, n2, platform)
+    division = divide_leaves(network, [leaf for leaf in others if network.groups[leaf] >= 0])
+    if division is not None:
+        by_parts, not_products = _with_loops_written_out(division.network, n1, n2, platform)
+        # Without a part that enters by a product, the Jacobians of the parts are that of the leaf, in smaller products.
+        has_product = any(share.leaf not in not_products for share in by_parts.shares)
+        if has_product and by_parts.flops < method.flops:
+            return division.of_leaves(by_parts)
+    return method
+
+
+def _with_loops_written_out(network: Network, n1: int, n2: int, platform: str) -> tuple[Pairwise, dict[int, str]]:
+    """The structured method, and the leaves that enter otherwise than by products, with the uses in words."""
     method, others = _structured(network, n1, n2, platform)
     in_loops = {leaf for leaf, uses in others.items() if "scan" in uses and network.groups[leaf] >= 0}
     unrolled = unroll_loops(network.closed) if in_loops else None
     if unrolled is not None:
-        longer, _ = _structured(network._replace(closed=unrolled), n1, n2, platform)
+        longer, others_then = _structured(network._replace(closed=unrolled), n1, n2, platform)
         if longer.flops < _SHARE_UNROLLED * method.flops:
-            return longer
-    return method
+            return longer, others_then
+    return method, others
 
 
 def _structured(network: Network, n1: int, n2: int, platform: str) -> tuple[Pairwise, dict[int, str]]:
