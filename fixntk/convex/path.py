@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -21,8 +21,7 @@ from fixntk._checks import is_traced, to_device
 from fixntk._compilation import jit_for_host
 from fixntk._numerics import ConvergenceWarning
 from fixntk.convex import restriction, screening
-from fixntk.convex.checkpoints import open_checkpoints, restore_walk, save_walk
-from fixntk.convex.duality import Evaluation
+from fixntk.convex.checkpoints import Keeper, open_checkpoints, restore_walk, save_walk
 from fixntk.convex.groups import with_mask_numbers
 from fixntk.convex.padding import with_padded_rows
 from fixntk.convex.program import ConvexProgram, absorb_sample_weight, group_shape_of, targets_of
@@ -31,6 +30,9 @@ from fixntk.convex.results_by_reg import ResultsByReg
 from fixntk.convex.solution import Solution
 from fixntk.convex.solve import as_options, choose_warm_method, solve_from
 from fixntk.convex.solvers import working_sets
+from fixntk.convex.streamed.path import check_streamed_path, open_streamed_path
+from fixntk.convex.streamed.program import StreamedProgram
+from fixntk.convex.streamed.solve import memory_of_solve
 
 # Largest extrapolation, in units of the last step in λ.
 _MAX_EXTRAPOLATION = 2.0
@@ -68,7 +70,7 @@ class Path(ResultsByReg[Solution]):
 
 
 def solve_path(
-    program: ConvexProgram,
+    program: ConvexProgram | StreamedProgram,
     regs: ArrayLike | Iterable[ArrayLike] | None = None,
     *,
     num_regs: int = 100,
@@ -86,7 +88,8 @@ def solve_path(
     Parameters
     ----------
     program
-        The problem; its own λ is not used.
+        The problem; its own λ is not used. Of a :class:`~fixntk.StreamedProgram` all rows are read once at W = 0, and
+        then once for each iteration of the solutions; each λ starts where the one before ended without reading any.
     regs
         λ in any order; solved from the largest down. When None, ``num_regs`` of them, evenly spaced in log λ from
         λ_max to ``min_share`` λ_max.
@@ -94,11 +97,11 @@ def solve_path(
         See ``regs``.
     method, tol, max_iter
         As for :func:`fixntk.solve`, for each λ. IRLS and Anderson, whose weights are never zero, cannot go along a
-        path.
+        path. A StreamedProgram has one method.
     screen
         Solve for each λ on the groups that are active at its start or nearest to it, without those that the gap-safe
         rule proves to be zero, until the certificate holds on all groups; where the problem is large enough for that to
-        pay.
+        pay. Not for a StreamedProgram, which is always solved on working sets.
     callback
         Called with each Solution as it is finished; a true answer stops the path there.
     progress
@@ -106,7 +109,7 @@ def solve_path(
     checkpoint
         Folder in which finished solutions are kept, needs safetensors: the same call goes on from there after whatever
         ended it, to the same path bit by bit, and calls ``callback`` for the other solutions only. As for
-        :func:`fixntk.solve`, but every option must be as before.
+        :func:`fixntk.solve`, but every option must be as before. Rows on disk are read once to see that they are.
 
     Returns
     -------
@@ -120,7 +123,8 @@ def solve_path(
         As :func:`fixntk.solve`; also if ``regs`` holds what is not a number.
     ValueError
         As :func:`fixntk.solve`; also if ``regs`` is empty or not positive, if it is None and λ_max is zero, or under
-        ``jit`` and ``vmap`` (where a ``vmap`` of ``solve`` over λ does it).
+        ``jit`` and ``vmap`` (where a ``vmap`` of ``solve`` over λ does it), or if ``method`` or ``screen`` is given for
+        a StreamedProgram.
     OSError
         If a checkpoint cannot be written, as on a full disk. Those before stay.
     Interrupted
@@ -149,59 +153,109 @@ def solve_path(
 
     See docs/mathematics.md, M9.
     """
-    if not isinstance(program, ConvexProgram):
-        raise TypeError(f"program must be a ConvexProgram, got {type(program).__name__}")
     regs = list(regs) if isinstance(regs, Iterator) else regs
+    walking = _Walking(callback, progress)
+    if isinstance(program, StreamedProgram):
+        check_streamed_path(method, regs, screen=screen)
+        spacing = (regs, num_regs, min_share)
+        return _warn_once(_follow_streamed(program, spacing, tol, max_iter, checkpoint, walking))
+    if not isinstance(program, ConvexProgram):
+        raise TypeError(f"program must be a ConvexProgram or a StreamedProgram, got {type(program).__name__}")
     if is_traced(program, regs):
         raise ValueError("solve_path cannot be traced: jax.vmap solve over λ instead")
-    given, program = program, with_padded_rows(absorb_sample_weight(program))
-    chosen = choose_warm_method(program, method)
-    values = as_regs(program, regs, num_regs, min_share)
-    tol, max_iter = as_options(program, chosen, tol, max_iter)
-    at_zero = to_device(np.zeros(group_shape_of(program), program.x.dtype))
+    given, whole = program, with_padded_rows(absorb_sample_weight(program))
+    chosen = choose_warm_method(whole, method)
+    values = as_regs(whole, regs, num_regs, min_share)
+    tol, max_iter = as_options(whole, chosen, tol, max_iter)
+    at_zero = to_device(np.zeros(group_shape_of(whole), whole.x.dtype))
     on_all = partial(solve_from, method=chosen, tol=tol, max_iter=max_iter)
     on_sets, walked = None, _Walk([], None)
-    if screen and program.x.size * program.num_gates >= _WORTH_SCREENING:
-        program = _with_mask_numbers(program)
-        on_sets = restriction.Restriction(chosen, on_all, screening.group_sizes(program), tol, max_iter)
-        walked = _Walk([], screening.evaluate(program, at_zero))
+    if screen and whole.x.size * whole.num_gates >= _WORTH_SCREENING:
+        whole = _with_mask_numbers(whole)
+        on_sets = restriction.Restriction(chosen, on_all, screening.group_sizes(whole), tol, max_iter)
+        walked = _Walk([], screening.evaluate(whole, at_zero))
     options = {"regs": values, "method": chosen.name, "tol": tol, "max_iter": max_iter, "screen": screen}
     keeper = open_checkpoints(checkpoint, "path", given, **options)
-    if keeper is not None:
-        of_all = {"method": chosen.name, "tol": tol, "squeeze": program.y.ndim == 1}
-        walked = _Walk(*(restore_walk(keeper, walked.last, **of_all) or walked))
+    of_all = {"method": chosen.name, "tol": tol, "squeeze": whole.y.ndim == 1}
     from_largest = -np.sort(-values)
 
-    def solve_at(reg: float) -> tuple[Solution, str]:
-        nonlocal walked
+    def go_on(walked: _Walk, reg: float) -> _Walk:
         solutions, last = walked
         start = _predict_start(from_largest, solutions, reg) if solutions else at_zero
         if on_sets is None or last is None:
-            solution = on_all(program.with_reg(reg), start)
+            solution = on_all(whole.with_reg(reg), start)
         else:
-            solution, last = restriction.solve_on_sets(program.with_reg(reg), on_sets, start, last)
-        walked = _Walk([*solutions, solution], last)
+            solution, last = restriction.solve_on_sets(whole.with_reg(reg), on_sets, start, last)
+        return _Walk([*solutions, solution], last)
+
+    return _warn_once(_walk(values, go_on, walked, keeper, of_all, walking))
+
+
+class _Walk(NamedTuple):
+    """Solutions from the largest λ down, and what the next one needs of the last.
+
+    That is its evaluation where the path is screened, and the solver's state where rows are streamed.
+    """
+
+    solutions: list[Solution]
+    last: Any
+
+
+class _Walking(NamedTuple):
+    """How a path is watched."""
+
+    callback: Callable[[Solution], bool | None] | None
+    progress: bool
+
+
+def _walk(
+    values: Float[np.ndarray, " k"],
+    go_on: Callable[[_Walk, float], _Walk],
+    walked: _Walk,
+    keeper: Keeper | None,
+    of_all: Mapping[str, Any],
+    walking: _Walking,
+) -> Path:
+    """The path, from its newest checkpoint if there is one: ``go_on`` adds the solution at the next λ.
+
+    ``of_all`` are the fields that all solutions have alike, and that are no arrays.
+    """
+    if keeper is not None:
+        walked = _Walk(*(restore_walk(keeper, walked.last, **of_all) or walked))
+
+    def solve_at(reg: float) -> tuple[Solution, str]:
+        nonlocal walked
+        walked = go_on(walked, reg)
         if keeper is not None and keeper.is_due():
             save_walk(keeper, *walked)
+        solution = walked.solutions[-1]
         num_active = int(np.asarray(solution.history.num_active)[-1])
         return solution, describe(float(solution.relative_gap), num_active)
 
     try:
-        path = follow_regs(
-            "solve_path", values, solve_at, Path, callback=callback, progress=progress, earlier=walked.solutions
-        )
+        return follow_regs("solve_path", values, solve_at, Path, **walking._asdict(), earlier=walked.solutions)
     finally:
         if keeper is not None:
             save_walk(keeper, *walked)
-    _warn_once(path, tol)
-    return path
 
 
-class _Walk(NamedTuple):
-    """Solutions from the largest λ down, and the evaluation of the last one where the path is screened."""
+def _follow_streamed(
+    program: StreamedProgram,
+    spacing: tuple[ArrayLike | Iterable[ArrayLike] | None, int, float],
+    tol: float | None,
+    max_iter: int | None,
+    checkpoint: str | os.PathLike[str] | None,
+    walking: _Walking,
+) -> Path:
+    """The path of a program whose rows are on disk; ``spacing`` are λ, or how many there are and where they end."""
+    with memory_of_solve(program):
+        steps = open_streamed_path(program, partial(_as_values, *spacing), tol, max_iter, checkpoint)
 
-    solutions: list[Solution]
-    last: Evaluation | None
+        def go_on(walked: _Walk, reg: float) -> _Walk:
+            solution, last = steps.solve_at(reg, walked.last)
+            return _Walk([*walked.solutions, solution], last)
+
+        return _walk(steps.values, go_on, _Walk([], steps.start), steps.keeper, steps.of_all, walking)
 
 
 def follow_regs(
@@ -255,26 +309,42 @@ def follow_regs(
     return reached()
 
 
-def _warn_once(path: Path, tol: float) -> None:
+def _warn_once(path: Path) -> Path:
     early = [solution for solution in path if not bool(solution.converged)]
     if early:
         worst = max(early, key=lambda solution: float(solution.relative_gap))
-        message = f"{len(early)} of {len(path)} solutions of the path stopped above tol={tol:.1e}; the worst: "
+        message = f"{len(early)} of {len(path)} solutions of the path stopped above tol={worst.tol:.1e}; the worst: "
         warnings.warn(message + worst.message, ConvergenceWarning, stacklevel=3)
+    return path
 
 
 def as_regs(
     program: ConvexProgram, regs: ArrayLike | Iterable[ArrayLike] | None, num_regs: int, min_share: float
 ) -> Float[np.ndarray, " k"]:
     """λ as given, or evenly spaced in log λ."""
+
+    def limits() -> tuple[float, float]:
+        scale = jnp.linalg.norm(program.x) * jnp.linalg.norm(targets_of(program))
+        return float(program.max_reg()), float(scale)
+
+    return _as_values(regs, num_regs, min_share, limits, program.x.dtype)
+
+
+def _as_values(
+    regs: ArrayLike | Iterable[ArrayLike] | None,
+    num_regs: int,
+    min_share: float,
+    limits: Callable[[], tuple[float, float]],
+    dtype: Any,
+) -> Float[np.ndarray, " k"]:
+    """λ as given, or spaced from λ_max down; ``limits`` computes λ_max and ‖X‖ ‖Y‖, by which its rounding is judged."""
     if regs is None:
         if not hasattr(num_regs, "__index__") or num_regs < 1 or not 0 < min_share < 1:
             raise ValueError(
                 f"num_regs must be a positive integer and min_share between 0 and 1, got {num_regs!r} and {min_share!r}"
             )
-        largest = float(program.max_reg())
-        scale = float(jnp.linalg.norm(program.x) * jnp.linalg.norm(targets_of(program)))
-        if largest <= _ZERO_IN_EPS * float(jnp.finfo(program.x.dtype).eps) * scale:
+        largest, scale = limits()
+        if largest <= _ZERO_IN_EPS * float(jnp.finfo(dtype).eps) * scale:
             raise ValueError("W = 0 is the solution for every reg, so there is no path: is y zero or constant?")
         return largest * np.logspace(0, np.log10(min_share), num_regs)
     try:

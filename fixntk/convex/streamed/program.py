@@ -207,8 +207,7 @@ class StreamedProgram:
 
         See docs/mathematics.md, M7.
         """
-        at_zero = sum_over_rows(self, np.zeros(self.group_shape, self.dtype))
-        return float(np.sqrt(np.max(np.sum(at_zero.correlations**2, axis=(1, 2)))))
+        return sum_over_rows(self, np.zeros(self.group_shape, self.dtype)).largest_norm()
 
 
 def _dtype_of(x: Rows, y: Rows) -> np.dtype:
@@ -239,6 +238,10 @@ class Sums(NamedTuple):
     loss_at_zero: float
     intercept: Float[np.ndarray, " c"] | None
     columns: Float[np.ndarray, "P d"] | None
+
+    def largest_norm(self) -> float:
+        """The largest norm of a group's correlations; at W = 0 it is λ_max."""
+        return float(np.sqrt(np.max(np.sum(self.correlations**2, axis=(1, 2)))))
 
 
 class _Tile(NamedTuple):

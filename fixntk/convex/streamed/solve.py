@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import jax
@@ -26,7 +27,7 @@ from fixntk._compilation import jit_for_host
 from fixntk._numerics import allow_float64
 from fixntk._tiling import memory_for
 from fixntk.convex import arguments, duality
-from fixntk.convex.checkpoints import Keeper, open_keeper
+from fixntk.convex.checkpoints import Keeper, Trace, open_keeper
 from fixntk.convex.driver import GOAL_SHARE, Scale, history_of, run_loop
 from fixntk.convex.penalties import NORMS, Penalty, group_norms
 from fixntk.convex.progress import Interrupted, Progress, describe, progress_bar
@@ -67,6 +68,8 @@ class StreamedState(NamedTuple):
         Base of the model before.
     weights
         (P, d, c) the weights with the smallest gap that a pass has evaluated, in the program's dtype.
+    correlations, loss
+        Those of these weights, in float64.
     intercept
         (c,) the best intercept at these weights; zeros where the program has none.
     primal, gap
@@ -82,6 +85,8 @@ class StreamedState(NamedTuple):
     base: Point
     last: Point
     weights: Float[np.ndarray, "P d c"]
+    correlations: Float[np.ndarray, "P d c"]
+    loss: Float[np.ndarray, ""]
     intercept: Float[np.ndarray, " c"]
     primal: Float[np.ndarray, ""]
     gap: Float[np.ndarray, ""]
@@ -101,35 +106,56 @@ def solve_streamed(
     checkpoint: str | os.PathLike[str] | None,
 ) -> Solution:
     """The certified solution; arguments and errors are those of :func:`fixntk.solve`, an iteration is a pass."""
-    tol, max_iter = arguments.as_stopping(tol, max_iter, program.dtype, _MAX_PASSES)
+    tol, max_iter = as_streamed_stopping(program, tol, max_iter)
     start = _starting_weights(program, init)
-    needed = bytes_of_tiles(program) + bytes_of_model(program)
-    remedy = "pass a smaller tile_rows, or take fewer gates"
-    with (
-        memory_for(f"the solve of {program!r}", needed, remedy),
-        progress_bar("solve (streamed)", shown=progress) as show,
-    ):
-        sums, sample, digests = _first_pass(program, start, is_kept=checkpoint is not None)
-        keeper = _open_checkpoints(program, checkpoint, start, digests)
+    with memory_of_solve(program), progress_bar("solve (streamed)", shown=progress) as show:
+        read = read_rows(program, start, is_kept=checkpoint is not None)
+        keeper = open_streamed_checkpoints(program, checkpoint, "streamed solve", read, reg=program.reg, init=start)
 
         def watch(seen: Progress) -> None:
             show(seen.iteration, describe(seen.relative_gap, seen.num_active))
 
-        def run(state: StreamedState, goal: float, *_: Any, step: int) -> tuple[int, StreamedState, np.ndarray]:  # noqa: ARG001
-            state = _step(program, sample, sums.columns, state, goal)
-            return 1, state, _record_row(state)[None]
-
-        state = _first_state(program, start, sums)
-        first = _record_row(state)
-        scale = Scale(GOAL_SHARE * tol * sums.loss_at_zero, sums.loss_at_zero)
+        state = first_state(program, start, read.sums)
         watching = watch if progress else None
-        trace, is_interrupted = run_loop(
-            run, state, first, scale, max_iter, callback=callback, watch=watching, keeper=keeper
+        trace, is_interrupted = _run(
+            program, read, state, tol, max_iter, callback=callback, watch=watching, keeper=keeper
         )
-    solution = _as_solution(program, trace, sums.loss_at_zero, tol)
+    solution = _as_solution(program, trace, read.sums.loss_at_zero, tol)
     if is_interrupted:
         raise Interrupted(solution)
     return solution
+
+
+def solve_from_state(
+    program: StreamedProgram, read: FirstPass, state: StreamedState, tol: float, max_iter: int
+) -> tuple[Solution, StreamedState]:
+    """The certified solution from where another solve of the same rows has come, and where this one ends."""
+    trace, _ = _run(program, read, state, tol, max_iter)
+    return _as_solution(program, trace, read.sums.loss_at_zero, tol), trace.state
+
+
+def as_streamed_stopping(program: StreamedProgram, tol: float | None, max_iter: int | None) -> tuple[float, int]:
+    """The tolerance and the largest number of passes, with defaults for None."""
+    return arguments.as_stopping(tol, max_iter, program.dtype, _MAX_PASSES)
+
+
+def memory_of_solve(program: StreamedProgram) -> AbstractContextManager[Any]:
+    """Where a solve runs, so that it is known how much memory it needs."""
+    needed = bytes_of_tiles(program) + bytes_of_model(program)
+    return memory_for(f"the solve of {program!r}", needed, "pass a smaller tile_rows, or take fewer gates")
+
+
+def _run(
+    program: StreamedProgram, read: FirstPass, state: StreamedState, tol: float, max_iter: int, **options: Any
+) -> tuple[Trace, bool]:
+    """Passes until the tolerance is reached; ``options`` are those of the loop that all methods share."""
+
+    def run(state: StreamedState, goal: float, *_: Any, step: int) -> tuple[int, StreamedState, np.ndarray]:  # noqa: ARG001
+        state = _step(program, read.sample, read.sums.columns, state, goal)
+        return 1, state, _record_row(state)[None]
+
+    at_zero = read.sums.loss_at_zero
+    return run_loop(run, state, _record_row(state), Scale(GOAL_SHARE * tol * at_zero, at_zero), max_iter, **options)
 
 
 def _starting_weights(program: StreamedProgram, init: ArrayLike | Solution | None) -> Float[np.ndarray, "P d c"]:
@@ -140,8 +166,26 @@ def _starting_weights(program: StreamedProgram, init: ArrayLike | Solution | Non
     return np.asarray(groups, program.dtype)
 
 
-def _first_pass(program: StreamedProgram, start: np.ndarray, *, is_kept: bool) -> tuple[Sums, Sample, dict[str, str]]:
-    """The sums at the start, and in the same pass a sample, and digests of x and y where checkpoints need them."""
+class FirstPass(NamedTuple):
+    """What the first pass over the rows gives, which serves for every λ.
+
+    Attributes
+    ----------
+    sums
+        Those at the weights of the start.
+    sample
+        Rows of the models.
+    digests
+        Of x and y, where checkpoints need them.
+    """
+
+    sums: Sums
+    sample: Sample
+    digests: dict[str, str]
+
+
+def read_rows(program: StreamedProgram, start: np.ndarray, *, is_kept: bool) -> FirstPass:
+    """The first pass, with digests if ``is_kept``."""
     taker = SampleTaker(program)
     hashes = {name: hashlib.sha256() for name in ("x", "y")}
 
@@ -152,28 +196,39 @@ def _first_pass(program: StreamedProgram, start: np.ndarray, *, is_kept: bool) -
             hashes["y"].update(y.data)
 
     sums = sum_over_rows(program, start, look=look)
-    return sums, taker.sample(), {name: found.hexdigest() for name, found in hashes.items()}
+    return FirstPass(sums, taker.sample(), {name: found.hexdigest() for name, found in hashes.items()})
 
 
-def _open_checkpoints(
-    program: StreamedProgram, folder: str | os.PathLike[str] | None, start: np.ndarray, digests: dict[str, str]
+def open_streamed_checkpoints(
+    program: StreamedProgram, folder: str | os.PathLike[str] | None, of: str, read: FirstPass, **options: Any
 ) -> Keeper | None:
+    """The keeper of a computation on a program, as :func:`~fixntk.convex.checkpoints.open_checkpoints` for others."""
     if folder is None:
         return None
     # Digests are kept as numbers, because texts cannot be leaves of the pytrees that are compared.
-    data = {name: np.frombuffer(bytes.fromhex(text), np.uint8) for name, text in digests.items()}
+    data = {name: np.frombuffer(bytes.fromhex(text), np.uint8) for name, text in read.digests.items()}
     shapes = {"x": program.x.shape, "y": program.y.shape}
     named = {name: (data[name], *shapes[name]) for name in data}
-    reg = np.asarray(program.reg)
-    options = {"reg": reg, "intercept": np.asarray(program.intercept), "init": start}
-    return open_keeper(folder, "streamed solve", {**named, "gates": program.gates, **options})
+    numbers = {name: np.asarray(value) for name, value in {"intercept": program.intercept, **options}.items()}
+    return open_keeper(folder, of, {**named, "gates": program.gates, **numbers})
 
 
-def _first_state(program: StreamedProgram, start: np.ndarray, sums: Sums) -> StreamedState:
+def first_state(program: StreamedProgram, start: np.ndarray, sums: Sums) -> StreamedState:
+    """Where a solve starts, from the sums at its first weights."""
     base = Point(start.astype(np.float64), sums.correlations, np.asarray(sums.loss))
     primal, gap = _certificate(base, program.reg)
     damping, intercept = np.asarray(_LEAST_DAMPING), _intercept_of(sums)
-    return StreamedState(base, base, start, intercept, primal, gap, primal, damping, np.asarray(0))
+    return StreamedState(base, base, start, *base[1:], intercept, primal, gap, primal, damping, np.asarray(0))
+
+
+def state_at_reg(program: StreamedProgram, state: StreamedState) -> StreamedState:
+    """Where the solve at the program's λ starts after one at another λ has ended: at its weights, without a pass.
+
+    Neither the correlations of weights nor their loss depend on λ.
+    """
+    base = Point(state.weights.astype(np.float64), state.correlations, state.loss)
+    primal, gap = _certificate(base, program.reg)
+    return state._replace(base=base, last=base, primal=primal, gap=gap, objective=primal, num_idle=np.asarray(0))
 
 
 def _intercept_of(sums: Sums) -> Float[np.ndarray, " c"]:
@@ -203,9 +258,9 @@ def _step(
     rounding = float(jnp.finfo(program.dtype).eps) * sums.loss_at_zero
     is_gain = objective < state.objective - rounding or gap < (1 - _LEAST_GAIN) * state.gap
     num_idle = np.asarray(0 if is_gain else state.num_idle + 1)
-    best = (weights, _intercept_of(sums), primal, gap)
+    best = (weights, *found[1:], _intercept_of(sums), primal, gap)
     if gap >= state.gap:
-        best = (state.weights, state.intercept, state.primal, state.gap)
+        best = (state.weights, state.correlations, state.loss, state.intercept, state.primal, state.gap)
     return StreamedState(base, state.base, *best, objective, next_damping, num_idle)
 
 

@@ -8,34 +8,13 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from streamed_problems import both, cut, limit_sample, problem
 
 import fixntk as fx
-from fixntk.convex.streamed import model
 from fixntk.convex.streamed import program as streamed_program
 from fixntk.convex.streamed import solve as streamed_solve
 
 ROOT = Path(__file__).parents[3]
-
-
-def problem(num_outputs=None, num_rows=403, num_gates=30, num_features=4, seed=0):
-    rng = np.random.default_rng(seed)
-    x = rng.standard_normal((num_rows, num_features))
-    y = np.maximum(x @ rng.standard_normal((num_features, num_outputs or 1)), 0) + 0.1 * rng.standard_normal((1, 1))
-    gates = rng.standard_normal((num_gates, num_features))
-    return x, y[:, 0] if num_outputs is None else y, gates
-
-
-def cut(array, *ends):
-    return np.split(array, ends)
-
-
-def both(num_outputs=None, share=0.1, **options):
-    """A streamed program of three unequal shards, and the same in memory."""
-    x, y, gates = problem(num_outputs)
-    program = fx.ConvexProgram(x, y, fx.activation_masks(x, gates), 1.0)
-    program = program.with_reg(share * program.max_reg())
-    streamed = fx.StreamedProgram(cut(x, 90, 333), cut(y, 90, 333), gates, float(program.reg), **options)
-    return streamed, program
 
 
 @pytest.mark.parametrize(("num_outputs", "tile_rows"), [(None, None), (None, 37), (1, 64), (3, None), (3, 64), (3, 1)])
@@ -96,10 +75,6 @@ def test_targets_far_from_zero_keep_their_digits_in_single_precision():
     assert bool(far.converged)
     np.testing.assert_allclose(far.primal, near.primal, rtol=2e-3)
     np.testing.assert_allclose(far.intercept - 2**12, near.intercept, atol=0.05)
-
-
-def limit_sample(monkeypatch, num_rows):
-    monkeypatch.setattr(model, "_MAX_SAMPLE_ROWS", num_rows)
 
 
 @pytest.mark.parametrize("num_rows", [200, 40, 20])
