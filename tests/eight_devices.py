@@ -30,6 +30,8 @@ warnings.simplefilter("ignore")
 BY_ROWS = NamedSharding(Mesh(np.array(jax.devices()), ("rows",)), PartitionSpec("rows"))
 NUM_ROWS, NUM_FEATURES, NUM_GATES = 80, 3, 40
 LOSSES = ("squared", "huber", "logistic", "squared_hinge", "softmax")
+# Reweighting comes near the optimum slowly; Anderson's extrapolation makes more of rounding in each step.
+MOST_ITERATIONS = {"irls": 50, "anderson": 4}
 COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter")
 
 divide = partial(jax.device_put, device=BY_ROWS)
@@ -71,8 +73,7 @@ def solutions(name):
             choose_method(here, name)
         except ValueError:
             continue
-        # Reweighting comes near the optimum slowly; Anderson's extrapolation makes more of rounding in each step.
-        limits = {"tol": 1e-12, "max_iter": {"irls": 50, "anderson": 4}.get(name)}
+        limits = {"tol": 1e-12, "max_iter": MOST_ITERATIONS.get(name)}
         one, eight = (fx.solve(each, method=name, **limits) for each in (here, there))
         prepared, _ = METHODS[name].prepare(there)
         rows = (prepared.x, prepared.y, prepared.masks, prepared.sample_weight, prepared.column)
@@ -82,6 +83,30 @@ def solutions(name):
             weights=largest_difference(eight.weights, one.weights),
             gap=float(eight.relative_gap),
             rows=rows_on_a_device(rows),
+        )
+
+
+def gates_too():
+    """Masks over a mesh of four by two, whose second axis has gates."""
+    mesh = Mesh(np.array(jax.devices()).reshape(4, 2), ("rows", "gates"))
+
+    def place(array):
+        axes = ("rows", "gates") if array.shape == (NUM_ROWS, NUM_GATES) else ("rows",)
+        return jax.device_put(array, NamedSharding(mesh, PartitionSpec(*axes)))
+
+    cases = [("squared", name) for name in METHODS]
+    cases += [(loss, name) for loss in ("logistic", "softmax") for name in ("fista", "newton")]
+    for loss, name in cases:
+        here, there = program(loss), program(loss, place)
+        limits = {"tol": 1e-12, "max_iter": MOST_ITERATIONS.get(name)}
+        one, eight = (fx.solve(each, method=name, **limits) for each in (here, there))
+        parts = [shard.data.shape for shard in there.masks.addressable_shards]
+        report(
+            f"{loss} by {name}",
+            primal=largest_difference(eight.primal, one.primal),
+            weights=largest_difference(eight.weights, one.weights),
+            part_of_masks=max(parts),
+            gates_of_weights=rows_on_a_device(eight.weights),
         )
 
 
@@ -206,7 +231,7 @@ def explicit_mesh():
 
 
 GROUPS = {name: partial(solutions, name) for name in METHODS}
-GROUPS |= {each.__name__: each for each in (path, estimators, step, padding, explicit_mesh)}
+GROUPS |= {each.__name__: each for each in (gates_too, path, estimators, step, padding, explicit_mesh)}
 GROUPS |= {"kernels": partial(kernels, 2**28), "kernels in tiles": partial(kernels, 2**9)}
 
 if __name__ == "__main__":

@@ -48,6 +48,20 @@ def test_solutions_are_those_of_one_device_by_every_method_and_loss(method, loss
         assert each["rows"] == NUM_ROWS / NUM_DEVICES
 
 
+def test_masks_may_be_divided_by_rows_and_by_gates():
+    found = found_of("gates_too")
+    assert set(found) == {
+        *(f"squared by {name}" for name in ("irls", "anderson", "fista", "newton")),
+        *(f"{loss} by {name}" for loss in ("logistic", "softmax") for name in ("fista", "newton")),
+    }
+    for name, each in found.items():
+        assert each["primal"] < 1e-9, name
+        assert each["weights"] < 1e-9, name
+        assert each["part_of_masks"] == [NUM_ROWS / 4, NUM_GATES / 2], name
+        # Weights have the gates of the masks on each device.
+        assert each["gates_of_weights"] == NUM_GATES / 2, name
+
+
 def test_paths_are_those_of_one_device_with_screening_and_without():
     for each in found_of("path").values():
         assert each["weights"] < 1e-8
