@@ -19,7 +19,8 @@ import fixntk as fx
 from fixntk import gram
 from fixntk.convex import driver
 from fixntk.convex import path as convex_path
-from fixntk.convex.solve import METHODS, choose_method
+from fixntk.convex.program import group_shape_of
+from fixntk.convex.solve import METHODS, _certify, choose_method
 from fixntk.convex.solvers import fista
 from fixntk.estimators import GatedReLURegressor, NTKRegressor
 from fixntk.gates import masks as gate_masks
@@ -205,6 +206,23 @@ def step():
         )
 
 
+def sums():
+    """What the devices exchange in a step of FISTA and in the certificate, for losses of one and of several outputs."""
+    for loss in ("squared", "logistic", "softmax"):
+        given = program(loss, divide)
+        weights = jnp.zeros(group_shape_of(given))
+        state = jax.jit(fista.init)(given, weights)
+        loop = jax.jit(partial(driver._advance, method=fista.METHOD, step=0, room=5))
+        compiled = {
+            "step": jax.jit(fista.step).lower(given, state),
+            "loop": loop.lower(given, state, 0.0, 5),
+            "evaluate": jax.jit(fx.ConvexProgram.evaluate).lower(given, weights),
+            "certificate": jax.jit(_certify).lower(given, weights, jnp.ones(()), jnp.zeros((), bool), 1e-6),
+        }
+        found = {name: collectives_of(lowered.compile()) for name, lowered in compiled.items()}
+        report(loss, width=weights[0].size, **found)
+
+
 def padding():
     """Rows that the devices do not divide, filled up with rows of weight zero."""
     x, _, masks, y = data(num_rows=75)
@@ -231,7 +249,7 @@ def explicit_mesh():
 
 
 GROUPS = {name: partial(solutions, name) for name in METHODS}
-GROUPS |= {each.__name__: each for each in (gates_too, path, estimators, step, padding, explicit_mesh)}
+GROUPS |= {each.__name__: each for each in (gates_too, path, estimators, step, sums, padding, explicit_mesh)}
 GROUPS |= {"kernels": partial(kernels, 2**28), "kernels in tiles": partial(kernels, 2**9)}
 
 if __name__ == "__main__":

@@ -103,6 +103,26 @@ def test_a_step_sums_one_array_of_correlations_over_devices_and_gathers_no_rows(
     assert found["temporary_bytes"] < (1.6 if tile_bytes == 2**28 else 0.8) * masks
 
 
+@pytest.fixture(scope="module")
+def found_of_sums():
+    return found_of("sums")
+
+
+@pytest.mark.parametrize(("loss", "sums_of_a_step"), [("squared", 1), ("logistic", 2), ("softmax", 2)])
+def test_a_step_sums_two_arrays_where_the_loss_is_not_quadratic_and_a_certificate_one(
+    found_of_sums, loss, sums_of_a_step
+):
+    found = found_of_sums[loss]
+    # c outputs are columns of one array.
+    of_correlations = f"all-reduce f64[{NUM_GATES},{found['width']}]"
+    for name, count in (("step", sums_of_a_step), ("loop", sums_of_a_step), ("evaluate", 1), ("certificate", 1)):
+        assert found[name].count(of_correlations) == count, name
+        # All others are a few numbers.
+        others = [each for each in found[name] if each != of_correlations]
+        assert set(others) <= {"all-reduce f64[]"}, name
+        assert len(others) <= 3, name
+
+
 def test_rows_that_the_devices_do_not_divide_are_filled_up_with_rows_of_weight_zero():
     found = found_of("padding")
     assert set(found) == {"squared", "huber"}
