@@ -41,6 +41,7 @@ from fixntk import ConvexProgram, Solution, activation_masks, gated_relu_ntk, ma
 from fixntk.convex import solve_quietly
 from fixntk.runner.report import Section
 from fixntk.runner.status import show_stage
+from fixntk.tables.names import count
 
 T = TypeVar("T")
 
@@ -342,9 +343,10 @@ def _path_section(row: dict[str, Any]) -> Section:
 def _tables_section(
     config: Config, rows: list[dict[str, Any]], table: pd.DataFrame, summary: dict[str, Any]
 ) -> Section:
+    means = "Means over the splits with the seeds 0 to {}, ± half the width of the 95 % interval of the difference"
+    one = "One split, with the seed 0"
     note = (
-        f"Means over the splits with the seeds 0 to {config.seeds - 1}, ± half the width of the 95 % interval of the "
-        "difference over them. The same folds, the same λ to choose from and "
+        f"{means.format(config.seeds - 1) if config.seeds > 1 else one}. The same folds, the same λ to choose from and "
         "the same criterion, squared error on held-out rows, for both kernels. The NTK's accuracy is measured with its "
         f"closed form, its objective with the {config.num_gates} sampled gates at their best scale, in the fixed "
         f"kernel's program. The reweighting stops at {config.steps} steps, or earlier at a relative gap of "
@@ -363,4 +365,4 @@ def _grid_ends_text(summary: dict[str, Any]) -> str:
         f"{label} in {ends[method]['largest']} and {ends[method]['smallest']}"
         for method, label in (("ntk", "for the NTK"), ("fixed", "for the fixed kernel"))
     )
-    return f"Of {summary['splits']} splits the largest and the smallest candidate for λ were chosen {words}."
+    return f"Of {count(summary['splits'], 'split')} the largest and the smallest candidate for λ were chosen {words}."

@@ -24,6 +24,13 @@ SHOWN = {
         np.ones(5), X @ GATES.T >= 0, X
     ),
     "Kernel(nngp float64[30, 30], ntk float64[30, 30])": lambda: fx.mlp_kernel(X, depth=1),
+    "GradientFlow(y float64[30], kernel float64[30, 30])": lambda: fx.gradient_flow(
+        fx.gated_relu_ntk(X), X[:, 0], learning_rate=0.1
+    ),
+    "Evaluation(weights float64[20, 4, 1], outputs float64[30, 1], intercept float64[1], residual float64[30, 1], "
+    "correlations float64[20, 4, 1], primal float64[], gap float64[], dual_scale float64[])": lambda: random_problem(
+        0
+    ).evaluate(np.zeros((20, 4))),
     "Loss(huber(0.5))": lambda: huber(0.5),
     "Loss(logistic)": lambda: fx.ConvexProgram(X, X[:, 0] > 0, X @ GATES.T >= 0, 1.0, "logistic").loss,
     "Solution(fista: weights float64[20, 4, 1], traced)": lambda: jax.eval_shape(fx.solve, random_problem(0)),

@@ -10,6 +10,7 @@ import pandas as pd
 from experiments.data.own_tables import is_path
 from experiments.shared.statistics import LEAST_VALUES, interval_text, mean
 from fixntk.runner.report import Section
+from fixntk.tables.names import count
 
 
 def answer_section(rows: list[dict[str, Any]]) -> Section | None:
@@ -61,11 +62,12 @@ def _answer(rows: pd.DataFrame) -> _Answer:
         change, tested = ({**each, "low": np.nan, "high": np.nan} for each in (change, tested))
     gain = (
         "On rows held out of the training parts the fixed kernel's squared error differs from the NTK's by "
-        f"{interval_text(change['mean'], change, '+.1%')}; on the test parts, which had no part in that, its accuracy "
-        f"differs by {interval_text(tested['mean'], tested, '+.1%')}."
+        f"{interval_text(change['mean'], change, '+.1%')} (less is better); on the test parts, which had no part in "
+        f"that, its accuracy differs by {interval_text(tested['mean'], tested, '+.1%')} (more is better)."
     )
+    sharing = ", which share rows" if len(errors) > 1 else ""
     more = (
-        f"These are means over {len(errors)} splits, which share rows. A fit takes {seconds['fixed'].median():.2g} s, "
+        f"These are means over {count(len(errors), 'split')}{sharing}. A fit takes {seconds['fixed'].median():.2g} s, "
         f"the NTK's {seconds['ntk'].median():.2g} s."
     )
     if not has_interval:

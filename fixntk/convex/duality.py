@@ -19,6 +19,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 from jaxtyping import Float, Int
 
+from fixntk._checks import describe_fields
 from fixntk._numerics import eps_of, matmul
 from fixntk.convex.datafit import Datafit, Fit
 from fixntk.convex.penalties import Penalty
@@ -67,6 +68,9 @@ class Evaluation(NamedTuple):
     primal: Float[Array, ""]
     gap: Float[Array, ""]
     dual_scale: Float[Array, ""]
+
+    def __repr__(self) -> str:
+        return describe_fields("Evaluation", **self._asdict())
 
 
 def evaluate_fit(datafit: Datafit, penalty: Penalty, weights: Array, fit: Fit, correlations: Array) -> Evaluation:

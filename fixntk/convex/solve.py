@@ -69,8 +69,8 @@ def solve(
         semismooth Newton on the dual augmented Lagrangian, where a step costs a masked Gram kernel of the active groups
         and a Cholesky factorisation, or conjugate gradients where that is cheaper; for other losses than the squared
         one proximal Newton, each step of which solves a program of the squared loss so. ``"auto"``: Newton; FISTA for
-        the nuclear norm, the softmax with more than 2,000 rows times classes, over several processes, and under ``jit``
-        and ``vmap``, where Newton's sizes cannot follow the number of active groups.
+        the nuclear norm, the softmax where rows times squared classes are above 4,000, over several processes, and
+        under ``jit`` and ``vmap``, where Newton's sizes cannot follow the number of active groups.
     tol
         Relative gap to reach, as a share of the objective of W = 0, ½‖Y‖² for the squared loss. 1e-6 in float64 and
         1e-4 in float32 when None; rounding of the certificate itself is 1e-6 to 1e-5 in float32.

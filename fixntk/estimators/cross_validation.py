@@ -212,6 +212,8 @@ def _describe_work(training: Training, gates: GateOptions, folds: Folds) -> str:
     size = f"{training.num_rows:,} distinct rows, gates {gates.name or 'given'}"
     if _has_many_rows(training, gates):
         return f"{size}: {len(folds[0][1]):,} rows are held out once, and optima are followed along λ"
+    if gates.name in STARTING_AT_RANDOM:
+        return f"{size}: {len(folds)} folds, each along λ"
     return f"{size}: {len(folds)} folds, with a kernel matrix for each fold, λ and step"
 
 

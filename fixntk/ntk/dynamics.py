@@ -17,7 +17,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 from jaxtyping import Float
 
-from fixntk._checks import as_float_array
+from fixntk._checks import as_float_array, describe_fields
 from fixntk._numerics import matmul
 from fixntk.ntk.kernel_matrices import (
     absolute_reg,
@@ -67,6 +67,9 @@ class GradientFlow:
     learning_rate: Array
     reg: Array
     full: bool = field(metadata={"static": True})
+
+    def __repr__(self) -> str:
+        return describe_fields("GradientFlow", y=self.y, kernel=self.kernel)
 
     def predict(
         self,

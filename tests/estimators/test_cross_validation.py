@@ -280,7 +280,9 @@ def test_few_distinct_rows_with_copies_enough_are_one_fold():
         shuffled_folds(3, 4, seed=0, num_copies=3)
 
 
-@pytest.mark.parametrize(("gates", "limit"), [("random", 2000), ("random", 30), (np.eye(3, 9), 2000)])
+@pytest.mark.parametrize(
+    ("gates", "limit"), [("random", 2000), ("random", 30), (np.eye(3, 9), 2000), ("discovered", 2000)]
+)
 def test_verbose_says_what_is_going_to_be_done(training, gates, limit, monkeypatch, capsys):
     monkeypatch.setattr(cross_validation, "MAX_KERNEL_ROWS", limit)
     options = {"gates": gates, "regs": (0.1,), "max_steps": 1, "num_folds": 4, "random_state": 0}
@@ -289,6 +291,7 @@ def test_verbose_says_what_is_going_to_be_done(training, gates, limit, monkeypat
     GatedReLURegressorCV(8, verbose=1, **options).fit(training.x, training.targets[:, 0])
     name = gates if isinstance(gates, str) else "given"
     how = {2000: "4 folds, with a kernel", 30: "10 rows are held out once"}[limit]
+    how = "4 folds, each along λ" if name == "discovered" else how
     assert f"40 distinct rows, gates {name}: {how}" in capsys.readouterr().err
 
 

@@ -26,7 +26,7 @@ def rows_of(changes, table="mine.csv"):
         ([-0.2, -0.25, -0.2, -0.15, -0.2], "use the fixed kernel", "−20.0% (−24.4% to −15.6%)"),
         ([0.2, 0.25, 0.2, 0.15, 0.2], "use the NTK", "Fixing does harm"),
         ([0.2, -0.25, 0.2, -0.15, 0.0], "use the NTK", "no clear gain"),
-        ([-0.2, -0.25, -0.2, -0.15], "too few splits to tell", "by −20.0%; on the test parts"),
+        ([-0.2, -0.25, -0.2, -0.15], "too few splits to tell", "by −20.0% (less is better); on the test parts"),
     ],
 )
 def test_the_answer_is_that_of_held_out_rows(changes, use, shown):
@@ -41,8 +41,8 @@ def test_the_headline_has_the_answers_where_all_tables_are_the_users():
     own = rows_of([-0.2, -0.25, -0.2, -0.15, -0.2])
     assert answer_headline(own) == (
         "mine.csv: use the fixed kernel. On rows held out of the training parts the fixed kernel's squared error "
-        "differs from the NTK's by −20.0% (−24.4% to −15.6%); on the test parts, which had no part in that, its "
-        "accuracy differs by +2.0% (+2.0% to +2.0%)."
+        "differs from the NTK's by −20.0% (−24.4% to −15.6%) (less is better); on the test parts, which had no part in "
+        "that, its accuracy differs by +2.0% (+2.0% to +2.0%) (more is better)."
     )
     few = answer_headline([*own, *rows_of([-0.2], "other.csv")])
     assert few.splitlines()[0] == answer_headline(own)

@@ -27,6 +27,7 @@ from fixntk._numerics import eps_of
 from fixntk.convex import duality
 from fixntk.convex.losses import LOSSES
 from fixntk.convex.method import Method, check_norm, run_steps
+from fixntk.convex.padding import padded_count
 from fixntk.convex.program import (
     ConvexProgram,
     as_squared_loss,
@@ -74,16 +75,18 @@ _FIRST_ORDER_FLOPS = 1.6e11
 _LEAST_FIRST_ORDER_STEPS = 500
 # Largest number of first-order steps after steps in vain, even if they take fewer operations.
 _MAX_FIRST_ORDER_STEPS = 20_000
-# Largest number of rows times classes of which the softmax's Hessian is used: its model repeats the masks for each
-# class, and solving it takes more time than first-order steps on more.
-_MAX_SOFTMAX_OUTPUTS = 2000
+# Largest number of rows, times that of classes squared, of which the softmax's Hessian is used: the model has a row and
+# a copy of the columns for each class, and solving it takes more time than first-order steps beyond.
+_MAX_SOFTMAX_SIZE = 4000
 # The first-order steps stop at this share of the gap before them.
 _FIRST_ORDER_GAP_SHARE = 0.1
 
 
 def has_own_hessian(program: ConvexProgram) -> bool:
     """Whether the model has the loss's own second derivatives; in large programs of the softmax it has a bound."""
-    return program.loss != LOSSES["softmax"] or program.y.size <= _MAX_SOFTMAX_OUTPUTS
+    # Padded rows count, so that the answer is the same before and after they are added.
+    size = padded_count(program.x.shape[0]) * group_shape_of(program)[2] ** 2
+    return program.loss != LOSSES["softmax"] or size <= _MAX_SOFTMAX_SIZE
 
 
 class ProxNewtonState(NamedTuple):

@@ -8,6 +8,7 @@ from problems import cvxpy_optimum
 
 import fixntk as fx
 from fixntk.convex.losses import LOSSES
+from fixntk.convex.padding import with_padded_rows
 from fixntk.convex.program import datafit_of, group_shape_of, masked_outputs
 from fixntk.convex.solvers import prox_newton
 from fixntk.convex.solvers.softmax_model import softmax_model
@@ -85,7 +86,7 @@ def test_of_many_rows_and_classes_the_hessian_is_bounded_and_auto_takes_first_or
     program = program.with_reg(0.05 * program.max_reg())
     exact = fx.solve(program, tol=1e-8)
     assert prox_newton.has_own_hessian(program)
-    monkeypatch.setattr(prox_newton, "_MAX_SOFTMAX_OUTPUTS", 35)
+    monkeypatch.setattr(prox_newton, "_MAX_SOFTMAX_SIZE", 16 * 9 - 1)
     assert not prox_newton.has_own_hessian(program)
     assert prox_newton.has_own_hessian(fx.ConvexProgram(program.x, program.x[:, 0], program.masks, 1.0))
     assert fx.solve(program, tol=1e-5).method == "fista"
@@ -96,3 +97,10 @@ def test_of_many_rows_and_classes_the_hessian_is_bounded_and_auto_takes_first_or
     bounded = fx.solve(padded, method="newton", tol=1e-8)
     np.testing.assert_allclose(bounded.primal, exact.primal, rtol=1e-7)
     assert int(bounded.iterations) > 2 * int(exact.iterations)
+
+
+def test_the_answer_is_the_same_before_and_after_rows_are_padded():
+    # 441 rows are padded to 448, and 444 are the most with three classes.
+    for num_rows, is_own in ((432, True), (441, False)):
+        program = _repeated_rows(5, num_rows=num_rows)
+        assert prox_newton.has_own_hessian(program) == prox_newton.has_own_hessian(with_padded_rows(program)) == is_own
