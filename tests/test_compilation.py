@@ -9,6 +9,7 @@ from problems import random_problem
 
 import fixntk as fx
 from fixntk._compilation import jit_for_host, seconds_compiling, seconds_in_compiler
+from fixntk._numerics import ignore_convergence_warnings
 from fixntk.estimators import GatedReLURegressorCV
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
@@ -45,6 +46,7 @@ FIRST_CALLS = {
     "newton of several sizes": ({"num_gates": 700}, 64, 10),
     # Start, model, four of Newton's, the step, a look, and the certificate.
     "proximal newton": ({"loss": "logistic"}, 152, 9),
+    "proximal newton of the softmax": ({"loss": "softmax", "num_outputs": 3}, 200, 9),
     # Start, loop and certificate.
     "fista": ({}, 160, 3),
     # Smoothing, whether zero is optimal, start, loop and certificate.
@@ -75,8 +77,41 @@ def test_the_next_value_of_a_path_compiles_nothing(programs):
     first, program = len(programs), random_problem(1, 181, num_features=7)
     programs.clear()
     fx.solve_path(program, num_regs=7)
-    assert first
+    # Each size of working sets that occurs has its own.
+    assert 0 < first <= 12
     assert programs == []
+
+
+CALLS = {
+    "discover": (lambda program, gates: fx.discover(program, gates, key=jax.random.key(0), max_rounds=2, tol=1e-2), 10),
+    "optimal_weights": (lambda program, _: fx.optimal_weights(program, tol=1e-3), 12),
+    "solve_kernels": (lambda program, gates: fx.solve_kernels(kernels_of(program, gates), program.y, 1.0), 26),
+    "solve_relu": (lambda program, gates: fx.solve_relu(program, gates, tol=1e-2), 21),
+    "gated_relu_ntk": (lambda program, _: fx.gated_relu_ntk(program.x), 2),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_other_entries_compile_few_programs_and_none_for_other_data(name, programs):
+    call, most = CALLS[name]
+    fx.solve(random_problem(0), method="fista", tol=1e-2)
+    counts = []
+    for seed in (0, 1):
+        program = random_problem(seed, 144, num_features=7)
+        gates = np.random.default_rng(seed).standard_normal((20, 7))
+        program = fx.ConvexProgram(program.x, program.y, np.asarray(program.x) @ gates.T >= 0, 0.5 * program.max_reg())
+        programs.clear()
+        with ignore_convergence_warnings():
+            call(program, gates)
+        counts.append(len(programs))
+    assert 0 < counts[0] <= most
+    assert counts[1] == 0
+
+
+def kernels_of(program, gates):
+    """Masked Gram kernels of the first gates."""
+    x = np.asarray(program.x)
+    return np.stack([np.outer(mask, mask) * (x @ x.T) for mask in (x @ gates[:3].T >= 0).T.astype(float)])
 
 
 def test_a_program_is_made_without_compiling(programs, rng):
