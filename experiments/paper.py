@@ -18,6 +18,7 @@ from experiments import (
     beyond,
     consistency,
     convex_vs_sgd,
+    directions,
     feature_learning,
     gates,
     lazy_training,
@@ -178,6 +179,12 @@ PARTS: Mapping[str, Part] = MappingProxyType(
             "Gates",
             "Beyond the paper: an estimator that chooses by held-out rows between the NTK, its reweighting and gates "
             "that the targets ask for.",
+        ),
+        "directions": Part(
+            directions,
+            "Directions",
+            "Beyond the paper: how the gain of chosen gates depends on the number of columns that matter, the rows and "
+            "the noise.",
         ),
         "beyond": Part(beyond, "Beyond", "Beyond the paper: deep kernels, and the layers of a deep network's NTK."),
     }

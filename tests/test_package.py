@@ -16,9 +16,9 @@ import fixntk
 
 ROOT = Path(__file__).parent.parent
 
-# Python's sources have 650 kB, compressed one by one: 565 are the library and 85 the experiments. Without docstrings
-# and comments they would have 415.
-MAX_WHEEL_BYTES = 750_000
+# Python's sources have 680 kB, compressed one by one: 590 are the library and 87 the experiments. Without docstrings
+# and comments they would have 430.
+MAX_WHEEL_BYTES = 800_000
 # Template, configs, licence, metadata, and the archive's list of its files.
 MAX_BYTES_BESIDE_SOURCES = 68_000
 

@@ -170,9 +170,9 @@ def test_steps_of_the_classifier_are_chosen_by_the_log_loss_of_refits():
             losses = np.mean(np.logaddexp(0, -factors[:, None] * signs * outputs), axis=1)
             np.testing.assert_allclose(model.path_[k, steps], losses.min(), rtol=1e-5)
             if (share, steps) == (model.reg_share_, model.n_steps_):
-                # Labels smoothed by one row a class, for the 45 rows of each.
+                # Labels smoothed by one row in all, half a row for each class of 45.
                 wrong = np.mean(np.logaddexp(0, factors[:, None] * signs * outputs), axis=1)
-                smoothed = (46 * losses + wrong) / 47
+                smoothed = (45.5 * losses + 0.5 * wrong) / 46
                 np.testing.assert_allclose(model.temperature_, factors[smoothed.argmin()], rtol=5e-3)
     assert model.path_.min() == model.path_[(0.1, 0.01).index(model.reg_share_), model.n_steps_]
 
