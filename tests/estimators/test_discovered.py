@@ -106,7 +106,7 @@ def test_the_path_goes_from_the_largest_reg_until_the_loss_rises(rng):
 def test_a_fine_grid_ends_no_sooner_than_a_coarse_one(planted):
     x, y = (np.pad(planted[0], ((0, 0), (0, 3))), planted[1])
     # Neighbours lower the loss by less than the share at which a path ends.
-    found, _, _ = candidates_of(x, y, tuple(0.5 * 0.98 ** np.arange(40)))
+    found, _, _ = candidates_of(x, y, tuple(0.5 * 0.98 ** np.arange(34)))
     assert np.isfinite(found.outputs).all()
 
 
@@ -131,7 +131,7 @@ def test_discovered_gates_are_chosen_where_few_directions_matter_and_it_says_so(
 @pytest.mark.usefixtures("quick")
 def test_a_path_that_falls_behind_another_kind_is_given_up(planted):
     x, y = (np.pad(planted[0], ((0, 0), (0, 3))), planted[1])
-    regs = (0.2, 0.1, 0.05)
+    regs = (0.4, 0.3, 0.2)
     whole, folds, _ = candidates_of(x, y, regs)
     assert np.isfinite(whole.outputs).all()
     # Level at the first λ, unknown on the other fold, and far behind at the second.
