@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import sys
 from pathlib import Path
 
 import jax
@@ -43,7 +44,18 @@ def cache_folder() -> Path | None:
 
 
 def keep_compiled_programs() -> None:
-    """Let JAX keep compiled programs on disk; the command may set what the library leaves to its users."""
-    if (folder := cache_folder()) is not None:
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", _LEAST_SECONDS_KEPT)
+    """Let JAX keep compiled programs on disk; the command may set what the library leaves to its users.
+
+    A folder that cannot be written is told in a line on stderr, where JAX would warn once for each program.
+    """
+    if (folder := cache_folder()) is None:
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(f"{folder} is read-only")
+    except OSError as error:
+        print(f"fixntk: compiled programs are not kept: {error}", file=sys.stderr)
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", _LEAST_SECONDS_KEPT)
