@@ -363,5 +363,5 @@ def test_each_reg_of_a_path_prices_candidates_of_its_own(rng):
 
     options = {"samplers": [draw], "max_cells": 1, "max_rounds": 1, "num_candidates": 64}
     with ignore_convergence_warnings():
-        fx.discover_path(program, gates, [0.3, 0.2, 0.1], key=jax.random.key(0), **options)
+        fx.discover_path(program, gates, np.array([0.3, 0.2, 0.1]), key=jax.random.key(0), **options)
     assert len(seen) == len(set(seen)) == 3
