@@ -89,7 +89,7 @@ class Datafit:
             return array
         # One rank-one projection, I − uuᵀ, which is all that an intercept changes in a kernel of the squared loss.
         columns = _as_matrix(self.column)
-        units = columns / jnp.linalg.norm(columns, axis=0)
+        units = columns / jnp.linalg.norm(columns, axis=0, keepdims=True)
         along = matmul(units.T, array.reshape(units.shape[0], -1))
         return array - matmul(units, along).reshape(array.shape)
 
