@@ -23,6 +23,7 @@ TARGETS = {
     "huber": lambda x: np.abs(x[:, 0]),
     "logistic": lambda x: np.sign(x[:, 0]),
     "squared_hinge": lambda x: np.sign(x[:, 0]),
+    "softmax": lambda x: np.digitize(x[:, 0], [-0.5, 0.5]),
 }
 
 
