@@ -19,7 +19,7 @@ from fixntk.ntk.methods import METHODS
 from fixntk.ntk.plan import Request, split_request
 from fixntk.ntk.plan_table import NTKPlan, plan_of
 from fixntk.ntk.selection import Select, selected_leaves
-from fixntk.ntk.signatures import canonical, for_each_output
+from fixntk.ntk.signatures import canonical, for_each_output, split_outputs
 from fixntk.ntk.tiles import compiled_kernels, traced_kernels
 
 Method = Literal["auto", "structured", "jacobian", "ntvp"]
@@ -254,9 +254,8 @@ def layerwise_ntk(
         return _compute(f, request, params, x1, x2, store_on_device)
 
     # A share of each group for each array of the outputs becomes arrays of outputs for each group.
-    found = for_each_output(shares, f, params, x1)
-    kinds: Any = jax.tree.structure(jax.eval_shape(f, params, x1))
-    kernels = jax.tree.transpose(kinds, jax.tree.structure((0,) * len(names)), found)
+    kinds, functions = split_outputs(f, params, x1)
+    kernels = [jax.tree.unflatten(kinds, of_group) for of_group in zip(*map(shares, functions), strict=True)]
     if groups is None:
         return jax.tree.unflatten(jax.tree.structure(params), kernels)
     return dict(zip(names, kernels, strict=True))

@@ -76,20 +76,26 @@ def without_model(f: Any, params: Any, inputs: Mapping[str, Any], caller: str) -
     return *split_model(f), dict(zip(names, moved, strict=True))
 
 
-def for_each_output(compute: Callable[[Callable[..., Any]], Any], f: Callable[..., Any], params: Any, x: Any) -> Any:
-    """``compute(f)``, or a pytree of results, one for each array of the pytree that f returns.
+def split_outputs(f: Callable[..., Any], params: Any, x: Any) -> tuple[Any, list[Callable[..., Any]]]:
+    """The structure of the pytree that f returns, and for each array of it a function that returns it alone.
 
-    Each function that ``compute`` is given returns one array, which is checked.
+    Each array is checked. Where f returns one array, the function is f itself.
     """
-
-    def of_array(f: Callable[..., Any]) -> Any:
-        check_output(f, params, x)
-        return compute(f)
-
     kinds: Any = jax.tree.structure(jax.eval_shape(f, params, x))
-    if not _are_several(kinds):
-        return of_array(f)
-    return jax.tree.unflatten(kinds, [of_array(OneOutput(f, number)) for number in range(kinds.num_leaves)])
+    # An output without arrays goes the way of a single array, to the check that says what is wrong with it.
+    are_several = kinds.num_leaves > 0 and not jax.tree_util.treedef_is_leaf(kinds)
+    functions: list[Callable[..., Any]] = [f]
+    if are_several:
+        functions = [OneOutput(f, number) for number in range(kinds.num_leaves)]
+    for function in functions:
+        check_output(function, params, x)
+    return kinds, functions
+
+
+def for_each_output(compute: Callable[[Callable[..., Any]], Any], f: Callable[..., Any], params: Any, x: Any) -> Any:
+    """``compute(f)``, or a pytree of results, one for each array of the pytree that f returns."""
+    kinds, functions = split_outputs(f, params, x)
+    return jax.tree.unflatten(kinds, list(map(compute, functions)))
 
 
 def with_one_output(f: Callable[..., Any], params: Any, x: Any) -> Callable[..., Any]:
@@ -97,15 +103,5 @@ def with_one_output(f: Callable[..., Any], params: Any, x: Any) -> Callable[...,
 
     The arrays are checked.
     """
-    kinds: Any = jax.tree.structure(jax.eval_shape(f, params, x))
-    if not _are_several(kinds):
-        check_output(f, params, x)
-        return f
-    for number in range(kinds.num_leaves):
-        check_output(OneOutput(f, number), params, x)
-    return JoinedOutputs(f)
-
-
-def _are_several(kinds: Any) -> bool:
-    # An output without arrays goes the way of a single array, to the check that says what is wrong with it.
-    return kinds.num_leaves > 0 and not jax.tree_util.treedef_is_leaf(kinds)
+    _, functions = split_outputs(f, params, x)
+    return f if functions[0] is f else JoinedOutputs(f)
