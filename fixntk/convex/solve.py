@@ -31,7 +31,7 @@ from fixntk.convex.progress import Interrupted, Progress, describe, progress_bar
 from fixntk.convex.solution import Solution
 from fixntk.convex.solvers import anderson, fista, irls, newton, prox_newton
 from fixntk.convex.streamed.program import StreamedProgram
-from fixntk.convex.streamed.solve import solve_streamed
+from fixntk.convex.streamed.solve import check_streamed_call, solve_streamed
 
 # In the order in which they are offered. Newton for other losses than the squared one is proximal Newton.
 METHODS = {method.name: method for method in (irls.METHOD, anderson.METHOD, fista.METHOD, newton.METHOD)}
@@ -215,12 +215,9 @@ def _certify_from_host(
 
 
 def _check_streamed(method: str, epsilon: float | None) -> None:
-    if method != "auto":
-        raise ValueError(f"method must be 'auto' for a StreamedProgram, which has one method, got {method!r}")
+    check_streamed_call(method)
     if epsilon is not None:
         raise ValueError("epsilon belongs to reweighting, not to the method for a StreamedProgram: leave it out")
-    if is_tracing():
-        raise ValueError("a StreamedProgram reads files on the host: not under jit or vmap")
 
 
 def _warn_unless_converged(solution: Solution) -> Solution:

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from fixntk._checks import is_tracing
 from fixntk.convex.checkpoints import Keeper
 from fixntk.convex.solution import Solution
 from fixntk.convex.streamed.program import StreamedProgram
@@ -23,6 +22,7 @@ from fixntk.convex.streamed.solve import (
     FirstPass,
     StreamedState,
     as_streamed_stopping,
+    check_streamed_call,
     first_state,
     open_streamed_checkpoints,
     read_rows,
@@ -57,15 +57,12 @@ class StreamedSteps(NamedTuple):
 
 def check_streamed_path(method: str, regs: Any, *, screen: bool) -> None:
     """Raise ValueError for options that do not belong to a StreamedProgram, and under ``jit`` and ``vmap``."""
-    if method != "auto":
-        raise ValueError(f"method must be 'auto' for a StreamedProgram, which has one method, got {method!r}")
+    check_streamed_call(method, regs)
     if not screen:
         raise ValueError(
             "screen=False belongs to a ConvexProgram, not to a StreamedProgram, which is always solved on working sets:"
             " leave it out"
         )
-    if is_tracing(regs):
-        raise ValueError("a StreamedProgram reads files on the host: not under jit or vmap")
 
 
 def open_streamed_path(

@@ -22,7 +22,7 @@ from jax import Array
 from jax.typing import ArrayLike
 from jaxtyping import Float, Int
 
-from fixntk._checks import to_device
+from fixntk._checks import is_tracing, to_device
 from fixntk._compilation import jit_for_host
 from fixntk._numerics import allow_float64
 from fixntk._tiling import memory_for
@@ -132,6 +132,14 @@ def solve_from_state(
     """The certified solution from where another solve of the same rows has come, and where this one ends."""
     trace, _ = _run(program, read, state, tol, max_iter)
     return _as_solution(program, trace, read.sums.loss_at_zero, tol), trace.state
+
+
+def check_streamed_call(method: str, *values: Any) -> None:
+    """Raise ValueError for any method but "auto", and under ``jit`` and ``vmap``, where a value is traced or not."""
+    if method != "auto":
+        raise ValueError(f"method must be 'auto' for a StreamedProgram, which has one method, got {method!r}")
+    if is_tracing(*values):
+        raise ValueError("a StreamedProgram reads files on the host: not under jit or vmap")
 
 
 def as_streamed_stopping(program: StreamedProgram, tol: float | None, max_iter: int | None) -> tuple[float, int]:
