@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 
 from experiments.data import functions
 from experiments.shared.baselines import REGRESSORS
+from experiments.shared.means import describe_choices, geometric_means
 from experiments.shared.settings import NonEmpty, NumSeeds, Positive, PositiveFloat, Settings, TwoOrMore
 from fixntk.estimators import GatedReLURegressorCV
 from fixntk.runner.report import Section, new_figure
@@ -108,14 +109,12 @@ def _table(rows: list[dict[str, Any]]) -> pd.DataFrame:
     """Geometric means over the samples of each setting, their ratio, what was chosen, and the mean alignment."""
     frame, setting = pd.DataFrame(rows), ["rows", "noise", "relevant"]
     errors = frame.pivot(index=[*setting, "seed"], columns="method", values="squared_error")
-    means = errors.apply(np.log).groupby(setting).mean().apply(np.exp)[[AUTO, NTK]]
+    means = geometric_means(errors, setting)[[AUTO, NTK]]
     of_auto = frame[frame["method"] == AUTO].groupby(setting)
     return means.assign(
         ratio=means[AUTO] / means[NTK],
         alignment=of_auto["alignment"].mean(),
-        chosen=of_auto["choice"].agg(
-            lambda each: ", ".join(f"{kind} {count}" for kind, count in each.value_counts().items())
-        ),
+        chosen=of_auto["choice"].agg(describe_choices),
         seconds=of_auto["seconds"].median(),
     ).reset_index()
 
@@ -123,13 +122,13 @@ def _table(rows: list[dict[str, Any]]) -> pd.DataFrame:
 def summarise(_: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """The ratio of both errors where the fewest and where the most columns matter, and the largest of all."""
     table = _table(rows)
-    by_relevant = table.groupby("relevant")["ratio"].agg(lambda each: float(np.exp(np.log(each).mean())))
+    by_relevant = geometric_means(table.set_index("relevant")[["ratio"]], ["relevant"])["ratio"]
     few, many = by_relevant.index.min(), by_relevant.index.max()
     of_few, of_many = by_relevant[few], by_relevant[many]
     return {
         "headline": f"Chosen gates have {of_few:.2f} times the NTK's error where {few} of the columns matter, "
         f"{of_many:.2f} times where {many} do; at most {table['ratio'].max():.2f} times.",
-        "ratio_by_relevant": {str(k): value for k, value in by_relevant.items()},
+        "ratio_by_relevant": {str(k): float(value) for k, value in by_relevant.items()},
         "largest_ratio": float(table["ratio"].max()),
     }
 

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from experiments.data import functions
 from experiments.shared import colours
 from experiments.shared.baselines import REGRESSORS
+from experiments.shared.means import describe_choices, geometric_means
 from experiments.shared.networks import NetworkRegressor, fit_from_random, fit_polished
 from experiments.shared.settings import NonEmpty, NumSeeds, Positive, Settings, TwoOrMore
 from experiments.shared.statistics import geometric_mean
@@ -34,6 +35,8 @@ SOURCES: dict[str, Callable[[int], Any]] = {
     "discovered gates": lambda _: "discovered",
     "trained gates": lambda _: "trained",
 }
+# A cell is a number of rows and a problem.
+_CELL = ("rows", "problem")
 # What counts as level with the best method, and as much worse than the NTK.
 _LEVEL = 1.05
 _MUCH_WORSE = 1.1
@@ -127,16 +130,11 @@ def _oracle(errors: pd.DataFrame, config: Config) -> pd.Series:
     return errors[["NTK", *config.sources]].min(axis=1)
 
 
-def _geometric_means(errors: pd.DataFrame) -> pd.DataFrame:
-    """Geometric means over the samples of each problem and number of rows."""
-    return errors.apply(np.log).groupby(["rows", "problem"]).mean().apply(np.exp)
-
-
 def summarise(config: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """How often the chosen gates are level with the best method, and how much worse than the NTK they ever are."""
     # A cell is a problem and a number of rows, with the geometric mean over its samples.
     errors = _errors(rows)
-    cells = _geometric_means(errors)
+    cells = geometric_means(errors, _CELL)
     to_best, to_ntk = cells[AUTO] / cells[[AUTO, *PEERS]].min(axis=1), cells[AUTO] / cells["NTK"]
     chosen = pd.Series([row["choice"] for row in rows if row["method"] == AUTO]).value_counts()
     level, worst = int(np.sum(to_best <= _LEVEL)), float(to_ntk.max())
@@ -162,7 +160,7 @@ def sections(config: Config, rows: list[dict[str, Any]], summary: dict[str, Any]
     frame = pd.DataFrame(rows)
     errors = _errors(rows).groupby(["rows", "problem"], sort=False).mean().reset_index()
     of_auto = frame[frame["method"] == AUTO]
-    counts = of_auto.groupby(["rows", "problem"])["choice"].agg(_describe_choices).rename("chosen")
+    counts = of_auto.groupby(["rows", "problem"])["choice"].agg(describe_choices).rename("chosen")
     columns = ["rows", "problem", AUTO, *PEERS, *config.sources, *config.networks]
     table = errors[columns].merge(counts.reset_index(), on=["rows", "problem"])
     text = (
@@ -181,13 +179,9 @@ def sections(config: Config, rows: list[dict[str, Any]], summary: dict[str, Any]
     return [Section("Gates on fresh rows", text, table=table, figures=(("gates", _figure(config, rows), caption),))]
 
 
-def _describe_choices(choices: pd.Series) -> str:
-    return ", ".join(f"{kind} {count}" for kind, count in choices.value_counts().items())
-
-
 def _figure(config: Config, rows: list[dict[str, Any]]) -> Figure:
     errors = _errors(rows)
-    ratios = _geometric_means(errors.div(errors["NTK"], axis=0))
+    ratios = geometric_means(errors.div(errors["NTK"], axis=0), _CELL)
     figure = new_figure(9.6, 3.6)
     panels = figure.subplots(1, len(config.rows), sharey=True, squeeze=False)[0]
     styles = {AUTO: (colours.DISCOVERED, "o"), "RBF SVM": (colours.OPTIMUM, "s"), "gradient boosting": ("0.5", "^")}

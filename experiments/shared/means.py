@@ -1,9 +1,11 @@
-"""Means over the splits of each table."""
+"""Means over the splits of each table, and over the samples of each problem."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from experiments.shared.statistics import margin
@@ -58,3 +60,13 @@ def by_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
         },
         index=sizes.index,
     )
+
+
+def geometric_means(errors: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """Geometric means of each column over the rows that agree in these levels of the index."""
+    return errors.apply(np.log).groupby(list(by)).mean().apply(np.exp)
+
+
+def describe_choices(choices: pd.Series) -> str:
+    """What was chosen and how often, the most frequent first."""
+    return ", ".join(f"{kind} {number}" for kind, number in choices.value_counts().items())
