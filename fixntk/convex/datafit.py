@@ -87,7 +87,7 @@ class Datafit:
         """The part of an (n, …) array that is orthogonal to the intercept's column; all of it without an intercept."""
         if self.column is None:
             return array
-        # One rank-one projection, I − uuᵀ, which is all that an intercept changes in a kernel of the squared loss.
+        # A projection, I − uuᵀ for one column, which is all that an intercept changes in a kernel of the squared loss.
         columns = _as_matrix(self.column)
         units = columns / jnp.linalg.norm(columns, axis=0, keepdims=True)
         along = matmul(units.T, array.reshape(units.shape[0], -1))

@@ -47,9 +47,9 @@ def held_out_ntk_candidates(training: Training, problem: GatedProblem, folds: Fo
     outputs = np.zeros((len(DEFAULT_REGS), 1, *training.targets.shape))
     with memory_for_kernels(training.num_rows, _NUM_FACTORED_MATRICES):
         kernel = kernel_matrix(ntk_of_depth(1), training)
-        of_kept, of_held_out = kernel[np.ix_(kept, kept)], kernel[np.ix_(held_out, kept)]
+        rows, of_kept, of_held_out = training.select(kept), kernel[np.ix_(kept, kept)], kernel[np.ix_(held_out, kept)]
         for place, share in enumerate(DEFAULT_REGS):
-            outputs[place, 0, held_out] = of_held_out @ _fit_by_factor(of_kept, training.select(kept), share)[0]
+            outputs[place, 0, held_out] = of_held_out @ _fit_by_factor(of_kept, rows, share)[0]
 
     def fit(place: int, _: int) -> GatedFit:
         return _as_fit(training, problem, *_fit_by_factor(kernel, training, DEFAULT_REGS[place]))

@@ -75,11 +75,11 @@ _FIRST_ORDER_FLOPS = 1.6e11
 _LEAST_FIRST_ORDER_STEPS = 500
 # Largest number of first-order steps after steps in vain, even if they take fewer operations.
 _MAX_FIRST_ORDER_STEPS = 20_000
+# The first-order steps stop at this share of the gap before them.
+_FIRST_ORDER_GAP_SHARE = 0.1
 # Largest number of rows, times that of classes squared, of which the softmax's Hessian is used: the model has a row and
 # a copy of the columns for each class, and solving it takes more time than first-order steps beyond.
 _MAX_SOFTMAX_SIZE = 4000
-# The first-order steps stop at this share of the gap before them.
-_FIRST_ORDER_GAP_SHARE = 0.1
 
 
 def has_own_hessian(program: ConvexProgram) -> bool:

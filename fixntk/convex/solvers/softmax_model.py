@@ -36,8 +36,8 @@ def softmax_model(
     num_rows, num_classes = outputs.shape
     weights = jnp.ones(num_rows, outputs.dtype) if program.sample_weight is None else program.sample_weight
     roots = jnp.sqrt(weights[:, None] * shares)
-    shares_of_all = shares / jnp.sum(shares, axis=1, keepdims=True)
-    centre = jnp.eye(num_classes, dtype=shares.dtype)[None, :, :] - shares_of_all[:, None, :]
+    normalised = shares / jnp.sum(shares, axis=1, keepdims=True)
+    centre = jnp.eye(num_classes, dtype=shares.dtype)[None, :, :] - normalised[:, None, :]
     factors = roots[:, :, None] * centre
     # Aᵀ takes R/√q to R itself, because residuals of the softmax sum to zero over the classes.
     aims = einsum("nkj,nj->nk", factors, outputs) + jnp.sqrt(weights)[:, None] * residuals / jnp.sqrt(shares)
